@@ -1,0 +1,1 @@
+"""From files to batches: readers, checks, augmentation, generated scenes."""

@@ -1,0 +1,48 @@
+"""How large an image enters the network: by its shortest side, or stretched to a fixed shape.
+
+One rule for training, prediction and evaluation; it is saved with the model.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+@dataclass(frozen=True)
+class Resize:
+    """`shortest`: the shortest side becomes `size`, but the longest at most `max_size` (Fast R-CNN, section 4.6: 600, 1000).
+
+    `fixed`: both sides become `size`, whatever the aspect. Without `antialias`, bilinear interpolation reads at most
+    four pixels however far it shrinks, as torchvision's detectors do. `rounding` says how a side becomes whole: torchvision
+    takes the floor, detectron2 and mmdetection the nearest.
+    """
+
+    mode: Literal["shortest", "fixed"] = "shortest"
+    size: int = 800
+    max_size: int = 1333
+    antialias: bool = False
+    rounding: Literal["floor", "nearest"] = "floor"
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing an image of this height and width."""
+        if self.mode == "fixed":
+            return self.size, self.size
+        scale = self.scale(height, width)
+        half = 0.5 if self.rounding == "nearest" else 0.0
+        return max(1, int(height * scale + half)), max(1, int(width * scale + half))
+
+    def scale(self, height: int, width: int) -> float:
+        """The factor of `shortest` before rounding to whole pixels."""
+        return min(self.size / min(height, width), self.max_size / max(height, width))
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _ _"]:
+        """The image in float32 from 0 to 1 at its new shape; uint8 is divided by 255 first."""
+        if not image.is_floating_point():
+            image = image.float().div_(255)
+        shape = self.shape(*image.shape[1:])
+        if shape == tuple(image.shape[1:]):
+            return image
+        return interpolate(image[None], shape, mode="bilinear", antialias=self.antialias)[0]

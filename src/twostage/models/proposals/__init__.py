@@ -1,0 +1,1 @@
+"""Where objects might be: anchors and the region proposal network."""

@@ -1,0 +1,1 @@
+"""What each anchor and each region should learn."""

@@ -1,0 +1,1 @@
+"""Tensor primitives with no learning in them."""

@@ -1,0 +1,1 @@
+"""The weights file format and importers."""
