@@ -1,0 +1,75 @@
+"""Boxes as offsets from anchors, the numbers that regressors learn (R-CNN, appendix C).
+
+    dx = (x - xa) / wa    dy = (y - ya) / ha    dw = log(w / wa)    dh = log(h / ha)
+
+x, y are centres. `weights` multiply the four; dividing by standard deviations of 0.1, 0.1, 0.2, 0.2, as the Fast and
+Faster R-CNN code normalises its targets, is `weights=(10, 10, 5, 5)`. Always computed in float32 at least: exp and the
+differences of large coordinates do not survive bf16.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from twostage.ops.boxes import precise
+
+CLAMP = math.log(1000 / 16)
+"""Largest dw and dh: a box grows at most 62.5 times, so that exp cannot overflow (py-faster-rcnn, Detectron, torchvision)."""
+
+_SMALLEST = 1e-3  # px
+
+
+def encode(
+    boxes: Float[Tensor, "*#b 4"],
+    anchors: Float[Tensor, "*#b 4"],
+    *,
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+) -> Float[Tensor, "*#b 4"]:
+    """The deltas that lead from each anchor to its box; leading dimensions broadcast.
+
+    Finite for every finite input: widths and heights count as at least 1e-3 px, so that padding and ground truth without area
+    give large but finite numbers that a mask can remove (0 times infinity would be NaN).
+    """
+    x1, y1, x2, y2 = precise(boxes).unbind(-1)
+    ax1, ay1, ax2, ay2 = precise(anchors).unbind(-1)
+    width, height = x2 - x1, y2 - y1
+    anchor_width, anchor_height = ax2 - ax1, ay2 - ay1
+    dx = (x1 + 0.5 * width) - (ax1 + 0.5 * anchor_width)
+    dy = (y1 + 0.5 * height) - (ay1 + 0.5 * anchor_height)
+    width, height, anchor_width, anchor_height = (
+        side.clamp(min=_SMALLEST) for side in (width, height, anchor_width, anchor_height)
+    )
+    return torch.stack(
+        [
+            weights[0] * dx / anchor_width,
+            weights[1] * dy / anchor_height,
+            weights[2] * torch.log(width / anchor_width),
+            weights[3] * torch.log(height / anchor_height),
+        ],
+        dim=-1,
+    )
+
+
+def decode(
+    deltas: Float[Tensor, "*#b 4"],
+    anchors: Float[Tensor, "*#b 4"],
+    *,
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    clamp: float = CLAMP,
+    two_sided: bool = False,
+) -> Float[Tensor, "*#b 4"]:
+    """The boxes that the deltas lead to; leading dimensions broadcast, so `[n, p, k, 4]` takes anchors `[n, p, 1, 4]`.
+
+    dw and dh are at most `clamp` after the weights are divided out; with `two_sided` (mmdetection) also at least `-clamp`.
+    """
+    dx, dy, dw, dh = (d / w for d, w in zip(precise(deltas).unbind(-1), weights, strict=True))
+    x1, y1, x2, y2 = precise(anchors).unbind(-1)
+    width, height = x2 - x1, y2 - y1
+    lowest = -clamp if two_sided else None
+    cx = dx * width + (x1 + 0.5 * width)
+    cy = dy * height + (y1 + 0.5 * height)
+    half_width = 0.5 * (torch.exp(dw.clamp(lowest, clamp)) * width)
+    half_height = 0.5 * (torch.exp(dh.clamp(lowest, clamp)) * height)
+    return torch.stack([cx - half_width, cy - half_height, cx + half_width, cy + half_height], dim=-1)
