@@ -1,0 +1,116 @@
+"""The command line: one file per verb, each imported when it is asked for.
+
+`main` turns every error into its exit code (DESIGN, section 4) and a message on standard error; a traceback is shown
+under `--debug` alone.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, UnusedCliTokensError
+
+from twostage import __version__
+from twostage.errors import TwostageError, UsageError
+
+_INTERRUPTED = 130
+
+_VERBS = {
+    "demo": "Make scenes, train a small detector on them, show what it learned: a first look, in four minutes.",
+    "train": "Train a detector on a data set.",
+    "eval": "Score a detector, or a file of its results, on a data set.",
+    "predict": "Find objects in pictures.",
+    "env": "Versions, devices and threads, for a bug report.",
+}
+
+
+def application() -> App:
+    """The command line, without the verbs' modules: cyclopts imports each on first use."""
+    from twostage.cli.settings import fill
+
+    app = App(
+        name="twostage",
+        help="Two-stage object detectors, from R-CNN to Hybrid Task Cascade, on your own pictures.",
+        help_epilogue="`twostage VERB --help` shows a verb's options.",
+        version=f"twostage {__version__}",
+        config=fill,
+        help_format="plaintext",
+        print_error=False,
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    for name, help in _VERBS.items():
+        app.command(f"twostage.cli.{name}:{name}", name=name, help=help)
+    data = App(name="data", help="The data set itself: check it before a night of training.")
+    data.command("twostage.cli.data:check", name="check", help="Name every fault of a data set.")
+    app.command(data)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments` (default: the process's) and return the exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(application()(tokens) or 0)
+    except CycloptsError as error:
+        return _fail(UsageError(f"{_describe(error)}\n{_where_help_is(error)}"), tokens)
+    except TwostageError as error:
+        return _fail(error, tokens)
+    except KeyboardInterrupt:
+        print("twostage: stopped", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `twostage ... | head`: nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        return _fail(TwostageError(_describe_os(error)), tokens)
+    except Exception as error:
+        return _fail(_internal(error), tokens)
+
+
+def _fail(error: TwostageError, tokens: list[str]) -> int:
+    if "--debug" in tokens:
+        traceback.print_exc()
+    print(f"twostage: {error}", file=sys.stderr)
+    if "--json" in tokens:
+        from twostage.cli.verb import to_json
+
+        print(to_json({"error": {"kind": type(error).__name__, "code": error.exit_code, "message": str(error)}}))
+    return error.exit_code
+
+
+def _describe(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        from twostage.cli.settings import refuse_assignment
+
+        extra = error.unused_tokens[0]
+        try:
+            refuse_assignment(extra, {each.field_info.name for each in error.app.assemble_argument_collection()})
+        except UsageError as hint:
+            return str(hint)
+        return f"unexpected argument {extra!r}"
+    error.verbose = False
+    return str(error)
+
+
+def _where_help_is(error: CycloptsError) -> str:
+    return f"Try `{' '.join(['twostage', *(error.command_chain or ())])} --help`."
+
+
+def _describe_os(error: OSError) -> str:
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{': '.join([*names, error.strerror or str(error)])}"
+
+
+def _internal(error: Exception) -> TwostageError:
+    # torch's own class is not imported here: the command line starts without torch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return TwostageError(f"out of memory: lower --batch or --size ({_first_line(error)})")
+    return TwostageError(f"internal error: {type(error).__name__}: {_first_line(error)} (run with --debug)")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,95 @@
+"""Flags and help of a verb, from the one dataclass that holds its options."""
+
+import contextlib
+import inspect
+import types
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from cyclopts import Group, Parameter
+
+from twostage.errors import UsageError
+from twostage.options import option
+
+# Sections of a help page, from top to bottom.
+_SECTIONS = ("Options", "Data", "Model", "Schedule", "Images", "Validation", "Detections", "Run", "Output")
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every verb understands."""
+
+    _: KW_ONLY
+    config: Path | None = option(None, "YAML file of options, by their names.", group="Run")
+    set: tuple[str, ...] = option((), "An option as key=value, or a model's field as model.key=value.", group="Run")
+    json: bool = option(False, "One JSON object on standard output, all else on standard error.", group="Output")
+    quiet: bool = option(False, "Warnings and results only.", group="Output")
+    debug: bool = option(False, "Show tracebacks and details.", group="Output")
+
+
+def signature_of(options: type) -> inspect.Signature:
+    """The signature of a verb: its dataclass's fields and the common ones, annotated for cyclopts."""
+    own = {each.name: _parameter(each, hint) for each, hint in _typed_fields(options)}
+    common = {each.name: _parameter(each, hint) for each, hint in _typed_fields(Common)}
+    return inspect.Signature(sorted((common | own).values(), key=lambda row: row.kind))
+
+
+def build(cls: type, given: dict[str, Any]) -> Any:
+    """The dataclass `cls` from those of the given values that are its own; texts `key=value` become its dicts."""
+    values = {}
+    for each, hint in _typed_fields(cls):
+        if each.name in given:
+            value = given[each.name]
+            values[each.name] = dict(map(_pair, value)) if _is_dict(hint) else value
+    return cls(**values)
+
+
+def _typed_fields(cls: type) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(cls)
+    return [(each, hints[each.name]) for each in fields(cls)]
+
+
+def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if each.default is MISSING else each.default
+    section = each.metadata["group"]
+    note = Parameter(
+        help=each.metadata["help"],
+        group=Group(section, sort_key=_SECTIONS.index(section)),
+        show_default=default not in (None, (), False, inspect.Parameter.empty),
+        # A dict holds a model's fields. What they are called is not known here: --set reaches them, no flag does.
+        show=not _is_dict(hint),
+        consume_multiple=each.kw_only and each.name != "set" and _is_variadic(hint),
+        negative_iterable=(),
+        json_list=False,
+    )
+    kind = inspect.Parameter.KEYWORD_ONLY if each.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    if _is_dict(hint):
+        hint, default = tuple[str, ...], ()
+    return inspect.Parameter(each.name, kind, default=default, annotation=Annotated[hint, note])
+
+
+def _is_dict(hint: Any) -> bool:
+    return get_origin(hint) is dict
+
+
+def _is_variadic(hint: Any) -> bool:
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return any(get_origin(part) is tuple and get_args(part)[-1:] == (...,) for part in parts)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """`rpn_nms=0.6` as ("rpn_nms", 0.6); values are read as YAML reads them."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set model.{text}: no value given, write --set model.{key}=VALUE")
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set model.{text}: the value cannot be read ({error})") from error
+    # YAML 1.1 takes 1e-3 for a text, people mean the number.
+    if isinstance(read, str):
+        with contextlib.suppress(ValueError):
+            read = float(read)
+    return key.replace("-", "_"), tuple(read) if isinstance(read, list) else read

@@ -1,0 +1,126 @@
+"""Options from `--config FILE` and `--set key=value`, behind the flags and before the defaults.
+
+cyclopts asks for them once the flags are read: an option that has a value by then keeps it.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cyclopts import App, Argument, ArgumentCollection, Token
+
+from twostage.errors import DataError, UsageError, nearest
+
+# A dataclass's dict, `model_fields`, is written `model.key=value`.
+_FIELDS = "_fields"
+
+
+def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give every option that has no flag its value of `--set`, else its value of the configuration file."""
+    known = {argument.field_info.name: argument for argument in arguments}
+    given = {name for name, argument in known.items() if argument.tokens}
+    for argument in arguments:
+        for token in argument.tokens:
+            if token.keyword is None:
+                refuse_assignment(token.value, known)
+    if "set" in known:
+        given |= _fill_from_set(known, given)
+    if "config" in known and known["config"].tokens:
+        _fill_from_file(Path(known["config"].tokens[-1].value), known, given)
+
+
+def refuse_assignment(text: str, known: Any) -> None:
+    """Raise UsageError with the right spelling when an argument reads `key=value` and `key` is an option."""
+    match = re.fullmatch(r"-{0,2}([A-Za-z_-]+(?:\.[\w-]+)?)=(.*)", text)
+    if match is None or Path(text).exists():
+        return
+    key, value = match.groups()
+    name = key.replace("-", "_")
+    if name in known:
+        raise UsageError(f"{text!r} is no path. Options are written --{name.replace('_', '-')} {value}")
+    if name.partition(".")[0] + _FIELDS in known:
+        raise UsageError(f"{text!r} is no path. Fields of the model are written --set {text}")
+
+
+def _fill_from_set(known: dict[str, Argument], given: set[str]) -> set[str]:
+    """Returns the names it gave a value. The last of two equal keys wins, as with files that override each other."""
+    pairs: dict[str, str] = {}
+    for token in known["set"].tokens:
+        key, equals, value = token.value.partition("=")
+        if not equals:
+            raise UsageError(f"--set {token.value}: no value given, write --set {key}=VALUE")
+        pairs[key.replace("-", "_")] = value
+    done = set()
+    for key, value in pairs.items():
+        head, dot, rest = key.partition(".")
+        if dot and head + _FIELDS in known:
+            _append(known[head + _FIELDS], f"{rest}={value}", f"--set {key}")
+            continue
+        name = _known_name(key, known, "--set")
+        if name not in given:
+            for part in _split(value, known[name]):
+                _append(known[name], part, f"--set {key}")
+            done.add(name)
+    return done
+
+
+def _fill_from_file(path: Path, known: dict[str, Argument], given: set[str]) -> None:
+    for key, value in _read(path).items():
+        head, dot, rest = str(key).partition(".")
+        if dot and head + _FIELDS in known:
+            key, value = head + _FIELDS, {rest: value}
+        name = _known_name(str(key), known, str(path))
+        argument = known[name]
+        if isinstance(value, dict):
+            _merge(argument, value, name, path)
+        elif value is not None and name not in given:
+            for part in value if isinstance(value, list) else [value]:
+                _append(argument, _text(part), f"{path}: {name}")
+
+
+def _merge(argument: Argument, value: dict[Any, Any], name: str, path: Path) -> None:
+    """Fields of the model, one by one: those that --set gave already stay."""
+    if not name.endswith(_FIELDS):
+        raise UsageError(f"{path}: {name} holds keys of its own, and must be one value")
+    there = {token.value.partition("=")[0] for token in argument.tokens}
+    for key, part in value.items():
+        if str(key).replace("-", "_") not in there:
+            _append(argument, f"{key}={json.dumps(part)}", f"{path}: {name}")
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not YAML ({error})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds {type(content).__name__}, and must hold options as `key: value`")
+    return content
+
+
+def _known_name(key: str, known: dict[str, Argument], source: str) -> str:
+    name = key.replace("-", "_")
+    options = [each for each in known if each not in ("config", "set")]
+    if name not in options:
+        raise UsageError(f"{source}: no option is called {key!r}. {nearest(name, options)}")
+    return name
+
+
+def _append(argument: Argument, value: str, source: str) -> None:
+    argument.append(Token(keyword=argument.name, value=value, source=source, index=len(argument.tokens)))
+
+
+def _split(value: str, argument: Argument) -> list[str]:
+    """`--set scale=0.5,2` gives an option that takes several values all of them."""
+    count, takes_all = argument.token_count()
+    return value.split(",") if takes_all or count > 1 else [value]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

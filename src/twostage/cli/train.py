@@ -1,0 +1,16 @@
+"""`twostage train`: train a detector on a data set."""
+
+from twostage.cli.verb import Outcome, verb
+from twostage.training.options import TrainOptions
+
+
+@verb(TrainOptions)
+def train(options: TrainOptions) -> Outcome:
+    """Train a detector on a data set, and leave a run folder: weights, curves, pictures, and the state to go on.
+
+    DATA is a folder or file in VOC, COCO or YOLO layout; which one is found by looking.
+    """
+    from twostage.training import train
+
+    result = train(options)
+    return Outcome(result)

@@ -1,0 +1,101 @@
+"""How a verb runs: its options built, its messages sent where they belong, its result printed, its exit code."""
+
+import contextlib
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from twostage.cli.flags import Common, build, signature_of
+from twostage.errors import TwostageError
+
+T = TypeVar("T")
+
+
+class Outcome(NamedTuple):
+    """What a verb found, and the error it ends with all the same: a threshold not reached, a data set with faults."""
+
+    result: dict[str, Any]
+    failure: TwostageError | None = None
+
+
+def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., int]]:
+    """Make a function of one options dataclass a verb: cyclopts sees a flag for every field, and gets the exit code.
+
+    Within the function, `print` is for the person who reads the result: under `--json` it goes to standard error,
+    and standard output gets the outcome's `result` alone.
+    """
+
+    def wrap(function: Callable[[T], Outcome]) -> Callable[..., int]:
+        signature = signature_of(options)
+
+        def call(*args: Any, **kwargs: Any) -> int:
+            given = signature.bind_partial(*args, **kwargs).arguments
+            common = build(Common, given)
+            output = sys.stdout
+            printed_to = sys.stderr if common.json else output
+            with log_to_stderr(common), contextlib.redirect_stdout(printed_to):
+                outcome = function(build(options, given))
+            if common.json:
+                print(to_json(outcome.result), file=output)
+            if outcome.failure is None:
+                return 0
+            print(f"twostage: {outcome.failure}", file=sys.stderr)
+            return outcome.failure.exit_code
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__doc__ = inspect.getdoc(function)
+        call.__name__ = function.__name__
+        return call
+
+    return wrap
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON; paths become texts, numpy numbers and arrays plain ones. Raises ValueError on NaN."""
+    return json.dumps(value, default=_plain, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+
+@contextlib.contextmanager
+def log_to_stderr(common: Common) -> Iterator[None]:
+    """The library's messages on standard error while a verb runs: warnings only when quiet, everything in debug."""
+    logger = logging.getLogger("twostage")
+    handler = logging.StreamHandler(_Stderr())
+    handler.setFormatter(_Formatter())
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if common.debug else logging.WARNING if common.quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Stderr:
+    """Standard error as it is at the moment of writing: a progress bar takes its place for a while."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class _Formatter(logging.Formatter):
+    """Messages as they are; what is no plain information says so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"

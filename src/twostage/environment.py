@@ -1,0 +1,105 @@
+"""What a run ran on: versions, processor, memory, devices. Kept in every run folder, shown by `twostage env`."""
+
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# The processor's instructions that decide which precision and which kernels are quick.
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval", "matplotlib", "cyclopts")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, memory in GiB, devices, threads and extras, as values JSON holds. Imports torch."""
+    import torch
+
+    from twostage import __version__
+
+    return {
+        "twostage": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "extras": _extras(),
+        "cpu": _cpu(),
+        "memory_gib": _memory(),
+        "threads": {
+            "torch": torch.get_num_threads(),
+            "interop": torch.get_num_interop_threads(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "devices": _devices(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _extras() -> dict[str, bool]:
+    """Which extras of the package have all they need."""
+    try:
+        requirements = metadata.requires("twostage") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    there: dict[str, bool] = {}
+    for requirement in requirements:
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        if name and extra and name[0] != "twostage":
+            there[extra[1]] = there.get(extra[1], True) and _version(name[0]) is not None
+    return there
+
+
+def _cpu() -> dict[str, Any]:
+    import torch
+
+    name, flags = platform.processor() or platform.machine(), []
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        text = listing.read_text(encoding="utf-8", errors="replace")
+        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+        name = model[1].strip() if model else name
+        words = set(listed[1].split()) if listed else set()
+        flags = [flag for flag in _FLAGS if flag in words]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"name": name, "cores": usable, "flags": flags, "capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def _memory() -> float | None:
+    """Memory of the machine in GiB, where the system says it."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    """The accelerators torch sees; without one, the processor is all there is."""
+    import torch
+
+    found: list[dict[str, Any]] = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(
+            {
+                "device": f"cuda:{index}",
+                "name": properties.name,
+                "memory_gib": round(properties.total_memory / 2**30, 1),
+                "capability": f"{properties.major}.{properties.minor}",
+                "toolkit": torch.version.cuda or torch.version.hip,
+            }
+        )
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": platform.processor()})
+    return found

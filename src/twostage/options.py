@@ -1,0 +1,76 @@
+"""How an option is declared: once, on a dataclass, for Python, the command line and configuration files alike.
+
+@dataclass(frozen=True)
+class EvalOptions:
+    data: Path = option(help="A data set.")
+    _: KW_ONLY
+    conf: float = option(0.5, "Lowest score kept.", group="Detections", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+"""
+
+import math
+import types
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from twostage.errors import UsageError, nearest
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    group: str = "Options",
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field with its help, its section of the help page and the range of its numbers (`above` excludes)."""
+    metadata = {"help": help, "group": group, "low": low, "above": above, "high": high}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def validate(options: Any) -> None:
+    """Hold every field of a dataclass against its choices and range. Raises UsageError for the first that fails."""
+    hints = get_type_hints(type(options))
+    for each in fields(options):
+        value = getattr(options, each.name)
+        choices = choices_of(hints[each.name])
+        if choices and isinstance(value, str) and value not in choices:
+            raise UsageError(f"{each.name} is {value!r}. {nearest(value, choices)}")
+        for number in _numbers(value):
+            _check_range(each, number)
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """The strings a Literal, or an optional Literal, allows; empty for any other type."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(choice for part in get_args(hint) for choice in choices_of(part))
+    return ()
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _numbers(part)
+
+
+def _check_range(each: Field[Any], number: float) -> None:
+    low, above, high = (each.metadata.get(key) for key in ("low", "above", "high"))
+    if math.isnan(number):
+        raise UsageError(f"{each.name} is not a number")
+    if low is not None and number < low:
+        raise UsageError(f"{each.name} is {number:g}, and must be at least {low:g}")
+    if above is not None and number <= above:
+        raise UsageError(f"{each.name} is {number:g}, and must be above {above:g}")
+    if high is not None and number > high:
+        raise UsageError(f"{each.name} is {number:g}, and must be at most {high:g}")
