@@ -79,7 +79,7 @@ def test_gradients() -> None:
 
 
 coordinate = st.floats(-500, 1500)
-side = st.floats(0.05, 900)
+side, anchor_side = st.floats(0.05, 900), st.floats(20, 900)
 
 
 @settings(deadline=None, max_examples=50)

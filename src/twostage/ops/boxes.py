@@ -1,6 +1,6 @@
 """What can be said of boxes alone: area, overlap, clipping, other layouts.
 
-Letters: n and m boxes, `*b` any leading batch dimensions. Boxes are xyxy in absolute pixels, half-open: width = x2 - x1.
+Letters: n and m boxes, `*b` any leading batch dimensions. Boxes are xyxy, absolute pixels, half-open: width = x2 - x1.
 Results are float32 at least: bf16 has 8 bits of mantissa, whole pixels end at 256.
 """
 
@@ -74,9 +74,10 @@ def clip(boxes: Float[Tensor, "*b n 4"], size: Shaped[Tensor, "*b 2"]) -> Float[
 def convert(
     boxes: Float[Tensor, "*b n 4"], source: Layout, to: Layout, size: Shaped[Tensor, "*b 2"] | None = None
 ) -> Float[Tensor, "*b n 4"]:
-    """Boxes in another layout: `xyxy`, `xywh` (top left corner), `cxcywh` (centre), `xyxyn` (xyxy over the image's size).
+    """Boxes in another layout: `xyxy`, `xywh` (top left corner), `cxcywh` (centre), `xyxyn` (xyxy by the image's size).
 
-    `size`, each image's (height, width), is needed from and to `xyxyn` only. ValueError on an unknown layout or a missing size.
+    `size`, each image's (height, width), is needed from and to `xyxyn` only. ValueError on an unknown layout or where
+    the size is missing.
     """
     for name in (source, to):
         if name not in get_args(Layout):
@@ -89,7 +90,7 @@ def convert(
 
 
 def _to_xyxy(boxes: Float[Tensor, "*b n 4"], source: Layout, size: Tensor | None) -> Float[Tensor, "*b n 4"]:
-    first, second = boxes.split(2, dim=-1)
+    first, second = boxes[..., :2], boxes[..., 2:]
     if source == "xywh":
         return torch.cat([first, first + second], dim=-1)
     if source == "cxcywh":
@@ -101,7 +102,7 @@ def _to_xyxy(boxes: Float[Tensor, "*b n 4"], source: Layout, size: Tensor | None
 
 
 def _from_xyxy(boxes: Float[Tensor, "*b n 4"], to: Layout, size: Tensor | None) -> Float[Tensor, "*b n 4"]:
-    first, second = boxes.split(2, dim=-1)
+    first, second = boxes[..., :2], boxes[..., 2:]
     if to == "xywh":
         return torch.cat([first, second - first], dim=-1)
     if to == "cxcywh":

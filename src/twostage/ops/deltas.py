@@ -16,7 +16,7 @@ from torch import Tensor
 from twostage.ops.boxes import precise
 
 CLAMP = math.log(1000 / 16)
-"""Largest dw and dh: a box grows at most 62.5 times, so that exp cannot overflow (py-faster-rcnn, Detectron, torchvision)."""
+"""Largest dw and dh: a box grows at most 62.5 times, so that exp cannot overflow (Detectron, torchvision)."""
 
 _SMALLEST = 1e-3  # px
 
@@ -29,8 +29,8 @@ def encode(
 ) -> Float[Tensor, "*#b 4"]:
     """The deltas that lead from each anchor to its box; leading dimensions broadcast.
 
-    Finite for every finite input: widths and heights count as at least 1e-3 px, so that padding and ground truth without area
-    give large but finite numbers that a mask can remove (0 times infinity would be NaN).
+    Finite for every finite input: widths and heights count as at least 1e-3 px, so that padding and ground truth
+    without area give large but finite numbers that a mask can remove (0 times infinity would be NaN).
     """
     x1, y1, x2, y2 = precise(boxes).unbind(-1)
     ax1, ay1, ax2, ay2 = precise(anchors).unbind(-1)
@@ -60,9 +60,10 @@ def decode(
     clamp: float = CLAMP,
     two_sided: bool = False,
 ) -> Float[Tensor, "*#b 4"]:
-    """The boxes that the deltas lead to; leading dimensions broadcast, so `[n, p, k, 4]` takes anchors `[n, p, 1, 4]`.
+    """The boxes that the deltas lead to; leading dimensions broadcast: `[n, p, k, 4]` takes anchors `[n, p, 1, 4]`.
 
-    dw and dh are at most `clamp` after the weights are divided out; with `two_sided` (mmdetection) also at least `-clamp`.
+    dw and dh are at most `clamp` after the weights are divided out; with `two_sided` (mmdetection) also at least
+    `-clamp`.
     """
     dx, dy, dw, dh = (d / w for d, w in zip(precise(deltas).unbind(-1), weights, strict=True))
     x1, y1, x2, y2 = precise(anchors).unbind(-1)
