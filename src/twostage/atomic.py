@@ -1,0 +1,39 @@
+"""Files that are complete or not there at all: written beside their place, then renamed into it."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from twostage.errors import TwostageError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step as far as anyone can see.
+
+    Raises TwostageError naming the path and the system's reason (no space, no permission); an older file stays.
+    """
+    beside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o666 & ~_umask())  # noqa: PTH101
+        os.replace(beside, path)  # noqa: PTH105
+    except OSError as error:
+        if beside is not None:
+            Path(beside).unlink(missing_ok=True)
+        raise TwostageError(f"{path}: cannot be written: {error.strerror or error}.") from None
+
+
+def write_text(path: Path, content: str) -> None:
+    """`write_bytes` for UTF-8 text."""
+    write_bytes(path, content.encode())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

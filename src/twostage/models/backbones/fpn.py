@@ -1,0 +1,71 @@
+"""Feature pyramid network (Lin et al. 2017, section 3): every level as rich as the coarsest."""
+
+from typing import Protocol, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool2d
+
+from twostage.models.backbones.norm import Norm, conv_norm
+
+
+class Body(Protocol):
+    """What a pyramid stands on: a network that returns several maps."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]: ...
+
+    def parts(self) -> list[list[nn.Module]]: ...
+
+
+class FPN(nn.Module):
+    """A body and its pyramid: each level's 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution.
+
+    With `extra`, one more level is every second pixel of the coarsest; only the proposal network uses it.
+    """
+
+    def __init__(self, body: nn.Module, width: int, norm: Norm | None = None, *, extra: bool = True) -> None:
+        super().__init__()
+        self.body = body
+        shape = cast(Body, body)
+        self.laterals = nn.ModuleList(_conv(c, width, 1, norm) for c in shape.channels)
+        self.outputs = nn.ModuleList(_conv(width, width, 3, norm) for _ in shape.channels)
+        self.extra = extra
+        self.strides = (*shape.strides, 2 * shape.strides[-1]) if extra else shape.strides
+        self.channels = (width,) * len(self.strides)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
+        """Maps of equal width, finest first, the extra level last."""
+        maps = self.body(x)
+        tops: list[Tensor] = []
+        for lateral, x in zip(reversed(self.laterals), reversed(maps), strict=True):
+            top = lateral(x)
+            tops.append(top + interpolate(tops[-1], top.shape[2:], mode="nearest") if tops else top)
+        levels = [output(top) for output, top in zip(self.outputs, reversed(tops), strict=True)]
+        if self.extra:
+            levels.append(max_pool2d(levels[-1], 1, stride=2))
+        return tuple(levels)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What may be frozen: the body's parts."""
+        return cast(Body, self.body).parts()
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution, followed by a normalisation if there is one."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
+        """See `conv_norm`."""
+        if len(self) == 1:
+            return self[0](x)
+        return conv_norm(x, self[0], self[1])  # type: ignore[arg-type]
+
+
+def _conv(inputs: int, width: int, kernel: int, norm: Norm | None) -> ConvNorm:
+    conv = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=norm is None)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return ConvNorm(conv) if norm is None else ConvNorm(conv, norm(width))

@@ -1,0 +1,138 @@
+"""Residual networks (He et al. 2016, Table 1), with torchvision's parameter names.
+
+The stride of a bottleneck sits in its 3 x 3 convolution, as in torchvision; the original has it in the first 1 x 1.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from twostage.models.backbones.norm import Norm, conv_norm
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions beside the identity (He et al. 2016, Figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = norm(width)
+        self.downsample = _downsample(inputs, width, stride, norm)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
+        """The block's output, a `stride`-th of the size."""
+        y = conv_norm(x, self.conv1, self.bn1).relu_()
+        y = conv_norm(y, self.conv2, self.bn2)
+        return (y + _shortcut(x, self.downsample)).relu_()
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions beside the identity (He et al. 2016, Figure 5 right)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = norm(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = norm(outputs)
+        self.downsample = _downsample(inputs, outputs, stride, norm)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
+        """The block's output, a `stride`-th of the size."""
+        y = conv_norm(x, self.conv1, self.bn1).relu_()
+        y = conv_norm(y, self.conv2, self.bn2).relu_()
+        y = conv_norm(y, self.conv3, self.bn3)
+        return (y + _shortcut(x, self.downsample)).relu_()
+
+
+class ResNet(nn.Module):
+    """Stem and the first `stages` of four residual stages; returns the output of each stage from `first` on.
+
+    Stage 1 has stride 4, stage 4 stride 32.
+    """
+
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int], norm: Norm, *, first: int, stages: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm(64)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        for stage in range(1, stages + 1):
+            inputs = 64 if stage == 1 else 32 * 2**stage // 2 * block.expansion
+            self.add_module(f"layer{stage}", residual_stage(block, inputs, depths[stage - 1], stage, norm))
+        self.names = tuple(f"layer{stage}" for stage in range(1, stages + 1))
+        self.first = first
+        self.channels = tuple(32 * 2**stage * block.expansion for stage in range(first, stages + 1))
+        self.strides = tuple(2 ** (stage + 1) for stage in range(first, stages + 1))
+        _initialise(self)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
+        """The maps of the stages from `first` on, finest first."""
+        x = self.maxpool(conv_norm(x, self.conv1, self.bn1).relu_())
+        maps = []
+        for name in self.names:
+            x = self.get_submodule(name)(x)
+            maps.append(x)
+        return tuple(maps[self.first - 1 :])
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What may be frozen, from the input on: the stem, then each stage."""
+        return [[self.conv1, self.bn1], *([self.get_submodule(name)] for name in self.names)]
+
+
+def residual_stage(
+    block: type[BasicBlock | Bottleneck], inputs: int, depth: int, stage: int, norm: Norm
+) -> nn.Sequential:
+    """Stage 1 to 4: `depth` blocks of width 64, 128, 256 or 512, the first with stride 2 but in stage 1."""
+    width = 32 * 2**stage
+    blocks = [block(inputs, width, 1 if stage == 1 else 2, norm)]
+    blocks += [block(width * block.expansion, width, 1, norm) for _ in range(depth - 1)]
+    return nn.Sequential(*blocks)
+
+
+def resnet18(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
+    """ResNet-18: 512 channels at stride 32."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), norm, first=first, stages=stages)
+
+
+def resnet34(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
+    """ResNet-34: 512 channels at stride 32."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), norm, first=first, stages=stages)
+
+
+def resnet50(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
+    """ResNet-50: 2048 channels at stride 32."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), norm, first=first, stages=stages)
+
+
+def resnet101(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
+    """ResNet-101: 2048 channels at stride 32."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), norm, first=first, stages=stages)
+
+
+def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+
+
+def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
+    if downsample is None:
+        return x
+    conv, norm = downsample
+    return conv_norm(x, conv, norm)  # type: ignore[arg-type]
+
+
+def _initialise(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,52 @@
+"""A small residual network that learns from scratch on two processor cores."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from twostage.models.backbones.norm import Norm
+from twostage.models.backbones.resnet import BasicBlock
+
+
+class Tiny(nn.Module):
+    """A stem of stride 4, then one or more residual blocks at strides 4, 8, 16 and 32; returns all four maps."""
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(
+        self, norm: Norm, widths: Sequence[int] = (32, 64, 128, 192), depths: Sequence[int] = (1, 1, 1, 1)
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(widths)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False),
+            norm(24),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(24, widths[0], 3, stride=2, padding=1, bias=False),
+            norm(widths[0]),
+            nn.ReLU(inplace=True),
+        )
+        inputs = widths[0]
+        self.stages = nn.ModuleList()
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            blocks = [BasicBlock(inputs, width, 1 if stage == 0 else 2, norm)]
+            blocks += [BasicBlock(width, width, 1, norm) for _ in range(depth - 1)]
+            self.stages.append(nn.Sequential(*blocks))
+            inputs = width
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
+        """The maps of all stages, finest first."""
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return tuple(maps)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What may be frozen, from the input on: the stem, then each stage."""
+        return [[self.stem], *([stage] for stage in self.stages)]

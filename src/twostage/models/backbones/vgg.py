@@ -1,0 +1,46 @@
+"""VGG16 (Simonyan and Zisserman 2015, configuration D) up to conv5_3, with torchvision's parameter names.
+
+The four poolings before it round up, as Caffe does: a 600 x 800 image has a 38 x 50 map of stride 16
+(Faster R-CNN, section 3.1.1). The fifth pooling is replaced by the pooling of regions (Fast R-CNN, section 2.2).
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class VGG16(nn.Module):
+    """Thirteen 3 x 3 convolutions; one map of 512 channels at stride 16."""
+
+    channels = (512,)
+    strides = (16,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for block in WIDTHS:
+            if layers:
+                layers.append(nn.MaxPool2d(2, stride=2, ceil_mode=True))
+            for width in block:
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
+                inputs = width
+        self.features = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 512 _ _"], ...]:
+        """The map of conv5_3, after its ReLU."""
+        return (self.features(x),)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What may be frozen, from the input on: the five blocks between poolings."""
+        blocks: list[list[nn.Module]] = [[]]
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                blocks.append([])
+            blocks[-1].append(layer)
+        return blocks

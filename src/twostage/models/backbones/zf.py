@@ -1,0 +1,45 @@
+"""The "ZF" net, fast version (Zeiler and Fergus 2014, as SPPnet and Faster R-CNN use it): five convolutions, stride 16."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ZF(nn.Module):
+    """Five convolutions up to conv5; one map of 256 channels at stride 16.
+
+    Local response normalisation over 3 channels, alpha 5e-5, beta 0.75, as in the Caffe model.
+    """
+
+    channels = (256,)
+    strides = (16,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 96, 7, stride=2, padding=3),
+            nn.ReLU(inplace=True),
+            nn.LocalResponseNorm(3, alpha=5e-5, beta=0.75),
+            nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+            nn.Conv2d(96, 256, 5, stride=2, padding=2),
+            nn.ReLU(inplace=True),
+            nn.LocalResponseNorm(3, alpha=5e-5, beta=0.75),
+            nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+            nn.Conv2d(256, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 256 _ _"], ...]:
+        """The map of conv5, after its ReLU."""
+        return (self.features(x),)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What may be frozen, from the input on: the five convolutions."""
+        return [[layer] for layer in self.features if isinstance(layer, nn.Conv2d)]

@@ -1,0 +1,92 @@
+"""The second stage: what each region is, and where exactly (Fast R-CNN, section 2).
+
+Letters: N images, P regions an image, s the pooled side, K classes; class 0 of K + 1 is background.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from twostage.models.backbones.norm import Norm
+from twostage.models.backbones.resnet import Bottleneck, residual_stage
+from twostage.models.fields import Fields
+
+
+class BoxHead(nn.Module):
+    """A body that turns each region into one vector, then two linear layers: K + 1 logits and 4 deltas a class."""
+
+    def __init__(self, fields: Fields, body: nn.Module, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.classes = nn.Linear(width, num_classes + 1)
+        self.deltas = nn.Linear(width, 4 * (1 if fields.class_agnostic else num_classes))
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        nn.init.zeros_(self.classes.bias)
+        nn.init.zeros_(self.deltas.bias)
+
+    def forward(
+        self, regions: Float[Tensor, "n p c s s"]
+    ) -> tuple[Float[Tensor, "n p k1"], Float[Tensor, "n p kd 4"]]:
+        """Class logits, and deltas per class (kd = K) or for all classes together (kd = 1)."""
+        x = self.body(regions)
+        return self.classes(x), self.deltas(x).unflatten(2, (-1, 4))
+
+
+class TwoLayers(nn.Module):
+    """fc6 and fc7: VGG's 4096 with dropout (Fast R-CNN, section 2.2), or FPN's 1024 (Lin et al. 2017, section 5.2).
+
+    fc6 reads a region row, column, channel, as RoIAlign leaves it in memory; torchvision's and Caffe's files have the
+    channel first, and the importers turn their weights.
+    """
+
+    def __init__(self, channels: int, size: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(channels * size * size, width)
+        self.fc7 = nn.Linear(width, width)
+        self.dropout = dropout
+
+    def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
+        """One vector a region."""
+        x = regions.permute(0, 1, 3, 4, 2).flatten(2)
+        x = dropout(self.fc6(x).relu_(), self.dropout, self.training)
+        return dropout(self.fc7(x).relu_(), self.dropout, self.training)
+
+
+class ConvsAndLayer(nn.Module):
+    """3 x 3 convolutions with normalisation, then one linear layer (Wu and He 2018, section 4.2: "4conv1fc")."""
+
+    def __init__(self, channels: int, size: int, convs: int, width: int, norm: Norm) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm(channels), nn.ReLU(True))
+                for _ in range(convs)
+            )
+        )
+        self.fc = nn.Linear(channels * size * size, width)
+        for module in self.convs.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
+        """One vector a region."""
+        x = self.convs(regions.flatten(0, 1)).permute(0, 2, 3, 1).flatten(1)
+        return self.fc(x).relu_().unflatten(0, regions.shape[:2])
+
+
+class Stage5(nn.Module):
+    """ResNet's last stage on every region, then the mean over positions (He et al. 2016, appendix A: "C4")."""
+
+    channels = 2048
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self.layer4 = residual_stage(Bottleneck, 1024, 3, 4, norm)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
+        """One vector a region."""
+        return self.layer4(regions.flatten(0, 1)).mean((2, 3)).unflatten(0, regions.shape[:2])

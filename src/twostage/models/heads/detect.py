@@ -1,0 +1,91 @@
+"""From class scores and deltas to the final boxes (Fast R-CNN, section 2.4, and common practice since).
+
+Letters: N images, P proposals, K classes, D detections (padded).
+"""
+
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from twostage.models.fields import Fields
+from twostage.models.proposals.rpn import Proposals
+from twostage.ops.boxes import clip
+from twostage.ops.deltas import decode
+from twostage.ops.nms import nms, soft_nms
+
+
+class Found(NamedTuple):
+    """Detections on the pixels of the batch, best first. `labels` are 0..K-1; `proposals` is each one's parent.
+
+    `overflow` is True where more boxes passed the threshold than `candidates` allows: some were not considered.
+    """
+
+    boxes: Float[Tensor, "n d 4"]
+    scores: Float[Tensor, "n d"]
+    labels: Int[Tensor, "n d"]
+    proposals: Int[Tensor, "n d"]
+    valid: Bool[Tensor, "n d"]
+    overflow: Bool[Tensor, " n"]
+
+
+def detect(
+    logits: Float[Tensor, "n p k1"],
+    deltas: Float[Tensor, "n p kd 4"],
+    proposals: Proposals,
+    sizes: Int[Tensor, "n 2"],
+    fields: Fields,
+) -> Found:
+    """Every proposal gives a box for every class; those above the threshold compete within their class.
+
+    1. Softmax, background dropped. 2. Decode, clip. 3. Threshold, minimum size. 4. NMS per class. 5. The best D.
+    """
+    scores = logits.float().softmax(dim=2)[..., 1:]
+    n, p, k = scores.shape
+    boxes = decode(
+        deltas,
+        proposals.boxes[:, :, None],
+        weights=fields.box_delta_weights,
+        clamp=fields.delta_clamp,
+        two_sided=fields.delta_clamp_two_sided,
+    )
+    boxes = clip(boxes.flatten(1, 2), sizes).unflatten(1, (p, -1)).expand(n, p, k, 4)
+    large = ((boxes[..., 2:] - boxes[..., :2]) >= fields.min_box_size).all(dim=3)
+    valid = proposals.valid[..., None] & (scores > fields.score_threshold) & large
+    label = torch.arange(k, device=scores.device).expand(n, p, k).flatten(1)
+    flat_boxes, flat_scores = boxes.flatten(1, 2), scores.flatten(1)
+    groups = None if fields.nms_across_classes else label
+    candidates = fields.candidates or p * _classes_above(fields.score_threshold, k)
+    if fields.soft_nms == "off":
+        kept = nms(
+            flat_boxes, flat_scores, groups, valid.flatten(1), iou=fields.nms, top=fields.max_det, candidates=candidates
+        )
+        kept_scores = flat_scores.gather(1, kept.index)
+    else:
+        kept, kept_scores = soft_nms(
+            flat_boxes,
+            flat_scores,
+            groups,
+            valid.flatten(1),
+            method=fields.soft_nms,
+            iou=fields.nms,
+            sigma=fields.soft_nms_sigma,
+            score_threshold=fields.score_threshold,
+            top=fields.max_det,
+            candidates=candidates,
+        )
+    return Found(
+        boxes=flat_boxes.gather(1, kept.index[..., None].expand(-1, -1, 4)),
+        scores=kept_scores.where(kept.valid, 0.0),
+        labels=label.gather(1, kept.index),
+        proposals=kept.index // k,
+        valid=kept.valid,
+        overflow=kept.overflow,
+    )
+
+
+def _classes_above(threshold: float, classes: int) -> int:
+    """How many classes of one proposal a softmax can put above the threshold: 19 above 0.05."""
+    return classes if threshold <= 0 else max(1, min(classes, ceil(1 / threshold) - 1))

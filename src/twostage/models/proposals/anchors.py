@@ -1,0 +1,96 @@
+"""Anchors: reference boxes of several sizes and shapes at every position of a map (Faster R-CNN, section 3.1.1).
+
+Letters: A anchors of all levels, in the order level, row, column, ratio, size; h, w one level's map.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from twostage.models.fields import Fields
+
+
+class Anchors(nn.Module):
+    """The anchors of maps with the given strides; see the anchor fields of `Fields`."""
+
+    def __init__(self, fields: Fields, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.fixed_stride = fields.anchor_stride == "fixed"
+        self.in_padding = fields.anchors_in_padding
+        for level, sizes in enumerate(fields.anchor_sizes):
+            cell = _CELLS[fields.anchor_rounding](sizes, fields.anchor_ratios) + fields.anchor_offset
+            self.register_buffer(f"cell{level}", cell, persistent=False)
+
+    @property
+    def per_position(self) -> tuple[int, ...]:
+        """Anchors at one position of each level."""
+        return tuple(len(self.get_buffer(f"cell{level}")) for level in range(len(self.strides)))
+
+    def forward(
+        self, maps: Sequence[Float[Tensor, "n _ _ _"]], canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]
+    ) -> tuple[list[Float[Tensor, "_ 4"]], list[Bool[Tensor, "n _"]]]:
+        """Each level's anchors, and for each image which of them stand on its own map rather than on padding.
+
+        `canvas` is the height and width of the batch tensor, `sizes` those of each image.
+        """
+        boxes, inside = [], []
+        for level, features in enumerate(maps):
+            rows, columns = features.shape[2:]
+            stride = self.strides[level]
+            step = (stride, stride) if self.fixed_stride else (canvas[0] // rows, canvas[1] // columns)
+            y = torch.arange(rows, device=sizes.device)
+            x = torch.arange(columns, device=sizes.device)
+            boxes.append(grid_anchors(self.get_buffer(f"cell{level}"), y * step[0], x * step[1]))
+            inside.append(self._on_image(y, x, stride, sizes, self.per_position[level]))
+        return boxes, inside
+
+    def _on_image(self, y: Tensor, x: Tensor, stride: int, sizes: Tensor, each: int) -> Bool[Tensor, "n _"]:
+        # An image of h rows has ceil(h / stride) rows of its own on the map.
+        own = -(-sizes // stride) if not self.in_padding else torch.full_like(sizes, len(y) + len(x))
+        inside = (y < own[:, :1])[:, :, None] & (x < own[:, 1:])[:, None, :]
+        return inside[..., None].expand(-1, -1, -1, each).flatten(1)
+
+
+def grid_anchors(
+    cell: Float[Tensor, "k 4"], y: Int[Tensor, " h"], x: Int[Tensor, " w"]
+) -> Float[Tensor, "h*w*k 4"]:
+    """The anchors of one cell moved to every position; row by row, the k of one position together."""
+    shape = (len(y), len(x))
+    corner = torch.stack([x.expand(shape), y[:, None].expand(shape)] * 2, dim=-1).to(cell.dtype)
+    return (corner[:, :, None] + cell).flatten(0, 2)
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
+    """One cell's anchors around the origin: area size^2, height / width = ratio; ratios outer, sizes inner."""
+    ratio = torch.tensor(ratios, dtype=torch.float32).sqrt()
+    size = torch.tensor(sizes, dtype=torch.float32)
+    width = ((1 / ratio)[:, None] * size).flatten()
+    height = (ratio[:, None] * size).flatten()
+    return torch.stack([-width, -height, width, height], dim=1) / 2
+
+
+def rounded_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
+    """`cell_anchors` rounded to whole pixels, as torchvision does."""
+    return cell_anchors(sizes, ratios).round()
+
+
+def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
+    """py-faster-rcnn's nine: a 16 x 16 box's sides are rounded for each ratio before they are scaled.
+
+    Around the origin and with inclusive edges: with an offset of 7.5 its [-84, -40, 99, 55].
+    """
+    base = 16
+    boxes = []
+    for ratio in ratios:
+        width = round((base * base / ratio) ** 0.5)
+        height = round(width * ratio)
+        for size in sizes:
+            half_w, half_h = (width * size / base - 1) / 2, (height * size / base - 1) / 2
+            boxes.append([-half_w, -half_h, half_w, half_h])
+    return torch.tensor(boxes)
+
+
+_CELLS = {"none": cell_anchors, "nearest": rounded_anchors, "caffe": caffe_anchors}

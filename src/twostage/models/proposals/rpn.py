@@ -1,0 +1,175 @@
+"""The region proposal network (Faster R-CNN, section 3).
+
+1. Slide a 3 x 3 convolution over each map; at every position score k anchors and predict 4 deltas for each.
+2. Training: label the anchors, sample some, learn objectness and deltas.
+3. Keep the best-scored anchors of each level, move them by their deltas, clip them to the image.
+4. Drop boxes below a minimum size, suppress overlaps within each level, keep the best of all levels.
+
+Letters: N images, A anchors of all levels, S sampled anchors, P proposals (padded), G ground-truth boxes (padded).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import pad, relu
+
+from twostage.data.batch import Targets
+from twostage.models.fields import Fields
+from twostage.models.losses import box_loss, objectness_loss
+from twostage.models.proposals.anchors import Anchors
+from twostage.models.targets.matching import IGNORE, match
+from twostage.models.targets.sampling import RandomSampler, Sampler
+from twostage.ops.boxes import clip
+from twostage.ops.deltas import decode, encode
+from twostage.ops.nms import nms
+
+
+class Proposals(NamedTuple):
+    """Boxes that may hold an object, best first; `anchors` is the index of the anchor each came from."""
+
+    boxes: Float[Tensor, "n p 4"]
+    scores: Float[Tensor, "n p"]
+    anchors: Int[Tensor, "n p"]
+    valid: Bool[Tensor, "n p"]
+
+
+class Dense(NamedTuple):
+    """What the network says of every anchor, level by level in the anchors' order."""
+
+    logits: list[Float[Tensor, "n _"]]
+    deltas: list[Float[Tensor, "n _ 4"]]
+    anchors: list[Float[Tensor, "_ 4"]]
+    inside: list[Bool[Tensor, "n _"]]
+
+
+class RPN(nn.Module):
+    """Proposal source of Faster R-CNN; the same head slides over every level."""
+
+    def __init__(self, fields: Fields, channels: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.fields = fields
+        self.anchors = Anchors(fields, strides)
+        each = self.anchors.per_position[0]
+        width = fields.rpn_channels or channels
+        inputs = [channels] + [width] * (fields.rpn_convs - 1)
+        self.convs = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1) for c in inputs)
+        self.objectness = nn.Conv2d(width, each * (2 if fields.rpn_objectness == "softmax" else 1), 1)
+        self.deltas = nn.Conv2d(width, each * 4, 1)
+        self.sampler: Sampler = RandomSampler(fields.rpn_batch, fields.rpn_positive_fraction)
+        for layer in [*self.convs, self.objectness, self.deltas]:
+            nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, maps: Sequence[Float[Tensor, "n c _ _"]], canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]
+    ) -> Dense:
+        """Objectness and deltas of every anchor."""
+        logits, deltas = [], []
+        for x in maps:
+            for conv in self.convs:
+                x = relu(conv(x))
+            scores = self.objectness(x).permute(0, 2, 3, 1)
+            if self.fields.rpn_objectness == "softmax":
+                # Softmax over (background, object) is the sigmoid of their difference.
+                background, foreground = scores.unflatten(3, (-1, 2)).unbind(4)
+                scores = foreground - background
+            logits.append(scores.flatten(1))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+        return Dense(logits, deltas, *self.anchors(maps, canvas, sizes))
+
+    @torch.no_grad()
+    def propose(self, dense: Dense, sizes: Int[Tensor, "n 2"]) -> Proposals:
+        """The best boxes of each image, at most `rpn_keep_train` or `rpn_keep_test`."""
+        fields = self.fields
+        top = fields.rpn_top_train if self.training else fields.rpn_top_test
+        keep = fields.rpn_keep_train if self.training else fields.rpn_keep_test
+        scores, deltas, boxes, index, level = [], [], [], [], []
+        first = 0
+        for number, (logit, delta, anchor, inside) in enumerate(zip(*dense, strict=True)):
+            # A level may have fewer anchors than `top`: padding to `top` keeps the shape free of the map's size.
+            best = pad(logit.float().masked_fill(~inside, -torch.inf), (0, top), value=-torch.inf).topk(top, dim=1)
+            place = best.indices.clamp(max=len(anchor) - 1)
+            scores.append(best.values)
+            deltas.append(delta.gather(1, place[..., None].expand(-1, -1, 4)))
+            boxes.append(anchor[place])
+            index.append(place + first)
+            level.append(torch.full_like(place, number))
+            first += len(anchor)
+        score = torch.cat(scores, dim=1)
+        box = decode(
+            torch.cat(deltas, dim=1),
+            torch.cat(boxes, dim=1),
+            weights=fields.rpn_delta_weights,
+            clamp=fields.delta_clamp,
+            two_sided=fields.delta_clamp_two_sided,
+        )
+        box = clip(box, sizes)
+        sides = box[..., 2:] - box[..., :2]
+        valid = (sides >= fields.rpn_min_size).all(dim=-1) & (score > -torch.inf)
+        valid &= score.sigmoid() >= fields.rpn_score_threshold
+        kept = nms(box, score, torch.cat(level, dim=1), valid, iou=fields.rpn_nms, top=keep)
+        return Proposals(
+            box.gather(1, kept.index[..., None].expand(-1, -1, 4)),
+            score.gather(1, kept.index),
+            torch.cat(index, dim=1).gather(1, kept.index),
+            kept.valid,
+        )
+
+    def losses(
+        self, dense: Dense, sizes: Int[Tensor, "n 2"], targets: Targets, sampler: Sampler | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Losses of objectness and boxes over the sampled anchors (section 3.1.2, equation 1)."""
+        fields = self.fields
+        anchors = torch.cat(dense.anchors)
+        with torch.no_grad():
+            matches = match(
+                anchors,
+                targets.boxes,
+                targets.valid,
+                positive=fields.rpn_positive_iou,
+                negative=(0.0, fields.rpn_negative_iou),
+                keep_best=True,
+            )
+            inside = torch.cat(dense.inside, dim=1)
+            usable = inside if fields.rpn_cross_boundary else inside & _within(anchors, sizes)
+            matches = matches.where(usable, IGNORE)
+            sample = (sampler or self.sampler)(matches, targets.seeds)
+            truth = matches.gather(1, sample.index).clamp(min=0)
+            goal = encode(
+                targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4)),
+                anchors[sample.index],
+                weights=fields.rpn_delta_weights,
+            )
+            class_weight, box_weight = self._weights(sample.valid, inside)
+        logits = torch.cat(dense.logits, dim=1).gather(1, sample.index)
+        deltas = torch.cat(dense.deltas, dim=1).gather(1, sample.index[..., None].expand(-1, -1, 4))
+        return {
+            "rpn_class": objectness_loss(logits, sample.positive, sample.valid, class_weight),
+            "rpn_box": fields.rpn_lambda
+            * box_loss(deltas, goal, sample.positive, box_weight, beta=fields.rpn_beta),
+        }
+
+    def _weights(
+        self, sampled: Bool[Tensor, "n s"], inside: Bool[Tensor, "n a"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """What each image's sums are multiplied with: one over N_cls and one over N_reg, averaged over the images."""
+        fields = self.fields
+        images = len(sampled)
+        all_sampled = (1 / sampled.sum().clamp(min=1)).expand(images)
+        class_weight = box_weight = all_sampled
+        if fields.rpn_class_normaliser != "sampled":
+            class_weight = torch.full_like(all_sampled, 1 / (float(fields.rpn_class_normaliser) * images))
+        if fields.rpn_box_normaliser == "locations":
+            locations = inside.sum(dim=1) / self.anchors.per_position[0]
+            box_weight = 1 / (locations * images)
+        return class_weight, box_weight
+
+
+def _within(anchors: Float[Tensor, "a 4"], sizes: Int[Tensor, "n 2"]) -> Bool[Tensor, "n a"]:
+    """Which anchors lie wholly on each image."""
+    height, width = sizes[:, :1], sizes[:, 1:]
+    x1, y1, x2, y2 = anchors.unbind(1)
+    return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)

@@ -1,0 +1,48 @@
+"""Which ground truth each box should learn (Faster R-CNN, section 3.1.2).
+
+Letters: N images, A boxes to label (anchors or proposals), G ground-truth boxes, padded.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from twostage.ops.boxes import iou as box_iou
+
+IGNORE, NEGATIVE = -2, -1
+BLOCK = 16  # ground truths at once: N x A x G overlaps of a large image would take gigabytes
+
+
+def match(
+    boxes: Float[Tensor, "*n a 4"],
+    truth: Float[Tensor, "n g 4"],
+    valid: Bool[Tensor, "n g"],
+    *,
+    positive: float,
+    negative: tuple[float, float],
+    keep_best: bool,
+) -> Int[Tensor, "n a"]:
+    """Index of the ground truth each box is assigned to, or NEGATIVE, or IGNORE.
+
+    A box is positive when its best IoU is at least `positive`, negative when that lies in [low, high) of `negative`,
+    ignored otherwise. With `keep_best` every ground truth also keeps the boxes that overlap it most, however little,
+    ties included: else a small object could have no positive at all. Such a box learns the ground truth that it
+    overlaps most itself. An image without ground truth has only negatives.
+    """
+    best = boxes.new_zeros(truth.shape[0], boxes.shape[-2])
+    index = torch.zeros_like(best, dtype=torch.int64)
+    kept = torch.zeros_like(best, dtype=torch.bool)
+    for start in range(0, truth.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
+        iou = box_iou(truth[:, block], boxes).mul_(valid[:, block, None])
+        if keep_best:
+            # Exact comparison on purpose: tied boxes come from one arithmetic and are bit-equal.
+            most = iou.amax(dim=2, keepdim=True).clamp(min=torch.finfo(iou.dtype).tiny)
+            kept |= (iou == most).any(dim=1)
+        block_best, block_index = iou.max(dim=1)
+        better = block_best > best
+        index = torch.where(better, block_index + start, index)
+        best = torch.maximum(best, block_best)
+    low, high = negative
+    label = torch.where((best >= low) & (best < high), NEGATIVE, IGNORE)
+    return torch.where((best >= positive) | kept, index, label)

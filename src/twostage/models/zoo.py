@@ -1,0 +1,201 @@
+"""The named detectors: each a plain function that puts parts together. Every field of `Fields` is a keyword."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from twostage.errors import UsageError, nearest
+from twostage.models.backbones import resnet
+from twostage.models.backbones.fpn import FPN
+from twostage.models.backbones.mobilenet import MobileNetV3Large
+from twostage.models.backbones.norm import norm_layer
+from twostage.models.backbones.tiny import Tiny
+from twostage.models.backbones.vgg import VGG16
+from twostage.models.backbones.zf import ZF
+from twostage.models.fields import PAPER, Fields
+from twostage.models.heads.box import BoxHead, ConvsAndLayer, Stage5, TwoLayers
+from twostage.models.proposals.rpn import RPN
+from twostage.models.regions.pooling import AlignedRegions, PooledRegions
+from twostage.models.two_stage import TwoStage
+
+MODERN = Fields()
+C4 = replace(
+    MODERN,
+    divisor=1,
+    anchor_sizes=((32, 64, 128, 256, 512),),
+    anchor_rounding="none",
+    anchor_stride="fixed",
+    rpn_top_train=12000,
+    rpn_top_test=6000,
+    roi_size=14,
+    roi_sampling_ratio=0,
+    roi_aligned=True,
+)
+V2 = replace(MODERN, norm="batch", rpn_convs=2, head_convs=4)
+MOBILE = replace(MODERN, anchor_sizes=((32, 64, 128, 256, 512),) * 3, rpn_score_threshold=0.05)
+MOBILE_320 = replace(MOBILE, size=320, max_size=640, rpn_top_test=150, rpn_keep_test=150)
+TINY = replace(
+    MODERN,
+    size=320,
+    max_size=640,
+    norm="batch",
+    anchor_sizes=((16,), (32,), (64,), (128,)),
+    anchor_rounding="none",
+    anchor_stride="fixed",
+    rpn_top_train=500,
+    rpn_top_test=300,
+    rpn_keep_train=300,
+    rpn_keep_test=300,
+    rpn_batch=128,
+    region_batch=64,
+    head_channels=256,
+    level_canonical_size=112.0,
+    recipe="scratch",
+)
+
+
+def faster_rcnn_vgg16(num_classes: int, **fields: Any) -> TwoStage:
+    """Faster R-CNN as in its paper: VGG16, RoIPool, fc6 and fc7 of 4096 (Ren et al. 2015)."""
+    chosen = PAPER.changed(fields)
+    return _single_map(chosen, num_classes, VGG16())
+
+
+def faster_rcnn_zf(num_classes: int, **fields: Any) -> TwoStage:
+    """Faster R-CNN as in its paper, with the five-layer net of Zeiler and Fergus and RoIs of 6 x 6."""
+    chosen = replace(PAPER, roi_size=6, rpn_channels=256).changed(fields)
+    return _single_map(chosen, num_classes, ZF())
+
+
+def faster_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
+    """ResNet-50 up to stage 4 for the map, stage 5 on every region (He et al. 2016, appendix A)."""
+    chosen = C4.changed(fields)
+    norm = norm_layer(chosen.norm, chosen.norm_eps)
+    body = resnet.resnet50(norm, first=3, stages=3)
+    return TwoStage(
+        chosen,
+        num_classes,
+        backbone=body,
+        rpn=RPN(chosen, body.channels[0], body.strides),
+        regions=AlignedRegions(chosen, body.strides),
+        head=BoxHead(chosen, Stage5(norm), Stage5.channels, num_classes),
+    )
+
+
+def faster_rcnn_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """ResNet-18 with a feature pyramid (Lin et al. 2017)."""
+    return _resnet_fpn(MODERN.changed(fields), num_classes, resnet.resnet18)
+
+
+def faster_rcnn_resnet34_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """ResNet-34 with a feature pyramid (Lin et al. 2017)."""
+    return _resnet_fpn(MODERN.changed(fields), num_classes, resnet.resnet34)
+
+
+def faster_rcnn_resnet50_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """ResNet-50 with a feature pyramid (Lin et al. 2017); torchvision's `fasterrcnn_resnet50_fpn`."""
+    return _resnet_fpn(MODERN.changed(fields), num_classes, resnet.resnet50)
+
+
+def faster_rcnn_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """ResNet-101 with a feature pyramid (Lin et al. 2017)."""
+    return _resnet_fpn(MODERN.changed(fields), num_classes, resnet.resnet101)
+
+
+def faster_rcnn_resnet50_fpn_v2(num_classes: int, **fields: Any) -> TwoStage:
+    """ResNet-50 with normalised pyramid and a head of four convolutions (Li et al. 2021); torchvision's `_v2`."""
+    chosen = V2.changed(fields)
+    norm = norm_layer(chosen.norm, chosen.norm_eps)
+    backbone = FPN(resnet.resnet50(norm), 256, norm)
+    body = ConvsAndLayer(256, chosen.roi_size, chosen.head_convs, chosen.head_channels, norm)
+    return _pyramid(chosen, num_classes, backbone, BoxHead(chosen, body, chosen.head_channels, num_classes))
+
+
+def faster_rcnn_mobilenet_v3_large_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """MobileNetV3-Large with a two-level pyramid; torchvision's model of that name."""
+    return _mobilenet(MOBILE.changed(fields), num_classes)
+
+
+def faster_rcnn_mobilenet_v3_large_320_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """The same for images of 320 pixels and 150 proposals: the quickest of the pretrained ones."""
+    return _mobilenet(MOBILE_320.changed(fields), num_classes)
+
+
+def faster_rcnn_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """A small net of our own that learns from scratch in minutes on two processor cores."""
+    chosen = TINY.changed(fields)
+    backbone = FPN(Tiny(norm_layer(chosen.norm, chosen.norm_eps)), 64, extra=False)
+    return TwoStage(
+        chosen,
+        num_classes,
+        backbone=backbone,
+        rpn=RPN(chosen, 64, backbone.strides),
+        regions=AlignedRegions(chosen, backbone.strides),
+        head=_two_layers(chosen, 64, num_classes),
+    )
+
+
+ZOO: dict[str, Callable[..., TwoStage]] = {
+    function.__name__: function
+    for function in (
+        faster_rcnn_vgg16,
+        faster_rcnn_zf,
+        faster_rcnn_resnet50_c4,
+        faster_rcnn_resnet18_fpn,
+        faster_rcnn_resnet34_fpn,
+        faster_rcnn_resnet50_fpn,
+        faster_rcnn_resnet101_fpn,
+        faster_rcnn_resnet50_fpn_v2,
+        faster_rcnn_mobilenet_v3_large_fpn,
+        faster_rcnn_mobilenet_v3_large_320_fpn,
+        faster_rcnn_tiny_fpn,
+    )
+}
+
+
+def build(name: str, num_classes: int, **fields: Any) -> TwoStage:
+    """The detector of that name for so many classes, with some fields changed.
+
+    Raises UsageError for an unknown name; the nearest is shown.
+    """
+    if name not in ZOO:
+        raise UsageError(f"There is no model {name!r}. {nearest(name, ZOO)}")
+    return ZOO[name](num_classes, **fields)
+
+
+def _single_map(fields: Fields, num_classes: int, backbone: VGG16 | ZF) -> TwoStage:
+    channels, stride = backbone.channels[0], backbone.strides[0]
+    return TwoStage(
+        fields,
+        num_classes,
+        backbone=backbone,
+        rpn=RPN(fields, channels, backbone.strides),
+        regions=PooledRegions(fields, stride),
+        head=_two_layers(fields, channels, num_classes),
+    )
+
+
+def _resnet_fpn(fields: Fields, num_classes: int, body: Callable[..., resnet.ResNet]) -> TwoStage:
+    backbone = FPN(body(norm_layer(fields.norm, fields.norm_eps)), 256)
+    return _pyramid(fields, num_classes, backbone, _two_layers(fields, 256, num_classes))
+
+
+def _mobilenet(fields: Fields, num_classes: int) -> TwoStage:
+    backbone = FPN(MobileNetV3Large(norm_layer(fields.norm, fields.norm_eps)), 256)
+    return _pyramid(fields, num_classes, backbone, _two_layers(fields, 256, num_classes))
+
+
+def _pyramid(fields: Fields, num_classes: int, backbone: FPN, head: BoxHead) -> TwoStage:
+    """The proposal network reads every level, the regions all but the extra one."""
+    return TwoStage(
+        fields,
+        num_classes,
+        backbone=backbone,
+        rpn=RPN(fields, backbone.channels[0], backbone.strides),
+        regions=AlignedRegions(fields, backbone.strides[:-1]),
+        head=head,
+    )
+
+
+def _two_layers(fields: Fields, channels: int, num_classes: int) -> BoxHead:
+    body = TwoLayers(channels, fields.roi_size, fields.head_channels, fields.dropout)
+    return BoxHead(fields, body, fields.head_channels, num_classes)

@@ -1,0 +1,86 @@
+"""Our weights file: safetensors whose header says in JSON what model it is, of which classes, and how good.
+
+It carries no code. Pickles are not read here at all.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from twostage import __version__
+from twostage.atomic import write_bytes
+from twostage.errors import DataError, MissingError, UsageError
+
+KEY = "twostage"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file says of itself. `fields` are the model's fields, all of them, whatever their defaults."""
+
+    model: str
+    names: tuple[str, ...]
+    fields: Mapping[str, Any]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    licence: str = "as the training data allow"
+    version: str = __version__
+
+    def to_json(self) -> str:
+        """The header's entry."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], card: Card) -> None:
+    """Write a weights file; it is complete or not there at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_bytes(path, save(tensors, metadata={KEY: card.to_json()}))
+
+
+def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:
+    """Read a weights file of ours.
+
+    Raises MissingError when there is none, DataError when it is not one of ours or is damaged.
+    """
+    metadata, state = load_tensors(path)
+    if KEY not in metadata:
+        raise DataError(
+            f"{path}: a safetensors file, but not a twostage detector: its header has no {KEY!r} entry. "
+            "Weights of other projects come in through Detector.from_state_dict."
+        )
+    return _card(path, metadata[KEY]), state
+
+
+def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header entries and tensors of any safetensors file. Raises as `load_weights`."""
+    if not path.exists():
+        raise MissingError(f"{path}: no such weights file. Give the path of a .safetensors file that training wrote.")
+    if path.is_dir():
+        inside = path / "weights" / "best.safetensors"
+        hint = f" Did you mean {inside}?" if inside.exists() else ""
+        raise UsageError(f"{path}: a folder, not a weights file.{hint}")
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, struct.error) as error:
+        raise DataError(
+            f"{path}: not a readable safetensors file ({error}). "
+            "Pickled weights (.pth, .pt) can run code when read and are not opened here."
+        ) from None
+
+
+def _card(path: Path, text: str) -> Card:
+    try:
+        content = json.loads(text)
+        if content.pop("format") > FORMAT:
+            raise DataError(f"{path}: written by twostage {content['version']}; this is {__version__}: update twostage.")
+        return Card(**{**content, "names": tuple(content["names"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: its header does not describe a detector ({error!r}).") from None

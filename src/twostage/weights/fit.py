@@ -1,0 +1,64 @@
+"""Putting tensors into a model: all of them, or those that fit."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from twostage.errors import DataError
+from twostage.models.backbones.vgg import VGG16
+from twostage.models.heads.box import Stage5
+from twostage.models.two_stage import TwoStage
+from twostage.weights.torchvision import channel_last
+
+
+def load_all(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict of which nothing may be missing, too much or of another shape.
+
+    Batch counters are ignored: they say nothing about a prediction. Raises DataError that names what differs.
+    """
+    own = model.state_dict()
+    given = {name: tensor for name, tensor in state.items() if name in own or not _is_counter(name)}
+    missing = [name for name in own if name not in given and not _is_counter(name)]
+    unknown = [name for name in given if name not in own]
+    shapes = [
+        f"{name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}"
+        for name, tensor in given.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    for fault, items in (("lack", missing), ("have unknown", unknown), ("differ:", shapes)):
+        if items:
+            more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+            raise DataError(
+                f"{where}: these weights are not this model's: they {fault} {', '.join(items[:3])}{more}. "
+                "Check the model's name and its fields."
+            )
+    model.load_state_dict(given, strict=False)
+
+
+def load_fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Load the tensors whose name and shape fit; returns the names that were loaded, and the model's that were not."""
+    own = model.state_dict()
+    fitting = {name: t for name, t in state.items() if name in own and t.shape == own[name].shape}
+    model.load_state_dict(fitting, strict=False)
+    return list(fitting), [name for name in own if name not in fitting and not _is_counter(name)]
+
+
+def as_backbone(model: TwoStage, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A classification network's state dict (torchvision's names) under the names of this detector.
+
+    VGG's two hidden layers become the head's, with their columns turned; ResNet's last stage becomes the C4 head's.
+    """
+    prefix = "backbone.body." if hasattr(model.backbone, "body") else "backbone."
+    renamed = {prefix + name: tensor for name, tensor in state.items()}
+    if isinstance(model.backbone, VGG16) and "classifier.0.weight" in state:
+        renamed["head.body.fc6.weight"] = channel_last(state["classifier.0.weight"], 512)
+        renamed["head.body.fc6.bias"] = state["classifier.0.bias"]
+        renamed["head.body.fc7.weight"] = state["classifier.3.weight"]
+        renamed["head.body.fc7.bias"] = state["classifier.3.bias"]
+    if isinstance(model.head.body, Stage5):
+        renamed |= {"head.body." + name: t for name, t in state.items() if name.startswith("layer4.")}
+    return renamed
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
