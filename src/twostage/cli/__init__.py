@@ -83,7 +83,7 @@ def _fail(error: TwostageError, tokens: list[str]) -> int:
 
 
 def _describe(error: CycloptsError) -> str:
-    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens and error.app:
         from twostage.cli.settings import refuse_assignment
 
         extra = error.unused_tokens[0]

@@ -1,0 +1,68 @@
+# Each target does all its own set-up: Python 3.11 or newer, git and make are all a machine needs.
+#
+#   make demo    a first look: scenes are made, a detector learns them, a page shows what it found
+#   make test    the tests
+#   make lint    style and types
+#   make bench   the numbers of benchmarks/results, on this machine
+#
+# PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The interpreters to try, in this order; one is taken if it is new enough and can make environments.
+PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14 python
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench build clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/twostage demo $(if $(OUT),--out "$(OUT)")
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks
+
+build: $(VENV)/.installed-dev
+	$(BIN)/python -m build --wheel --outdir $(or $(OUT),dist)
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.made:
+	@for python in $(PYTHON); do \
+		if $$python -c '$(SUITABLE)' 2>/dev/null; then \
+			echo "Making an environment in $(VENV) with $$python"; \
+			$$python -m venv --clear "$(VENV)" && touch $@ && exit 0; exit 1; \
+		fi; \
+	done; \
+	echo "No suitable Python found among: $(PYTHON)" >&2; \
+	echo "Needed: Python 3.11 or newer with its venv module (Debian, Ubuntu: apt install python3-venv)." >&2; \
+	echo "Another one is chosen by: make PYTHON=/path/to/python3.12 ..." >&2; \
+	exit 1
+
+# A stamp is renewed when the project file changes, and keeps what is installed otherwise.
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+	@echo "Installing twostage into $(VENV) (PyTorch is large: some minutes, once)"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/.made
+	@echo "Installing twostage and its tests' needs into $(VENV) (PyTorch is large: some minutes, once)"
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.made
+	@echo "Installing twostage and its developers' needs into $(VENV) (PyTorch is large: some minutes, once)"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test

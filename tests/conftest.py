@@ -1,0 +1,68 @@
+"""What every test stands on: few threads, fixed seeds, no network, and real data where the machine has it."""
+
+import os
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: small tensors gain nothing from more threads, and a shared machine loses much.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+hypothesis.settings.register_profile("twostage", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("twostage")
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _same_every_time() -> None:
+    """Every test begins from the same random state, in whatever order they run."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test, and so no verb, may reach for the network. Sockets between processes of one machine stay open."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family != getattr(socket, "AF_UNIX", None):
+            raise AssertionError(f"tried to reach {address} over the network")
+        connect(self, address)
+
+    def refuse_name(host: Any, *_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError(f"tried to look up {host} on the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_name)
+
+
+def _folder(name: str) -> Path:
+    root = os.environ.get("TWOSTAGE_DATA")
+    if not root:
+        pytest.skip("TWOSTAGE_DATA is not set: no real data on this machine")
+    folder = Path(root) / name
+    if not folder.is_dir():
+        pytest.skip(f"TWOSTAGE_DATA has no folder {name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real data sets: blood-cells (VOC), coco-photos (COCO), nuclei (COCO with masks)."""
+    return _folder("data")
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Path:
+    """Folder of results and the numbers other tools gave for them."""
+    return _folder("oracles")
