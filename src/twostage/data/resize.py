@@ -13,11 +13,11 @@ from torch.nn.functional import interpolate
 
 @dataclass(frozen=True)
 class Resize:
-    """`shortest`: the shortest side becomes `size`, but the longest at most `max_size` (Fast R-CNN, section 4.6: 600, 1000).
+    """`shortest`: the shortest side becomes `size`, the longest at most `max_size` (Fast R-CNN, section 4.6: 600, 1000).
 
     `fixed`: both sides become `size`, whatever the aspect. Without `antialias`, bilinear interpolation reads at most
-    four pixels however far it shrinks, as torchvision's detectors do. `rounding` says how a side becomes whole: torchvision
-    takes the floor, detectron2 and mmdetection the nearest.
+    four pixels however far it shrinks, as torchvision's detectors do. `rounding` says how a side becomes whole:
+    torchvision takes the floor, detectron2 and mmdetection the nearest.
     """
 
     mode: Literal["shortest", "fixed"] = "shortest"

@@ -1,0 +1,83 @@
+"""A split of a data set in memory: flat arrays, whatever layout it was read from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
+
+from twostage.data.faults import Fault
+from twostage.data.flat import FlatMasks, FlatStrings, to_rle
+
+
+class Objects(NamedTuple):
+    """The objects of one image; views, so do not write to them. Boxes are xyxy on the upright original image."""
+
+    boxes: Float32[np.ndarray, "g 4"]
+    labels: Int64[np.ndarray, " g"]
+    crowd: Bool[np.ndarray, " g"]
+    difficult: Bool[np.ndarray, " g"]
+    areas: Float64[np.ndarray, " g"]
+    annotation_ids: Int64[np.ndarray, " g"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """M images with B objects of K classes; the objects of image i are rows `offsets[i]` to `offsets[i + 1]`.
+
+    `sizes` are upright (height, width). `labels` are class ids 0..K-1 in the order of `names`; `category_ids` are those
+    of the COCO file, or class id + 1. `image_ids` are those of the COCO file, or the 1-based position in sorted order.
+    `areas` are COCO's `area` (of the mask, where there is one), else the box's. `faults` are the repairs made, what
+    `on_error="skip"` left out, and notes.
+    """
+
+    root: Path
+    layout: str
+    split: str
+    names: tuple[str, ...]
+    category_ids: Int64[np.ndarray, " k"]
+    image_ids: Int64[np.ndarray, " m"]
+    sizes: Int32[np.ndarray, "m 2"]
+    offsets: Int64[np.ndarray, " m1"]
+    boxes: Float32[np.ndarray, "b 4"]
+    labels: Int64[np.ndarray, " b"]
+    crowd: Bool[np.ndarray, " b"]
+    difficult: Bool[np.ndarray, " b"]
+    areas: Float64[np.ndarray, " b"]
+    annotation_ids: Int64[np.ndarray, " b"]
+    masks: FlatMasks | None
+    files: FlatStrings
+    paths: FlatStrings
+    faults: tuple[Fault, ...]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def path(self, index: int) -> Path:
+        """Where the picture is."""
+        return Path(self.paths[index])
+
+    def file_name(self, index: int) -> str:
+        """The picture's name as the data set writes it (COCO's `file_name`)."""
+        return self.files[index]
+
+    def objects(self, index: int) -> Objects:
+        """The objects of one image."""
+        rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return Objects(
+            self.boxes[rows],
+            self.labels[rows],
+            self.crowd[rows],
+            self.difficult[rows],
+            self.areas[rows],
+            self.annotation_ids[rows],
+        )
+
+    def masks_of(self, index: int) -> list[dict[str, object]]:
+        """The masks of one image's objects, {"size": [h, w], "counts": bytes} in COCO's run lengths; [] without masks."""
+        if self.masks is None:
+            return []
+        height, width = self.sizes[index].tolist()
+        rows = range(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return [to_rle(self.masks[row], height, width) for row in rows]

@@ -1,0 +1,95 @@
+"""What can be wrong with a data set: one table of codes, and one line of text for each fault found.
+
+An error stops training; a repair is made (the box dropped or clipped) and listed; a note only tells.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from twostage.errors import DataError
+
+Severity = Literal["error", "repair", "note"]
+OnError = Literal["default", "fail", "skip"]
+
+CODES: dict[str, tuple[Severity, str]] = {
+    # the annotation files
+    "missing-file": ("error", "a file or folder that the data set names does not exist"),
+    "unreadable-file": ("error", "a file cannot be opened: permission, encoding, not a regular file"),
+    "broken-json": ("error", "the JSON does not parse, or is not a COCO data set"),
+    "broken-xml": ("error", "the XML does not parse, declares a DTD or entities, or is no VOC annotation"),
+    "broken-yaml": ("error", "data.yaml does not parse, or lacks what it must say"),
+    "broken-row": ("error", "a row of a YOLO label file is neither a box nor a polygon"),
+    "broken-record": ("error", "an image, annotation or category lacks a field, or the field has the wrong type"),
+    "not-normalised": ("error", "YOLO coordinates are pixels where fractions of the image are expected"),
+    # identities
+    "unknown-class": ("error", "an object's class is not among the data set's classes"),
+    "unknown-image": ("error", "an annotation belongs to an image that the file does not list"),
+    "duplicate-class": ("error", "two classes share a name or an id"),
+    "duplicate-image-id": ("error", "two images share an id"),
+    "duplicate-file": ("error", "one picture is listed twice"),
+    "duplicate-annotation-id": ("repair", "two annotations share an id; the later one gets a new id"),
+    # pictures
+    "missing-image": ("error", "the picture does not exist"),
+    "unreadable-image": ("error", "the picture is empty, truncated, hostile, or not an image"),
+    "missing-size": ("error", "neither the annotation nor a picture tells the image's size"),
+    "size-mismatch": ("repair", "the annotation states another size than the picture has; the picture's is used"),
+    "rotated-annotation": (
+        "note",
+        "the annotation was made on the picture before EXIF turned it; it is turned as well",
+    ),
+    # boxes and masks
+    "box-not-numbers": ("error", "a box is missing, or is not four finite numbers"),
+    "inverted-box": ("repair", "right of the box is left of its left, or bottom above top; dropped"),
+    "zero-area-box": ("repair", "the box has no width or no height; dropped"),
+    "box-outside": ("repair", "the box lies wholly outside the image; dropped"),
+    "box-partly-outside": ("repair", "the box reaches over the border of the image; clipped"),
+    "broken-mask": ("error", "a mask is not numbers, or its run lengths do not fill the image"),
+    "missing-mask": ("note", "some objects have no mask where others have; their box stands in"),
+    # what is good to know
+    "voc-offset": ("note", "which pixel VOC coordinates count from, and the evidence"),
+    "filled-default": ("note", "optional fields that are missing and were filled with their default"),
+    "background-images": ("note", "images without objects"),
+    "unannotated-images": ("note", "pictures without an annotation file, taken as images without objects"),
+}
+
+
+class Fault(NamedTuple):
+    """One thing wrong: what (a code of `CODES`), where (file, and object in it or ""), in words, and how to mend it."""
+
+    code: str
+    severity: Severity
+    file: str
+    object: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.object}" if self.object else self.file
+        return f"{self.code} {self.severity} {place}: {self.message}. {self.fix}".replace("\n", "\\n")
+
+
+def fault(code: str, file: object, where: str, message: str, fix: str) -> Fault:
+    """A fault whose severity is that of its code."""
+    return Fault(code, CODES[code][0], str(file), where, message, fix)
+
+
+def format_faults(faults: Iterable[Fault], *, most: int = 50) -> str:
+    """One line a fault, errors first; after `most` lines the rest is counted by code."""
+    rank = {"error": 0, "repair": 1, "note": 2}
+    ordered = sorted(faults, key=lambda f: rank[f.severity])
+    lines = [str(f) for f in ordered[:most]]
+    rest = ordered[most:]
+    if rest:
+        counts: dict[str, int] = {}
+        for f in rest:
+            counts[f.code] = counts.get(f.code, 0) + 1
+        lines.append(f"... and {len(rest)} more: " + ", ".join(f"{n} {code}" for code, n in counts.items()))
+    return "\n".join(lines)
+
+
+class FaultyDataError(DataError):
+    """Data that cannot be used, with every fault that says why."""
+
+    def __init__(self, heading: str, faults: Sequence[Fault]) -> None:
+        super().__init__(f"{heading}\n{format_faults(faults)}" if faults else heading)
+        self.faults = tuple(faults)

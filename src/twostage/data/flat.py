@@ -1,0 +1,93 @@
+"""Strings and masks as flat arrays: forked workers share their memory, where lists of objects are copied page by page."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+NONE, POLYGONS, RLE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class FlatStrings:
+    """A tuple of strings in one array of bytes, in the file system's encoding so that any file name survives."""
+
+    offsets: Int64[np.ndarray, " m1"]
+    data: UInt8[np.ndarray, " _"]
+
+    @classmethod
+    def of(cls, strings: Sequence[str]) -> "FlatStrings":
+        """The strings laid one after the other."""
+        return cls(*_flatten([os.fsencode(s) for s in strings]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return os.fsdecode(self.data[self.offsets[index] : self.offsets[index + 1]].tobytes())
+
+
+class Mask(NamedTuple):
+    """One object's mask as read: `kind` POLYGONS with bytes of `pack_polygons`, or RLE with COCO's compressed counts."""
+
+    kind: int
+    data: bytes
+
+
+NO_MASK = Mask(NONE, b"")
+
+
+@dataclass(frozen=True)
+class FlatMasks:
+    """Masks of all objects in one array of bytes; polygons are drawn only when asked for."""
+
+    kinds: UInt8[np.ndarray, " b"]
+    offsets: Int64[np.ndarray, " b1"]
+    data: UInt8[np.ndarray, " _"]
+
+    @classmethod
+    def of(cls, masks: Sequence[Mask]) -> "FlatMasks":
+        """The masks laid one after the other."""
+        kinds = np.fromiter((m.kind for m in masks), dtype=np.uint8, count=len(masks))
+        return cls(kinds, *_flatten([m.data for m in masks]))
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, index: int) -> Mask:
+        return Mask(int(self.kinds[index]), self.data[self.offsets[index] : self.offsets[index + 1]].tobytes())
+
+
+def pack_polygons(rings: Sequence[Sequence[float] | np.ndarray]) -> bytes:
+    """Rings of x, y, x, y ... as bytes: how many, the length of each, the coordinates (all 8 bytes wide)."""
+    lengths = np.array([len(rings), *map(len, rings)], dtype=np.int64)
+    return lengths.tobytes() + b"".join(np.asarray(ring, dtype=np.float64).tobytes() for ring in rings)
+
+
+def unpack_polygons(data: bytes) -> list[np.ndarray]:
+    """The rings that `pack_polygons` packed, each a float64 [2n]."""
+    count = int(np.frombuffer(data, np.int64, 1)[0])
+    lengths = np.frombuffer(data, np.int64, count, offset=8)
+    coordinates = np.frombuffer(data, np.float64, offset=8 * (count + 1))
+    return np.split(coordinates, np.cumsum(lengths)[:-1])
+
+
+def to_rle(mask: Mask, height: int, width: int) -> dict[str, object]:
+    """COCO's run lengths of a mask on an image of this size: {"size": [h, w], "counts": bytes}."""
+    if mask.kind == RLE:
+        return {"size": [height, width], "counts": mask.data}
+    from faster_coco_eval.core import mask as coco
+
+    rings = [ring.tolist() for ring in unpack_polygons(mask.data)]
+    merged = coco.merge(coco.frPyObjects(rings, height, width))
+    counts = merged["counts"]
+    return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def _flatten(pieces: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return offsets, np.frombuffer(b"".join(pieces), dtype=np.uint8)

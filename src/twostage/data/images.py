@@ -1,0 +1,191 @@
+"""Pictures into arrays: the one decode function that training, prediction, evaluation and the server share.
+
+Every picture leaves as RGB, 8 bits, turned upright by its EXIF (or PNG eXIf) tag:
+
+- alpha is dropped, not blended: a transparent pixel keeps the colour stored beneath it, as Pillow's and torchvision's
+  conversions to RGB do;
+- 16-bit samples keep their high byte (65535 becomes 255), for grey as Pillow itself does for 16-bit colour: nothing is
+  stretched to the picture's own range, so equal values stay equal over a data set;
+- CMYK goes through Pillow's conversion, without colour profiles; of an animation or a pile of pages the first is taken.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from twostage.errors import DataError
+
+EXTENSIONS = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif", ".mpo"]
+    + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".qoi"]
+)
+# Formats that hold one raster and need no outside program; Pillow would hand an EPS to Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "MPO", "QOI")
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
+
+
+class Header(NamedTuple):
+    """What a picture says of itself without being decoded; height and width are upright."""
+
+    height: int
+    width: int
+    orientation: int
+    format: str
+    mode: str
+
+
+def read_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture as upright RGB, from a path, the bytes of a file, or a PIL image.
+
+    Raises DataError, naming the file, when it is missing, empty, truncated, not an image, or larger than Pillow's limit
+    of pixels (`PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    if isinstance(source, Image.Image):
+        with _named("the PIL image"):
+            return _pixels(source, source.getexif().get(ExifTags.Base.Orientation, 1))
+    with _named(_name(source)), _open(source) as (image, file):
+        orientation = _orientation(image, file)
+        return _pixels(image, orientation)
+
+
+def read_header(source: str | Path | bytes) -> Header:
+    """Size, orientation, format and mode of a picture from its first bytes. Raises DataError as `read_image` does."""
+    with _named(_name(source)), _open(source) as (image, file):
+        width, height = image.size
+        orientation = _orientation(image, file)
+        if orientation in SIDEWAYS:
+            height, width = width, height
+        return Header(height, width, orientation, image.format or "", image.mode)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the upright picture, from its header alone. Raises DataError as `read_image` does."""
+    header = read_header(path)
+    return header.height, header.width
+
+
+def _name(source: str | Path | bytes) -> str:
+    return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(f for f in FORMATS if f in Image.OPEN)
+
+
+@contextmanager
+def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    if not isinstance(source, bytes):
+        path = Path(source)
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder, not a picture. Name a file in it.")
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is not a regular file.")
+    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
+    with file:
+        if not file.read(1):
+            raise DataError(f"{_name(source)}: is empty (0 bytes). Copy it again, or leave it out of the data set.")
+        file.seek(0)
+        with Image.open(file, formats=_formats()) as image:
+            yield image, file
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turns whatever Pillow raises on a bad picture into a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: does not exist. Check the path.") from error
+    except PermissionError as error:
+        raise DataError(f"{name}: no permission to read it. Change its mode or its owner.") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: is not an image of a known format ({', '.join(_formats())}).") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name}: {error}. Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+        ) from error
+    # Pillow's decoders raise nearly anything on hostile bytes: struct.error, IndexError, zlib.error, MemoryError ...
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{name}: cannot be decoded ({reason}). Save it again, or leave it out.") from error
+
+
+def _orientation(image: Image.Image, file: BinaryIO) -> int:
+    """The EXIF orientation, 1 to 8. Broken EXIF counts as none, as in every viewer."""
+    if image.format == "PNG" and "exif" not in image.info:
+        late = _late_exif(file)
+        if late is not None:
+            image.info["exif"] = late
+    try:
+        # The base method: PNG's own would decode all pixels to look for an eXIf chunk behind them.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF is parsed by Pillow from untrusted bytes: any exception means that it is broken
+        return 1
+    return value if value in TURNS else 1
+
+
+def _late_exif(file: BinaryIO) -> bytes | None:
+    """The eXIf chunk of a PNG that stands behind the pixels, where ExifTool writes it; the file's place is kept."""
+    place = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return b"Exif\x00\x00" + file.read(min(length, 1 << 20))
+            if kind == b"IEND":
+                return None
+            file.seek(length + 4, io.SEEK_CUR)
+        return None
+    finally:
+        file.seek(place)
+
+
+def _pixels(image: Image.Image, orientation: int) -> UInt8[np.ndarray, "h w 3"]:
+    image = _to_rgb(image)
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+    return np.array(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        return _high_byte(image).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("F", "LAB"):
+        raise ValueError(f"pixels of mode {image.mode} have no agreed range; 8 or 16 bits have")
+    return image.convert("RGB")
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """8-bit grey from 16-bit samples, which Pillow hands over as 16 or as 32 bits."""
+    samples = np.asarray(image)
+    low, high = int(samples.min(initial=0)), int(samples.max(initial=0))
+    if low < 0 or high > 0xFFFF:
+        raise ValueError(f"its samples run from {low} to {high}, more than 16 bits hold")
+    return Image.fromarray((samples >> 8).astype(np.uint8))

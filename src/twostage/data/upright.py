@@ -1,0 +1,51 @@
+"""Annotations made on a picture before its EXIF tag turned it, turned upright as the picture is.
+
+`turn` is the EXIF orientation, 5 to 8 (those that exchange height and width); h, w are the picture's size as stored.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from twostage.data.flat import POLYGONS, RLE, Mask, pack_polygons, unpack_polygons
+
+
+def turn_points(x: np.ndarray, y: np.ndarray, turn: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where points of the stored picture lie on the upright one."""
+    right, down = (height - y, x)  # orientation 6: a quarter turn clockwise
+    if turn in (5, 8):
+        right = y
+    if turn in (7, 8):
+        down = width - x
+    return right, down
+
+
+def turn_boxes(boxes: Float[np.ndarray, "n 4"], turn: int, height: int, width: int) -> Float[np.ndarray, "n 4"]:
+    """Boxes xyxy of the stored picture on the upright one; an inverted box stays one."""
+    x, y = turn_points(boxes[:, [0, 2]], boxes[:, [1, 3]], turn, height, width)
+    # A mirrored axis exchanges its two ends.
+    if turn in (6, 7):
+        x = x[:, ::-1]
+    if turn in (7, 8):
+        y = y[:, ::-1]
+    return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
+
+
+def turn_mask(mask: Mask, turn: int, height: int, width: int) -> Mask:
+    """The mask of the stored picture on the upright one."""
+    if mask.kind == POLYGONS:
+        rings = []
+        for ring in unpack_polygons(mask.data):
+            x, y = turn_points(ring[0::2], ring[1::2], turn, height, width)
+            rings.append(np.stack([x, y], axis=1).ravel())
+        return Mask(POLYGONS, pack_polygons(rings))
+    if mask.kind != RLE:
+        return mask
+    from faster_coco_eval.core import mask as coco
+
+    pixels = coco.decode({"size": [height, width], "counts": mask.data}).T
+    if turn in (6, 7):
+        pixels = pixels[:, ::-1]
+    if turn in (7, 8):
+        pixels = pixels[::-1]
+    counts = coco.encode(np.asfortranarray(pixels))["counts"]
+    return Mask(RLE, counts.encode() if isinstance(counts, str) else counts)

@@ -1,0 +1,234 @@
+"""PASCAL VOC: one XML file a picture, lists of names per split.
+
+Coordinates count pixels from 1 and include the last: x1 = xmin - 1, x2 = xmax. Many tools count from 0 instead, where
+x1 = xmin; `--voc-offset` says which, and `auto` looks for a 0 in the whole data set, so that all splits agree.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers.expat import ExpatError, ParserCreate
+
+from twostage.data.builder import Builder
+from twostage.data.dataset import Dataset
+from twostage.data.faults import Fault, OnError, fault
+from twostage.data.images import EXTENSIONS
+
+VocOffset = Literal["auto", "0", "1"]
+LARGEST_FILE = 64 << 20  # bytes; a hundred thousand objects fit
+
+
+class VocObject(NamedTuple):
+    """An object as the XML writes it, or the fault that keeps it from being one."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+    number: int
+
+
+class VocFile(NamedTuple):
+    """One XML file: the picture it names, the (height, width) it states (0 where it does not), objects and faults."""
+
+    filename: str
+    stated: tuple[int, int]
+    objects: tuple[VocObject, ...]
+    faults: tuple[Fault, ...]
+    broken: bool
+
+
+class VocFolders(NamedTuple):
+    """Where a VOC data set keeps things: the stems of each split, None for "all that are there", in which folders."""
+
+    annotations: Mapping[str, Path]
+    images: Mapping[str, Path]
+    lists: Mapping[str, Path | None]
+
+
+def read_voc(
+    folders: VocFolders, *, root: Path, split: str, offset: VocOffset, on_error: OnError, require_images: bool
+) -> Dataset:
+    """One split of a VOC data set; its classes are those of all splits, in sorted order. Raises FaultyDataError."""
+    files = {
+        (folder, stem): read_xml(folder / f"{stem}.xml", root)
+        for folder in sorted(set(folders.annotations.values()))
+        for stem in _stems(folder, {".xml"})
+    }
+    names = tuple(sorted({o.name for f in files.values() for o in f.objects}))
+    first, evidence = _first_pixel(files, offset)
+    folder, pictures = folders.annotations[split], _stems(folders.images[split], EXTENSIONS)
+    listed = folders.lists[split]
+    faults = list(evidence)
+    stems = _listed(listed, {s for f, s in files if f == folder}) if listed else _together(folder, files, pictures)
+    xml_of: list[str] = []
+
+    def place(image: int, source: int) -> tuple[str, str]:
+        return xml_of[image], f"object {source}"
+
+    builder = Builder(
+        root=root,
+        layout="voc",
+        split=split,
+        names=names,
+        category_ids=range(1, len(names) + 1),
+        place=place,
+        require_images=require_images,
+        thin=float(first),
+        faults=faults,
+    )
+    label_of = {name: label for label, name in enumerate(names)}
+    bare = []
+    for position, stem in enumerate(stems):
+        found = files.get((folder, stem))
+        xml = folder / f"{stem}.xml"
+        xml_of.append(_shown(xml, root))
+        picture = _picture(folders.images[split], stem, pictures.get(stem, ()), found)
+        image = builder.add_image(picture.name, picture, position + 1, found.stated if found else (0, 0))
+        if found is None:
+            if listed:
+                fix = f"Bring it, or remove {stem!r} from {listed.name}"
+                builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
+            bare.append(picture.name)
+            continue
+        _add(builder, image, found, first, label_of)
+    if bare and not listed:
+        message = f"{len(bare)} pictures have no XML and count as images without objects, {bare[0]!r} among them"
+        builder.report("unannotated-images", _shown(folder, root), "", message, "Annotate them, or take them away")
+    return builder.build(on_error)
+
+
+def _add(builder: Builder, image: int, found: VocFile, first: int, label_of: Mapping[str, int]) -> None:
+    builder.faults.extend(found.faults)
+    if found.broken:
+        builder.spoil(image)
+    for item in found.objects:
+        left, top, right, bottom = item.box
+        builder.add_object(
+            image,
+            (left - first, top - first, right, bottom),
+            label_of[item.name],
+            source=item.number,
+            annotation_id=builder.count + 1,
+            difficult=item.difficult,
+        )
+
+
+def read_xml(path: Path, root: Path) -> VocFile:
+    """What one XML file says; what it says wrongly stands in its faults."""
+    shown = _shown(path, root)
+    try:
+        tree = parse_xml(path)
+        if tree.tag != "annotation":
+            raise ValueError(f"its outermost element is <{tree.tag}>, not <annotation>")
+    except (OSError, ValueError, LookupError, ExpatError) as error:
+        fix = "Write the annotation again, or remove it together with its picture"
+        return VocFile("", (0, 0), (), (fault("broken-xml", shown, "", str(error), fix),), broken=True)
+    objects, faults = [], []
+    for number, element in enumerate(tree.iterfind("object"), start=1):
+        try:
+            objects.append(_object(element, number))
+        except ValueError as error:
+            fix = "Write name and bndbox with xmin, ymin, xmax, ymax, or remove the object"
+            code = "box-not-numbers" if element.findtext("name") else "broken-record"
+            faults.append(fault(code, shown, f"object {number}", str(error), fix))
+    stated = tuple(_whole(tree.findtext(f"size/{side}")) for side in ("height", "width"))
+    filename = (tree.findtext("filename") or "").strip()
+    return VocFile(filename, (stated[0], stated[1]), tuple(objects), tuple(faults), broken=False)
+
+
+def parse_xml(path: Path) -> Element:
+    """The tree of a small XML file without DTD, so that no entity can grow or reach outside. Raises ValueError."""
+
+    def refuse(name: str, *_: object) -> NoReturn:
+        raise ValueError(f"declares a document type <!DOCTYPE {name}>, which may hold entity bombs; remove that line")
+
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"is larger than {LARGEST_FILE >> 20} MiB")
+    builder = TreeBuilder()
+    parser = ParserCreate()
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.Parse(path.read_bytes(), True)
+    return builder.close()
+
+
+def _object(element: Element, number: int) -> VocObject:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise ValueError("the object has no name")
+    box = element.find("bndbox")
+    if box is None:
+        raise ValueError(f"the object {name!r} has no bndbox")
+    sides = []
+    for side in ("xmin", "ymin", "xmax", "ymax"):
+        text = box.findtext(side)
+        try:
+            sides.append(float(text or ""))
+        except ValueError:
+            raise ValueError(f"{side} of {name!r} is {text!r}, not a number") from None
+    difficult = (element.findtext("difficult") or "0").strip() in ("1", "true", "True")
+    return VocObject(name, (sides[0], sides[1], sides[2], sides[3]), difficult, number)
+
+
+def _whole(text: str | None) -> int:
+    text = (text or "").strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+
+
+def _first_pixel(files: Mapping[tuple[Path, str], VocFile], offset: VocOffset) -> tuple[int, list[Fault]]:
+    """The number of the first pixel, 0 or 1, and the note that says why it is 0."""
+    if offset != "auto":
+        return int(offset), []
+    for (folder, stem), file in files.items():
+        for item in file.objects:
+            if min(item.box[:2]) == 0:
+                message = "a minimum of 0 shows that coordinates count from 0: x1 = xmin, x2 = xmax"
+                fix = "If they count from 1, say --voc-offset 1 and correct this box"
+                where = f"object {item.number}"
+                return 0, [fault("voc-offset", folder.name + f"/{stem}.xml", where, message, fix)]
+    return 1, []
+
+
+def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """File names by stem, in sorted order, of the files in a folder that end so."""
+    found: dict[str, tuple[str, ...]] = {}
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries)
+    for name in names:
+        stem, extension = Path(name).stem, Path(name).suffix
+        if extension.lower() in extensions and not name.startswith("."):
+            found[stem] = (*found.get(stem, ()), name)
+    return found
+
+
+def _together(folder: Path, files: Iterable[tuple[Path, str]], pictures: Mapping[str, object]) -> list[str]:
+    return sorted({stem for where, stem in files if where == folder} | set(pictures))
+
+
+def _listed(path: Path, known: set[str]) -> list[str]:
+    """The names in a list; one made for a single class has -1, 0 or 1 behind each."""
+    stems = set()
+    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        stem = line.strip()
+        if stem not in known and stem.rpartition(" ")[2] in ("-1", "0", "1"):
+            stem = stem.rpartition(" ")[0].strip()
+        if stem:
+            stems.add(stem)
+    return sorted(stems)
+
+
+def _picture(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile | None) -> Path:
+    """The picture of an annotation: of the same stem, else the one that the XML names."""
+    named = Path(found.filename).name if found else ""
+    if not same_stem:
+        return folder / named if named and (folder / named).is_file() else folder / f"{stem}.jpg"
+    return folder / (named if named in same_stem else same_stem[0])
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

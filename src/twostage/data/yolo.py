@@ -1,0 +1,197 @@
+"""YOLO: data.yaml with names and splits, one text file of rows a picture.
+
+A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractions of the picture's size. A picture
+`images/a.jpg` has its rows in `labels/a.txt`; without that file it has no objects (Ultralytics, docs/datasets/detect).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from twostage.data.builder import Builder
+from twostage.data.dataset import Dataset
+from twostage.data.faults import FaultyDataError, OnError, fault
+from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons
+from twostage.data.images import EXTENSIONS
+
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+SPLIT_KEYS = ("train", "val", "valid", "test", "trainval", "minival")
+LARGEST_YAML = 4 << 20  # bytes
+
+
+def yolo_splits(path: Path) -> tuple[str, ...]:
+    """The splits that a data.yaml names. Raises FaultyDataError."""
+    document = _load(path)
+    return tuple(key for key in SPLIT_KEYS if document.get(key))
+
+
+def read_yolo(path: Path, *, split: str, images: Path | None, on_error: OnError) -> Dataset:
+    """One split of a YOLO data set; the pictures must be there, for their sizes. Raises FaultyDataError."""
+    document = _load(path)
+    names = _names(document, path)
+    root = path.parent
+    shown_labels: list[str] = []
+
+    def place(image: int, source: int) -> tuple[str, str]:
+        return shown_labels[image], f"line {source}"
+
+    builder = Builder(
+        root=root, layout="yolo", split=split, names=names, category_ids=range(1, len(names) + 1), place=place
+    )
+    bare = []
+    rows: list[list[tuple[int, list[float]]]] = []
+    for position, picture in enumerate(_pictures(document, path, split, images)):
+        label_file = _label_file(picture)
+        shown_labels.append(_shown(label_file, root))
+        image = builder.add_image(_shown(picture, root), picture, position + 1)
+        if label_file.is_file():
+            rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names))))
+        else:
+            rows.append([])
+            bare.append(picture.name)
+    if bare:
+        message = f"{len(bare)} pictures have no label file and count as images without objects, {bare[0]!r} among them"
+        builder.report("unannotated-images", path.name, split, message, "Write an empty label file if that is meant")
+    sizes, _ = builder.measure()
+    for image, found in enumerate(rows):
+        height, width = sizes[image].tolist()
+        for line, (label, *values) in found:
+            _add(builder, image, line, int(label), values, height, width)
+    return builder.build(on_error)
+
+
+def _add(builder: Builder, image: int, line: int, label: int, values: Sequence[float], height: int, width: int) -> None:
+    mask = NO_MASK
+    if len(values) == 4:
+        cx, cy, w, h = values
+        box = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+    else:
+        xs, ys = [x * width for x in values[0::2]], [y * height for y in values[1::2]]
+        box = (min(xs), min(ys), max(xs), max(ys))
+        mask = Mask(POLYGONS, pack_polygons([[v for point in zip(xs, ys, strict=True) for v in point]]))
+    builder.add_object(image, box, label, source=line, annotation_id=builder.count + 1, mask=mask)
+
+
+def _rows(builder: Builder, path: Path, shown: str, image: int, classes: int) -> Iterator[tuple[int, list[float]]]:
+    """Line number, and [class, numbers ...] of every good row; the others are reported."""
+    fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the picture"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        builder.report("unreadable-file", shown, "", f"the label file cannot be read: {error}", fix, image=image)
+        return
+    for line, row in enumerate(text.splitlines(), start=1):
+        if not (fields := row.split()):
+            continue
+        where = f"line {line}"
+        try:
+            values = [float(v) for v in fields]
+        except ValueError:
+            builder.report("box-not-numbers", shown, where, f"{row[:80]!r} is not numbers", fix)
+            continue
+        label = values[0]
+        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
+            builder.report("broken-row", shown, where, f"{len(values)} numbers make neither box nor polygon", fix)
+        elif not (0 <= label < classes and label == int(label)):
+            message = f"there is no class {fields[0]} among {classes} (0 to {classes - 1})"
+            builder.report("unknown-class", shown, where, message, "Correct the class, or add its name to data.yaml")
+        elif max(map(abs, values[1:])) > 2:
+            message = f"{max(values[1:], key=abs):g} is no fraction of the picture"
+            builder.report(
+                "not-normalised", shown, where, message, "Divide x and w by the width, y and h by the height"
+            )
+        else:
+            yield line, values
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LARGEST_YAML:
+            _broken(path, f"is larger than {LARGEST_YAML >> 20} MiB")
+        document = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        _broken(path, f"cannot be read: {' '.join(str(error).split())}")
+    if not isinstance(document, dict):
+        _broken(path, "holds no keys")
+    return document
+
+
+def _broken(path: Path, message: str) -> NoReturn:
+    fix = "Write `names: [cat, dog]`, `train: images/train`, `val: images/val`"
+    raise FaultyDataError(f"{path}: cannot be used.", [fault("broken-yaml", path, "", message, fix)])
+
+
+def _names(document: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    names = document.get("names")
+    if isinstance(names, dict):
+        if sorted(names, key=repr) != sorted(range(len(names)), key=repr):
+            _broken(path, f"names must be numbered 0 to {len(names) - 1} without gaps")
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names:
+        _broken(path, "has no list of names")
+    for name in names:
+        if not isinstance(name, str | int | float) or isinstance(name, bool):
+            _broken(path, f"the name {name!r} is not text; put it in quotes")
+    names = [str(name) for name in names]
+    if len(set(names)) < len(names):
+        _broken(path, "two classes share a name")
+    if isinstance(document.get("nc"), int) and document["nc"] != len(names):
+        _broken(path, f"nc is {document['nc']}, but there are {len(names)} names")
+    return tuple(names)
+
+
+def _pictures(document: Mapping[str, Any], path: Path, split: str, images: Path | None) -> list[Path]:
+    """The pictures of a split in sorted order."""
+    named = [images] if images else document[split]
+    found: set[Path] = set()
+    for entry in named if isinstance(named, list) else [named]:
+        place = entry if isinstance(entry, Path) else _resolve(str(entry), document, path)
+        if place.is_dir():
+            found.update(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+        else:
+            found.update(_listed(place))
+    return sorted(found)
+
+
+def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
+    """Where a split's folder or list is: under `path:`, or beside data.yaml, with or without the ../ of some exports."""
+    base = path.parent / str(document.get("path") or "")
+    bare = entry
+    while bare.startswith("../"):
+        bare = bare[3:]
+    candidates = [base / entry, path.parent / entry, path.parent / bare]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    looked = ", ".join(dict.fromkeys(map(str, candidates)))
+    message = f"names {entry!r}, which does not exist; looked at {looked}"
+    raise FaultyDataError(
+        f"{path}: cannot be used.", [fault("missing-file", path, "", message, "Correct the path in data.yaml")]
+    )
+
+
+def _listed(place: Path) -> list[Path]:
+    """The pictures of a text file of paths; relative ones count from its folder."""
+    try:
+        lines = place.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FaultyDataError(
+            f"{place}: cannot be used.",
+            [fault("unreadable-file", place, "", f"is no list of pictures: {error}", "Name a folder or a list")],
+        ) from error
+    return [place.parent / line.strip() for line in lines if line.strip()]
+
+
+def _label_file(picture: Path) -> Path:
+    parts = list(picture.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
