@@ -18,15 +18,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from twostage.errors import UsageError, nearest
 
+Number = int | float
+
 
 def option(
     default: Any = MISSING,
     help: str = "",
     *,
     group: str = "Options",
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
+    low: Number | None = None,
+    above: Number | None = None,
+    high: Number | None = None,
 ) -> Any:
     """A dataclass field with its help, its section of the help page and the range of its numbers (`above` excludes)."""
     metadata = {"help": help, "group": group, "low": low, "above": above, "high": high}
@@ -56,7 +58,7 @@ def choices_of(hint: Any) -> tuple[str, ...]:
     return ()
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def _numbers(value: Any) -> Iterator[Number]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         yield value
     elif isinstance(value, tuple):
@@ -64,7 +66,7 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(part)
 
 
-def _check_range(each: Field[Any], number: float) -> None:
+def _check_range(each: Field[Any], number: Number) -> None:
     low, above, high = (each.metadata.get(key) for key in ("low", "above", "high"))
     if math.isnan(number):
         raise UsageError(f"{each.name} is not a number")

@@ -1,0 +1,157 @@
+"""The demo's page: one HTML file that holds its pictures, opens without a server and asks nothing of the network."""
+
+import base64
+import html
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from twostage.atomic import write_text
+
+# Shown where there is one picture an unseen scene: a pair, ground truth left, found right.
+_PICTURES_NOTE = (
+    "On the left what is there, on the right what the detector found, with its scores. The first row has the scenes it "
+    "did worst on, and the rest are taken in order, so that the page does not flatter."
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on the page, and the line below it."""
+
+    path: Path
+    title: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page tells. Metrics are COCO's, in 0..1; times are seconds; paths lie in `folder`."""
+
+    folder: Path
+    weights: Path
+    scenes: Path
+    minutes: float
+    train_images: int
+    val_images: int
+    steps: int
+    parameters: int
+    seconds_an_image: float
+    metrics: Mapping[str, float]
+    per_class: Mapping[str, Mapping[str, float]]
+    pictures: Sequence[Shown]
+    plots: Sequence[Shown]
+    environment: Mapping[str, Any]
+
+
+def write_page(page: Page) -> Path:
+    """Write `index.html` into the page's folder and return its path."""
+    template = Template(files("twostage.cli").joinpath("demo_page.html").read_text(encoding="utf-8"))
+    text = template.substitute(
+        ap=f"{page.metrics['AP']:.3f}",
+        minutes=f"{page.minutes:.3g}",
+        lead=_lead(page),
+        tiles="\n".join(_tile(*tile) for tile in _tiles(page)),
+        pictures_note=_PICTURES_NOTE,
+        pictures="\n".join(map(_figure, page.pictures)),
+        plots="\n".join(map(_figure, page.plots)),
+        classes="\n".join(_class_row(name, row) for name, row in page.per_class.items()),
+        advice=_advice(),
+        command=html.escape(own_command()),
+        scenes=html.escape(str(page.scenes)),
+        weights=html.escape(str(page.weights)),
+        files="\n".join(f"<tr><td><code>{name}</code></td><td>{what}</td></tr>" for name, what in _files(page)),
+        footer=_footer(page),
+    )
+    path = page.folder / "index.html"
+    write_text(path, text)
+    return path
+
+
+def own_command() -> str:
+    """How to call this command line from the current folder: by its name where the shell finds it."""
+    called = Path(sys.argv[0])
+    if shutil.which("twostage") or called.name != "twostage":
+        return "twostage"
+    try:
+        return str(called.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(called.absolute())
+
+
+def _lead(page: Page) -> str:
+    return (
+        f"Faster R-CNN around a net of {page.parameters / 1e6:.1f} million parameters began with random weights, saw "
+        f"{page.train_images} generated scenes for {page.steps} steps, and was scored once on {page.val_images} scenes it "
+        "had never seen. All of it ran on this machine, and nothing was downloaded."
+    )
+
+
+def _tiles(page: Page) -> list[tuple[str, str]]:
+    return [
+        (f"{page.metrics['AP']:.3f}", "AP on unseen scenes"),
+        (f"{page.metrics['AP50']:.3f}", "AP50"),
+        (f"{page.metrics['AP75']:.3f}", "AP75"),
+        (f"{page.minutes:.3g} min", "of training"),
+        (f"{1000 * page.seconds_an_image:.0f} ms", "to predict an image"),
+    ]
+
+
+def _tile(number: str, what: str) -> str:
+    kind = "tile first" if what.startswith("AP on") else "tile"
+    return f'<div class="{kind}"><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>'
+
+
+def _figure(shown: Shown) -> str:
+    kind = "jpeg" if shown.path.suffix == ".jpg" else shown.path.suffix[1:]
+    data = base64.b64encode(shown.path.read_bytes()).decode()
+    title, note = html.escape(shown.title), html.escape(shown.note)
+    return (
+        f'<figure><img loading="lazy" alt="{title}" src="data:image/{kind};base64,{data}">'
+        f"<figcaption><b>{title}</b> {note}</figcaption></figure>"
+    )
+
+
+def _class_row(name: str, row: Mapping[str, float]) -> str:
+    bar = f'<i style="width:{100 * max(0.0, row["AP"]):.1f}%"></i>'
+    count = f"{row['objects']:.0f}" if "objects" in row else ""
+    return (
+        f"<tr><td>{html.escape(name)}</td><td>{count}</td><td>{row['AP']:.3f}</td><td>{row['AP50']:.3f}</td>"
+        f'<td class="bar">{bar}</td></tr>'
+    )
+
+
+def _advice() -> str:
+    return (
+        "The tiny model learns from nothing and suits a processor; with a graphics card leave <code>--model</code>, "
+        "<code>--size</code> and <code>--minutes</code> out. A run ends by the clock, its schedule fitted to it; "
+        "Ctrl-C saves, and <code>--resume</code> goes on."
+    )
+
+
+def _files(page: Page) -> list[tuple[str, str]]:
+    run = page.weights.parent.parent.name
+    return [
+        (
+            f"{run}/weights/best.safetensors",
+            "the detector: weights, class names, preprocessing and metrics in one file",
+        ),
+        (f"{run}/metrics.csv", "losses and AP as they were measured"),
+        (f"{run}/config.yaml", "every option of the run, ready for <code>--config</code>"),
+        ("predictions/", "the pictures above, all of them"),
+        ("scenes/", "the generated scenes, a plain COCO data set with boxes and masks"),
+    ]
+
+
+def _footer(page: Page) -> str:
+    env = page.environment
+    packages = env.get("packages", {})
+    return html.escape(
+        f"twostage {env.get('twostage')}, torch {packages.get('torch')}, Python {env.get('python')}, "
+        f"{env.get('cpu', {}).get('name')}, {env.get('cpu', {}).get('cores')} cores."
+    )

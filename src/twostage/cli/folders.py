@@ -1,0 +1,33 @@
+"""Folders a verb writes into: new ones, so that no earlier result is ever mixed up or lost."""
+
+from pathlib import Path
+
+from twostage.errors import UsageError
+
+
+def new_folder(path: Path, flag: str) -> Path:
+    """Make the folder `path`, asked for by `flag`; an empty one may be there. Raises UsageError when it holds anything."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{flag} {path}: is a file, and must be a folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{flag} {path}: is not empty, and nothing is overwritten: name a new folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: cannot be made ({error.strerror or error})") from error
+    return path
+
+
+def next_folder(parent: Path, name: str) -> Path:
+    """Make and return the first folder `parent/name-N` that is not there yet, N from 1."""
+    number = 1
+    while True:
+        path = parent / f"{name}-{number}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be made ({error.strerror or error}); choose a folder by --out") from error
+        else:
+            return path

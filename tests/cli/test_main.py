@@ -1,0 +1,229 @@
+"""What the shell sees: exit codes, what goes to standard output and what to standard error."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cyclopts import App
+
+import twostage.cli
+from twostage.cli import main
+from twostage.cli.verb import Outcome, to_json, verb
+from twostage.errors import DataError, MissingError, ThresholdError, TwostageError, UsageError
+
+Shell = tuple[int, str, str]
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No options of its own."""
+
+
+@pytest.fixture
+def run_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Shell]:
+    """Runs a function as the verb `go` and returns exit code, standard output and standard error."""
+
+    def run(function: Callable[[], Outcome], *arguments: str) -> Shell:
+        @verb(Nothing)
+        def go(_options: Nothing) -> Outcome:
+            """Go."""
+            return function()
+
+        app = App(
+            print_error=False, exit_on_error=False, suppress_keyboard_interrupt=False, result_action="return_value"
+        )
+        app.command(go, name="go")
+        monkeypatch.setattr(twostage.cli, "application", lambda: app)
+        code = main(["go", *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TwostageError("no luck"), 1),
+        (UsageError("no luck"), 2),
+        (DataError("no luck"), 3),
+        (MissingError("no luck"), 4),
+        (ThresholdError("no luck"), 5),
+        (OSError(28, "no luck", "results.json"), 1),
+        (KeyError("no luck"), 1),
+        (MemoryError("no luck"), 1),
+    ],
+)
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_error_is_a_message_and_an_exit_code(
+    run_verb: Callable[..., Shell], error: Exception, code: int, arguments: list[str]
+) -> None:
+    def fail() -> Outcome:
+        raise error
+
+    found, output, messages = run_verb(fail, *arguments)
+    assert found == code
+    assert "no luck" in messages
+    assert "Traceback" not in messages
+    if arguments:
+        assert json.loads(output)["error"]["code"] == code
+    else:
+        assert output == ""
+
+
+def test_debug_shows_the_traceback(run_verb: Callable[..., Shell]) -> None:
+    def fail() -> Outcome:
+        raise ValueError("no luck")
+
+    code, _, messages = run_verb(fail, "--debug")
+    assert code == 1
+    assert "Traceback" in messages
+    assert "ValueError: no luck" in messages
+
+
+def test_surprise_asks_for_debug(run_verb: Callable[..., Shell]) -> None:
+    def fail() -> Outcome:
+        raise ValueError("no luck\nsecond line")
+
+    _, _, messages = run_verb(fail)
+    assert messages == "twostage: internal error: ValueError: no luck (run with --debug)\n"
+
+
+def test_ctrl_c_is_130(run_verb: Callable[..., Shell]) -> None:
+    def stop() -> Outcome:
+        raise KeyboardInterrupt
+
+    code, output, messages = run_verb(stop)
+    assert (code, output) == (130, "")
+    assert "Traceback" not in messages
+
+
+def test_json_is_one_object_whatever_is_printed(run_verb: Callable[..., Shell]) -> None:
+    def chatter() -> Outcome:
+        print("for people")
+        logging.getLogger("twostage.somewhere").info("on the way")
+        return Outcome({"path": Path("a"), "score": np.float32(0.5), "boxes": np.zeros((1, 4))})
+
+    code, output, messages = run_verb(chatter, "--json")
+    assert code == 0
+    assert json.loads(output) == {"path": "a", "score": 0.5, "boxes": [[0, 0, 0, 0]]}
+    assert output.count("\n") == 1
+    assert messages == "on the way\nfor people\n" or messages == "for people\non the way\n"
+
+
+def test_failure_after_a_result_keeps_the_result(run_verb: Callable[..., Shell]) -> None:
+    code, output, messages = run_verb(lambda: Outcome({"AP": 0.1}, ThresholdError("AP is too low")), "--json")
+    assert code == 5
+    assert json.loads(output) == {"AP": 0.1}
+    assert messages == "twostage: AP is too low\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [([], ["info", "warning"]), (["--quiet"], ["warning"]), (["--debug"], ["debug", "info", "warning"])],
+)
+def test_messages_follow_quiet_and_debug(
+    run_verb: Callable[..., Shell], arguments: list[str], shown: list[str]
+) -> None:
+    logger = logging.getLogger("twostage.somewhere")
+
+    def speak() -> Outcome:
+        logger.debug("debug")
+        logger.info("info")
+        logger.warning("warning")
+        return Outcome({})
+
+    _, output, messages = run_verb(speak, *arguments)
+    assert output == ""
+    assert [line.split()[-1] for line in messages.splitlines()] == shown
+    assert not logging.getLogger("twostage").handlers, "the handler stays behind"
+
+
+def test_nan_never_reaches_json() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        to_json({"AP": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian", "x"], 'Did you mean "train"'),
+        (["train", "x", "--epoch", "3"], "Did you mean --epochs"),
+        (["train", "x", "--precision", "bf15"], 'Did you mean "bf16"'),
+        (["train", "x", "--epochs", "many"], 'unable to convert "many" into int'),
+        (["train", "x", "epochs=3"], "written --epochs 3"),
+        (["train", "x", "surplus"], "unexpected argument 'surplus'"),
+        (["train"], "no data set given"),
+        (["train", "x", "--epochs", "1", "--minutes", "1"], "choose one"),
+        (["train", "x", "--scale", "2", "1"], "the smaller factor comes first"),
+        (["data", "chek", "x"], "check"),
+        (["predict", "x.jpg"], "--weights"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_usage_is_2_and_speaks_on_standard_error(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    output, messages = capsys.readouterr()
+    assert output == ""
+    assert says in messages
+    assert "Traceback" not in messages
+
+
+VERBS = [["demo"], ["train"], ["eval"], ["predict"], ["env"], ["data", "check"]]
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_every_verb_has_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--help"]) == 0
+    output, messages = capsys.readouterr()
+    assert f"Usage: twostage {' '.join(words)}" in output
+    assert "--json" in output
+    assert messages == ""
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    output = capsys.readouterr().out
+    assert all(words[0] in output for words in VERBS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"twostage {twostage.__version__}\n"
+
+
+def test_help_starts_in_half_a_second() -> None:
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "twostage", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+def test_reader_that_leaves_early_causes_no_traceback() -> None:
+    """As in `twostage --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([sys.executable, "-m", "twostage", "env"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert "Traceback" not in run.stderr
+    assert "Exception" not in run.stderr
+
+
+def test_env_tells_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["twostage"] == twostage.__version__
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["cpu"]["cores"] >= 1
+    assert isinstance(found["devices"], list)
