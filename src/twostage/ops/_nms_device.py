@@ -1,0 +1,71 @@
+"""NMS where the host must not look at the data: every shape and every count follows from the arguments.
+
+Boxes in order of score are worked off in blocks. Inside a block the greedy result is the fixed point of
+"kept unless a kept better one suppresses it"; a constant number of sweeps finds it unless suppression chains are longer than
+that, which is reported.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twostage.ops._nms_cpu import exact_threshold
+from twostage.ops.boxes import precise
+
+_PAIRS = 1 << 24  # at most this many pairs at once, over all images: 64 MB in float32
+_SWEEPS = 24
+
+
+def nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, iou: float, top: int, candidates: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel of `twostage::nms` for all devices but the CPU."""
+    n, m = scores.shape
+    taken = m if candidates is None else min(m, candidates)
+    # A valid score of -inf still goes before the padding.
+    ranked = torch.where(valid, scores.clamp(min=torch.finfo(scores.dtype).min), -torch.inf)
+    order = ranked.sort(dim=1, descending=True, stable=True).indices[:, :taken]
+    alive = valid.gather(1, order)
+    boxes = precise(boxes).gather(1, order[..., None].expand(-1, -1, 4))
+    groups = None if groups is None else groups.gather(1, order)
+    overflow = valid.sum(1) > taken
+    block = max(64, min(1024, _PAIRS // max(n * taken, 1)))
+    for start in range(0, taken, block):
+        stop = min(start + block, taken)
+        suppresses = _overlap(boxes[:, start:stop], boxes[:, start:], iou)
+        if groups is not None:
+            suppresses &= groups[:, start:stop, None] == groups[:, None, start:]
+        size = stop - start
+        keep, settled = _settle(suppresses[:, :, :size].triu(1), alive[:, start:stop])
+        overflow |= ~settled
+        touched = (suppresses[:, :, size:] & keep[:, :, None]).any(1)
+        alive = torch.cat([alive[:, :start], keep, alive[:, stop:] & ~touched], dim=1)
+    return *_pad(order, alive, top), overflow
+
+
+def _settle(suppresses: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """Which boxes of a block survive, and for each image whether that is final."""
+    keep = before = alive
+    for _ in range(min(_SWEEPS, alive.shape[1] + 1)):
+        before, keep = keep, alive & ~(suppresses & keep[:, :, None]).any(1)
+    return keep, (before == keep).all(1)
+
+
+def _overlap(a: Tensor, b: Tensor, iou: float) -> Tensor:
+    """Whether the IoU of each pair is above the threshold, in the order of arithmetic of torchvision's kernel."""
+    ax1, ay1, ax2, ay2 = a.unsqueeze(2).unbind(-1)
+    bx1, by1, bx2, by2 = b.unsqueeze(1).unbind(-1)
+    width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
+    height = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0)
+    intersection = width.mul_(height)
+    union = ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)).sub_(intersection)
+    dtype = np.dtype(np.float64 if a.dtype == torch.float64 else np.float32)
+    return intersection.div_(union) > exact_threshold(iou, dtype)
+
+
+def _pad(order: Tensor, kept: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The first `top` kept entries of each row, and which of them there are."""
+    place = kept.cumsum(1).sub_(1).clamp_(max=top)
+    place = torch.where(kept, place, top)  # one more column takes what is not wanted
+    index = order.new_zeros(len(order), top + 1).scatter_(1, place, order)[:, :top]
+    return index, torch.arange(top, device=order.device) < kept.sum(1, keepdim=True)

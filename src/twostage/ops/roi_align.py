@@ -1,0 +1,96 @@
+"""RoIAlign on several feature levels in one call (Mask R-CNN, section 3), differentiable in the features and in the boxes.
+
+Letters: n images, p boxes of each, padded, c channels, sy x sx bins. The operator is `twostage::roi_align`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from twostage.ops import _roi_align_cpu, _roi_align_device
+
+
+def roi_align(
+    features: Sequence[Float[Tensor, "n c _ _"]],
+    boxes: Float[Tensor, "n p 4"],
+    levels: Int[Tensor, "n p"],
+    *,
+    scales: Sequence[float],
+    output_size: int | tuple[int, int] = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+    max_samples: int | None = None,
+) -> Float[Tensor, "n p c sy sx"]:
+    """The mean of bilinear samples in each bin of each box, read from the level of the box; torchvision's and detectron2's.
+
+    `scales` are the levels' cells per pixel (1/4, 1/8, ...). `sampling_ratio` is the number of samples along each axis of a
+    bin; 0 adapts it to the box, `ceil(size / bins)`, at most `max_samples` where that is given; away from the CPU it must be.
+    `aligned` shifts boxes by half a cell, so that cell centres are whole numbers, and lets boxes be smaller than a cell.
+
+    Coordinates are float32; the result has the dtype of the features. In memory it is channels-last, [n, p, sy, sx, c]: a
+    permuted view. Features are read fastest, without a copy, when they are channels-last too.
+    """
+    size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
+    arguments = (boxes, levels, list(scales), size, sampling_ratio, aligned, max_samples)
+    return torch.ops.twostage.roi_align(list(features), *arguments).permute(0, 1, 4, 2, 3)
+
+
+_ARGUMENTS = "Tensor boxes, Tensor levels, float[] scales, SymInt[] size, int ratio, bool aligned, int? max_samples"
+
+torch.library.define("twostage::roi_align", f"(Tensor[] features, {_ARGUMENTS}) -> Tensor")
+torch.library.define(
+    "twostage::roi_align_features_gradient", f"(Tensor gradient, SymInt[] shapes, {_ARGUMENTS}) -> Tensor[]"
+)
+torch.library.define(
+    "twostage::roi_align_boxes_gradient", f"(Tensor gradient, Tensor[] features, {_ARGUMENTS}) -> Tensor"
+)
+for _kernels, _device in ((_roi_align_cpu, "cpu"), (_roi_align_device, "default")):
+    torch.library.impl("twostage::roi_align", _device, _kernels.forward)
+    torch.library.impl("twostage::roi_align_features_gradient", _device, _kernels.features_gradient)
+    torch.library.impl("twostage::roi_align_boxes_gradient", _device, _kernels.boxes_gradient)
+
+
+@torch.library.register_fake("twostage::roi_align")
+def _(features: list[Tensor], boxes: Tensor, levels: Tensor, scales: Any, size: list[int], *_: Any) -> Tensor:
+    return features[0].new_empty(*levels.shape, *size, features[0].shape[1])
+
+
+@torch.library.register_fake("twostage::roi_align_features_gradient")
+def _(gradient: Tensor, shapes: list[int], boxes: Tensor, *_: Any) -> list[Tensor]:
+    n, c = len(boxes), gradient.shape[-1]
+    sizes = zip(shapes[::2], shapes[1::2], strict=True)
+    return [gradient.new_empty(n, height, width, c).permute(0, 3, 1, 2) for height, width in sizes]
+
+
+@torch.library.register_fake("twostage::roi_align_boxes_gradient")
+def _(gradient: Tensor, features: list[Tensor], boxes: Tensor, *_: Any) -> Tensor:
+    return boxes.new_empty(boxes.shape, dtype=torch.promote_types(boxes.dtype, torch.float32))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, boxes, levels, *ctx.settings = inputs
+    ctx.shapes = [side for feature in features for side in feature.shape[2:]]
+    ctx.boxes_learn = boxes.requires_grad
+    ctx.features_learn = any(feature.requires_grad for feature in features)
+    # The gradient in the features needs only their shapes; the maps are kept alive for that in the boxes alone.
+    ctx.save_for_backward(boxes, levels, *(features if ctx.boxes_learn else []))
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    boxes, levels, *features = ctx.saved_tensors
+    features_gradient: Any = [None] * (len(ctx.shapes) // 2)
+    boxes_gradient = None
+    if ctx.features_learn:
+        features_gradient = torch.ops.twostage.roi_align_features_gradient(
+            gradient, ctx.shapes, boxes, levels, *ctx.settings
+        )
+    if ctx.boxes_learn:
+        found = torch.ops.twostage.roi_align_boxes_gradient(gradient, features, boxes, levels, *ctx.settings)
+        boxes_gradient = found.to(boxes.dtype)
+    return features_gradient, boxes_gradient, None, None, None, None, None, None
+
+
+torch.library.register_autograd("twostage::roi_align", _backward, setup_context=_remember)
