@@ -107,7 +107,7 @@ def test_ctrl_c_is_130(run_verb: Callable[..., Shell]) -> None:
 
 def test_json_is_one_object_whatever_is_printed(run_verb: Callable[..., Shell]) -> None:
     def chatter() -> Outcome:
-        print("for people")
+        sys.stdout.write("for people\n")
         logging.getLogger("twostage.somewhere").info("on the way")
         return Outcome({"path": Path("a"), "score": np.float32(0.5), "boxes": np.zeros((1, 4))})
 

@@ -87,8 +87,8 @@ def own_command() -> str:
 def _lead(page: Page) -> str:
     return (
         f"Faster R-CNN around a net of {page.parameters / 1e6:.1f} million parameters began with random weights, saw "
-        f"{page.train_images} generated scenes for {page.steps} steps, and was scored once on {page.val_images} scenes it "
-        "had never seen. All of it ran on this machine, and nothing was downloaded."
+        f"{page.train_images} generated scenes for {page.steps} steps, and was scored once on {page.val_images} scenes "
+        "it had never seen. All of it ran on this machine, and nothing was downloaded."
     )
 
 
@@ -139,7 +139,7 @@ def _files(page: Page) -> list[tuple[str, str]]:
     return [
         (
             f"{run}/weights/best.safetensors",
-            "the detector: weights, class names, preprocessing and metrics in one file",
+            "the detector: weights, class names, preprocessing, metrics",
         ),
         (f"{run}/metrics.csv", "losses and AP as they were measured"),
         (f"{run}/config.yaml", "every option of the run, ready for <code>--config</code>"),

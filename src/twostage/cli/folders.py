@@ -6,7 +6,7 @@ from twostage.errors import UsageError
 
 
 def new_folder(path: Path, flag: str) -> Path:
-    """Make the folder `path`, asked for by `flag`; an empty one may be there. Raises UsageError when it holds anything."""
+    """Make the folder `path`, asked for by `flag`; an empty one may be there. Raises UsageError for any other."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"{flag} {path}: is a file, and must be a folder")
     if path.is_dir() and any(path.iterdir()):
