@@ -3,8 +3,8 @@
 Letters: N images, H, W the canvas, G ground-truth boxes of the fullest image; the others are padded.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -24,6 +24,10 @@ class Batch:
         """The same batch on another device; the copy runs beside the computation where the memory is pinned."""
         return type(self)(self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory, from which copies to a GPU run beside the computation."""
+        return type(self)(self.images.pin_memory(), self.sizes.pin_memory())
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -42,8 +46,15 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Self:
         """The same targets on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same targets in page-locked memory, from which copies to a GPU run beside the computation."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        masks = None if self.masks is None else change(self.masks)
+        return type(self)(change(self.boxes), change(self.labels), change(self.valid), change(self.seeds), masks)
 
 
 def stack_images(images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32) -> Batch:

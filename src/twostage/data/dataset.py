@@ -75,7 +75,7 @@ class Dataset:
         )
 
     def masks_of(self, index: int) -> list[dict[str, object]]:
-        """The masks of one image's objects, {"size": [h, w], "counts": bytes} in COCO's run lengths; [] without masks."""
+        """The masks of an image's objects as COCO's run lengths, {"size": [h, w], "counts": bytes}; [] without masks."""
         if self.masks is None:
             return []
         height, width = self.sizes[index].tolist()

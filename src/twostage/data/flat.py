@@ -1,4 +1,4 @@
-"""Strings and masks as flat arrays: forked workers share their memory, where lists of objects are copied page by page."""
+"""Strings and masks as flat arrays: forked workers share their memory, where lists of objects would be copied."""
 
 import os
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class FlatStrings:
 
 
 class Mask(NamedTuple):
-    """One object's mask as read: `kind` POLYGONS with bytes of `pack_polygons`, or RLE with COCO's compressed counts."""
+    """A mask as it was read: `kind` POLYGONS with bytes of `pack_polygons`, or RLE with COCO's compressed counts."""
 
     kind: int
     data: bytes

@@ -24,8 +24,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from twostage.errors import DataError
 
 EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif", ".mpo"]
-    + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".qoi"]
+    f".{name}"
+    for name in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "tif", "tiff", "webp", "avif", "mpo"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2", "qoi"),
+    )
 )
 # Formats that hold one raster and need no outside program; Pillow would hand an EPS to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "MPO", "QOI")

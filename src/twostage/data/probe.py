@@ -1,7 +1,7 @@
 """Whether a picture is whole, at the price of its header.
 
-A copy that broke off is found by its end: each format says there that it is complete. Where the end does not look so, or
-a format has none, the pixels are decoded to know; a whole file with bytes appended passes. What is wrong inside a
+A copy that broke off is found by its end: each format says there that it is complete. Where it does not look so, or a
+format says nothing, the pixels are decoded to know; a whole file with bytes appended passes. What is wrong inside a
 complete file is found by decoding alone (`data check --deep`).
 """
 

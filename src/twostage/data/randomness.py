@@ -1,4 +1,4 @@
-"""Randomness as a function of whole numbers: the same seed, epoch and image give the same draw on any worker, rank or resume."""
+"""Randomness as a function of whole numbers: one seed, epoch and image give one draw, on any worker, rank or resume."""
 
 import numpy as np
 

@@ -24,7 +24,7 @@ YOLO: data.yaml"""
 
 @dataclass(frozen=True)
 class Layout:
-    """What was recognised; `sources` are the JSON (COCO), the list or folder (VOC) or the data.yaml (YOLO) of a split."""
+    """What was recognised; `sources` holds the JSON (COCO), list or folder (VOC) or data.yaml (YOLO) of each split."""
 
     kind: Literal["voc", "coco", "yolo"]
     root: Path
@@ -53,8 +53,8 @@ def open_dataset(
 
     `images` names the folder of the pictures where they are not beside the annotations. Errors in the data raise
     DataError with all of them, repairs are made and stand in `faults`; `on_error` "fail" takes repairs for errors too,
-    "skip" leaves out what is wrong. Without `require_images` pictures may be missing as long as the annotations tell their sizes.
-    Raises UsageError for a split that is not there.
+    "skip" leaves out what is wrong. Without `require_images` pictures may be missing as long as the annotations tell
+    their sizes. Raises UsageError for a split that is not there.
     """
     layout = find_layout(path)
     if split not in layout.sources:
@@ -91,7 +91,7 @@ def default_splits(layout: Layout) -> tuple[str | None, str | None]:
 
 
 def evaluation_split(layout: Layout) -> str:
-    """The split to evaluate on: the default to validate on, else the only one. Raises UsageError when that is not clear."""
+    """The split to evaluate on: the default to validate on, else the only one. Raises UsageError without either."""
     _, val = default_splits(layout)
     if val is not None:
         return val

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 @dataclass(frozen=True)
 class Resize:
-    """`shortest`: the shortest side becomes `size`, the longest at most `max_size` (Fast R-CNN, section 4.6: 600, 1000).
+    """`shortest`: the shortest side becomes `size`, the longest at most `max_size` (Fast R-CNN, 4.6: 600, 1000).
 
     `fixed`: both sides become `size`, whatever the aspect. Without `antialias`, bilinear interpolation reads at most
     four pixels however far it shrinks, as torchvision's detectors do. `rounding` says how a side becomes whole:

@@ -1,7 +1,7 @@
 """Generated scenes: shapes on noisy ground, with boxes and masks, written as a normal COCO folder.
 
-Everything in a scene is a function of (seed, split, index). Objects are drawn from large to small, so that a small one is
-never hidden; boxes and masks are those of the pixels that can be seen.
+Everything in a scene is a function of (seed, split, index). Objects are drawn from large to small, so that a small one
+is never hidden; boxes and masks are those of the pixels that can be seen.
 """
 
 import json
@@ -90,7 +90,8 @@ def make_scene(*numbers: int, style: SceneStyle = EASY) -> Scene:
 def _write_split(folder: Path, count: int, numbers: tuple[int, int], style: SceneStyle) -> dict[str, object]:
     from faster_coco_eval.core import mask as coco
 
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for index in range(count):
         scene = make_scene(*numbers, index, style=style)
         name = f"{index:06d}.jpg"
@@ -118,7 +119,7 @@ def _write_split(folder: Path, count: int, numbers: tuple[int, int], style: Scen
 
 def _ground(rng: np.random.Generator, style: SceneStyle) -> Float[np.ndarray, "h w 3"]:
     """Colours that flow into one another, with noise."""
-    side = int(rng.integers(2, 6))
+    side = int(rng.integers(2, 5))
     coarse = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((style.size, style.size), Image.Resampling.BICUBIC), dtype=np.float32)
     noise = rng.standard_normal(smooth.shape, dtype=np.float32)
@@ -139,10 +140,11 @@ def _places(rng: np.random.Generator, style: SceneStyle) -> list[tuple[float, fl
 
 def _place(rng: np.random.Generator, style: SceneStyle) -> tuple[float, float, float, float]:
     """A side, an aspect (width / height, as often above 1 as below), and a corner such that all lies inside."""
-    ends = (math.log(style.small), math.log(style.large)) if style.log_uniform else (style.small, style.large)
-    side = rng.uniform(*ends)
-    side = math.exp(side) if style.log_uniform else side
-    aspect = math.exp(rng.uniform(*map(math.log, style.aspect)))
+    if style.log_uniform:
+        side = math.exp(rng.uniform(math.log(style.small), math.log(style.large)))
+    else:
+        side = rng.uniform(style.small, style.large)
+    aspect = math.exp(rng.uniform(math.log(style.aspect[0]), math.log(style.aspect[1])))
     width, height = (min(max(side * f, style.small), style.large) for f in (math.sqrt(aspect), 1 / math.sqrt(aspect)))
     return rng.uniform(0, style.size - width), rng.uniform(0, style.size - height), width, height
 
@@ -171,9 +173,7 @@ def _draw(
     points = [(float(px), float(py)) for px, py in outline * OVERSAMPLE - 0.5]
     fill, line = rng.uniform(0, 255, (2, 3)).astype(np.float32)
     thick = max(1, round(rng.uniform(*style.outline) * OVERSAMPLE))
-    body, edge = (
-        Image.new("L", ((right - left) * OVERSAMPLE, (bottom - top) * OVERSAMPLE)) for _ in range(2)
-    )
+    body, edge = (Image.new("L", ((right - left) * OVERSAMPLE, (bottom - top) * OVERSAMPLE)) for _ in range(2))
     ImageDraw.Draw(body).polygon(points, fill=255)
     ImageDraw.Draw(edge).polygon(points, fill=0, outline=255, width=thick)
     cover, rim = (np.asarray(part.reduce(OVERSAMPLE), np.float32)[..., None] / 255 for part in (body, edge))
@@ -196,11 +196,9 @@ def _shape(label: int) -> Float[np.ndarray, "n 2"]:
         turn = np.arange(10) * (2 * math.pi / 10)
         radius = np.where(np.arange(10) % 2, 0.45, 1.0)
         points = np.stack([np.sin(turn), -np.cos(turn)], axis=1) * radius[:, None]
-        return (points - points.min(axis=0)) / np.ptp(points, axis=0)
+        return np.asarray((points - points.min(axis=0)) / np.ptp(points, axis=0))
     a, b = 1 / 3, 2 / 3
-    return np.array(
-        [[a, 0], [b, 0], [b, a], [1, a], [1, b], [b, b], [b, 1], [a, 1], [a, b], [0, b], [0, a], [a, a]]
-    )
+    return np.array([[a, 0], [b, 0], [b, a], [1, a], [1, b], [b, b], [b, 1], [a, 1], [a, b], [0, b], [0, a], [a, a]])
 
 
 def _bounds(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:

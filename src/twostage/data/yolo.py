@@ -156,7 +156,7 @@ def _pictures(document: Mapping[str, Any], path: Path, split: str, images: Path 
 
 
 def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
-    """Where a split's folder or list is: under `path:`, or beside data.yaml, with or without the ../ of some exports."""
+    """Where a split's folder or list is: under `path:` or beside data.yaml, also without the ../ of some exports."""
     base = path.parent / str(document.get("path") or "")
     bare = entry
     while bare.startswith("../"):

@@ -1,0 +1,206 @@
+"""Batches from a data set: read, augment, resize and stack, in this process or in others beside it.
+
+A sample is a function of (seed, epoch, image), a batch of (seed, step): neither the number of workers nor a resume
+changes them. One endless stream serves a whole training, so that worker processes are started once.
+"""
+
+import logging
+import shutil
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from twostage.data.augment import Augment, Sample
+from twostage.data.batch import Batch, Targets, stack_images, stack_targets
+from twostage.data.dataset import Dataset
+from twostage.data.images import read_image
+from twostage.data.order import Plan, evaluation_plans, training_plans
+from twostage.data.randomness import generator, mix
+from twostage.data.resize import Resize
+from twostage.errors import DataError, TwostageError, UsageError
+
+log = logging.getLogger("twostage.data")
+
+PREFETCH = 2  # batches that each worker keeps ready
+SHARED_MEMORY = Path("/dev/shm")
+
+T = TypeVar("T")
+
+
+class Loaded(NamedTuple):
+    """A batch, what is to be learned from it, and which images of the data set it holds, at which step and epoch."""
+
+    batch: Batch
+    targets: Targets
+    indices: Int[Tensor, " n"]
+    step: int
+    epoch: int
+
+
+def training_batches(
+    dataset: Dataset,
+    *,
+    resize: Resize,
+    augment: Augment | None,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    divisor: int = 32,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> Iterator[Loaded]:
+    """Batches from step `start` on, without end; `steps_per_epoch` of them see every image.
+
+    `batch` is the number of images of all `world` processes together; each gets its share. Crowds and difficult objects
+    are left out of the targets, as py-faster-rcnn does. Raises UsageError where processes cannot share `batch`,
+    DataError for an image that cannot be read any more or a data set without images.
+    """
+    if batch < 1 or batch % world:
+        raise UsageError(f"batch is {batch}; it must be a positive multiple of the {world} processes.")
+    _need_images(dataset)
+    plans = training_plans(dataset.sizes, batch=batch, seed=seed, start=start, rank=rank, world=world)
+    reader = Reader(dataset, resize, augment, seed, divisor)
+    return _stream(reader, plans, _affordable(workers, dataset, resize, batch // world), pin)
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    *,
+    resize: Resize,
+    batch: int,
+    seed: int = 0,
+    workers: int = 0,
+    divisor: int = 32,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> Iterator[Loaded]:
+    """Every image once, grouped by shape: `indices` tell which. With several processes each gets its share of batches.
+
+    The targets are those of training, for a validation loss. Raises DataError as `training_batches` does.
+    """
+    _need_images(dataset)
+    plans = evaluation_plans(dataset.sizes, resize=resize, batch=batch, rank=rank, world=world)
+    reader = Reader(dataset, resize, None, seed, divisor)
+    return _stream(reader, plans, _affordable(min(workers, len(plans)), dataset, resize, batch), pin)
+
+
+class Reader:
+    """Makes the batch of a plan; the part of the loader that runs in worker processes."""
+
+    def __init__(self, dataset: Dataset, resize: Resize, augment: Augment | None, seed: int, divisor: int) -> None:
+        self.dataset, self.resize, self.augment, self.seed, self.divisor = dataset, resize, augment, seed, divisor
+
+    def __getitem__(self, plan: Plan) -> Loaded | DataError:
+        """The batch, or the reason why it cannot be made: an exception that crosses processes would lose its type."""
+        try:
+            samples = [self.sample(int(i), plan.epoch) for i in plan.indices]
+        except DataError as error:
+            return error
+        batch = stack_images([s.image for s in samples], divisor=self.divisor)
+        seeds = [mix(self.seed, int(self.dataset.image_ids[i])) for i in plan.indices]
+        targets = stack_targets([s.boxes for s in samples], [s.labels for s in samples], seeds)
+        return Loaded(batch, targets, torch.from_numpy(plan.indices.copy()), plan.step, plan.epoch)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """One image as it enters the network, float32 from 0 to 1, with its objects on its pixels."""
+        sample = read_sample(self.dataset, index)
+        if self.augment is None:
+            image = self.resize(sample.image)
+        else:
+            rng = generator(self.seed, epoch, index)
+            sample = self.augment.geometry(sample, rng)
+            image = self.augment.recolour(self.resize(sample.image), rng)
+        return Sample(image, scale_boxes(sample.boxes, _shape(sample.image), _shape(image)), sample.labels)
+
+
+def read_sample(dataset: Dataset, index: int) -> Sample:
+    """An image of a data set with the objects to learn, those that are neither crowd nor difficult.
+
+    Raises DataError where the picture cannot be read, or is not the one that was there when the data set was opened.
+    """
+    pixels = read_image(dataset.path(index))
+    height, width = dataset.sizes[index].tolist()
+    if pixels.shape[:2] != (height, width):
+        raise DataError(
+            f"{dataset.path(index)}: is {pixels.shape[1]} x {pixels.shape[0]} now, and was {width} x {height} when the "
+            "data set was opened. Do not change pictures while they are read; start again."
+        )
+    objects = dataset.objects(index)
+    learn = ~(objects.crowd | objects.difficult)
+    boxes, labels = (torch.from_numpy(np.ascontiguousarray(a[learn])) for a in (objects.boxes, objects.labels))
+    return Sample(torch.from_numpy(pixels).permute(2, 0, 1), boxes, labels)
+
+
+def scale_boxes(boxes: Float[Tensor, "g 4"], old: tuple[int, int], new: tuple[int, int]) -> Float[Tensor, "g 4"]:
+    """Boxes on an image resized from `old` to `new` (height, width), by the exact factor of each axis."""
+    down, across = new[0] / old[0], new[1] / old[1]
+    return boxes * torch.tensor([across, down, across, down])
+
+
+def _shape(image: Tensor) -> tuple[int, int]:
+    return image.shape[1], image.shape[2]
+
+
+def _need_images(dataset: Dataset) -> None:
+    if not len(dataset):
+        raise DataError(f"{dataset.root}: the split {dataset.split!r} has no images.")
+
+
+def _affordable(workers: int, dataset: Dataset, resize: Resize, batch: int) -> int:
+    """As many workers as shared memory can hand batches over from; containers often have 64 MiB of it."""
+    if workers == 0 or not SHARED_MEMORY.is_dir():
+        return workers
+    shapes = {resize.shape(int(h), int(w)) for h, w in np.unique(dataset.sizes, axis=0)}
+    largest = 12 * batch * max(h for h, _ in shapes) * max(w for _, w in shapes)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    affordable = int(free / (largest * (PREFETCH + 1)))
+    if affordable < workers:
+        log.warning(
+            "%s has %.0f MiB free, too little for %d workers with batches of %.0f MiB: using %d. "
+            "In a container, start it with --shm-size 2g or --ipc=host.",
+            *(SHARED_MEMORY, free / 2**20, workers, largest / 2**20, affordable),
+        )
+    return min(workers, affordable)
+
+
+def _stream(reader: Reader, plans: Iterable[Plan], workers: int, pin: bool) -> Iterator[Loaded]:
+    loader: DataLoader[Loaded | DataError] = DataLoader(
+        reader,  # type: ignore[arg-type]  # torch asks for its own base class, and uses nothing but __getitem__
+        sampler=plans,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=pin,
+        prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=_quiet_worker,
+    )
+    try:
+        for loaded in loader:
+            if isinstance(loaded, DataError):
+                raise loaded
+            yield loaded
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TwostageError(
+            f"A process that reads images was ended from outside ({error}). Often memory ran out: use fewer --workers."
+        ) from error
+
+
+def _same(value: T) -> T:
+    return value
+
+
+def _quiet_worker(_: int) -> None:
+    """Ctrl-C reaches the whole process group; only the main process answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

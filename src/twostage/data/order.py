@@ -1,0 +1,63 @@
+"""Which images make which batch: a function of seed and epoch alone, so that any step can be found again."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+from twostage.data.randomness import generator
+from twostage.data.resize import Resize
+
+WINDOW = 32  # batches among which images of one orientation are brought together
+
+
+class Plan(NamedTuple):
+    """The images of one step of one process."""
+
+    step: int
+    epoch: int
+    indices: Int64[np.ndarray, " n"]
+
+
+def steps_per_epoch(images: int, batch: int) -> int:
+    """Batches it takes to see every image; the last is filled up with images of the same epoch."""
+    return -(-images // batch)
+
+
+def training_plans(
+    sizes: Int[np.ndarray, "m 2"], *, batch: int, seed: int, start: int, rank: int, world: int
+) -> Iterator[Plan]:
+    """The share of process `rank` in every step from `start` on, without end; `batch` is that of all processes."""
+    each, share = steps_per_epoch(len(sizes), batch), batch // world
+    step = start
+    while True:
+        epoch = step // each
+        rows = epoch_order(sizes, batch=batch, seed=seed, epoch=epoch)
+        for row in rows[step % each :]:
+            yield Plan(step, epoch, row[rank * share : (rank + 1) * share])
+            step += 1
+
+
+def epoch_order(
+    sizes: Int[np.ndarray, "m 2"], *, batch: int, seed: int, epoch: int
+) -> Int64[np.ndarray, "steps batch"]:
+    """The image indices of every batch of an epoch, shuffled; upright and lying images share a batch only at the seams.
+
+    Images are shuffled, brought together by orientation inside windows of `WINDOW` batches, and the batches shuffled.
+    """
+    rng = generator(seed, epoch)
+    steps = steps_per_epoch(len(sizes), batch)
+    order = np.resize(rng.permutation(len(sizes)), steps * batch)
+    upright = sizes[order, 0] > sizes[order, 1]
+    window = np.arange(len(order)) // (WINDOW * batch)
+    grouped = order[np.lexsort((upright, window))].reshape(steps, batch)
+    return grouped[rng.permutation(steps)]
+
+
+def evaluation_plans(sizes: Int[np.ndarray, "m 2"], *, resize: Resize, batch: int, rank: int, world: int) -> list[Plan]:
+    """Every image once, those of one shape together, so that batches hold little padding; the last may be smaller."""
+    shapes = np.array([resize.shape(int(h), int(w)) for h, w in sizes], dtype=np.int64).reshape(-1, 2)
+    order = np.lexsort((np.arange(len(shapes)), shapes[:, 1], shapes[:, 0]))
+    chunks = [order[i : i + batch] for i in range(0, len(order), batch)]
+    return [Plan(step, 0, chunk) for step, chunk in enumerate(chunks)][rank::world]
