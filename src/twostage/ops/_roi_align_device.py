@@ -1,4 +1,4 @@
-"""RoIAlign where the host must not look at the data: one bag of rows over the table of all levels, every shape fixed."""
+"""RoIAlign where the host must not look at the data: one bag of rows over the table of all levels, fixed shapes."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from twostage.ops import _roi_bins as roi_bins
-from twostage.ops._roi_align_cpu import table, transposed_bag
+from twostage.ops._roi_align_cpu import table
 from twostage.ops._roi_bins import Reads, Regions
 from twostage.ops.boxes import precise
 
@@ -24,10 +24,11 @@ def forward(
 ) -> Tensor:
     """The kernel of `twostage::roi_align` for all devices but the CPU."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-    _, reads, _ = _reads(shapes, boxes, levels, scales, size, ratio, aligned, max_samples)
-    rows = torch.cat([table(feature) for feature in features])
-    bins = embedding_bag(reads.rows, rows, mode="sum", per_sample_weights=reads.weight().to(rows.dtype))
-    return bins.view(*levels.shape, *size, rows.shape[1])
+    _, reads, _ = _reads(boxes, levels, shapes, scales, size, ratio, aligned, max_samples)
+    tables = torch.cat([table(feature) for feature in features])
+    rows, weight = _by_bin(reads.rows), _by_bin(reads.weight().to(tables.dtype))
+    bins = embedding_bag(rows, tables, mode="sum", per_sample_weights=weight)
+    return bins.view(*levels.shape, *size, tables.shape[1])
 
 
 def features_gradient(
@@ -44,15 +45,23 @@ def features_gradient(
     """The kernel of `twostage::roi_align_features_gradient` for all devices but the CPU."""
     n, channels = len(levels), gradient.shape[-1]
     maps = list(zip(shapes[::2], shapes[1::2], strict=True))
-    _, reads, _ = _reads(maps, boxes, levels, scales, size, ratio, aligned, max_samples)
-    bins = torch.arange(len(reads.rows), dtype=torch.int32, device=gradient.device)[:, None].expand(reads.rows.shape)
     totals = [n * height * width for height, width in maps]
-    weight = reads.weight().flatten()
-    cells = transposed_bag(reads.rows.flatten(), bins.flatten(), weight, gradient.reshape(-1, channels), sum(totals))
+    _, reads, _ = _reads(boxes, levels, maps, scales, size, ratio, aligned, max_samples)
+    rows = _by_bin(reads.rows)
+    per_bin = rows.shape[1]
+    rows, order = rows.flatten().sort(stable=True)
+    offsets = torch.searchsorted(rows, torch.arange(sum(totals), dtype=rows.dtype, device=rows.device), out_int32=True)
+    cells = embedding_bag(
+        (order // per_bin).int(),
+        gradient.reshape(-1, channels),
+        offsets,
+        mode="sum",
+        per_sample_weights=_by_bin(reads.weight()).flatten()[order].to(gradient.dtype),
+    )
     # Cloned: what an operator returns must not share memory.
     return [
         part.view(n, height, width, channels).permute(0, 3, 1, 2).clone()
-        for part, (height, width) in zip(cells.split(totals), maps, strict=True)
+        for part, (height, width) in zip(torch.split(cells, totals), maps, strict=True)
     ]
 
 
@@ -69,19 +78,25 @@ def boxes_gradient(
 ) -> Tensor:
     """The kernel of `twostage::roi_align_boxes_gradient` for all devices but the CPU."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-    regions, reads, samples = _reads(shapes, boxes, levels, scales, size, ratio, aligned, max_samples)
-    rows = torch.cat([table(feature) for feature in features])
-    of_bins = precise(gradient.reshape(-1, gradient.shape[-1]))
+    regions, reads, samples = _reads(boxes, levels, shapes, scales, size, ratio, aligned, max_samples)
+    tables = torch.cat([table(feature) for feature in features])
+    of_bins = precise(gradient.reshape(levels.numel(), *size, -1)).permute(1, 2, 0, 3)  # [by, bx, r, c]
     # One cell of every bin after the other: all at once would take the memory of the result for each of them.
-    slopes = torch.stack([(rows[cell].to(of_bins.dtype) * of_bins).sum(1) for cell in reads.rows.unbind(1)], dim=1)
-    slopes = slopes.to(precise(boxes).dtype)
+    cells = [(tables[cell].to(of_bins.dtype) * of_bins).sum(-1) for cell in reads.rows.flatten(2, 3).unbind(2)]
+    slopes = torch.stack(cells, dim=2).view(reads.rows.shape).to(precise(boxes).dtype)
     return roi_bins.boxes_gradient(regions, reads, samples, slopes, aligned=aligned).view(boxes.shape)
 
 
+def _by_bin(entries: Tensor) -> Tensor:
+    """[bins, cells] of all regions, from [by, bx, cy, cx, r]."""
+    by, bx, cy, cx, r = entries.shape
+    return entries.permute(4, 0, 1, 2, 3).reshape(r * by * bx, cy * cx)
+
+
 def _reads(
-    shapes: Sequence[tuple[int, int]],
     boxes: Tensor,
     levels: Tensor,
+    shapes: Sequence[tuple[int, int]],
     scales: Sequence[float],
     size: Sequence[int],
     ratio: int,
@@ -96,7 +111,14 @@ def _reads(
     for height, width in shapes:
         firsts.append(firsts[-1] + len(levels) * height * width)
     regions = roi_bins.locate(
-        boxes, levels, shapes, firsts[:-1], scales, size=size, ratio=ratio, aligned=aligned, max_samples=max_samples
+        boxes,
+        levels,
+        shapes,
+        scales,
+        size=size,
+        ratio=ratio,
+        aligned=aligned,
+        max_samples=max_samples,
+        firsts=firsts[:-1],
     )
-    # Adaptive samples stand at most a cell apart unless capped, so that neighbours could share cells; capped they need all.
     return regions, roi_bins.read(regions, size, (samples, samples), (2 * samples, 2 * samples)), (samples, samples)
