@@ -1,0 +1,1 @@
+"""`twostage data`: the data set itself."""

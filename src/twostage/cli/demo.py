@@ -1,0 +1,156 @@
+"""`twostage demo`: a detector learns generated scenes, and a page shows what it found."""
+
+import time
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twostage.cli.demo_page import Page, Shown, write_page
+from twostage.cli.folders import new_folder, next_folder
+from twostage.cli.verb import Outcome, verb
+from twostage.options import option, validate
+from twostage.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from twostage.data.dataset import Dataset
+    from twostage.detections import Detections
+    from twostage.detector import Detector
+
+MODEL = "faster_rcnn_tiny_fpn"
+# Scores from which a detection is drawn and counted.
+CONFIDENT = 0.5
+# An object counts as found from this overlap with a detection of its class.
+FOUND_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """How long to learn, from how many scenes, and where the page goes."""
+
+    _: KW_ONLY
+    minutes: float = option(2.0, "Wall time of the training.", above=0)
+    hard: bool = option(False, "Harder scenes: more objects, 10 to 110 pixels, more of them hidden.")
+    train_scenes: int = option(600, "Scenes to learn from.", low=1)
+    val_scenes: int = option(100, "Unseen scenes to score on.", low=1)
+    workers: int | None = option(None, "Processes that read images (default: by the cores).", group="Run", low=0)
+    seed: int = option(0, "Scenes and training follow from it.", group="Run", low=0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
+    offline: bool = option(False, "Nothing is ever fetched by this verb.", group="Run")
+    out: Path | None = option(None, "New folder (default: the next free runs/demo-N).", group="Output")
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@verb(DemoOptions)
+def demo(options: DemoOptions) -> Outcome:
+    """Make scenes, train a small detector on them, and show on a local page what it finds in unseen ones."""
+    from twostage.data.recognise import open_dataset
+    from twostage.data.scenes import write_scenes
+    from twostage.detector import Detector
+    from twostage.evaluation.evaluate import evaluate
+    from twostage.training import train
+
+    folder = new_folder(options.out, "--out") if options.out else next_folder(Path("runs"), "demo")
+    print(f"Making {options.train_scenes} scenes to learn from and {options.val_scenes} unseen ones")
+    scenes = write_scenes(
+        folder / "scenes", train=options.train_scenes, val=options.val_scenes, seed=options.seed, hard=options.hard
+    )
+    print(f"Training {MODEL} for {options.minutes:g} minutes")
+    trained = train(
+        TrainOptions(
+            scenes,
+            model=MODEL,
+            minutes=options.minutes,
+            size=256 if options.hard else 192,
+            out=folder / "train",
+            workers=options.workers,
+            seed=options.seed,
+            device=options.device,
+        )
+    )
+    weights = Path(trained["weights"])
+    detector = Detector.load(weights, device=options.device)
+    unseen = open_dataset(scenes, split="val")
+    report = evaluate(unseen, detector.detect_dataset(unseen))
+    print(report.table())
+    pictures, seconds = _pictures(detector, unseen, folder / "predictions")
+    page = write_page(_page(options, folder, trained, report.to_dict(), pictures, seconds, detector))
+    print(f"\nOpen {page} in a browser.")
+    metrics = report.to_dict()["metrics"]
+    return Outcome({**trained, "out": folder, "weights": weights, "metrics": metrics, "page": page})
+
+
+def _pictures(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[list[Shown], float]:
+    """Pairs of ground truth and detections of every unseen scene, the worst first, and the seconds an image took."""
+    from twostage.drawing import draw_pair, save_picture
+
+    judged = []
+    seconds = []
+    for index in range(len(unseen)):
+        start = time.perf_counter()
+        found = detector.predict(unseen.path(index), conf=CONFIDENT)
+        seconds.append(time.perf_counter() - start)
+        truth = unseen.objects(index)
+        pair = draw_pair(
+            found.image, (truth.boxes, truth.labels), (found.boxes, found.class_ids, found.scores), found.names
+        )
+        path = folder / f"{Path(unseen.file_name(index)).stem}.jpg"
+        save_picture(pair, path)
+        hits = count_hits(truth.boxes, truth.labels, found)
+        objects = len(truth.labels)
+        missed, surplus = objects - hits, len(found) - hits
+        note = f"{hits} of {objects} found" + (f", {surplus} too many" if surplus else "")
+        judged.append((missed + surplus, index, Shown(path, f"scene {index + 1}", note)))
+    worst = sorted(judged, key=lambda row: (-row[0], row[1]))[:2]
+    rest = [row for row in judged if row not in worst][:10]
+    # The first ones pay for set-up: the median is what an image takes.
+    return [shown for _, _, shown in worst + rest], sorted(seconds)[len(seconds) // 2]
+
+
+def count_hits(boxes: Any, labels: Any, found: "Detections") -> int:
+    """Objects that have a detection of their class at IoU 0.5 or more; each detection serves one object."""
+    from twostage.evaluation.groups import paired_iou
+
+    free = list(range(len(found)))
+    hits = 0
+    for box, label in zip(boxes, labels, strict=True):
+        for candidate in free:
+            same = found.class_ids[candidate] == label
+            if same and paired_iou(box[None], found.boxes[candidate][None])[0] >= FOUND_IOU:
+                free.remove(candidate)
+                hits += 1
+                break
+    return hits
+
+
+def _page(
+    options: DemoOptions,
+    folder: Path,
+    trained: dict[str, Any],
+    report: dict[str, Any],
+    pictures: list[Shown],
+    seconds: float,
+    detector: "Detector",
+) -> Page:
+    from twostage.environment import environment
+
+    objects = report["settings"]["objects_per_class"]
+    run = Path(trained["out"])
+    plots = [("loss.png", "Losses and AP"), ("pr.png", "Precision and recall"), ("confusion.png", "Confusion")]
+    return Page(
+        folder=folder,
+        weights=Path(trained["weights"]),
+        scenes=folder / "scenes" / "val",
+        minutes=options.minutes,
+        train_images=options.train_scenes,
+        val_images=options.val_scenes,
+        steps=trained["steps"],
+        parameters=sum(p.numel() for p in detector.model.parameters()),
+        seconds_an_image=seconds,
+        metrics=report["metrics"],
+        per_class={name: {**row, "objects": objects[name]} for name, row in report["per_class"].items()},
+        pictures=pictures,
+        plots=[Shown(run / name, title) for name, title in plots if (run / name).exists()],
+        environment=environment(),
+    )

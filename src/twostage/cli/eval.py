@@ -1,0 +1,145 @@
+"""`twostage eval`: score a detector, or a file of its results, on a data set."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from twostage.cli.folders import new_folder
+from twostage.cli.verb import Outcome, to_json, verb
+from twostage.errors import ThresholdError, UsageError, nearest
+from twostage.options import option, validate
+
+if TYPE_CHECKING:
+    from twostage.data.dataset import Dataset
+    from twostage.evaluation.evaluate import Report
+    from twostage.evaluation.results import Results
+
+_METRICS = "AP AP50 AP75 AP90 APs APm APl AR1 AR10 AR100 ARs ARm ARl voc07 voc12".split()
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What to score, on which split, and how good it must be."""
+
+    data: Path = option(help="Data set in VOC, COCO or YOLO layout.")
+    _: KW_ONLY
+    weights: str | None = option(None, "Weights file, or the name of a published one.", group="Model")
+    predictions: Path | None = option(
+        None, "COCO results file, or folder of VOC results, instead of --weights.", group="Model"
+    )
+    model_fields: dict[str, Any] = option({}, "Fields of the model, as --set model.FIELD=VALUE.", group="Model")
+    split: str | None = option(None, "Split to score on (default: val, else valid, else test).", group="Data")
+    images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
+    voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
+    on_error: Literal["default", "fail", "skip"] = option(
+        "default", "What to do with faulty objects: mend what can be mended, stop, or leave them out.", group="Data"
+    )
+    size: int | None = option(None, "Shortest side of the image (default: as trained).", group="Images", low=1)
+    max_size: int | None = option(None, "Longest side of the image (default: as trained).", group="Images", low=1)
+    metric: Literal["all", "coco", "voc07", "voc12"] = option("all", "Which numbers.", group="Validation")
+    fail_under: tuple[str, ...] = option((), "Exit with 5 below this, as AP50=0.6.", group="Validation")
+    conf: float | None = option(
+        None, "Lowest score a detection keeps (default: the model's).", group="Detections", low=0, high=1
+    )
+    iou: float | None = option(None, "IoU above which the final NMS drops a box.", group="Detections", low=0, high=1)
+    max_det: int = option(100, "Detections an image keeps.", group="Detections", low=1)
+    batch: int = option(1, "Images at once.", group="Run", low=1)
+    workers: int | None = option(None, "Processes that read images (default: by the cores).", group="Run", low=0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Arithmetic of the forward pass.", group="Run")
+    offline: bool = option(False, "Never reach for the network.", group="Run")
+    out: Path | None = option(None, "New folder for the numbers, the plots and the detections.", group="Output")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if (self.weights is None) == (self.predictions is None):
+            given = "both" if self.weights else "neither"
+            raise UsageError(f"{given} of weights and predictions given: give the one that is to be scored")
+        self.thresholds()
+
+    def thresholds(self) -> dict[str, float]:
+        """The least values asked for, by metric."""
+        found = {}
+        for text in self.fail_under:
+            name, _, value = text.partition("=")
+            # Held against the names here, and not by the report alone: scoring may take hours.
+            if name not in _METRICS:
+                raise UsageError(f"fail_under: there is no metric {name!r}. {nearest(name, _METRICS)}")
+            try:
+                found[name] = float(value)
+            except ValueError:
+                raise UsageError(f"fail_under is {text!r}, and must be METRIC=VALUE, as AP50=0.6") from None
+        return found
+
+
+@verb(EvalOptions)
+def eval(options: EvalOptions) -> Outcome:
+    """Score a detector, or a file of its results, on a data set: COCO's and VOC's numbers, by class.
+
+    A results file needs neither the pictures nor the model.
+    """
+    from twostage.data.recognise import evaluation_split, find_layout, open_dataset
+    from twostage.evaluation.evaluate import evaluate
+
+    layout = find_layout(options.data)
+    split = options.split or evaluation_split(layout)
+    print(f"{layout}; scored on {split!r}")
+    dataset = open_dataset(
+        options.data,
+        split=split,
+        images=options.images,
+        voc_offset=options.voc_offset,
+        on_error=options.on_error,
+        require_images=options.predictions is None,
+    )
+    out = new_folder(options.out, "--out") if options.out else None
+    results = _results(options, dataset)
+    report = evaluate(dataset, results, metric=options.metric, score_floor=options.conf)
+    print(report.table())
+    if out:
+        _write(out, report, results)
+        print(f"Saved to {out}")
+    return Outcome(report.to_dict(), _shortfall(report, options.thresholds()))
+
+
+def _results(options: EvalOptions, dataset: "Dataset") -> "Results":
+    from twostage.evaluation.results import Results
+
+    if options.predictions is not None:
+        read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
+        return read(options.predictions, dataset)
+    from twostage.detector import Detector
+
+    fields = {"size": options.size, "max_size": options.max_size}
+    detector = Detector.load(
+        options.weights,
+        device=options.device,
+        precision=options.precision,
+        **options.model_fields,
+        **{name: value for name, value in fields.items() if value is not None},
+    )
+    return detector.detect_dataset(
+        dataset,
+        batch=options.batch,
+        workers=options.workers,
+        conf=options.conf,
+        iou=options.iou,
+        max_det=options.max_det,
+    )
+
+
+def _shortfall(report: "Report", least: dict[str, float]) -> ThresholdError | None:
+    try:
+        report.require(least)
+    except ThresholdError as error:
+        return error
+    return None
+
+
+def _write(out: Path, report: "Report", results: "Results") -> None:
+    from twostage.atomic import write_text
+
+    write_text(out / "report.json", to_json(report.to_dict()))
+    write_text(out / "report.txt", report.table() + "\n")
+    write_text(out / "results.json", to_json(results.to_coco(report.dataset)))
+    report.write_plots(out)

@@ -1,0 +1,55 @@
+"""A small data set and the shell, for tests of verbs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from twostage.cli import main
+from twostage.data.scenes import write_scenes
+
+
+class Answer(NamedTuple):
+    """What a call of the command line left in the shell."""
+
+    code: int
+    output: str
+    messages: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Standard output, which under --json is one object."""
+        return json.loads(self.output)
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object) -> Answer:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO data set with 8 pictures to train on and 4 to validate on. Tests that change it copy it first."""
+    return write_scenes(tmp_path_factory.mktemp("cli") / "scenes", train=8, val=4)
+
+
+@pytest.fixture(scope="session")
+def perfect_results(scenes: Path) -> Path:
+    """A results file that repeats the ground truth of the validation split."""
+    truth = json.loads((scenes / "annotations" / "instances_val.json").read_text())
+    path = scenes.parent / "perfect.json"
+    rows = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in truth["annotations"]
+    ]
+    path.write_text(json.dumps(rows))
+    return path

@@ -1,0 +1,103 @@
+"""`twostage eval` on a results file; on a detector, see test_verbs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+KEYS = {
+    "AP",
+    "AP50",
+    "AP75",
+    "AP90",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+    "voc07",
+    "voc12",
+}
+
+
+def test_perfect_results_score_one(shell: Callable, scenes: Path, perfect_results: Path) -> None:
+    answer = shell("eval", scenes, "--predictions", perfect_results, "--json")
+    assert answer.code == 0
+    found = answer.json
+    assert set(found["metrics"]) == KEYS
+    assert found["metrics"]["AP"] == pytest.approx(1)
+    assert found["metrics"]["voc07"] == pytest.approx(1)
+    assert set(found["per_class"]) == {"circle", "square", "triangle", "star", "cross"}
+    assert found["settings"]["split"] == "val"
+
+
+def test_table_names_data_split_and_every_class(shell: Callable, scenes: Path, perfect_results: Path) -> None:
+    answer = shell("eval", scenes, "--predictions", perfect_results)
+    assert answer.code == 0
+    assert "COCO layout" in answer.output
+    assert "'val'" in answer.output
+    assert all(name in answer.output for name in ("circle", "square", "triangle", "star", "cross"))
+
+
+def test_results_file_needs_no_pictures(shell: Callable, scenes: Path, perfect_results: Path, tmp_path: Path) -> None:
+    only = tmp_path / "instances_val.json"
+    only.write_bytes((scenes / "annotations" / "instances_val.json").read_bytes())
+    assert shell("eval", only, "--predictions", perfect_results, "--json").json["metrics"]["AP"] == pytest.approx(1)
+
+
+def test_out_keeps_numbers_plots_and_detections(
+    shell: Callable, scenes: Path, perfect_results: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "report"
+    assert shell("eval", scenes, "--predictions", perfect_results, "--out", out).code == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {"report.json", "report.txt", "results.json", "pr.png", "confusion.png", "labels.png"}
+    again = shell("eval", scenes, "--predictions", out / "results.json", "--json").json
+    assert again["metrics"] == json.loads((out / "report.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize(("least", "code"), [("AP50=0.99", 0), ("AP50=1.01", 5)])
+def test_fail_under(shell: Callable, scenes: Path, perfect_results: Path, least: str, code: int) -> None:
+    answer = shell("eval", scenes, "--predictions", perfect_results, "--fail-under", least, "--json")
+    assert answer.code == code
+    assert answer.json["metrics"]["AP50"] == pytest.approx(1)
+    assert ("AP50 is" in answer.messages) == (code == 5)
+
+
+def test_several_thresholds_hold_together(shell: Callable, scenes: Path, perfect_results: Path) -> None:
+    answer = shell("eval", scenes, "--predictions", perfect_results, "--fail-under", "AP=0.5", "AP50=1.1")
+    assert answer.code == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["nowhere", "--predictions", "{results}"], 3, "nowhere: does not exist"),
+        (["{scenes}"], 2, "neither of weights and predictions"),
+        (["{scenes}", "--predictions", "{results}", "--weights", "w"], 2, "both of weights and predictions"),
+        (["{scenes}", "--predictions", "nowhere.json"], 3, "nowhere.json"),
+        (["{scenes}", "--predictions", "{scenes}/annotations/instances_val.json"], 3, "instances_val.json"),
+        (["{scenes}", "--predictions", "{results}", "--split", "vla"], 2, "Did you mean 'val'"),
+        (["{scenes}", "--predictions", "{results}", "--metric", "voc08"], 2, "voc07"),
+        (["{scenes}", "--predictions", "{results}", "--fail-under", "AP50"], 2, "METRIC=VALUE"),
+        (["{scenes}", "--predictions", "{results}", "--fail-under", "APx=0.5"], 2, "there is no metric 'APx'"),
+        (["{scenes}", "--predictions", "{results}", "--out", "{scenes}"], 2, "is not empty"),
+        (["{scenes}", "--predictions", "{results}", "--out", "{results}"], 2, "is a file"),
+        (["{scenes}", "--predictions", "{results}", "--out", "/proc/nowhere/out"], 2, "cannot be made"),
+    ],
+)
+def test_bad_input_is_named(
+    shell: Callable, scenes: Path, perfect_results: Path, arguments: list[str], code: int, says: str
+) -> None:
+    before = sorted(scenes.rglob("*"))
+    answer = shell("eval", *(word.format(scenes=scenes, results=perfect_results) for word in arguments))
+    assert answer.code == code
+    assert says in answer.messages
+    assert "Traceback" not in answer.messages
+    assert "internal error" not in answer.messages
+    assert sorted(scenes.rglob("*")) == before
