@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from twostage.evaluation.evaluate import Report
     from twostage.evaluation.results import Results
 
-_METRICS = "AP AP50 AP75 AP90 APs APm APl AR1 AR10 AR100 ARs ARm ARl voc07 voc12".split()
+_AP = ("AP", "AP50", "AP75", "AP90", "APs", "APm", "APl", "voc07", "voc12")
+_AR = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_METRICS = _AP + _AR
 
 
 @dataclass(frozen=True)
