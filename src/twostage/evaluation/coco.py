@@ -1,0 +1,222 @@
+"""COCO's numbers: average precision and recall over IoU thresholds and object sizes (Lin et al. 2014; cocoapi).
+
+Computed by faster-coco-eval, fed from flat arrays, and equal to pycocotools: crowds may take any number of detections
+and count neither way, detections of equal score keep their order, the data set's `areas` tell which size an object has.
+
+Three differences from pycocotools, none of which changes the box numbers of a sound COCO data set:
+Three differences from pycocotools; none changes the box numbers of a sound COCO data set:
+  the IoU with them is the plain one, not crowds';
+- the size of a detected mask is the mask's, where pycocotools takes the box's if the file has boxes as well;
+- annotation id 0 is an id like others; in pycocotools a match with it counts as none.
+
+Letters: T IoU thresholds, R recall levels, K classes, S object sizes, M limits of detections per image and class.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as coco_mask
+from jaxtyping import Bool, Float64, Int64
+
+from twostage.data.dataset import Dataset
+from twostage.evaluation.groups import box_areas, image_of_objects
+from twostage.evaluation.results import Results
+
+COCO_IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
+MAX_DETECTIONS = (1, 10, 100)
+# Square pixels of object area, both ends included.
+SIZES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+
+
+@dataclass(frozen=True, eq=False)
+class CocoScores:
+    """All that COCO's evaluation yields; -1 where a class has no object of a size.
+
+    `precision[t, r, k, s, m]` is the best precision at a recall of at least r / 100, `scores` the score of the
+    detection that reaches this recall, `recall[t, k, s, m]` the highest recall.
+    """
+
+    ious: tuple[float, ...]
+    max_detections: tuple[int, ...]
+    precision: Float64[np.ndarray, "t r k s m"]
+    scores: Float64[np.ndarray, "t r k s m"]
+    recall: Float64[np.ndarray, "t k s m"]
+
+    def average_precision(self, *, iou: float | None = None, size: str = "all", class_id: int | None = None) -> float:
+        """Mean precision over recall levels, classes (or one) and IoU thresholds (or one), at the highest limit."""
+        return _mean(self.precision[self._thresholds(iou), :, _one_or_all(class_id), list(SIZES).index(size), -1])
+
+    def average_recall(
+        self, *, iou: float | None = None, size: str = "all", most: int | None = None, class_id: int | None = None
+    ) -> float:
+        """Mean of the highest recall over classes (or one) and IoU thresholds (or one), with `most` detections."""
+        limit = -1 if most is None else self.max_detections.index(most)
+        return _mean(self.recall[self._thresholds(iou), _one_or_all(class_id), list(SIZES).index(size), limit])
+
+    def summary(self, class_id: int | None = None) -> dict[str, float]:
+        """COCO's twelve numbers and AP90, of all classes or of one; in 0..1, -1 where undefined."""
+        ap, ar = partial(self.average_precision, class_id=class_id), partial(self.average_recall, class_id=class_id)
+        precision = {"AP": ap(), **{f"AP{round(100 * iou)}": ap(iou=iou) for iou in (0.5, 0.75, 0.9)}}
+        sizes = {"s": "small", "m": "medium", "l": "large"}
+        precision |= {f"AP{letter}": ap(size=size) for letter, size in sizes.items()}
+        recall = {f"AR{most}": ar(most=most) for most in self.max_detections}
+        return precision | recall | {f"AR{letter}": ar(size=size) for letter, size in sizes.items()}
+
+    def _thresholds(self, iou: float | None) -> slice:
+        if iou is None:
+            return slice(None)
+        index = int(np.flatnonzero(np.isclose(self.ious, iou))[0])
+        return slice(index, index + 1)
+
+
+def coco_scores(
+    dataset: Dataset,
+    results: Results,
+    *,
+    masks: bool = False,
+    class_blind: bool = False,
+    ious: Sequence[float] = COCO_IOUS,
+    max_detections: Sequence[int] = MAX_DETECTIONS,
+) -> CocoScores:
+    """Match and accumulate: by boxes, or with `masks` by masks; `class_blind` takes all classes as one."""
+    truth = _truth(dataset, masks=masks)
+    found = _found(dataset, results, masks=masks)
+    classes = dataset.category_ids.tolist()
+    if class_blind:
+        # As pycocotools orders them: by class, then as they come.
+        truth, found, classes = truth.as_one_class(), found.as_one_class(), [1]
+    evaluator = COCOeval_faster(_as_coco(dataset, classes, truth), _as_coco(dataset, classes, found), "bbox")
+    evaluator.params.iouThrs = np.array(ious, dtype=np.float64)
+    evaluator.params.maxDets = sorted(max_detections)
+    # The one place where its flat input is read instead of lists of dictionaries; boxes and masks take the same way.
+    evaluator.computeIoU = _ious_by_group(truth, found, max(max_detections))
+    evaluator.evaluate()
+    evaluator.accumulate()
+    # It sorts classes by category id; class ids need not be in that order.
+    columns = np.argsort(np.argsort(classes))
+    shape = (len(ious), 101, len(classes), len(SIZES), len(max_detections))
+    grids = {key: np.asarray(evaluator.eval[key], dtype=np.float64) for key in ("precision", "scores", "recall")}
+    return CocoScores(
+        ious=tuple(ious),
+        max_detections=tuple(sorted(max_detections)),
+        precision=grids["precision"].reshape(shape)[:, :, columns],
+        scores=grids["scores"].reshape(shape)[:, :, columns],
+        recall=grids["recall"].reshape(shape[0], *shape[2:])[:, columns],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Shapes:
+    """Objects or detections as columns: COCO image and category ids, area, boxes xywh or RLEs; scores of detections."""
+
+    images: Int64[np.ndarray, " n"]
+    categories: Int64[np.ndarray, " n"]
+    areas: Float64[np.ndarray, " n"]
+    shapes: Float64[np.ndarray, "n 4"] | np.ndarray
+    crowd: Bool[np.ndarray, " n"]
+    ignored: Bool[np.ndarray, " n"]
+    scores: Float64[np.ndarray, " n"]
+
+    def as_one_class(self) -> "_Shapes":
+        order = np.argsort(self.categories, kind="stable")
+        columns = {name: getattr(self, name)[order] for name in self.__dataclass_fields__}
+        return _Shapes(**{**columns, "categories": np.ones(len(order), dtype=np.int64)})
+
+
+def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
+    rles = [rle for i in range(len(dataset)) for rle in dataset.masks_of(i)] if masks else []
+    return _Shapes(
+        images=dataset.image_ids[image_of_objects(dataset)],
+        categories=dataset.category_ids[dataset.labels],
+        areas=dataset.areas,
+        shapes=_rle_column(rles) if masks else _xywh(dataset.boxes),
+        crowd=dataset.crowd,
+        ignored=dataset.crowd | dataset.difficult,
+        scores=np.zeros(len(dataset.labels)),
+    )
+
+
+def _found(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
+    none = np.zeros(len(results), dtype=bool)
+    rles = results.masks or []
+    return _Shapes(
+        images=dataset.image_ids[results.images],
+        categories=dataset.category_ids[results.class_ids],
+        areas=np.array([float(coco_mask.area(rle)) for rle in rles]) if masks else box_areas(results.boxes),
+        shapes=_rle_column(rles) if masks else _xywh(results.boxes),
+        crowd=none,
+        ignored=none,
+        scores=results.scores,
+    )
+
+
+def _xywh(boxes: np.ndarray) -> Float64[np.ndarray, "n 4"]:
+    boxes = boxes.astype(np.float64)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _rle_column(rles: Sequence[dict]) -> np.ndarray:
+    column = np.empty(len(rles), dtype=object)
+    column[:] = rles
+    return column
+
+
+def _as_coco(dataset: Dataset, classes: Sequence[int], shapes: _Shapes) -> COCO:
+    """The data base the evaluator asks; ids count from 1, because 0 means "unmatched" inside it."""
+    keys = ("id", "image_id", "category_id", "area", "iscrowd", "score")
+    columns = (
+        range(1, len(shapes.images) + 1),
+        shapes.images.tolist(),
+        shapes.categories.tolist(),
+        shapes.areas.tolist(),
+        shapes.ignored.astype(int).tolist(),
+        shapes.scores.tolist(),
+    )
+    rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+    images = [{"id": number} for number in dataset.image_ids.tolist()]
+    return COCO({"images": images, "categories": [{"id": c} for c in classes], "annotations": rows})
+
+
+def _ious_by_group(truth: _Shapes, found: _Shapes, most: int) -> Callable[..., np.ndarray | list]:
+    """IoU of the `most` best detections with the objects of a category on an image, in the evaluator's order."""
+    true_rows, true_groups = _grouped(truth)
+    found_rows, found_groups = _grouped(found)
+
+    def ious(image: int | np.integer, category: int | np.integer) -> np.ndarray | list:
+        key = int(image), int(category)
+        t, f = true_groups.get(key), found_groups.get(key)
+        if t is None or f is None:
+            return []
+        rows = true_rows[t]
+        best = found_rows[f][:most]
+        crowd = truth.crowd[rows].astype(int).tolist()
+        return np.asarray(coco_mask.iou(_plain(found.shapes[best]), _plain(truth.shapes[rows]), crowd))
+
+    return ious
+
+
+def _grouped(shapes: _Shapes) -> tuple[np.ndarray, dict[tuple[int, int], slice]]:
+    """Rows ordered by image, category and falling score, and which of them belong to each image and category."""
+    rows = np.lexsort((-shapes.scores, shapes.categories, shapes.images))
+    images, categories = shapes.images[rows], shapes.categories[rows]
+    new = np.flatnonzero((np.diff(images) != 0) | (np.diff(categories) != 0)) + 1
+    edges = [0, *new.tolist(), len(rows)] if len(rows) else []
+    keys = zip(images[edges[:-1]].tolist(), categories[edges[:-1]].tolist(), strict=True)
+    return rows, {key: slice(a, b) for key, a, b in zip(keys, edges, edges[1:], strict=False)}
+
+
+def _plain(shapes: np.ndarray) -> np.ndarray | list[dict]:
+    return shapes.tolist() if shapes.dtype == object else shapes
+
+
+def _one_or_all(index: int | None) -> slice:
+    return slice(None) if index is None else slice(index, index + 1)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over what is defined; -1 where nothing is."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0

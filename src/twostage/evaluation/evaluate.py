@@ -1,0 +1,200 @@
+"""All numbers of a split in one report: COCO's and VOC's, of boxes and masks, with their meaning and settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from twostage.data.dataset import Dataset
+from twostage.errors import DataError, ThresholdError, UsageError, nearest
+from twostage.evaluation.coco import COCO_IOUS, MAX_DETECTIONS, CocoScores, coco_scores
+from twostage.evaluation.confusion import Confusion, confusion_matrix
+from twostage.evaluation.curves import Curves, class_curves
+from twostage.evaluation.results import Results
+from twostage.evaluation.voc import VocScores, voc_scores
+
+Metric = Literal["all", "coco", "voc07", "voc12"]
+VOC_IOU = 0.5
+
+DEFINITIONS = {
+    "AP": "COCO: mean over IoU 0.50:0.05:0.95 and 101 recall levels, at most 100 detections per image and class",
+    "AP50, AP75, AP90": "the same at one IoU",
+    "APs, APm, APl": "the same for objects up to 32 x 32, up to 96 x 96, and from 96 x 96 pixels of area",
+    "AR1, AR10, AR100": "COCO: recall, mean over the same IoUs, with so many detections per image and class",
+    "voc07": "VOC2007: 11-point AP at IoU 0.5, inclusive pixels, difficult objects ignored",
+    "voc12": "VOC2010 and later: AP of all points at IoU 0.5, inclusive pixels, difficult objects ignored",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The numbers of all classes together, and by class name; in 0..1, -1 where undefined."""
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What `evaluate` found. `segm` is there where masks were scored, `curves` where COCO's numbers were asked for."""
+
+    scores: Scores
+    segm: Scores | None
+    settings: dict[str, Any]
+    dataset: Dataset
+    confusion: Confusion
+    curves: Curves | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python: {"metrics", "per_class", "settings"}, and with masks the same keys under "segm"."""
+        settings = {"settings": self.settings}
+        boxes = {"metrics": self.scores.metrics, "per_class": self.scores.per_class} | settings
+        if self.segm is None:
+            return boxes
+        return boxes | {"segm": {"metrics": self.segm.metrics, "per_class": self.segm.per_class} | settings}
+
+    def require(self, least: Mapping[str, float]) -> None:
+        """Raises ThresholdError if a metric is below what is asked, or undefined; UsageError for an unknown metric."""
+        failed = []
+        for name, value in least.items():
+            if name not in self.scores.metrics:
+                raise UsageError(f"No metric {name!r}. {nearest(name, self.scores.metrics)}")
+            if self.scores.metrics[name] < value:
+                failed.append(f"{name} is {self.scores.metrics[name]:.4f}, below {value:g}")
+        if failed:
+            raise ThresholdError("; ".join(failed) + ".")
+
+    def table(self) -> str:
+        """For people: the numbers by class, what they mean, and the settings they depend on."""
+        return "\n".join(_table_lines(self))
+
+    def write_plots(self, folder: str | Path) -> list[Path]:
+        """Writes pr.png (where there are COCO's numbers), confusion.png and labels.png; returns their paths."""
+        from twostage.evaluation.plots import plot_confusion, plot_curves, plot_labels, save_figure
+
+        figures = {"confusion.png": plot_confusion(self.confusion), "labels.png": plot_labels(self.dataset)}
+        if self.curves is not None:
+            figures["pr.png"] = plot_curves(self.curves)
+        for name, figure in figures.items():
+            save_figure(figure, Path(folder) / name)
+        return [Path(folder) / name for name in figures]
+
+
+def evaluate(
+    dataset: Dataset,
+    results: Results,
+    *,
+    metric: Metric = "all",
+    masks: bool | None = None,
+    score_floor: float | None = None,
+    conf: float = 0.5,
+) -> Report:
+    """Score the detections of a split.
+
+    `masks` scores masks as well: by default where both sides have them. `score_floor` is the confidence below which the
+    detector dropped detections; it is only stated (by default as the lowest score found). `conf` is the confusion
+    matrix's. Raises UsageError for a metric that does not exist, DataError for masks that are asked for and not there.
+    """
+    known = ("all", "coco", "voc07", "voc12")
+    if metric not in known:
+        raise UsageError(f"No metric {metric!r}. {nearest(metric, known)}")
+    both = dataset.masks is not None and results.masks is not None
+    if masks and not both:
+        raise DataError(
+            f"No masks in {'the results' if dataset.masks is not None else dataset.root}: give masks=False."
+        )
+    coco = coco_scores(dataset, results) if metric in ("all", "coco") else None
+    boxes = _scores(dataset, results, coco, metric, masks=False)
+    segm = None
+    if both if masks is None else masks:
+        of_masks = coco_scores(dataset, results, masks=True) if coco is not None else None
+        segm = _scores(dataset, results, of_masks, metric, masks=True)
+    return Report(
+        scores=boxes,
+        segm=segm,
+        settings=_settings(dataset, results, metric, score_floor, conf),
+        dataset=dataset,
+        confusion=confusion_matrix(dataset, results, conf=conf),
+        curves=None if coco is None else class_curves(dataset, results, coco),
+    )
+
+
+def _scores(dataset: Dataset, results: Results, coco: CocoScores | None, metric: Metric, *, masks: bool) -> Scores:
+    parts: list[CocoScores | VocScores] = [] if coco is None else [coco]
+    if metric != "coco":
+        parts.append(voc_scores(dataset, results, iou=VOC_IOU, masks=masks))
+    hidden = {"voc07": {"voc12"}, "voc12": {"voc07"}}.get(metric, set())
+
+    def rows(class_id: int | None) -> dict[str, float]:
+        return {k: v for part in parts for k, v in part.summary(class_id).items() if k not in hidden}
+
+    return Scores(rows(None), {name: rows(k) for k, name in enumerate(dataset.names)})
+
+
+def _settings(
+    dataset: Dataset, results: Results, metric: Metric, score_floor: float | None, conf: float
+) -> dict[str, Any]:
+    lowest = float(results.scores.min()) if len(results) else 0.0
+    objects = np.bincount(dataset.labels, minlength=len(dataset.names)).tolist()
+    return {
+        "metric": metric,
+        "data": str(dataset.root),
+        "layout": dataset.layout,
+        "split": dataset.split,
+        "images": len(dataset),
+        "objects": len(dataset.labels),
+        "objects_per_class": dict(zip(dataset.names, objects, strict=True)),
+        "crowd": int(dataset.crowd.sum()),
+        "difficult": int(dataset.difficult.sum()),
+        "detections": len(results),
+        "score_floor": lowest if score_floor is None else score_floor,
+        "max_detections": MAX_DETECTIONS[-1],
+        "ious": [round(iou, 2) for iou in COCO_IOUS],
+        "voc_iou": VOC_IOU,
+        "confusion_conf": conf,
+        "definitions": DEFINITIONS,
+    }
+
+
+_COLUMNS = ("AP", "AP50", "AP75", "AP90", "APs", "APm", "APl", "AR100", "voc07", "voc12")
+_REST = ("AR1", "AR10", "ARs", "ARm", "ARl")
+
+
+def _table_lines(report: Report) -> list[str]:
+    s = report.settings
+    left_out = "".join(f", {s[kind]} {kind}" for kind in ("crowd", "difficult") if s[kind])
+    counted = f"{s['data']}, split {s['split']} ({s['layout']}): {s['images']} images, {s['objects']} objects{left_out}"
+    lines = [f"{counted}; {s['detections']} detections", ""]
+    for title, scores in (("boxes", report.scores), ("masks", report.segm)):
+        if scores is not None:
+            lines += [*_class_lines(title, scores, s["objects_per_class"]), ""]
+    names = set(report.scores.metrics)
+    shown = {key: text for key, text in DEFINITIONS.items() if names & set(key.split(", "))}
+    width = max(map(len, shown))
+    lines += [f"{key:{width}}  {text}" for key, text in shown.items()]
+    return [
+        *lines,
+        f"{'score':{width}}  detections below {s['score_floor']:.4g} were dropped before",
+        f"{'-':{width}}  undefined: no such object",
+    ]
+
+
+def _class_lines(title: str, scores: Scores, objects: Mapping[str, int]) -> list[str]:
+    columns = [c for c in _COLUMNS if c in scores.metrics]
+    rows = {"all": (scores.metrics, sum(objects.values()))} if len(objects) != 1 else {}
+    rows |= {name: (values, objects[name]) for name, values in scores.per_class.items() if objects[name]}
+    width = max(len(title), *map(len, rows)) if rows else len(title)
+    lines = [f"{title:{width}}" + "".join(f"{c:>7}" for c in columns) + f"{'objects':>9}"]
+    for name, (values, count) in rows.items():
+        lines.append(f"{name:{width}}" + "".join(f"{_cell(values[c]):>7}" for c in columns) + f"{count:>9}")
+    rest = [c for c in _REST if c in scores.metrics]
+    if rest:
+        lines.append(f"{'':{width}}  " + "  ".join(f"{c} {_cell(scores.metrics[c])}" for c in rest))
+    absent = [name for name, count in objects.items() if not count]
+    return [*lines, f"no objects of: {', '.join(absent)}"] if absent else lines
+
+
+def _cell(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"

@@ -1,0 +1,76 @@
+"""Rows of flat arrays that belong together: detections and ground truth of one class on one image."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+from twostage.data.dataset import Dataset
+from twostage.data.flat import FlatMasks, FlatStrings
+
+# Pairs compared at once: bounds memory to a few hundred megabytes however many boxes an image has.
+_BLOCK = 2_000_000
+
+
+def image_of_objects(dataset: Dataset) -> Int64[np.ndarray, " b"]:
+    """The image index of each object of the data set."""
+    return np.repeat(np.arange(len(dataset), dtype=np.int64), np.diff(dataset.offsets))
+
+
+def images_between(dataset: Dataset, first: int, last: int) -> Dataset:
+    """The images `first` to `last` (excluded) of a data set as one of their own; views into it."""
+    rows = slice(int(dataset.offsets[first]), int(dataset.offsets[last]))
+    columns = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
+    masks = dataset.masks
+    return replace(
+        dataset,
+        image_ids=dataset.image_ids[first:last],
+        sizes=dataset.sizes[first:last],
+        offsets=dataset.offsets[first : last + 1] - dataset.offsets[first],
+        masks=masks and FlatMasks(masks.kinds[rows], masks.offsets[rows.start : rows.stop + 1], masks.data),
+        files=FlatStrings(dataset.files.offsets[first : last + 1], dataset.files.data),
+        paths=FlatStrings(dataset.paths.offsets[first : last + 1], dataset.paths.data),
+        **{name: getattr(dataset, name)[rows] for name in columns},
+    )
+
+
+def pair_blocks(
+    left: Int64[np.ndarray, " n"], right: Int64[np.ndarray, " m"]
+) -> Iterator[tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]]:
+    """All pairs (i, j) with `left[i] == right[j]`, ordered by i, then j, in blocks that never split an i."""
+    order = np.argsort(right, kind="stable")
+    ordered = right[order]
+    first = np.searchsorted(ordered, left, side="left")
+    count = np.searchsorted(ordered, left, side="right") - first
+    total = np.cumsum(count)
+    start = 0
+    while start < len(left):
+        done = total[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(total, done + _BLOCK, side="right")))
+        rows = np.arange(start, end)
+        i = np.repeat(rows, count[rows])
+        within = np.arange(len(i)) - np.repeat(total[rows] - count[rows] - done, count[rows])
+        yield i, order[first[i] + within]
+        start = end
+
+
+def paired_iou(a: Float[np.ndarray, "p 4"], b: Float[np.ndarray, "p 4"]) -> Float64[np.ndarray, " p"]:
+    """IoU of box with box, row by row, in float64; 0 where both are empty."""
+    common = paired_intersection(a, b)
+    union = box_areas(a) + box_areas(b) - common
+    iou: np.ndarray = np.divide(common, union, out=np.zeros(len(common)), where=union > 0)
+    return iou
+
+
+def paired_intersection(a: Float[np.ndarray, "p 4"], b: Float[np.ndarray, "p 4"]) -> Float64[np.ndarray, " p"]:
+    """Common area of box with box, row by row."""
+    sides = np.minimum(a[:, 2:], b[:, 2:], dtype=np.float64) - np.maximum(a[:, :2], b[:, :2], dtype=np.float64)
+    areas: np.ndarray = sides.clip(min=0).prod(axis=1)
+    return areas
+
+
+def box_areas(boxes: Float[np.ndarray, "n 4"]) -> Float64[np.ndarray, " n"]:
+    """Width times height in float64."""
+    areas: np.ndarray = (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).prod(axis=1)
+    return areas

@@ -1,0 +1,242 @@
+"""Pictures of numbers: precision and recall, confusion, what a data set holds, how a training went.
+
+Figures are made without pyplot, so that nothing global changes and any thread may draw. Colours are those of
+`twostage.drawing`, told apart by people with any colour vision; lines also differ by dashes.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from twostage.data.dataset import Dataset
+from twostage.drawing import colour_of, write_whole
+from twostage.evaluation.confusion import Confusion
+from twostage.evaluation.curves import Curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _GRID = "#333333", "#dddddd"
+_DASHES = ("-", "--", ":", "-.")
+# More classes than this are drawn faintly and without names.
+_NAMED = 12
+
+
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Writes a PNG of 150 dots an inch, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_whole(Path(path), buffer.getvalue())
+
+
+def plot_curves(curves: Curves) -> "Figure":
+    """Precision over recall for each class with its AP, and the mean over classes; F1 over confidence beside it."""
+    figure = _figure(10, 4.6)
+    left, right = figure.subplots(1, 2)
+    _style(left, "recall", "precision")
+    _style(right, "confidence threshold", "F1")
+    ap = curves.average_precision()
+    shown = np.flatnonzero(curves.defined)
+    few = len(shown) <= _NAMED
+    for place, k in enumerate(shown[np.argsort(-ap[shown], kind="stable")]):
+        look: dict[str, Any] = (
+            {"color": _hex(int(k)), "linestyle": _dash(int(k)), "lw": 1.8}
+            if few
+            else {"color": "#999999", "lw": 0.6, "alpha": 0.6}
+        )
+        label = f"{curves.names[k]}  {ap[k]:.3f}" if few else None
+        left.plot(curves.recall, curves.precision[k], label=label, zorder=3 + place / 100, **look)
+        right.plot(curves.confidence, curves.f1[k], **look)
+    if len(shown) > 1:
+        mean = curves.precision[shown].mean(axis=0)
+        left.plot(curves.recall, mean, color=_INK, lw=2.6, label=f"all classes  {ap[shown].mean():.3f}", zorder=5)
+        right.plot(curves.confidence, curves.f1[shown].mean(axis=0), color=_INK, lw=2.6, zorder=5)
+    left.set_title(f"Precision and recall at IoU {curves.iou:g}; beside each class its AP", **_TITLE)
+    best, f1 = curves.best_confidence()
+    if f1 >= 0:
+        right.axvline(best, color=_INK, lw=1, ls=":")
+        right.set_title(f"F1 by confidence; the mean over classes is best at {best:.2f}", **_TITLE)
+    if len(shown):
+        left.legend(loc="lower left", frameon=False, fontsize=8)
+    else:
+        left.text(0.5, 0.5, "no objects", ha="center", color=_INK)
+    for axes in (left, right):
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    return figure
+
+
+def plot_confusion(confusion: Confusion) -> "Figure":
+    """Each row is a class, spread over what its objects were found as; the last row was found where nothing is."""
+    names = [*confusion.names, "background"]
+    k = len(names)
+    side = min(16.0, max(4.5, 1.8 + 0.55 * k))
+    figure = _figure(side + 1, side)
+    axes = figure.subplots()
+    counts = confusion.counts
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(np.where(counts > 0, share, np.nan), cmap="Blues", vmin=0, vmax=1)
+    size = 9 if k <= 12 else 6
+    if k <= 30:
+        for row, column in np.argwhere(counts > 0):
+            value = share[row, column]
+            text = f"{counts[row, column]}\n{value:.0%}" if k <= 12 else f"{counts[row, column]}"
+            ink = "white" if value > 0.5 else _INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=size, color=ink)
+    # The background is no class: a line sets it apart.
+    axes.axhline(k - 1.5, color=_INK, lw=1)
+    axes.axvline(k - 1.5, color=_INK, lw=1)
+    found, missed = [*confusion.names, "missed"], [*confusion.names, "no object"]
+    tick_size = 9 if k <= 20 else 6
+    axes.set_xticks(range(k), found, rotation=45 if k > 4 else 0, ha="right" if k > 4 else "center", fontsize=tick_size)
+    axes.set_yticks(range(k), missed, fontsize=tick_size)
+    axes.set_xlabel("found as", color=_INK)
+    axes.set_ylabel("truth", color=_INK)
+    axes.set_title(
+        f"Confusion at IoU {confusion.iou:g}, confidence {confusion.conf:g}; shares are of the row", **_TITLE
+    )
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def plot_labels(dataset: Dataset) -> "Figure":
+    """What the data set holds: objects of each class, objects in an image, sizes, and where in the image they lie."""
+    figure = _figure(11, 7.2)
+    (by_class, per_image), (sizes, places) = figure.subplots(2, 2)
+    classes = len(dataset.names)
+    counts = np.bincount(dataset.labels, minlength=classes)
+    order = np.argsort(-counts, kind="stable")[:20]
+    bars = by_class.barh(range(len(order)), counts[order], color=[_hex(int(k)) for k in order], height=0.75)
+    by_class.bar_label(bars, fontsize=8 if len(order) <= 12 else 7, padding=3, color=_INK)
+    by_class.set_yticks(range(len(order)), [dataset.names[k] for k in order], fontsize=8 if len(order) <= 12 else 7)
+    by_class.set_ylim(max(len(order), 3) - 0.4, -0.6)
+    by_class.set_xlim(0, max(counts.max(initial=0), 1) * 1.15)
+    more = f" (20 most frequent of {classes} classes)" if classes > 20 else ""
+    _style(by_class, "objects", "", grid="x")
+    by_class.set_title(f"{counts.sum()} objects{more}", **_TITLE)
+
+    in_image = np.diff(dataset.offsets)
+    bins = np.arange(-0.5, max(10, in_image.max(initial=0)) + 1.5, max(1, math.ceil(in_image.max(initial=0) / 40)))
+    per_image.hist(in_image, bins=bins, color=_hex(6))
+    _style(per_image, "objects in an image", "images", grid="y")
+    per_image.set_title(f"{len(in_image)} images, {np.count_nonzero(in_image == 0)} of them without objects", **_TITLE)
+
+    _plot_sizes(sizes, dataset)
+    _plot_places(places, dataset)
+    return figure
+
+
+def plot_history(rows: Sequence[Mapping[str, Any]], *, x: str = "epoch") -> "Figure":
+    """Losses, metrics and learning rate of a training over the column `x`; gaps are bridged, other columns left out.
+
+    A column is a loss when its name holds "loss", a metric when it starts with AP, AR or voc, a rate when it is "lr".
+    Values may be text, as a CSV reader gives them.
+    """
+    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in (rows[0] if rows else ())}
+    panels = {
+        "loss": [name for name in columns if "loss" in name],
+        "metric": [name for name in columns if name.split("/")[-1].startswith(("AP", "AR", "voc"))],
+        "learning rate": [name for name in columns if name == "lr"],
+    }
+    panels = {title: names for title, names in panels.items() if names} or {"loss": []}
+    figure = _figure(5.2 * len(panels), 4.2)
+    steps = columns.get(x, np.arange(1, len(rows) + 1, dtype=float))
+    for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for place, name in enumerate(names):
+            there = np.isfinite(columns[name])
+            marker = "o" if there.sum() <= 25 else ""
+            axes.plot(
+                steps[there],
+                columns[name][there],
+                color=_hex(place),
+                linestyle=_dash(place),
+                marker=marker,
+                ms=3,
+                lw=1.7,
+                label=name,
+            )
+        _style(axes, x, title)
+        if title == "metric":
+            axes.set_ylim(0, 1)
+        elif title == "loss":
+            axes.set_ylim(bottom=0)
+        if len(names) > 1:
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _plot_sizes(axes: "Axes", dataset: Dataset) -> None:
+    side = np.sqrt((dataset.boxes[:, 2:] - dataset.boxes[:, :2]).clip(min=0).prod(axis=1))
+    side = side[side > 0]
+    low, high = (side.min(), side.max()) if len(side) else (1.0, 100.0)
+    bins = np.geomspace(max(low * 0.95, 0.1), max(high * 1.05, low * 1.2), 40).tolist()
+    frequent = np.argsort(-np.bincount(dataset.labels, minlength=len(dataset.names)), kind="stable")
+    if len(frequent) <= 5:
+        all_sides = np.sqrt((dataset.boxes[:, 2:] - dataset.boxes[:, :2]).clip(min=1e-9).prod(axis=1))
+        parts = [all_sides[dataset.labels == k] for k in frequent]
+        axes.hist(parts, bins=bins, stacked=True, color=[_hex(int(k)) for k in frequent])
+    else:
+        axes.hist(side, bins=bins, color=_hex(6))
+    axes.set_xscale("log")
+    axes.set_xlim(bins[0], bins[-1])
+    for edge, name in ((32, "medium"), (96, "large")):
+        if bins[0] < edge < bins[-1]:
+            axes.axvline(edge, color=_INK, lw=1, ls=":")
+            axes.text(edge, 1, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8, va="top", color=_INK)
+    _style(axes, "square root of box area, pixels", "objects", grid="y")
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if bins[0] <= t <= bins[-1]]
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_title(f"Sizes: median {np.median(side):.0f} pixels" if len(side) else "Sizes", **_TITLE)
+
+
+def _plot_places(axes: "Axes", dataset: Dataset) -> None:
+    sizes = np.repeat(dataset.sizes, np.diff(dataset.offsets), axis=0).astype(float)
+    x = (dataset.boxes[:, 0] + dataset.boxes[:, 2]) / 2 / np.maximum(sizes[:, 1], 1)
+    y = (dataset.boxes[:, 1] + dataset.boxes[:, 3]) / 2 / np.maximum(sizes[:, 0], 1)
+    # About one object a cell or more, else the picture shows nothing but chance.
+    cells, _, _ = np.histogram2d(y, x, bins=int(np.clip(np.sqrt(len(x)) / 2, 4, 24)), range=((0, 1), (0, 1)))
+    axes.imshow(cells, cmap="Blues", extent=(0, 1, 1, 0), aspect="auto")
+    _style(axes, "x, share of the width", "y, share of the height", grid="")
+    axes.set_title("Where the centres of objects lie; darker is more", **_TITLE)
+
+
+_TITLE: dict[str, Any] = {"fontsize": 9, "loc": "left", "color": _INK}
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _style(axes: "Axes", x: str, y: str, *, grid: Literal["both", "x", "y", ""] = "both") -> None:
+    axes.set_xlabel(x, color=_INK)
+    axes.set_ylabel(y, color=_INK)
+    axes.tick_params(colors=_INK, labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(axis=grid, color=_GRID, lw=0.7)
+        axes.set_axisbelow(True)
+
+
+def _hex(k: int) -> str:
+    """The colour of class k, darkened where white paper would swallow it."""
+    rgb = np.array(colour_of(k))
+    return "#{:02x}{:02x}{:02x}".format(*(rgb if rgb.mean() < 170 else rgb * 0.8).astype(int))
+
+
+def _dash(k: int) -> str:
+    return _DASHES[k // 7 % len(_DASHES)]
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

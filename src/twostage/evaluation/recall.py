@@ -1,0 +1,80 @@
+"""How many objects the proposals reach, of whatever class: average recall (Hosang et al. 2015; cocoapi, useCats = 0).
+
+Letters: T IoU thresholds, S object sizes, M numbers of proposals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from twostage.data.dataset import Dataset
+from twostage.evaluation.coco import COCO_IOUS, SIZES, coco_scores
+from twostage.evaluation.groups import image_of_objects, images_between
+from twostage.evaluation.results import Results
+
+PROPOSALS = (100, 300, 1000)
+# The evaluator holds one dictionary for each proposal: at this many it takes about half a gigabyte.
+_BLOCK = 500_000
+
+
+@dataclass(frozen=True, eq=False)
+class ProposalRecall:
+    """`recall[t, s, m]`: share of objects of a size reached at an IoU by so many proposals an image; -1 undefined."""
+
+    ious: tuple[float, ...]
+    counts: tuple[int, ...]
+    recall: Float64[np.ndarray, "t s m"]
+
+    def at(self, count: int, *, iou: float | None = None, size: str = "all") -> float:
+        """Recall with `count` proposals at one IoU threshold, or averaged over all (AR)."""
+        values = self.recall[:, list(SIZES).index(size), self.counts.index(count)]
+        return float(values.mean() if iou is None else values[np.isclose(self.ious, iou)][0])
+
+    def summary(self) -> dict[str, float]:
+        """AR at each count; at the highest also by size, and recall at IoU 0.5 where that is among the thresholds."""
+        most = max(self.counts)
+        rows = {f"AR{count}": self.at(count) for count in self.counts}
+        rows |= {f"AR{size[0]}": self.at(most, size=size) for size in SIZES if size != "all"}
+        return rows | ({f"R50@{most}": self.at(most, iou=0.5)} if np.isclose(self.ious, 0.5).any() else {})
+
+
+def proposal_recall(
+    dataset: Dataset, proposals: Results, *, counts: Sequence[int] = PROPOSALS, ious: Sequence[float] = COCO_IOUS
+) -> ProposalRecall:
+    """Recall of the best-scored proposals of each image, of whatever class; crowds and difficult objects are left out.
+
+    Matched block by block of images, because the evaluator's memory grows with the proposals it holds.
+    """
+    owner = image_of_objects(dataset)
+    ignored = dataset.crowd | dataset.difficult
+    sizes = [(dataset.areas >= low) & (dataset.areas <= high) & ~ignored for low, high in SIZES.values()]
+    reached = np.zeros((len(ious), len(SIZES), len(counts)))
+    per_block = max(1, _BLOCK // max(counts))
+    for first in range(0, len(dataset), per_block):
+        last = min(first + per_block, len(dataset))
+        part = _best_of_each_image(proposals, first, last, max(counts))
+        images = images_between(dataset, first, last)
+        scores = coco_scores(images, part, class_blind=True, ious=ious, max_detections=counts)
+        objects = np.array([np.count_nonzero(of_size[(owner >= first) & (owner < last)]) for of_size in sizes])
+        # Recall times objects is a whole number; rounding takes back what the division lost.
+        reached += np.round(scores.recall[:, 0].clip(min=0) * objects[:, None])
+    total = np.array([np.count_nonzero(of_size) for of_size in sizes], dtype=float)[:, None]
+    recall = np.where(total > 0, reached / np.maximum(total, 1), -1.0)
+    return ProposalRecall(tuple(ious), tuple(sorted(counts)), recall)
+
+
+def _best_of_each_image(proposals: Results, first: int, last: int, most: int) -> Results:
+    """The `most` best proposals of each image in `first` to `last`, which become images 0 and on; order is kept."""
+    rows = np.flatnonzero((proposals.images >= first) & (proposals.images < last))
+    by_image = rows[np.lexsort((-proposals.scores[rows], proposals.images[rows]))]
+    images = proposals.images[by_image]
+    rank = np.arange(len(by_image)) - np.searchsorted(images, images, side="left")
+    rows = np.sort(by_image[rank < most])
+    return Results(
+        images=proposals.images[rows] - first,
+        boxes=proposals.boxes[rows],
+        scores=proposals.scores[rows],
+        class_ids=np.zeros(len(rows), dtype=np.int64),
+    )

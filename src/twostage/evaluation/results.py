@@ -1,0 +1,212 @@
+"""What a detector found on a whole split, as flat arrays, and the files it is exchanged in.
+
+Letters: n detections over all images, M images, K classes.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Int, Int64
+
+from twostage.data.dataset import Dataset
+from twostage.data.runs import compress, decompress
+from twostage.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """n detections in any order; among equal scores the earlier row comes first, as in COCO's tools.
+
+    `images` index the data set, `boxes` are xyxy pixels, `class_ids` are 0..K-1, `masks` COCO RLEs of the whole image.
+    Float64, so that scores and boxes read from a file compare exactly as the file has them.
+    """
+
+    images: Int64[np.ndarray, " n"]
+    boxes: Float64[np.ndarray, "n 4"]
+    scores: Float64[np.ndarray, " n"]
+    class_ids: Int64[np.ndarray, " n"]
+    masks: list[dict] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def from_coco(cls, path: str | Path, dataset: Dataset) -> "Results":
+        """Reads a COCO results file: a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}.
+
+        With "segmentation" in every entry there are masks; boxes that are missing are then the masks'. Raises DataError
+        naming the first entry that is no detection, or belongs to no image or class of the data set.
+        """
+        entries = _load_entries(Path(path))
+        images, classes = _index(dataset.image_ids), _index(dataset.category_ids)
+        boxes, masks = [], []
+        for number, entry in enumerate(entries):
+            fault = _fault_of(entry, images, classes)
+            if fault is not None:
+                raise DataError(f"{path}: entry {number} (counted from 0): {fault}")
+            if "segmentation" in entry:
+                size = dataset.sizes[images[entry["image_id"]]].tolist()
+                masks.append(_rle(entry["segmentation"], size, f"{path}: entry {number} (counted from 0)"))
+            boxes.append(entry["bbox"] if entry.get("bbox") else _box_of(masks[-1]))
+        if masks and len(masks) != len(entries):
+            raise DataError(f"{path}: {len(masks)} of {len(entries)} entries have a segmentation. Give all or none.")
+        xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        return cls(
+            images=np.array([images[e["image_id"]] for e in entries], dtype=np.int64),
+            boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+            scores=np.array([e["score"] for e in entries], dtype=np.float64),
+            class_ids=np.array([classes[e["category_id"]] for e in entries], dtype=np.int64),
+            masks=masks or None,
+        )
+
+    @classmethod
+    def from_voc(cls, folder: str | Path, dataset: Dataset) -> "Results":
+        """Reads the VOC devkit's results: a folder with one `comp4_det_<split>_<class>.txt` for each class.
+
+        A line holds the image's name without suffix, the score, and xmin, ymin, xmax, ymax counted from 1, the last
+        pixel included. Classes without a file have no detections. Raises DataError naming file and line.
+        """
+        stems = {Path(dataset.file_name(i)).stem: i for i in range(len(dataset))}
+        gathered = Accumulator()
+        files = sorted(Path(folder).glob("*_det_*.txt"))
+        known = [(f, k) for k, name in enumerate(dataset.names) for f in files if f.name.endswith(f"_{name}.txt")]
+        if not known:
+            raise DataError(f"{folder}: no file comp4_det_<split>_<class>.txt for any class of the data set.")
+        for path, class_id in known:
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                if not line.strip():
+                    continue
+                name, score, box = _voc_line(line, f"{path}: line {number}")
+                if name not in stems:
+                    raise DataError(f"{path}: line {number}: no image {name!r} in the split {dataset.split!r}.")
+                gathered.add(stems[name], np.array([box]) - [1, 1, 0, 0], np.array([score]), np.array([class_id]))
+        return gathered.results()
+
+    def to_coco(self, dataset: Dataset) -> list[dict[str, Any]]:
+        """Entries of a COCO results file, unrounded, so that other tools compute the same numbers from them."""
+        xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
+        columns = (dataset.image_ids[self.images], dataset.category_ids[self.class_ids], xywh, self.scores)
+        keys = ("image_id", "category_id", "bbox", "score")
+        rows = [dict(zip(keys, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        for row, rle in zip(rows, self.masks or [], strict=False):
+            counts = rle["counts"]
+            row["segmentation"] = {**rle, "counts": counts.decode() if isinstance(counts, bytes) else counts}
+        return rows
+
+
+class Accumulator:
+    """Collects the detections of one image after the other, in any order of images."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._masks: list[Sequence[dict]] = []
+
+    def add(
+        self,
+        image: int,
+        boxes: Float[np.ndarray, "n 4"],
+        scores: Float[np.ndarray, " n"],
+        class_ids: Int[np.ndarray, " n"],
+        masks: Sequence[dict] | None = None,
+    ) -> None:
+        """Adds the detections of the image with this index in the data set."""
+        self._parts.append((np.full(len(boxes), image), boxes, scores, class_ids))
+        if masks is not None:
+            self._masks.append(masks)
+
+    def results(self) -> Results:
+        """All that was added."""
+        images, boxes, scores, class_ids = zip(*self._parts, strict=True) if self._parts else ([], [], [], [])
+        return Results(
+            images=np.concatenate([*images, np.zeros(0)]).astype(np.int64),
+            boxes=np.concatenate([*boxes, np.zeros((0, 4))]).astype(np.float64),
+            scores=np.concatenate([*scores, np.zeros(0)]).astype(np.float64),
+            class_ids=np.concatenate([*class_ids, np.zeros(0)]).astype(np.int64),
+            masks=[rle for part in self._masks for rle in part] if self._masks else None,
+        )
+
+
+def _load_entries(path: Path) -> list[Any]:
+    try:
+        entries = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no JSON ({error}). A results file is a list of detections.") from error
+    if isinstance(entries, list):
+        return entries
+    keys = ", ".join(map(repr, entries)) if isinstance(entries, dict) else type(entries).__name__
+    mend = "Name a COCO results file: a list of detections, as `predict --format coco` writes."
+    raise DataError(f"{path}: is no list of detections; it holds {keys[:80]}. {mend}")
+
+
+def _index(ids: Int64[np.ndarray, " k"]) -> dict[int, int]:
+    return {number: i for i, number in enumerate(ids.tolist())}
+
+
+def _fault_of(entry: Any, images: dict[int, int], classes: dict[int, int]) -> str | None:
+    """What is wrong with an entry of a results file, and how to mend it; None where all is well."""
+    if type(entry) is not dict:
+        return f"{_brief(entry)} is no object. Write an object for each detection."
+    image, category, score, box = (entry.get(k) for k in ("image_id", "category_id", "score", "bbox"))
+    if type(image) is not int or image not in images:
+        return f"image_id {_brief(image)} is none of the data set's {len(images)} images. Is it of another split?"
+    if type(category) is not int or category not in classes:
+        return f"category_id {_brief(category)} is none of the data set's: {_brief(list(classes))}."
+    if not _is_number(score):
+        return f"score {_brief(score)} is no finite number."
+    if not box and "segmentation" in entry:
+        return None
+    if type(box) is not list or len(box) != 4 or not all(map(_is_number, box)):
+        return f"bbox {_brief(box)} is not four finite numbers x, y, width, height."
+    if box[2] < 0 or box[3] < 0:
+        return f"bbox {_brief(box)} has a negative side. COCO boxes are x, y, width, height, not two corners."
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    # The comparison is False for NaN and for both infinities.
+    return type(value) in (int, float) and abs(value) < 1e15
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _rle(segmentation: Any, size: list[int], where: str) -> dict:
+    """COCO's compressed run lengths, {"size", "counts": bytes}, from these or from counts as numbers."""
+    mend = f'Write {{"size": {size}, "counts": ...}}.'
+    if not isinstance(segmentation, dict) or segmentation.get("size") != size:
+        raise DataError(f"{where}: segmentation {_brief(segmentation)} is no mask of the image's size. {mend}")
+    counts = segmentation.get("counts")
+    try:
+        runs = decompress(counts) if isinstance(counts, str) else counts
+        if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+            raise ValueError("counts are neither text nor whole numbers from 0 up")
+        if sum(runs) != size[0] * size[1]:
+            raise ValueError(f"counts add up to {sum(runs)} pixels, the image has {size[0] * size[1]}")
+    except ValueError as error:
+        raise DataError(f"{where}: {error}. {mend}") from error
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else compress(runs)}
+
+
+def _box_of(rle: dict) -> list[float]:
+    from faster_coco_eval.core.mask import toBbox
+
+    return [float(v) for v in np.asarray(toBbox([rle]))[0]]
+
+
+def _voc_line(line: str, where: str) -> tuple[str, float, list[float]]:
+    name, *values = line.split()
+    try:
+        numbers = [float(v) for v in values]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 5 or not np.isfinite(numbers).all():
+        raise DataError(f"{where}: {_brief(line)} is not an image name, a score and xmin ymin xmax ymax.")
+    return name, numbers[0], numbers[1:]

@@ -1,0 +1,120 @@
+"""Average precision by the rules of the PASCAL VOC devkit (Everingham et al. 2010; VOCevaldet.m, VOCap.m).
+
+A detection belongs to the object of its class it overlaps most, and is right when that IoU reaches the threshold and no
+better-scored detection took the object before. Difficult objects (and COCO's crowds) count neither way.
+
+Pixels are inclusive, as VOC's are: a box from xmin to xmax is xmax - xmin + 1 wide. Boxes here are half-open, with
+x1 = xmin - 1 and x2 = xmax, so x2 - x1 is that same width, and the plain IoU is the devkit's.
+
+Letters: n detections, K classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+from jaxtyping import Bool, Float64, Int64
+
+from twostage.data.dataset import Dataset
+from twostage.evaluation.groups import image_of_objects, pair_blocks, paired_iou
+from twostage.evaluation.results import Results
+
+
+@dataclass(frozen=True, eq=False)
+class VocScores:
+    """Average precision of each class: `ap07` of 11 points (VOC2007), `ap12` of all points (2010 on); -1 undefined."""
+
+    iou: float
+    ap07: Float64[np.ndarray, " k"]
+    ap12: Float64[np.ndarray, " k"]
+
+    def summary(self, class_id: int | None = None) -> dict[str, float]:
+        """The mean over the classes that have objects, or one class's values."""
+        rows = slice(None) if class_id is None else slice(class_id, class_id + 1)
+        return {key: _mean(values[rows]) for key, values in (("voc07", self.ap07), ("voc12", self.ap12))}
+
+
+def voc_scores(dataset: Dataset, results: Results, *, iou: float = 0.5, masks: bool = False) -> VocScores:
+    """Score every class; with `masks`, IoU is of masks (AP^r of Hariharan et al. 2014) instead of boxes."""
+    classes = len(dataset.names)
+    ignored = dataset.crowd | dataset.difficult
+    wanted = np.bincount(dataset.labels[~ignored], minlength=classes)
+    order = np.argsort(-results.scores, kind="stable")
+    right, counted = match_by_voc(dataset, results, iou=iou, masks=masks)
+    ap07, ap12 = np.full(classes, -1.0), np.full(classes, -1.0)
+    class_ids = results.class_ids[order]
+    for k in np.flatnonzero(wanted):
+        rows = order[class_ids == k]
+        rows = rows[counted[rows]]
+        hits = np.cumsum(right[rows])
+        recall, precision = hits / wanted[k], hits / np.arange(1, len(rows) + 1)
+        ap07[k], ap12[k] = eleven_point_ap(recall, precision), all_point_ap(recall, precision)
+    return VocScores(iou, ap07, ap12)
+
+
+def match_by_voc(
+    dataset: Dataset, results: Results, *, iou: float, masks: bool = False
+) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Which detections are right, and which count at all (those on difficult objects do not)."""
+    best, overlap = _best_object(dataset, results, masks=masks)
+    ignored = np.append(dataset.crowd | dataset.difficult, False)
+    near = (best >= 0) & (overlap >= iou)
+    counted = ~(near & ignored[best])
+    candidates = np.flatnonzero(near & counted)
+    candidates = candidates[np.argsort(-results.scores[candidates], kind="stable")]
+    # The first in order of score takes the object; numpy's unique gives the first of each.
+    _, first = np.unique(best[candidates], return_index=True)
+    right = np.zeros(len(results), dtype=bool)
+    right[candidates[first]] = True
+    return right, counted
+
+
+def eleven_point_ap(recall: Float64[np.ndarray, " n"], precision: Float64[np.ndarray, " n"]) -> float:
+    """Mean over the recalls 0, 0.1 ... 1 of the best precision at that recall or above (VOC2007)."""
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    # i * 0.1 as the devkit computes them, one rounding above 0.3 included, not i / 10.
+    return float(best[np.searchsorted(recall, np.arange(11) * 0.1, side="left")].mean())
+
+
+def all_point_ap(recall: Float64[np.ndarray, " n"], precision: Float64[np.ndarray, " n"]) -> float:
+    """Area under the precision that is made to fall with recall (VOC2010 and later)."""
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0.0) * best).sum())
+
+
+def _best_object(
+    dataset: Dataset, results: Results, *, masks: bool
+) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """For each detection the object of its class and image with the highest IoU (the first of equals), and that IoU."""
+    n, classes = len(results), len(dataset.names)
+    best, overlap = np.full(n, -1, dtype=np.int64), np.zeros(n)
+    owner = image_of_objects(dataset)
+    for i, j in pair_blocks(results.images * classes + results.class_ids, owner * classes + dataset.labels):
+        if not len(i):
+            continue
+        iou = _mask_iou(dataset, results, owner, i, j) if masks else paired_iou(results.boxes[i], dataset.boxes[j])
+        start = np.flatnonzero(np.diff(i, prepend=-1))
+        most = np.maximum.reduceat(iou, start)
+        rows = i[start]
+        is_most = np.flatnonzero(iou == np.repeat(most, np.diff(np.append(start, len(i)))))
+        _, first = np.unique(i[is_most], return_index=True)
+        best[rows], overlap[rows] = j[is_most[first]], most
+    return best, overlap
+
+
+def _mask_iou(
+    dataset: Dataset, results: Results, owner: np.ndarray, i: np.ndarray, j: np.ndarray
+) -> Float64[np.ndarray, " p"]:
+    """IoU of the masks of detection `i[p]` and object `j[p]`; each object's mask is drawn once."""
+    found = results.masks or []
+    truth: dict[int, dict] = {}
+    for image in np.unique(owner[j]).tolist():
+        rles = dataset.masks_of(image)
+        truth.update(zip(range(int(dataset.offsets[image]), int(dataset.offsets[image + 1])), rles, strict=True))
+    pairs = zip(i.tolist(), j.tolist(), strict=True)
+    return np.array([np.asarray(coco_mask.iou([found[a]], [truth[b]], [0])).item() for a, b in pairs])
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[values >= 0]
+    return float(defined.mean()) if defined.size else -1.0

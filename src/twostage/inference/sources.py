@@ -1,0 +1,248 @@
+"""What a person gives to predict, as a stream of pictures: paths, folders, patterns, lists, arrays, tensors, videos.
+
+What is named is looked up at once, so that a wrong path fails before any work; pictures are decoded as they are taken.
+A picture that cannot be decoded does not end the stream: its item carries the error.
+"""
+
+import glob
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from twostage.data.images import EXTENSIONS, read_image
+from twostage.errors import DataError, MissingError, UsageError
+
+VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One picture (RGB, upright), or the `error` that kept it from being one.
+
+    `path` is as it was given, None for pictures from memory; `frame` counts a video's pictures from 0.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"] | None
+    path: str | None = None
+    frame: int | None = None
+    error: DataError | None = None
+
+
+def expand(source: Any, *, ahead: int = 2) -> Iterator[Item]:
+    """The pictures of a source, in its order; `ahead` of them are decoded in the background while one is in use.
+
+    A source is the path of a picture or a video, a folder (its pictures in order of name, not those of its subfolders),
+    a glob pattern (`**` enters folders), `-` (paths from standard input, one a line), an array [h, w, 3] or [h, w] of
+    uint8 in RGB, a PIL image, the bytes of a picture's file, a tensor [3, h, w] of uint8 or of floats from 0 to 1, or
+    any iterable of these. Arrays and tensors with one more axis in front are batches. From standard input and iterators
+    nothing is taken before it is due.
+
+    Raises DataError for a path that does not exist, a folder without pictures and a pattern without matches; UsageError
+    for a URL and anything that is no source; MissingError for a video without the `video` extra.
+    """
+    known = isinstance(source, str | Path | list | tuple) and source != "-"
+    return _decode(_jobs(source), ahead if known else 0)
+
+
+def is_one_picture(source: Any) -> bool:
+    """Whether `predict` should give one result for this source and not an iterator over results."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        return str(source) != "-" and not path.is_dir() and not _is_pattern(source) and not _is_video(path)
+    return isinstance(source, Image.Image | bytes) or (_is_array(source) and source.ndim < 4)
+
+
+_Job = Callable[[], Item] | Iterator[Item]
+
+
+def _jobs(source: Any) -> Iterator[_Job]:
+    """What is to be decoded, each piece by itself; all checks that need no decoding are made before this returns."""
+    if isinstance(source, str) and source == "-":
+        return (_of_file(line) for line in _lines())
+    if isinstance(source, str | Path):
+        return iter(_of_path(source))
+    if isinstance(source, Image.Image | bytes):
+        return iter([partial(_from_memory, source)])
+    if _is_array(source):
+        pictures = source if source.ndim == 4 else [source]
+        return iter([partial(Item, _array(picture)) for picture in pictures])
+    if isinstance(source, list | tuple):
+        return chain.from_iterable([_jobs(part) for part in source])
+    if isinstance(source, Iterable) and not isinstance(source, dict):
+        return chain.from_iterable(map(_jobs_later, source))
+    raise UsageError(
+        f"Cannot read pictures from {type(source).__name__}. Give a path, a folder, a pattern, '-', an RGB array of "
+        "uint8 [h, w, 3], a PIL image, a tensor [3, h, w], or a list of these."
+    )
+
+
+def _jobs_later(source: Any) -> Iterator[_Job]:
+    """As `_jobs`, in the midst of a stream: work is done already, so a wrong path must not end it."""
+    try:
+        return _jobs(source)
+    except DataError as error:
+        return iter([partial(Item, None, str(source), error=error)])
+
+
+def _of_path(source: str | Path) -> list[_Job]:
+    text, path = str(source), Path(source)
+    if "://" in text and text.split("://")[0] in ("http", "https", "ftp", "rtsp", "rtmp", "s3", "gs"):
+        raise UsageError(f"{text}: nothing is downloaded here. Fetch it first (curl -LO '{text}') and give the file.")
+    if path.is_dir():
+        return [_of_file(file) for file in _in_folder(path)]
+    if path.exists():
+        return [_of_file(source)]
+    if _is_pattern(source):
+        return [_of_file(file) for file in _matching(text)]
+    raise DataError(f"{text}: does not exist. Check the path; it is read from {Path.cwd()}.")
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if _is_media(file))
+    if files:
+        return files
+    deeper = sum(_is_media(file) for file in folder.rglob("*"))
+    mend = f" Its subfolders hold {deeper}: give '{folder}/**/*'." if deeper else " Known endings: " + _endings()
+    raise DataError(f"{folder}: holds no pictures.{mend}")
+
+
+def _matching(pattern: str) -> list[Path]:
+    # Path.glob takes no absolute patterns.
+    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
+    media = [file for file in files if _is_media(file)]
+    if not files:
+        raise DataError(f"{pattern}: matches nothing. Check the pattern; it is read from {Path.cwd()}.")
+    if not media:
+        raise DataError(f"{pattern}: matches {len(files)} files, none of them a picture. Known endings: {_endings()}")
+    return media
+
+
+def _endings() -> str:
+    return " ".join(sorted(EXTENSIONS | VIDEO_EXTENSIONS))
+
+
+def _is_pattern(source: str | Path) -> bool:
+    return glob.has_magic(str(source)) and not Path(source).exists()
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_EXTENSIONS
+
+
+def _is_media(file: Path) -> bool:
+    hidden = file.name.startswith(".")  # as macOS leaves beside each picture it copies
+    return not hidden and file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS and file.is_file()
+
+
+def _of_file(path: str | Path) -> _Job:
+    if not _is_video(Path(path)):
+        return partial(_read, str(path))
+    try:
+        import av
+    except ImportError as error:
+        raise MissingError(f"{path}: reading videos needs PyAV: pip install 'twostage[video]'") from error
+    return _frames(av, str(path))
+
+
+def _read(path: str) -> Item:
+    try:
+        return Item(read_image(path), path)
+    except DataError as error:
+        return Item(None, path, error=error)
+
+
+def _from_memory(image: Image.Image | bytes) -> Item:
+    path = getattr(image, "filename", "") or None
+    try:
+        return Item(read_image(image), path)
+    except DataError as error:
+        return Item(None, path, error=error)
+
+
+def _frames(av: Any, path: str) -> Iterator[Item]:
+    """The frames of a video's first picture stream; a broken video ends with an item that carries the error."""
+    number = 0
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                yield Item(None, path, error=DataError(f"{path}: holds no video stream."))
+                return
+            for number, frame in enumerate(container.decode(video=0)):
+                yield Item(frame.to_ndarray(format="rgb24"), path, number)
+    except (av.FFmpegError, OSError) as error:
+        yield Item(None, path, number, DataError(f"{path}: cannot be decoded after frame {number} ({error})."))
+
+
+def _lines() -> Iterator[str]:
+    return (line for line in (raw.strip("\r\n") for raw in sys.stdin) if line.strip())
+
+
+def _is_array(source: Any) -> bool:
+    # There can be no tensor where torch was not imported, and nothing here imports it.
+    torch = sys.modules.get("torch")
+    return isinstance(source, np.ndarray) or (torch is not None and isinstance(source, torch.Tensor))
+
+
+def _array(picture: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB [h, w, 3] of uint8 from an array that is that already or grey, or from a tensor [3, h, w]."""
+    if not isinstance(picture, np.ndarray):
+        return _tensor(picture)
+    shape = tuple(picture.shape)
+    if picture.dtype != np.uint8:
+        mend = "(image * 255).round().astype('uint8')" if picture.dtype.kind == "f" else "image.astype('uint8')"
+        raise UsageError(f"An array of {picture.dtype} {shape} is no picture: give uint8, for instance {mend}.")
+    if picture.ndim == 3 and picture.shape[2] == 1:
+        picture = picture[:, :, 0]
+    if picture.ndim == 2:
+        picture = np.repeat(picture[:, :, None], 3, axis=2)
+    if picture.ndim != 3 or picture.shape[2] not in (3, 4) or 0 in picture.shape:
+        mend = " Channels come last: image.transpose(1, 2, 0)." if picture.ndim == 3 and shape[0] in (1, 3, 4) else ""
+        raise UsageError(f"An array {shape} is no picture: give RGB [h, w, 3] or grey [h, w].{mend}")
+    return np.ascontiguousarray(picture[:, :, :3])
+
+
+def _tensor(picture: Any) -> UInt8[np.ndarray, "h w 3"]:
+    shape = tuple(picture.shape)
+    if len(shape) != 3 or shape[0] != 3 or 0 in shape:
+        mend = " Channels come first: image.permute(2, 0, 1)." if len(shape) == 3 and shape[2] == 3 else ""
+        raise UsageError(f"A tensor {shape} is no picture: give RGB [3, h, w].{mend}")
+    picture = picture.detach().cpu()
+    if picture.is_floating_point():
+        picture = picture.float()
+        low, high = float(picture.min()), float(picture.max())
+        if not (low >= 0 and high <= 1):
+            raise UsageError(f"A tensor of floats from {low:g} to {high:g} is no picture: give 0 to 1, or uint8.")
+        picture = (picture * 255).round()
+    elif str(picture.dtype) != "torch.uint8":
+        raise UsageError(f"A tensor of {picture.dtype} is no picture: give uint8, or floats from 0 to 1.")
+    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy().astype(np.uint8))
+
+
+def _decode(jobs: Iterator[_Job], ahead: int) -> Iterator[Item]:
+    """Runs jobs in order, `ahead` of them in the background; a video's frames come one by one, in its place."""
+    if ahead < 1:
+        for job in jobs:
+            yield from [job()] if callable(job) else job
+        return
+    waiting: deque[Future[Item] | Iterator[Item]] = deque()
+    with ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="twostage-decode") as pool:
+        for job in jobs:
+            waiting.append(pool.submit(job) if callable(job) else job)
+            if len(waiting) > ahead:
+                yield from _done(waiting.popleft())
+        while waiting:
+            yield from _done(waiting.popleft())
+
+
+def _done(job: "Future[Item] | Iterator[Item]") -> Iterable[Item]:
+    return [job.result()] if isinstance(job, Future) else job
