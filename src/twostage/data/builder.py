@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
-from twostage.data.flat import NO_MASK, NONE, POLYGONS, FlatMasks, FlatStrings, Mask, pack_polygons, to_rle
-from twostage.data.images import SIDEWAYS
+from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, FlatMasks, FlatStrings, Mask, pack_polygons, to_rle
+from twostage.data.images import SIDEWAYS, Header
 from twostage.data.probe import probe
 from twostage.data.upright import turn_boxes, turn_mask
 from twostage.errors import DataError
@@ -28,7 +28,8 @@ class Builder:
     """Collects the images and objects of one split.
 
     `place(image, source)` names an object for people: the annotation file, and the object in it; `source` is the number
-    the reader gave it. A box no wider or no higher than `thin` has no area (1 where coordinates include the last).
+    the reader gave it. `look` tells the size of a picture. A box no wider or no higher than `thin` has no area (1 where
+    coordinates include the last pixel).
     """
 
     root: Path
@@ -37,6 +38,7 @@ class Builder:
     names: tuple[str, ...]
     category_ids: Sequence[int]
     place: Callable[[int, int], tuple[str, str]]
+    look: Callable[[str], Header] = probe
     require_images: bool = True
     thin: float = 0.0
     faults: list[Fault] = field(default_factory=list)
@@ -106,7 +108,7 @@ class Builder:
         order = np.argsort(table.image, kind="stable")
         table, masks = table.take(order), [self._masks[i] for i in order]
         self._turn(table, masks, sizes, turns)
-        keep = self._judge(table, sizes)
+        keep = self._judge(table, sizes) & self._fitting(table, masks, sizes)
         good = np.ones(len(self._ids), bool)
         good[list(self._bad)] = False
         keep &= good[table.image]
@@ -140,7 +142,7 @@ class Builder:
                 self.report(code, self._shown(path), "", "the picture does not exist", fix, image=image)
                 continue
             try:
-                header = probe(path)
+                header = self.look(path)
             except DataError as error:
                 message = str(error).removeprefix(f"{path}: ").rstrip(".")
                 fix = "Replace the picture, or remove it from the data set"
@@ -199,6 +201,19 @@ class Builder:
                 self._report_box(code, table, int(row), (width[row], height[row]), message, fix)
         table.boxes[:] = np.where(np.isfinite(clipped), clipped, 0)
         return np.asarray(finite & ~inverted & ~thin & ~outside)
+
+    def _fitting(self, table: "_Table", masks: list[Mask], sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
+        """Which objects have no run lengths, or run lengths of the size of their image; the others are reported."""
+        fits = np.ones(len(masks), dtype=bool)
+        for row, mask in enumerate(masks):
+            image = int(table.image[row])
+            if mask.kind == RLE and image not in self._bad and mask.size != tuple(sizes[image].tolist()):
+                fits[row] = False
+                file, where = self.place(image, int(table.source[row]))
+                message = f"the mask has {mask.size[1]} x {mask.size[0]} pixels, the image {sizes[image, 1]} x "
+                fix = "Make the mask for this picture, or remove it"
+                self.report("broken-mask", file, where, f"{message}{sizes[image, 0]}", fix)
+        return fits
 
     def _report_box(
         self, code: str, table: "_Table", row: int, size: tuple[float, float], message: str, fix: str

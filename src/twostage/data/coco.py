@@ -5,30 +5,44 @@ Field names and meanings: https://cocodataset.org/#format-data. Class ids follow
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
+
+import numpy as np
 
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
 from twostage.data.flat import NO_MASK, POLYGONS, RLE, Mask, pack_polygons
+from twostage.data.images import Header
 from twostage.data.runs import compress, decompress
 
 LARGEST_ID = 2**63 - 1
+LONGEST_WAY = 10_000_000  # pixels around a polygon
 
 
 def read_coco(
-    json_file: Path, *, root: Path, split: str, folders: Sequence[Path], on_error: OnError, require_images: bool
+    json_file: Path,
+    *,
+    root: Path,
+    split: str,
+    folders: Sequence[Path],
+    on_error: OnError,
+    require_images: bool,
+    look: Callable[[str], Header],
 ) -> Dataset:
-    """The data set of one COCO file, its pictures in whichever of `folders` has them. Raises FaultyDataError."""
+    """The data set of one COCO file, its pictures in whichever of `folders` has them; `look` reads their headers.
+
+    Raises FaultyDataError.
+    """
     document = load_json(json_file)
     shown = json_file.name
     faults: list[Fault] = []
     categories = _categories(document, shown, faults)
     label_of = {category: label for label, (category, _) in enumerate(categories)}
     images, annotations = (_list(document, key, json_file) for key in ("images", "annotations"))
-    folder = _folder(images, folders)
+    folder = _folder(images, folders, json_file if require_images else None)
     places: list[str] = []  # file name of each image
 
     def place(image: int, source: int) -> tuple[str, str]:
@@ -42,6 +56,7 @@ def read_coco(
         category_ids=[category for category, _ in categories],
         place=place,
         require_images=require_images,
+        look=look,
         faults=faults,
     )
     index_of = _add_images(builder, images, folder, shown)
@@ -104,11 +119,15 @@ def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) ->
     return sorted(found.items())
 
 
-def _folder(images: Sequence[Any], folders: Sequence[Path]) -> Path:
-    """The folder that has the most of the first pictures."""
-    names = [r["file_name"] for r in images[:20] if isinstance(r, dict) and isinstance(r.get("file_name"), str)]
-    names = [name for name in names if "\0" not in name]
-    return max(folders, key=lambda folder: sum((folder / name).exists() for name in names))
+def _folder(images: Sequence[Any], folders: Sequence[Path], required_by: Path | None) -> Path:
+    """The folder that has the most of the first pictures. Raises FaultyDataError when none has any, if that matters."""
+    names = [r["file_name"] for r in images if isinstance(r, dict) and _is_name(r.get("file_name"))]
+    best = max(folders, key=lambda folder: sum((folder / name).exists() for name in names[:20]))
+    if names and required_by and not any((folder / name).exists() for name in names for folder in folders):
+        looked = ", ".join(map(str, folders))
+        message = f"none of its {len(names)} pictures is there, {names[0]!r} the first; looked in {looked}"
+        _broken(required_by, "missing-image", message, "Name the folder of the pictures with --images")
+    return best
 
 
 def _add_images(builder: Builder, images: Sequence[Any], folder: Path, shown: str) -> dict[int, int]:
@@ -208,9 +227,12 @@ def _mask(segmentation: Any, stated: tuple[int, int]) -> Mask:
         return NO_MASK
     if isinstance(segmentation, list):
         for ring in segmentation:
-            if not isinstance(ring, list) or len(ring) % 2 or not all(_is_number(v) for v in ring):
+            if not isinstance(ring, list) or len(ring) % 2 or not set(map(type, ring)) <= {int, float}:
                 message = f"a polygon is {_brief(ring)}, not x, y, x, y ..."
                 raise _RecordError("broken-mask", message, "Write numbers in pairs")
+            if not _drawable(ring):
+                message = f"the polygon {_brief(ring)} runs far beyond any image"
+                raise _RecordError("broken-mask", message, "Write pixels of this image")
         # Fewer than three points enclose nothing; COCO's own tools would read four numbers as a box.
         rings = [ring for ring in segmentation if len(ring) >= 6]
         return Mask(POLYGONS, pack_polygons(rings)) if rings else NO_MASK
@@ -235,7 +257,21 @@ def _run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
             raise ValueError(f"counts add up to {sum(runs)} pixels, the image has {size[0] * size[1]}")
     except ValueError as error:
         raise _RecordError("broken-mask", str(error), fix) from error
-    return Mask(RLE, counts.encode() if isinstance(counts, str) else compress(runs))
+    packed = counts.encode() if isinstance(counts, str) else compress(runs)
+    return Mask(RLE, packed, (size[0], size[1]))
+
+
+def _drawable(ring: Sequence[float]) -> bool:
+    """Whether the way around a ring is short enough to be walked pixel by pixel, as drawing it does."""
+    if not ring:
+        return True
+    reach = max(max(ring), -min(ring))
+    if not reach < LONGEST_WAY:  # NaN too
+        return False
+    if reach * 2 * len(ring) < LONGEST_WAY:
+        return True
+    points = np.asarray(ring, dtype=np.float64).reshape(-1, 2)
+    return bool(np.abs(points - np.roll(points, 1, axis=0)).sum() < LONGEST_WAY)
 
 
 def _side(value: Any) -> int:
@@ -251,7 +287,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**53)
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
 
 
 def _brief(value: Any) -> str:

@@ -1,6 +1,7 @@
 """A split of a data set in memory: flat arrays, whatever layout it was read from."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from twostage.data.faults import Fault
 from twostage.data.flat import FlatMasks, FlatStrings, to_rle
+from twostage.errors import UsageError, nearest
 
 
 class Objects(NamedTuple):
@@ -75,9 +77,36 @@ class Dataset:
         )
 
     def masks_of(self, index: int) -> list[dict[str, object]]:
-        """The masks of an image's objects as COCO's run lengths, {"size": [h, w], "counts": bytes}; [] without masks."""
+        """Masks of an image's objects as COCO's run lengths, {"size": [h, w], "counts": bytes}; [] without masks."""
         if self.masks is None:
             return []
         height, width = self.sizes[index].tolist()
         rows = range(int(self.offsets[index]), int(self.offsets[index + 1]))
         return [to_rle(self.masks[row], height, width) for row in rows]
+
+
+def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set with these classes alone, in this order; images stay, objects of other classes go.
+
+    Raises UsageError for a class that the data set does not have, or that is named twice.
+    """
+    for name in names:
+        if name not in dataset.names:
+            raise UsageError(f"{dataset.root}: has no class {name!r}. {nearest(name, dataset.names)}")
+    if len(set(names)) < len(names):
+        raise UsageError(f"a class is named twice in {', '.join(names)}.")
+    chosen = np.array([dataset.names.index(name) for name in names], dtype=np.int64)
+    label_of = np.full(len(dataset.names), -1, dtype=np.int64)
+    label_of[chosen] = np.arange(len(chosen))
+    labels = label_of[dataset.labels]
+    keep = labels >= 0
+    masks = dataset.masks
+    return replace(
+        dataset,
+        names=tuple(names),
+        category_ids=dataset.category_ids[chosen],
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])[dataset.offsets],
+        labels=labels[keep],
+        masks=None if masks is None else FlatMasks.of([masks[int(i)] for i in np.flatnonzero(keep)]),
+        **{name: getattr(dataset, name)[keep] for name in ("boxes", "crowd", "difficult", "areas", "annotation_ids")},
+    )

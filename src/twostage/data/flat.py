@@ -31,10 +31,14 @@ class FlatStrings:
 
 
 class Mask(NamedTuple):
-    """A mask as it was read: `kind` POLYGONS with bytes of `pack_polygons`, or RLE with COCO's compressed counts."""
+    """A mask as it was read: `kind` POLYGONS with bytes of `pack_polygons`, or RLE with COCO's compressed counts.
+
+    `size` is the (height, width) that run lengths were made for; polygons know none.
+    """
 
     kind: int
     data: bytes
+    size: tuple[int, int] = (0, 0)
 
 
 NO_MASK = Mask(NONE, b"")
@@ -82,9 +86,7 @@ def to_rle(mask: Mask, height: int, width: int) -> dict[str, object]:
     from faster_coco_eval.core import mask as coco
 
     rings = [ring.tolist() for ring in unpack_polygons(mask.data)]
-    merged = coco.merge(coco.frPyObjects(rings, height, width))
-    counts = merged["counts"]
-    return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
+    return {"size": [height, width], "counts": coco.merge(coco.frPyObjects(rings, height, width))["counts"]}
 
 
 def _flatten(pieces: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,16 +1,17 @@
 """Which layout a folder or file has, which splits it offers, and opening one of them."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from twostage.data.coco import read_coco
 from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
-from twostage.data.images import EXTENSIONS
-from twostage.data.voc import VocFolders, VocOffset, read_voc
+from twostage.data.images import EXTENSIONS, Header
+from twostage.data.probe import probe
+from twostage.data.voc import VocFiles, VocFolders, VocOffset, read_annotations, read_voc
 from twostage.data.yolo import YAML_NAMES, read_yolo, yolo_splits
 from twostage.errors import DataError, UsageError, nearest
 
@@ -49,33 +50,65 @@ def open_dataset(
     on_error: OnError = "default",
     require_images: bool = True,
 ) -> Dataset:
-    """One split of the data set at `path`, whatever its layout.
+    """One split of the data set at `path`, whatever its layout; `open_splits` opens several at the price of one.
 
     `images` names the folder of the pictures where they are not beside the annotations. Errors in the data raise
     DataError with all of them, repairs are made and stand in `faults`; `on_error` "fail" takes repairs for errors too,
     "skip" leaves out what is wrong. Without `require_images` pictures may be missing as long as the annotations tell
     their sizes. Raises UsageError for a split that is not there.
     """
-    layout = find_layout(path)
-    if split not in layout.sources:
-        raise UsageError(f"{path}: has no split {split!r}. {nearest(split, layout.splits)} It has: {_joined(layout)}.")
-    if images is not None and not Path(images).is_dir():
-        raise DataError(f"{images}: is not a folder. --images names the folder that holds the pictures.")
-    override = Path(images) if images is not None else None
-    if layout.kind == "coco":
-        source = layout.sources[split]
-        folders = [override] if override else _picture_folders(source, layout.root, split)
-        return read_coco(
-            source, root=layout.root, split=split, folders=folders, on_error=on_error, require_images=require_images
-        )
+    options = Options(Path(images) if images is not None else None, voc_offset, on_error, require_images)
+    return next(open_splits(find_layout(path), [split], options))
+
+
+class Options(NamedTuple):
+    """How a data set is opened; the fields are those of `open_dataset`."""
+
+    images: Path | None = None
+    voc_offset: VocOffset = "auto"
+    on_error: OnError = "default"
+    require_images: bool = True
+
+
+def open_splits(
+    layout: Layout, splits: Sequence[str], options: Options, look: Callable[[str], Header] = probe
+) -> Iterator[Dataset]:
+    """Several splits in turn, reading once what they share; `look` reads a picture's header. Raises as `open_dataset`."""
+    for split in splits:
+        if split not in layout.sources:
+            near = nearest(split, layout.splits)
+            raise UsageError(f"{layout.root}: has no split {split!r}. {near} It has: {_joined(layout)}.")
+    if options.images is not None and not options.images.is_dir():
+        raise DataError(f"{options.images}: is not a folder. --images names the folder that holds the pictures.")
+    files = read_annotations(layout.voc, layout.root) if layout.voc else {}
+    for split in splits:
+        yield _open(layout, split, files, options, look)
+
+
+def _open(layout: Layout, split: str, files: VocFiles, options: Options, look: Callable[[str], Header]) -> Dataset:
+    source, images, on_error = layout.sources[split], options.images, options.on_error
     if layout.kind == "yolo":
-        return read_yolo(layout.sources[split], split=split, images=override, on_error=on_error)
-    assert layout.voc is not None
+        return read_yolo(source, split=split, images=images, on_error=on_error, look=look)
+    if layout.voc is None:
+        return read_coco(
+            source,
+            root=layout.root,
+            split=split,
+            folders=[images] if images else _picture_folders(source, layout.root, split),
+            on_error=on_error,
+            require_images=options.require_images,
+            look=look,
+        )
     voc = layout.voc
-    if override:
-        voc = voc._replace(images=dict.fromkeys(voc.images, override))
     return read_voc(
-        voc, root=layout.root, split=split, offset=voc_offset, on_error=on_error, require_images=require_images
+        voc._replace(images=dict.fromkeys(voc.images, images)) if images else voc,
+        files,
+        root=layout.root,
+        split=split,
+        offset=options.voc_offset,
+        on_error=on_error,
+        require_images=options.require_images,
+        look=look,
     )
 
 

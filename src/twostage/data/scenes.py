@@ -98,7 +98,7 @@ def _write_split(folder: Path, count: int, numbers: tuple[int, int], style: Scen
         Image.fromarray(scene.image).save(folder / name, quality=95, subsampling=0)
         images.append({"id": index + 1, "file_name": name, "height": style.size, "width": style.size})
         for label, (x1, y1, x2, y2), mask in zip(scene.labels, scene.boxes, scene.masks, strict=True):
-            counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+            counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -107,10 +107,7 @@ def _write_split(folder: Path, count: int, numbers: tuple[int, int], style: Scen
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": int(mask.sum()),
                     "iscrowd": 0,
-                    "segmentation": {
-                        "size": [style.size, style.size],
-                        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-                    },
+                    "segmentation": {"size": [style.size, style.size], "counts": counts},
                 }
             )
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]

@@ -47,5 +47,4 @@ def turn_mask(mask: Mask, turn: int, height: int, width: int) -> Mask:
         pixels = pixels[:, ::-1]
     if turn in (7, 8):
         pixels = pixels[::-1]
-    counts = coco.encode(np.asfortranarray(pixels))["counts"]
-    return Mask(RLE, counts.encode() if isinstance(counts, str) else counts)
+    return Mask(RLE, coco.encode(np.asfortranarray(pixels))["counts"], pixels.shape)

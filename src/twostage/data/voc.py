@@ -5,7 +5,7 @@ x1 = xmin; `--voc-offset` says which, and `auto` looks for a 0 in the whole data
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -14,7 +14,7 @@ from xml.parsers.expat import ExpatError, ParserCreate
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, OnError, fault
-from twostage.data.images import EXTENSIONS
+from twostage.data.images import EXTENSIONS, Header
 
 VocOffset = Literal["auto", "0", "1"]
 LARGEST_FILE = 64 << 20  # bytes; a hundred thousand objects fit
@@ -39,25 +39,44 @@ class VocFile(NamedTuple):
     broken: bool
 
 
+VocFiles = Mapping[tuple[Path, str], VocFile]
+
+
 class VocFolders(NamedTuple):
-    """Where a VOC data set keeps things: the stems of each split, None for "all that are there", in which folders."""
+    """Where each split of a VOC data set has its XML and pictures; `lists` are None where it is all in the folder."""
 
     annotations: Mapping[str, Path]
     images: Mapping[str, Path]
     lists: Mapping[str, Path | None]
 
 
-def read_voc(
-    folders: VocFolders, *, root: Path, split: str, offset: VocOffset, on_error: OnError, require_images: bool
-) -> Dataset:
-    """One split of a VOC data set; its classes are those of all splits, in sorted order. Raises FaultyDataError."""
-    files = {
-        (folder, stem): read_xml(folder / f"{stem}.xml", root)
+def read_annotations(folders: VocFolders, root: Path) -> VocFiles:
+    """Every XML file of the data set by its folder and stem: classes and the first pixel are those of all splits."""
+    return {
+        (folder, Path(name).stem): read_xml(folder / name, root)
         for folder in sorted(set(folders.annotations.values()))
-        for stem in _stems(folder, {".xml"})
+        for names in _stems(folder, {".xml"}).values()
+        for name in names
     }
+
+
+def read_voc(
+    folders: VocFolders,
+    files: VocFiles,
+    *,
+    root: Path,
+    split: str,
+    offset: VocOffset,
+    on_error: OnError,
+    require_images: bool,
+    look: Callable[[str], Header],
+) -> Dataset:
+    """One split of a VOC data set whose annotations are `files`; its classes are all of theirs, in sorted order.
+
+    Raises FaultyDataError.
+    """
     names = tuple(sorted({o.name for f in files.values() for o in f.objects}))
-    first, evidence = _first_pixel(files, offset)
+    first, evidence = _first_pixel(files, offset, root)
     folder, pictures = folders.annotations[split], _stems(folders.images[split], EXTENSIONS)
     listed = folders.lists[split]
     faults = list(evidence)
@@ -74,6 +93,7 @@ def read_voc(
         names=names,
         category_ids=range(1, len(names) + 1),
         place=place,
+        look=look,
         require_images=require_images,
         thin=float(first),
         faults=faults,
@@ -180,7 +200,7 @@ def _whole(text: str | None) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
 
 
-def _first_pixel(files: Mapping[tuple[Path, str], VocFile], offset: VocOffset) -> tuple[int, list[Fault]]:
+def _first_pixel(files: VocFiles, offset: VocOffset, root: Path) -> tuple[int, list[Fault]]:
     """The number of the first pixel, 0 or 1, and the note that says why it is 0."""
     if offset != "auto":
         return int(offset), []
@@ -190,7 +210,7 @@ def _first_pixel(files: Mapping[tuple[Path, str], VocFile], offset: VocOffset) -
                 message = "a minimum of 0 shows that coordinates count from 0: x1 = xmin, x2 = xmax"
                 fix = "If they count from 1, say --voc-offset 1 and correct this box"
                 where = f"object {item.number}"
-                return 0, [fault("voc-offset", folder.name + f"/{stem}.xml", where, message, fix)]
+                return 0, [fault("voc-offset", _shown(folder / f"{stem}.xml", root), where, message, fix)]
     return 1, []
 
 
@@ -206,8 +226,11 @@ def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]
     return found
 
 
-def _together(folder: Path, files: Iterable[tuple[Path, str]], pictures: Mapping[str, object]) -> list[str]:
-    return sorted({stem for where, stem in files if where == folder} | set(pictures))
+def _together(folder: Path, files: VocFiles, pictures: Mapping[str, Sequence[str]]) -> list[str]:
+    """The stems of all XML files of a folder, and of the pictures that no XML file belongs to."""
+    stems = {stem for where, stem in files if where == folder}
+    claimed = {files[folder, stem].filename for stem in stems if stem not in pictures}
+    return sorted(stems | {stem for stem, names in pictures.items() if claimed.isdisjoint(names)})
 
 
 def _listed(path: Path, known: set[str]) -> list[str]:

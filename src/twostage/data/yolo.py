@@ -4,7 +4,7 @@ A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractio
 `images/a.jpg` has its rows in `labels/a.txt`; without that file it has no objects (Ultralytics, docs/datasets/detect).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,11 +14,11 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import FaultyDataError, OnError, fault
 from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons
-from twostage.data.images import EXTENSIONS
+from twostage.data.images import EXTENSIONS, Header
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_KEYS = ("train", "val", "valid", "test", "trainval", "minival")
-LARGEST_YAML = 4 << 20  # bytes
+LARGEST_YAML = 1 << 20  # bytes
 
 
 def yolo_splits(path: Path) -> tuple[str, ...]:
@@ -27,7 +27,9 @@ def yolo_splits(path: Path) -> tuple[str, ...]:
     return tuple(key for key in SPLIT_KEYS if document.get(key))
 
 
-def read_yolo(path: Path, *, split: str, images: Path | None, on_error: OnError) -> Dataset:
+def read_yolo(
+    path: Path, *, split: str, images: Path | None, on_error: OnError, look: Callable[[str], Header]
+) -> Dataset:
     """One split of a YOLO data set; the pictures must be there, for their sizes. Raises FaultyDataError."""
     document = _load(path)
     names = _names(document, path)
@@ -38,7 +40,13 @@ def read_yolo(path: Path, *, split: str, images: Path | None, on_error: OnError)
         return shown_labels[image], f"line {source}"
 
     builder = Builder(
-        root=root, layout="yolo", split=split, names=names, category_ids=range(1, len(names) + 1), place=place
+        root=root,
+        layout="yolo",
+        split=split,
+        names=names,
+        category_ids=range(1, len(names) + 1),
+        place=place,
+        look=look,
     )
     bare = []
     rows: list[list[tuple[int, list[float]]]] = []
@@ -110,8 +118,11 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_YAML:
             _broken(path, f"is larger than {LARGEST_YAML >> 20} MiB")
-        document = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            _broken(path, "holds aliases (*name), which may grow without bound")
+        document = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         _broken(path, f"cannot be read: {' '.join(str(error).split())}")
     if not isinstance(document, dict):
         _broken(path, "holds no keys")
