@@ -5,7 +5,7 @@ Faster R-CNN paper (Ren et al. 2015) with py-faster-rcnn's where the paper is si
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import log
 from typing import Any, Literal, get_args, get_origin
 
@@ -96,7 +96,7 @@ class Fields:
     candidates: int | None = None  # boxes an image that enter the last NMS; None: all that can pass the threshold
 
     # Training
-    recipe: Literal["finetune", "scratch"] = field(default="finetune")
+    recipe: Literal["finetune", "paper", "scratch"] = "finetune"  # see training.recipe
 
     @property
     def resizing(self) -> Resize:
@@ -143,6 +143,7 @@ PAPER = Fields(
     region_batch=128,
     box_beta=1.0,
     nms=0.3,
+    recipe="paper",
 )
 
 

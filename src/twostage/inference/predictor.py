@@ -1,0 +1,69 @@
+"""One prediction: pictures in, boxes on their own pixels out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from twostage.data.batch import Batch, stack_images
+from twostage.detections import Detections
+from twostage.inference.device import arithmetic
+from twostage.models.fields import Fields
+from twostage.models.heads.detect import Found
+from twostage.models.two_stage import Stages, TwoStage
+
+
+def make_batch(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], fields: Fields) -> Batch:
+    """Pictures (RGB) as the model takes them: resized by its rule, on one canvas."""
+    resize = fields.resizing
+    tensors = [resize(torch.from_numpy(image).permute(2, 0, 1)) for image in images]
+    return stack_images(tensors, divisor=fields.divisor)
+
+
+@torch.inference_mode()
+def run(model: TwoStage, batch: Batch, *, output: Fields, precision: str) -> Stages:
+    """Every stage of the forward pass on the model's device."""
+    device = model.mean.device
+    with arithmetic(device, precision):
+        return model.stages(batch.to(device), output)
+
+
+def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[dict[str, np.ndarray]]:
+    """Detections of each image on its own pixels: boxes, scores, class_ids and proposals.
+
+    `sizes` are the heights and widths the images had in the batch, `originals` their own. Each axis is scaled by its
+    own factor, since rounding to whole pixels changes the two differently.
+    """
+    boxes, scores, labels, proposals, valid = (value.cpu() for value in found[:5])
+    scale = torch.tensor(originals, dtype=torch.float32) / sizes.cpu().float()
+    boxes = boxes.float() * scale.flip(1).repeat(1, 2)[:, None]
+    return [
+        {
+            "boxes": boxes[i][valid[i]].numpy(),
+            "scores": scores[i][valid[i]].numpy(),
+            "class_ids": labels[i][valid[i]].numpy(),
+            "proposals": proposals[i][valid[i]].numpy(),
+        }
+        for i in range(len(originals))
+    ]
+
+
+def detect_images(
+    model: TwoStage,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    names: tuple[str, ...],
+    *,
+    output: Fields,
+    precision: str = "fp32",
+    paths: Sequence[str | None] | None = None,
+) -> list[Detections]:
+    """Detections in several pictures at once."""
+    batch = make_batch(images, model.fields)
+    originals = [(image.shape[0], image.shape[1]) for image in images]
+    arrays = to_arrays(run(model, batch, output=output, precision=precision).found, batch.sizes, originals)
+    return [
+        Detections(names=names, size=size, image=image, path=path, **values)
+        for image, size, path, values in zip(images, originals, paths or [None] * len(images), arrays, strict=True)
+    ]

@@ -1,0 +1,43 @@
+"""The optimizer over what may learn."""
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, AdamW, Optimizer
+
+from twostage.models.two_stage import TwoStage
+from twostage.training.recipe import Recipe
+
+
+def freeze(model: TwoStage, stages: int) -> None:
+    """Fix the first `stages` parts of the backbone, as Fast R-CNN does with the layers before conv3_1 (section 4.5)."""
+    for part in model.backbone.parts()[:stages]:
+        for module in part:
+            module.requires_grad_(False)
+
+
+def train_mode(model: TwoStage, stages: int) -> None:
+    """Training mode, but for the statistics of frozen stages."""
+    model.train()
+    for part in model.backbone.parts()[:stages]:
+        for module in part:
+            for norm in module.modules():
+                if isinstance(norm, _BatchNorm):
+                    norm.eval()
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """SGD or AdamW; biases and normalisation are not decayed."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=_fused(learning))
+    return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=_fused(learning))
+
+
+def _fused(parameters: list[nn.Parameter]) -> bool:
+    """One pass over each tensor instead of several, where the device has it."""
+    return all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for p in parameters)

@@ -1,0 +1,98 @@
+"""What a model is trained with when nothing else is said, and what a run is trained with in the end.
+
+A model's field `recipe` names one of three: `finetune` (Detectron's, for pretrained backbones), `paper` (Fast and Faster
+R-CNN's) and `scratch` (ours, for small nets that begin from random weights).
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from twostage.training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`lr` holds for `batch` images an update and is scaled linearly with them (Goyal et al. 2017).
+
+    `milestones` are the fractions of the run after which `multistep` divides the rate by 10. `validations` is how often
+    a run is validated when `eval_every` is not given.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    reference: int  # images an update that `lr` is meant for
+    optimizer: Literal["sgd", "adamw"]
+    schedule: Literal["multistep", "cosine"]
+    milestones: tuple[float, ...]
+    warmup: int
+    momentum: float
+    weight_decay: float
+    clip: float
+    ema: float
+    freeze: int
+    flip: float
+    vertical_flip: float
+    colour: float
+    scale: tuple[float, float]
+    crop: float
+    validations: int
+
+
+FINETUNE = Recipe(
+    epochs=12,
+    batch=2,
+    lr=0.02,
+    reference=16,
+    optimizer="sgd",
+    schedule="multistep",
+    milestones=(8 / 12, 11 / 12),
+    warmup=500,
+    momentum=0.9,
+    weight_decay=1e-4,
+    clip=0.0,
+    ema=0.0,
+    freeze=2,
+    flip=0.5,
+    vertical_flip=0.0,
+    colour=0.0,
+    scale=(1.0, 1.0),
+    crop=0.0,
+    validations=12,
+)
+# Section 3.1.3 and Fast R-CNN 4.4: 60 of 80 thousand steps at 0.001, the rest at a tenth; layers before conv3_1 fixed.
+PAPER = replace(
+    FINETUNE, batch=1, lr=0.001, reference=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0
+)
+SCRATCH = replace(
+    FINETUNE,
+    epochs=60,
+    batch=8,
+    lr=1e-3,
+    reference=8,
+    optimizer="adamw",
+    schedule="cosine",
+    milestones=(),
+    warmup=50,
+    weight_decay=0.05,
+    clip=10.0,
+    ema=0.99,
+    freeze=0,
+    validations=6,
+)
+RECIPES = {"finetune": FINETUNE, "paper": PAPER, "scratch": SCRATCH}
+
+
+def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: bool) -> Recipe:
+    """The recipe with everything that the options say, and its learning rate scaled to the images of an update.
+
+    Without pretrained weights nothing is frozen: random layers must learn.
+    """
+    said = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
+    said = {name: value for name, value in said.items() if value is not None}
+    if not pretrained and options.freeze is None:
+        said["freeze"] = 0
+    chosen = replace(recipe, **said)
+    if options.lr is None:
+        chosen = replace(chosen, lr=recipe.lr * chosen.batch * options.accumulate / recipe.reference)
+    return chosen

@@ -1,0 +1,73 @@
+"""Everything a run needs to go on exactly where it stopped, in one safetensors file."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+from torch.optim import Optimizer
+
+from twostage.atomic import write_bytes
+from twostage.errors import DataError
+from twostage.models.two_stage import TwoStage
+from twostage.training.average import Average
+from twostage.weights.file import load_tensors
+from twostage.weights.fit import load_all
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `total` is the number of steps, None until a time budget has been turned into one."""
+
+    step: int = 0
+    total: int | None = None
+    seconds: float = 0.0
+    best: float = -1.0
+    best_step: int = -1
+    validations_since_best: int = 0
+    durations: list[float] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    summed: int = 0
+
+
+def save_state(
+    path: Path, model: TwoStage, optimizer: Optimizer, average: Average | None, progress: Progress, scaler: dict[str, Any]
+) -> None:
+    """Write the state; complete or not at all."""
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": t for name, t in average.model.state_dict().items()}
+    for number, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{slot}": t for slot, t in slots.items() if isinstance(t, Tensor)}
+    content = {"progress": asdict(progress), "updates": average.updates if average else 0, "scaler": scaler}
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_bytes(path, save(plain, metadata={"twostage-state": json.dumps(content)}))
+
+
+def load_state(
+    path: Path, model: TwoStage, optimizer: Optimizer, average: Average | None
+) -> tuple[Progress, dict[str, Any]]:
+    """Put a saved state back; returns the progress and the gradient scaler's state.
+
+    Raises DataError when the file is not the state of such a run.
+    """
+    metadata, tensors = load_tensors(path)
+    if "twostage-state" not in metadata:
+        raise DataError(f"{path}: not the state of a training run.")
+    content = json.loads(metadata["twostage-state"])
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, rest = name.split(".", 1)
+        parts[part][rest] = tensor
+    load_all(model, parts["model"], str(path))
+    if average is not None:
+        load_all(average.model, parts["average"], str(path))
+        average.updates = content["updates"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        number, slot = name.split(".", 1)
+        state.setdefault(int(number), {})[slot] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Progress(**content["progress"]), content["scaler"]
