@@ -45,10 +45,27 @@ CODES: dict[str, tuple[Severity, str]] = {
     "box-partly-outside": ("repair", "the box reaches over the border of the image; clipped"),
     "broken-mask": ("error", "a mask is not numbers, or its run lengths do not fill the image"),
     "missing-mask": ("note", "some objects have no mask where others have; their box stands in"),
+    # the data set as a whole
+    "classes-differ": ("error", "two splits have not the same classes in the same order"),
+    "duplicate-image": ("repair", "a picture is in two splits that should have none in common"),
     # what is good to know
     "voc-offset": ("note", "which pixel VOC coordinates count from, and the evidence"),
     "filled-default": ("note", "optional fields that are missing and were filled with their default"),
     "background-images": ("note", "images without objects"),
+    "repeated-image": ("note", "a picture is there twice in one split"),
+    "wrong-extension": ("note", "the picture's content is of another format than its name says"),
+    "pixel-format": ("note", "pictures with CMYK, alpha or 16 bits are converted to 8-bit RGB"),
+    "exif-turned": ("note", "pictures that their EXIF tag turns or mirrors"),
+    "tiny-box": ("note", "the box is smaller than a pixel once the image is resized"),
+    "whole-image-box": ("note", "the box is the whole image"),
+    "duplicate-box": ("note", "two objects of one class have the same box"),
+    "similar-class-names": ("note", "class names that differ in case or punctuation only"),
+    "unused-class": ("note", "classes without objects"),
+    "category-id-gaps": ("note", "category ids are not consecutive"),
+    "class-imbalance": ("note", "a class is far rarer than another"),
+    "crowd-objects": ("note", "objects marked iscrowd"),
+    "difficult-objects": ("note", "objects marked difficult"),
+    "anchor-reach": ("note", "how many objects are of the size and shape of an anchor"),
     "unannotated-images": ("note", "pictures without an annotation file, taken as images without objects"),
 }
 

@@ -1,7 +1,7 @@
 """Which layout a folder or file has, which splits it offers, and opening one of them."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -50,7 +50,7 @@ def open_dataset(
     on_error: OnError = "default",
     require_images: bool = True,
 ) -> Dataset:
-    """One split of the data set at `path`, whatever its layout; `open_splits` opens several at the price of one.
+    """One split of the data set at `path`, whatever its layout; `opener` opens several and reads once what they share.
 
     `images` names the folder of the pictures where they are not beside the annotations. Errors in the data raise
     DataError with all of them, repairs are made and stand in `faults`; `on_error` "fail" takes repairs for errors too,
@@ -58,7 +58,7 @@ def open_dataset(
     their sizes. Raises UsageError for a split that is not there.
     """
     options = Options(Path(images) if images is not None else None, voc_offset, on_error, require_images)
-    return next(open_splits(find_layout(path), [split], options))
+    return opener(find_layout(path), options)(split)
 
 
 class Options(NamedTuple):
@@ -70,19 +70,22 @@ class Options(NamedTuple):
     require_images: bool = True
 
 
-def open_splits(
-    layout: Layout, splits: Sequence[str], options: Options, look: Callable[[str], Header] = probe
-) -> Iterator[Dataset]:
-    """Several splits in turn, reading once what they share; `look` reads a picture's header. Raises as `open_dataset`."""
-    for split in splits:
-        if split not in layout.sources:
-            near = nearest(split, layout.splits)
-            raise UsageError(f"{layout.root}: has no split {split!r}. {near} It has: {_joined(layout)}.")
+def opener(layout: Layout, options: Options, look: Callable[[str], Header] = probe) -> Callable[[str], Dataset]:
+    """A function that opens one split after the other, reading once what they share; `look` reads a picture's header.
+
+    It raises as `open_dataset` does.
+    """
     if options.images is not None and not options.images.is_dir():
         raise DataError(f"{options.images}: is not a folder. --images names the folder that holds the pictures.")
     files = read_annotations(layout.voc, layout.root) if layout.voc else {}
-    for split in splits:
-        yield _open(layout, split, files, options, look)
+
+    def open_split(split: str) -> Dataset:
+        if split not in layout.sources:
+            near = nearest(split, layout.splits)
+            raise UsageError(f"{layout.root}: has no split {split!r}. {near} It has: {_joined(layout)}.")
+        return _open(layout, split, files, options, look)
+
+    return open_split
 
 
 def _open(layout: Layout, split: str, files: VocFiles, options: Options, look: Callable[[str], Header]) -> Dataset:

@@ -1,0 +1,178 @@
+"""Everything that is wrong or strange about a data set, in one report, without changing anything.
+
+Annotations are read as for training, so that what is said here is what training would say. Pictures are opened up to
+their headers and their last bytes; `deep` decodes them all.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostage.data.census import class_notes, image_notes, object_notes
+from twostage.data.dataset import Dataset
+from twostage.data.duplicates import duplicate_faults
+from twostage.data.faults import Fault, FaultyDataError, fault, format_faults
+from twostage.data.images import Header, read_image
+from twostage.data.probe import probe
+from twostage.data.recognise import Layout, Options, check_same_classes, find_layout, opener
+from twostage.data.resize import Resize
+from twostage.data.voc import VocOffset
+from twostage.errors import DataError
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What a split holds after repairs; `classes` counts objects by name."""
+
+    name: str
+    images: int
+    without_objects: int
+    objects: int
+    crowd: int
+    difficult: int
+    classes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings of `check`. `ok` when nothing is an error or needs a repair; notes do not count."""
+
+    path: Path
+    layout: str
+    splits: tuple[SplitSummary, ...]
+    faults: tuple[Fault, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether training could begin with nothing mended."""
+        return all(f.severity == "note" for f in self.faults)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many faults there are of each severity."""
+        counts = Counter(f.severity for f in self.faults)
+        return {severity: counts[severity] for severity in ("error", "repair", "note")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return {
+            "path": str(self.path),
+            "layout": self.layout,
+            "ok": self.ok,
+            "counts": self.counts,
+            "splits": {s.name: {k: v for k, v in vars(s).items() if k != "name"} for s in self.splits},
+            "faults": [f._asdict() for f in self.faults],
+            "seconds": round(self.seconds, 3),
+        }
+
+    def format(self, *, most: int = 50) -> str:
+        """The report for people: what there is, the faults (the first `most` of them), the sum."""
+        lines = [f"{self.path}: {self.layout}"]
+        for s in self.splits:
+            classes = ", ".join(f"{name} {count}" for name, count in s.classes.items())
+            lines.append(f"  {s.name}: {s.images} images ({s.without_objects} without objects), {s.objects} objects")
+            lines.append(f"    {classes if len(classes) <= 400 else f'{len(s.classes)} classes'}")
+        if self.faults:
+            lines.append(format_faults(self.faults, most=most))
+        found = ", ".join(f"{n} {severity}{'s' if n != 1 else ''}" for severity, n in self.counts.items())
+        verdict = "Nothing wrong" if self.ok else "Faults found"
+        return "\n".join([*lines, f"{verdict}: {found}, in {self.seconds:.1f} s."])
+
+
+def check(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    voc_offset: VocOffset = "auto",
+    resize: Resize | None = None,
+    deep: bool = False,
+) -> Report:
+    """All faults of all splits of a data set. `resize` is that of the training to come, for how small objects get.
+
+    Raises DataError where no data set is recognised at all.
+    """
+    started = time.perf_counter()
+    path = Path(path)
+    look = cache(probe)
+    faults: list[Fault] = []
+    try:
+        layout = find_layout(path)
+    except FaultyDataError as error:
+        return Report(path, "not readable", (), error.faults, time.perf_counter() - started)
+    options = Options(Path(images) if images else None, voc_offset, "skip")
+    datasets = list(_open_all(layout, options, look, faults))
+    faults += _differing_classes(datasets)
+    faults += class_notes(datasets)
+    faults += image_notes(datasets, look)
+    faults += duplicate_faults(datasets)
+    for dataset in datasets:
+        faults += object_notes(dataset, resize or Resize())
+    if deep:
+        faults += _undecodable(datasets)
+    summaries = tuple(map(_summary, datasets))
+    # Splits may share images (trainval and train): what is said twice in the same words is said once.
+    return Report(path, str(layout), summaries, tuple(dict.fromkeys(faults)), time.perf_counter() - started)
+
+
+def _open_all(
+    layout: Layout, options: Options, look: Callable[[str], Header], faults: list[Fault]
+) -> Iterator[Dataset]:
+    """The splits that can be opened; what is wrong with them and with the others is added to `faults`."""
+    open_split = opener(layout, options, look)
+    for split in layout.splits:
+        try:
+            dataset = open_split(split)
+        except FaultyDataError as error:
+            faults += error.faults
+            continue
+        faults += dataset.faults
+        yield dataset
+
+
+def _differing_classes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
+    for dataset in datasets[1:]:
+        try:
+            check_same_classes(datasets[0], dataset)
+        except DataError as error:
+            yield fault("classes-differ", dataset.root, dataset.split, str(error).rstrip("."), "Make them equal")
+
+
+def _undecodable(datasets: Sequence[Dataset]) -> Iterator[Fault]:
+    """Decodes every picture once, on all cores: Pillow's decoders run beside each other."""
+    paths = sorted({str(d.path(i)) for d in datasets for i in range(len(d))})
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, message in zip(paths, pool.map(_decode, paths), strict=True):
+            if message:
+                shown = message.removeprefix(f"{path}: ").rstrip(".")
+                fix = "Replace the picture, or remove it from the data set"
+                yield fault("unreadable-image", path, "", shown, fix)
+
+
+def _decode(path: str) -> str:
+    try:
+        read_image(path)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _summary(dataset: Dataset) -> SplitSummary:
+    counts = np.bincount(dataset.labels, minlength=len(dataset.names)).tolist()
+    return SplitSummary(
+        name=dataset.split,
+        images=len(dataset),
+        without_objects=int((np.diff(dataset.offsets) == 0).sum()),
+        objects=len(dataset.labels),
+        crowd=int(dataset.crowd.sum()),
+        difficult=int(dataset.difficult.sum()),
+        classes=dict(zip(dataset.names, counts, strict=True)),
+    )
