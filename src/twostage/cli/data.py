@@ -1,1 +1,47 @@
-"""`twostage data`: the data set itself."""
+"""`twostage data`: the data set itself. So far: check."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from twostage.cli.verb import Outcome, verb
+from twostage.errors import DataError
+from twostage.options import option, validate
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to check, and how closely."""
+
+    data: Path = option(help="Data set in VOC, COCO or YOLO layout; all its splits are checked.")
+    _: KW_ONLY
+    images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
+    voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
+    deep: bool = option(False, "Decode every picture, not only its header and its end.", group="Data")
+    size: int = option(800, "Shortest side in training, for how small objects become.", group="Images", low=1)
+    max_size: int = option(1333, "Longest side in training.", group="Images", low=1)
+    most: int = option(50, "Faults to list; the rest is counted.", group="Output", low=1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@verb(CheckOptions)
+def check(options: CheckOptions) -> Outcome:
+    """Name every fault of a data set by file and object, with its mend. Nothing is changed.
+
+    Exits with 3 when anything is wrong, repairable or not; notes do not count.
+    """
+    from twostage.data.check import check
+    from twostage.data.resize import Resize
+
+    report = check(
+        options.data,
+        images=options.images,
+        voc_offset=options.voc_offset,
+        resize=Resize(size=options.size, max_size=options.max_size),
+        deep=options.deep,
+    )
+    print(report.format(most=options.most))
+    found = f"{options.data}: {report.counts['error']} errors, {report.counts['repair']} repairable faults"
+    return Outcome(report.to_dict(), None if report.ok else DataError(found))

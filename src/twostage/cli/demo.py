@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.cli.demo_page import Page, Shown, write_page
-from twostage.cli.folders import new_folder, next_folder
 from twostage.cli.verb import Outcome, verb
+from twostage.folders import new_folder, next_folder
 from twostage.options import option, validate
 from twostage.training.options import TrainOptions
 

@@ -4,9 +4,9 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from twostage.cli.folders import new_folder
 from twostage.cli.verb import Outcome, to_json, verb
 from twostage.errors import ThresholdError, UsageError, nearest
+from twostage.folders import new_folder
 from twostage.options import option, validate
 
 if TYPE_CHECKING:
