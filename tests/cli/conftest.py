@@ -53,3 +53,14 @@ def perfect_results(scenes: Path) -> Path:
     ]
     path.write_text(json.dumps(rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def weights(scenes: Path) -> Path:
+    """The weights of a detector of the scenes' classes that has learned nothing."""
+    from twostage.detector import Detector
+
+    path = scenes.parent / "untrained.safetensors"
+    names = ["circle", "square", "triangle", "star", "cross"]
+    Detector.build("faster_rcnn_tiny_fpn", names, device="cpu", size=64, max_size=128).save(path)
+    return path

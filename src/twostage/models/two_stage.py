@@ -31,6 +31,9 @@ class Samplers(NamedTuple):
     regions: Sampler | None = None
 
 
+RANDOM = Samplers()
+
+
 class Stages(NamedTuple):
     """Every stage of one prediction, on the pixels of the batch."""
 
@@ -59,9 +62,7 @@ class TwoStage(nn.Module):
         self.register_buffer("mean", torch.tensor(fields.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(fields.std)[:, None, None], persistent=False)
 
-    def forward(
-        self, batch: Batch, targets: Targets | None = None, samplers: Samplers = Samplers()
-    ) -> Losses | Found:
+    def forward(self, batch: Batch, targets: Targets | None = None, samplers: Samplers = RANDOM) -> Losses | Found:
         """A dictionary of losses in training mode, detections in evaluation mode."""
         if not self.training:
             return self.stages(batch).found
@@ -92,7 +93,7 @@ class TwoStage(nn.Module):
         proposals: Proposals,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
-        samplers: Samplers = Samplers(),
+        samplers: Samplers = RANDOM,
     ) -> Losses:
         """The four losses of Faster R-CNN's joint training (section 3.2), from a forward pass's stages."""
         fields = self.fields

@@ -1,7 +1,7 @@
 """What a model is trained with when nothing else is said, and what a run is trained with in the end.
 
-A model's field `recipe` names one of three: `finetune` (Detectron's, for pretrained backbones), `paper` (Fast and Faster
-R-CNN's) and `scratch` (ours, for small nets that begin from random weights).
+A model's field `recipe` names one of three: `finetune` (Detectron's, for pretrained backbones), `paper` (Fast and
+Faster R-CNN's) and `scratch` (ours, for small nets that begin from random weights).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -61,9 +61,7 @@ FINETUNE = Recipe(
     validations=12,
 )
 # Section 3.1.3 and Fast R-CNN 4.4: 60 of 80 thousand steps at 0.001, the rest at a tenth; layers before conv3_1 fixed.
-PAPER = replace(
-    FINETUNE, batch=1, lr=0.001, reference=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0
-)
+PAPER = replace(FINETUNE, batch=1, lr=0.001, reference=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0)
 SCRATCH = replace(
     FINETUNE,
     epochs=60,

@@ -1,4 +1,4 @@
-"""How the learning rate moves: linear warm-up, then steps or a cosine (Goyal et al. 2017; Loshchilov and Hutter 2017)."""
+"""How the learning rate moves: warm-up (Goyal et al. 2017), then steps or a cosine (Loshchilov and Hutter 2017)."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ def factor(
     return 0.1 ** sum(step >= milestone * total for milestone in milestones)
 
 
-def steps_in(seconds: float, elapsed: float, durations: Sequence[float]) -> int:
-    """How many more steps fit into the time left, judged by the median of those so far; at least one."""
-    typical = sorted(durations)[len(durations) // 2]
-    return max(1, int((seconds - elapsed) / typical))
+def steps_in(seconds: float, durations: Sequence[float]) -> int:
+    """How many steps fit into so many seconds, judged by the mean of some durations; at least one."""
+    return max(1, int(seconds * len(durations) / sum(durations)))

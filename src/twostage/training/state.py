@@ -19,10 +19,15 @@ from twostage.weights.fit import load_all
 
 @dataclass
 class Progress:
-    """Where a run stands. `total` is the number of steps, None until a time budget has been turned into one."""
+    """Where a run stands. `total` is the number of steps, None until a time budget has been turned into one.
+
+    `warmup` is how many steps a time budget had for warming up, `seconds` the time spent in steps, `losses` the sums
+    over `summed` steps since the last epoch's end.
+    """
 
     step: int = 0
     total: int | None = None
+    warmup: int | None = None
     seconds: float = 0.0
     best: float = -1.0
     best_step: int = -1
@@ -33,7 +38,12 @@ class Progress:
 
 
 def save_state(
-    path: Path, model: TwoStage, optimizer: Optimizer, average: Average | None, progress: Progress, scaler: dict[str, Any]
+    path: Path,
+    model: TwoStage,
+    optimizer: Optimizer,
+    average: Average | None,
+    progress: Progress,
+    scaler: dict[str, Any],
 ) -> None:
     """Write the state; complete or not at all."""
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}

@@ -55,7 +55,7 @@ def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:
             f"{path}: a safetensors file, but not a twostage detector: its header has no {KEY!r} entry. "
             "Weights of other projects come in through Detector.from_state_dict."
         )
-    return _card(path, metadata[KEY]), state
+    return read_card(path, metadata[KEY]), state
 
 
 def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -76,11 +76,14 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from None
 
 
-def _card(path: Path, text: str) -> Card:
+def read_card(path: Path, text: str) -> Card:
+    """What a header's entry says. Raises DataError when it does not describe a detector."""
     try:
         content = json.loads(text)
         if content.pop("format") > FORMAT:
-            raise DataError(f"{path}: written by twostage {content['version']}; this is {__version__}: update twostage.")
+            raise DataError(
+                f"{path}: written by twostage {content['version']}; this is {__version__}: update twostage."
+            )
         return Card(**{**content, "names": tuple(content["names"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: its header does not describe a detector ({error!r}).") from None

@@ -1,4 +1,4 @@
-"""The "ZF" net, fast version (Zeiler and Fergus 2014, as SPPnet and Faster R-CNN use it): five convolutions, stride 16."""
+"""The "ZF" net (Zeiler and Fergus 2014), its fast version as SPPnet and Faster R-CNN use it: five convolutions."""
 
 from jaxtyping import Float
 from torch import Tensor, nn

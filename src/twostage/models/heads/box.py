@@ -25,9 +25,7 @@ class BoxHead(nn.Module):
         nn.init.zeros_(self.classes.bias)
         nn.init.zeros_(self.deltas.bias)
 
-    def forward(
-        self, regions: Float[Tensor, "n p c s s"]
-    ) -> tuple[Float[Tensor, "n p k1"], Float[Tensor, "n p kd 4"]]:
+    def forward(self, regions: Float[Tensor, "n p c s s"]) -> tuple[Float[Tensor, "n p k1"], Float[Tensor, "n p kd 4"]]:
         """Class logits, and deltas per class (kd = K) or for all classes together (kd = 1)."""
         x = self.body(regions)
         return self.classes(x), self.deltas(x).unflatten(2, (-1, 4))

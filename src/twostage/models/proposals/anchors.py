@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from twostage.errors import UsageError
 from twostage.models.fields import Fields
 
 
@@ -17,6 +18,11 @@ class Anchors(nn.Module):
 
     def __init__(self, fields: Fields, strides: Sequence[int]) -> None:
         super().__init__()
+        if len(fields.anchor_sizes) != len(strides) or len({len(sizes) for sizes in fields.anchor_sizes}) != 1:
+            raise UsageError(
+                f"The model's field anchor_sizes lists {[len(sizes) for sizes in fields.anchor_sizes]} sizes: this model "
+                f"has {len(strides)} levels, and every level takes as many sizes as the others."
+            )
         self.strides = tuple(strides)
         self.fixed_stride = fields.anchor_stride == "fixed"
         self.in_padding = fields.anchors_in_padding
@@ -54,9 +60,7 @@ class Anchors(nn.Module):
         return inside[..., None].expand(-1, -1, -1, each).flatten(1)
 
 
-def grid_anchors(
-    cell: Float[Tensor, "k 4"], y: Int[Tensor, " h"], x: Int[Tensor, " w"]
-) -> Float[Tensor, "h*w*k 4"]:
+def grid_anchors(cell: Float[Tensor, "k 4"], y: Int[Tensor, " h"], x: Int[Tensor, " w"]) -> Float[Tensor, "h*w*k 4"]:
     """The anchors of one cell moved to every position; row by row, the k of one position together."""
     shape = (len(y), len(x))
     corner = torch.stack([x.expand(shape), y[:, None].expand(shape)] * 2, dim=-1).to(cell.dtype)

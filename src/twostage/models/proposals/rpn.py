@@ -148,8 +148,7 @@ class RPN(nn.Module):
         deltas = torch.cat(dense.deltas, dim=1).gather(1, sample.index[..., None].expand(-1, -1, 4))
         return {
             "rpn_class": objectness_loss(logits, sample.positive, sample.valid, class_weight),
-            "rpn_box": fields.rpn_lambda
-            * box_loss(deltas, goal, sample.positive, box_weight, beta=fields.rpn_beta),
+            "rpn_box": fields.rpn_lambda * box_loss(deltas, goal, sample.positive, box_weight, beta=fields.rpn_beta),
         }
 
     def _weights(

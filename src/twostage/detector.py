@@ -1,0 +1,193 @@
+"""A detector as its user holds it: a model with its class names, on a device, in a precision."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twostage.data.dataset import Dataset
+from twostage.data.loader import evaluation_batches
+from twostage.data.workers import default_workers
+from twostage.detections import Detections
+from twostage.errors import DataError, UsageError, nearest
+from twostage.evaluation.results import Accumulator, Results
+from twostage.inference.device import arithmetic, choose_device
+from twostage.inference.predictor import detect_images, make_batch, run, to_arrays
+from twostage.inference.sources import Item, expand, is_one_picture
+from twostage.models.fields import Fields
+from twostage.models.two_stage import Stages, TwoStage
+from twostage.models.zoo import build as build_model
+from twostage.weights.file import Card, load_weights, save_weights
+from twostage.weights.fit import load_all
+from twostage.weights.torchvision import from_torchvision
+
+SOURCES = {"torchvision": from_torchvision}
+
+
+class Detector:
+    """Finds the objects of some classes in pictures.
+
+    `model` is the network, `names` the classes in the order of their ids, `name` that of the model in the zoo.
+    Made by `load`, `build` or `from_state_dict`.
+    """
+
+    def __init__(
+        self, model: TwoStage, name: str, names: Sequence[str], *, device: str = "auto", precision: str = "fp32"
+    ) -> None:
+        self.device = choose_device(device)
+        with arithmetic(self.device, precision):
+            pass  # an impossible combination is said now, not at the first picture
+        self.precision = precision
+        self.name = name
+        self.names = tuple(names)
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", precision: str = "fp32", **fields: Any) -> "Detector":
+        """The detector of a weights file; `fields` replace fields of its model.
+
+        Raises MissingError when there is no such file, DataError when it is none of ours, UsageError for a wrong field.
+        """
+        card, state = load_weights(Path(path))
+        own = {name: value for name, value in card.fields.items() if name != "max_size" or "size" not in fields}
+        model = build_model(card.model, len(card.names), **{**own, **fields})
+        load_all(model, state, str(path))
+        return cls(model, card.model, card.names, device=device, precision=precision)
+
+    @classmethod
+    def build(
+        cls, model: str, names: Sequence[str], *, device: str = "auto", precision: str = "fp32", **fields: Any
+    ) -> "Detector":
+        """A model of the zoo with random weights. Raises UsageError for an unknown model or field."""
+        return cls(build_model(model, len(_checked(names)), **fields), model, names, device=device, precision=precision)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state: Mapping[str, Tensor],
+        *,
+        source: str,
+        model: str,
+        names: Sequence[str],
+        device: str = "auto",
+        precision: str = "fp32",
+        **fields: Any,
+    ) -> "Detector":
+        """A detector of another project, from its state dict; `source` is `torchvision`.
+
+        A state dict cannot show eps, thresholds or sizes: give them as fields where they are not the model's defaults
+        (torchvision's COCO_V1 ResNet-50 has `norm_eps=0.0`). Raises DataError when the weights are not the model's.
+        """
+        if source not in SOURCES:
+            raise UsageError(f"Weights of {source!r} cannot be read. {nearest(source, SOURCES)}")
+        built = build_model(model, len(_checked(names)), **fields)
+        load_all(built, SOURCES[source](state, len(names)), f"the {source} weights")
+        return cls(built, model, names, device=device, precision=precision)
+
+    def save(self, path: str | Path, *, metrics: Mapping[str, float] | None = None) -> None:
+        """Write the weights file; it is complete or not there at all."""
+        card = Card(self.name, self.names, self.model.fields.to_dict(), dict(metrics or {}))
+        save_weights(Path(path), self.model.state_dict(), card)
+
+    def predict(
+        self, source: Any, *, conf: float = 0.5, iou: float | None = None, max_det: int | None = None, batch: int = 1
+    ) -> Any:
+        """Detections of one picture, or an iterator over those of many.
+
+        One path, array (RGB), tensor or PIL image gives `Detections`; a folder, glob, list, video or `-` an iterator.
+        `conf` is the lowest score kept, `iou` the overlap above which the last NMS drops a box, `max_det` the most
+        objects an image keeps; None is the model's field. Pictures that cannot be read are left out by the iterator,
+        which then ends with a DataError that names them all.
+        """
+        output = self.output(conf, iou, max_det)
+        if batch < 1:
+            raise UsageError(f"batch is {batch}, and must be at least 1.")
+        found = self._stream(expand(source), output, batch)
+        return next(iter(found)) if is_one_picture(source) else found
+
+    def trace(self, source: Any) -> Stages:
+        """Every stage of the prediction of one picture, on the pixels the network saw; the model's own thresholds."""
+        (item,) = expand(source)
+        if item.error:
+            raise item.error
+        batch = make_batch([item.image], self.model.fields)
+        return run(self.model, batch, output=self.model.fields, precision=self.precision)
+
+    def detect_dataset(
+        self,
+        dataset: Dataset,
+        *,
+        batch: int = 1,
+        workers: int | None = None,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
+    ) -> Results:
+        """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
+
+        Raises UsageError where the data set's classes are not the detector's.
+        """
+        if dataset.names != self.names:
+            raise UsageError(
+                f"{dataset.root}: its classes are {', '.join(dataset.names)}, those of the detector "
+                f"{', '.join(self.names)}. Evaluate on data with the same classes in the same order."
+            )
+        output = self.output(conf, iou, max_det)
+        fields = self.model.fields
+        loaded = evaluation_batches(
+            dataset,
+            resize=fields.resizing,
+            batch=batch,
+            workers=default_workers() if workers is None else workers,
+            divisor=fields.divisor,
+        )
+        gathered = Accumulator()
+        for one in loaded:
+            found = run(self.model, one.batch, output=output, precision=self.precision).found
+            indices = one.indices.tolist()
+            originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
+            for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals), strict=True):
+                gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"])
+        return gathered.results()
+
+    def output(self, conf: float | None, iou: float | None, max_det: int | None) -> Fields:
+        """The model's fields with other thresholds of the last step; None keeps the model's."""
+        for name, value in (("conf", conf), ("iou", iou)):
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}, and must be from 0 to 1.")
+        if max_det is not None and max_det < 1:
+            raise UsageError(f"max_det is {max_det}, and must be at least 1.")
+        given = {"score_threshold": conf, "nms": iou, "max_det": max_det}
+        return replace(self.model.fields, **{k: v for k, v in given.items() if v is not None})
+
+    def _stream(self, items: Iterator[Item], output: Fields, batch: int) -> Iterator[Detections]:
+        unreadable: list[DataError] = []
+        while group := list(islice(items, batch)):
+            unreadable += [item.error for item in group if item.error]
+            readable = [item for item in group if item.image is not None]
+            if readable:
+                yield from detect_images(
+                    self.model,
+                    [item.image for item in readable if item.image is not None],
+                    self.names,
+                    output=output,
+                    precision=self.precision,
+                    paths=[_path(item) for item in readable],
+                )
+        if unreadable:
+            raise DataError("\n".join(str(error) for error in unreadable))
+
+
+def _path(item: Item) -> str | None:
+    """A video's frames are told apart by their number: `clip.mp4#17`."""
+    return item.path if item.frame is None else f"{item.path}#{item.frame}"
+
+
+def _checked(names: Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise UsageError(f"names is {names!r}; give the classes as a list of different names.")
+    return names

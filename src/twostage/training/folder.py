@@ -1,0 +1,138 @@
+"""The run folder: everything a run leaves behind, each file complete or not there at all."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from twostage.atomic import write_text
+from twostage.data.dataset import Dataset
+from twostage.data.loader import Loaded
+from twostage.environment import environment
+from twostage.errors import DataError, MissingError
+from twostage.evaluation.evaluate import Report
+from twostage.evaluation.plots import plot_history, plot_labels, save_figure
+from twostage.evaluation.results import Results
+from twostage.folders import new_folder, next_folder
+from twostage.training.options import TrainOptions
+from twostage.training.pictures import save_predictions, save_training_batch
+from twostage.training.state import save_state
+from twostage.training.step import Session
+from twostage.weights.file import Card, save_weights
+
+
+class RunFolder:
+    """Where a run writes. `path` holds config.yaml, env.json, metrics.csv, plots, pictures, `weights` and `state`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best = path / "weights" / "best.safetensors"
+        self.last = path / "weights" / "last.safetensors"
+        self.state = path / "state" / "state.safetensors"
+        self.rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def create(cls, options: TrainOptions) -> "RunFolder":
+        """A new folder; one with anything in it is never written to. Raises UsageError."""
+        if options.out is not None:
+            return cls(new_folder(options.out, "--out"))
+        return cls(next_folder(Path("runs") / "train", options.model))
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """The folder of a run to go on with. Raises MissingError when it holds no state."""
+        folder = cls(path)
+        if not folder.state.exists():
+            raise MissingError(f"{path}: no run to resume: {folder.state} does not exist.")
+        return folder
+
+    def begin(self, options: TrainOptions, step: int) -> None:
+        """Write what the run is; a resumed one drops the rows that came after its state."""
+        if step == 0:
+            write_text(self.path / "config.yaml", to_yaml(options))
+            write_text(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+            return
+        with (self.path / "metrics.csv").open(newline="") as file:
+            self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+
+    def add_row(self, row: dict[str, float]) -> None:
+        """A row of metrics.csv, and the curves over all of them."""
+        self.rows.append(row)
+        names = list(dict.fromkeys(name for one in self.rows for name in one))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path / "metrics.csv", text.getvalue())
+
+    def save_last(self, model: str, session: Session, names: tuple[str, ...]) -> None:
+        """The newest weights, and the state to go on from them."""
+        self._save_weights(self.last, model, session, names, {})
+        save_state(
+            self.state,
+            session.model,
+            session.optimizer,
+            session.average,
+            session.progress,
+            session.scaler.state_dict(),
+        )
+
+    def save_best(self, model: str, session: Session, names: tuple[str, ...], metrics: dict[str, float]) -> None:
+        """The weights with the highest AP so far."""
+        self._save_weights(self.best, model, session, names, metrics)
+
+    def with_picture(self, batches: Iterator[Loaded], names: tuple[str, ...]) -> Iterator[Loaded]:
+        """The same batches; the first is also drawn, as the model is taught it."""
+        for loaded in batches:
+            path = self.path / "train_batch.jpg"
+            if not path.exists():
+                save_training_batch(path, loaded.batch, loaded.targets, names)
+            yield loaded
+
+    def draw(self, train: Dataset, val: Dataset | None, report: Report | None, results: Results | None) -> None:
+        """The plots and pictures of a finished run: loss.png, labels.png, pr.png, confusion.png, predictions/."""
+        save_figure(plot_history(self.rows), self.path / "loss.png")
+        if val is not None and report is not None and results is not None:
+            report.write_plots(self.path)
+            write_text(self.path / "report.txt", report.table() + "\n")
+            save_predictions(self.path / "predictions", val, results)
+        save_figure(plot_labels(train), self.path / "labels.png")
+
+    def _save_weights(
+        self, path: Path, model: str, session: Session, names: tuple[str, ...], metrics: dict[str, float]
+    ) -> None:
+        kept = session.evaluated
+        save_weights(path, kept.state_dict(), Card(model, names, kept.fields.to_dict(), metrics))
+
+
+def to_yaml(options: TrainOptions) -> str:
+    """Everything a run was told, as `train --config` reads it; paths are made absolute."""
+    values = {}
+    for name, value in asdict(options).items():
+        if name in ("resume", "out", "quiet") or value is None:
+            continue
+        if isinstance(value, Path):
+            value = str(value.absolute())
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def read_options(folder: Path) -> TrainOptions:
+    """The options of a run, from its config.yaml. Raises MissingError or DataError."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise MissingError(f"{folder}: no run to resume: it holds no config.yaml.")
+    try:
+        values = yaml.safe_load(path.read_text())
+        fitted = {
+            name: tuple(value) if isinstance(value, list) else Path(value) if name in ("data", "images") else value
+            for name, value in values.items()
+        }
+        return TrainOptions(**fitted)
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not the configuration of a run ({error}).") from None

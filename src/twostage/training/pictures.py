@@ -1,0 +1,37 @@
+"""The pictures of a run folder: what the model is taught, and what it finds."""
+
+from pathlib import Path
+
+import numpy as np
+
+from twostage.data.batch import Batch, Targets
+from twostage.data.dataset import Dataset
+from twostage.data.images import read_image
+from twostage.drawing import draw_boxes, draw_pair, save_picture, tile
+from twostage.evaluation.results import Results
+
+SHOWN = 8
+
+
+def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple[str, ...]) -> None:
+    """The first images of a training batch as the model sees them, with the boxes it should learn."""
+    pictures = []
+    for i in range(min(SHOWN, len(batch.images))):
+        height, width = batch.sizes[i].tolist()
+        pixels = (batch.images[i, :, :height, :width] * 255).round().byte().permute(1, 2, 0).numpy()
+        valid = targets.valid[i]
+        labels = targets.labels[i][valid].numpy()
+        boxes = targets.boxes[i][valid].numpy()
+        pictures.append(draw_boxes(np.ascontiguousarray(pixels), boxes, [names[c] for c in labels], class_ids=labels))
+    save_picture(tile(pictures), path)
+
+
+def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: float = 0.5) -> None:
+    """Ground truth beside detections above `conf`, for images spread evenly over the split; one file each."""
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, SHOWN).round().astype(int))
+    for index in chosen.tolist():
+        objects = dataset.objects(index)
+        mine = (results.images == index) & (results.scores >= conf)
+        found = (results.boxes[mine].astype(np.float32), results.class_ids[mine], results.scores[mine])
+        pair = draw_pair(read_image(dataset.path(index)), (objects.boxes, objects.labels), found, dataset.names)
+        save_picture(pair, folder / f"{Path(dataset.file_name(index)).stem}.jpg")

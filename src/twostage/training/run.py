@@ -1,0 +1,292 @@
+"""A training run from its options to its folder.
+
+1. Open the data, build the model. 2. Make the folder. 3. Train, validate, save, again and again. 4. Draw the results.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twostage.data.augment import Augment
+from twostage.data.dataset import Dataset
+from twostage.data.loader import training_batches
+from twostage.data.order import steps_per_epoch
+from twostage.data.recognise import check_same_classes, default_splits, find_layout, open_dataset
+from twostage.data.workers import default_workers
+from twostage.errors import DataError, UsageError
+from twostage.evaluation.evaluate import Report
+from twostage.evaluation.results import Results
+from twostage.inference.device import choose_device
+from twostage.models.two_stage import TwoStage
+from twostage.models.zoo import build
+from twostage.training.average import Average
+from twostage.training.folder import RunFolder, read_options
+from twostage.training.optimiser import build_optimizer, freeze
+from twostage.training.options import TrainOptions
+from twostage.training.progress import progress_bar
+from twostage.training.recipe import RECIPES, Recipe, resolve
+from twostage.training.start import load_start
+from twostage.training.state import Progress, load_state
+from twostage.training.step import Session, stopping_gently, train_until
+from twostage.training.validate import validate
+from twostage.weights.file import load_weights
+from twostage.weights.fit import load_all
+
+log = logging.getLogger("twostage.training")
+
+NONE = "none"  # the validation split of a run that is not validated
+
+
+@dataclass
+class Run:
+    """What a run holds besides the session that learns."""
+
+    options: TrainOptions
+    train: Dataset
+    val: Dataset | None
+    session: Session
+    folder: RunFolder
+    workers: int
+    updates: int  # an epoch
+    report: Report | None = None  # of the best weights
+    results: Results | None = None
+
+
+def run(options: TrainOptions) -> dict[str, Any]:
+    """See `twostage.training.train`."""
+    if options.resume is not None:
+        options = replace(read_options(options.resume), quiet=options.quiet, resume=options.resume)
+    train, val = _open(options)
+    session = _session(options, train)
+    if options.resume is None:
+        folder = RunFolder.create(options)
+    else:
+        folder = RunFolder.existing(options.resume)
+        session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.average)
+        session.scaler.load_state_dict(scaler)
+    folder.begin(options, session.progress.step)
+    workers = default_workers() if options.workers is None else options.workers
+    one = Run(options, train, val, session, folder, workers, _updates(train, session.recipe, options))
+    _learn(one)
+    return _finish(one)
+
+
+def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> int:
+    """Optimizer steps an epoch."""
+    return ceil(steps_per_epoch(len(train), recipe.batch) / options.accumulate)
+
+
+def _open(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
+    """The two splits; what was recognised and what was repaired is said."""
+    assert options.data is not None
+    layout = find_layout(options.data)
+    default_train, default_val = default_splits(layout)
+    train_split = options.train_split or default_train
+    val_split = options.val_split or default_val
+    have = ", ".join(layout.splits)
+    if train_split is None:
+        raise UsageError(
+            f"{options.data}: has no split called train or trainval. Choose by --train-split from: {have}."
+        )
+    if val_split is None or val_split == train_split != NONE:
+        raise UsageError(
+            f"{options.data}: no split to validate on besides {train_split!r} (it has: {have}). "
+            f"Choose one by --val-split, or train without by --val-split {NONE}."
+        )
+    log.info("%s: training on %r, validating on %r", layout, train_split, val_split)
+    opened = []
+    for split in (train_split, val_split):
+        if split == NONE and NONE not in layout.splits:
+            break
+        dataset = open_dataset(
+            options.data,
+            split=split,
+            images=options.images,
+            voc_offset=options.voc_offset,
+            on_error=options.on_error,
+        )
+        for fault in dataset.faults:
+            (log.info if fault.severity == "note" else log.warning)("%s", fault)
+        log.info("%s: %d images, %d objects, classes %s", split, len(dataset), len(dataset.labels), dataset.names)
+        opened.append(dataset)
+    train, val = opened[0], opened[1] if len(opened) > 1 else None
+    if val is not None:
+        check_same_classes(train, val)
+    _require_objects(train)
+    return train, val
+
+
+def _require_objects(train: Dataset) -> None:
+    learnable = ~(train.crowd | train.difficult)
+    if not learnable.any():
+        raise DataError(f"{train.root}: the split {train.split!r} has no object to learn from.")
+    lacking = [name for k, name in enumerate(train.names) if not (learnable & (train.labels == k)).any()]
+    if lacking:
+        log.warning("The split %r has no object of: %s. They cannot be learned.", train.split, ", ".join(lacking))
+
+
+def _model(options: TrainOptions, train: Dataset) -> TwoStage:
+    sizes = {"size": options.size, "max_size": options.max_size}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    torch.manual_seed(options.seed)
+    model = build(options.model, len(train.names), **{**options.model_fields, **given})
+    if options.weights is not None:
+        load_start(model, Path(options.weights), train.names)
+    elif model.fields.recipe != "scratch" and options.resume is None:
+        log.warning(
+            "%s begins from random weights, and is made to begin from pretrained ones (--weights). "
+            "faster_rcnn_tiny_fpn learns from scratch.",
+            options.model,
+        )
+    return model
+
+
+def _session(options: TrainOptions, train: Dataset) -> Session:
+    device = choose_device(options.device)
+    if options.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    model = _model(options, train)
+    recipe = resolve(options, RECIPES[model.fields.recipe], pretrained=options.weights is not None)
+    freeze(model, recipe.freeze)
+    model = model.to(device, memory_format=torch.channels_last)
+    return Session(
+        model=model,
+        optimizer=build_optimizer(model, recipe),
+        average=Average(model, recipe.ema) if recipe.ema else None,
+        scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
+        recipe=recipe,
+        progress=Progress(total=None if options.minutes else recipe.epochs * _updates(train, recipe, options)),
+        dataset=train,
+        device=device,
+        precision=options.precision,
+        accumulate=options.accumulate,
+        seed=options.seed,
+        budget=None if options.minutes is None else 60 * options.minutes,
+        stop=threading.Event(),
+    )
+
+
+def _learn(run: Run) -> None:
+    """Epochs until the end, early stopping or Ctrl-C; each ends with a line, some with a validation."""
+    session, options, progress = run.session, run.options, run.session.progress
+    fields, recipe = session.model.fields, session.recipe
+    batches = training_batches(
+        run.train,
+        resize=fields.resizing,
+        augment=Augment(
+            flip=recipe.flip,
+            vertical_flip=recipe.vertical_flip,
+            scale=recipe.scale,
+            crop=recipe.crop,
+            colour=recipe.colour,
+        ),
+        batch=recipe.batch,
+        seed=options.seed,
+        start=progress.step * options.accumulate,
+        workers=run.workers,
+        divisor=fields.divisor,
+        pin=session.device.type == "cuda",
+    )
+    drawn = run.folder.with_picture(batches, run.train.names)
+    with stopping_gently(session.stop), progress_bar(quiet=options.quiet) as after_step:
+        while not _over(run):
+            train_until(session, drawn, (progress.step // run.updates + 1) * run.updates, after_step)
+            if session.stop.is_set():
+                run.folder.save_last(options.model, session, run.train.names)
+                log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
+                raise KeyboardInterrupt
+            _end_epoch(run)
+
+
+def _over(run: Run) -> bool:
+    patience = run.options.patience
+    return _finished(run.session.progress) or bool(patience and run.session.progress.validations_since_best >= patience)
+
+
+def _finished(progress: Progress) -> bool:
+    return progress.total is not None and progress.step >= progress.total
+
+
+def _end_epoch(run: Run) -> None:
+    """A row of metrics.csv; validation where it is due, and always at the end; the state to go on from."""
+    progress = run.session.progress
+    row: dict[str, Any] = {
+        "epoch": ceil(progress.step / run.updates),
+        "step": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "lr": run.session.optimizer.param_groups[0]["lr"],
+    }
+    means = {name: value / max(1, progress.summed) for name, value in progress.losses.items()}
+    row["train_loss"] = sum(means.values())
+    row |= {f"train_loss_{name}": value for name, value in means.items()}
+    progress.losses, progress.summed = {}, 0
+    if run.val is not None and (_finished(progress) or _due(run, row["epoch"])):
+        row |= _validate(run, run.val)
+    run.folder.add_row(row)
+    total = "" if progress.total is None else f" of {progress.total}"
+    scores = (
+        f", validation loss {row['val_loss']:.3f}, AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}" if "AP" in row else ""
+    )
+    log.info("epoch %d, step %d%s: loss %.3f%s", row["epoch"], progress.step, total, row["train_loss"], scores)
+    run.folder.save_last(run.options.model, run.session, run.train.names)
+
+
+def _due(run: Run, epoch: int) -> bool:
+    """Every `eval_every` epochs; by default so that a run is validated about `recipe.validations` times."""
+    total = run.session.progress.total
+    if run.options.eval_every is None and total is None:
+        return False  # the length of the run is not known yet
+    every = run.options.eval_every or max(1, round(total / run.updates / run.session.recipe.validations))
+    return epoch % every == 0
+
+
+def _validate(run: Run, val: Dataset) -> dict[str, float]:
+    """Validation losses and numbers; the weights are kept as best where AP rose."""
+    progress = run.session.progress
+    report, results, losses = _score(run, val)
+    metrics = report.scores.metrics
+    if metrics["AP"] > progress.best or progress.best_step < 0:
+        progress.best, progress.best_step, progress.validations_since_best = metrics["AP"], progress.step, 0
+        run.report, run.results = report, results
+        run.folder.save_best(run.options.model, run.session, run.train.names, metrics)
+    else:
+        progress.validations_since_best += 1
+    return {"val_loss": sum(losses.values()), **{f"val_loss_{name}": v for name, v in losses.items()}, **metrics}
+
+
+def _score(run: Run, val: Dataset) -> tuple[Report, Results, dict[str, float]]:
+    options = run.options
+    return validate(
+        run.session.evaluated,
+        val,
+        conf=options.conf,
+        iou=options.iou,
+        max_det=options.max_det,
+        batch=run.session.recipe.batch,
+        workers=run.workers,
+        precision=options.precision,
+    )
+
+
+def _finish(run: Run) -> dict[str, Any]:
+    """Plots and pictures of the best weights."""
+    progress, folder = run.session.progress, run.folder
+    if run.val is not None and run.report is None:
+        # A resumed run whose best weights are from before it stopped.
+        load_all(run.session.evaluated, load_weights(folder.best)[1], str(folder.best))
+        run.report, run.results, _ = _score(run, run.val)
+    folder.draw(run.train, run.val, run.report, run.results)
+    log.info("Saved to %s", folder.path)
+    return {
+        "out": str(folder.path),
+        "weights": str(folder.last if run.val is None else folder.best),
+        "epochs": ceil(progress.step / run.updates),
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "metrics": {} if run.report is None else run.report.scores.metrics,
+    }

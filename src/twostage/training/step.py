@@ -1,0 +1,165 @@
+"""One training step, and many of them in a row."""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from twostage.data.dataset import Dataset
+from twostage.data.loader import Loaded
+from twostage.data.randomness import mix
+from twostage.errors import TwostageError
+from twostage.inference.device import arithmetic
+from twostage.models.two_stage import TwoStage
+from twostage.training.average import Average
+from twostage.training.optimiser import train_mode
+from twostage.training.recipe import Recipe
+from twostage.training.schedule import factor, steps_in
+from twostage.training.state import Progress
+
+log = logging.getLogger("twostage.training")
+
+WARMUP_SHARE = 0.05  # of a time budget: a slow machine does not spend it all on warming up
+FEWEST = 5  # steps from which a step's duration is judged
+
+
+@dataclass
+class Session:
+    """All that a step reads and changes."""
+
+    model: TwoStage
+    optimizer: Optimizer
+    average: Average | None
+    scaler: Any
+    recipe: Recipe
+    progress: Progress
+    dataset: Dataset
+    device: torch.device
+    precision: str
+    accumulate: int
+    seed: int
+    budget: float | None  # seconds, where time and not epochs ends the run
+    stop: threading.Event
+
+    @property
+    def evaluated(self) -> TwoStage:
+        """The weights that are validated and kept: the average where there is one."""
+        return self.model if self.average is None else self.average.model
+
+
+def train_until(session: Session, batches: Iterator[Loaded], step: int, after_step: Callable[[Progress], None]) -> None:
+    """Steps up to `step`, or up to the run's end, or until Ctrl-C asks to stop after the current one."""
+    progress = session.progress
+    train_mode(session.model, session.recipe.freeze)
+    while progress.step < step and not session.stop.is_set():
+        if progress.total is not None and progress.step >= progress.total:
+            return
+        start = time.perf_counter()
+        losses = train_step(session, batches)
+        duration = time.perf_counter() - start
+        progress.step += 1
+        progress.seconds += duration
+        progress.summed += 1
+        for name, value in losses.items():
+            progress.losses[name] = progress.losses.get(name, 0.0) + value
+        if progress.total is None:
+            _fit_to_budget(session, duration)
+        after_step(progress)
+
+
+def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
+    """One update from `accumulate` batches; returns their mean losses.
+
+    Raises TwostageError when a loss is not finite, naming the images; the weights are then as before the step.
+    """
+    progress, recipe = session.progress, session.recipe
+    rate = recipe.lr * factor(
+        progress.step,
+        progress.total,
+        kind=recipe.schedule,
+        warmup=recipe.warmup if progress.warmup is None else progress.warmup,
+        milestones=recipe.milestones,
+    )
+    for group in session.optimizer.param_groups:
+        group["lr"] = rate
+    # Dropout draws from here: a function of the step, so that a resumed run draws the same.
+    torch.manual_seed(mix(session.seed, progress.step))
+    session.optimizer.zero_grad(set_to_none=True)
+    summed: dict[str, float] = {}
+    for part in range(session.accumulate):
+        loaded = next(batches)
+        batch, targets = loaded.batch.to(session.device), loaded.targets.to(session.device)
+        targets = replace(targets, seeds=targets.seeds ^ mix(session.seed, progress.step, part))
+        with arithmetic(session.device, session.precision):
+            losses = session.model(batch, targets)
+            loss = torch.stack(list(losses.values())).sum()
+        values = dict(zip(losses, torch.stack(list(losses.values())).detach().tolist(), strict=True))
+        _require_finite(values, loaded, session)
+        session.scaler.scale(loss / session.accumulate).backward()
+        for name, value in values.items():
+            summed[name] = summed.get(name, 0.0) + value / session.accumulate
+    session.scaler.unscale_(session.optimizer)
+    if recipe.clip:
+        nn.utils.clip_grad_norm_(session.model.parameters(), recipe.clip)
+    session.scaler.step(session.optimizer)
+    session.scaler.update()
+    if session.average is not None:
+        session.average.update(session.model)
+    return summed
+
+
+@contextmanager
+def stopping_gently(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets `stop`, so that the step in progress ends and can be saved; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        log.warning("Stopping after this step, to save it. Ctrl-C once more stops at once.")
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _fit_to_budget(session: Session, duration: float) -> None:
+    """Turn a time budget into a number of steps once warm-up, or its share of the budget, is over."""
+    progress = session.progress
+    progress.durations.append(duration)
+    assert session.budget is not None
+    out_of_time = progress.seconds >= session.budget
+    warm = progress.step >= session.recipe.warmup or progress.seconds >= WARMUP_SHARE * session.budget
+    if not out_of_time and (not warm or progress.step < FEWEST):
+        return
+    # The first steps allocate and plan: they say nothing about the others.
+    later = progress.durations[len(progress.durations) // 2 :]
+    progress.warmup = progress.step
+    progress.total = progress.step + (0 if out_of_time else steps_in(session.budget - progress.seconds, later))
+    progress.durations = []
+
+
+def _require_finite(values: dict[str, float], loaded: Loaded, session: Session) -> None:
+    wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if not wrong:
+        return
+    paths = "\n  ".join(str(session.dataset.path(i)) for i in loaded.indices.tolist())
+    raise TwostageError(
+        f"The loss is no number any more at step {session.progress.step}: {', '.join(wrong)}. The images of that step:"
+        f"\n  {paths}\nLook at their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "
+        "The weights saved last are from before."
+    )

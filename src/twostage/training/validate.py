@@ -1,0 +1,68 @@
+"""How good the weights are now: losses and detections on the validation split, from one forward pass an image."""
+
+from dataclasses import replace
+
+import torch
+
+from twostage.data.dataset import Dataset
+from twostage.data.loader import evaluation_batches
+from twostage.evaluation.evaluate import Report, evaluate
+from twostage.evaluation.results import Accumulator, Results
+from twostage.inference.device import arithmetic
+from twostage.inference.predictor import to_arrays
+from twostage.models.fields import Fields
+from twostage.models.heads.detect import detect
+from twostage.models.two_stage import TwoStage
+
+
+@torch.inference_mode()
+def detect_and_lose(
+    model: TwoStage, dataset: Dataset, output: Fields, *, batch: int, workers: int, precision: str
+) -> tuple[Results, dict[str, float]]:
+    """Detections on a split and the mean losses of its batches.
+
+    The losses are those of training but for dropout, batch statistics and the number of proposals, which are as in
+    prediction; they draw the same samples every time.
+    """
+    fields, device = model.fields, model.mean.device
+    model.eval()
+    gathered = Accumulator()
+    summed: dict[str, float] = {}
+    images = 0
+    for loaded in evaluation_batches(
+        dataset, resize=fields.resizing, batch=batch, workers=workers, divisor=fields.divisor
+    ):
+        inputs, targets = loaded.batch.to(device), loaded.targets.to(device)
+        with arithmetic(device, precision):
+            maps = model.features(inputs)
+            dense = model.rpn(maps, tuple(inputs.images.shape[2:]), inputs.sizes)
+            proposals = model.rpn.propose(dense, inputs.sizes)
+            logits, deltas = model.head(model.regions(maps, proposals.boxes))
+            found = detect(logits, deltas, proposals, inputs.sizes, output)
+            losses = model.losses(maps, dense, proposals, inputs.sizes, targets)
+        indices = loaded.indices.tolist()
+        for name, value in losses.items():
+            summed[name] = summed.get(name, 0.0) + float(value) * len(indices)
+        images += len(indices)
+        originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
+        for index, one in zip(indices, to_arrays(found, loaded.batch.sizes, originals), strict=True):
+            gathered.add(index, one["boxes"], one["scores"], one["class_ids"])
+    return gathered.results(), {name: value / images for name, value in summed.items()}
+
+
+def validate(
+    model: TwoStage,
+    dataset: Dataset,
+    *,
+    conf: float | None,
+    iou: float | None,
+    max_det: int | None,
+    batch: int,
+    workers: int,
+    precision: str,
+) -> tuple[Report, Results, dict[str, float]]:
+    """The report of a split, its detections, and the mean losses."""
+    given = {"score_threshold": conf, "nms": iou, "max_det": max_det}
+    output = replace(model.fields, **{k: v for k, v in given.items() if v is not None})
+    results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers, precision=precision)
+    return evaluate(dataset, results, score_floor=output.score_threshold), results, losses

@@ -1,0 +1,188 @@
+"""What a person gets wrong: each ends with its exit code and a message that names the thing, and leaves nothing behind."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--workers", "0", "--device", "cpu", "--epochs", "1"]
+
+
+@pytest.fixture
+def broken(scenes: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the scenes, its training annotations changed by a function."""
+
+    def copy(change: Callable[[dict], None]) -> Path:
+        folder = tmp_path / "data"
+        shutil.copytree(scenes, folder)
+        path = folder / "annotations" / "instances_train.json"
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps(document))
+        return folder
+
+    return copy
+
+
+def box(*values: object) -> Callable[[dict], None]:
+    """Gives the first object another box."""
+
+    def change(document: dict) -> None:
+        document["annotations"][0]["bbox"] = list(values)
+
+    return change
+
+
+def without_objects(document: dict) -> None:
+    document["annotations"] = []
+
+
+def with_unknown_class(document: dict) -> None:
+    document["annotations"][0]["category_id"] = 99
+
+
+def with_missing_picture(document: dict) -> None:
+    document["images"][0]["file_name"] = "gone.png"
+
+
+def assert_refused(answer: "tuple", code: int, *says: str, out: Path) -> None:
+    assert answer.code == code, answer.messages
+    for text in says:
+        assert text in answer.messages
+    assert "Traceback" not in answer.messages
+    assert "internal error" not in answer.messages
+    left = [path for path in out.rglob("*") if path.is_file()] if out.exists() else []
+    assert not left, f"left behind: {left}"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (box("a", 1, 2, 3), ["box-not-numbers", "instances_train.json"]),
+        (box(1, 2, 3), ["box-not-numbers", "instances_train.json"]),
+        (box(float("nan"), 1, 2, 3), ["box-not-numbers", "instances_train.json"]),
+        (with_unknown_class, ["unknown-class", "99"]),
+        (with_missing_picture, ["missing-image", "gone.png"]),
+        (without_objects, ["no object to learn from", "'train'"]),
+    ],
+)
+def test_train_refuses_faulty_annotations(
+    shell: Callable, broken: Callable, tmp_path: Path, change: Callable, says: list[str]
+) -> None:
+    out = tmp_path / "run"
+    assert_refused(shell("train", broken(change), *TINY, "--out", out), 3, *says, out=out)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"images": 3}', "\x00\x01"])
+def test_train_refuses_annotations_that_do_not_parse(shell: Callable, scenes: Path, tmp_path: Path, text: str) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(scenes, data)
+    (data / "annotations" / "instances_train.json").write_text(text)
+    assert_refused(shell("train", data, *TINY, "--out", out), 3, "instances_train.json", out=out)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_train_refuses_pictures_that_do_not_decode(
+    shell: Callable, scenes: Path, tmp_path: Path, content: bytes
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(scenes, data)
+    picture = sorted((data / "train").iterdir())[0]
+    picture.write_bytes(content)
+    assert_refused(shell("train", data, *TINY, "--out", out), 3, picture.name, "unreadable-image", out=out)
+
+
+def test_repairable_boxes_do_not_stop_training_and_are_listed(
+    shell: Callable, broken: Callable, tmp_path: Path
+) -> None:
+    data = broken(box(10, 10, 0, 5))
+    answer = shell("train", data, *TINY, "--out", tmp_path / "run")
+    assert answer.code == 0
+    assert "zero-area-box" in answer.messages
+    assert_refused(
+        shell("train", data, *TINY, "--on-error", "fail", "--out", tmp_path / "strict"),
+        3, "zero-area-box", out=tmp_path / "strict",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["train", "nowhere"], 3, ["nowhere: does not exist"]),
+        (["train", "{empty}"], 3, ["no data set recognised"]),
+        (["train", "{scenes}", "--model", "faster_rcnn_resnet50_fpm"], 2, ["faster_rcnn_resnet50_fpn"]),
+        (["train", "{scenes}", "--weights", "nowhere.safetensors"], 4, ["nowhere.safetensors"]),
+        (["train", "{scenes}", "--weights", "{junk}"], 3, ["junk.safetensors"]),
+        (["train", "{scenes}", "--set", "model.rpn_nsm=0.5"], 2, ["Did you mean 'rpn_nms'"]),
+        (["train", "{scenes}", "--set", "model.rpn_nms=high"], 2, ["rpn_nms", "'high'"]),
+        (["train", "{scenes}", "--train-split", "trian"], 2, ["Did you mean 'train'"]),
+        (["train", "{scenes}", "--device", "tpu"], 2, ["'tpu'"]),
+        (["train", "{scenes}", "--precision", "fp16"], 2, ["fp16"]),
+        (["train", "--resume", "nowhere"], 4, ["nowhere"]),
+        (["eval", "{scenes}", "--weights", "nowhere.safetensors"], 4, ["nowhere.safetensors"]),
+        (["eval", "{scenes}", "--weights", "{junk}"], 3, ["junk.safetensors"]),
+        (["eval", "{scenes}", "--weights", "{others}"], 2, ["cat", "circle"]),
+        (["predict", "{picture}", "--weights", "nowhere.safetensors"], 4, ["nowhere.safetensors"]),
+        (["predict", "{picture}", "--weights", "{junk}"], 3, ["junk.safetensors"]),
+        (["predict", "nowhere.jpg", "--weights", "{weights}"], 3, ["nowhere.jpg: does not exist"]),
+        (["predict", "{empty}", "--weights", "{weights}"], 3, ["holds no pictures"]),
+        (["predict", "https://example.com/a.jpg", "--weights", "{weights}"], 2, ["nothing is downloaded"]),
+        (["predict", "{picture}", "--weights", "{weights}", "--conf", "2"], 2, ["conf is 2"]),
+        (["predict", "{picture}", "--weights", "{weights}", "--format", "yolo"], 2, ["format is 'yolo'"]),
+        (["predict", "{picture}", "--weights", "{weights}", "--save", "{scenes}"], 2, ["is not empty"]),
+        (["data", "check", "nowhere"], 3, ["nowhere: does not exist"]),
+        (["demo", "--minutes", "0"], 2, ["minutes is 0"]),
+        (["demo", "--out", "{scenes}"], 2, ["is not empty"]),
+    ],
+)
+def test_wrong_call_is_refused(
+    shell: Callable, scenes: Path, weights: Path, tmp_path: Path, arguments: list[str], code: int, says: list[str]
+) -> None:
+    from twostage.detector import Detector
+
+    others, junk, empty = tmp_path / "others.safetensors", tmp_path / "junk.safetensors", tmp_path / "empty"
+    junk.write_bytes(b"junk")
+    empty.mkdir()
+    if "{others}" in arguments:
+        Detector.build("faster_rcnn_tiny_fpn", ["cat", "dog"], device="cpu").save(others)
+    known = {"scenes": scenes, "weights": weights, "others": others, "junk": junk, "empty": empty}
+    known["picture"] = sorted((scenes / "val").iterdir())[0]
+    out = tmp_path / "run"
+    words = [word.format(**known) for word in arguments]
+    if words[0] == "train":
+        words = [*words, *TINY, "--out", str(out)] if "--model" not in words else [*words, "--out", str(out)]
+    if words[0] != "train" and "--out" not in words and words[0] in ("eval", "demo"):
+        words += ["--out", str(out)]
+    assert_refused(shell(*words), code, *says, out=out)
+
+
+def test_run_folder_is_never_overwritten(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    answer = shell("train", scenes, *TINY, "--out", out)
+    assert answer.code == 2
+    assert "is not empty" in answer.messages
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize("words", [["train", "{scenes}", *TINY], ["demo", "--minutes", "0.01"]])
+def test_folder_that_cannot_be_made_is_named(shell: Callable, scenes: Path, words: list[str]) -> None:
+    answer = shell(*(word.format(scenes=scenes) for word in words), "--out", "/proc/nowhere/run")
+    assert answer.code == 2
+    assert "/proc/nowhere/run: cannot be made" in answer.messages
+
+
+def test_data_check_exits_with_3_on_a_repairable_fault(shell: Callable, broken: Callable) -> None:
+    answer = shell("data", "check", broken(box(10, 10, 0, 5)), "--json")
+    assert answer.code == 3
+    assert answer.json["counts"]["repair"] == 1
+    assert [fault["code"] for fault in answer.json["faults"] if fault["severity"] == "repair"] == ["zero-area-box"]
+
+
+def test_data_check_of_good_data_is_0(shell: Callable, scenes: Path) -> None:
+    answer = shell("data", "check", scenes)
+    assert answer.code == 0
+    assert "Nothing wrong" in answer.output

@@ -1,0 +1,167 @@
+"""The verbs that need a model, each once from the shell's side: what they print, write and exit with."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+QUICK = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--batch", "4", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run."""
+    from twostage.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    assert main(["train", str(scenes), *QUICK, "--epochs", "2", "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_train_tells_where_the_weights_are(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    answer = shell("train", scenes, *QUICK, "--epochs", 1, "--out", tmp_path / "run", "--json")
+    assert answer.code == 0
+    found = answer.json
+    assert {"out", "weights", "epochs", "steps", "seconds", "metrics"} <= set(found)
+    assert (found["epochs"], found["steps"]) == (1, 2)
+    assert Path(found["weights"]).exists()
+    assert "AP" in found["metrics"]
+    assert "COCO layout" in answer.messages, "what was recognised is said"
+
+
+def test_run_folder_holds_what_the_design_promises(run_folder: Path) -> None:
+    there = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
+    assert {"config.yaml", "env.json", "metrics.csv", "weights/best.safetensors", "weights/last.safetensors"} <= there
+    assert {"loss.png", "pr.png", "confusion.png", "labels.png", "train_batch.jpg"} <= there
+    assert [name for name in there if name.startswith("predictions/")]
+    with (run_folder / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+def test_configuration_of_a_run_starts_another(shell: Callable, run_folder: Path, tmp_path: Path) -> None:
+    config = run_folder / "config.yaml"
+    answer = shell("train", "--config", config, "--epochs", 1, "--out", tmp_path / "again", "--json")
+    assert answer.code == 0
+    before, after = (
+        yaml.safe_load((folder / "config.yaml").read_text()) for folder in (run_folder, tmp_path / "again")
+    )
+    assert after == {**before, "epochs": 1}
+
+
+def test_eval_of_a_run_repeats_its_numbers(shell: Callable, scenes: Path, run_folder: Path) -> None:
+    from twostage.weights.file import load_weights
+
+    best = run_folder / "weights" / "best.safetensors"
+    answer = shell("eval", scenes, "--weights", best, "--workers", 0, "--device", "cpu", "--json")
+    assert answer.code == 0
+    metrics = load_weights(best)[0].metrics
+    assert answer.json["metrics"] == pytest.approx(dict(metrics), abs=1e-6)
+
+
+def test_predict_saves_pictures_and_results(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    arguments = ["--weights", weights, "--conf", 0, "--device", "cpu", "--save", out, "--format", "json,coco", "voc"]
+    answer = shell("predict", scenes / "val", *arguments, "--json")
+    assert answer.code == 0
+    images = answer.json["images"]
+    assert [Path(image["path"]) for image in images] == sorted((scenes / "val").iterdir())
+    assert all((image["width"], image["height"]) == (192, 192) for image in images)
+    found = images[0]["detections"][0]
+    assert set(found) == {"label", "class_id", "score", "box"}
+    stems = {Path(image["path"]).stem for image in images}
+    assert {path.stem for path in out.glob("*.jpg")} == stems
+    assert {path.stem for path in (out / "voc").iterdir()} == stems
+    assert json.loads((out / "results.json").read_text()) == answer.json
+    entries = json.loads((out / "coco.json").read_text())
+    assert len(entries) == sum(len(image["detections"]) for image in images)
+    assert {entry["image_id"] for entry in entries} <= set(range(1, len(images) + 1))
+
+
+def test_predict_tells_apart_pictures_of_one_name(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:
+    first = sorted((scenes / "val").iterdir())[0]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.png").write_bytes(first.read_bytes())
+    sources = [tmp_path / "a", tmp_path / "b", tmp_path / "*" / "photo.png"]
+    out = tmp_path / "found"
+    assert shell("predict", *sources, "--weights", weights, "--device", "cpu", "--save", out).code == 0
+    assert {path.name for path in out.glob("*.jpg")} == {"photo.jpg", "photo-2.jpg", "photo-3.jpg", "photo-4.jpg"}
+
+
+def test_predict_lists_what_it_found(shell: Callable, scenes: Path, weights: Path) -> None:
+    first = sorted((scenes / "val").iterdir())[0]
+    answer = shell("predict", first, "--weights", weights, "--device", "cpu")
+    assert answer.code == 0
+    assert answer.output.startswith(f"{first}  192 x 192: ")
+
+
+def test_predict_reads_paths_from_standard_input(scenes: Path, weights: Path) -> None:
+    paths = sorted(map(str, (scenes / "val").iterdir()))
+    command = [sys.executable, "-m", "twostage", "predict", "-", "--weights", str(weights), "--device", "cpu", "--json"]
+    run = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=True)
+    assert [image["path"] for image in json.loads(run.stdout)["images"]] == paths
+
+
+def test_unreadable_picture_does_not_stop_the_others(
+    shell: Callable, scenes: Path, weights: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "b.png").write_bytes(sorted((scenes / "val").iterdir())[0].read_bytes())
+    out = tmp_path / "found"
+    answer = shell("predict", folder, "--weights", weights, "--device", "cpu", "--save", out, "--json")
+    assert answer.code == 3
+    assert "a.png" in answer.messages
+    assert [Path(image["path"]).name for image in answer.json["images"]] == ["b.png"]
+    assert (out / "b.jpg").exists()
+    assert len(json.loads((out / "results.json").read_text())["images"]) == 1
+
+
+def test_predict_imports_no_torchvision(scenes: Path, weights: Path) -> None:
+    first = sorted((scenes / "val").iterdir())[0]
+    code = (
+        "import sys; from twostage.cli import main;"
+        f"assert main(['predict', {str(first)!r}, '--weights', {str(weights)!r}, '--device', 'cpu']) == 0;"
+        "assert 'torchvision' not in sys.modules; assert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_demo_leaves_a_page_that_needs_nothing_else(shell: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    sizes = ["--train-scenes", 8, "--val-scenes", 3, "--workers", 0, "--device", "cpu"]
+    answer = shell("demo", "--minutes", 0.05, *sizes, "--out", out, "--json")
+    assert answer.code == 0
+    found = answer.json
+    assert {"out", "weights", "epochs", "steps", "seconds", "metrics"} <= set(found)
+    page = (out / "index.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert "data check" in page
+    assert Path(found["weights"]).exists()
+    assert len(list((out / "predictions").iterdir())) == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child alone")
+def test_ctrl_c_saves_and_resume_goes_on(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "twostage", "train", str(scenes), *QUICK, "--epochs", "3000", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "Traceback" not in messages
+    assert (out / "weights" / "last.safetensors").exists()
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")], "a file is half-written"
