@@ -1,7 +1,7 @@
 """NMS on the CPU: one long list of boxes, sorted by image, group and score, worked off in blocks.
 
-A block settles itself, then its kept boxes thin out the rest of the group; small groups share a block. All in numpy, whose
-calls cost a third of torch's, on tiles that stay in the cache.
+A block settles itself, then its kept boxes thin out the rest of the group; small groups share a block. All in numpy,
+whose calls cost a third of torch's, on tiles that stay in the cache.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def nms(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, iou: float, top: int, candidates: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The CPU kernel of `twostage::nms`."""
-    n, m = scores.shape
+    n = len(scores)
     index, kept = torch.zeros(n, top, dtype=torch.int64), torch.zeros(n, top, dtype=torch.bool)
     image, box, overflow = _ranked(scores, valid, candidates)
     if len(image):
@@ -105,9 +105,9 @@ def _settle(suppresses: NDArray) -> NDArray:
 
     The greedy result is the only fixed point, and each sweep makes at least one more box final.
     """
-    keep = ~suppresses.any(axis=0)
+    keep: NDArray = ~np.any(suppresses, axis=0)
     while True:
-        again = ~suppresses[keep].any(axis=0)
+        again: NDArray = ~np.any(suppresses[keep], axis=0)
         if np.array_equal(again, keep):
             return keep
         keep = again
@@ -142,4 +142,6 @@ def _overlap(a: NDArray, b: NDArray, buffers: NDArray, threshold: float) -> NDAr
     intersection = np.multiply(width, height, out=width)
     union = np.add(a_area, b_area, out=height)
     np.subtract(union, intersection, out=union)
-    return np.divide(intersection, union, out=scratch) > threshold
+    ratio: NDArray = np.divide(intersection, union, out=scratch)
+    above: NDArray = np.greater(ratio, threshold)
+    return above

@@ -1,8 +1,8 @@
 """NMS where the host must not look at the data: every shape and every count follows from the arguments.
 
 Boxes in order of score are worked off in blocks. Inside a block the greedy result is the fixed point of
-"kept unless a kept better one suppresses it"; a constant number of sweeps finds it unless suppression chains are longer than
-that, which is reported.
+"kept unless a kept better one suppresses it"; a constant number of sweeps finds it unless suppression chains are longer
+than that, which is reported.
 """
 
 import numpy as np

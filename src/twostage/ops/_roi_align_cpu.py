@@ -1,10 +1,11 @@
 """RoIAlign on the CPU: regions that read equally many cells go together, neighbours after one another.
 
-The result is a weighted bag of rows (`embedding_bag`) of each level's channels-last map, in chunks that stay in the cache.
+The result is a weighted bag of rows (`embedding_bag`) of each level's channels-last map, in chunks that fit the cache.
 The gradient in the maps is the transposed bag, found by sorting.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ class _Chunk(NamedTuple):
         """Each level and its part of the regions."""
         level = self.regions.level.numpy()
         edges = [0, *(np.flatnonzero(level[1:] != level[:-1]) + 1), len(level)]
-        return ((int(level[i]), slice(i, j)) for i, j in zip(edges[:-1], edges[1:], strict=True))
+        return ((int(level[i]), slice(i, j)) for i, j in pairwise(edges))
 
 
 def forward(
@@ -168,7 +169,7 @@ def _chunks(
         samples_y, cells_y, samples_x, cells_x = columns[:, alike[0]].tolist()
         samples, cells = (samples_y, samples_x), (cells_y, cells_x)
         step = max(1, _ENTRIES // (size[0] * size[1] * cells_y * cells_x))
-        for some in torch.from_numpy(alike).split(step):
+        for some in torch.split(torch.from_numpy(alike), step):
             here = regions.take(some)
             yield _Chunk(some, here, samples, roi_bins.read(here, size, samples, cells))
 

@@ -8,7 +8,7 @@ the other axes are too short for inner loops.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Int32
@@ -36,10 +36,10 @@ class Regions(NamedTuple):
     width: Int32[Tensor, " r"]  # of the map
     scale: Float[Tensor, " r"]
 
-    def take(self, some: Tensor) -> Self:
+    def take(self, some: Tensor) -> "Regions":
         """Some of the regions."""
         y, x = (Spans(*(values.index_select(0, some) for values in span)) for span in self[:2])
-        return type(self)(y, x, *(values.index_select(0, some) for values in self[2:]))
+        return Regions(y, x, *(values.index_select(0, some) for values in self[2:]))
 
 
 class Reads(NamedTuple):
@@ -176,7 +176,7 @@ def _samples(
     return place.clamp(min=0).minimum(extent - 1), inside / some, (number + sample / some) / bins
 
 
-def _constants(values: Sequence[float], like: Tensor) -> Tensor:
+def _constants(values: Sequence[int] | Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor of the dtype and device of another, without a copy that makes the host wait."""
     if like.device.type == "cpu":
         return torch.tensor(values, dtype=like.dtype)

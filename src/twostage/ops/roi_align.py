@@ -1,4 +1,4 @@
-"""RoIAlign on several feature levels in one call (Mask R-CNN, section 3), differentiable in the features and in the boxes.
+"""RoIAlign on several feature levels in one call (Mask R-CNN, section 3), differentiable in features and boxes.
 
 Letters: n images, p boxes of each, padded, c channels, sy x sx bins. The operator is `twostage::roi_align`.
 """
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from twostage.ops import _roi_align_cpu, _roi_align_device
 
+Sides = Sequence[int | torch.SymInt]
+
 
 def roi_align(
     features: Sequence[Float[Tensor, "n c _ _"]],
@@ -24,49 +26,32 @@ def roi_align(
     aligned: bool = False,
     max_samples: int | None = None,
 ) -> Float[Tensor, "n p c sy sx"]:
-    """The mean of bilinear samples in each bin of each box, read from the level of the box; torchvision's and detectron2's.
+    """The mean of bilinear samples in each bin of each box, read from the level of the box; torchvision's numbers.
 
-    `scales` are the levels' cells per pixel (1/4, 1/8, ...). `sampling_ratio` is the number of samples along each axis of a
-    bin; 0 adapts it to the box, `ceil(size / bins)`, at most `max_samples` where that is given; away from the CPU it must be.
-    `aligned` shifts boxes by half a cell, so that cell centres are whole numbers, and lets boxes be smaller than a cell.
+    `scales` are the levels' cells per pixel (1/4, 1/8, ...). `sampling_ratio` is the number of samples along each axis
+    of a bin; 0 adapts it to the box, `ceil(size / bins)`, at most `max_samples` where that is given; away from the CPU
+    it must be (ValueError). `aligned` shifts boxes by half a cell, as detectron2 does, and lets them be smaller.
 
-    Coordinates are float32; the result has the dtype of the features. In memory it is channels-last, [n, p, sy, sx, c]: a
-    permuted view. Features are read fastest, without a copy, when they are channels-last too.
+    Coordinates are float32; the result has the dtype of the features, which all levels share. In memory it is
+    channels-last, [n, p, sy, sx, c]: a permuted view. Channels-last features are read without a copy.
     """
     size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
     arguments = (boxes, levels, list(scales), size, sampling_ratio, aligned, max_samples)
-    return torch.ops.twostage.roi_align(list(features), *arguments).permute(0, 1, 4, 2, 3)
+    out: Tensor = torch.ops.twostage.roi_align(list(features), *arguments)
+    return out.permute(0, 1, 4, 2, 3)
 
 
-_ARGUMENTS = "Tensor boxes, Tensor levels, float[] scales, SymInt[] size, int ratio, bool aligned, int? max_samples"
-
-torch.library.define("twostage::roi_align", f"(Tensor[] features, {_ARGUMENTS}) -> Tensor")
-torch.library.define(
-    "twostage::roi_align_features_gradient", f"(Tensor gradient, SymInt[] shapes, {_ARGUMENTS}) -> Tensor[]"
-)
-torch.library.define(
-    "twostage::roi_align_boxes_gradient", f"(Tensor gradient, Tensor[] features, {_ARGUMENTS}) -> Tensor"
-)
-for _kernels, _device in ((_roi_align_cpu, "cpu"), (_roi_align_device, "default")):
-    torch.library.impl("twostage::roi_align", _device, _kernels.forward)
-    torch.library.impl("twostage::roi_align_features_gradient", _device, _kernels.features_gradient)
-    torch.library.impl("twostage::roi_align_boxes_gradient", _device, _kernels.boxes_gradient)
-
-
-@torch.library.register_fake("twostage::roi_align")
-def _(features: list[Tensor], boxes: Tensor, levels: Tensor, scales: Any, size: list[int], *_: Any) -> Tensor:
+def _fake(features: list[Tensor], boxes: Tensor, levels: Tensor, scales: Any, size: Sides, *_: Any) -> Tensor:
     return features[0].new_empty(*levels.shape, *size, features[0].shape[1])
 
 
-@torch.library.register_fake("twostage::roi_align_features_gradient")
-def _(gradient: Tensor, shapes: list[int], boxes: Tensor, *_: Any) -> list[Tensor]:
+def _fake_features_gradient(gradient: Tensor, shapes: Sides, boxes: Tensor, *_: Any) -> list[Tensor]:
     n, c = len(boxes), gradient.shape[-1]
     sizes = zip(shapes[::2], shapes[1::2], strict=True)
     return [gradient.new_empty(n, height, width, c).permute(0, 3, 1, 2) for height, width in sizes]
 
 
-@torch.library.register_fake("twostage::roi_align_boxes_gradient")
-def _(gradient: Tensor, features: list[Tensor], boxes: Tensor, *_: Any) -> Tensor:
+def _fake_boxes_gradient(gradient: Tensor, features: list[Tensor], boxes: Tensor, *_: Any) -> Tensor:
     return boxes.new_empty(boxes.shape, dtype=torch.promote_types(boxes.dtype, torch.float32))
 
 
@@ -93,4 +78,21 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return features_gradient, boxes_gradient, None, None, None, None, None, None
 
 
+_ARGUMENTS = "Tensor boxes, Tensor levels, float[] scales, SymInt[] size, int ratio, bool aligned, int? max_samples"
+
+torch.library.define("twostage::roi_align", f"(Tensor[] features, {_ARGUMENTS}) -> Tensor")
+torch.library.define(
+    "twostage::roi_align_features_gradient", f"(Tensor gradient, SymInt[] shapes, {_ARGUMENTS}) -> Tensor[]"
+)
+torch.library.define(
+    "twostage::roi_align_boxes_gradient", f"(Tensor gradient, Tensor[] features, {_ARGUMENTS}) -> Tensor"
+)
+for _kernels, _device in ((_roi_align_cpu, "cpu"), (_roi_align_device, "default")):
+    torch.library.impl("twostage::roi_align", _device, _kernels.forward)
+    torch.library.impl("twostage::roi_align_features_gradient", _device, _kernels.features_gradient)
+    torch.library.impl("twostage::roi_align_boxes_gradient", _device, _kernels.boxes_gradient)
+
+torch.library.register_fake("twostage::roi_align", _fake)
+torch.library.register_fake("twostage::roi_align_features_gradient", _fake_features_gradient)
+torch.library.register_fake("twostage::roi_align_boxes_gradient", _fake_boxes_gradient)
 torch.library.register_autograd("twostage::roi_align", _backward, setup_context=_remember)
