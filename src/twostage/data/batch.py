@@ -5,7 +5,6 @@ Letters: N images, H, W the canvas, G ground-truth boxes of the fullest image; t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,13 +19,13 @@ class Batch:
     images: Float[Tensor, "n 3 h w"]
     sizes: Int[Tensor, "n 2"]
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; the copy runs beside the computation where the memory is pinned."""
-        return type(self)(self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True))
+        return Batch(self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, from which copies to a GPU run beside the computation."""
-        return type(self)(self.images.pin_memory(), self.sizes.pin_memory())
+        return Batch(self.images.pin_memory(), self.sizes.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,17 @@ class Targets:
     seeds: Int[Tensor, " n"]
     masks: Bool[Tensor, "n g h w"] | None = None
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Targets":
         """The same targets on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "Targets":
         """The same targets in page-locked memory, from which copies to a GPU run beside the computation."""
         return self._each(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
         masks = None if self.masks is None else change(self.masks)
-        return type(self)(change(self.boxes), change(self.labels), change(self.valid), change(self.seeds), masks)
+        return Targets(change(self.boxes), change(self.labels), change(self.valid), change(self.seeds), masks)
 
 
 def stack_images(images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32) -> Batch:
