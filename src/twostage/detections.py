@@ -206,7 +206,7 @@ class Detections:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | np.ndarray | None = None) -> list[dict[str, Any]]:
         """Entries of a COCO results file; `category_ids` gives each class's id in the file, class id + 1 by default."""
         ids = range(1, len(self.names) + 1) if category_ids is None else category_ids
         if len(ids) != len(self.names):

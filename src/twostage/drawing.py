@@ -4,6 +4,7 @@ Colours go by class id. The first seven are those of Okabe and Ito (2008), which
 apart; more classes take the same hues darker, then lighter. Lines and letters grow with the picture.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Sequence
@@ -170,7 +171,8 @@ def write_whole(path: Path, content: bytes) -> None:
         beside.write_bytes(content)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise TwostageError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from error
 
 

@@ -51,7 +51,7 @@ def build_dataset(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dataset() -> Callable[..., Dataset]:
     """The builder above."""
     return build_dataset

@@ -22,11 +22,13 @@ from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
-from twostage.evaluation.groups import box_areas, image_of_objects
+from twostage.evaluation.groups import image_of_objects
 from twostage.evaluation.results import Results
 
 COCO_IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 MAX_DETECTIONS = (1, 10, 100)
+# Digits of a number that is no short decimal.
+_BINARY = 99
 # Square pixels of object area, both ends included.
 SIZES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
@@ -142,11 +144,12 @@ def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
 def _found(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
     none = np.zeros(len(results), dtype=bool)
     rles = results.masks or []
+    xywh = _xywh(results.boxes)
     return _Shapes(
         images=dataset.image_ids[results.images],
         categories=dataset.category_ids[results.class_ids],
-        areas=np.array([float(coco_mask.area(rle)) for rle in rles]) if masks else box_areas(results.boxes),
-        shapes=_rle_column(rles) if masks else _xywh(results.boxes),
+        areas=np.array([float(coco_mask.area(rle)) for rle in rles]) if masks else xywh[:, 2] * xywh[:, 3],
+        shapes=_rle_column(rles) if masks else xywh,
         crowd=none,
         ignored=none,
         scores=results.scores,
@@ -154,8 +157,25 @@ def _found(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
 
 
 def _xywh(boxes: np.ndarray) -> Float64[np.ndarray, "n 4"]:
-    boxes = boxes.astype(np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    """COCO's x, y, width, height, as a file writes them.
+
+    Corners come from x + width, in float32 those of a data set; taken back they are a hair off, and a detection whose
+    IoU is exactly a threshold could change sides. So each coordinate is the decimal of the fewest digits (six at most)
+    that its number can stand for, and a width has as many digits as its corners.
+    """
+    values = boxes.astype(np.float64)
+    slack = np.spacing(np.abs(boxes)).astype(np.float64) * (0.5 if boxes.dtype == np.float32 else 2)
+    decimals, digits = values.copy(), np.full(values.shape, _BINARY)
+    for d in range(6, -1, -1):
+        rounded = np.round(values, d)
+        same = np.abs(rounded - values) <= slack
+        decimals[same], digits[same] = rounded[same], d
+    low, high = decimals[:, :2], decimals[:, 2:]
+    widest = np.maximum(digits[:, :2], digits[:, 2:])
+    sides = high - low
+    for d in range(7):
+        sides = np.where(widest == d, np.round(sides, d), sides)
+    return np.concatenate([low, sides], axis=1)
 
 
 def _rle_column(rles: Sequence[dict]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from twostage.evaluation.curves import Curves, class_curves
 from twostage.evaluation.results import Results
 from twostage.evaluation.voc import VocScores, voc_scores
 
-Metric = Literal["all", "coco", "voc07", "voc12"]
 VOC_IOU = 0.5
 
 DEFINITIONS = {
@@ -86,7 +85,7 @@ def evaluate(
     dataset: Dataset,
     results: Results,
     *,
-    metric: Metric = "all",
+    metric: str = "all",
     masks: bool | None = None,
     score_floor: float | None = None,
     conf: float = 0.5,
@@ -121,7 +120,7 @@ def evaluate(
     )
 
 
-def _scores(dataset: Dataset, results: Results, coco: CocoScores | None, metric: Metric, *, masks: bool) -> Scores:
+def _scores(dataset: Dataset, results: Results, coco: CocoScores | None, metric: str, *, masks: bool) -> Scores:
     parts: list[CocoScores | VocScores] = [] if coco is None else [coco]
     if metric != "coco":
         parts.append(voc_scores(dataset, results, iou=VOC_IOU, masks=masks))
@@ -134,7 +133,7 @@ def _scores(dataset: Dataset, results: Results, coco: CocoScores | None, metric:
 
 
 def _settings(
-    dataset: Dataset, results: Results, metric: Metric, score_floor: float | None, conf: float
+    dataset: Dataset, results: Results, metric: str, score_floor: float | None, conf: float
 ) -> dict[str, Any]:
     lowest = float(results.scores.min()) if len(results) else 0.0
     objects = np.bincount(dataset.labels, minlength=len(dataset.names)).tolist()

@@ -36,7 +36,7 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
 
 def plot_curves(curves: Curves) -> "Figure":
     """Precision over recall for each class with its AP, and the mean over classes; F1 over confidence beside it."""
-    figure = _figure(10, 4.6)
+    figure = _figure(10.0, 4.6)
     left, right = figure.subplots(1, 2)
     _style(left, "recall", "precision")
     _style(right, "confidence threshold", "F1")
@@ -106,7 +106,7 @@ def plot_confusion(confusion: Confusion) -> "Figure":
 
 def plot_labels(dataset: Dataset) -> "Figure":
     """What the data set holds: objects of each class, objects in an image, sizes, and where in the image they lie."""
-    figure = _figure(11, 7.2)
+    figure = _figure(11.0, 7.2)
     (by_class, per_image), (sizes, places) = figure.subplots(2, 2)
     classes = len(dataset.names)
     counts = np.bincount(dataset.labels, minlength=classes)

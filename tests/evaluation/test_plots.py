@@ -1,0 +1,83 @@
+"""Figures hold what they should show, and drawing them changes nothing global."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from twostage.evaluation.confusion import Confusion
+from twostage.evaluation.curves import Curves
+from twostage.evaluation.plots import plot_confusion, plot_curves, plot_history, plot_labels, save_figure
+
+
+def curves_of(classes, defined):
+    grid = np.linspace(0, 1, 101)
+    falling = np.tile(1 - grid, (classes, 1))
+    names = tuple(f"class {k}" for k in range(classes))
+    return Curves(0.5, names, grid, falling, grid, falling, np.array(defined))
+
+
+def texts(axes):
+    legend = axes.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def test_curves_are_named_with_their_ap():
+    left, _ = plot_curves(curves_of(3, [True, True, False])).axes
+    assert texts(left) == ["class 0  0.500", "class 1  0.500", "all classes  0.500"]
+
+
+def test_many_classes_are_drawn_without_names():
+    left, _ = plot_curves(curves_of(80, [True] * 80)).axes
+    assert texts(left) == ["all classes  0.500"]
+    assert len(left.lines) == 81
+
+
+def test_confusion_shows_counts():
+    counts = np.array([[5, 1, 2], [0, 3, 0], [4, 0, 0]])
+    (axes,) = plot_confusion(Confusion(("cat", "dog"), 0.5, 0.5, counts)).axes
+    shown = {text.get_text().split("\n")[0] for text in axes.texts}
+    assert shown == {"5", "1", "2", "3", "4"}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "missed"]
+
+
+def test_labels_of_ordinary_and_of_strange_data_sets(make_dataset, tmp_path):
+    ordinary = make_dataset([[[0, 0, 20, 30]] * 3, []], [[0, 1, 1], []], names=("cat", "dog"))
+    by_class = plot_labels(ordinary).axes[0]
+    assert [label.get_text() for label in by_class.get_yticklabels()] == ["dog", "cat"]
+    many = make_dataset(
+        [[[k, k, k + 20, k + 30] for k in range(60)]], [list(range(60))], names=tuple(map(str, range(60)))
+    )
+    for name, dataset in {"ordinary": ordinary, "empty": make_dataset([[]], [[]]), "many": many}.items():
+        save_figure(plot_labels(dataset), tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_history_puts_losses_and_metrics_apart_and_bridges_gaps(as_text):
+    rows = [
+        {"epoch": e, "loss": 3 - e, "val/loss": 3, "AP": "" if e % 2 else e / 10, "lr": 0.1, "note": "x"}
+        for e in range(4)
+    ]
+    if as_text:
+        rows = [{k: str(v) for k, v in row.items()} for row in rows]
+    losses, metrics, rates = plot_history(rows).axes
+    assert [axes.get_ylabel() for axes in (losses, metrics, rates)] == ["loss", "metric", "learning rate"]
+    assert [line.get_label() for line in losses.lines] == ["loss", "val/loss"]
+    assert metrics.lines[0].get_xdata().tolist() == [0, 2]
+
+
+def test_history_of_nothing():
+    assert len(plot_history([]).axes) == 1
+
+
+def test_pyplot_and_its_global_state_are_never_touched():
+    code = "import sys, twostage.evaluation.plots as p; p.plot_history([{'epoch': 1, 'loss': 2.0}]); "
+    code += "sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_reading_and_scoring_import_no_matplotlib():
+    code = "import sys, twostage.evaluation.evaluate, twostage.evaluation.plots; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
