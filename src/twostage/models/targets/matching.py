@@ -29,7 +29,8 @@ def match(
     ties included: else a small object could have no positive at all. Such a box learns the ground truth that it
     overlaps most itself. An image without ground truth has only negatives.
     """
-    best = boxes.new_zeros(truth.shape[0], boxes.shape[-2])
+    boxes = boxes.expand(len(truth), -1, -1)
+    best = boxes.new_zeros(boxes.shape[:2])
     index = torch.zeros_like(best, dtype=torch.int64)
     kept = torch.zeros_like(best, dtype=torch.bool)
     for start in range(0, truth.shape[1], BLOCK):

@@ -15,9 +15,6 @@ from twostage.models.targets.matching import IGNORE, match
 from twostage.models.targets.sampling import Sampler
 from twostage.ops.deltas import encode
 
-REGIONS = 0x5DEECE66D
-"""Turns an image's seed, so that regions are drawn independently of its anchors."""
-
 
 class RegionTargets(NamedTuple):
     """Sampled regions. `classes` counts background as 0; `truth` is the ground truth of a positive region."""
@@ -49,7 +46,8 @@ def region_targets(
         negative=fields.region_background_iou,
         keep_best=False,
     ).where(valid, IGNORE)
-    sample = sampler(matches, targets.seeds ^ REGIONS)
+    # Other bits than the anchors' draw from the same seed.
+    sample = sampler(matches, ~targets.seeds)
     truth = matches.gather(1, sample.index).clamp(min=0)
     goal = targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4))
     regions = boxes.gather(1, sample.index[..., None].expand(-1, -1, 4))

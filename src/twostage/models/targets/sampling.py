@@ -53,18 +53,19 @@ class RandomSampler(NamedTuple):
 
 
 def uniform(seeds: Int[Tensor, " n"], count: int) -> Float[Tensor, "n {count}"]:
-    """Numbers in [0, 1) from each seed: the finaliser of MurmurHash3 over seed and position, twice.
+    """Numbers in [0, 1) from each seed: the finaliser of MurmurHash3 over both halves of the seed and the position.
 
     24 random bits, as float32 holds; whole-number arithmetic that wraps, so equal on every device.
     """
     position = torch.arange(count, device=seeds.device)
-    bits = _mixed(_mixed(seeds)[:, None] ^ (position * 0x9E3779B1))
+    seed = _mixed(_mixed(seeds) ^ (seeds >> 32))
+    bits = _mixed(seed[:, None] ^ (position * 0x9E3779B1))
     return (bits & 0xFFFFFF).float() / 0x1000000
 
 
 def _mixed(x: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-    # Masked to 32 bits before each product: torch has no unsigned shift, and 32 x 31 bits fit into 64.
-    x = (x ^ (x >> 32)) & 0xFFFFFFFF
+    # Masked to 32 bits after each product, of which it keeps the low ones even where 64 overflow.
+    x = x & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
     return x ^ (x >> 16)
