@@ -170,7 +170,10 @@ def _from_memory(image: Image.Image | bytes) -> Item:
 
 
 def _frames(av: Any, path: str) -> Iterator[Item]:
-    """The frames of a video's first picture stream; a broken video ends with an item that carries the error."""
+    """The frames of a video's first picture stream, upright as players show them.
+
+    A broken video ends with an item that carries the error.
+    """
     number = 0
     try:
         with av.open(path) as container:
@@ -178,7 +181,9 @@ def _frames(av: Any, path: str) -> Iterator[Item]:
                 yield Item(None, path, error=DataError(f"{path}: holds no video stream."))
                 return
             for number, frame in enumerate(container.decode(video=0)):
-                yield Item(frame.to_ndarray(format="rgb24"), path, number)
+                quarters = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise, as phones note them
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
+                yield Item(np.ascontiguousarray(upright), path, number)
     except (av.FFmpegError, OSError) as error:
         yield Item(None, path, number, DataError(f"{path}: cannot be decoded after frame {number} ({error})."))
 
