@@ -6,7 +6,7 @@ and boxes alike, before the image is resized; colour comes after, on fewer pixel
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -152,11 +152,6 @@ class Augment:
         image = F.adjust_contrast_image(image, contrast)
         image = F.adjust_saturation_image(image, saturation)
         return turn_hue(image, rng.uniform(-HUE, HUE) * self.colour)
-
-    @classmethod
-    def none(cls) -> Self:
-        """No change at all."""
-        return cls(flip=0.0)
 
 
 def clip(boxes: Float[Tensor, "g 4"], shape: tuple[int, int], visible: float) -> tuple[Float[Tensor, "g 4"], Tensor]:

@@ -22,6 +22,9 @@ from twostage.errors import DataError
 # How far over the border rounded coordinates may reach before it counts as a fault, in pixels.
 SLACK = 0.1
 
+# image, source, label, annotation id, crowd, difficult, area, x1, y1, x2, y2
+Row = tuple[int, int, int, int, int, int, float, float, float, float, float]
+
 
 @dataclass
 class Builder:
@@ -47,7 +50,7 @@ class Builder:
     _ids: list[int] = field(default_factory=list)
     _stated: list[tuple[int, int]] = field(default_factory=list)
     _bad: set[int] = field(default_factory=set)
-    _rows: list[tuple[float, ...]] = field(default_factory=list)
+    _rows: list[Row] = field(default_factory=list)
     _masks: list[Mask] = field(default_factory=list)
     _measured: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -92,7 +95,7 @@ class Builder:
         mask: Mask = NO_MASK,
     ) -> None:
         """Adds an object: `box` is xyxy on the image as annotated; an `area` that is not known is NaN."""
-        self._rows.append((image, source, label, annotation_id, crowd, difficult, area, *box))
+        self._rows.append((image, source, label, annotation_id, int(crowd), int(difficult), area, *box))
         self._masks.append(mask)
 
     def report(self, code: str, file: object, where: str, message: str, fix: str, *, image: int | None = None) -> None:
@@ -185,11 +188,12 @@ class Builder:
         thin = finite & ~inverted & (sides <= self.thin).any(axis=1)
         limits = np.stack([width, height, width, height], axis=1)
         clipped = np.clip(boxes, 0, limits)
-        # In float32, as it will be stored: what lies outside by less than its resolution has no area left.
+        # In float32, as it will be stored, a sliver has no area left.
         stored = clipped.astype(np.float32)
-        flat = (stored[:, 2:] <= stored[:, :2]).any(axis=1)
-        outside = finite & ~inverted & ~thin & flat
-        over = finite & ~inverted & ~thin & ~flat & (np.abs(boxes - clipped) > SLACK).any(axis=1)
+        flat = finite & ~inverted & ~thin & (stored[:, 2:] <= stored[:, :2]).any(axis=1)
+        beyond = (boxes[:, :2] >= limits[:, :2]).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
+        outside, thin = flat & beyond, thin | (flat & ~beyond)
+        over = finite & ~inverted & ~thin & ~outside & (np.abs(boxes - clipped) > SLACK).any(axis=1)
         for code, rows, message, fix in (
             ("box-not-numbers", ~finite, "the box is not four finite numbers", "Correct the box, or remove the object"),
             ("inverted-box", inverted, "the box is inverted; dropped", "Exchange its ends, or remove the object"),
@@ -294,7 +298,7 @@ class _Table:
     boxes: Float64[np.ndarray, "b 4"]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[float, ...]]) -> "_Table":
+    def of(cls, rows: Sequence[Row]) -> "_Table":
         columns = list(zip(*rows, strict=True)) or [()] * 11
         image, source, label, annotation_id, crowd, difficult = (np.array(c, dtype=np.int64) for c in columns[:6])
         area, boxes = np.array(columns[6], np.float64), np.array(columns[7:], np.float64).T.reshape(-1, 4)

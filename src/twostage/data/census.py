@@ -120,7 +120,7 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
 
 def _repeated(image: Int64[np.ndarray, " b"], dataset: Dataset) -> Bool[np.ndarray, " b"]:
     """Which objects repeat an earlier one of the same image, class and box."""
-    keys = np.column_stack([image, dataset.labels, dataset.boxes.astype(np.float64)])
+    keys = np.column_stack([image, dataset.labels, dataset.crowd, dataset.boxes.astype(np.float64)])
     _, first = np.unique(keys, axis=0, return_index=True)
     repeated = np.ones(len(keys), dtype=bool)
     repeated[first] = False

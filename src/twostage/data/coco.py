@@ -261,7 +261,7 @@ def _run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
     return Mask(RLE, packed, (size[0], size[1]))
 
 
-def _drawable(ring: Sequence[float]) -> bool:
+def _drawable(ring: Sequence[int | float]) -> bool:
     """Whether the way around a ring is short enough to be walked pixel by pixel, as drawing it does."""
     if not ring:
         return True

@@ -65,7 +65,7 @@ class FlatMasks:
         return Mask(int(self.kinds[index]), self.data[self.offsets[index] : self.offsets[index + 1]].tobytes())
 
 
-def pack_polygons(rings: Sequence[Sequence[float] | np.ndarray]) -> bytes:
+def pack_polygons(rings: Sequence[Sequence[int | float] | np.ndarray]) -> bytes:
     """Rings of x, y, x, y ... as bytes: how many, the length of each, the coordinates (all 8 bytes wide)."""
     lengths = np.array([len(rings), *map(len, rings)], dtype=np.int64)
     return lengths.tobytes() + b"".join(np.asarray(ring, dtype=np.float64).tobytes() for ring in rings)

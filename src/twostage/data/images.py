@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -63,17 +63,24 @@ def read_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, "h
     """
     if isinstance(source, Image.Image):
         with _named("the PIL image"):
-            return _pixels(source, source.getexif().get(ExifTags.Base.Orientation, 1))
-    with _named(_name(source)), _open(source) as (image, file):
-        orientation = _orientation(image, file)
-        return _pixels(image, orientation)
+            source.load()
+        return _pixels(source, _orientation(source))
+    with _named(_name(source)), _open(source) as (image, _):
+        # Loading first: Pillow turns a TIFF itself, and finds a PNG's EXIF wherever it stands.
+        image.load()
+        return _pixels(image, _orientation(image))
 
 
 def read_header(source: str | Path | bytes) -> Header:
     """Size, orientation, format and mode of a picture from its first bytes. Raises DataError as `read_image` does."""
     with _named(_name(source)), _open(source) as (image, file):
         width, height = image.size
-        orientation = _orientation(image, file)
+        if image.format == "PNG" and "exif" not in image.info:
+            image.info["exif"] = _late_exif(file)
+        if image.format == "TIFF":  # whether Pillow's own size is turned depends on its version
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+        orientation = _orientation(image)
         if orientation in SIDEWAYS:
             height, width = width, height
         return Header(height, width, orientation, image.format or "", image.mode)
@@ -96,19 +103,19 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, BinaryIO]]:
+def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, io.BufferedIOBase]]:
     if not isinstance(source, bytes):
         path = Path(source)
         if path.is_dir():
             raise DataError(f"{path}: is a folder, not a picture. Name a file in it.")
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: is not a regular file.")
-    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
+    file: io.BufferedIOBase = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
     with file:
         if not file.read(1):
             raise DataError(f"{_name(source)}: is empty (0 bytes). Copy it again, or leave it out of the data set.")
         file.seek(0)
-        with Image.open(file, formats=_formats()) as image:
+        with Image.open(cast("IO[bytes]", file), formats=_formats()) as image:
             yield image, file
 
 
@@ -124,7 +131,9 @@ def _named(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise DataError(f"{name}: no permission to read it. Change its mode or its owner.") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: is not an image of a known format ({', '.join(_formats())}).") from error
+        raise DataError(
+            f"{name}: is not an image, or one cut short; known formats are {', '.join(_formats())}."
+        ) from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{name}: {error}. Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
@@ -135,12 +144,8 @@ def _named(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be decoded ({reason}). Save it again, or leave it out.") from error
 
 
-def _orientation(image: Image.Image, file: BinaryIO) -> int:
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. Broken EXIF counts as none, as in every viewer."""
-    if image.format == "PNG" and "exif" not in image.info:
-        late = _late_exif(file)
-        if late is not None:
-            image.info["exif"] = late
     try:
         # The base method: PNG's own would decode all pixels to look for an eXIf chunk behind them.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
@@ -149,21 +154,15 @@ def _orientation(image: Image.Image, file: BinaryIO) -> int:
     return value if value in TURNS else 1
 
 
-def _late_exif(file: BinaryIO) -> bytes | None:
-    """The eXIf chunk of a PNG that stands behind the pixels, where ExifTool writes it; the file's place is kept."""
-    place = file.tell()
-    try:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf":
-                return b"Exif\x00\x00" + file.read(min(length, 1 << 20))
-            if kind == b"IEND":
-                return None
-            file.seek(length + 4, io.SEEK_CUR)
-        return None
-    finally:
-        file.seek(place)
+def _late_exif(file: io.BufferedIOBase) -> bytes | None:
+    """The eXIf chunk of a PNG that stands behind the pixels, where ExifTool writes it."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            return b"Exif\x00\x00" + file.read(min(length, 1 << 20))
+        file.seek(length + 4, io.SEEK_CUR)
+    return None
 
 
 def _pixels(image: Image.Image, orientation: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -5,8 +5,8 @@ format says nothing, the pixels are decoded to know; a whole file with bytes app
 complete file is found by decoding alone (`data check --deep`).
 """
 
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from twostage.data.images import Header, read_header, read_image
 
@@ -21,7 +21,7 @@ def probe(path: str | Path) -> Header:
     return header
 
 
-def _ends_well(file: BinaryIO, kind: str) -> bool:
+def _ends_well(file: BufferedIOBase, kind: str) -> bool:
     size = file.seek(0, 2)
     file.seek(max(0, size - 12))
     tail = file.read(12)

@@ -264,7 +264,8 @@ def _split_name(path: Path) -> str:
 def _picture_folders(json_file: Path, root: Path, split: str) -> list[Path]:
     """Where the pictures of a COCO file may be, the likeliest first."""
     beside = json_file.parent
-    return [beside, beside / "images", root / split, root / split / "images", root / "images" / split, root / "images"]
+    inside = [root / split, root / split / "images", root / "images" / split, root / "images", root]
+    return list(dict.fromkeys([beside, beside / "images", *inside]))
 
 
 def _subfolders(root: Path) -> list[Path]:

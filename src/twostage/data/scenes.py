@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
 from twostage.data.randomness import generator
-from twostage.errors import UsageError
+from twostage.errors import TwostageError, UsageError
 
 NAMES = ("circle", "square", "triangle", "star", "cross")
 SPLITS = ("train", "val")
@@ -55,20 +55,25 @@ class Scene(NamedTuple):
 def write_scenes(folder: str | Path, *, train: int = 600, val: int = 100, seed: int = 0, hard: bool = False) -> Path:
     """Writes annotations/instances_{train,val}.json with the pictures in train/ and val/; the folder.
 
-    It appears when it is complete. Raises UsageError where `folder` exists already.
+    It appears when it is complete. Raises UsageError where `folder` exists already, TwostageError where it cannot be
+    written.
     """
     folder = Path(folder)
     if folder.exists():
         raise UsageError(f"{folder}: exists already. Name a new folder.")
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "annotations").mkdir(parents=True)
-    style = HARD if hard else EASY
-    for number, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True)):
-        (part / split).mkdir()
-        document = _write_split(part / split, count, (seed, number), style)
-        (part / "annotations" / f"instances_{split}.json").write_text(json.dumps(document), encoding="utf-8")
-    part.rename(folder)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "annotations").mkdir(parents=True)
+        style = HARD if hard else EASY
+        for number, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True)):
+            (part / split).mkdir()
+            document = _write_split(part / split, count, (seed, number), style)
+            (part / "annotations" / f"instances_{split}.json").write_text(json.dumps(document), encoding="utf-8")
+        part.rename(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise TwostageError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return folder
 
 

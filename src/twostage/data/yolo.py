@@ -5,6 +5,7 @@ A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractio
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from twostage.data.images import EXTENSIONS, Header
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_KEYS = ("train", "val", "valid", "test", "trainval", "minival")
 LARGEST_YAML = 1 << 20  # bytes
+DEEPEST_YAML = 50  # brackets in brackets; PyYAML's time grows with the square of it
 
 
 def yolo_splits(path: Path) -> tuple[str, ...]:
@@ -119,6 +121,8 @@ def _load(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_YAML:
             _broken(path, f"is larger than {LARGEST_YAML >> 20} MiB")
         text = path.read_text(encoding="utf-8-sig")
+        if _depth(text) > DEEPEST_YAML:
+            _broken(path, "is nested too deeply")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             _broken(path, "holds aliases (*name), which may grow without bound")
         document = yaml.safe_load(text)
@@ -127,6 +131,12 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         _broken(path, "holds no keys")
     return document
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at most, those in quotes counted too."""
+    steps = (1 if c in "[{" else -1 for c in text if c in "[]{}")
+    return max(accumulate(steps), default=0)
 
 
 def _broken(path: Path, message: str) -> NoReturn:
