@@ -171,7 +171,7 @@ def test_anchors_in_padding_count_where_the_field_says_so() -> None:
 
 
 def test_a_pyramid_of_another_height_is_refused() -> None:
-    with pytest.raises(UsageError, match="anchor_sizes.* 5 levels"):
+    with pytest.raises(UsageError, match=r"anchor_sizes.* 5 levels"):
         Anchors(Fields(anchor_sizes=((32.0,), (64.0,))), (4, 8, 16, 32, 64))
 
 

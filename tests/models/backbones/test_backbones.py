@@ -1,0 +1,180 @@
+"""Every body against torchvision's classification network of the same name: parameter names, shapes and outputs."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+
+from twostage.models.backbones import resnet
+from twostage.models.backbones.mobilenet import MobileNetV3Large
+from twostage.models.backbones.norm import norm_layer
+from twostage.models.backbones.tiny import Tiny
+from twostage.models.backbones.vgg import VGG16
+from twostage.models.backbones.zf import ZF
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+BATCH = norm_layer("batch", 1e-5)
+FROZEN = norm_layer("frozen", 1e-5)
+
+
+def image(height: int = 64, width: int = 48, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(3))
+
+
+def drawn(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network with weights that keep their spread, and BatchNorm statistics other than 0 and 1.
+
+    Built without the library's own initialisation, which takes seconds for the large ones.
+    """
+    with torch.device("meta"):
+        net = build()
+    net = net.to_empty(device="cpu").eval()
+    g = torch.Generator().manual_seed(0)
+    for value in net.state_dict().values():
+        if value.ndim > 1:
+            value.normal_(std=(2 / value[0].numel()) ** 0.5, generator=g)
+        elif value.is_floating_point():
+            value.uniform_(0.5, 1.0, generator=g)
+    return net
+
+
+def common(net: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    return {
+        name: value
+        for name, value in net.state_dict().items()
+        if name.startswith(prefixes) and not name.endswith("num_batches_tracked")
+    }
+
+
+def load_exactly(ours: nn.Module, theirs: dict[str, Tensor]) -> nn.Module:
+    """Every tensor, none left over."""
+    own = {name for name in ours.state_dict() if not name.endswith("num_batches_tracked")}
+    assert own == set(theirs)
+    ours.load_state_dict(theirs, strict=False)
+    return ours.eval()
+
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_resnet_has_torchvisions_names(name: str) -> None:
+    with torch.device("meta"):
+        theirs = common(getattr(torchvision.models, name)(weights=None), ("conv1", "bn1", *STAGES))
+        for norm in (FROZEN, BATCH):
+            load_exactly(getattr(resnet, name)(norm), theirs)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnet_has_torchvisions_outputs(name: str) -> None:
+    theirs = drawn(getattr(torchvision.models, name))
+    getter = IntermediateLayerGetter(theirs, {stage: stage for stage in STAGES})
+    expected = [*getter(image()).values()]
+    for norm in (FROZEN, BATCH):
+        ours = load_exactly(getattr(resnet, name)(norm), common(theirs, ("conv1", "bn1", *STAGES)))
+        for mine, other in zip(ours(image()), expected, strict=True):
+            scale = float(other.abs().max())
+            torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: resnet.resnet18(FROZEN),
+        lambda: resnet.resnet50(FROZEN),
+        lambda: resnet.resnet50(FROZEN, first=3, stages=3),
+        lambda: MobileNetV3Large(FROZEN),
+        lambda: Tiny(BATCH),
+        lambda: VGG16(),
+    ],
+    ids=["resnet18", "resnet50", "resnet50 to stage 3", "mobilenet", "tiny", "vgg16"],
+)
+@pytest.mark.parametrize("shape", [(64, 96), (75, 33)], ids=str)
+def test_channels_and_strides_are_as_said(build: Callable[[], nn.Module], shape: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        net = build().eval()
+    maps = net(torch.empty(2, 3, *shape, device="meta"))
+    expected = [(2, c, *(-(-side // s) for side in shape)) for c, s in zip(net.channels, net.strides, strict=True)]
+    assert [tuple(m.shape) for m in maps] == expected
+
+
+def test_vgg16_has_torchvisions_names_and_outputs() -> None:
+    """On a side that 16 divides: there rounding up and down agree."""
+    theirs = drawn(lambda: nn.Sequential(OrderedDict(features=torchvision.models.vgg16().features)))
+    ours = load_exactly(VGG16(), theirs.state_dict())
+    before_pool5 = theirs.features[:-1](image())
+    torch.testing.assert_close(ours(image())[0], before_pool5)
+
+
+def test_vgg16s_poolings_round_up() -> None:
+    """A 600 x 800 image has a 38 x 50 map; torchvision's floor would give 37 x 50. Shapes only: no arithmetic."""
+    with torch.device("meta"):
+        net = VGG16()
+    assert net(torch.empty(1, 3, 600, 800, device="meta"))[0].shape == (1, 512, 38, 50)
+    assert net(torch.empty(1, 3, 224, 224, device="meta"))[0].shape == (1, 512, 14, 14)
+    assert net(torch.empty(1, 3, 17, 33, device="meta"))[0].shape == (1, 512, 2, 3)
+
+
+def test_mobilenet_has_torchvisions_names_and_outputs() -> None:
+    theirs = drawn(lambda: torchvision.models.mobilenet_v3_large(weights=None, norm_layer=nn.BatchNorm2d))
+    getter = IntermediateLayerGetter(theirs.features, {"13": "0", "16": "1"})
+    expected = [*getter(image()).values()]
+    for norm in (FROZEN, BATCH):
+        ours = load_exactly(MobileNetV3Large(norm), common(theirs, ("features",)))
+        for mine, other in zip(ours(image()), expected, strict=True):
+            scale = float(other.abs().max())
+            torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=2e-5)
+
+
+def test_mobilenets_returned_maps_are_torchvisions_choice() -> None:
+    """`_mobilenet_extractor` takes the maps of the last two strides' ends: channels 160 and 960."""
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
+
+    with torch.device("meta"):
+        theirs = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None)
+    names = [int(name) for name in theirs.backbone.body.return_layers]
+    assert names == [*MobileNetV3Large.returned]
+
+
+@pytest.mark.parametrize(("image", "expected"), [((600, 800), (39, 51)), ((224, 224), (15, 15))])
+def test_zfs_map_is_caffes(image: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Caffe's ceil((h + 2 pad - kernel) / stride) + 1 for the padded poolings: a row and a column more than h / 16."""
+    with torch.device("meta"):
+        net = ZF()
+    assert net(torch.empty(1, 3, *image, device="meta"))[0].shape == (1, 256, *expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [
+        (lambda: VGG16(), 5),
+        (lambda: ZF(), 5),
+        (lambda: resnet.resnet18(FROZEN), 5),
+        (lambda: resnet.resnet50(FROZEN, first=3, stages=3), 4),
+        (lambda: MobileNetV3Large(BATCH), 6),
+        (lambda: Tiny(BATCH), 5),
+    ],
+    ids=["vgg16", "zf", "resnet18", "resnet50 to stage 3", "mobilenet", "tiny"],
+)
+def test_parts_are_the_whole_body_from_the_input_on(build: Callable[[], nn.Module], count: int) -> None:
+    """What `--freeze n` fixes: each parameter in exactly one part, in the order of the forward pass."""
+    with torch.device("meta"):
+        net = build()
+    parts = net.parts()
+    assert len(parts) == count
+    of_parts = [p for part in parts for module in part for p in module.parameters()]
+    assert len({id(p) for p in of_parts}) == len(of_parts)
+    assert [id(p) for p in of_parts] == [id(p) for p in net.parameters()]
+
+
+def test_freezing_layers_before_conv3_1_is_two_parts_of_vgg16() -> None:
+    """Faster R-CNN, section 3.1.3 and py-faster-rcnn: conv1 and conv2, four convolutions."""
+    with torch.device("meta"):
+        parts = VGG16().parts()
+    convolutions = [m for part in parts[:2] for m in part if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [64, 64, 128, 128]
