@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as coco_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_tools
@@ -186,6 +187,16 @@ def test_a_data_set_without_images_is_undefined(make_dataset):
     assert set(coco_scores(make_dataset([], []), nothing()).summary().values()) == {-1.0}
 
 
+def test_large_image_ids_are_told_apart(make_dataset):
+    """2 ** 60 and 2 ** 60 + 1 are one number in double precision."""
+    box = [0, 0, 50, 50]
+    dataset = make_dataset([[box], [box]], [[0], [0]], image_ids=[2**60 + 1, 2**60])
+    found = Results(np.array([0, 0]), np.array([box, box], float), np.array([0.9, 0.8]), np.zeros(2, np.int64))
+    ours = coco_scores(dataset, found)
+    assert_equal(ours, judge(as_coco_json(dataset), found.to_coco(dataset)), [1])
+    assert ours.summary()["AR100"] == 0.5
+
+
 def test_ap90_is_the_precision_at_iou_090(make_dataset):
     """One of two objects is met at IoU 0.92, the other at 0.85."""
     dataset = make_dataset([[[0, 0, 100, 100], [200, 200, 300, 300]]], [[0, 0]])
@@ -311,3 +322,38 @@ def test_boxes_of_a_network_equal_pycocotools(make_dataset, seed):
         gathered.add(i, boxes, rng.random(10, dtype=np.float32), np.zeros(10, np.int64))
     results = gathered.results()
     assert_equal(coco_scores(dataset, results), judge(as_coco_json(dataset), results.to_coco(dataset)), [1])
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_real_photos_equal_pycocotools_on_the_files_themselves(tmp_path, kind):
+    """70 photos with polygons and crowds; found are their own masks, moved by some pixels, some of another class."""
+    root = os.environ.get("TWOSTAGE_DATA")
+    if not root:
+        pytest.skip("TWOSTAGE_DATA is not set: no photos")
+    folder = Path(root) / "data" / "coco-photos"
+    document = json.loads((folder / "instances.json").read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
+    rng = np.random.default_rng(0)
+    entries = []
+    for annotation in document["annotations"]:
+        shape = annotation["segmentation"]
+        height, width = sizes[annotation["image_id"]]
+        runs = mask_tools.frPyObjects(shape, height, width)
+        plane = coco_mask.decode(mask_tools.merge(runs) if isinstance(shape, list) else runs)
+        moved = np.asfortranarray(np.roll(plane, rng.integers(-4, 5, 2), axis=(0, 1)))
+        rle = mask_tools.encode(moved)
+        entry = {"image_id": annotation["image_id"], "category_id": annotation["category_id"]}
+        entry["score"] = float(rng.integers(1, 20) / 20)
+        if rng.random() < 0.1:
+            entry["category_id"] = document["annotations"][0]["category_id"]
+        if kind == "bbox":
+            entry["bbox"] = mask_tools.toBbox(rle).tolist()
+        else:
+            entry["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+        entries.append(entry)
+    (tmp_path / "found.json").write_text(json.dumps(entries))
+    dataset = open_dataset(folder / "instances.json", split="instances", require_images=False)
+    ours = coco_scores(dataset, Results.from_coco(tmp_path / "found.json", dataset), masks=kind == "segm")
+    theirs = judge(json.loads((folder / "instances.json").read_text()), entries, kind=kind)
+    assert_equal(ours, theirs, dataset.category_ids)
+    np.testing.assert_allclose([ours.summary()[k] for k in KEYS], theirs.stats, rtol=0, atol=1e-9)

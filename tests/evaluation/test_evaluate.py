@@ -102,6 +102,13 @@ def test_masks_asked_for_and_not_there(case):
         evaluate(*case, masks=True)
 
 
+@pytest.mark.parametrize(("image", "class_id", "words"), [(2, 0, "image 2"), (0, 3, "class 3"), (0, -1, "class -1")])
+def test_results_of_another_data_set_are_refused(case, image, class_id, words):
+    strange = Results(np.array([image]), np.zeros((1, 4)), np.array([0.5]), np.array([class_id]))
+    with pytest.raises(DataError, match=words):
+        evaluate(case[0], strange)
+
+
 def test_thresholds(case):
     report = evaluate(*case)
     report.require({"AP50": 0.4, "voc12": 0.4})

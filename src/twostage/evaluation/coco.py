@@ -86,19 +86,19 @@ def coco_scores(
     """Match and accumulate: by boxes, or with `masks` by masks; `class_blind` takes all classes as one."""
     truth = _truth(dataset, masks=masks)
     found = _found(dataset, results, masks=masks)
-    classes = dataset.category_ids.tolist()
+    classes = _ranks(dataset.category_ids)
     if class_blind:
         # As pycocotools orders them: by class, then as they come.
-        truth, found, classes = truth.as_one_class(), found.as_one_class(), [1]
-    evaluator = COCOeval_faster(_as_coco(dataset, classes, truth), _as_coco(dataset, classes, found), "bbox")
+        truth, found, classes = truth.as_one_class(), found.as_one_class(), np.ones(1, dtype=np.int64)
+    images = len(dataset)
+    evaluator = COCOeval_faster(_as_coco(images, len(classes), truth), _as_coco(images, len(classes), found), "bbox")
     evaluator.params.iouThrs = np.array(ious, dtype=np.float64)
     evaluator.params.maxDets = sorted(max_detections)
     # The one place where its flat input is read instead of lists of dictionaries; boxes and masks take the same way.
     evaluator.computeIoU = _ious_by_group(truth, found, max(max_detections))
     evaluator.evaluate()
     evaluator.accumulate()
-    # It sorts classes by category id; class ids need not be in that order.
-    columns = np.argsort(np.argsort(classes))
+    columns = classes - 1
     shape = (len(ious), 101, len(classes), len(SIZES), len(max_detections))
     grids = {key: np.asarray(evaluator.eval[key], dtype=np.float64) for key in ("precision", "scores", "recall")}
     return CocoScores(
@@ -112,7 +112,7 @@ def coco_scores(
 
 @dataclass(frozen=True, eq=False)
 class _Shapes:
-    """Objects or detections as columns: COCO image and category ids, area, boxes xywh or RLEs; scores of detections."""
+    """Objects or detections as columns; `images` and `categories` are ranks of COCO's ids, `shapes` xywh or RLEs."""
 
     images: Int64[np.ndarray, " n"]
     categories: Int64[np.ndarray, " n"]
@@ -128,11 +128,18 @@ class _Shapes:
         return _Shapes(**{**columns, "categories": np.ones(len(order), dtype=np.int64)})
 
 
+def _ranks(ids: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+    """1, 2 ... in the order of the ids, which decides ties; the evaluator's doubles could not tell large ids apart."""
+    ranks = np.empty(len(ids), dtype=np.int64)
+    ranks[np.argsort(ids)] = np.arange(1, len(ids) + 1)
+    return ranks
+
+
 def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
     rles = [rle for i in range(len(dataset)) for rle in dataset.masks_of(i)] if masks else []
     return _Shapes(
-        images=dataset.image_ids[image_of_objects(dataset)],
-        categories=dataset.category_ids[dataset.labels],
+        images=_ranks(dataset.image_ids)[image_of_objects(dataset)],
+        categories=_ranks(dataset.category_ids)[dataset.labels],
         areas=dataset.areas,
         shapes=_rle_column(rles) if masks else _xywh(dataset.boxes),
         crowd=dataset.crowd,
@@ -146,8 +153,8 @@ def _found(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
     rles = results.masks or []
     xywh = _xywh(results.boxes)
     return _Shapes(
-        images=dataset.image_ids[results.images],
-        categories=dataset.category_ids[results.class_ids],
+        images=_ranks(dataset.image_ids)[results.images],
+        categories=_ranks(dataset.category_ids)[results.class_ids],
         areas=np.array([float(coco_mask.area(rle)) for rle in rles]) if masks else xywh[:, 2] * xywh[:, 3],
         shapes=_rle_column(rles) if masks else xywh,
         crowd=none,
@@ -184,7 +191,7 @@ def _rle_column(rles: Sequence[dict]) -> np.ndarray:
     return column
 
 
-def _as_coco(dataset: Dataset, classes: Sequence[int], shapes: _Shapes) -> COCO:
+def _as_coco(images: int, classes: int, shapes: _Shapes) -> COCO:
     """The data base the evaluator asks; ids count from 1, because 0 means "unmatched" inside it."""
     keys = ("id", "image_id", "category_id", "area", "iscrowd", "score")
     columns = (
@@ -196,8 +203,8 @@ def _as_coco(dataset: Dataset, classes: Sequence[int], shapes: _Shapes) -> COCO:
         shapes.scores.tolist(),
     )
     rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
-    images = [{"id": number} for number in dataset.image_ids.tolist()]
-    return COCO({"images": images, "categories": [{"id": c} for c in classes], "annotations": rows})
+    documents = {"images": [{"id": i} for i in range(1, images + 1)], "annotations": rows}
+    return COCO({**documents, "categories": [{"id": k} for k in range(1, classes + 1)]})
 
 
 def _ious_by_group(truth: _Shapes, found: _Shapes, most: int) -> Callable[..., np.ndarray | list]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from twostage.data.dataset import Dataset
 from twostage.errors import DataError, ThresholdError, UsageError, nearest
@@ -99,6 +100,8 @@ def evaluate(
     known = ("all", "coco", "voc07", "voc12")
     if metric not in known:
         raise UsageError(f"No metric {metric!r}. {nearest(metric, known)}")
+    _check_range("image", results.images, len(dataset))
+    _check_range("class", results.class_ids, len(dataset.names))
     both = dataset.masks is not None and results.masks is not None
     if masks and not both:
         raise DataError(
@@ -118,6 +121,12 @@ def evaluate(
         confusion=confusion_matrix(dataset, results, conf=conf),
         curves=None if coco is None else class_curves(dataset, results, coco),
     )
+
+
+def _check_range(kind: str, ids: Int64[np.ndarray, " n"], count: int) -> None:
+    outside = ids[(ids < 0) | (ids >= count)]
+    if len(outside):
+        raise DataError(f"The results name {kind} {outside[0]}; the data set has {count}, counted from 0.")
 
 
 def _scores(dataset: Dataset, results: Results, coco: CocoScores | None, metric: str, *, masks: bool) -> Scores:
