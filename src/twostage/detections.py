@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from xml.etree import ElementTree
 
 import numpy as np
@@ -68,11 +68,19 @@ class Detections:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int | np.integer) -> Detection: ...
+
+    @overload
+    def __getitem__(self, index: slice | np.ndarray | Sequence[int] | Sequence[bool]) -> "Detections": ...
+
+    def __getitem__(
+        self, index: int | np.integer | slice | np.ndarray | Sequence[int] | Sequence[bool]
+    ) -> "Detection | Detections":
         """`found[3]` is one `Detection`; a slice, a boolean mask or an array of indices gives `Detections`."""
         if isinstance(index, int | np.integer):
             return self._one(range(len(self))[index])
-        kept = np.arange(len(self))[index]
+        kept: np.ndarray = np.arange(len(self))[index]
         return replace(
             self,
             boxes=self.boxes[kept],
@@ -91,7 +99,7 @@ class Detections:
         proposal = None if self.proposals is None else int(self.proposals[i])
         return Detection(self.names[class_id], class_id, float(self.scores[i]), self.boxes[i], mask, proposal)
 
-    def filter(self, *, conf: float = 0.0, classes: Sequence[str | int] | None = None) -> "Detections":
+    def filter(self, *, conf: float = 0.0, classes: Sequence[str | int] | str | int | None = None) -> "Detections":
         """Those with a score of at least `conf` and, if given, of one of `classes`: names or ids.
 
         Raises UsageError for an unknown class.
@@ -101,8 +109,7 @@ class Detections:
             if isinstance(classes, str | int):
                 classes = [classes]
             kept &= np.isin(self.class_ids, [self._class_id(c) for c in classes])
-        chosen: Detections = self[kept]
-        return chosen
+        return self[kept]
 
     def _class_id(self, name: str | int) -> int:
         if isinstance(name, str):

@@ -183,7 +183,7 @@ def line_width(size: tuple[int, int]) -> int:
 
 def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
     """The letters for labels in a picture of this (width, height)."""
-    return _font(max(10, min(64, round(min(size) / 38))))
+    return _font(max(11, min(64, round(min(size) / 34))))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
