@@ -189,7 +189,7 @@ def test_saves_by_suffix(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == found.to_dict()
     found.save(tmp_path / "out.xml")
     assert (tmp_path / "out.xml").read_text() == found.to_voc()
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
 def test_what_cannot_be_saved_says_why(tmp_path):

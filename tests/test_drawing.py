@@ -6,7 +6,7 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from twostage import drawing
-from twostage.drawing import colour_of, draw_boxes, draw_pair, save_picture, tile
+from twostage.drawing import colour_of, draw_boxes, draw_pair, tile
 from twostage.errors import UsageError
 
 
@@ -127,18 +127,3 @@ def test_pair_and_tile_keep_every_picture():
     assert all(len(pixels_of(sheet, colour_of(k))) == (20 + k) * 30 for k in range(5))
     with pytest.raises(UsageError, match="at least one"):
         tile([])
-
-
-def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    save_picture(Image.new("RGB", (5, 5)), path)
-    before = path.read_bytes()
-
-    def full(self, content):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(Exception, match="No space left"):
-        save_picture(Image.new("RGB", (9, 9)), path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

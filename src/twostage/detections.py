@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from twostage import atomic
 from twostage.errors import MissingError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -186,14 +187,14 @@ class Detections:
 
     def save(self, path: str | Path) -> None:
         """Save by suffix: a drawn picture (.jpg, .png, ...), `.json` (`to_dict`) or `.xml` (VOC)."""
-        from twostage.drawing import save_picture, write_whole
-
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
-            write_whole(Path(path), self.to_json().encode())
+            atomic.write_text(Path(path), self.to_json())
         elif suffix == ".xml":
-            write_whole(Path(path), self.to_voc().encode())
+            atomic.write_text(Path(path), self.to_voc())
         else:
+            from twostage.drawing import save_picture
+
             save_picture(self.draw(), path)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,9 +4,7 @@ Colours go by class id. The first seven are those of Okabe and Ito (2008), which
 apart; more classes take the same hues darker, then lighter. Lines and letters grow with the picture.
 """
 
-import contextlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,8 @@ from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from twostage.errors import MissingError, TwostageError, UsageError
+from twostage import atomic
+from twostage.errors import MissingError, UsageError
 
 Colour = tuple[int, int, int]
 
@@ -160,20 +159,7 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         )
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))
-    write_whole(path, buffer.getvalue())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename, so that no reader ever meets half a file; missing folders are made."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise TwostageError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from error
+    atomic.write_bytes(path, buffer.getvalue())
 
 
 def line_width(size: tuple[int, int]) -> int:

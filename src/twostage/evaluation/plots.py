@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from twostage import atomic
 from twostage.data.dataset import Dataset
-from twostage.drawing import colour_of, write_whole
+from twostage.drawing import colour_of
 from twostage.evaluation.confusion import Confusion
 from twostage.evaluation.curves import Curves
 
@@ -31,7 +32,7 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     """Writes a PNG of 150 dots an inch, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    write_whole(Path(path), buffer.getvalue())
+    atomic.write_bytes(Path(path), buffer.getvalue())
 
 
 def plot_curves(curves: Curves) -> "Figure":
