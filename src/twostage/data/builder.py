@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
+from twostage.data.files import shown
 from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, FlatMasks, FlatStrings, Mask, pack_polygons, to_rle
 from twostage.data.images import SIDEWAYS, Header
 from twostage.data.probe import probe
@@ -139,17 +140,10 @@ class Builder:
             stated = self._stated[image]
             if not self.require_images and min(stated) > 0:
                 continue
-            if not Path(path).exists():
-                code = "missing-image" if self.require_images else "missing-size"
-                fix = "Bring the picture, correct its name, or remove the image"
-                self.report(code, self._shown(path), "", "the picture does not exist", fix, image=image)
-                continue
             try:
                 header = self.look(path)
             except DataError as error:
-                message = str(error).removeprefix(f"{path}: ").rstrip(".")
-                fix = "Replace the picture, or remove it from the data set"
-                self.report("unreadable-image", self._shown(path), "", message, fix, image=image)
+                self._report_picture(image, path, error)
                 continue
             size = header.height, header.width
             sizes[image] = size
@@ -159,15 +153,23 @@ class Builder:
                 self._report_size(image, stated, size, turned)
         return sizes, turns
 
+    def _report_picture(self, image: int, path: str, error: DataError) -> None:
+        code, message = "unreadable-image", str(error).removeprefix(f"{path}: ").rstrip(".")
+        fix = "Replace the picture, or remove it from the data set"
+        if isinstance(error.__cause__, FileNotFoundError):
+            code = "missing-image" if self.require_images else "missing-size"
+            message, fix = "the picture does not exist", "Bring it, correct its name, or remove the image"
+        self.report(code, shown(path, self.root), "", message, fix, image=image)
+
     def _report_size(self, image: int, stated: tuple[int, int], size: tuple[int, int], turned: bool) -> None:
         says = f"the annotation says {stated[1]} x {stated[0]} (width x height)"
         if turned:
             message = f"{says}, the picture before its EXIF tag turns it; boxes and masks are turned with it"
-            self.report("rotated-annotation", self._shown(self._paths[image]), "", message, "Nothing to do")
+            self.report("rotated-annotation", shown(self._paths[image], self.root), "", message, "Nothing to do")
         else:
             message = f"{says}, the picture has {size[1]} x {size[0]}"
             fix = "Check that the boxes belong to this picture, then correct the size"
-            self.report("size-mismatch", self._shown(self._paths[image]), "", message, fix)
+            self.report("size-mismatch", shown(self._paths[image], self.root), "", message, fix)
 
     def _turn(self, table: "_Table", masks: list[Mask], sizes: np.ndarray, turns: np.ndarray) -> None:
         for row in np.flatnonzero(turns[table.image] > 1):
@@ -254,10 +256,6 @@ class Builder:
         if found:
             heading = f"{self.root}: {len(found)} faults in the split {self.split!r} ({self.layout} layout)."
             raise FaultyDataError(f"{heading} --on-error skip leaves out what is wrong.", found)
-
-    def _shown(self, path: str) -> str:
-        """A path as it is shown to people: inside the data set without its root."""
-        return str(Path(path).relative_to(self.root)) if Path(path).is_relative_to(self.root) else path
 
     def _dataset(self, table: "_Table", masks: FlatMasks | None, sizes: np.ndarray, good: np.ndarray) -> Dataset:
         images = np.flatnonzero(good)

@@ -96,11 +96,11 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
             message = f"{count} of {len(dataset.labels)} objects are left out of training and not counted in evaluation"
             yield fault(code, dataset.root, split, message, "Nothing to do")
     image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
-    scale = np.array([resize.scale(int(h), int(w)) for h, w in dataset.sizes], dtype=np.float64)[image]
+    shapes = np.array([resize.shape(int(h), int(w)) for h, w in dataset.sizes], dtype=np.float64).reshape(-1, 2)
     sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
-    height, width = dataset.sizes[image].T if len(image) else np.zeros((2, 0))
-    whole = (sides[:, 0] >= width - 1) & (sides[:, 1] >= height - 1)
-    tiny = (sides * scale[:, None] < 1).any(axis=1)
+    whole = (sides >= dataset.sizes[image, ::-1] - 1).all(axis=1)
+    resized = sides * (shapes / dataset.sizes)[image, ::-1]
+    tiny = (resized < 1).any(axis=1)
     at = f"at --size {resize.size} --max-size {resize.max_size}"
     for code, rows, message in (
         ("tiny-box", tiny, f"the box is less than a pixel wide or high {at}"),
@@ -112,7 +112,7 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
             where = f"{dataset.names[dataset.labels[row]]} [{box}]"
             yield fault(code, dataset.file_name(int(image[row])), where, message, "Check it")
     if len(sides):
-        reached = (_best_shape_iou(sides * scale[:, None]) >= REACHED).mean()
+        reached = (_best_shape_iou(resized) >= REACHED).mean()
         message = f"{100 * reached:.1f} % of objects are like one of the common anchors (IoU {REACHED}) {at}"
         fix = "Nothing to do" if reached >= 0.95 else "Try another --size or other anchor sizes"
         yield fault("anchor-reach", dataset.root, split, message, fix)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
+from twostage.data.files import exists
 
 
 def duplicate_faults(datasets: Sequence[Dataset]) -> Iterator[Fault]:
@@ -38,7 +39,7 @@ def _named(entries: Sequence[tuple[Dataset, int]]) -> Iterator[Fault]:
 def _same_content(paths: Sequence[str]) -> Iterator[list[str]]:
     """Groups of files with equal bytes; a file of a size of its own is not read."""
     by_size: dict[int, list[str]] = defaultdict(list)
-    for path in paths:
+    for path in filter(exists, paths):  # one that vanished meanwhile has no copy
         by_size[Path(path).stat().st_size].append(path)
     for same_size in by_size.values():
         if len(same_size) == 1:

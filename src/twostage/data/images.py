@@ -130,6 +130,8 @@ def _named(name: str) -> Iterator[None]:
         raise DataError(f"{name}: does not exist. Check the path.") from error
     except PermissionError as error:
         raise DataError(f"{name}: no permission to read it. Change its mode or its owner.") from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise DataError(f"{name}: {error.strerror}. Check the path.") from error
     except UnidentifiedImageError as error:
         raise DataError(
             f"{name}: is not an image, or one cut short; known formats are {', '.join(_formats())}."

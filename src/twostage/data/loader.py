@@ -183,6 +183,7 @@ def _stream(reader: Reader, plans: Iterable[Plan], workers: int, pin: bool) -> I
         pin_memory=pin,
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=_quiet_worker,
+        generator=torch.Generator(),  # its own, or torch's global one would move on with every loader
     )
     try:
         for loaded in loader:

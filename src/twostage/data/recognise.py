@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from twostage.data.coco import read_coco
 from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
+from twostage.data.files import exists
 from twostage.data.images import EXTENSIONS, Header
 from twostage.data.probe import probe
 from twostage.data.voc import VocFiles, VocFolders, VocOffset, read_annotations, read_voc
@@ -153,12 +154,10 @@ def check_same_classes(train: Dataset, val: Dataset) -> None:
 def find_layout(path: str | Path) -> Layout:
     """The layout of a data set. Raises DataError that says what was looked for and what was found."""
     path = Path(path)
-    if path.is_file():
-        return _of_file(path)
-    if not path.is_dir():
+    if not exists(path):
         raise DataError(f"{path}: does not exist. Name the folder of a data set, a COCO JSON file, or a data.yaml.")
     try:
-        found = _yolo(path) or _voc(path) or _coco(path)
+        found = _of_file(path) if path.is_file() else _of_folder(path)
     except PermissionError as error:
         raise DataError(f"{error.filename}: no permission to read it. Change its mode or its owner.") from error
     if found is None:
@@ -173,9 +172,13 @@ def find_layout(path: str | Path) -> Layout:
 
 def _inside(path: Path) -> bool:
     try:
-        return (_yolo(path) or _voc(path) or _coco(path)) is not None
-    except PermissionError:
+        return _of_folder(path) is not None
+    except (PermissionError, DataError):
         return False
+
+
+def _of_folder(path: Path) -> Layout | None:
+    return _yolo(path) or _voc(path) or _coco(path)
 
 
 def _of_file(path: Path) -> Layout:

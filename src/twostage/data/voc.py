@@ -13,7 +13,8 @@ from xml.parsers.expat import ExpatError, ParserCreate
 
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
-from twostage.data.faults import Fault, OnError, fault
+from twostage.data.faults import Fault, FaultyDataError, OnError, fault
+from twostage.data.files import exists, shown
 from twostage.data.images import EXTENSIONS, Header
 
 VocOffset = Literal["auto", "0", "1"]
@@ -103,7 +104,7 @@ def read_voc(
     for position, stem in enumerate(stems):
         found = files.get((folder, stem))
         xml = folder / f"{stem}.xml"
-        xml_of.append(_shown(xml, root))
+        xml_of.append(shown(xml, root))
         picture = _picture(folders.images[split], stem, pictures.get(stem, ()), found)
         image = builder.add_image(picture.name, picture, position + 1, found.stated if found else (0, 0))
         if found is None:
@@ -115,7 +116,7 @@ def read_voc(
         _add(builder, image, found, first, label_of)
     if bare and not listed:
         message = f"{len(bare)} pictures have no XML and count as images without objects, {bare[0]!r} among them"
-        builder.report("unannotated-images", _shown(folder, root), "", message, "Annotate them, or take them away")
+        builder.report("unannotated-images", shown(folder, root), "", message, "Annotate them, or take them away")
     return builder.build(on_error)
 
 
@@ -137,14 +138,14 @@ def _add(builder: Builder, image: int, found: VocFile, first: int, label_of: Map
 
 def read_xml(path: Path, root: Path) -> VocFile:
     """What one XML file says; what it says wrongly stands in its faults."""
-    shown = _shown(path, root)
+    name = shown(path, root)
     try:
         tree = parse_xml(path)
         if tree.tag != "annotation":
             raise ValueError(f"its outermost element is <{tree.tag}>, not <annotation>")
     except (OSError, ValueError, LookupError, ExpatError) as error:
         fix = "Write the annotation again, or remove it together with its picture"
-        return VocFile("", (0, 0), (), (fault("broken-xml", shown, "", str(error), fix),), broken=True)
+        return VocFile("", (0, 0), (), (fault("broken-xml", name, "", str(error), fix),), broken=True)
     objects, faults = [], []
     for number, element in enumerate(tree.iterfind("object"), start=1):
         try:
@@ -152,7 +153,7 @@ def read_xml(path: Path, root: Path) -> VocFile:
         except ValueError as error:
             fix = "Write name and bndbox with xmin, ymin, xmax, ymax, or remove the object"
             code = "box-not-numbers" if element.findtext("name") else "broken-record"
-            faults.append(fault(code, shown, f"object {number}", str(error), fix))
+            faults.append(fault(code, name, f"object {number}", str(error), fix))
     stated = tuple(_whole(tree.findtext(f"size/{side}")) for side in ("height", "width"))
     filename = (tree.findtext("filename") or "").strip()
     return VocFile(filename, (stated[0], stated[1]), tuple(objects), tuple(faults), broken=False)
@@ -210,7 +211,7 @@ def _first_pixel(files: VocFiles, offset: VocOffset, root: Path) -> tuple[int, l
                 message = "a minimum of 0 shows that coordinates count from 0: x1 = xmin, x2 = xmax"
                 fix = "If they count from 1, say --voc-offset 1 and correct this box"
                 where = f"object {item.number}"
-                return 0, [fault("voc-offset", _shown(folder / f"{stem}.xml", root), where, message, fix)]
+                return 0, [fault("voc-offset", shown(folder / f"{stem}.xml", root), where, message, fix)]
     return 1, []
 
 
@@ -234,9 +235,14 @@ def _together(folder: Path, files: VocFiles, pictures: Mapping[str, Sequence[str
 
 
 def _listed(path: Path, known: set[str]) -> list[str]:
-    """The names in a list; one made for a single class has -1, 0 or 1 behind each."""
+    """The names in a list; one made for a single class has -1, 0 or 1 behind each. Raises FaultyDataError."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        message, fix = f"cannot be read: {error.strerror}", "Check that it is a file you may read"
+        raise FaultyDataError(f"{path}: cannot be used.", [fault("unreadable-file", path, "", message, fix)]) from error
     stems = set()
-    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in lines:
         stem = line.strip()
         if stem not in known and stem.rpartition(" ")[2] in ("-1", "0", "1"):
             stem = stem.rpartition(" ")[0].strip()
@@ -249,9 +255,5 @@ def _picture(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile |
     """The picture of an annotation: of the same stem, else the one that the XML names."""
     named = Path(found.filename).name if found else ""
     if not same_stem:
-        return folder / named if named and (folder / named).is_file() else folder / f"{stem}.jpg"
+        return folder / (named if named and exists(folder / named) else f"{stem}.jpg")
     return folder / (named if named in same_stem else same_stem[0])
-
-
-def _shown(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

@@ -14,6 +14,7 @@ import yaml
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import FaultyDataError, OnError, fault
+from twostage.data.files import exists, shown
 from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons
 from twostage.data.images import EXTENSIONS, Header
 
@@ -54,9 +55,9 @@ def read_yolo(
     rows: list[list[tuple[int, list[float]]]] = []
     for position, picture in enumerate(_pictures(document, path, split, images)):
         label_file = _label_file(picture)
-        shown_labels.append(_shown(label_file, root))
-        image = builder.add_image(_shown(picture, root), picture, position + 1)
-        if label_file.is_file():
+        shown_labels.append(shown(label_file, root))
+        image = builder.add_image(shown(picture, root), picture, position + 1)
+        if exists(label_file):
             rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names))))
         else:
             rows.append([])
@@ -184,7 +185,7 @@ def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
         bare = bare[3:]
     candidates = [base / entry, path.parent / entry, path.parent / bare]
     for candidate in candidates:
-        if candidate.exists():
+        if exists(candidate):
             return candidate
     looked = ", ".join(dict.fromkeys(map(str, candidates)))
     message = f"names {entry!r}, which does not exist; looked at {looked}"
@@ -212,7 +213,3 @@ def _label_file(picture: Path) -> Path:
             parts[i] = "labels"
             break
     return Path(*parts).with_suffix(".txt")
-
-
-def _shown(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

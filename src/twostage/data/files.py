@@ -1,0 +1,17 @@
+"""Small questions about files, answered without raising."""
+
+from pathlib import Path
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is a file or folder; False for what cannot be looked at, or is no path at all."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def shown(path: str | Path, root: Path) -> str:
+    """A path as it is shown to people: inside the data set without its root."""
+    path = Path(path)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
