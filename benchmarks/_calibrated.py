@@ -1,55 +1,72 @@
 """torchvision's detectors with random weights that behave like trained ones.
 
-Plain random weights give the same output everywhere and prove nothing. Here BatchNorm takes its statistics from real
-photos, and every output of neck, proposal network and head is standardised over them and given a spread.
+Plain random weights give nearly the same output everywhere: a comparison of two implementations then shows nothing but
+rounding, blown up. Here every layer that carries information is standardised on real photos, one after the other:
+BatchNorm takes its statistics from them, and each output channel of neck, proposal network and head is scaled and
+shifted to a spread of its own.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+OBJECTNESS = (3.0, -2.0)  # standard deviation and mean of the logits
+RPN_DELTAS = (0.3, 0.0)
+CLASSES = (2.0, 0.0)  # with 80 classes the best scores of an image lie between 0.1 and 0.9
+BOX_DELTAS = (1.0, 0.0)  # a tenth of a box's width, a fifth of its logarithm
+
 
 @torch.no_grad()
-def calibrated(build: Callable[..., nn.Module], num_classes: int, photos: Sequence[Tensor], seed: int = 0) -> nn.Module:
+def calibrated(
+    build: Callable[..., nn.Module], num_classes: int, photos: Sequence[Tensor], *, seed: int = 0, **settings: Any
+) -> nn.Module:
     """A torchvision detector for `num_classes` (background not counted), calibrated on photos [3, h, w] in 0..1."""
     torch.manual_seed(seed)
-    model = build(weights=None, weights_backbone=None, num_classes=num_classes + 1).eval()
-    images = model.transform(list(photos))[0].tensors
-    _take_statistics(model.backbone, images)
-    for layer in _convolutions(model.backbone.fpn):
-        _spread(layer, 1.0, lambda: model.backbone(images))
-    _spread(model.rpn.head.cls_logits, 3.0, lambda: model(list(photos)), shift=-2.0)
-    _spread(model.rpn.head.bbox_pred, 0.3, lambda: model(list(photos)))
-    _take_statistics(model.roi_heads.box_head, None, lambda: model(list(photos)))
-    _spread(model.roi_heads.box_predictor.cls_score, 3.0, lambda: model(list(photos)))
-    _spread(model.roi_heads.box_predictor.bbox_pred, 1.0, lambda: model(list(photos)))
+    model = build(weights=None, weights_backbone=None, num_classes=num_classes + 1, **settings).eval()
+    images, _ = model.transform(list(photos))
+    maps = _standardise(model.backbone.body, lambda: model.backbone.body(images.tensors))
+    maps = _standardise(model.backbone.fpn, lambda: model.backbone.fpn(maps))
+
+    head = model.rpn.head
+    _standardise(head.conv, lambda: [head.conv(x) for x in maps.values()])
+    for layer, spread in ((head.cls_logits, OBJECTNESS), (head.bbox_pred, RPN_DELTAS)):
+        _spread(layer, lambda: head([*maps.values()]), *spread)
+    proposals, _ = model.rpn(images, maps)
+
+    heads = model.roi_heads
+    regions = heads.box_roi_pool(maps, proposals, images.image_sizes)
+    vectors = _standardise(heads.box_head, lambda: heads.box_head(regions))
+    for layer, spread in ((heads.box_predictor.cls_score, CLASSES), (heads.box_predictor.bbox_pred, BOX_DELTAS)):
+        _spread(layer, lambda: heads.box_predictor(vectors), *spread)
     return model
 
 
-def _take_statistics(module: nn.Module, images: Tensor | None, forward: Callable[[], object] | None = None) -> None:
+def _standardise(module: nn.Module, forward: Callable[[], Any]) -> Any:
+    """Statistics for every BatchNorm inside, mean 0 and deviation 1 for every layer with a bias; the new output."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # a plain mean over what it sees
         norm.reset_running_stats()
         norm.train()
-    forward() if forward else module(images)
+    forward()
     for norm in norms:
         norm.eval()
+    squeezing = {layer for m in module.modules() if type(m).__name__ == "SqueezeExcitation" for layer in m.modules()}
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None and layer not in squeezing:
+            _spread(layer, forward)
+    return forward()
 
 
-def _convolutions(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
-
-
-def _spread(layer: nn.Module, std: float, forward: Callable[[], object], shift: float = 0.0) -> None:
-    """Scale and shift a layer so that each of its outputs has this standard deviation and mean over the photos."""
+def _spread(layer: nn.Module, forward: Callable[[], Any], std: float = 1.0, mean: float = 0.0) -> None:
+    """Scale and shift a layer so that each of its outputs has this standard deviation and mean."""
     seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    hook = layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
     forward()
     hook.remove()
-    channels = layer.weight.shape[0]
-    flat = torch.cat([y.movedim(1, -1).reshape(-1, channels) for y in seen])
+    flat = torch.cat([y.movedim(1, -1).flatten(0, -2) for y in seen])
     scale = std / flat.std(dim=0).clamp(min=1e-6)
     layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
-    layer.bias.sub_(flat.mean(dim=0)).mul_(scale).add_(shift)
+    layer.bias.sub_(flat.mean(dim=0)).mul_(scale).add_(mean)

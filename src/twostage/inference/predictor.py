@@ -18,7 +18,7 @@ from twostage.models.two_stage import Stages, TwoStage
 def make_batch(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], fields: Fields) -> Batch:
     """Pictures (RGB) as the model takes them: resized by its rule, on one canvas."""
     resize = fields.resizing
-    tensors = [resize(torch.from_numpy(image).permute(2, 0, 1)) for image in images]
+    tensors = [resize(torch.tensor(image).permute(2, 0, 1)) for image in images]
     return stack_images(tensors, divisor=fields.divisor)
 
 

@@ -196,11 +196,13 @@ def _learn(run: Run) -> None:
     with stopping_gently(session.stop), progress_bar(quiet=options.quiet) as after_step:
         while not _over(run):
             train_until(session, drawn, (progress.step // run.updates + 1) * run.updates, after_step)
-            if session.stop.is_set():
+            if progress.step % run.updates == 0 or _finished(progress):
+                _end_epoch(run)
+            else:
                 run.folder.save_last(options.model, session, run.train.names)
+            if session.stop.is_set():
                 log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
                 raise KeyboardInterrupt
-            _end_epoch(run)
 
 
 def _over(run: Run) -> bool:

@@ -22,5 +22,5 @@ def factor(
 
 
 def steps_in(seconds: float, durations: Sequence[float]) -> int:
-    """How many steps fit into so many seconds, judged by the mean of some durations; at least one."""
-    return max(1, int(seconds * len(durations) / sum(durations)))
+    """How many steps fit into so many seconds, judged by the mean of some durations; none where there are none."""
+    return max(0, int(seconds * len(durations) / sum(durations)))

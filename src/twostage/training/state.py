@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
@@ -75,9 +76,13 @@ def load_state(
     if average is not None:
         load_all(average.model, parts["average"], str(path))
         average.updates = content["updates"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts["optimizer"].items():
         number, slot = name.split(".", 1)
-        state.setdefault(int(number), {})[slot] = tensor
+        own = parameters[int(number)]
+        # A fused optimizer walks parameter and state side by side in memory: both must be laid out alike.
+        laid_out = torch.empty_like(own).copy_(tensor) if tensor.shape == own.shape else tensor
+        state.setdefault(int(number), {})[slot] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(**content["progress"]), content["scaler"]

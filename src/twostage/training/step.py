@@ -28,8 +28,8 @@ from twostage.training.state import Progress
 
 log = logging.getLogger("twostage.training")
 
-WARMUP_SHARE = 0.05  # of a time budget: a slow machine does not spend it all on warming up
-FEWEST = 5  # steps from which a step's duration is judged
+WARMUP_SHARE = 0.1  # of a time budget: a slow machine does not spend it all on warming up
+ENOUGH = 30  # steps that tell how long one takes
 
 
 @dataclass
@@ -142,14 +142,15 @@ def _fit_to_budget(session: Session, duration: float) -> None:
     progress = session.progress
     progress.durations.append(duration)
     assert session.budget is not None
-    out_of_time = progress.seconds >= session.budget
-    warm = progress.step >= session.recipe.warmup or progress.seconds >= WARMUP_SHARE * session.budget
-    if not out_of_time and (not warm or progress.step < FEWEST):
+    share = progress.seconds / session.budget
+    if progress.step < session.recipe.warmup and share < WARMUP_SHARE:
+        return
+    if progress.step < ENOUGH and share < 2 * WARMUP_SHARE:
         return
     # The first steps allocate and plan: they say nothing about the others.
     later = progress.durations[len(progress.durations) // 2 :]
     progress.warmup = progress.step
-    progress.total = progress.step + (0 if out_of_time else steps_in(session.budget - progress.seconds, later))
+    progress.total = progress.step + steps_in(session.budget - progress.seconds, later)
     progress.durations = []
 
 

@@ -1,0 +1,144 @@
+"""The named peer of the training benchmarks: torchvision's detector around a 2.3 M-parameter residual net with a pyramid.
+
+Stem of stride 4, one block each of 32, 64, 128 and 256 channels, pyramid of 64; AdamW 1e-3, 50 steps of warm-up, cosine,
+gradients clipped at 10, mirrored images. It is fed by our loader and scored by our evaluation, so that nothing but the
+detector and its training differ.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import BasicBlock
+
+from twostage.data.augment import Augment
+from twostage.data.dataset import Dataset
+from twostage.data.loader import Loaded, evaluation_batches, training_batches
+from twostage.data.resize import Resize
+from twostage.evaluation.results import Accumulator, Results
+
+WIDTHS = (32, 64, 128, 256)
+WARMUP = 50
+
+
+class Body(nn.Sequential):
+    """Stem and four stages."""
+
+    def __init__(self) -> None:
+        stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(True),
+            nn.Conv2d(32, 32, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(True),
+        )
+        stages, inputs = [], 32
+        for number, width in enumerate(WIDTHS):
+            stride = 1 if number == 0 else 2
+            down = None
+            if stride != 1 or inputs != width:
+                down = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            stages.append(BasicBlock(inputs, width, stride, down))
+            inputs = width
+        super().__init__(stem, *stages)
+
+
+def build_peer(num_classes: int, size: int, seed: int = 0) -> FasterRCNN:
+    """The detector; `num_classes` does not count background."""
+    torch.manual_seed(seed)
+    backbone = BackboneWithFPN(Body(), {str(i + 1): str(i) for i in range(4)}, list(WIDTHS), 64)
+    anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
+    model = FasterRCNN(
+        backbone,
+        num_classes + 1,
+        min_size=size,
+        max_size=10 * size,
+        rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_train=1000,
+        rpn_post_nms_top_n_train=500,
+        rpn_pre_nms_top_n_test=1000,
+        rpn_post_nms_top_n_test=500,
+        box_batch_size_per_image=128,
+        _skip_resize=True,
+    )
+    model.roi_heads.box_head = nn.Sequential(
+        nn.Flatten(), nn.Linear(64 * 49, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()
+    )
+    model.roi_heads.box_predictor = Predictor(256, num_classes + 1)
+    return model
+
+
+class Predictor(nn.Module):
+    """Class scores and deltas from one vector."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(width, outputs)
+        self.bbox_pred = nn.Linear(width, 4 * outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See torchvision's FastRCNNPredictor."""
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+def peer_inputs(loaded: Loaded) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """A batch of ours as torchvision takes it."""
+    images, targets = [], []
+    for i, (height, width) in enumerate(loaded.batch.sizes.tolist()):
+        valid = loaded.targets.valid[i]
+        images.append(loaded.batch.images[i, :, :height, :width].contiguous())
+        targets.append({"boxes": loaded.targets.boxes[i][valid], "labels": loaded.targets.labels[i][valid] + 1})
+    return images, targets
+
+
+def train_peer(model: FasterRCNN, data: Dataset, resize: Resize, *, minutes: float, batch: int, seed: int) -> int:
+    """Train for so many minutes, the number of steps fixed after warm-up as ours is; returns it."""
+    batches: Iterator[Loaded] = training_batches(
+        data, resize=resize, augment=Augment(flip=0.5), batch=batch, seed=seed, workers=1
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    model.train()
+    step, total, durations, start = 0, None, [], time.perf_counter()
+    while total is None or step < total:
+        begun = time.perf_counter()
+        rate = 1e-3 * min(1.0, (step + 1) / WARMUP)
+        if total is not None:
+            rate = 1e-3 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, total - WARMUP)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images, targets = peer_inputs(next(batches))
+        loss = sum(model(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        step += 1
+        durations.append(time.perf_counter() - begun)
+        if total is None and step == WARMUP:
+            later = durations[WARMUP // 2 :]
+            left = 60 * minutes - (time.perf_counter() - start)
+            total = step + int(left * len(later) / sum(later))
+    return step
+
+
+@torch.inference_mode()
+def detect_peer(model: FasterRCNN, data: Dataset, resize: Resize) -> Results:
+    """Its detections on every image, on the original pixels."""
+    model.eval()
+    gathered = Accumulator()
+    for loaded in evaluation_batches(data, resize=resize, batch=1, workers=1):
+        images, _ = peer_inputs(loaded)
+        for index, image, found in zip(loaded.indices.tolist(), images, model(images), strict=True):
+            height, width = data.sizes[index].tolist()
+            scale = np.array([width / image.shape[2], height / image.shape[1]] * 2)
+            gathered.add(
+                index, found["boxes"].numpy() * scale, found["scores"].numpy(), found["labels"].numpy() - 1
+            )
+    return gathered.results()

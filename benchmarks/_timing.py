@@ -1,0 +1,95 @@
+"""Timing that two libraries can be compared by: interleaved in one process, so that both meet the same machine.
+
+from _timing import arguments, compare, finish, hardware, table
+"""
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class Times(NamedTuple):
+    """Milliseconds."""
+
+    median: float
+    minimum: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.minimum:.2f})"
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """`--out FILE`, `--repeats N`, `--threads N`; the number of threads is set."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
+    chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    return chosen
+
+
+def compare(cases: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> dict[str, Times]:
+    """Median and minimum time of each case; one call of each in turn, `repeats` times."""
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    gc.collect()
+    for turn in range(warmup + repeats):
+        for name, function in cases.items():
+            start = time.perf_counter()
+            result = function()
+            elapsed = (time.perf_counter() - start) * 1e3
+            del result  # releasing large results is not part of the work, and must not fall into the next case
+            if turn >= warmup:
+                samples[name].append(elapsed)
+    return {name: Times(statistics.median(times), min(times)) for name, times in samples.items()}
+
+
+def hardware() -> str:
+    """One line: date, processor, threads, versions."""
+    import torchvision
+
+    return (
+        f"{date.today().isoformat()}, {_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
+        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def versus(name: str, ours: Times, theirs: Times) -> list[str]:
+    """A row: name, ours, theirs, and how many times faster ours is by the median and by the minimum."""
+    return [name, str(ours), str(theirs), f"{theirs.median / ours.median:.2f} ({theirs.minimum / ours.minimum:.2f})"]
+
+
+def finish(text: str, out: Path | None) -> None:
+    """Print the report and, if asked, write it, beside the file first."""
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = out.with_suffix(out.suffix + ".part")
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(out)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

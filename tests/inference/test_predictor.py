@@ -1,0 +1,125 @@
+"""Predictions on pictures: their own pixels, any source, any batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from twostage.data.scenes import write_scenes
+from twostage.detector import Detector
+from twostage.errors import DataError, UsageError
+
+FIELDS = {"size": 96, "rpn_top_test": 100, "rpn_keep_test": 60, "anchors_in_padding": False}
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    """Random weights whose outputs differ from place to place."""
+    torch.manual_seed(0)
+    made = Detector.build("faster_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", **FIELDS)
+    made.model.train()
+    with torch.no_grad():
+        for layer in (made.model.rpn.objectness, made.model.head.classes):
+            layer.weight.mul_(100)
+        made.model.head.deltas.weight.mul_(100)
+    made.model.eval()
+    return made
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = write_scenes(tmp_path_factory.mktemp("scenes") / "s", train=3, val=1, seed=1)
+    return sorted((folder / "train").iterdir())
+
+
+def test_path_array_tensor_and_image_give_the_same(detector: Detector, pictures: list[Path]) -> None:
+    image = Image.open(pictures[0]).convert("RGB")
+    array = np.asarray(image)
+    sources = [pictures[0], str(pictures[0]), image, array, torch.from_numpy(array.copy()).permute(2, 0, 1)]
+    found = [detector.predict(source, conf=0.05) for source in sources]
+    assert len(found[0]) > 0
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].boxes, other.boxes)
+        np.testing.assert_array_equal(found[0].scores, other.scores)
+
+
+def test_boxes_are_on_the_pictures_own_pixels(detector: Detector, pictures: list[Path]) -> None:
+    small = Image.open(pictures[0]).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR)
+    large = small.resize((288, 192), Image.Resampling.NEAREST)
+    found = detector.predict(large, conf=0.05)
+    assert found.size == (192, 288)
+    assert (found.boxes[:, 2] <= 288).all()
+    assert found.boxes[:, 2].max() > 192
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_batch_equals_one_by_one(detector: Detector, pictures: list[Path]) -> None:
+    together = list(detector.predict(pictures, conf=0.05, batch=3))
+    alone = [detector.predict(path, conf=0.05) for path in pictures]
+    for a, b in zip(together, alone, strict=True):
+        assert len(a) == len(b)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+
+
+def test_pictures_of_different_sizes_share_a_batch(detector: Detector, pictures: list[Path]) -> None:
+    image = np.asarray(Image.open(pictures[0]).convert("RGB"))
+    narrow, wide = detector.predict([image[:, :60], image], conf=0.05, batch=2)
+    assert (narrow.size, wide.size) == ((192, 60), (192, 192))
+    assert len(narrow) > 0
+    assert narrow.boxes[:, 2].max() <= 60
+    assert wide.boxes[:, 2].max() > 60
+
+
+def test_thresholds_are_those_of_the_call(detector: Detector, pictures: list[Path]) -> None:
+    every = detector.predict(pictures[0], conf=0.0, max_det=50)
+    few = detector.predict(pictures[0], conf=float(np.median(every.scores)), max_det=5)
+    assert len(every) == 50
+    assert len(few) <= 5
+    assert few.scores.min() >= np.median(every.scores)
+    with pytest.raises(UsageError, match="conf is 50"):
+        detector.predict(pictures[0], conf=50)
+
+
+def test_unreadable_picture_does_not_lose_the_others(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    found = []
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        found.extend(detector.predict([pictures[0], broken, pictures[1]]))
+    assert [f.path for f in found] == [str(pictures[0]), str(pictures[1])]
+
+
+def test_trace_ends_in_the_prediction(detector: Detector, pictures: list[Path]) -> None:
+    stages = detector.trace(pictures[0])
+    found = detector.predict(pictures[0], conf=detector.model.fields.score_threshold)
+    valid = stages.found.valid[0]
+    np.testing.assert_array_equal(stages.found.scores[0][valid].numpy(), found.scores)
+    # Every detection knows its proposal, every proposal its anchor.
+    parents = stages.found.proposals[0][valid]
+    np.testing.assert_array_equal(parents.numpy(), found.proposals)
+    assert stages.proposals.valid[0][parents].all()
+    assert stages.proposals.anchors[0].max() < sum(len(a) for a in stages.dense.anchors)
+
+
+def test_saved_detector_predicts_the_same(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
+    detector.save(tmp_path / "d.safetensors", metrics={"AP": 0.5})
+    loaded = Detector.load(tmp_path / "d.safetensors", device="cpu")
+    assert loaded.names == detector.names
+    assert loaded.model.fields == detector.model.fields
+    a, b = (d.predict(pictures[0], conf=0.05) for d in (detector, loaded))
+    np.testing.assert_array_equal(a.boxes, b.boxes)
+
+
+def test_bf16_is_near_float32(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
+    detector.save(tmp_path / "d.safetensors")
+    half = Detector.load(tmp_path / "d.safetensors", device="cpu", precision="bf16")
+    a, b = (d.predict(pictures[0], conf=0.05) for d in (detector, half))
+    assert abs(a.scores.max() - b.scores.max()) < 0.1
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"], "abc"])
+def test_names_must_be_different_classes(names: list[str]) -> None:
+    with pytest.raises(UsageError, match="names is"):
+        Detector.build("faster_rcnn_tiny_fpn", names, device="cpu")

@@ -1,0 +1,164 @@
+"""A run from its options to its folder: what it leaves, how it goes on, how it ends."""
+
+import csv
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from twostage.detector import Detector
+from twostage.errors import DataError, MissingError, TwostageError, UsageError
+from twostage.training import TrainOptions, step, train
+from twostage.weights.file import load_weights
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_leaves_everything_and_its_weights_load(options: TrainOptions) -> None:
+    result = train(options)
+    out = Path(result["out"])
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.yaml",
+        "env.json",
+        "metrics.csv",
+        "loss.png",
+        "pr.png",
+        "confusion.png",
+        "labels.png",
+        "train_batch.jpg",
+        "report.txt",
+        "weights/best.safetensors",
+        "weights/last.safetensors",
+        "state/state.safetensors",
+    }
+    assert len(list((out / "predictions").iterdir())) == 4
+    assert (result["epochs"], result["steps"]) == (2, 4)
+    assert set(result["metrics"]) >= {"AP", "AP50", "voc07"}
+    assert [row["step"] for row in rows(out)] == ["2", "4"]
+    assert json.loads((out / "env.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
+    detector = Detector.load(result["weights"])
+    assert detector.names == ("circle", "square", "triangle", "star", "cross")
+    assert detector.model.fields.size == 64
+    # Pictures are pictures, not empty canvases.
+    assert np.asarray(Image.open(out / "loss.png").convert("L")).std() > 5
+
+
+def test_config_repeats_the_run(options: TrainOptions, tmp_path: Path) -> None:
+    first = train(options)
+    config = yaml.safe_load((Path(first["out"]) / "config.yaml").read_text())
+    config["scale"] = tuple(config["scale"]) if "scale" in config else None
+    second = train(TrainOptions(**{**config, "data": Path(config["data"]), "out": tmp_path / "again"}))
+    assert_same_weights(Path(first["out"]), Path(second["out"]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "ema": 0.0}, {"accumulate": 2, "precision": "bf16"}])
+def test_resumed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: Path, changes: dict) -> None:
+    options = replace(options, epochs=3, eval_every=1, **changes)
+    whole = train(options)
+    broken = replace(options, out=tmp_path / "broken")
+    stop_after(broken, epochs=1)
+    train(TrainOptions(resume=tmp_path / "broken", quiet=True))
+    assert_same_weights(Path(whole["out"]), tmp_path / "broken")
+    kept = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "broken")]
+    assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(Path(whole["out"]))]
+
+
+def stop_after(options: TrainOptions, epochs: int) -> None:
+    """Ctrl-C, as it were, during the first step after so many epochs."""
+    inner, done = step.train_step, 0
+
+    def interrupted(session: step.Session, batches: object) -> dict[str, float]:
+        nonlocal done
+        done += 1
+        if session.progress.step // 2 >= epochs or done > 2 * epochs:
+            session.stop.set()
+        return inner(session, batches)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(step, "train_step", interrupted)
+        train(options)
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = (load_file(folder / "weights" / "last.safetensors") for folder in (a, b))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_loss_that_is_no_number_names_the_images(options: TrainOptions) -> None:
+    with pytest.raises(TwostageError, match=r"no number any more at step \d+(.|\n)*train/\d+\.jpg") as caught:
+        train(replace(options, lr=1e30, clip=0.0, epochs=8, warmup=0))
+    assert caught.value.exit_code == 1
+    state = load_file(options.out / "weights" / "last.safetensors") if (options.out / "weights").exists() else {}
+    assert all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
+
+
+def test_time_budget_becomes_a_number_of_steps(options: TrainOptions) -> None:
+    result = train(replace(options, epochs=None, minutes=0.05, val_split="none"))
+    # 3 seconds: the number of steps is fixed after a part of them, so the time is met only roughly.
+    assert 1.0 < result["seconds"] < 9.0
+    assert result["metrics"] == {}
+    assert result["weights"].endswith("last.safetensors")
+
+
+def test_early_stopping_ends_a_run_that_does_not_improve(options: TrainOptions) -> None:
+    result = train(replace(options, epochs=50, eval_every=1, patience=2, lr=1e-12, ema=0.0))
+    assert result["epochs"] < 50
+
+
+def test_weights_of_other_classes_keep_what_fits(
+    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = Detector.build("faster_rcnn_tiny_fpn", ["dog", "cat"], device="cpu")
+    start.save(tmp_path / "start.safetensors")
+    with caplog.at_level(logging.INFO, "twostage"):
+        result = train(replace(options, weights=str(tmp_path / "start.safetensors"), epochs=1, lr=1e-12, ema=0.0))
+    assert "dog, cat" in caplog.text
+    assert "head.classes" in caplog.text
+    _, state = load_weights(Path(result["weights"]))
+    torch.testing.assert_close(state["rpn.objectness.weight"], start.model.rpn.objectness.weight, atol=1e-6, rtol=0)
+    assert state["head.classes.weight"].shape[0] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "faster_rcnn_tinny_fpn"}, UsageError, "Did you mean 'faster_rcnn_tiny_fpn'"),
+        ({"train_split": "trian"}, UsageError, "Did you mean 'train'"),
+        ({"val_split": "train"}, UsageError, "no split to validate on"),
+        ({"weights": "nowhere.safetensors"}, MissingError, "nowhere.safetensors"),
+        ({"data": Path("nowhere")}, DataError, "nowhere"),
+        ({"device": "cuda:77"}, UsageError, "cuda:77"),
+        ({"model_fields": {"rpn_nsm": 0.5}}, UsageError, "Did you mean 'rpn_nms'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    options: TrainOptions, changes: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(replace(options, **changes))
+    assert not options.out.exists()
+
+
+def test_folder_with_something_in_it_is_left_alone(options: TrainOptions) -> None:
+    options.out.mkdir()
+    (options.out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        train(options)
+    assert [path.name for path in options.out.iterdir()] == ["mine.txt"]
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=str(tmp_path)):
+        train(TrainOptions(resume=tmp_path))
