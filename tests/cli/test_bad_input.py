@@ -1,4 +1,4 @@
-"""What a person gets wrong: each ends with its exit code and a message that names the thing, and leaves nothing behind."""
+"""What a person gets wrong: each ends with its exit code, a message that names it, and nothing left behind."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TINY = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--workers", "0", "--device", "cpu", "--epochs", "1"]
+TINY = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--workers", "0", "--epochs", "1"]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def assert_refused(answer: "tuple", code: int, *says: str, out: Path) -> None:
     [
         (box("a", 1, 2, 3), ["box-not-numbers", "instances_train.json"]),
         (box(1, 2, 3), ["box-not-numbers", "instances_train.json"]),
-        (box(float("nan"), 1, 2, 3), ["box-not-numbers", "instances_train.json"]),
+        (box(float("nan"), 1, 2, 3), ["NaN is no JSON number", "instances_train.json"]),
         (with_unknown_class, ["unknown-class", "99"]),
         (with_missing_picture, ["missing-image", "gone.png"]),
         (without_objects, ["no object to learn from", "'train'"]),
@@ -119,7 +119,7 @@ def test_repairable_boxes_do_not_stop_training_and_are_listed(
         (["train", "{scenes}", "--set", "model.rpn_nms=high"], 2, ["rpn_nms", "'high'"]),
         (["train", "{scenes}", "--train-split", "trian"], 2, ["Did you mean 'train'"]),
         (["train", "{scenes}", "--device", "tpu"], 2, ["'tpu'"]),
-        (["train", "{scenes}", "--precision", "fp16"], 2, ["fp16"]),
+        (["predict", "{picture}", "--weights", "{weights}", "--precision", "fp16", "--device", "cpu"], 2, ["fp16"]),
         (["train", "--resume", "nowhere"], 4, ["nowhere"]),
         (["eval", "{scenes}", "--weights", "nowhere.safetensors"], 4, ["nowhere.safetensors"]),
         (["eval", "{scenes}", "--weights", "{junk}"], 3, ["junk.safetensors"]),
@@ -151,9 +151,9 @@ def test_wrong_call_is_refused(
     known["picture"] = sorted((scenes / "val").iterdir())[0]
     out = tmp_path / "run"
     words = [word.format(**known) for word in arguments]
-    if words[0] == "train":
-        words = [*words, *TINY, "--out", str(out)] if "--model" not in words else [*words, "--out", str(out)]
-    if words[0] != "train" and "--out" not in words and words[0] in ("eval", "demo"):
+    if words[0] == "train" and "--model" not in words:
+        words += TINY
+    if words[0] in ("train", "eval", "demo") and "--out" not in words:
         words += ["--out", str(out)]
     assert_refused(shell(*words), code, *says, out=out)
 

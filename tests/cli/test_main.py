@@ -165,6 +165,8 @@ def test_nan_never_reaches_json() -> None:
         (["train", "x", "--scale", "2", "1"], "the smaller factor comes first"),
         (["data", "chek", "x"], "check"),
         (["predict", "x.jpg"], "--weights"),
+        (["predict", "x.jpg", "--wieghts", "w"], "Did you mean '--weights'"),
+        (["predict", "x.jpg", "-q", "--weights", "w"], "unknown option -q"),
         (["--nonsense"], "--nonsense"),
     ],
 )

@@ -50,9 +50,7 @@ def test_configuration_of_a_run_starts_another(shell: Callable, run_folder: Path
     config = run_folder / "config.yaml"
     answer = shell("train", "--config", config, "--epochs", 1, "--out", tmp_path / "again", "--json")
     assert answer.code == 0
-    before, after = (
-        yaml.safe_load((folder / "config.yaml").read_text()) for folder in (run_folder, tmp_path / "again")
-    )
+    before, after = (yaml.safe_load(path.read_text()) for path in (config, tmp_path / "again" / "config.yaml"))
     assert after == {**before, "epochs": 1}
 
 

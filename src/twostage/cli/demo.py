@@ -69,13 +69,14 @@ def demo(options: DemoOptions) -> Outcome:
             device=options.device,
         )
     )
-    weights = Path(trained["weights"])
+    # Not the best on the unseen scenes but the last: then no choice was made by what they are scored on.
+    weights = Path(trained["out"]) / "weights" / "last.safetensors"
     detector = Detector.load(weights, device=options.device)
     unseen = open_dataset(scenes, split="val")
     report = evaluate(unseen, detector.detect_dataset(unseen))
     print(report.table())
     pictures, seconds = _pictures(detector, unseen, folder / "predictions")
-    page = write_page(_page(options, folder, trained, report.to_dict(), pictures, seconds, detector))
+    page = write_page(_page(options, folder, weights, trained, report.to_dict(), pictures, seconds, detector))
     print(f"\nOpen {page} in a browser.")
     metrics = report.to_dict()["metrics"]
     return Outcome({**trained, "out": folder, "weights": weights, "metrics": metrics, "page": page})
@@ -93,14 +94,19 @@ def _pictures(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[li
         seconds.append(time.perf_counter() - start)
         truth = unseen.objects(index)
         pair = draw_pair(
-            found.image, (truth.boxes, truth.labels), (found.boxes, found.class_ids, found.scores), found.names
+            found.image,
+            (truth.boxes, truth.labels),
+            (found.boxes, found.class_ids, found.scores),
+            found.names,
+            min_side=0,
         )
         path = folder / f"{Path(unseen.file_name(index)).stem}.jpg"
         save_picture(pair, path)
         hits = count_hits(truth.boxes, truth.labels, found)
         objects = len(truth.labels)
         missed, surplus = objects - hits, len(found) - hits
-        note = f"{hits} of {objects} found" + (f", {surplus} too many" if surplus else "")
+        note = f"{hits} of {objects} found" if missed else f"all {objects} found" if objects > 1 else "found"
+        note += f", {surplus} too many" if surplus else ""
         judged.append((missed + surplus, index, Shown(path, f"scene {index + 1}", note)))
     worst = sorted(judged, key=lambda row: (-row[0], row[1]))[:2]
     rest = [row for row in judged if row not in worst][:10]
@@ -127,6 +133,7 @@ def count_hits(boxes: Any, labels: Any, found: "Detections") -> int:
 def _page(
     options: DemoOptions,
     folder: Path,
+    weights: Path,
     trained: dict[str, Any],
     report: dict[str, Any],
     pictures: list[Shown],
@@ -136,11 +143,16 @@ def _page(
     from twostage.environment import environment
 
     objects = report["settings"]["objects_per_class"]
-    run = Path(trained["out"])
-    plots = [("loss.png", "Losses and AP"), ("pr.png", "Precision and recall"), ("confusion.png", "Confusion")]
+    run = weights.parent.parent
+    plots = [
+        Shown(run / "loss.png", "Losses, AP and learning rate", wide=True),
+        Shown(run / "pr.png", "Precision and recall", wide=True),
+        Shown(run / "confusion.png", "Confusion"),
+        Shown(run / "labels.png", "What the training scenes hold"),
+    ]
     return Page(
         folder=folder,
-        weights=Path(trained["weights"]),
+        weights=weights,
         scenes=folder / "scenes" / "val",
         minutes=options.minutes,
         train_images=options.train_scenes,
@@ -151,6 +163,6 @@ def _page(
         metrics=report["metrics"],
         per_class={name: {**row, "objects": objects[name]} for name, row in report["per_class"].items()},
         pictures=pictures,
-        plots=[Shown(run / name, title) for name, title in plots if (run / name).exists()],
+        plots=plots,
         environment=environment(),
     )

@@ -15,8 +15,8 @@ from twostage.atomic import write_text
 
 # Shown where there is one picture an unseen scene: a pair, ground truth left, found right.
 _PICTURES_NOTE = (
-    "On the left what is there, on the right what the detector found, with its scores. The first row has the scenes it "
-    "did worst on, and the rest are taken in order, so that the page does not flatter."
+    "On the left what is there, on the right what the detector found, with its scores. The first two are the scenes it "
+    "did worst on, and the rest are the first ones in order, so that the page does not flatter."
 )
 
 
@@ -27,6 +27,7 @@ class Shown:
     path: Path
     title: str
     note: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def own_command() -> str:
 def _lead(page: Page) -> str:
     return (
         f"Faster R-CNN around a net of {page.parameters / 1e6:.1f} million parameters began with random weights, saw "
-        f"{page.train_images} generated scenes for {page.steps} steps, and was scored once on {page.val_images} scenes "
-        "it had never seen. All of it ran on this machine, and nothing was downloaded."
+        f"{page.train_images} generated scenes for {page.steps} steps, and was then scored on {page.val_images} scenes "
+        "it had never seen; nothing was chosen by them. All of it ran on this machine, and nothing was downloaded."
     )
 
 
@@ -112,7 +113,8 @@ def _figure(shown: Shown) -> str:
     data = base64.b64encode(shown.path.read_bytes()).decode()
     title, note = html.escape(shown.title), html.escape(shown.note)
     return (
-        f'<figure><img loading="lazy" alt="{title}" src="data:image/{kind};base64,{data}">'
+        f'<figure class="{"wide" if shown.wide else "half"}">'
+        f'<img loading="lazy" alt="{title}" src="data:image/{kind};base64,{data}">'
         f"<figcaption><b>{title}</b> {note}</figcaption></figure>"
     )
 
@@ -138,7 +140,7 @@ def _files(page: Page) -> list[tuple[str, str]]:
     run = page.weights.parent.parent.name
     return [
         (
-            f"{run}/weights/best.safetensors",
+            f"{run}/weights/{page.weights.name}",
             "the detector: weights, class names, preprocessing, metrics",
         ),
         (f"{run}/metrics.csv", "losses and AP as they were measured"),

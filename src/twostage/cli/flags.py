@@ -62,6 +62,8 @@ def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
         show=not _is_dict(hint),
         consume_multiple=each.kw_only and each.name != "set" and _is_variadic(hint),
         negative_iterable=(),
+        # So that `-`, standard input, is a source; `settings.fill` refuses what is an option misspelt.
+        allow_leading_hyphen=not each.kw_only and _is_variadic(hint),
         json_list=False,
     )
     kind = inspect.Parameter.KEYWORD_ONLY if each.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD

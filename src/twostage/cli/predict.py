@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.verb import Outcome, verb
-from twostage.errors import UsageError, nearest
+from twostage.errors import DataError, UsageError, nearest
 from twostage.folders import new_folder
 from twostage.options import option, validate
 
@@ -71,15 +71,20 @@ def predict(options: PredictOptions) -> Outcome:
     )
     keeper = Keeper(new_folder(options.save, "--save"), options.formats) if options.save else None
     images = []
-    for detections in found:
-        images.append(detections.to_dict())
-        print(_line(detections))
-        if keeper:
-            keeper.keep(detections)
+    failure = None
+    try:
+        for detections in found:
+            images.append(detections.to_dict())
+            print(_line(detections))
+            if keeper:
+                keeper.keep(detections)
+    except DataError as error:
+        # Pictures that cannot be read are named at the end: the others are done by then, and are kept.
+        failure = error
     if keeper:
         keeper.finish()
         print(f"Saved to {options.save}")
-    return Outcome({"images": images})
+    return Outcome({"images": images}, failure)
 
 
 class Keeper:

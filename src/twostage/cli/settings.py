@@ -24,11 +24,19 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
     for argument in arguments:
         for token in argument.tokens:
             if token.keyword is None:
+                refuse_option(token.value, arguments)
                 refuse_assignment(token.value, known)
     if "set" in known:
         given |= _fill_from_set(known, given)
     if "config" in known and known["config"].tokens:
         _fill_from_file(Path(known["config"].tokens[-1].value), known, given)
+
+
+def refuse_option(text: str, arguments: ArgumentCollection) -> None:
+    """Raise UsageError when an argument looks like an option: it is none of the verb's, or it would not be here."""
+    if text.startswith("-") and text != "-":
+        flags = [name for argument in arguments if argument.show for name in argument.names]
+        raise UsageError(f"unknown option {text}. {nearest(text.partition('=')[0], flags)}")
 
 
 def refuse_assignment(text: str, known: Any) -> None:
