@@ -113,8 +113,8 @@ def test_pictures_of_other_kinds_are_noted(make_voc: Callable[..., Path]) -> Non
     report = check(root)
     assert report.ok
     assert [f.file for f in of_code(report, "wrong-extension")] == [str(folder / "a.jpg")]
-    assert {f.message.split()[4].rstrip(",") for f in of_code(report, "pixel-format")} == {"CMYK", "RGBA", "I;16"}
-    assert "1 pictures" in of_code(report, "exif-turned")[0].message
+    assert {f.message.split()[3].rstrip(":") for f in of_code(report, "pixel-format")} == {"CMYK", "RGBA", "I;16"}
+    assert "EXIF tag: 1;" in of_code(report, "exif-turned")[0].message
 
 
 def test_notes_on_objects_and_classes(make_coco: Callable[..., Path]) -> None:

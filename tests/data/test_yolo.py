@@ -38,7 +38,7 @@ def test_pictures_without_label_file_have_no_objects_and_are_counted(make_yolo: 
     assert np.diff(dataset.offsets).tolist() == [1, 0]
     (note,) = dataset.faults
     assert (note.code, note.severity) == ("unannotated-images", "note")
-    assert "1 pictures" in note.message
+    assert note.message.endswith("1, 'b.png' the first")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
@@ -17,14 +17,12 @@ from twostage.data.files import shown
 from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, FlatMasks, FlatStrings, Mask, pack_polygons, to_rle
 from twostage.data.images import SIDEWAYS, Header
 from twostage.data.probe import probe
+from twostage.data.table import Row, Table
 from twostage.data.upright import turn_boxes, turn_mask
 from twostage.errors import DataError
 
 # How far over the border rounded coordinates may reach before it counts as a fault, in pixels.
 SLACK = 0.1
-
-# image, source, label, annotation id, crowd, difficult, area, x1, y1, x2, y2
-Row = tuple[int, int, int, int, int, int, float, float, float, float, float]
 
 
 @dataclass
@@ -107,7 +105,7 @@ class Builder:
 
     def build(self, on_error: OnError = "default") -> Dataset:
         """The data set. Raises FaultyDataError with all faults where `on_error` does not allow to go on."""
-        table = _Table.of(self._rows)
+        table = Table.of(self._rows)
         sizes, turns = self.measure()
         order = np.argsort(table.image, kind="stable")
         table, masks = table.take(order), [self._masks[i] for i in order]
@@ -171,7 +169,7 @@ class Builder:
             fix = "Check that the boxes belong to this picture, then correct the size"
             self.report("size-mismatch", shown(self._paths[image], self.root), "", message, fix)
 
-    def _turn(self, table: "_Table", masks: list[Mask], sizes: np.ndarray, turns: np.ndarray) -> None:
+    def _turn(self, table: Table, masks: list[Mask], sizes: np.ndarray, turns: np.ndarray) -> None:
         for row in np.flatnonzero(turns[table.image] > 1):
             image = table.image[row]
             width, height = sizes[image].tolist()
@@ -179,7 +177,7 @@ class Builder:
             table.boxes[row] = turn_boxes(table.boxes[row][None], turn, height, width)[0]
             masks[row] = turn_mask(masks[row], turn, height, width)
 
-    def _judge(self, table: "_Table", sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
+    def _judge(self, table: Table, sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
         """Which objects can be used; their boxes are clipped in place, everything dropped or clipped is reported."""
         boxes = table.boxes
         height, width = sizes[table.image].astype(np.float64).T.reshape(2, -1)
@@ -208,7 +206,7 @@ class Builder:
         table.boxes[:] = np.where(np.isfinite(clipped), clipped, 0)
         return np.asarray(finite & ~inverted & ~thin & ~outside)
 
-    def _fitting(self, table: "_Table", masks: list[Mask], sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
+    def _fitting(self, table: Table, masks: list[Mask], sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
         """Which objects have no run lengths, or run lengths of the size of their image; the others are reported."""
         fits = np.ones(len(masks), dtype=bool)
         for row, mask in enumerate(masks):
@@ -221,15 +219,13 @@ class Builder:
                 self.report("broken-mask", file, where, f"{message}{sizes[image, 0]}", fix)
         return fits
 
-    def _report_box(
-        self, code: str, table: "_Table", row: int, size: tuple[float, float], message: str, fix: str
-    ) -> None:
+    def _report_box(self, code: str, table: Table, row: int, size: tuple[float, float], message: str, fix: str) -> None:
         file, where = self.place(int(table.image[row]), int(table.source[row]))
         box = ", ".join(f"{v:.7g}" for v in table.boxes[row])
         seen = f"{message}: xyxy [{box}] on {size[0]:g} x {size[1]:g}"
         self.report(code, file, where, seen, fix)
 
-    def _masks_of(self, table: "_Table", masks: list[Mask], sizes: np.ndarray) -> FlatMasks | None:
+    def _masks_of(self, table: Table, masks: list[Mask], sizes: np.ndarray) -> FlatMasks | None:
         """All masks, and the areas that were not stated: the mask's where there is one, else the box's."""
         missing = np.array([m.kind == NONE for m in masks], dtype=bool)
         unknown = np.isnan(table.area)
@@ -254,10 +250,10 @@ class Builder:
         stopping = {"default": ("error",), "fail": ("error", "repair"), "skip": ()}[on_error]
         found = [f for f in self.faults if f.severity in stopping]
         if found:
-            heading = f"{self.root}: {len(found)} faults in the split {self.split!r} ({self.layout} layout)."
+            heading = f"{self.root}: faults in the split {self.split!r} ({self.layout} layout)."
             raise FaultyDataError(f"{heading} --on-error skip leaves out what is wrong.", found)
 
-    def _dataset(self, table: "_Table", masks: FlatMasks | None, sizes: np.ndarray, good: np.ndarray) -> Dataset:
+    def _dataset(self, table: Table, masks: FlatMasks | None, sizes: np.ndarray, good: np.ndarray) -> Dataset:
         images = np.flatnonzero(good)
         counts = np.bincount(table.image, minlength=len(good))[images]
         return Dataset(
@@ -280,28 +276,3 @@ class Builder:
             paths=FlatStrings.of([self._paths[i] for i in images]),
             faults=tuple(self.faults),
         )
-
-
-@dataclass
-class _Table:
-    """The objects as columns."""
-
-    image: Int64[np.ndarray, " b"]
-    source: Int64[np.ndarray, " b"]
-    label: Int64[np.ndarray, " b"]
-    annotation_id: Int64[np.ndarray, " b"]
-    crowd: Int64[np.ndarray, " b"]
-    difficult: Int64[np.ndarray, " b"]
-    area: Float64[np.ndarray, " b"]
-    boxes: Float64[np.ndarray, "b 4"]
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> "_Table":
-        columns = list(zip(*rows, strict=True)) or [()] * 11
-        image, source, label, annotation_id, crowd, difficult = (np.array(c, dtype=np.int64) for c in columns[:6])
-        area, boxes = np.array(columns[6], np.float64), np.array(columns[7:], np.float64).T.reshape(-1, 4)
-        return cls(image, source, label, annotation_id, crowd, difficult, area, boxes)
-
-    def take(self, rows: np.ndarray) -> "_Table":
-        """These rows, copied."""
-        return _Table(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))

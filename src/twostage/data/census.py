@@ -78,10 +78,10 @@ def image_notes(datasets: Sequence[Dataset], look: Callable[[str], Header]) -> I
     for mode, paths in modes.items():
         done = {"CMYK": "converted without colour profile", "RGBA": "alpha dropped", "LA": "alpha dropped"}
         how = done.get(mode, "only the high byte is kept" if mode.startswith("I") else "converted to RGB")
-        yield fault("pixel-format", paths[0], "", f"{len(paths)} pictures of mode {mode}, {how}", "Nothing to do")
+        yield fault("pixel-format", paths[0], "", f"pictures of mode {mode}: {len(paths)}; {how}", "Nothing to do")
     turned = [path for path, header in headers.items() if header.orientation != 1]
     if turned:
-        message = f"{len(turned)} pictures are turned by their EXIF tag; boxes are read on the upright picture"
+        message = f"pictures turned by their EXIF tag: {len(turned)}; boxes are read on the upright picture"
         yield fault("exif-turned", turned[0], "", message, "Nothing to do")
 
 

@@ -115,7 +115,7 @@ def read_voc(
             continue
         _add(builder, image, found, first, label_of)
     if bare and not listed:
-        message = f"{len(bare)} pictures have no XML and count as images without objects, {bare[0]!r} among them"
+        message = f"pictures without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", shown(folder, root), "", message, "Annotate them, or take them away")
     return builder.build(on_error)
 

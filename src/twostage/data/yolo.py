@@ -27,7 +27,10 @@ DEEPEST_YAML = 50  # brackets in brackets; PyYAML's time grows with the square o
 def yolo_splits(path: Path) -> tuple[str, ...]:
     """The splits that a data.yaml names. Raises FaultyDataError."""
     document = _load(path)
-    return tuple(key for key in SPLIT_KEYS if document.get(key))
+    splits = tuple(key for key in SPLIT_KEYS if document.get(key))
+    if not splits:
+        _broken(path, f"names no split; it may have {', '.join(SPLIT_KEYS)}")
+    return splits
 
 
 def read_yolo(
@@ -63,7 +66,7 @@ def read_yolo(
             rows.append([])
             bare.append(picture.name)
     if bare:
-        message = f"{len(bare)} pictures have no label file and count as images without objects, {bare[0]!r} among them"
+        message = f"pictures without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", path.name, split, message, "Write an empty label file if that is meant")
     sizes, _ = builder.measure()
     for image, found in enumerate(rows):
