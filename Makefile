@@ -3,7 +3,7 @@
 #   make demo    a first look: scenes are made, a detector learns them, a page shows what it found
 #   make test    the tests
 #   make lint    style and types
-#   make bench   the numbers of benchmarks/results, on this machine
+#   make bench   the speed tables of benchmarks/results, on this machine
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
 
@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 build: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel --outdir $(or $(OUT),dist)

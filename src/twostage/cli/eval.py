@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, to_json, verb
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
@@ -110,15 +111,14 @@ def _results(options: EvalOptions, dataset: "Dataset") -> "Results":
     if options.predictions is not None:
         read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
         return read(options.predictions, dataset)
-    from twostage.detector import Detector
-
-    fields = {"size": options.size, "max_size": options.max_size}
-    detector = Detector.load(
+    assert options.weights is not None
+    detector = load_detector(
         options.weights,
         device=options.device,
         precision=options.precision,
-        **options.model_fields,
-        **{name: value for name, value in fields.items() if value is not None},
+        size=options.size,
+        max_size=options.max_size,
+        fields=options.model_fields,
     )
     return detector.detect_dataset(
         dataset,

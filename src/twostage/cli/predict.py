@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, verb
 from twostage.errors import DataError, UsageError, nearest
 from twostage.folders import new_folder
@@ -56,15 +57,13 @@ def predict(options: PredictOptions) -> Outcome:
 
     Without --save nothing is written: each picture's objects are listed, or put out by --json.
     """
-    from twostage.detector import Detector
-
-    fields = {"size": options.size, "max_size": options.max_size}
-    detector = Detector.load(
+    detector = load_detector(
         options.weights,
         device=options.device,
         precision=options.precision,
-        **options.model_fields,
-        **{name: value for name, value in fields.items() if value is not None},
+        size=options.size,
+        max_size=options.max_size,
+        fields=options.model_fields,
     )
     found = detector.predict(
         list(options.sources), conf=options.conf, iou=options.iou, max_det=options.max_det, batch=options.batch
@@ -115,7 +114,8 @@ class Keeper:
     def finish(self) -> None:
         """Write the results of all pictures."""
         from twostage.atomic import write_text
-        from twostage.cli.verb import to_json
+        from twostage.cli.loading import load_detector
+from twostage.cli.verb import to_json
 
         if "json" in self.formats:
             write_text(self.folder / "results.json", to_json({"images": self._images}))
