@@ -114,8 +114,7 @@ class Keeper:
     def finish(self) -> None:
         """Write the results of all pictures."""
         from twostage.atomic import write_text
-        from twostage.cli.loading import load_detector
-from twostage.cli.verb import to_json
+        from twostage.cli.verb import to_json
 
         if "json" in self.formats:
             write_text(self.folder / "results.json", to_json({"images": self._images}))
