@@ -139,3 +139,16 @@ def test_import_of_the_package_is_cheap() -> None:
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not modules_loaded_by(f"from twostage.cli import main; assert main({arguments!r}) == 0") & HEAVY
+
+
+def test_every_training_option_is_read() -> None:
+    """A flag that does nothing is worse than none. `offline` is kept for the day when something can be fetched."""
+    from dataclasses import fields
+
+    from twostage.training.options import TrainOptions
+    from twostage.training.recipe import Recipe
+
+    text = "".join(path.read_text(encoding="utf-8") for path in MODULES if room_of(path) == "training")
+    recipe = {each.name for each in fields(Recipe)}
+    unread = {each.name for each in fields(TrainOptions) if f"options.{each.name}" not in text} - recipe
+    assert unread <= {"offline"}

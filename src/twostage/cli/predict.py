@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.loading import load_detector
-from twostage.cli.verb import Outcome, verb
+from twostage.cli.verb import Outcome, to_json, verb
 from twostage.errors import DataError, UsageError, nearest
 from twostage.folders import new_folder
 from twostage.options import option, validate
@@ -114,7 +114,6 @@ class Keeper:
     def finish(self) -> None:
         """Write the results of all pictures."""
         from twostage.atomic import write_text
-        from twostage.cli.verb import to_json
 
         if "json" in self.formats:
             write_text(self.folder / "results.json", to_json({"images": self._images}))
