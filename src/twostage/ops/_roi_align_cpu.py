@@ -19,23 +19,27 @@ from twostage.ops._memory import empty
 from twostage.ops._roi_bins import Reads, Regions
 from twostage.ops.boxes import precise
 
-_ENTRIES = 1 << 17  # rows read by a chunk
-_BYTES = 1 << 22  # of a chunk of gradients
+_ENTRIES = 1 << 16  # read by a piece
+_BYTES = 1 << 22  # of a piece of the gradient
 
 
-class _Chunk(NamedTuple):
-    """Regions that take equally many samples and cells."""
+class _Group(NamedTuple):
+    """Regions whose bins take equally many samples and cells."""
 
     some: Tensor  # [r], positions among all regions, by level
     regions: Regions
     samples: tuple[int, int]
     reads: Reads
 
-    def levels(self) -> Iterator[tuple[int, slice]]:
-        """Each level and its part of the regions."""
+    def pieces(self) -> Iterator[tuple[int, slice]]:
+        """Parts of the regions, each of one level, named, and so small that what they read fits the cache."""
         level = self.regions.level.numpy()
-        edges = [0, *(np.flatnonzero(level[1:] != level[:-1]) + 1), len(level)]
-        return ((int(level[i]), slice(i, j)) for i, j in pairwise(edges))
+        edges = [0, *(np.flatnonzero(level[1:] != level[:-1]) + 1).tolist(), len(level)]
+        (by, cy, _), (bx, cx, _) = self.reads.rows.shape, self.reads.columns.shape
+        step = max(1, _ENTRIES // (by * bx * cy * cx))
+        for first, last in pairwise(edges):
+            for start in range(first, last, step):
+                yield int(level[first]), slice(start, min(start + step, last))
 
 
 def forward(
@@ -53,20 +57,15 @@ def forward(
     tables = [table(feature) for feature in features]
     bins, channels = size[0] * size[1], features[0].shape[1]
     out = empty((levels.numel(), bins * channels), features[0].dtype)
-    for chunk in _chunks(boxes, levels, shapes, scales, size, ratio, aligned, max_samples):
-        regions = len(chunk.some)
-        rows, weight = (
-            entries.view(-1, regions).t().reshape(regions, bins, -1)
-            for entries in (chunk.reads.rows, chunk.reads.weight().to(out.dtype))
-        )
-        for level, part in chunk.levels():
+    for group in _groups(boxes, levels, shapes, scales, size, ratio, aligned, max_samples):
+        for level, part in group.pieces():
             found = embedding_bag(
-                rows[part].flatten(0, 1),
+                roi_bins.by_bin(group.reads.entries(part)),
                 tables[level],
                 mode="sum",
-                per_sample_weights=weight[part].flatten(0, 1),
+                per_sample_weights=roi_bins.by_bin(group.reads.weights(part).to(out.dtype)),
             )
-            out.index_copy_(0, chunk.some[part], found.view(-1, bins * channels))
+            out.index_copy_(0, group.some[part], found.view(-1, bins * channels))
     return out.view(*levels.shape, *size, channels)
 
 
@@ -85,11 +84,11 @@ def features_gradient(
     maps = list(zip(shapes[::2], shapes[1::2], strict=True))
     entries: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in maps]
     number = torch.arange(size[0] * size[1], dtype=torch.int32).view(*size, 1, 1, 1)
-    for chunk in _chunks(boxes, levels, maps, scales, size, ratio, aligned, max_samples):
-        rows, weight = chunk.reads.rows, chunk.reads.weight()
-        bins = (chunk.some.int() * number.numel() + number).expand(rows.shape)
-        for level, part in chunk.levels():
-            entries[level].append((rows[..., part].flatten(), bins[..., part].flatten(), weight[..., part].flatten()))
+    for group in _groups(boxes, levels, maps, scales, size, ratio, aligned, max_samples):
+        for level, part in group.pieces():
+            rows, weight = group.reads.entries(part), group.reads.weights(part)
+            bins = (group.some[part].int() * number.numel() + number).expand(rows.shape)
+            entries[level].append((rows.flatten(), bins.flatten(), weight.flatten()))
     n, channels = len(levels), gradient.shape[-1]
     of_bins = gradient.reshape(-1, channels)
     found = []
@@ -120,16 +119,15 @@ def boxes_gradient(
     tables = [table(feature) for feature in features]
     of_bins = gradient.reshape(levels.numel(), *size, gradient.shape[-1])
     out = torch.zeros_like(precise(boxes)).view(-1, 4)
-    for chunk in _chunks(boxes, levels, shapes, scales, size, ratio, aligned, max_samples):
-        rows = chunk.reads.rows
-        slopes = torch.zeros(rows.shape, dtype=out.dtype)
-        for level, part in chunk.levels():
-            of = of_bins[chunk.some[part]].to(out.dtype).permute(1, 2, 0, 3)  # [by, bx, r, c]
-            for y in range(rows.shape[2]):
-                for x in range(rows.shape[3]):
-                    read = tables[level][rows[:, :, y, x, part]]
-                    slopes[:, :, y, x, part] = (read.to(out.dtype) * of).sum(-1)
-        out[chunk.some] = roi_bins.boxes_gradient(chunk.regions, chunk.reads, chunk.samples, slopes, aligned=aligned)
+    for group in _groups(boxes, levels, shapes, scales, size, ratio, aligned, max_samples):
+        slopes = []
+        for level, part in group.pieces():
+            rows = group.reads.entries(part)
+            of = of_bins[group.some[part]].to(out.dtype).permute(1, 2, 0, 3)  # [by, bx, r, c]
+            each = [(tables[level][cell].to(out.dtype) * of).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
+            slopes.append(torch.stack(each, dim=2).view(rows.shape))
+        slope = torch.cat(slopes, dim=-1)
+        out[group.some] = roi_bins.boxes_gradient(group.regions, group.reads, group.samples, slope, aligned=aligned)
     return out.view(boxes.shape)
 
 
@@ -138,7 +136,7 @@ def table(feature: Tensor) -> Tensor:
     return feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
 
 
-def _chunks(
+def _groups(
     boxes: Tensor,
     levels: Tensor,
     shapes: Sequence[tuple[int, int]],
@@ -147,8 +145,8 @@ def _chunks(
     ratio: int,
     aligned: bool,
     max_samples: int | None,
-) -> Iterator[_Chunk]:
-    """All regions, sorted by how much they read, then by level, then by where on the map: neighbours share rows."""
+) -> Iterator[_Group]:
+    """All regions by how much their bins read, then by level, then by place on the map: neighbours share rows."""
     regions = roi_bins.locate(
         boxes,
         levels,
@@ -167,11 +165,9 @@ def _chunks(
     row = regions.first + regions.y.low.clamp(min=0).minimum(regions.y.extent).int() * regions.width
     for alike in _equal(columns, (row.numpy(), regions.level.numpy())):
         samples_y, cells_y, samples_x, cells_x = columns[:, alike[0]].tolist()
-        samples, cells = (samples_y, samples_x), (cells_y, cells_x)
-        step = max(1, _ENTRIES // (size[0] * size[1] * cells_y * cells_x))
-        for some in torch.split(torch.from_numpy(alike), step):
-            here = regions.take(some)
-            yield _Chunk(some, here, samples, roi_bins.read(here, size, samples, cells))
+        some = torch.from_numpy(alike)
+        here, samples = regions.take(some), (samples_y, samples_x)
+        yield _Group(some, here, samples, roi_bins.read(here, size, samples, (cells_y, cells_x)))
 
 
 def _equal(columns: NDArray, then: tuple[NDArray, ...]) -> list[NDArray]:

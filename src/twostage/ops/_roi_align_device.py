@@ -11,6 +11,8 @@ from twostage.ops._roi_align_cpu import table
 from twostage.ops._roi_bins import Reads, Regions
 from twostage.ops.boxes import precise
 
+_ALL = slice(None)
+
 
 def forward(
     features: Sequence[Tensor],
@@ -26,8 +28,8 @@ def forward(
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
     _, reads, _ = _reads(boxes, levels, shapes, scales, size, ratio, aligned, max_samples)
     tables = torch.cat([table(feature) for feature in features])
-    rows, weight = _by_bin(reads.rows), _by_bin(reads.weight().to(tables.dtype))
-    bins = embedding_bag(rows, tables, mode="sum", per_sample_weights=weight)
+    rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
+    bins = embedding_bag(rows, tables, mode="sum", per_sample_weights=weight.to(tables.dtype))
     return bins.view(*levels.shape, *size, tables.shape[1])
 
 
@@ -47,7 +49,7 @@ def features_gradient(
     maps = list(zip(shapes[::2], shapes[1::2], strict=True))
     totals = [n * height * width for height, width in maps]
     _, reads, _ = _reads(boxes, levels, maps, scales, size, ratio, aligned, max_samples)
-    rows = _by_bin(reads.rows)
+    rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
     per_bin = rows.shape[1]
     rows, order = rows.flatten().sort(stable=True)
     offsets = torch.searchsorted(rows, torch.arange(sum(totals), dtype=rows.dtype, device=rows.device), out_int32=True)
@@ -56,7 +58,7 @@ def features_gradient(
         gradient.reshape(-1, channels),
         offsets,
         mode="sum",
-        per_sample_weights=_by_bin(reads.weight()).flatten()[order].to(gradient.dtype),
+        per_sample_weights=weight.flatten()[order].to(gradient.dtype),
     )
     # Cloned: what an operator returns must not share memory.
     return [
@@ -82,15 +84,10 @@ def boxes_gradient(
     tables = torch.cat([table(feature) for feature in features])
     of_bins = precise(gradient.reshape(levels.numel(), *size, -1)).permute(1, 2, 0, 3)  # [by, bx, r, c]
     # One cell of every bin after the other: all at once would take the memory of the result for each of them.
-    cells = [(tables[cell].to(of_bins.dtype) * of_bins).sum(-1) for cell in reads.rows.flatten(2, 3).unbind(2)]
-    slopes = torch.stack(cells, dim=2).view(reads.rows.shape).to(precise(boxes).dtype)
+    rows = reads.entries(_ALL)
+    each = [(tables[cell].to(of_bins.dtype) * of_bins).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
+    slopes = torch.stack(each, dim=2).view(rows.shape).to(precise(boxes).dtype)
     return roi_bins.boxes_gradient(regions, reads, samples, slopes, aligned=aligned).view(boxes.shape)
-
-
-def _by_bin(entries: Tensor) -> Tensor:
-    """[bins, cells] of all regions, from [by, bx, cy, cx, r]."""
-    by, bx, cy, cx, r = entries.shape
-    return entries.permute(4, 0, 1, 2, 3).reshape(r * by * bx, cy * cx)
 
 
 def _reads(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int, Int32, Shaped
 from torch import Tensor
 
 from twostage.ops.boxes import precise
@@ -43,15 +43,20 @@ class Regions(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """The rows that every bin reads, and the weights of the bins' rows and columns of cells."""
+    """What bins read along y and along x; a bin reads all pairs."""
 
-    rows: Int32[Tensor, "by bx cy cx r"]
-    y: Float[Tensor, "by cy r"]
-    x: Float[Tensor, "bx cx r"]
+    rows: Int32[Tensor, "by cy r"]  # of the table of maps, where the map's own row begins
+    columns: Int32[Tensor, "bx cx r"]
+    weight_y: Float[Tensor, "by cy r"]
+    weight_x: Float[Tensor, "bx cx r"]
 
-    def weight(self) -> Float[Tensor, "by bx cy cx r"]:
-        """The weight of each row in its bin."""
-        return self.y[:, None, :, None] * self.x[None, :, None, :]
+    def entries(self, part: slice) -> Int32[Tensor, "by bx cy cx p"]:
+        """The rows of the table that the bins of some regions read."""
+        return self.rows[:, None, :, None, part] + self.columns[None, :, None, :, part]
+
+    def weights(self, part: slice) -> Float[Tensor, "by bx cy cx p"]:
+        """The weight of each entry in its bin."""
+        return self.weight_y[:, None, :, None, part] * self.weight_x[None, :, None, :, part]
 
 
 def locate(
@@ -103,8 +108,13 @@ def read(regions: Regions, size: Sequence[int], samples: tuple[int, int], cells:
     """What the bins of regions read, with so many samples and cells along y and x; see `_along`."""
     y, weight_y = _along(regions.y, size[0], samples[0], cells[0])
     x, weight_x = _along(regions.x, size[1], samples[1], cells[1])
-    y = y * regions.width + regions.first
-    return Reads(y[:, None, :, None] + x[None, :, None, :], weight_y, weight_x)
+    return Reads(y * regions.width + regions.first, x, weight_y, weight_x)
+
+
+def by_bin(entries: Shaped[Tensor, "by bx cy cx r"]) -> Shaped[Tensor, "bins cells"]:
+    """The entries of each bin side by side, regions first: what `embedding_bag` takes."""
+    by, bx, cy, cx, r = entries.shape
+    return entries.view(by * bx * cy * cx, r).t().contiguous().view(r * by * bx, cy * cx)
 
 
 def boxes_gradient(
@@ -116,8 +126,8 @@ def boxes_gradient(
     aligned: bool,
 ) -> Float[Tensor, "r 4"]:
     """The gradient in the boxes, given that in the weight of each row of each bin."""
-    low_y, size_y = _along_gradient(regions.y, samples[0], (slopes * reads.x[None, :, None, :]).sum((1, 3)))
-    low_x, size_x = _along_gradient(regions.x, samples[1], (slopes * reads.y[:, None, :, None]).sum((0, 2)))
+    low_y, size_y = _along_gradient(regions.y, samples[0], (slopes * reads.weight_x[None, :, None, :]).sum((1, 3)))
+    low_x, size_x = _along_gradient(regions.x, samples[1], (slopes * reads.weight_y[:, None, :, None]).sum((0, 2)))
     if not aligned:  # sizes below a cell were raised to it
         size_y, size_x = size_y * (regions.y.size > 1), size_x * (regions.x.size > 1)
     return torch.stack([low_x - size_x, low_y - size_y, size_x, size_y], dim=-1) * regions.scale[:, None]
