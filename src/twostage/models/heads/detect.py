@@ -14,7 +14,8 @@ from twostage.models.fields import Fields
 from twostage.models.proposals.rpn import Proposals
 from twostage.ops.boxes import clip
 from twostage.ops.deltas import decode
-from twostage.ops.nms import nms, soft_nms
+from twostage.ops.nms import nms
+from twostage.ops.soft_nms import soft_nms
 
 
 class Found(NamedTuple):
@@ -58,31 +59,27 @@ def detect(
     flat_boxes, flat_scores = boxes.flatten(1, 2), scores.flatten(1)
     groups = None if fields.nms_across_classes else label
     candidates = fields.candidates or p * _classes_above(fields.score_threshold, k)
+    competing = flat_boxes, flat_scores, groups, valid.flatten(1)
     if fields.soft_nms == "off":
-        kept = nms(
-            flat_boxes, flat_scores, groups, valid.flatten(1), iou=fields.nms, top=fields.max_det, candidates=candidates
-        )
-        kept_scores = flat_scores.gather(1, kept.index)
+        index, kept, overflow = nms(*competing, iou=fields.nms, top=fields.max_det, candidates=candidates)
+        kept_scores = flat_scores.gather(1, index)
     else:
-        kept, kept_scores = soft_nms(
-            flat_boxes,
-            flat_scores,
-            groups,
-            valid.flatten(1),
+        index, kept_scores, kept = soft_nms(
+            *competing,
             method=fields.soft_nms,
             iou=fields.nms,
             sigma=fields.soft_nms_sigma,
-            score_threshold=fields.score_threshold,
+            min_score=fields.score_threshold,
             top=fields.max_det,
-            candidates=candidates,
         )
+        overflow = torch.zeros(n, dtype=torch.bool, device=scores.device)
     return Found(
-        boxes=flat_boxes.gather(1, kept.index[..., None].expand(-1, -1, 4)),
-        scores=kept_scores.where(kept.valid, 0.0),
-        labels=label.gather(1, kept.index),
-        proposals=kept.index // k,
-        valid=kept.valid,
-        overflow=kept.overflow,
+        boxes=flat_boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+        scores=kept_scores.where(kept, 0.0),
+        labels=label.gather(1, index),
+        proposals=index // k,
+        valid=kept,
+        overflow=overflow,
     )
 
 
