@@ -11,11 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.models.resnet import Bottleneck
 
 OBJECTNESS = (3.0, -2.0)  # standard deviation and mean of the logits
 RPN_DELTAS = (0.3, 0.0)
 CLASSES = (2.0, 0.0)  # with 80 classes the best scores of an image lie between 0.1 and 0.9
 BOX_DELTAS = (1.0, 0.0)  # a tenth of a box's width, a fifth of its logarithm
+RESIDUAL = 0.25
+SIDE = 400  # photos are no larger than this while statistics are taken, so that many fit into memory
 
 
 @torch.no_grad()
@@ -25,7 +29,10 @@ def calibrated(
     """A torchvision detector for `num_classes` (background not counted), calibrated on photos [3, h, w] in 0..1."""
     torch.manual_seed(seed)
     model = build(weights=None, weights_backbone=None, num_classes=num_classes + 1, **settings).eval()
+    _calm(model.backbone.body)
+    own, model.transform.min_size = model.transform.min_size, (min(SIDE, *model.transform.min_size),)
     images, _ = model.transform(list(photos))
+    model.transform.min_size = own
     maps = _standardise(model.backbone.body, lambda: model.backbone.body(images.tensors))
     maps = _standardise(model.backbone.fpn, lambda: model.backbone.fpn(maps))
 
@@ -41,6 +48,19 @@ def calibrated(
     for layer, spread in ((heads.box_predictor.cls_score, CLASSES), (heads.box_predictor.bbox_pred, BOX_DELTAS)):
         _spread(layer, lambda: heads.box_predictor(vectors), *spread)
     return model
+
+
+def _calm(body: nn.Module) -> None:
+    """Let residual branches weigh less than what they are added to, as training does.
+
+    With equal weights a random normalised network is chaotic: each layer enlarges any rounding by a fifth, and fifty
+    layers by ten thousand, in torchvision's own arithmetic as in any other.
+    """
+    for module in body.modules():
+        if isinstance(module, Bottleneck):
+            module.bn3.weight.fill_(RESIDUAL)
+        if isinstance(module, InvertedResidual) and module.use_res_connect:
+            module.block[-1][1].weight.fill_(RESIDUAL)
 
 
 def _standardise(module: nn.Module, forward: Callable[[], Any]) -> Any:

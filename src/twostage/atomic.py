@@ -15,17 +15,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # Only the beginning of the name: the system limits its length, and the random part comes on top.
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o666 & ~_umask())  # noqa: PTH101
         os.replace(beside, path)  # noqa: PTH105
+        beside = None
     except OSError as error:
-        if beside is not None:
-            Path(beside).unlink(missing_ok=True)
         raise TwostageError(f"{path}: cannot be written: {error.strerror or error}.") from None
+    finally:
+        if beside is not None:  # Ctrl-C passes here too
+            Path(beside).unlink(missing_ok=True)
 
 
 def write_text(path: Path, content: str) -> None:

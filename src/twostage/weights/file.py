@@ -84,6 +84,11 @@ def read_card(path: Path, text: str) -> Card:
             raise DataError(
                 f"{path}: written by twostage {content['version']}; this is {__version__}: update twostage."
             )
-        return Card(**{**content, "names": tuple(content["names"])})
+        model, names, fields = content["model"], content["names"], content["fields"]
+        if not (isinstance(model, str) and isinstance(fields, dict) and isinstance(names, list) and names):
+            raise TypeError(f"model {model!r}, names {names!r}")
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"names {names!r}")
+        return Card(**{**content, "names": tuple(names)})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: its header does not describe a detector ({error!r}).") from None

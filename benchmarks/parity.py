@@ -1,0 +1,353 @@
+"""Same weights, same photos, same detections as torchvision?
+
+    python benchmarks/parity.py --data FOLDER [--out benchmarks/results/parity.md]
+
+torchvision's four Faster R-CNNs, calibrated on real photos (see `_calibrated`), are imported through
+`Detector.from_state_dict` and run beside the originals on photos of different sizes, one at a time and four on a
+canvas; then both give their training losses on the same sampled anchors and regions. FOLDER holds
+`coco-photos/instances.json` and `coco-photos/images/`; by default it is `data` in the folder that TWOSTAGE_DATA names.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from _calibrated import calibrated
+from _timing import finish, hardware, table
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from twostage import Detector
+from twostage.data.batch import stack_targets
+from twostage.data.images import read_image
+from twostage.inference.predictor import make_batch, to_arrays
+from twostage.models.targets.matching import NEGATIVE
+from twostage.models.targets.sampling import Sample
+from twostage.models.two_stage import Samplers
+
+MODELS = (
+    "faster_rcnn_resnet50_fpn",
+    "faster_rcnn_resnet50_fpn_v2",
+    "faster_rcnn_mobilenet_v3_large_fpn",
+    "faster_rcnn_mobilenet_v3_large_320_fpn",
+)
+SCORE_TIE = 1e-5
+MEDIAN_PX, MAX_PX, LOSS = 1e-3, 1e-2, 1e-4
+DISTINCT = 20
+
+
+class Photo(NamedTuple):
+    """A photo in RGB and its ground truth without crowds."""
+
+    name: str
+    image: np.ndarray
+    boxes: Tensor
+    labels: Tensor
+
+
+class Found(NamedTuple):
+    """Detections on a photo's own pixels, best first."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@dataclass
+class Tally:
+    """What two lists of detections have in common, summed over photos."""
+
+    photos: int = 0
+    detections: int = 0
+    fewest_distinct: int = 10**9
+    swapped: int = 0
+    at_the_end: int = 0
+    different: list[str] = field(default_factory=list)
+    pixels: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+
+    def add(self, name: str, theirs: Found, ours: Found) -> None:
+        """Compare the detections of one photo, place by place."""
+        self.photos += 1
+        self.detections += len(theirs.boxes)
+        self.fewest_distinct = min(self.fewest_distinct, len(theirs.boxes.round().unique(dim=0)))
+        free = set(range(len(ours.boxes)))
+        for place in range(len(theirs.boxes)):
+            partner = self._partner(place, theirs, ours, free)
+            if partner is None:
+                if self._at_the_end(theirs, place):
+                    self.at_the_end += 1
+                else:
+                    self.different.append(f"{name}: torchvision's number {place + 1} of {len(theirs.boxes)}")
+                continue
+            free.remove(partner)
+            self.swapped += partner != place
+            self.pixels.append((ours.boxes[partner] - theirs.boxes[place]).abs())
+            self.scores.append((ours.scores[partner] - theirs.scores[place]).abs())
+        self.different += [f"{name}: our number {i + 1}" for i in free if not self._at_the_end(ours, i)]
+
+    def _partner(self, place: int, theirs: Found, ours: Found, free: set[int]) -> int | None:
+        """Our detection of the same class and nearly the same box: at the same place, or a tie away."""
+        for other in sorted(free, key=lambda i: abs(i - place)):
+            same = ours.labels[other] == theirs.labels[place]
+            if same and (ours.boxes[other] - theirs.boxes[place]).abs().max() < 1:
+                low, high = sorted((place, other))
+                between = theirs.scores[low : high + 1]
+                if other == place or float(between.max() - between.min()) < SCORE_TIE:
+                    return other
+        return None
+
+    @staticmethod
+    def _at_the_end(found: Found, place: int) -> bool:
+        """Whether it would have fallen under the table by a score lower by a tie: the last that are kept."""
+        return bool(found.scores[place] - found.scores[-1] < SCORE_TIE) and len(found.scores) >= 100
+
+    def faults(self) -> list[str]:
+        """What misses the numbers to reach."""
+        pixels = torch.cat(self.pixels)
+        faults = [*self.different]
+        if self.fewest_distinct < DISTINCT:
+            faults.append(f"a photo with only {self.fewest_distinct} distinct detections proves nothing")
+        if pixels.median() > MEDIAN_PX:
+            faults.append(f"boxes differ by {pixels.median():.1e} px in the median")
+        if pixels.max() > MAX_PX:
+            faults.append(f"a box differs by {pixels.max():.1e} px")
+        return faults
+
+
+class FirstOfEach(NamedTuple):
+    """The first positives and the first negatives instead of a random draw, for both libraries."""
+
+    count: int
+    positives: int
+
+    def __call__(self, matches: Tensor, seeds: Tensor) -> Sample:
+        """For twostage."""
+        index = torch.zeros(len(matches), self.count, dtype=torch.int64)
+        positive, valid = torch.zeros(2, len(matches), self.count, dtype=torch.bool)
+        for i, row in enumerate(matches):
+            first, second = self.pick(row >= 0, row == NEGATIVE)
+            taken = torch.cat([first, second])
+            index[i, : len(taken)] = taken
+            positive[i, : len(first)] = True
+            valid[i, : len(taken)] = True
+        return Sample(index, positive, valid)
+
+    def for_torchvision(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For torchvision: masks over the boxes of each image."""
+        picked = [self.pick(row >= 1, row == 0) for row in labels]
+        masks = [[torch.zeros(len(row), dtype=torch.bool) for row in labels] for _ in range(2)]
+        for kind in range(2):
+            for mask, index in zip(masks[kind], picked, strict=True):
+                mask[index[kind]] = True
+        return masks[0], masks[1]
+
+    def pick(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of both."""
+        first = positive.nonzero()[: self.positives, 0]
+        return first, negative.nonzero()[: self.count - len(first), 0]
+
+
+def main() -> int:
+    """Compare, print the table, write it where asked; 1 when a number is missed."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    photos = read_photos(options.data / "coco-photos", options.photos)
+    lines, faults = [], []
+    for name in options.models:
+        started = time.monotonic()
+        row, wrong = compare(name, photos, options)
+        lines += row
+        faults += wrong
+        print(*row, *wrong, f"{name}: {time.monotonic() - started:.0f} s", sep="\n", file=sys.stderr, flush=True)
+    finish(report(lines, faults, photos), options.out)
+    return 1 if faults else 0
+
+
+def compare(
+    name: str, photos: Sequence[Photo], options: argparse.Namespace
+) -> tuple[list[tuple[object, ...]], list[str]]:
+    """The table's rows of one model, and what misses the numbers."""
+    names = [str(i) for i in range(80)]
+    sizes = {"min_size": options.size, "max_size": round(options.size * 1333 / 800)} if options.size else {}
+    sample = [torch.from_numpy(p.image).permute(2, 0, 1).float() / 255 for p in photos]
+    build = getattr(detection, name.replace("faster_rcnn", "fasterrcnn"))
+    theirs = calibrated(build, len(names), sample, seed=options.seed, **sizes)
+    ours = Detector.from_state_dict(
+        theirs.state_dict(),
+        source="torchvision",
+        model=name,
+        names=names,
+        device="cpu",
+        **({"size": sizes["min_size"], "max_size": sizes["max_size"]} if sizes else {}),
+    )
+    rows, faults = [], []
+    for batch in options.batch:
+        tally = Tally()
+        for group in groups(photos, batch):
+            pairs = zip(group, their_detections(theirs, group), our_detections(ours, group), strict=True)
+            for photo, expected, found in pairs:
+                tally.add(photo.name, expected, found)
+        worst = max(relative_losses(theirs, ours, group) for group in groups(photos, batch))
+        faults += [f"{name}, batch {batch}: {fault}" for fault in tally.faults()]
+        if worst > LOSS:
+            faults.append(f"{name}, batch {batch}: a loss differs by {worst:.1e}")
+        rows.append(row(name, batch, tally, worst))
+    return rows, faults
+
+
+@torch.inference_mode()
+def their_detections(model: nn.Module, group: Sequence[Photo]) -> list[Found]:
+    """torchvision's, with classes counted from 0."""
+    found = model.eval()([torch.from_numpy(p.image).permute(2, 0, 1).float() / 255 for p in group])
+    return [Found(f["boxes"], f["scores"], f["labels"] - 1) for f in found]
+
+
+@torch.inference_mode()
+def our_detections(detector: Detector, group: Sequence[Photo]) -> list[Found]:
+    """twostage's."""
+    batch = make_batch([p.image for p in group], detector.model.fields)
+    found = detector.model.eval()(batch)
+    arrays = to_arrays(found, batch.sizes, [p.image.shape[:2] for p in group])
+    return [Found(*(torch.from_numpy(one[key]) for key in ("boxes", "scores", "class_ids"))) for one in arrays]
+
+
+@torch.no_grad()
+def relative_losses(theirs: nn.Module, ours: Detector, group: Sequence[Photo]) -> float:
+    """The largest relative difference among the four losses on the same sampled anchors and regions."""
+    anchors, regions = FirstOfEach(256, 128), FirstOfEach(512, 128)
+    training(theirs)
+    theirs.rpn.fg_bg_sampler = anchors.for_torchvision
+    theirs.roi_heads.fg_bg_sampler = regions.for_torchvision
+    expected = theirs(
+        [torch.from_numpy(p.image).permute(2, 0, 1).float() / 255 for p in group],
+        [{"boxes": p.boxes, "labels": p.labels + 1} for p in group],
+    )
+    model = ours.model
+    batch = make_batch([p.image for p in group], model.fields)
+    scale = batch.sizes.float() / torch.tensor([p.image.shape[:2] for p in group], dtype=torch.float32)
+    boxes = [p.boxes * s.flip(0).repeat(2) for p, s in zip(group, scale, strict=True)]
+    targets = stack_targets(boxes, [p.labels for p in group], seeds=[0] * len(group))
+    losses = training(model)(batch, targets, Samplers(anchors, regions))
+    pairs = {"rpn_class": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "class": "loss_classifier"}
+    pairs["box"] = "loss_box_reg"
+    return max(abs(float(losses[a] / expected[b]) - 1) for a, b in pairs.items())
+
+
+def training(model: nn.Module) -> nn.Module:
+    """Training mode with BatchNorm's statistics as they are."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
+def read_photos(folder: Path, count: int) -> list[Photo]:
+    """Photos of as many different sizes as there are, with their objects."""
+    content = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
+    order = {category["id"]: i for i, category in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
+    objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if not annotation["iscrowd"] and min(annotation["bbox"][2:]) > 0:
+            objects[annotation["image_id"]].append(annotation)
+    by_size = {(i["height"], i["width"]): i for i in reversed(content["images"]) if objects[i["id"]]}
+    photos = []
+    for image in islice(by_size.values(), count):
+        boxes = torch.tensor([a["bbox"] for a in objects[image["id"]]], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = torch.tensor([order[a["category_id"]] for a in objects[image["id"]]])
+        photos.append(Photo(image["file_name"], read_image(folder / "images" / image["file_name"]), boxes, labels))
+    return photos
+
+
+def groups(photos: Sequence[Photo], size: int) -> Iterator[Sequence[Photo]]:
+    """The photos, so many at a time."""
+    for start in range(0, len(photos), size):
+        yield photos[start : start + size]
+
+
+HEADER = (
+    "model",
+    "batch",
+    "photos",
+    "detections",
+    "fewest distinct",
+    "same, in order",
+    "ties swapped",
+    "ties cut off",
+    "box median, px",
+    "box max, px",
+    "score max",
+    "losses, relative",
+)
+
+
+def row(name: str, batch: int, tally: Tally, losses: float) -> tuple[object, ...]:
+    """One line of the table."""
+    pixels, scores = torch.cat(tally.pixels), torch.stack(tally.scores)
+    return (
+        name,
+        batch,
+        tally.photos,
+        tally.detections,
+        tally.fewest_distinct,
+        len(scores) - tally.swapped,
+        tally.swapped,
+        tally.at_the_end,
+        f"{pixels.median():.1e}",
+        f"{pixels.max():.1e}",
+        f"{scores.max():.1e}",
+        f"{losses:.1e}",
+    )
+
+
+def report(lines: Sequence[tuple[object, ...]], faults: Sequence[str], photos: Sequence[Photo]) -> str:
+    """The result as Markdown."""
+    shapes = sorted({p.image.shape[:2] for p in photos})
+    return "\n".join(
+        [
+            "# Parity with torchvision",
+            "",
+            f"`python benchmarks/parity.py`: {len(photos)} photos in {len(shapes)} sizes, float32. Wanted: the same "
+            f"detections in the same order (scores closer than {SCORE_TIE:g} may swap or fall to the cut at 100), "
+            f"boxes within {MEDIAN_PX:g} px in the median and {MAX_PX:g} px at most, losses within {LOSS:g}.",
+            "",
+            hardware(),
+            "",
+            table(HEADER, lines),
+            "",
+            *([f"- {fault}" for fault in faults] or ["All reached."]),
+        ]
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = os.environ.get("TWOSTAGE_DATA")
+    parser.add_argument("--data", type=Path, default=Path(root) / "data" if root else None)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS, metavar="MODEL")
+    parser.add_argument("--photos", type=int, default=20)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--size", type=int, help="shortest side instead of the models' own, for a quick look")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("--data is needed, or TWOSTAGE_DATA set to the folder that holds data/coco-photos")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

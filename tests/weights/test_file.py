@@ -1,0 +1,192 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from twostage import __version__
+from twostage.errors import DataError, MissingError, TwostageError, UsageError
+from twostage.models.fields import PAPER, Fields
+from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
+
+CARD = Card(
+    "faster_rcnn_tiny_fpn",
+    ("Blutkörperchen", "white cell"),
+    PAPER.to_dict(),
+    metrics={"AP": 0.612, "AP50": 0.9},
+    licence="CC0",
+)
+
+
+def state() -> dict[str, Tensor]:
+    return {
+        "conv.weight": torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last),
+        "conv.bias": torch.randn(4, requires_grad=True),
+        "half": torch.randn(2, 2).bfloat16(),
+        "counter": torch.tensor(7),
+        "turned": torch.randn(3, 5).T,
+        "nothing": torch.empty(0, 4),
+    }
+
+
+def with_header(path: Path, **changes) -> Path:
+    """A weights file whose entry is changed; a value of ... leaves a key out."""
+    content = json.loads(CARD.to_json()) | changes
+    content = {name: value for name, value in content.items() if value is not ...}
+    save_file({"a": torch.zeros(1)}, path, metadata={KEY: json.dumps(content)})
+    return path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.safetensors"
+    given = state()
+    save_weights(path, given, CARD)
+    card, loaded = load_weights(path)
+    assert (card.model, card.names, card.licence) == (CARD.model, CARD.names, CARD.licence)
+    assert card.metrics == CARD.metrics
+    assert card.version == __version__
+    assert Fields().changed(card.fields) == PAPER
+    assert loaded.keys() == given.keys()
+    for name, tensor in given.items():
+        assert torch.equal(loaded[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+        assert not loaded[name].requires_grad
+
+
+def test_any_reader_of_safetensors_can_read_it(tmp_path: Path) -> None:
+    save_weights(tmp_path / "a.safetensors", state(), CARD)
+    with safe_open(tmp_path / "a.safetensors", "np") as file:
+        header = json.loads(file.metadata()[KEY])
+    assert header["format"] == FORMAT
+    assert header["names"] == [*CARD.names]
+    assert header["fields"]["size"] == 600
+
+
+def test_what_is_read_outlives_the_file(tmp_path: Path) -> None:
+    """A run that overwrites last.safetensors must not change, or crash, who loaded it."""
+    path = tmp_path / "a.safetensors"
+    save_weights(path, {"a": torch.ones(1000)}, CARD)
+    _, loaded = load_weights(path)
+    save_weights(path, {"a": torch.zeros(10)}, CARD)
+    path.unlink()
+    assert loaded["a"].sum() == 1000
+
+
+def test_no_half_written_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save_weights(path, {"a": torch.ones(3)}, CARD)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TwostageError, match=r"a\.safetensors.*No space left"):
+        save_weights(path, {"a": torch.zeros(3)}, CARD)
+    assert load_weights(path)[1]["a"].sum() == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+# --- files that are not ours, or not whole
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"none\.safetensors: no such weights file"):
+        load_weights(tmp_path / "none.safetensors")
+
+
+def test_a_run_folder_shows_the_file_inside(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a folder, not a weights file\.$"):
+        load_weights(tmp_path)
+    save_weights(tmp_path / "weights" / "best.safetensors", state(), CARD)
+    with pytest.raises(UsageError, match=r"Did you mean .*weights.best\.safetensors\?"):
+        load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "cut.safetensors"
+    save_weights(path, state(), CARD)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"cut\.safetensors: not a readable safetensors file"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"not a model at all", b"\xff" * 64, b"PK\x03\x04" + b"\0" * 100, (2**40).to_bytes(8, "little") + b"{}"],
+    ids=["text", "noise", "zip as .pth are", "header longer than the file"],
+)
+def test_other_files_are_refused_unread(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"model\.pth: not a readable safetensors file.*Pickled weights"):
+        load_weights(path)
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"a": Trap()}, tmp_path / "model.pth")
+    with pytest.raises(DataError, match="Pickled weights"):
+        load_weights(tmp_path / "model.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_foreign_safetensors_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    for metadata in (None, {"format": "pt"}):
+        save_file({"a": torch.ones(2)}, path, metadata=metadata)
+        with pytest.raises(DataError, match=r"not a twostage detector.*from_state_dict"):
+            load_weights(path)
+    metadata, tensors = load_tensors(path)
+    assert metadata == {"format": "pt"}
+    assert tensors["a"].tolist() == [1, 1]
+
+
+def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "new.safetensors", format=FORMAT + 1, version="9.0", more="things")
+    with pytest.raises(DataError, match=r"new\.safetensors: written by twostage 9\.0.*update twostage"):
+        load_weights(path)
+
+
+def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
+    """Fields that did not exist yet take their defaults later; `licence` and `metrics` may be absent."""
+    path = with_header(tmp_path / "a.safetensors", version="0.0.1", fields={"size": 320}, licence=..., metrics=...)
+    card, _ = load_weights(path)
+    assert card.fields == {"size": 320}
+    assert card.metrics == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": ...},
+        {"names": "person"},
+        {"names": [1, 2]},
+        {"names": []},
+        {"model": ...},
+        {"model": 3},
+        {"fields": [1, 2]},
+        {"format": ...},
+        {"format": "one"},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_a_header_that_describes_no_detector_is_named(tmp_path: Path, changes: dict) -> None:
+    path = with_header(tmp_path / "odd.safetensors", **changes)
+    with pytest.raises(DataError, match=r"odd\.safetensors: its header does not describe a detector"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", '"text"'])
+def test_a_header_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={KEY: text})
+    with pytest.raises(DataError, match=r"odd\.safetensors: its header does not describe a detector"):
+        load_weights(tmp_path / "odd.safetensors")
