@@ -24,6 +24,9 @@ class TrainOptions:
     model: str = option("faster_rcnn_resnet50_fpn", "Model, by its name in the zoo.", group="Model")
     weights: str | None = option(None, "Weights file to begin with: a detector's or a backbone's.", group="Model")
     freeze: int | None = option(None, "Backbone stages kept as they are, counted from the image.", group="Model", low=0)
+    names: tuple[str, ...] | None = option(
+        None, "Classes to learn, in this order (default: all of the data set's).", group="Model"
+    )
     model_fields: dict[str, Any] = option({}, "Fields of the model, as --set model.FIELD=VALUE.", group="Model")
 
     train_split: str | None = option(None, "Split to learn from (default: train, else trainval).", group="Data")

@@ -16,9 +16,7 @@ from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
 from twostage.data.loader import training_batches
 from twostage.data.order import steps_per_epoch
-from twostage.data.recognise import check_same_classes, default_splits, find_layout, open_dataset
 from twostage.data.workers import default_workers
-from twostage.errors import DataError, UsageError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.inference.device import choose_device
@@ -30,6 +28,7 @@ from twostage.training.optimiser import build_optimizer, freeze
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, Recipe, resolve
+from twostage.training.splits import open_splits
 from twostage.training.start import load_start
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
@@ -38,8 +37,6 @@ from twostage.weights.file import load_weights
 from twostage.weights.fit import load_all
 
 log = logging.getLogger("twostage.training")
-
-NONE = "none"  # the validation split of a run that is not validated
 
 
 @dataclass
@@ -61,7 +58,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
     """See `twostage.training.train`."""
     if options.resume is not None:
         options = replace(read_options(options.resume), quiet=options.quiet, resume=options.resume)
-    train, val = _open(options)
+    train, val = open_splits(options)
     session = _session(options, train)
     if options.resume is None:
         folder = RunFolder.create(options)
@@ -79,55 +76,6 @@ def run(options: TrainOptions) -> dict[str, Any]:
 def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> int:
     """Optimizer steps an epoch."""
     return ceil(steps_per_epoch(len(train), recipe.batch) / options.accumulate)
-
-
-def _open(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
-    """The two splits; what was recognised and what was repaired is said."""
-    assert options.data is not None
-    layout = find_layout(options.data)
-    default_train, default_val = default_splits(layout)
-    train_split = options.train_split or default_train
-    val_split = options.val_split or default_val
-    have = ", ".join(layout.splits)
-    if train_split is None:
-        raise UsageError(
-            f"{options.data}: has no split called train or trainval. Choose by --train-split from: {have}."
-        )
-    if val_split is None or val_split == train_split != NONE:
-        raise UsageError(
-            f"{options.data}: no split to validate on besides {train_split!r} (it has: {have}). "
-            f"Choose one by --val-split, or train without by --val-split {NONE}."
-        )
-    log.info("%s: training on %r, validating on %r", layout, train_split, val_split)
-    opened = []
-    for split in (train_split, val_split):
-        if split == NONE and NONE not in layout.splits:
-            break
-        dataset = open_dataset(
-            options.data,
-            split=split,
-            images=options.images,
-            voc_offset=options.voc_offset,
-            on_error=options.on_error,
-        )
-        for fault in dataset.faults:
-            (log.info if fault.severity == "note" else log.warning)("%s", fault)
-        log.info("%s: %d images, %d objects, classes %s", split, len(dataset), len(dataset.labels), dataset.names)
-        opened.append(dataset)
-    train, val = opened[0], opened[1] if len(opened) > 1 else None
-    if val is not None:
-        check_same_classes(train, val)
-    _require_objects(train)
-    return train, val
-
-
-def _require_objects(train: Dataset) -> None:
-    learnable = ~(train.crowd | train.difficult)
-    if not learnable.any():
-        raise DataError(f"{train.root}: the split {train.split!r} has no object to learn from.")
-    lacking = [name for k, name in enumerate(train.names) if not (learnable & (train.labels == k)).any()]
-    if lacking:
-        log.warning("The split %r has no object of: %s. They cannot be learned.", train.split, ", ".join(lacking))
 
 
 def _model(options: TrainOptions, train: Dataset) -> TwoStage:

@@ -1,0 +1,83 @@
+"""The two splits of a run: one to learn from, one to choose by."""
+
+import logging
+
+from twostage.data.dataset import Dataset, select_classes
+from twostage.data.faults import Fault, FaultyDataError, format_faults
+from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
+from twostage.errors import DataError, UsageError
+from twostage.training.options import TrainOptions
+
+log = logging.getLogger("twostage.training")
+
+NONE = "none"  # the validation split of a run that is not validated
+
+
+def open_splits(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
+    """The data sets to learn from and to choose by; what was recognised and what was repaired is said.
+
+    Raises UsageError for a split that is not there, DataError with the faults of both splits, or where there is nothing
+    to learn.
+    """
+    assert options.data is not None
+    layout = find_layout(options.data)
+    splits = _choose(layout, options)
+    log.info("%s: training on %r, validating on %r", layout, *splits)
+    open_split = opener(layout, Options(options.images, options.voc_offset, options.on_error))
+    opened: list[Dataset] = []
+    faults: list[Fault] = []
+    for split in dict.fromkeys(splits):
+        if split == NONE and NONE not in layout.splits:
+            continue
+        try:
+            opened.append(open_split(split))
+        except FaultyDataError as error:
+            faults += error.faults
+    if faults:
+        raise FaultyDataError(f"{layout.root}: errors in the data. --on-error skip leaves out what is wrong.", faults)
+    if len(opened) == 2:
+        check_same_classes(*opened)
+    if options.names is not None:
+        opened = [select_classes(dataset, options.names) for dataset in opened]
+    for dataset in opened:
+        _tell(dataset)
+    _require_objects(opened[0])
+    return opened[0], opened[1] if len(opened) == 2 else None
+
+
+def _choose(layout: Layout, options: TrainOptions) -> tuple[str, str]:
+    default_train, default_val = default_splits(layout)
+    train, val = options.train_split or default_train, options.val_split or default_val
+    have = ", ".join(layout.splits)
+    if train is None:
+        raise UsageError(
+            f"{options.data}: has no split called train or trainval. Choose by --train-split from: {have}."
+        )
+    if val is None or val == train:
+        raise UsageError(
+            f"{options.data}: no split to validate on besides {train!r} (it has: {have}). "
+            f"Choose one by --val-split, or train without by --val-split {NONE}."
+        )
+    return train, val
+
+
+def _tell(dataset: Dataset) -> None:
+    notes = [fault for fault in dataset.faults if fault.severity == "note"]
+    repairs = [fault for fault in dataset.faults if fault.severity != "note"]
+    if repairs:
+        log.warning("%s: left out or mended:\n%s", dataset.split, format_faults(repairs))
+    if notes:
+        log.info("%s", format_faults(notes, most=10))
+    log.info(
+        "%s: %d images, %d objects of %s",
+        *(dataset.split, len(dataset), len(dataset.labels), ", ".join(dataset.names)),
+    )
+
+
+def _require_objects(train: Dataset) -> None:
+    learnable = ~(train.crowd | train.difficult)
+    if not learnable.any():
+        raise DataError(f"{train.root}: the split {train.split!r} has no object to learn from.")
+    lacking = [name for k, name in enumerate(train.names) if not (learnable & (train.labels == k)).any()]
+    if lacking:
+        log.warning("The split %r has no object of: %s. They cannot be learned.", train.split, ", ".join(lacking))
