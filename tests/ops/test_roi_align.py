@@ -98,11 +98,11 @@ def test_gradient_in_the_features_equals_torchvision(aligned: bool, ratio: int) 
 @pytest.mark.parametrize("ratio", [0, 1, 2])
 def test_numerical_gradients_in_features_and_boxes(aligned: bool, ratio: int) -> None:
     g = torch.Generator().manual_seed(0)
-    features = [torch.randn(2, 2, h, w, generator=g, dtype=torch.float64) for h, w in ((8, 9), (4, 5), (2, 2))]
+    features = [torch.randn(2, 1, h, w, generator=g, dtype=torch.float64) for h, w in ((6, 7), (3, 4), (2, 2))]
     features = [f.requires_grad_() for f in features]
-    corners = torch.rand(2, 5, 2, generator=g, dtype=torch.float64) * 30 - 3
-    boxes = torch.cat([corners, corners + 20 * torch.rand(2, 5, 2, generator=g, dtype=torch.float64)], dim=-1)
-    boxes, levels = boxes.requires_grad_(), torch.randint(3, (2, 5), generator=g)
+    corners = torch.rand(2, 3, 2, generator=g, dtype=torch.float64) * 30 - 3
+    boxes = torch.cat([corners, corners + 20 * torch.rand(2, 3, 2, generator=g, dtype=torch.float64)], dim=-1)
+    boxes, levels = boxes.requires_grad_(), torch.randint(3, (2, 3), generator=g)
 
     def function(boxes: Tensor, *features: Tensor) -> Tensor:
         return roi_align(features, boxes, levels, scales=SCALES, output_size=2, sampling_ratio=ratio, aligned=aligned)

@@ -1,0 +1,51 @@
+"""RoIPool: the maximum of each of a region's bins, on coordinates rounded to cells (Fast R-CNN, section 2.1).
+
+Letters: n images, p boxes of each, padded, c channels, sy x sx bins.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from twostage.ops.boxes import precise
+from twostage.ops.max_bins import max_bins
+
+
+def roi_pool(
+    features: Float[Tensor, "n c h w"],
+    boxes: Float[Tensor, "n p 4"],
+    *,
+    scale: float,
+    output_size: int | tuple[int, int] = 7,
+    max_cells: tuple[int, int] | None = None,
+) -> Float[Tensor, "n p c sy sx"]:
+    """The numbers of Fast R-CNN's Caffe layer and of torchvision: a box covers whole cells, both ends included.
+
+    `scale` is the map's cells per pixel. Bins overlap where the box does not divide evenly, and are 0 where they lie
+    outside the map. `max_cells`, the most rows and columns of a bin that devices other than the CPU look at, holds all
+    bins of boxes inside the image by default. In memory the result is channels-last, [n, p, sy, sx, c].
+    """
+    sy, sx = (output_size, output_size) if isinstance(output_size, int) else output_size
+    h, w = features.shape[2:]
+    x1, y1, x2, y2 = precise(boxes.detach()).unbind(-1)
+    rows, columns = _bins(y1, y2, scale, sy, h), _bins(x1, x2, scale, sx, w)
+    # A box inside the image covers at most one cell more than the map has, and a bin touches one more than its size.
+    most = max_cells or (min(h, -(-(h + 1) // sy) + 1), min(w, -(-(w + 1) // sx) + 1))
+    return max_bins(features, rows, columns, most=most)
+
+
+def _bins(
+    start: Float[Tensor, "n p"], end: Float[Tensor, "n p"], scale: float, bins: int, extent: int
+) -> Int[Tensor, "n p b 2"]:
+    """Where the bins start and end along one axis, clipped to the map."""
+    low, high = _round(start * scale), _round(end * scale)
+    size = (high - low + 1).clamp(min=1) / bins
+    number = torch.arange(bins, dtype=size.dtype, device=size.device)
+    edges = torch.stack([(number * size[..., None]).floor(), ((number + 1) * size[..., None]).ceil()], dim=-1)
+    return (edges + low[..., None, None]).nan_to_num(0).clamp(0, extent).int()
+
+
+def _round(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
+    """To the nearest whole number, halves away from 0 as C does; torch takes halves to the even one."""
+    whole = x.trunc()
+    return whole + x.sign() * ((x - whole).abs() >= 0.5)

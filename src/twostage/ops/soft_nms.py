@@ -1,0 +1,95 @@
+"""Soft-NMS: overlapped boxes lose score instead of being dropped (Bodla et al. 2017, figure 2).
+
+Letters: n images, m boxes of each, padded; `top` results of each, padded. The operator is `twostage::soft_nms`, one
+kernel of fixed shapes for all devices: in each of `top` rounds the best box of every image decays what it overlaps.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from twostage.ops.boxes import iou as pairwise_iou
+from twostage.ops.boxes import precise
+
+
+class SoftKept(NamedTuple):
+    """The boxes in order of their decayed scores, in float32; padded with index 0, score 0 and `valid` False."""
+
+    index: Int[Tensor, "n top"]  # type: ignore[assignment]
+    scores: Float[Tensor, "n top"]
+    valid: Bool[Tensor, "n top"]
+
+
+def soft_nms(
+    boxes: Float[Tensor, "n m 4"],
+    scores: Float[Tensor, "n m"],
+    groups: Int[Tensor, "n m"] | None,
+    valid: Bool[Tensor, "n m"],
+    *,
+    method: Literal["linear", "gaussian"],
+    top: int,
+    iou: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+) -> SoftKept:
+    """The `top` best boxes of each image after decay; those whose score falls below `min_score` are dropped.
+
+    A box taken multiplies the scores of the others of its group by `1 - IoU` where that exceeds `iou` (linear, equation
+    2), or by `exp(-IoU² / sigma)` (gaussian, equation 3). Only `valid` boxes take part; equal scores: the lower index
+    first. Raises ValueError on another method.
+    """
+    if method not in ("linear", "gaussian"):
+        raise ValueError(f"unknown soft-NMS method {method!r}; known: linear, gaussian")
+    arguments = (boxes.detach(), scores.detach(), groups, valid, method == "gaussian", top, iou, sigma, min_score)
+    return SoftKept(*torch.ops.twostage.soft_nms(*arguments))
+
+
+def _soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    valid: Tensor,
+    gaussian: bool,
+    top: int,
+    iou: float,
+    sigma: float,
+    min_score: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel of `twostage::soft_nms`."""
+    (n, m), boxes = scores.shape, precise(boxes)
+    score = precise(scores).masked_fill(~valid, -torch.inf)
+    index, best = scores.new_zeros(n, top, dtype=torch.int64), score.new_full((n, top), -torch.inf)
+    for turn in range(min(top, m)):
+        taken = score.argmax(dim=1, keepdim=True)
+        index[:, turn : turn + 1], best[:, turn : turn + 1] = taken, score.gather(1, taken)
+        overlap = pairwise_iou(boxes.gather(1, taken[..., None].expand(-1, -1, 4)), boxes).squeeze(1)
+        decay = torch.exp(overlap.square() / -sigma) if gaussian else torch.where(overlap > iou, 1 - overlap, 1.0)
+        if groups is not None:
+            decay = torch.where(groups == groups.gather(1, taken), decay, 1.0)
+        # A dropped or taken box stays at minus infinity: that times a decay of 0 would be NaN.
+        score = torch.where(score > -torch.inf, score * decay, score).scatter(1, taken, -torch.inf)
+    found = best >= min_score
+    return index.masked_fill(~found, 0), best.masked_fill(~found, 0), found
+
+
+def _fake(
+    boxes: Tensor, scores: Tensor, groups: Any, valid: Tensor, gaussian: bool, top: int | torch.SymInt, *_: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = scores.shape[0], top
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return (
+        scores.new_empty(shape, dtype=torch.int64),
+        scores.new_empty(shape, dtype=dtype),
+        scores.new_empty(shape, dtype=torch.bool),
+    )
+
+
+torch.library.define(
+    "twostage::soft_nms",
+    "(Tensor boxes, Tensor scores, Tensor? groups, Tensor valid, bool gaussian, SymInt top, float iou, float sigma,"
+    " float min_score) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.impl("twostage::soft_nms", "default", _soft_nms)
+torch.library.register_fake("twostage::soft_nms", _fake)
