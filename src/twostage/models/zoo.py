@@ -22,7 +22,7 @@ MODERN = Fields()
 C4 = replace(
     MODERN,
     divisor=1,
-    anchor_sizes=((32, 64, 128, 256, 512),),
+    anchor_sizes=((32.0, 64.0, 128.0, 256.0, 512.0),),
     anchor_rounding="none",
     anchor_stride="fixed",
     rpn_top_train=12000,
@@ -32,14 +32,14 @@ C4 = replace(
     roi_aligned=True,
 )
 V2 = replace(MODERN, norm="batch", rpn_convs=2, head_convs=4)
-MOBILE = replace(MODERN, anchor_sizes=((32, 64, 128, 256, 512),) * 3, rpn_score_threshold=0.05)
+MOBILE = replace(MODERN, anchor_sizes=((32.0, 64.0, 128.0, 256.0, 512.0),) * 3, rpn_score_threshold=0.05)
 MOBILE_320 = replace(MOBILE, size=320, max_size=640, rpn_top_test=150, rpn_keep_test=150)
 TINY = replace(
     MODERN,
     size=320,
     max_size=640,
     norm="batch",
-    anchor_sizes=((16,), (32,), (64,), (128,)),
+    anchor_sizes=((16.0,), (32.0,), (64.0,), (128.0,)),
     anchor_rounding="none",
     anchor_stride="fixed",
     rpn_top_train=500,
