@@ -1,7 +1,7 @@
 """RoIAlign beside torchvision's in one process, same result asserted: `python benchmarks/bench_roi_align.py`.
 
 The work of Faster R-CNN R50-FPN (800 x 1066 image, 1000 boxes, 256 channels, four levels) and of the tiny detector
-(eight images of 192 x 192, 128 boxes each, 64 channels). Torchvision gets its features in its own favoured layout (NCHW),
+(eight images of 192 x 192, 128 boxes each, 64 channels). Torchvision gets features in its own favoured layout (NCHW),
 ours in channels-last, which convolutions on a CPU prefer too.
 """
 

@@ -110,6 +110,19 @@ def test_numerical_gradients_in_features_and_boxes(aligned: bool, ratio: int) ->
     assert torch.autograd.gradcheck(function, (boxes, *features), eps=1e-6, atol=1e-4)
 
 
+def test_devices_without_bags_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, boxes, levels = example()
+    out = device_roi_align(features, boxes, levels, scales=SCALES, output_size=(7, 7), sampling_ratio=2, aligned=True)
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).permute(0, 1, 3, 4, 2)
+    arguments = (gradient, [s for f in features for s in f.shape[2:]], boxes, levels, SCALES, (7, 7), 2, True, None)
+    gradients = _roi_align_device.features_gradient(*arguments)
+    monkeypatch.setattr(_roi_align_device, "_BAGS", ())
+    slow = device_roi_align(features, boxes, levels, scales=SCALES, output_size=(7, 7), sampling_ratio=2, aligned=True)
+    torch.testing.assert_close(slow, out, rtol=0, atol=1e-5)
+    for a, b in zip(_roi_align_device.features_gradient(*arguments), gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
+
+
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_both_kernels_give_the_boxes_one_gradient(ratio: int) -> None:
     features, boxes, levels = example()

@@ -12,6 +12,7 @@ from twostage.ops._roi_bins import Reads, Regions
 from twostage.ops.boxes import precise
 
 _ALL = slice(None)
+_BAGS = ("cpu", "cuda")  # devices whose `embedding_bag` takes weights in every version of torch
 
 
 def forward(
@@ -29,8 +30,8 @@ def forward(
     _, reads, _ = _reads(boxes, levels, shapes, scales, size, ratio, aligned, max_samples)
     tables = torch.cat([table(feature) for feature in features])
     rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
-    bins = embedding_bag(rows, tables, mode="sum", per_sample_weights=weight.to(tables.dtype))
-    return bins.view(*levels.shape, *size, tables.shape[1])
+    bag = _bag if tables.device.type in _BAGS else _bag_by_cell
+    return bag(rows, tables, weight).view(*levels.shape, *size, tables.shape[1])
 
 
 def features_gradient(
@@ -50,16 +51,8 @@ def features_gradient(
     totals = [n * height * width for height, width in maps]
     _, reads, _ = _reads(boxes, levels, maps, scales, size, ratio, aligned, max_samples)
     rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
-    per_bin = rows.shape[1]
-    rows, order = rows.flatten().sort(stable=True)
-    offsets = torch.searchsorted(rows, torch.arange(sum(totals), dtype=rows.dtype, device=rows.device), out_int32=True)
-    cells = embedding_bag(
-        (order // per_bin).int(),
-        gradient.reshape(-1, channels),
-        offsets,
-        mode="sum",
-        per_sample_weights=weight.flatten()[order].to(gradient.dtype),
-    )
+    bag = _transposed_bag if gradient.device.type in _BAGS else _transposed_bag_by_cell
+    cells = bag(rows, gradient.reshape(-1, channels), weight, sum(totals))
     # Cloned: what an operator returns must not share memory.
     return [
         part.view(n, height, width, channels).permute(0, 3, 1, 2).clone()
@@ -88,6 +81,40 @@ def boxes_gradient(
     each = [(tables[cell].to(of_bins.dtype) * of_bins).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
     slopes = torch.stack(each, dim=2).view(rows.shape).to(precise(boxes).dtype)
     return roi_bins.boxes_gradient(regions, reads, samples, slopes, aligned=aligned).view(boxes.shape)
+
+
+def _bag(rows: Tensor, table: Tensor, weight: Tensor) -> Tensor:
+    """[bins, c]: the weighted sum of the rows that each bin reads."""
+    return embedding_bag(rows, table, mode="sum", per_sample_weights=weight.to(table.dtype))
+
+
+def _transposed_bag(rows: Tensor, of_bins: Tensor, weight: Tensor, total: int) -> Tensor:
+    """[total, c]: for each row the weighted sum of the bins that read it, by sorting: the same on every run."""
+    ordered, order = rows.flatten().sort(stable=True)
+    number = torch.arange(total, dtype=rows.dtype, device=rows.device)
+    return embedding_bag(
+        torch.div(order, rows.shape[1], rounding_mode="floor").int(),
+        of_bins,
+        torch.searchsorted(ordered, number, out_int32=True),
+        mode="sum",
+        per_sample_weights=weight.flatten()[order].to(of_bins.dtype),
+    )
+
+
+def _bag_by_cell(rows: Tensor, table: Tensor, weight: Tensor) -> Tensor:
+    """The same as `_bag` for devices without it, one cell of all bins after the other."""
+    total = precise(table.new_zeros(len(rows), table.shape[1]))
+    for row, share in zip(rows.unbind(1), weight.unbind(1), strict=True):
+        total += table[row] * share[:, None]
+    return total.to(table.dtype)
+
+
+def _transposed_bag_by_cell(rows: Tensor, of_bins: Tensor, weight: Tensor, total: int) -> Tensor:
+    """The same as `_transposed_bag` for devices without it, one cell of all bins after the other."""
+    found = precise(of_bins.new_zeros(total, of_bins.shape[1]))
+    for row, share in zip(rows.unbind(1), weight.unbind(1), strict=True):
+        found.index_add_(0, row, (of_bins * share[:, None]).to(found.dtype))
+    return found.to(of_bins.dtype)
 
 
 def _reads(
