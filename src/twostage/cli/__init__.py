@@ -41,9 +41,9 @@ def application() -> App:
         suppress_keyboard_interrupt=False,
         result_action="return_value",
     )
-    for name, help in _VERBS.items():
-        app.command(f"twostage.cli.{name}:{name}", name=name, help=help)
-    data = App(name="data", help="The data set itself: check it before a night of training.")
+    for place, (name, help) in enumerate(_VERBS.items()):
+        app.command(f"twostage.cli.{name}:{name}", name=name, help=help, sort_key=place)
+    data = App(name="data", help="The data set itself: check it before a night of training.", sort_key=len(_VERBS))
     data.command("twostage.cli.data:check", name="check", help="Name every fault of a data set.")
     app.command(data)
     return app

@@ -36,6 +36,7 @@ class DemoOptions:
     seed: int = option(0, "Scenes and training follow from it.", group="Run", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
     offline: bool = option(False, "Nothing is ever fetched by this verb.", group="Run")
+    quiet: bool = option(False, "Warnings and results only.", group="Output")
     out: Path | None = option(None, "New folder (default: the next free runs/demo-N).", group="Output")
 
     def __post_init__(self) -> None:
@@ -67,6 +68,7 @@ def demo(options: DemoOptions) -> Outcome:
             workers=options.workers,
             seed=options.seed,
             device=options.device,
+            quiet=options.quiet,
         )
     )
     # Not the best on the unseen scenes but the last: then no choice was made by what they are scored on.

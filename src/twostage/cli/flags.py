@@ -33,7 +33,7 @@ def signature_of(options: type) -> inspect.Signature:
     """The signature of a verb: its dataclass's fields and the common ones, annotated for cyclopts."""
     own = {each.name: _parameter(each, hint) for each, hint in _typed_fields(options)}
     common = {each.name: _parameter(each, hint) for each, hint in _typed_fields(Common)}
-    return inspect.Signature(sorted((common | own).values(), key=lambda row: row.kind))
+    return inspect.Signature(sorted((own | common | own).values(), key=lambda row: row.kind))
 
 
 def build(cls: type, given: dict[str, Any]) -> Any:
@@ -57,7 +57,9 @@ def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
     note = Parameter(
         help=each.metadata["help"],
         group=Group(section, sort_key=_SECTIONS.index(section)),
-        show_default=default not in (None, (), False, inspect.Parameter.empty),
+        show_default=_shown if default not in (None, (), False, inspect.Parameter.empty) else False,
+        # What is said is never taken back on one command line: `--no-json` would only lengthen the help.
+        negative_bool=() if section == "Output" else None,
         # A dict holds a model's fields. What they are called is not known here: --set reaches them, no flag does.
         show=not _is_dict(hint),
         consume_multiple=each.kw_only and each.name != "set" and _is_variadic(hint),
@@ -70,6 +72,10 @@ def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
     if _is_dict(hint):
         hint, default = tuple[str, ...], ()
     return inspect.Parameter(each.name, kind, default=default, annotation=Annotated[hint, note])
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _is_dict(hint: Any) -> bool:
