@@ -47,9 +47,11 @@ TINY = replace(
     rpn_keep_train=300,
     rpn_keep_test=300,
     rpn_batch=128,
+    roi_aligned=True,
+    level_canonical_size=112.0,
     region_batch=64,
     head_channels=256,
-    level_canonical_size=112.0,
+    class_agnostic=True,
     recipe="scratch",
 )
 

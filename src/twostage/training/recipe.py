@@ -66,7 +66,7 @@ SCRATCH = replace(
     FINETUNE,
     epochs=60,
     batch=8,
-    lr=1e-3,
+    lr=4e-3,
     reference=8,
     optimizer="adamw",
     schedule="cosine",
