@@ -15,10 +15,10 @@ from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
 OBJECTNESS = (3.0, -2.0)  # standard deviation and mean of the logits
-RPN_DELTAS = (0.3, 0.0)
+RPN_DELTAS = (0.1, 0.0)
 CLASSES = (2.0, 0.0)  # with 80 classes the best scores of an image lie between 0.1 and 0.9
-BOX_DELTAS = (1.0, 0.0)  # a tenth of a box's width, a fifth of its logarithm
-RESIDUAL = 0.25
+BOX_DELTAS = (0.5, 0.0)  # a twentieth of a box's width, a tenth of its logarithm
+RESIDUAL = 0.15
 SIDE = 400  # photos are no larger than this while statistics are taken, so that many fit into memory
 
 

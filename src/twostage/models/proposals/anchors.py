@@ -55,14 +55,15 @@ class Anchors(nn.Module):
 
     def _on_image(self, y: Tensor, x: Tensor, stride: int, sizes: Tensor, each: int) -> Bool[Tensor, "n _"]:
         # An image of h rows has ceil(h / stride) rows of its own on the map.
-        own = -(-sizes // stride) if not self.in_padding else torch.full_like(sizes, len(y) + len(x))
+        own = -(-sizes // stride) if not self.in_padding else torch.full_like(sizes, y.shape[0] + x.shape[0])
         inside = (y < own[:, :1])[:, :, None] & (x < own[:, 1:])[:, None, :]
         return inside[..., None].expand(-1, -1, -1, each).flatten(1)
 
 
 def grid_anchors(cell: Float[Tensor, "k 4"], y: Int[Tensor, " h"], x: Int[Tensor, " w"]) -> Float[Tensor, "h*w*k 4"]:
     """The anchors of one cell moved to every position; row by row, the k of one position together."""
-    shape = (len(y), len(x))
+    # Not len(): it makes a constant of a size that an exported model shall leave open.
+    shape = (y.shape[0], x.shape[0])
     corner = torch.stack([x.expand(shape), y[:, None].expand(shape)] * 2, dim=-1).to(cell.dtype)
     return (corner[:, :, None] + cell).flatten(0, 2)
 

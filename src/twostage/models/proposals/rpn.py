@@ -77,7 +77,7 @@ class RPN(nn.Module):
                 background, foreground = scores.unflatten(3, (-1, 2)).unbind(4)
                 scores = foreground - background
             logits.append(scores.flatten(1))
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).flatten(1, 3).unflatten(1, (-1, 4)))
         return Dense(logits, deltas, *self.anchors(maps, canvas, sizes))
 
     @torch.no_grad()
@@ -91,13 +91,13 @@ class RPN(nn.Module):
         for number, (logit, delta, anchor, inside) in enumerate(zip(*dense, strict=True)):
             # A level may have fewer anchors than `top`: padding to `top` keeps the shape free of the map's size.
             best = pad(logit.float().masked_fill(~inside, -torch.inf), (0, top), value=-torch.inf).topk(top, dim=1)
-            place = best.indices.clamp(max=len(anchor) - 1)
+            place = best.indices.clamp(max=anchor.shape[0] - 1)
             scores.append(best.values)
             deltas.append(delta.gather(1, place[..., None].expand(-1, -1, 4)))
             boxes.append(anchor[place])
             index.append(place + first)
             level.append(torch.full_like(place, number))
-            first += len(anchor)
+            first += anchor.shape[0]
         score = torch.cat(scores, dim=1)
         box = decode(
             torch.cat(deltas, dim=1),

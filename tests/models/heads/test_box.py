@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.resnet import resnet50
+
+from twostage.models.backbones.norm import norm_layer
+from twostage.models.fields import Fields
+from twostage.models.heads.box import BoxHead, ConvsAndLayer, Stage5, TwoLayers
+from twostage.weights.torchvision import channel_last
+
+N, P, C, S, WIDTH = 2, 3, 8, 7, 24
+
+
+def regions(channels: int = C, size: int = S) -> Tensor:
+    """Channels last in memory, as RoIAlign leaves them."""
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(N, P, size, size, channels, generator=g).permute(0, 1, 4, 2, 3)
+
+
+def test_two_layers_are_torchvisions_with_turned_columns() -> None:
+    theirs, ours = TwoMLPHead(C * S * S, WIDTH), TwoLayers(C, S, WIDTH, dropout=0.0)
+    state = theirs.state_dict()
+    state["fc6.weight"] = channel_last(state["fc6.weight"], C)
+    ours.load_state_dict(state)
+    expected = theirs(regions().flatten(0, 1)).unflatten(0, (N, P))
+    torch.testing.assert_close(ours(regions()), expected)
+    torch.testing.assert_close(ours(regions().contiguous()), expected)
+
+
+def test_convs_and_layer_are_torchvisions() -> None:
+    theirs = FastRCNNConvFCHead((C, S, S), [C] * 4, [WIDTH], norm_layer=nn.BatchNorm2d).eval()
+    ours = ConvsAndLayer(C, S, 4, WIDTH, norm_layer("batch", 1e-5)).eval()
+    values = [v for name, v in theirs.state_dict().items()]
+    state = dict(zip(ours.state_dict(), values, strict=True))
+    state["fc.weight"] = channel_last(state["fc.weight"], C)
+    ours.load_state_dict(state)
+    torch.testing.assert_close(ours(regions()), theirs(regions().flatten(0, 1)).unflatten(0, (N, P)))
+
+
+def test_stage_5_is_resnets_last_and_the_mean() -> None:
+    with torch.device("meta"):
+        theirs, ours = resnet50().layer4, Stage5(norm_layer("frozen", 1e-5))
+    names = {name for name in theirs.state_dict() if not name.endswith("num_batches_tracked")}
+    assert {f"layer4.{name}" for name in names} == set(ours.state_dict())
+    out = ours(torch.empty(N, P, 1024, 14, 14, device="meta"))
+    assert out.shape == (N, P, Stage5.channels)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_logits_and_deltas_are_torchvisions_less_the_background_row(agnostic: bool) -> None:
+    k = 5
+    head = BoxHead(Fields(class_agnostic=agnostic), nn.Flatten(2), C * S * S, k)
+    logits, deltas = head(regions())
+    assert logits.shape == (N, P, k + 1)
+    assert deltas.shape == (N, P, 1 if agnostic else k, 4)
+    if not agnostic:
+        theirs = FastRCNNPredictor(C * S * S, k + 1)
+        theirs.cls_score.load_state_dict(head.classes.state_dict())
+        theirs.bbox_pred.weight.data[4:] = head.deltas.weight.data
+        theirs.bbox_pred.bias.data[4:] = head.deltas.bias.data
+        scores, boxes = theirs(regions().flatten(2).flatten(0, 1))
+        torch.testing.assert_close(logits.flatten(0, 1), scores)
+        torch.testing.assert_close(deltas.flatten(0, 1), boxes.view(N * P, k + 1, 4)[:, 1:])
+
+
+def test_new_layers_begin_as_in_the_paper() -> None:
+    """Fast R-CNN, section 2.3: N(0, 0.01) for classes, N(0, 0.001) for boxes, biases 0."""
+    head = BoxHead(Fields(), nn.Identity(), 1000, 100)
+    assert float(head.classes.weight.std()) == pytest.approx(0.01, rel=0.02)
+    assert float(head.deltas.weight.std()) == pytest.approx(0.001, rel=0.02)
+    assert not head.classes.bias.any()
+    assert not head.deltas.bias.any()
+
+
+def test_dropout_only_in_training() -> None:
+    body = TwoLayers(C, S, 4096, dropout=0.5)
+    quiet = body.eval()(regions())
+    assert torch.equal(quiet, body(regions()))
+    dropped = body.train()(regions())
+    zeros = float((dropped == 0).float().mean())
+    assert zeros == pytest.approx(0.5 + 0.5 * float((quiet == 0).float().mean()), abs=0.05)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_regions(count: int) -> None:
+    some = regions()[:, :count]
+    for body in (TwoLayers(C, S, WIDTH, 0.5), ConvsAndLayer(C, S, 2, WIDTH, norm_layer("frozen", 1e-5))):
+        assert body(some).shape == (N, count, WIDTH)

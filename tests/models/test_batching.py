@@ -1,0 +1,164 @@
+"""What an image gives must not depend on the others in its batch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from twostage.data.batch import Batch, Targets, stack_images
+from twostage.models.heads.detect import Found
+from twostage.models.two_stage import Samplers, TwoStage
+from twostage.models.zoo import build
+
+SMALL = {
+    "rpn_top_train": 80,
+    "rpn_top_test": 60,
+    "rpn_keep_train": 40,
+    "rpn_keep_test": 30,
+    "region_batch": 16,
+    "score_threshold": 0.0,
+    "rpn_min_size": 1.0,
+    "max_det": 20,
+}
+
+
+def lively(name: str, **fields) -> TwoStage:
+    """Weights with which scores and boxes differ from each other."""
+    model = build(name, 3, **{**SMALL, **fields}).eval()
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in [*model.rpn.modules(), *model.head.modules()]:
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.normal_(std=(2 / module.weight[0].numel()) ** 0.5, generator=g)
+    return model
+
+
+def detections(model: TwoStage, batch: Batch, image: int) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        found: Found = model(batch)
+    keep = found.valid[image]
+    return found.boxes[image][keep], found.scores[image][keep], found.labels[image][keep]
+
+
+def images(*sizes: tuple[int, int]) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.rand(3, *size, generator=g) for size in sizes]
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "faster_rcnn_zf"])
+def test_an_images_detections_do_not_depend_on_its_neighbours(name: str) -> None:
+    """On one canvas: whatever the others are, and in whatever order."""
+    fields = {"head_channels": 32} if "zf" in name else {}
+    model = lively(name, **fields)
+    a, b, c = images((64, 96), (64, 96), (64, 96))
+    alone = detections(model, stack_images([a]), 0)
+    assert len(alone[0]) > 5
+    for batch, place in (([a, b], 0), ([b, a], 1), ([c, b, a], 2)):
+        together = detections(model, stack_images(batch), place)
+        for mine, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+
+
+def test_nor_on_what_stands_beside_it_on_a_larger_canvas() -> None:
+    """The canvas itself does change an image's last rows and columns: convolutions carry them over its edge and back.
+
+    So do torchvision's and detectron2's. What must not matter is who made the canvas so large.
+    """
+    model = lively("faster_rcnn_tiny_fpn", anchors_in_padding=False)
+    small, large = images((64, 96), (128, 160))
+    canvas = stack_images([large, small])
+    alone = detections(model, Batch(canvas.images[1:], canvas.sizes[1:]), 0)
+    together = detections(model, canvas, 1)
+    assert len(alone[0]) > 5
+    for mine, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+
+
+def test_padding_is_the_mean_colour_whatever_stands_there() -> None:
+    model = lively("faster_rcnn_tiny_fpn")
+    (small,) = images((50, 70))
+    batch = stack_images([small], divisor=64)
+    noisy = batch.images.clone()
+    noisy[:, :, 50:], noisy[:, :, :, 70:] = 7.0, -3.0
+    dirty = Batch(noisy, batch.sizes)
+    for mine, other in zip(detections(model, dirty, 0), detections(model, batch, 0), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_channels_last_or_not_makes_no_difference() -> None:
+    model = lively("faster_rcnn_tiny_fpn")
+    batch = stack_images(images((64, 96), (50, 60)))
+    plain = Batch(batch.images.contiguous(), batch.sizes)
+    for image in range(2):
+        expected = detections(model, batch, image)
+        for mine, other in zip(detections(model, plain, image), expected, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+    model = model.to(memory_format=torch.channels_last)
+    for mine, other in zip(detections(model, batch, 1), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_order_of_images_does_not_change_the_losses(make_targets: Callable[..., Targets]) -> None:
+    """Samples follow an image's seed, and every mean is over the whole batch."""
+    sizes = [(64, 96), (64, 96)]
+    model = lively("faster_rcnn_tiny_fpn", norm="frozen").train()
+    pictures, targets = images(*sizes), make_targets(sizes, [3, 5])
+    losses = model(stack_images(pictures), targets)
+    turned = Targets(targets.boxes.flip(0), targets.labels.flip(0), targets.valid.flip(0), targets.seeds.flip(0))
+    again = model(stack_images(pictures[::-1]), turned)
+    for name, loss in losses.items():
+        torch.testing.assert_close(again[name], loss, rtol=1e-4, atol=1e-5)
+
+
+def test_padded_ground_truth_does_not_change_the_losses(make_targets: Callable[..., Targets]) -> None:
+    sizes = [(64, 96)]
+    model = lively("faster_rcnn_tiny_fpn", norm="frozen").train()
+    batch, targets = stack_images(images(*sizes)), make_targets(sizes, [3])
+    more = Targets(
+        boxes=torch.cat([targets.boxes, torch.rand(1, 40, 4) * 60], dim=1),
+        labels=torch.cat([targets.labels, torch.full((1, 40), 2)], dim=1),
+        valid=torch.cat([targets.valid, torch.zeros(1, 40, dtype=torch.bool)], dim=1),
+        seeds=targets.seeds,
+    )
+    # The regions' random draw is over as many boxes as there are; a fixed choice makes the two comparable.
+    first = Samplers(None, lambda matches, seeds: model.region_sampler(matches[:, :43], seeds))
+    losses, again = model(batch, targets, first), model(batch, more, first)
+    for name, loss in losses.items():
+        torch.testing.assert_close(again[name], loss)
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_others(make_targets: Callable[..., Targets]) -> None:
+    sizes = [(64, 96), (64, 96)]
+    model = lively("faster_rcnn_tiny_fpn", norm="frozen", rpn_batch=16, region_batch=4).train()
+    batch, targets = stack_images(images(*sizes)), make_targets(sizes, [3, 5])
+    losses = [model(batch, targets)["rpn_class"] for _ in range(2)]
+    assert losses[0] == losses[1]
+    reseeded = Targets(targets.boxes, targets.labels, targets.valid, targets.seeds + 1)
+    assert model(batch, reseeded)["rpn_class"] != losses[0]
+
+
+def test_stages_agree_with_forward() -> None:
+    """The trace of a prediction is the prediction."""
+    model = lively("faster_rcnn_tiny_fpn")
+    batch = stack_images(images((64, 96)))
+    with torch.no_grad():
+        stages, found = model.stages(batch), model(batch)
+    for mine, other in zip(stages.found, found, strict=True):
+        assert torch.equal(mine, other)
+    keep = found.valid[0]
+    parents = found.proposals[0][keep]
+    assert stages.proposals.valid[0][parents].all()
+    anchors = torch.cat(stages.dense.anchors)
+    assert stages.proposals.anchors[0].max() < len(anchors)
+
+
+def test_other_thresholds_of_the_last_step_change_no_other_stage() -> None:
+    model = lively("faster_rcnn_tiny_fpn")
+    batch = stack_images(images((64, 96)))
+    with torch.no_grad():
+        stages = model.stages(batch)
+        other = model.stages(batch, model.fields.changed({"max_det": 3, "score_threshold": 0.3}))
+    assert torch.equal(stages.logits, other.logits)
+    assert other.found.boxes.shape == (1, 3, 4)
+    assert other.found.scores[other.found.valid].gt(0.3).all()

@@ -1,0 +1,51 @@
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from twostage.data.batch import Batch
+from twostage.models.zoo import build
+
+
+@pytest.fixture(autouse=True)
+def symbols_are_whole_numbers() -> Iterator[None]:
+    """While a model is exported its sizes are symbols, which the checks of this suite do not take for `int`."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+class Inference(nn.Module):
+    """Detections from two tensors, as an exported program has its inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model(Batch(images, sizes)))
+
+
+def example(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    images = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(count))
+    return images, torch.tensor([[height, width], [height - 7, width - 30]] * count)[:count]
+
+
+def test_inference_exports_with_open_batch_height_and_width() -> None:
+    """One graph for every input, because every shape follows from the configuration."""
+    model = build("faster_rcnn_tiny_fpn", 3, score_threshold=0.0, rpn_keep_test=20, max_det=10).eval()
+    batch, height, width = Dim("batch", max=64), 32 * Dim("height", min=2, max=64), 32 * Dim("width", min=2, max=64)
+    program = torch.export.export(
+        Inference(model),
+        example(2, 128, 160),
+        dynamic_shapes={"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}},
+    )
+    operators = {str(node.target) for node in program.graph.nodes if "twostage" in str(node.target)}
+    assert "twostage.nms.default" in operators
+    with torch.no_grad():
+        for other in (example(2, 128, 160), example(1, 96, 224), example(3, 160, 64)):
+            for found, expected in zip(program.module()(*other), Inference(model)(*other), strict=True):
+                assert torch.equal(found, expected)

@@ -1,0 +1,162 @@
+"""The forward pass never makes the host wait for the data: DESIGN, section 2, decision 1.
+
+Ops that registered operators (`twostage::*`) issue in their CPU kernels are exempt and not seen here: a dispatch mode
+is off while it runs an operator, and so sees the operator alone.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from twostage.data.batch import Batch, Targets
+from twostage.models.zoo import build
+
+SIZES = [(64, 80), (48, 90)]
+SMALL = {"rpn_top_train": 60, "rpn_top_test": 40, "rpn_keep_train": 30, "rpn_keep_test": 12, "region_batch": 8}
+MODELS = {
+    "faster_rcnn_tiny_fpn": {},
+    "faster_rcnn_resnet18_fpn": {},
+    "faster_rcnn_zf": {"head_channels": 32},  # the paper's fields and RoIPool, as VGG16, in a tenth of the time
+}
+TELLING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
+class Watch(TorchDispatchMode):
+    """Counts what cannot run without looking at the data, and copies to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: Counter[str] = Counter()
+        self.operators: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        if name.startswith("twostage."):
+            self.operators[name] += 1
+        elif self.looks_at_data(func, args) or self.copies_to_host(func, args, kwargs):
+            self.looks[name] += 1
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def looks_at_data(func: Any, args: Any) -> bool:
+        if func is torch.ops.aten.index.Tensor or func.overloadpacket is torch.ops.aten.index_put_:
+            # Indexing by numbers has a fixed shape, indexing by a mask is a nonzero.
+            return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        return any(tag in func.tags for tag in TELLING)
+
+    @staticmethod
+    def copies_to_host(func: Any, args: Any, kwargs: Any) -> bool:
+        given = [a for a in args if isinstance(a, Tensor)]
+        to = kwargs.get("device")
+        if func is torch.ops.aten.copy_.default:
+            return args[0].device != args[1].device
+        return to is not None and bool(given) and torch.device(to).type != given[0].device.type
+
+
+def watched(work: Callable[[], Any]) -> Watch:
+    with Watch() as watch:
+        work()
+    return watch
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_inference_never_looks_at_the_data(name: str, make_batch: Callable[..., Batch]) -> None:
+    model = build(name, 3, **SMALL, **MODELS[name]).eval()
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        watch = watched(lambda: model(batch))
+    assert not watch.looks
+    assert watch.operators["twostage.nms.default"] == 2  # proposals and detections, whatever the batch
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_and_gradients_never_look_at_the_data(
+    name: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    model = build(name, 3, **SMALL, **MODELS[name]).train()
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [20, 0])
+    watch = watched(lambda: sum(model(batch, targets).values()).backward())
+    assert not watch.looks
+    assert watch.operators["twostage.nms.default"] == 1
+
+
+@pytest.mark.parametrize("fields", [{"soft_nms": "gaussian"}, {"nms_across_classes": True}, {"roi_sampling_ratio": 0}])
+def test_nor_does_it_with_other_fields(fields: dict, make_batch: Callable[..., Batch]) -> None:
+    model = build("faster_rcnn_tiny_fpn", 3, **SMALL, **fields).eval()
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        assert not watched(lambda: model(batch)).looks
+
+
+def test_the_number_of_calls_depends_on_neither_images_nor_classes(make_batch: Callable[..., Batch]) -> None:
+    """No loop over either in Python."""
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    counts = set()
+    for images, classes in ((1, 2), (2, 2), (4, 30)):
+        model = build("faster_rcnn_tiny_fpn", classes, **SMALL).eval()
+        batch = make_batch(*[(64, 64)] * images)
+        with torch.no_grad(), Count() as count:
+            model(batch)
+        counts.add(count.calls)
+    assert len(counts) == 1
+
+
+x = torch.tensor([1.0, 0.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda: x.nonzero(),
+        lambda: x.max().item(),
+        lambda: bool((x > 0).all()),
+        lambda: int(x.sum()),
+        lambda: x[x > 0],
+        lambda: x.clone().__setitem__(x > 1, torch.ones(1)),
+        lambda: x.masked_select(x > 0),
+        lambda: torch.where(x > 0),
+        lambda: x.unique(),
+        lambda: torch.equal(x, x),
+        lambda: torch.repeat_interleave(torch.tensor([1, 2])),
+        lambda: torch.zeros(4)[: int(x.sum())],
+        lambda: torch.empty(2, device="meta").copy_(torch.ones(2)),
+        lambda: torch.ones(2).to("meta"),
+    ],
+)
+def test_the_watch_sees(look: Callable[[], Any]) -> None:
+    assert sum(watched(look).looks.values()) == 1
+
+
+def test_the_watch_is_silent_about_indexing_by_numbers() -> None:
+    assert not watched(lambda: x[torch.tensor([0, 1])]).looks
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_gpu_is_never_waited_for(
+    name: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """CUDA's own word for it; here the operators' kernels count too."""
+    model = build(name, 3, **SMALL, **MODELS[name]).cuda()
+    batch, targets = make_batch(*SIZES).to("cuda"), make_targets(SIZES, [20, 0]).to("cuda")
+    for _ in range(2):  # the first time libraries load and measure
+        torch.cuda.set_sync_debug_mode("default" if _ == 0 else "error")
+        try:
+            sum(model.train()(batch, targets).values()).backward()
+            with torch.no_grad():
+                model.eval()(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,221 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torchvision.models import detection
+
+from twostage.data.batch import Batch, Targets
+from twostage.errors import UsageError
+from twostage.models.fields import Fields
+from twostage.models.heads.detect import Found
+from twostage.models.two_stage import TwoStage
+from twostage.models.zoo import ZOO, build
+
+SIZES = [(64, 80), (48, 90)]
+SMALL = {
+    "rpn_top_train": 60,
+    "rpn_top_test": 40,
+    "rpn_keep_train": 30,
+    "rpn_keep_test": 12,
+    "rpn_batch": 32,
+    "region_batch": 8,
+    "rpn_min_size": 1.0,
+    "score_threshold": 0.0,
+    "max_det": 10,
+}
+LIGHT = {"faster_rcnn_vgg16": {"head_channels": 32}, "faster_rcnn_zf": {"head_channels": 32}}
+
+
+def small(name: str, **fields) -> TwoStage:
+    return build(name, 3, **{**SMALL, **LIGHT.get(name, {}), **fields})
+
+
+def test_the_issues_names() -> None:
+    assert set(ZOO) == {
+        f"faster_rcnn_{name}"
+        for name in (
+            "vgg16",
+            "zf",
+            "resnet50_c4",
+            "resnet18_fpn",
+            "resnet34_fpn",
+            "resnet50_fpn",
+            "resnet101_fpn",
+            "resnet50_fpn_v2",
+            "mobilenet_v3_large_fpn",
+            "mobilenet_v3_large_320_fpn",
+            "tiny_fpn",
+        )
+    }
+
+
+# One of each kind of body, pyramid, regions and head. The rest differ in depth or fields, and run on the meta device.
+KINDS = ("vgg16", "zf", "resnet50_c4", "resnet18_fpn", "resnet50_fpn_v2", "mobilenet_v3_large_320_fpn", "tiny_fpn")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_and_detects_on_images_of_different_sizes(
+    kind: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    model = small(f"faster_rcnn_{kind}")
+    batch, targets = make_batch(*SIZES, divisor=model.fields.divisor), make_targets(SIZES, [3, 1])
+    losses = model.train()(batch, targets)
+    assert set(losses) == {"rpn_class", "rpn_box", "class", "box"}
+    total = sum(losses.values())
+    assert total.isfinite()
+    total.backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+    with torch.no_grad():
+        found = model.eval()(batch)
+    assert found.boxes.shape == (2, 10, 4)
+    for i, (height, width) in enumerate(SIZES):
+        boxes = found.boxes[i][found.valid[i]]
+        assert len(boxes) > 0
+        assert boxes.min() >= 0
+        assert boxes[:, [0, 2]].max() <= width
+        assert boxes[:, [1, 3]].max() <= height
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_shapes_follow_from_the_configuration(name: str) -> None:
+    """At the model's own sizes, on the meta device: there is nothing there that anyone could look at."""
+    with torch.device("meta"):
+        model = build(name, 7)
+        batch = Batch(torch.empty(2, 3, 608, 800), torch.empty(2, 2, dtype=torch.int64))
+        targets = Targets(
+            boxes=torch.empty(2, 9, 4),
+            labels=torch.empty(2, 9, dtype=torch.int64),
+            valid=torch.empty(2, 9, dtype=torch.bool),
+            seeds=torch.empty(2, dtype=torch.int64),
+        )
+        losses = model.train()(batch, targets)
+        stages = model.eval().stages(batch)
+    assert [loss.shape for loss in losses.values()] == [()] * 4
+    proposals = model.fields.rpn_keep_test
+    assert stages.proposals.boxes.shape == (2, proposals, 4)
+    assert stages.logits.shape == (2, proposals, 8)
+    assert stages.deltas.shape == (2, proposals, 7, 4)
+    assert stages.found.boxes.shape == (2, 100, 4)
+    anchors = [len(a) for a in stages.dense.anchors]
+    per_position = len(model.fields.anchor_ratios) * len(model.fields.anchor_sizes[0])
+    assert anchors == [m.shape[2] * m.shape[3] * per_position for m in stages.maps]
+
+
+def test_vgg16_has_17100_anchors_at_600_x_800() -> None:
+    with torch.device("meta"):
+        model = build("faster_rcnn_vgg16", 20).eval()
+        batch = Batch(torch.empty(1, 3, 600, 800), torch.empty(1, 2, dtype=torch.int64))
+        stages = model.stages(batch)
+    assert stages.maps[0].shape == (1, 512, 38, 50)
+    assert [len(a) for a in stages.dense.anchors] == [17100]
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("faster_rcnn_resnet50_fpn", detection.fasterrcnn_resnet50_fpn),
+        ("faster_rcnn_resnet50_fpn_v2", detection.fasterrcnn_resnet50_fpn_v2),
+        ("faster_rcnn_mobilenet_v3_large_fpn", detection.fasterrcnn_mobilenet_v3_large_fpn),
+        ("faster_rcnn_mobilenet_v3_large_320_fpn", detection.fasterrcnn_mobilenet_v3_large_320_fpn),
+    ],
+)
+def test_fields_of_torchvisions_models_are_its_own(name: str, theirs: Callable[..., torch.nn.Module]) -> None:
+    with torch.device("meta"):
+        other = theirs(weights=None, weights_backbone=None, num_classes=4)
+        ours = build(name, 3).fields
+    rpn, heads, transform = other.rpn, other.roi_heads, other.transform
+    pairs = [
+        (transform.min_size, (ours.size,)),
+        (transform.max_size, ours.max_size),
+        (transform.size_divisible, ours.divisor),
+        (tuple(transform.image_mean), ours.mean),
+        (tuple(transform.image_std), ours.std),
+        (tuple(tuple(s) for s in rpn.anchor_generator.sizes), ours.anchor_sizes),
+        (rpn.anchor_generator.aspect_ratios[0], ours.anchor_ratios),
+        (rpn._pre_nms_top_n, {"training": ours.rpn_top_train, "testing": ours.rpn_top_test}),
+        (rpn._post_nms_top_n, {"training": ours.rpn_keep_train, "testing": ours.rpn_keep_test}),
+        (rpn.nms_thresh, ours.rpn_nms),
+        (rpn.score_thresh, ours.rpn_score_threshold),
+        (rpn.min_size, ours.rpn_min_size),
+        (rpn.fg_bg_sampler.batch_size_per_image, ours.rpn_batch),
+        (heads.fg_bg_sampler.batch_size_per_image, ours.region_batch),
+        (heads.box_coder.weights, ours.box_delta_weights),
+        (heads.box_coder.bbox_xform_clip, ours.delta_clamp),
+        (heads.box_roi_pool.output_size, (ours.roi_size,) * 2),
+        (heads.box_roi_pool.sampling_ratio, ours.roi_sampling_ratio),
+        (heads.score_thresh, ours.score_threshold),
+        (heads.nms_thresh, ours.nms),
+        (heads.detections_per_img, ours.max_det),
+    ]
+    assert [a for a, _ in pairs] == [b for _, b in pairs]
+
+
+def test_an_unknown_model_shows_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"no model 'faster_rcnn_resnet50'. Did you mean 'faster_rcnn_resnet50_"):
+        build("faster_rcnn_resnet50", 3)
+
+
+def test_an_unknown_field_shows_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'dropout'"):
+        build("faster_rcnn_tiny_fpn", 3, dropuot=0.1)
+
+
+def test_training_without_targets_says_so(make_batch: Callable[..., Batch]) -> None:
+    with pytest.raises(ValueError, match=r"needs targets; call model\.eval\(\)"):
+        small("faster_rcnn_tiny_fpn").train()(make_batch(*SIZES))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"norm": "group"},
+        {"norm": "frozen"},
+        {"class_agnostic": True},
+        {"nms_across_classes": True},
+        {"soft_nms": "linear"},
+        {"rpn_objectness": "softmax", "rpn_channels": 24, "rpn_convs": 2},
+        {"roi_sampling_ratio": 0, "roi_aligned": True},
+        {"anchor_rounding": "caffe", "anchor_offset": 7.5, "anchors_in_padding": False},
+        {"rpn_cross_boundary": False, "rpn_class_normaliser": 256, "rpn_box_normaliser": "locations"},
+        {"region_truth": False},
+        {"anchor_sizes": [[16, 24], [32, 48], [64, 96], [128, 192]], "anchor_ratios": [1]},
+        {"resize": "fixed"},
+    ],
+    ids=str,
+)
+def test_every_field_has_its_way(
+    fields: dict, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    model = small("faster_rcnn_tiny_fpn", **fields)
+    batch = make_batch(*SIZES)
+    losses = model.train()(batch, make_targets(SIZES, [2, 0]))
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.no_grad():
+        found: Found = model.eval()(batch)
+    assert found.valid.any()
+
+
+def test_images_without_objects_train(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+    losses = small("faster_rcnn_tiny_fpn").train()(make_batch(*SIZES), make_targets(SIZES, [0, 0]))
+    assert losses["box"] == losses["rpn_box"] == 0
+    assert losses["class"] > 0
+    assert losses["rpn_class"] > 0
+
+
+def test_300_objects_an_image(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+    losses = small("faster_rcnn_tiny_fpn").train()(make_batch(*SIZES), make_targets(SIZES, [300, 2]))
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_one_class(make_batch: Callable[..., Batch]) -> None:
+    model = build("faster_rcnn_tiny_fpn", 1, **SMALL).eval()
+    with torch.no_grad():
+        found = model(make_batch(*SIZES))
+    assert found.labels.eq(0).all()
+
+
+def test_the_tiny_net_is_tiny() -> None:
+    count = sum(p.numel() for p in build("faster_rcnn_tiny_fpn", 5).parameters())
+    assert count < 2.6e6
+    assert Fields().changed(build("faster_rcnn_tiny_fpn", 5).fields.to_dict()).recipe == "scratch"
