@@ -138,7 +138,5 @@ def detect_peer(model: FasterRCNN, data: Dataset, resize: Resize) -> Results:
         for index, image, found in zip(loaded.indices.tolist(), images, model(images), strict=True):
             height, width = data.sizes[index].tolist()
             scale = np.array([width / image.shape[2], height / image.shape[1]] * 2)
-            gathered.add(
-                index, found["boxes"].numpy() * scale, found["scores"].numpy(), found["labels"].numpy() - 1
-            )
+            gathered.add(index, found["boxes"].numpy() * scale, found["scores"].numpy(), found["labels"].numpy() - 1)
     return gathered.results()

@@ -97,9 +97,7 @@ def ours(name: str, classes: int, batches: list[Loaded], *, frozen: int, bf16: b
 def peer_resnet50(batches: list[Loaded], bf16: bool = False) -> Step:
     """A step of torchvision's ResNet-50 with a pyramid, its BatchNorm frozen as in its training scripts."""
     torch.manual_seed(0)
-    body = resnet_fpn_backbone(
-        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
-    )
+    body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
     model = FasterRCNN(body, 81, min_size=480, max_size=640, _skip_resize=True).train()
     return stepper(model, lambda one: model(*peer_inputs(one)), batches, bf16)
 
@@ -163,7 +161,11 @@ def main() -> None:
         rows.append(versus(f"{what}, bf16 against its float32", times["ours bf16"], times["peer"]))
         rows.append(versus(f"{what}, bf16 against its bf16", times["ours bf16"], times["peer bf16"]))
     memory = [
-        [f"{crowd or 'the photos'} boxes an image", f"{peak_memory(f'ours/{crowd}'):.2f}", f"{peak_memory(f'peer/{crowd}'):.2f}"]
+        [
+            f"{crowd or 'the photos'} boxes an image",
+            f"{peak_memory(f'ours/{crowd}'):.2f}",
+            f"{peak_memory(f'peer/{crowd}'):.2f}",
+        ]
         for crowd in (0, 300)
     ]
     text = "\n\n".join(

@@ -92,7 +92,9 @@ def run(name: str, seed: int, scratch: Path, minutes: float | None, peers: bool)
         steps = train_peer(model, train_set, resize, minutes=minutes, batch=task.batch, seed=seed)
         spent = time.perf_counter() - started
         metrics = evaluate(test, detect_peer(model, test, resize)).scores.metrics
-        rows.append({"task": name, "seed": seed, "who": "torchvision", "steps": steps, "seconds": round(spent), **metrics})
+        rows.append(
+            {"task": name, "seed": seed, "who": "torchvision", "steps": steps, "seconds": round(spent), **metrics}
+        )
     return rows
 
 
@@ -102,7 +104,9 @@ def table(rows: list[dict]) -> str:
     lines = ["| task | who | seed | steps | seconds | " + " | ".join(shown) + " |", "|---" * (5 + len(shown)) + "|"]
     for row in rows:
         numbers = " | ".join(f"{row[m]:.3f}" for m in shown)
-        lines.append(f"| {row['task']} | {row['who']} | {row['seed']} | {row['steps']} | {row['seconds']} | {numbers} |")
+        lines.append(
+            f"| {row['task']} | {row['who']} | {row['seed']} | {row['steps']} | {row['seconds']} | {numbers} |"
+        )
     lines += ["", "| task | who | seeds | mean AP | smallest | largest | mean AP50 |", "|---|---|---|---|---|---|---|"]
     for task, who in dict.fromkeys((r["task"], r["who"]) for r in rows):
         mine = [r for r in rows if (r["task"], r["who"]) == (task, who)]
@@ -131,7 +135,9 @@ def main() -> None:
                 text = f"{hardware()}\n\n{table(rows)}\n"
                 print(text, flush=True)
                 if given.out:
-                    command = f"python benchmarks/train_from_scratch.py {name} --seeds {' '.join(map(str, given.seeds))}"
+                    command = (
+                        f"python benchmarks/train_from_scratch.py {name} --seeds {' '.join(map(str, given.seeds))}"
+                    )
                     (given.out / f"train_{name}.md").write_text(f"# {name}, from scratch\n\n`{command}`\n\n{text}")
                     (given.out / f"train_{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
 

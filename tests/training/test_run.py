@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from twostage.cli import main
 from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.training import TrainOptions, step, train
@@ -162,3 +163,12 @@ def test_folder_with_something_in_it_is_left_alone(options: TrainOptions) -> Non
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=str(tmp_path)):
         train(TrainOptions(resume=tmp_path))
+
+
+def test_chosen_classes_are_learned_and_scored(options: TrainOptions, scenes: Path, tmp_path: Path) -> None:
+    result = train(replace(options, names=("star", "circle"), epochs=1))
+    assert Detector.load(result["weights"]).names == ("star", "circle")
+    shown = main(["eval", str(scenes), "--weights", result["weights"], "--workers", "0", "--out", str(tmp_path / "e")])
+    assert shown == 0
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    assert list(report["per_class"]) == ["star", "circle"]

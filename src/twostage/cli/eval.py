@@ -96,7 +96,7 @@ def eval(options: EvalOptions) -> Outcome:
         require_images=options.predictions is None,
     )
     out = new_folder(options.out, "--out") if options.out else None
-    results = _results(options, dataset)
+    dataset, results = _results(options, dataset)
     report = evaluate(dataset, results, metric=options.metric, score_floor=options.conf)
     print(report.table())
     if out:
@@ -105,12 +105,14 @@ def eval(options: EvalOptions) -> Outcome:
     return Outcome(report.to_dict(), _shortfall(report, options.thresholds()))
 
 
-def _results(options: EvalOptions, dataset: "Dataset") -> "Results":
+def _results(options: EvalOptions, dataset: "Dataset") -> "tuple[Dataset, Results]":
+    """The detections, and the data set they are held against: of a detector of fewer classes, those classes alone."""
+    from twostage.data.dataset import select_classes
     from twostage.evaluation.results import Results
 
     if options.predictions is not None:
         read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
-        return read(options.predictions, dataset)
+        return dataset, read(options.predictions, dataset)
     assert options.weights is not None
     detector = load_detector(
         options.weights,
@@ -120,7 +122,10 @@ def _results(options: EvalOptions, dataset: "Dataset") -> "Results":
         max_size=options.max_size,
         fields=options.model_fields,
     )
-    return detector.detect_dataset(
+    if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
+        print(f"Scored on the detector's classes alone: {', '.join(detector.names)}")
+        dataset = select_classes(dataset, detector.names)
+    found = detector.detect_dataset(
         dataset,
         batch=options.batch,
         workers=options.workers,
@@ -128,6 +133,7 @@ def _results(options: EvalOptions, dataset: "Dataset") -> "Results":
         iou=options.iou,
         max_det=options.max_det,
     )
+    return dataset, found
 
 
 def _shortfall(report: "Report", least: dict[str, float]) -> ThresholdError | None:
