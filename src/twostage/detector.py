@@ -44,7 +44,7 @@ class Detector:
         self.precision = precision
         self.name = name
         self.names = tuple(names)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", precision: str = "fp32", **fields: Any) -> "Detector":
@@ -112,8 +112,8 @@ class Detector:
     def trace(self, source: Any) -> Stages:
         """Every stage of the prediction of one picture, on the pixels the network saw; the model's own thresholds."""
         (item,) = expand(source)
-        if item.error:
-            raise item.error
+        if item.image is None:
+            raise item.error or UsageError(f"{source}: holds no picture.")
         batch = make_batch([item.image], self.model.fields)
         return run(self.model, batch, output=self.model.fields, precision=self.precision)
 
@@ -162,7 +162,7 @@ class Detector:
                 raise UsageError(f"{name} is {value}, and must be from 0 to 1.")
         if max_det is not None and max_det < 1:
             raise UsageError(f"max_det is {max_det}, and must be at least 1.")
-        given = {"score_threshold": conf, "nms": iou, "max_det": max_det}
+        given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
         return replace(self.model.fields, **{k: v for k, v in given.items() if v is not None})
 
     def _stream(self, items: Iterator[Item], output: Fields, batch: int) -> Iterator[Detections]:

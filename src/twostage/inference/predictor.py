@@ -1,6 +1,7 @@
 """One prediction: pictures in, boxes on their own pixels out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def run(model: TwoStage, batch: Batch, *, output: Fields, precision: str) -> Sta
         return model.stages(batch.to(device), output)
 
 
-def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[dict[str, np.ndarray]]:
+def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """Detections of each image on its own pixels: boxes, scores, class_ids and proposals.
 
     `sizes` are the heights and widths the images had in the batch, `originals` their own. Each axis is scaled by its

@@ -48,6 +48,9 @@ class Stages(NamedTuple):
 class TwoStage(nn.Module):
     """A two-stage detector of four parts: `backbone`, `rpn`, `regions` and `head`."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, fields: Fields, num_classes: int, *, backbone: nn.Module, rpn: RPN, regions: nn.Module, head: BoxHead
     ) -> None:

@@ -1,7 +1,7 @@
 """A running average of the weights, which is what is evaluated and kept (Polyak and Juditsky 1992)."""
 
 import copy
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-class Average:
+class Average(Generic[M]):
     """A copy of a model that follows it: average = decay * average + (1 - decay) * model, early on with less inertia.
 
     The decay at update t is at most (1 + t) / (10 + t), so that the random beginning is soon forgotten.

@@ -129,7 +129,7 @@ def read_options(folder: Path) -> TrainOptions:
         raise MissingError(f"{folder}: no run to resume: it holds no config.yaml.")
     try:
         values = yaml.safe_load(path.read_text())
-        fitted = {
+        fitted: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else Path(value) if name in ("data", "images") else value
             for name, value in values.items()
         }

@@ -1,17 +1,20 @@
 """The optimizer over what may learn."""
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
+from twostage.models.backbones.fpn import Body
 from twostage.models.two_stage import TwoStage
 from twostage.training.recipe import Recipe
 
 
 def freeze(model: TwoStage, stages: int) -> None:
     """Fix the first `stages` parts of the backbone, as Fast R-CNN does with the layers before conv3_1 (section 4.5)."""
-    for part in model.backbone.parts()[:stages]:
+    for part in _parts(model)[:stages]:
         for module in part:
             module.requires_grad_(False)
 
@@ -19,7 +22,7 @@ def freeze(model: TwoStage, stages: int) -> None:
 def train_mode(model: TwoStage, stages: int) -> None:
     """Training mode, but for the statistics of frozen stages."""
     model.train()
-    for part in model.backbone.parts()[:stages]:
+    for part in _parts(model)[:stages]:
         for module in part:
             for norm in module.modules():
                 if isinstance(norm, _BatchNorm):
@@ -36,6 +39,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     if recipe.optimizer == "sgd":
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=_fused(learning))
     return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=_fused(learning))
+
+
+def _parts(model: TwoStage) -> list[list[nn.Module]]:
+    return cast(Body, model.backbone).parts()
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool:

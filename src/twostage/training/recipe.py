@@ -5,7 +5,7 @@ Faster R-CNN's) and `scratch` (ours, for small nets that begin from random weigh
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from twostage.training.options import TrainOptions
 
@@ -86,7 +86,7 @@ def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: bool) -> Recip
 
     Without pretrained weights nothing is frozen: random layers must learn.
     """
-    said = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
+    said: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
     said = {name: value for name, value in said.items() if value is not None}
     if not pretrained and options.freeze is None:
         said["freeze"] = 0

@@ -101,7 +101,7 @@ def _session(options: TrainOptions, train: Dataset) -> Session:
     model = _model(options, train)
     recipe = resolve(options, RECIPES[model.fields.recipe], pretrained=options.weights is not None)
     freeze(model, recipe.freeze)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     return Session(
         model=model,
         optimizer=build_optimizer(model, recipe),
@@ -188,11 +188,12 @@ def _end_epoch(run: Run) -> None:
 
 def _due(run: Run, epoch: int) -> bool:
     """Every `eval_every` epochs; by default so that a run is validated about `recipe.validations` times."""
+    if run.options.eval_every is not None:
+        return epoch % run.options.eval_every == 0
     total = run.session.progress.total
-    if run.options.eval_every is None and total is None:
+    if total is None:
         return False  # the length of the run is not known yet
-    every = run.options.eval_every or max(1, round(total / run.updates / run.session.recipe.validations))
-    return epoch % every == 0
+    return epoch % max(1, round(total / run.updates / run.session.recipe.validations)) == 0
 
 
 def _validate(run: Run, val: Dataset) -> dict[str, float]:

@@ -42,7 +42,7 @@ def save_state(
     path: Path,
     model: TwoStage,
     optimizer: Optimizer,
-    average: Average | None,
+    average: Average[TwoStage] | None,
     progress: Progress,
     scaler: dict[str, Any],
 ) -> None:
@@ -58,7 +58,7 @@ def save_state(
 
 
 def load_state(
-    path: Path, model: TwoStage, optimizer: Optimizer, average: Average | None
+    path: Path, model: TwoStage, optimizer: Optimizer, average: Average[TwoStage] | None
 ) -> tuple[Progress, dict[str, Any]]:
     """Put a saved state back; returns the progress and the gradient scaler's state.
 

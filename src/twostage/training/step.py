@@ -38,7 +38,7 @@ class Session:
 
     model: TwoStage
     optimizer: Optimizer
-    average: Average | None
+    average: Average[TwoStage] | None
     scaler: Any
     recipe: Recipe
     progress: Progress

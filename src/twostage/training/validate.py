@@ -1,6 +1,7 @@
 """How good the weights are now: losses and detections on the validation split, from one forward pass an image."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ def validate(
     precision: str,
 ) -> tuple[Report, Results, dict[str, float]]:
     """The report of a split, its detections, and the mean losses."""
-    given = {"score_threshold": conf, "nms": iou, "max_det": max_det}
+    given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
     output = replace(model.fields, **{k: v for k, v in given.items() if v is not None})
     results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers, precision=precision)
     return evaluate(dataset, results, score_floor=output.score_threshold), results, losses

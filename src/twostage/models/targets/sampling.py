@@ -6,6 +6,7 @@ images, the same on every device. Letters: N images, A boxes, S sampled.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from twostage.models.targets.matching import NEGATIVE
 class Sample(NamedTuple):
     """Indices of the sampled boxes, positives first; `valid` is False where an image had too few."""
 
-    index: Int[Tensor, "n s"]
+    index: Int[Tensor, "n s"]  # type: ignore[assignment]  # hides tuple.index
     positive: Bool[Tensor, "n s"]
     valid: Bool[Tensor, "n s"]
 
@@ -27,7 +28,8 @@ Sampler = Callable[[Int[Tensor, "n a"], Int[Tensor, " n"]], Sample]
 """From matches (`matching.match`) and one seed an image to a sample."""
 
 
-class RandomSampler(NamedTuple):
+@dataclass(frozen=True)
+class RandomSampler:
     """Draws `count` boxes an image without replacement, at most `positive_fraction` of them positive."""
 
     count: int
