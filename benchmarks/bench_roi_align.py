@@ -1,4 +1,6 @@
-"""RoIAlign beside torchvision's in one process, same result asserted: `python benchmarks/bench_roi_align.py`.
+"""RoIAlign and RoIPool beside torchvision's in one process, same result asserted.
+
+Run with `python benchmarks/bench_roi_align.py`.
 
 The work of Faster R-CNN R50-FPN (800 x 1066 image, 1000 boxes, 256 channels, four levels) and of the tiny detector
 (eight images of 192 x 192, 128 boxes each, 64 channels). Torchvision gets features in its own favoured layout (NCHW),
@@ -13,6 +15,7 @@ from _timing import arguments, compare, finish, hardware, table, versus
 from torch import Tensor
 
 from twostage.ops.roi_align import roi_align
+from twostage.ops.roi_pool import roi_pool
 
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
@@ -76,6 +79,32 @@ def cases(features: list[Tensor], boxes: Tensor, levels: Tensor) -> dict[str, tu
     }
 
 
+def pooling(repeats: int) -> list[list[str]]:
+    """RoIPool of Faster R-CNN VGG16: 600 x 800 image, 512 channels, 300 boxes at test and 128 in training."""
+    rows = []
+    for kind, p in (("forward", 300), ("forward and backward", 128)):
+        features, boxes, _ = example(1, p, 512, 608, 800, unit=224)
+        ours = features[2].relu().contiguous(memory_format=torch.channels_last).requires_grad_(p == 128)
+        theirs = ours.detach().contiguous().requires_grad_(p == 128)
+        assert torch.equal(roi_pool(ours, boxes, scale=1 / 16)[0], tv.roi_pool(theirs, list(boxes), 7, 1 / 16))
+
+        def run(function: Callable[[Tensor], Tensor], maps: Tensor) -> object:
+            out = function(maps)
+            return torch.autograd.grad(out, maps, out.detach()) if maps.requires_grad else out
+
+        times = compare(
+            {
+                "ours": lambda ours=ours, boxes=boxes: run(lambda f: roi_pool(f, boxes, scale=1 / 16), ours),
+                "theirs": lambda theirs=theirs, boxes=boxes: run(
+                    lambda f: tv.roi_pool(f, list(boxes), 7, 1 / 16), theirs
+                ),
+            },
+            repeats=repeats,
+        )
+        rows.append(versus(f"1 x {p} boxes, 512 channels, 608 x 800: {kind}", times["ours"], times["theirs"]))
+    return rows
+
+
 def main() -> None:
     chosen = arguments(__doc__ or "")
     rows = []
@@ -91,8 +120,10 @@ def main() -> None:
         for kind, (ours, theirs) in cases(*setting).items():
             times = compare({"ours": ours, "theirs": theirs}, repeats=chosen.repeats)
             rows.append(versus(f"{name}: {kind}", times["ours"], times["theirs"]))
-    header = ["RoIAlign 7 x 7, ratio 2", "twostage, ms: median (minimum)", "torchvision, ms", "times faster"]
-    finish(f"{hardware()}\n\n{table(header, rows)}", chosen.out)
+    header = ["twostage, ms: median (minimum)", "torchvision, ms", "times faster"]
+    align = table(["RoIAlign 7 x 7, ratio 2", *header], rows)
+    pool = table(["RoIPool 7 x 7", *header], pooling(chosen.repeats))
+    finish(f"{hardware()}\n\n{align}\n\n{pool}", chosen.out)
 
 
 if __name__ == "__main__":

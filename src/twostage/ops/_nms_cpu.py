@@ -115,6 +115,8 @@ def _small_groups(data: NDArray, ends: NDArray, buffers: NDArray, threshold: flo
     start = 0
     while start < len(ends):
         stop = min(start + _BLOCK, len(ends))
+        if ends[start] > stop:  # half of it may settle enough for the rest
+            stop = start + _BLOCK // 2
         last = int(ends[stop - 1])
         if ends[start] < last and stop < last:  # a group that fits a block is not split
             stop = start + int(np.searchsorted(ends[start:stop], last))

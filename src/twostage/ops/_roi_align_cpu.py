@@ -54,7 +54,7 @@ def forward(
 ) -> Tensor:
     """The CPU kernel of `twostage::roi_align`: [n, p, sy, sx, c], contiguous."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-    tables = [table(feature) for feature in features]
+    tables = [_table(feature) for feature in features]
     bins, channels = size[0] * size[1], features[0].shape[1]
     out = empty((levels.numel(), bins * channels), features[0].dtype)
     for group in _groups(boxes, levels, shapes, scales, size, ratio, aligned, max_samples):
@@ -116,7 +116,7 @@ def boxes_gradient(
 ) -> Tensor:
     """The CPU kernel of `twostage::roi_align_boxes_gradient`: [n, p, 4] in float32 at least."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-    tables = [table(feature) for feature in features]
+    tables = [_table(feature) for feature in features]
     of_bins = gradient.reshape(levels.numel(), *size, gradient.shape[-1])
     out = torch.zeros_like(precise(boxes)).view(-1, 4)
     for group in _groups(boxes, levels, shapes, scales, size, ratio, aligned, max_samples):
@@ -131,9 +131,12 @@ def boxes_gradient(
     return out.view(boxes.shape)
 
 
-def table(feature: Tensor) -> Tensor:
+def _table(feature: Tensor) -> Tensor:
     """A map as rows of channels; no copy where it is channels-last."""
-    return feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
+    rows = feature.permute(0, 2, 3, 1)
+    if not rows.is_contiguous():
+        rows = empty(rows.shape, rows.dtype).copy_(rows)
+    return rows.view(-1, feature.shape[1])
 
 
 def _groups(

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from twostage.ops import _roi_bins as roi_bins
-from twostage.ops._roi_align_cpu import table
 from twostage.ops._roi_bins import Reads, Regions
 from twostage.ops.boxes import precise
 
@@ -28,7 +27,7 @@ def forward(
     """The kernel of `twostage::roi_align` for all devices but the CPU."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
     _, reads, _ = _reads(boxes, levels, shapes, scales, size, ratio, aligned, max_samples)
-    tables = torch.cat([table(feature) for feature in features])
+    tables = _tables(features)
     rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
     bag = _bag if tables.device.type in _BAGS else _bag_by_cell
     return bag(rows, tables, weight).view(*levels.shape, *size, tables.shape[1])
@@ -74,13 +73,18 @@ def boxes_gradient(
     """The kernel of `twostage::roi_align_boxes_gradient` for all devices but the CPU."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
     regions, reads, samples = _reads(boxes, levels, shapes, scales, size, ratio, aligned, max_samples)
-    tables = torch.cat([table(feature) for feature in features])
+    tables = _tables(features)
     of_bins = precise(gradient.reshape(levels.numel(), *size, -1)).permute(1, 2, 0, 3)  # [by, bx, r, c]
     # One cell of every bin after the other: all at once would take the memory of the result for each of them.
     rows = reads.entries(_ALL)
     each = [(tables[cell].to(of_bins.dtype) * of_bins).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
     slopes = torch.stack(each, dim=2).view(rows.shape).to(precise(boxes).dtype)
     return roi_bins.boxes_gradient(regions, reads, samples, slopes, aligned=aligned).view(boxes.shape)
+
+
+def _tables(features: Sequence[Tensor]) -> Tensor:
+    """The maps of all levels as rows of channels."""
+    return torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1]) for feature in features])
 
 
 def _bag(rows: Tensor, table: Tensor, weight: Tensor) -> Tensor:
