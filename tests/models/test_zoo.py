@@ -95,7 +95,7 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
     proposals = model.fields.rpn_keep_test
     assert stages.proposals.boxes.shape == (2, proposals, 4)
     assert stages.logits.shape == (2, proposals, 8)
-    assert stages.deltas.shape == (2, proposals, 7, 4)
+    assert stages.deltas.shape == (2, proposals, 1 if model.fields.class_agnostic else 7, 4)
     assert stages.found.boxes.shape == (2, 100, 4)
     anchors = [len(a) for a in stages.dense.anchors]
     per_position = len(model.fields.anchor_ratios) * len(model.fields.anchor_sizes[0])
