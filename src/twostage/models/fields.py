@@ -6,11 +6,12 @@ Faster R-CNN paper (Ren et al. 2015) with py-faster-rcnn's where the paper is si
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from math import inf, isfinite, log
+from math import inf, isfinite
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from twostage.data.resize import Resize
 from twostage.errors import UsageError, nearest
+from twostage.ops.deltas import CLAMP
 
 
 class Within(NamedTuple):
@@ -81,6 +82,7 @@ class Fields:
     # Regions
     roi_size: Count = 7
     roi_sampling_ratio: CountFromZero = 2  # 0: as many points as the bin has pixels
+    roi_max_samples: Count | None = 8  # then at most so many along each axis of a bin; None, on a CPU only: no limit
     roi_aligned: bool = False
     level_eps: NotNegative = 1e-6
     level_canonical_size: Positive = 224.0  # a box of this size is read from level 4 (FPN, section 4.2)
@@ -91,7 +93,7 @@ class Fields:
     dropout: Share = 0.0
     class_agnostic: bool = False
     box_delta_weights: Quad = (10.0, 10.0, 5.0, 5.0)  # deltas divided by 0.1, 0.1, 0.2, 0.2
-    delta_clamp: NotNegative = log(1000 / 16)
+    delta_clamp: NotNegative = CLAMP
     delta_clamp_two_sided: bool = False
     region_batch: Count = 512
     region_positive_fraction: Share = 0.25

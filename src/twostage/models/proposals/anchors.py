@@ -20,8 +20,8 @@ class Anchors(nn.Module):
         super().__init__()
         if len(fields.anchor_sizes) != len(strides) or len({len(sizes) for sizes in fields.anchor_sizes}) != 1:
             raise UsageError(
-                f"The model's field anchor_sizes lists {[len(sizes) for sizes in fields.anchor_sizes]} sizes: this model "
-                f"has {len(strides)} levels, and every level takes as many sizes as the others."
+                f"The model's field anchor_sizes lists {[len(sizes) for sizes in fields.anchor_sizes]} sizes: "
+                f"this model has {len(strides)} levels, and every level takes as many sizes as the others."
             )
         self.strides = tuple(strides)
         self.fixed_stride = fields.anchor_stride == "fixed"

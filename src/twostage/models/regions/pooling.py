@@ -19,6 +19,7 @@ class AlignedRegions(nn.Module):
         self.strides = strides
         self.size = size or fields.roi_size
         self.sampling_ratio = fields.roi_sampling_ratio
+        self.max_samples = fields.roi_max_samples
         self.aligned = fields.roi_aligned
         self.canonical_size = fields.level_canonical_size
         self.level_eps = fields.level_eps
@@ -36,6 +37,7 @@ class AlignedRegions(nn.Module):
             output_size=self.size,
             sampling_ratio=self.sampling_ratio,
             aligned=self.aligned,
+            max_samples=self.max_samples,
         )
 
 
