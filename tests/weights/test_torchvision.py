@@ -178,8 +178,11 @@ def test_the_parity_benchmark_would_see_a_difference(parity: ModuleType) -> None
     assert faults((boxes + 0.02 * (order == 3)[:, None], scores, labels)) == ["a box differs by 2.0e-02 px"]
     assert len(faults((boxes[order], scores, labels[order]))) == 4
     assert len(faults((boxes, scores, labels + (order == 50)))) == 2
-    assert len(faults((boxes[:-1], scores[:-1], labels[:-1]))) == 0  # the last one is at the cut
+    assert len(faults((boxes[:-1], scores[:-1], labels[:-1]))) == 1
     assert len(faults((boxes[1:], scores[1:], labels[1:]))) > 0
+    last = boxes + 50 * (order == 99)[:, None]
+    assert not faults((last, scores, labels))  # another one of the same score at the cut
+    assert len(faults((last, scores - 2e-5 * (order == 99), labels))) == 2
     tied = scores.clone()
     tied[11] = tied[10] - 5e-6
     theirs = parity.Found(boxes, tied, labels)
