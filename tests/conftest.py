@@ -8,6 +8,8 @@ from typing import Any
 
 # Before torch is imported: small tensors gain nothing from more threads, and a shared machine loses much.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads that spin while they wait slow everything down as soon as another process wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import hypothesis
