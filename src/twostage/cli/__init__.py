@@ -52,9 +52,6 @@ def application() -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (default: the process's) and return the exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    # Read when torch is loaded. Threads that spin while they wait take the cores from the processes that read images,
-    # and from whatever else runs: on a busy machine a prediction took 25 times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return int(application()(tokens) or 0)
     except CycloptsError as error:
