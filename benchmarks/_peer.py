@@ -1,8 +1,8 @@
-"""The named peer of the training benchmarks: torchvision's detector around a 2.3 M-parameter residual net with a pyramid.
+"""The peer of the training benchmarks: torchvision's detector around a 2.3 M-parameter residual net with a pyramid.
 
-Stem of stride 4, one block each of 32, 64, 128 and 256 channels, pyramid of 64; AdamW 1e-3, 50 steps of warm-up, cosine,
-gradients clipped at 10, mirrored images. It is fed by our loader and scored by our evaluation, so that nothing but the
-detector and its training differ.
+Stem of stride 4, one block each of 32, 64, 128 and 256 channels, pyramid of 64; AdamW 1e-3, 50 steps of warm-up,
+cosine, gradients clipped at 10, mirrored images. It is fed by our loader and scored by our evaluation, so that nothing
+but the detector and its training differ.
 """
 
 import math

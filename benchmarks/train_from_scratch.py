@@ -2,7 +2,7 @@
 
     python benchmarks/train_from_scratch.py scenes scenes-hard blood-cells nuclei --seeds 0 1 2 --out benchmarks/results
 
-Choices were made on train and val splits; the test split is scored once per seed. Runs take turns: ours, peer, ours, ...
+Choices were made on train and val splits; the test split is scored once per seed. Runs take turns: ours, peer, ours.
 """
 
 import argparse

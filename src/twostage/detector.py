@@ -129,8 +129,8 @@ class Detector:
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
-        Raises UsageError where the data set's classes are not the detector's: `data.dataset.select_classes` chooses from
-        a data set that has more.
+        Raises UsageError where the data set's classes are not the detector's: `data.dataset.select_classes` chooses
+        from a data set that has more.
         """
         if dataset.names != self.names:
             raise UsageError(
