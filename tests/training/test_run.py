@@ -142,6 +142,7 @@ def test_weights_of_other_classes_keep_what_fits(
         ({"weights": "nowhere.safetensors"}, MissingError, "nowhere.safetensors"),
         ({"data": Path("nowhere")}, DataError, "nowhere"),
         ({"device": "cuda:77"}, UsageError, "cuda:77"),
+        ({"device": "cpu", "precision": "fp16"}, UsageError, "fp16 needs a GPU"),
         ({"model_fields": {"rpn_nsm": 0.5}}, UsageError, "Did you mean 'rpn_nms'"),
     ],
 )

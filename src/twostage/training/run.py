@@ -19,7 +19,7 @@ from twostage.data.order import steps_per_epoch
 from twostage.data.workers import default_workers
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
-from twostage.inference.device import choose_device
+from twostage.inference.device import arithmetic, choose_device
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import build
 from twostage.training.average import Average
@@ -96,6 +96,7 @@ def _model(options: TrainOptions, train: Dataset) -> TwoStage:
 
 def _session(options: TrainOptions, train: Dataset) -> Session:
     device = choose_device(options.device)
+    arithmetic(device, options.precision)  # an impossible combination is said before anything is written
     if options.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     model = _model(options, train)
