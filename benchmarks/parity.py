@@ -171,8 +171,8 @@ def main() -> int:
         row, wrong = compare(name, photos, options)
         lines += row
         faults += wrong
-        print(*row, *wrong, f"{name}: {time.monotonic() - started:.0f} s", sep="\n", file=sys.stderr, flush=True)
-    finish(report(lines, faults, photos), options.out)
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        finish(report(lines, faults, photos), options.out)  # after each: a run takes long and may be cut short
     return 1 if faults else 0
 
 
@@ -328,7 +328,7 @@ def report(lines: Sequence[tuple[object, ...]], faults: Sequence[str], photos: S
             "",
             table(HEADER, lines),
             "",
-            *([f"- {fault}" for fault in faults] or ["All reached."]),
+            *([f"- {fault}" for fault in faults] or ["All of these reached."]),
         ]
     )
 
