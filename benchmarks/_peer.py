@@ -101,7 +101,7 @@ def peer_inputs(loaded: Loaded) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 def train_peer(model: FasterRCNN, data: Dataset, resize: Resize, *, minutes: float, batch: int, seed: int) -> int:
     """Train for so many minutes, the number of steps fixed after warm-up as ours is; returns it."""
     batches: Iterator[Loaded] = training_batches(
-        data, resize=resize, augment=Augment(flip=0.5), batch=batch, seed=seed, workers=1
+        data, resize=resize, augment=Augment(flip=0.5), batch=batch, seed=seed, workers=0
     )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     model.train()
@@ -133,7 +133,7 @@ def detect_peer(model: FasterRCNN, data: Dataset, resize: Resize) -> Results:
     """Its detections on every image, on the original pixels."""
     model.eval()
     gathered = Accumulator()
-    for loaded in evaluation_batches(data, resize=resize, batch=1, workers=1):
+    for loaded in evaluation_batches(data, resize=resize, batch=1, workers=0):
         images, _ = peer_inputs(loaded)
         for index, image, found in zip(loaded.indices.tolist(), images, model(images), strict=True):
             height, width = data.sizes[index].tolist()

@@ -53,8 +53,7 @@ class Detector:
         Raises MissingError when there is no such file, DataError when it is none of ours, UsageError for a wrong field.
         """
         card, state = load_weights(Path(path))
-        own = {name: value for name, value in card.fields.items() if name != "max_size" or "size" not in fields}
-        model = build_model(card.model, len(card.names), **{**own, **fields})
+        model = build_model(card.model, len(card.names), **card.fields_with(fields))
         load_all(model, state, str(path))
         return cls(model, card.model, card.names, device=device, precision=precision)
 
@@ -143,7 +142,7 @@ class Detector:
             dataset,
             resize=fields.resizing,
             batch=batch,
-            workers=default_workers() if workers is None else workers,
+            workers=default_workers(on_cpu=self.device.type == "cpu") if workers is None else workers,
             divisor=fields.divisor,
         )
         gathered = Accumulator()

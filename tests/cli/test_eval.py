@@ -1,10 +1,14 @@
 """`twostage eval` on a results file; on a detector, see test_verbs."""
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 KEYS = {
     "AP",
@@ -101,3 +105,36 @@ def test_bad_input_is_named(
     assert "Traceback" not in answer.messages
     assert "internal error" not in answer.messages
     assert sorted(scenes.rglob("*")) == before
+
+
+def test_boxes_over_the_border_and_without_area_count_as_they_are_written(
+    shell: Callable, scenes: Path, perfect_results: Path, tmp_path: Path
+) -> None:
+    """The reader clips and drops them for training; pycocotools takes a file as it is."""
+    document = json.loads((scenes / "annotations" / "instances_val.json").read_text())
+    for number, record in enumerate(document["annotations"]):
+        x, y, width, height = record["bbox"]
+        record["bbox"] = (
+            [x - 1.5 * width, y, 2 * width, height],
+            [x, y, 0, height],
+            [500, 400, width, height],
+            [x, y, width, height],
+        )[number % 4]
+    truth = tmp_path / "instances_val.json"
+    truth.write_text(json.dumps(document))
+    results = json.loads(perfect_results.read_text())
+    for number, record in enumerate(results):
+        record["score"] = 0.5 + number / 1000
+    found = tmp_path / "results.json"
+    found.write_text(json.dumps(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = COCOeval(COCO(str(truth)), COCO(str(truth)).loadRes(str(found)), "bbox")
+        oracle.evaluate()
+        oracle.accumulate()
+        oracle.summarize()
+    metrics = shell("eval", truth, "--predictions", found, "--json").json["metrics"]
+    keys = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    assert [metrics[key] for key in keys] == pytest.approx(oracle.stats.tolist(), abs=1e-9)
+    assert 0.2 < metrics["AP50"] < 0.8
+    left_out = shell("eval", truth, "--predictions", found, "--json", "--on-error", "skip").json
+    assert left_out["settings"]["objects"] < len(document["annotations"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,49 @@ def test_weights_of_other_classes_keep_what_fits(
     _, state = load_weights(Path(result["weights"]))
     torch.testing.assert_close(state["rpn.objectness.weight"], start.model.rpn.objectness.weight, atol=1e-6, rtol=0)
     assert state["head.classes.weight"].shape[0] == 6
+
+
+def test_random_weights_are_normalised_by_groups_and_a_detector_passes_its_fields_on(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    """Frozen statistics of random weights let activations fade (MobileNet) or burst (ResNet-101)."""
+    model = "faster_rcnn_mobilenet_v3_large_320_fpn"
+    first = train(replace(options, model=model, batch=2, epochs=1))
+    assert load_weights(Path(first["weights"]))[0].fields["norm"] == "group"
+    later = replace(options, model=model, batch=2, epochs=1, weights=first["weights"], out=tmp_path / "later")
+    card, _ = load_weights(Path(train(later)["weights"]))
+    assert card.fields["norm"] == "group"
+    frozen = replace(options, model=model, batch=2, epochs=1, model_fields={"norm": "frozen"}, out=tmp_path / "frozen")
+    assert load_weights(Path(train(frozen)["weights"]))[0].fields["norm"] == "frozen"
+
+
+def test_run_goes_on_without_the_weights_it_began_with(options: TrainOptions, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    Detector.build("faster_rcnn_tiny_fpn", ["dog", "cat"], device="cpu", rpn_nms=0.6).save(start)
+    options = replace(options, weights=str(start), epochs=3)
+    stop_after(options, epochs=1)
+    start.unlink()
+    resumed = train(TrainOptions(resume=options.out, quiet=True))
+    assert resumed["epochs"] == 3
+    assert load_weights(Path(resumed["weights"]))[0].fields["rpn_nms"] == 0.6
+
+
+def test_validation_scores_boxes_as_the_file_has_them(options: TrainOptions, tmp_path: Path) -> None:
+    """As `eval` does, so that a run and `eval` tell the same AP."""
+    data = tmp_path / "data"
+    shutil.copytree(options.data, data)
+    file = data / "annotations" / "instances_val.json"
+    document = json.loads(file.read_text())
+    for record in document["annotations"][::2]:
+        record["bbox"][2] = 0
+    file.write_text(json.dumps(document))
+    result = train(replace(options, data=data, epochs=1))
+    assert f"{len(document['annotations'])} objects" in (Path(result["out"]) / "report.txt").read_text()
+    assert (
+        main(["eval", str(data), "--weights", result["weights"], "--workers", "0", "--out", str(tmp_path / "e")]) == 0
+    )
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    assert report["metrics"] == pytest.approx(result["metrics"])
 
 
 @pytest.mark.parametrize(

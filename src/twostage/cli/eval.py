@@ -35,7 +35,7 @@ class EvalOptions:
     images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
     voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
     on_error: Literal["default", "fail", "skip"] = option(
-        "default", "What to do with faulty objects: mend what can be mended, stop, or leave them out.", group="Data"
+        "default", "What to do with faulty boxes: take them as they are written, stop, or leave them out.", group="Data"
     )
     size: int | None = option(None, "Shortest side of the image (default: as trained).", group="Images", low=1)
     max_size: int | None = option(None, "Longest side of the image (default: as trained).", group="Images", low=1)
@@ -94,6 +94,8 @@ def eval(options: EvalOptions) -> Outcome:
         voc_offset=options.voc_offset,
         on_error=options.on_error,
         require_images=options.predictions is None,
+        # The official tools take boxes as they are written, over the border and without area too.
+        mend=options.on_error == "skip",
     )
     out = new_folder(options.out, "--out") if options.out else None
     dataset, results = _results(options, dataset)

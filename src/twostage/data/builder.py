@@ -31,7 +31,8 @@ class Builder:
 
     `place(image, source)` names an object for people: the annotation file, and the object in it; `source` is the number
     the reader gave it. `look` tells the size of a picture. A box no wider or no higher than `thin` has no area (1 where
-    coordinates include the last pixel).
+    coordinates include the last pixel). Without `mend`, boxes of finite numbers stay as the annotation has them, as the
+    tools that define the metrics read them.
     """
 
     root: Path
@@ -43,6 +44,7 @@ class Builder:
     look: Callable[[str], Header] = probe
     require_images: bool = True
     thin: float = 0.0
+    mend: bool = True
     faults: list[Fault] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
     _paths: list[str] = field(default_factory=list)
@@ -178,7 +180,7 @@ class Builder:
             masks[row] = turn_mask(masks[row], turn, height, width)
 
     def _judge(self, table: Table, sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
-        """Which objects can be used; their boxes are clipped in place, everything dropped or clipped is reported."""
+        """Which objects can be used; their boxes are clipped in place, every box that cannot be learned is reported."""
         boxes = table.boxes
         height, width = sizes[table.image].astype(np.float64).T.reshape(2, -1)
         usable = ~np.isin(table.image, list(self._bad))
@@ -194,15 +196,19 @@ class Builder:
         beyond = (boxes[:, :2] >= limits[:, :2]).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
         outside, thin = flat & beyond, thin | (flat & ~beyond)
         over = finite & ~inverted & ~thin & ~outside & (np.abs(boxes - clipped) > SLACK).any(axis=1)
+        dropped, cut = ("dropped", "clipped") if self.mend else ("kept as it is", "kept as it is")
+        flat_words = "the box has no area" if self.thin == 0 else "the box begins and ends at the same pixel"
         for code, rows, message, fix in (
             ("box-not-numbers", ~finite, "the box is not four finite numbers", "Correct the box, or remove the object"),
-            ("inverted-box", inverted, "the box is inverted; dropped", "Exchange its ends, or remove the object"),
-            ("zero-area-box", thin, "the box has no area; dropped", "Draw the box again, or remove the object"),
-            ("box-outside", outside, "the box lies outside the image; dropped", "Correct or remove the object"),
-            ("box-partly-outside", over, "the box reaches over the border; clipped", "Clip it in the annotation"),
+            ("inverted-box", inverted, f"the box is inverted; {dropped}", "Exchange its ends, or remove the object"),
+            ("zero-area-box", thin, f"{flat_words}; {dropped}", "Draw the box again, or remove the object"),
+            ("box-outside", outside, f"the box lies outside the image; {dropped}", "Correct or remove the object"),
+            ("box-partly-outside", over, f"the box reaches over the border; {cut}", "Clip it in the annotation"),
         ):
             for row in np.flatnonzero(rows & usable):
                 self._report_box(code, table, int(row), (width[row], height[row]), message, fix)
+        if not self.mend:
+            return np.asarray(finite)
         table.boxes[:] = np.where(np.isfinite(clipped), clipped, 0)
         return np.asarray(finite & ~inverted & ~thin & ~outside)
 
@@ -234,7 +240,7 @@ class Builder:
 
             height, width = sizes[table.image[row]].tolist()
             table.area[row] = float(coco.area(to_rle(masks[row], height, width)))
-        sides = table.boxes[:, 2:] - table.boxes[:, :2]
+        sides = (table.boxes[:, 2:] - table.boxes[:, :2]).clip(min=0)
         table.area[:] = np.where(np.isnan(table.area), sides.prod(axis=1), table.area)
         if missing.all():
             return None

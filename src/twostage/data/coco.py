@@ -30,6 +30,7 @@ def read_coco(
     split: str,
     folders: Sequence[Path],
     on_error: OnError,
+    mend: bool,
     require_images: bool,
     look: Callable[[str], Header],
 ) -> Dataset:
@@ -58,6 +59,7 @@ def read_coco(
         place=place,
         require_images=require_images,
         look=look,
+        mend=mend,
         faults=faults,
     )
     index_of = _add_images(builder, images, folder, shown)

@@ -50,15 +50,17 @@ def open_dataset(
     voc_offset: VocOffset = "auto",
     on_error: OnError = "default",
     require_images: bool = True,
+    mend: bool = True,
 ) -> Dataset:
     """One split of the data set at `path`, whatever its layout; `opener` opens several and reads once what they share.
 
     `images` names the folder of the pictures where they are not beside the annotations. Errors in the data raise
     DataError with all of them, repairs are made and stand in `faults`; `on_error` "fail" takes repairs for errors too,
     "skip" leaves out what is wrong. Without `require_images` pictures may be missing as long as the annotations tell
-    their sizes. Raises UsageError for a split that is not there.
+    their sizes. Without `mend`, boxes that cannot be learned (over the border, without area) stay as they are written,
+    for scoring as the official tools do. Raises UsageError for a split that is not there.
     """
-    options = Options(Path(images) if images is not None else None, voc_offset, on_error, require_images)
+    options = Options(Path(images) if images is not None else None, voc_offset, on_error, require_images, mend)
     return opener(find_layout(path), options)(split)
 
 
@@ -69,6 +71,7 @@ class Options(NamedTuple):
     voc_offset: VocOffset = "auto"
     on_error: OnError = "default"
     require_images: bool = True
+    mend: bool = True
 
 
 def opener(layout: Layout, options: Options, look: Callable[[str], Header] = probe) -> Callable[[str], Dataset]:
@@ -90,9 +93,9 @@ def opener(layout: Layout, options: Options, look: Callable[[str], Header] = pro
 
 
 def _open(layout: Layout, split: str, files: VocFiles, options: Options, look: Callable[[str], Header]) -> Dataset:
-    source, images, on_error = layout.sources[split], options.images, options.on_error
+    source, images, on_error, mend = layout.sources[split], options.images, options.on_error, options.mend
     if layout.kind == "yolo":
-        return read_yolo(source, split=split, images=images, on_error=on_error, look=look)
+        return read_yolo(source, split=split, images=images, on_error=on_error, mend=mend, look=look)
     if layout.voc is None:
         return read_coco(
             source,
@@ -100,6 +103,7 @@ def _open(layout: Layout, split: str, files: VocFiles, options: Options, look: C
             split=split,
             folders=[images] if images else _picture_folders(source, layout.root, split),
             on_error=on_error,
+            mend=mend,
             require_images=options.require_images,
             look=look,
         )
@@ -111,6 +115,7 @@ def _open(layout: Layout, split: str, files: VocFiles, options: Options, look: C
         split=split,
         offset=options.voc_offset,
         on_error=on_error,
+        mend=mend,
         require_images=options.require_images,
         look=look,
     )

@@ -69,6 +69,7 @@ def read_voc(
     split: str,
     offset: VocOffset,
     on_error: OnError,
+    mend: bool,
     require_images: bool,
     look: Callable[[str], Header],
 ) -> Dataset:
@@ -95,6 +96,7 @@ def read_voc(
         category_ids=range(1, len(names) + 1),
         place=place,
         look=look,
+        mend=mend,
         require_images=require_images,
         thin=float(first),
         faults=faults,

@@ -3,7 +3,11 @@
 import os
 
 
-def default_workers() -> int:
-    """One for every two cores this process may use, at least one and at most eight: the model needs the others."""
+def default_workers(*, on_cpu: bool) -> int:
+    """One for every two cores this process may use, at least one and at most eight; `on_cpu` the model computes there.
+
+    Then one for every four, from none on: on two cores a process beside the model takes from a training step more
+    than reading in between does (0.73 s a step of the tiny model against 0.61 s).
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // 2))
+    return min(8, cores // 4) if on_cpu else max(1, min(8, cores // 2))

@@ -34,7 +34,7 @@ def yolo_splits(path: Path) -> tuple[str, ...]:
 
 
 def read_yolo(
-    path: Path, *, split: str, images: Path | None, on_error: OnError, look: Callable[[str], Header]
+    path: Path, *, split: str, images: Path | None, on_error: OnError, mend: bool, look: Callable[[str], Header]
 ) -> Dataset:
     """One split of a YOLO data set; the pictures must be there, for their sizes. Raises FaultyDataError."""
     document = _load(path)
@@ -53,6 +53,7 @@ def read_yolo(
         category_ids=range(1, len(names) + 1),
         place=place,
         look=look,
+        mend=mend,
     )
     bare = []
     rows: list[list[tuple[int, list[float]]]] = []

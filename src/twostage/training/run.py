@@ -7,7 +7,6 @@ import logging
 import threading
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +19,14 @@ from twostage.data.workers import default_workers
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.inference.device import arithmetic, choose_device
-from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import build
 from twostage.training.average import Average
 from twostage.training.folder import RunFolder, read_options
 from twostage.training.optimiser import build_optimizer, freeze
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, Recipe, resolve
-from twostage.training.splits import open_splits
-from twostage.training.start import load_start
+from twostage.training.splits import Splits, open_splits
+from twostage.training.start import starting_model
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
 from twostage.training.validate import validate
@@ -44,8 +41,7 @@ class Run:
     """What a run holds besides the session that learns."""
 
     options: TrainOptions
-    train: Dataset
-    val: Dataset | None
+    splits: Splits
     session: Session
     folder: RunFolder
     workers: int
@@ -58,8 +54,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
     """See `twostage.training.train`."""
     if options.resume is not None:
         options = replace(read_options(options.resume), quiet=options.quiet, resume=options.resume)
-    train, val = open_splits(options)
-    session = _session(options, train)
+    splits = open_splits(options)
+    session = _session(options, splits.train)
     if options.resume is None:
         folder = RunFolder.create(options)
     else:
@@ -67,8 +63,9 @@ def run(options: TrainOptions) -> dict[str, Any]:
         session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.average)
         session.scaler.load_state_dict(scaler)
     folder.begin(options, session.progress.step)
-    workers = default_workers() if options.workers is None else options.workers
-    one = Run(options, train, val, session, folder, workers, _updates(train, session.recipe, options))
+    on_cpu = session.device.type == "cpu"
+    workers = default_workers(on_cpu=on_cpu) if options.workers is None else options.workers
+    one = Run(options, splits, session, folder, workers, _updates(splits.train, session.recipe, options))
     _learn(one)
     return _finish(one)
 
@@ -78,28 +75,12 @@ def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> int:
     return ceil(steps_per_epoch(len(train), recipe.batch) / options.accumulate)
 
 
-def _model(options: TrainOptions, train: Dataset) -> TwoStage:
-    sizes = {"size": options.size, "max_size": options.max_size}
-    given = {name: value for name, value in sizes.items() if value is not None}
-    torch.manual_seed(options.seed)
-    model = build(options.model, len(train.names), **{**options.model_fields, **given})
-    if options.weights is not None:
-        load_start(model, Path(options.weights), train.names)
-    elif model.fields.recipe != "scratch" and options.resume is None:
-        log.warning(
-            "%s begins from random weights, and is made to begin from pretrained ones (--weights). "
-            "faster_rcnn_tiny_fpn learns from scratch.",
-            options.model,
-        )
-    return model
-
-
 def _session(options: TrainOptions, train: Dataset) -> Session:
     device = choose_device(options.device)
     arithmetic(device, options.precision)  # an impossible combination is said before anything is written
     if options.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    model = _model(options, train)
+    model = starting_model(options, train.names)
     recipe = resolve(options, RECIPES[model.fields.recipe], pretrained=options.weights is not None)
     freeze(model, recipe.freeze)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -124,8 +105,9 @@ def _learn(run: Run) -> None:
     """Epochs until the end, early stopping or Ctrl-C; each ends with a line, some with a validation."""
     session, options, progress = run.session, run.options, run.session.progress
     fields, recipe = session.model.fields, session.recipe
+    names = run.splits.train.names
     batches = training_batches(
-        run.train,
+        run.splits.train,
         resize=fields.resizing,
         augment=Augment(
             flip=recipe.flip,
@@ -141,14 +123,14 @@ def _learn(run: Run) -> None:
         divisor=fields.divisor,
         pin=session.device.type == "cuda",
     )
-    drawn = run.folder.with_picture(batches, run.train.names)
+    drawn = run.folder.with_picture(batches, names)
     with stopping_gently(session.stop), progress_bar(quiet=options.quiet) as after_step:
         while not _over(run):
             train_until(session, drawn, (progress.step // run.updates + 1) * run.updates, after_step)
             if progress.step % run.updates == 0 or _finished(progress):
                 _end_epoch(run)
             else:
-                run.folder.save_last(options.model, session, run.train.names)
+                run.folder.save_last(options.model, session, names)
             if session.stop.is_set():
                 log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
                 raise KeyboardInterrupt
@@ -176,15 +158,15 @@ def _end_epoch(run: Run) -> None:
     row["train_loss"] = sum(means.values())
     row |= {f"train_loss_{name}": value for name, value in means.items()}
     progress.losses, progress.summed = {}, 0
-    if run.val is not None and (_finished(progress) or _due(run, row["epoch"])):
-        row |= _validate(run, run.val)
+    if run.splits.val is not None and (_finished(progress) or _due(run, row["epoch"])):
+        row |= _validate(run)
     run.folder.add_row(row)
     total = "" if progress.total is None else f" of {progress.total}"
     scores = (
         f", validation loss {row['val_loss']:.3f}, AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}" if "AP" in row else ""
     )
     log.info("epoch %d, step %d%s: loss %.3f%s", row["epoch"], progress.step, total, row["train_loss"], scores)
-    run.folder.save_last(run.options.model, run.session, run.train.names)
+    run.folder.save_last(run.options.model, run.session, run.splits.train.names)
 
 
 def _due(run: Run, epoch: int) -> bool:
@@ -197,25 +179,28 @@ def _due(run: Run, epoch: int) -> bool:
     return epoch % max(1, round(total / run.updates / run.session.recipe.validations)) == 0
 
 
-def _validate(run: Run, val: Dataset) -> dict[str, float]:
+def _validate(run: Run) -> dict[str, float]:
     """Validation losses and numbers; the weights are kept as best where AP rose."""
     progress = run.session.progress
-    report, results, losses = _score(run, val)
+    report, results, losses = _score(run)
     metrics = report.scores.metrics
     if metrics["AP"] > progress.best or progress.best_step < 0:
         progress.best, progress.best_step, progress.validations_since_best = metrics["AP"], progress.step, 0
         run.report, run.results = report, results
-        run.folder.save_best(run.options.model, run.session, run.train.names, metrics)
+        run.folder.save_best(run.options.model, run.session, run.splits.train.names, metrics)
     else:
         progress.validations_since_best += 1
     return {"val_loss": sum(losses.values()), **{f"val_loss_{name}": v for name, v in losses.items()}, **metrics}
 
 
-def _score(run: Run, val: Dataset) -> tuple[Report, Results, dict[str, float]]:
-    options = run.options
+def _score(run: Run) -> tuple[Report, Results, dict[str, float]]:
+    options, splits = run.options, run.splits
+    assert splits.val is not None
+    assert splits.truth is not None
     return validate(
         run.session.evaluated,
-        val,
+        splits.val,
+        splits.truth,
         conf=options.conf,
         iou=options.iou,
         max_det=options.max_det,
@@ -227,16 +212,16 @@ def _score(run: Run, val: Dataset) -> tuple[Report, Results, dict[str, float]]:
 
 def _finish(run: Run) -> dict[str, Any]:
     """Plots and pictures of the best weights."""
-    progress, folder = run.session.progress, run.folder
-    if run.val is not None and run.report is None:
+    progress, folder, val = run.session.progress, run.folder, run.splits.val
+    if val is not None and run.report is None:
         # A resumed run whose best weights are from before it stopped.
         load_all(run.session.evaluated, load_weights(folder.best)[1], str(folder.best))
-        run.report, run.results, _ = _score(run, run.val)
-    folder.draw(run.train, run.val, run.report, run.results)
+        run.report, run.results, _ = _score(run)
+    folder.draw(run.splits.train, val, run.report, run.results)
     log.info("Saved to %s", folder.path)
     return {
         "out": str(folder.path),
-        "weights": str(folder.last if run.val is None else folder.best),
+        "weights": str(folder.last if val is None else folder.best),
         "epochs": ceil(progress.step / run.updates),
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),

@@ -1,6 +1,7 @@
 """The two splits of a run: one to learn from, one to choose by."""
 
 import logging
+from typing import NamedTuple
 
 from twostage.data.dataset import Dataset, select_classes
 from twostage.data.faults import Fault, FaultyDataError, format_faults
@@ -13,7 +14,18 @@ log = logging.getLogger("twostage.training")
 NONE = "none"  # the validation split of a run that is not validated
 
 
-def open_splits(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
+class Splits(NamedTuple):
+    """What a run learns from, what it is validated on, and the latter with its boxes as they are written.
+
+    Losses need boxes that can be learned; the metrics are defined on the boxes of the file (`Builder.mend`).
+    """
+
+    train: Dataset
+    val: Dataset | None
+    truth: Dataset | None
+
+
+def open_splits(options: TrainOptions) -> Splits:
     """The data sets to learn from and to choose by; what was recognised and what was repaired is said.
 
     Raises UsageError for a split that is not there, DataError with the faults of both splits, or where there is nothing
@@ -23,7 +35,8 @@ def open_splits(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
     layout = find_layout(options.data)
     splits = _choose(layout, options)
     log.info("%s: training on %r, validating on %r", layout, *splits)
-    open_split = opener(layout, Options(options.images, options.voc_offset, options.on_error))
+    how = Options(options.images, options.voc_offset, options.on_error)
+    open_split = opener(layout, how)
     opened: list[Dataset] = []
     faults: list[Fault] = []
     for split in dict.fromkeys(splits):
@@ -37,12 +50,14 @@ def open_splits(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
         raise FaultyDataError(f"{layout.root}: errors in the data. --on-error skip leaves out what is wrong.", faults)
     if len(opened) == 2:
         check_same_classes(*opened)
+        mended = any(fault.severity == "repair" for fault in opened[1].faults) and options.on_error != "skip"
+        opened.append(opener(layout, how._replace(mend=False))(opened[1].split) if mended else opened[1])
     if options.names is not None:
         opened = [select_classes(dataset, options.names) for dataset in opened]
-    for dataset in opened:
+    for dataset in opened[:2]:
         _tell(dataset)
     _require_objects(opened[0])
-    return opened[0], opened[1] if len(opened) == 2 else None
+    return Splits(*opened) if len(opened) == 3 else Splits(opened[0], None, None)
 
 
 def _choose(layout: Layout, options: TrainOptions) -> tuple[str, str]:

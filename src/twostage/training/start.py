@@ -1,42 +1,81 @@
-"""What a run begins from: a detector of ours, or a classification network's weights for the backbone."""
+"""What a run begins from: random weights, a detector of ours, or a classification network's weights."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from twostage.errors import DataError
+from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.two_stage import TwoStage
-from twostage.weights.file import KEY, load_tensors, read_card
+from twostage.models.zoo import build
+from twostage.training.folder import RunFolder
+from twostage.training.options import TrainOptions
+from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
 from twostage.weights.fit import as_backbone, load_fitting
 
 log = logging.getLogger("twostage.training")
 
 
-def load_start(model: TwoStage, path: Path, names: tuple[str, ...]) -> None:
-    """Load what fits, and say what does not.
+def starting_model(options: TrainOptions, names: tuple[str, ...]) -> TwoStage:
+    """The model as the first step finds it; of a resumed run its shape alone, since its state holds the weights.
 
-    A detector of other classes keeps all but its last layers. Raises DataError when nothing fits, and as
-    `weights.file.load_weights`.
+    A detector of ours passes on its fields as well as its weights. Raises as `weights.file.load_weights`, DataError
+    when no weight fits, and UsageError for a wrong model or field.
     """
+    sizes = {"size": options.size, "max_size": options.max_size}
+    given = {**options.model_fields, **{name: value for name, value in sizes.items() if value is not None}}
+    torch.manual_seed(options.seed)
+    if options.resume is not None:
+        card, _ = load_weights(RunFolder.existing(options.resume).last)
+        return build(card.model, len(names), **card.fields)
+    if options.weights is not None:
+        return _from_weights(Path(options.weights), options.model, names, given)
+    model = build(options.model, len(names), **given)
+    if model.fields.recipe != "scratch":
+        log.warning(
+            "%s begins from random weights, and is made to begin from pretrained ones (--weights). "
+            "faster_rcnn_tiny_fpn learns from scratch.",
+            options.model,
+        )
+    if "norm" not in given and any(isinstance(module, FrozenBatchNorm) for module in model.modules()):
+        # Statistics that nobody measured cannot stay frozen: activations fade or burst. Groups need no large batch
+        # (He et al. 2019, "Rethinking ImageNet Pre-training", section 3.1).
+        log.info("Group normalisation takes the place of frozen statistics; --set model.norm=batch for another.")
+        torch.manual_seed(options.seed)
+        model = build(options.model, len(names), **given, norm="group")
+    return model
+
+
+def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[str, object]) -> TwoStage:
+    """Load what fits, and say what does not; a detector of other classes keeps all but its last layers."""
     metadata, state = load_tensors(path)
-    if KEY in metadata:
-        card = read_card(path, metadata[KEY])
-        if card.names != names:
-            log.warning(
-                "%s knows the classes %s, the data set has %s: the layers that tell classes apart begin anew.",
-                *(path, ", ".join(card.names), ", ".join(names)),
-            )
-            state = {name: t for name, t in state.items() if not name.startswith(("head.classes.", "head.deltas."))}
-    else:
-        state = as_backbone(model, state)
+    card = read_card(path, metadata[KEY]) if KEY in metadata else None
+    fields = card.fields_with(given) if card is not None and card.model == name else given
+    model = build(name, len(names), **fields)
+    state = as_backbone(model, state) if card is None else _of_same_classes(state, card, names, path)
     loaded, fresh = load_fitting(model, state)
     if not loaded:
+        made_for = "the model it was made for" if card is None else card.model
         raise DataError(
-            f"{path}: none of its {len(state)} tensors fits this model. "
-            "Choose the model it was made for by --model, or other weights."
+            f"{path}: none of its {len(state)} tensors fits {name}. Choose {made_for} by --model, or other weights."
         )
     log.info("%s: %d tensors loaded", path, len(loaded))
     if fresh:
         log.info("Begin from random values: %s", ", ".join(_grouped(fresh)))
+    return model
+
+
+def _of_same_classes(state: dict[str, Tensor], card: Card, names: tuple[str, ...], path: Path) -> dict[str, Tensor]:
+    if card.names == names:
+        return state
+    log.warning(
+        "%s knows the classes %s, the data set has %s: the layers that tell classes apart begin anew.",
+        *(path, ", ".join(card.names), ", ".join(names)),
+    )
+    return {name: t for name, t in state.items() if not name.startswith(("head.classes.", "head.deltas."))}
 
 
 def _grouped(names: list[str]) -> list[str]:

@@ -54,6 +54,7 @@ def detect_and_lose(
 def validate(
     model: TwoStage,
     dataset: Dataset,
+    truth: Dataset,
     *,
     conf: float | None,
     iou: float | None,
@@ -62,8 +63,8 @@ def validate(
     workers: int,
     precision: str,
 ) -> tuple[Report, Results, dict[str, float]]:
-    """The report of a split, its detections, and the mean losses."""
+    """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written."""
     given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
     output = replace(model.fields, **{k: v for k, v in given.items() if v is not None})
     results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers, precision=precision)
-    return evaluate(dataset, results, score_floor=output.score_threshold), results, losses
+    return evaluate(truth, results, score_floor=output.score_threshold), results, losses

@@ -33,6 +33,11 @@ class Card:
     licence: str = "as the training data allow"
     version: str = __version__
 
+    def fields_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields with some replaced; a `size` without a `max_size` keeps the ratio of the two."""
+        kept = {name: value for name, value in self.fields.items() if name != "max_size" or "size" not in changes}
+        return {**kept, **changes}
+
     def to_json(self) -> str:
         """The header's entry."""
         return json.dumps({"format": FORMAT, **asdict(self)})
