@@ -116,14 +116,7 @@ def _results(options: EvalOptions, dataset: "Dataset") -> "tuple[Dataset, Result
         read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
         return dataset, read(options.predictions, dataset)
     assert options.weights is not None
-    detector = load_detector(
-        options.weights,
-        device=options.device,
-        precision=options.precision,
-        size=options.size,
-        max_size=options.max_size,
-        fields=options.model_fields,
-    )
+    detector = load_detector(options.weights, options)
     if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
         print(f"Scored on the detector's classes alone: {', '.join(detector.names)}")
         dataset = select_classes(dataset, detector.names)

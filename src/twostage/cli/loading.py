@@ -1,16 +1,33 @@
 """The detector a verb asks for."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from twostage.detector import Detector
 
 
-def load_detector(
-    weights: str, *, device: str, precision: str, size: int | None, max_size: int | None, fields: dict[str, Any]
-) -> "Detector":
+@runtime_checkable
+class Loading(Protocol):
+    """What the options of a verb that runs a detector have in common."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def max_size(self) -> int | None: ...
+    @property
+    def model_fields(self) -> dict[str, Any]: ...
+
+
+def load_detector(weights: str, options: Loading) -> "Detector":
     """The detector of a weights file, for images of another size where one is given. Imports torch."""
     from twostage.detector import Detector
 
-    sizes = {name: value for name, value in (("size", size), ("max_size", max_size)) if value is not None}
-    return Detector.load(weights, device=device, precision=precision, **{**fields, **sizes})
+    sizes = {"size": options.size, "max_size": options.max_size}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    return Detector.load(
+        weights, device=options.device, precision=options.precision, **{**options.model_fields, **given}
+    )

@@ -57,14 +57,7 @@ def predict(options: PredictOptions) -> Outcome:
 
     Without --save nothing is written: each picture's objects are listed, or put out by --json.
     """
-    detector = load_detector(
-        options.weights,
-        device=options.device,
-        precision=options.precision,
-        size=options.size,
-        max_size=options.max_size,
-        fields=options.model_fields,
-    )
+    detector = load_detector(options.weights, options)
     found = detector.predict(
         list(options.sources), conf=options.conf, iou=options.iou, max_det=options.max_det, batch=options.batch
     )

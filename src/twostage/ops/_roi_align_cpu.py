@@ -6,7 +6,7 @@ The gradient in the maps is the transposed bag, found by sorting.
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 
 from twostage.ops import _roi_bins as roi_bins
 from twostage.ops._memory import empty
-from twostage.ops._roi_bins import Reads, Regions
+from twostage.ops._roi_bins import Grid, Reads, Regions
 from twostage.ops.boxes import precise
 
 _ENTRIES = 1 << 17  # read by a piece
@@ -46,18 +46,15 @@ def forward(
     features: Sequence[Tensor],
     boxes: Tensor,
     levels: Tensor,
-    scales: Sequence[float],
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    *settings: Any,
 ) -> Tensor:
     """The CPU kernel of `twostage::roi_align`: [n, p, sy, sx, c], contiguous."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
     tables = [_table(feature) for feature in features]
-    bins, channels = size[0] * size[1], features[0].shape[1]
+    grid = Grid(*settings)
+    bins, channels = grid.size[0] * grid.size[1], features[0].shape[1]
     out = empty((levels.numel(), bins * channels), features[0].dtype)
-    for group in _groups(boxes, levels, shapes, scales, size, ratio, aligned, max_samples):
+    for group in _groups(boxes, levels, shapes, grid):
         for level, part in group.pieces():
             found = embedding_bag(
                 roi_bins.by_bin(group.reads.entries(part)),
@@ -66,7 +63,7 @@ def forward(
                 per_sample_weights=roi_bins.by_bin(group.reads.weights(part).to(out.dtype)),
             )
             out.index_copy_(0, group.some[part], found.view(-1, bins * channels))
-    return out.view(*levels.shape, *size, channels)
+    return out.view(*levels.shape, *grid.size, channels)
 
 
 def features_gradient(
@@ -74,17 +71,14 @@ def features_gradient(
     shapes: Sequence[int],
     boxes: Tensor,
     levels: Tensor,
-    scales: Sequence[float],
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    *settings: Any,
 ) -> list[Tensor]:
     """The CPU kernel of `twostage::roi_align_features_gradient`: [n, c, h, w] for each level, channels-last."""
     maps = list(zip(shapes[::2], shapes[1::2], strict=True))
     entries: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in maps]
-    number = torch.arange(size[0] * size[1], dtype=torch.int32).view(*size, 1, 1, 1)
-    for group in _groups(boxes, levels, maps, scales, size, ratio, aligned, max_samples):
+    grid = Grid(*settings)
+    number = torch.arange(grid.size[0] * grid.size[1], dtype=torch.int32).view(*grid.size, 1, 1, 1)
+    for group in _groups(boxes, levels, maps, grid):
         for level, part in group.pieces():
             rows, weight = group.reads.entries(part), group.reads.weights(part)
             bins = (group.some[part].int() * number.numel() + number).expand(rows.shape)
@@ -108,18 +102,15 @@ def boxes_gradient(
     features: Sequence[Tensor],
     boxes: Tensor,
     levels: Tensor,
-    scales: Sequence[float],
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    *settings: Any,
 ) -> Tensor:
     """The CPU kernel of `twostage::roi_align_boxes_gradient`: [n, p, 4] in float32 at least."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
     tables = [_table(feature) for feature in features]
-    of_bins = gradient.reshape(levels.numel(), *size, gradient.shape[-1])
+    grid = Grid(*settings)
+    of_bins = gradient.reshape(levels.numel(), *grid.size, gradient.shape[-1])
     out = torch.zeros_like(precise(boxes)).view(-1, 4)
-    for group in _groups(boxes, levels, shapes, scales, size, ratio, aligned, max_samples):
+    for group in _groups(boxes, levels, shapes, grid):
         slopes = []
         for level, part in group.pieces():
             rows = group.reads.entries(part)
@@ -127,7 +118,9 @@ def boxes_gradient(
             each = [(tables[level][cell].to(out.dtype) * of).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
             slopes.append(torch.stack(each, dim=2).view(rows.shape))
         slope = torch.cat(slopes, dim=-1)
-        out[group.some] = roi_bins.boxes_gradient(group.regions, group.reads, group.samples, slope, aligned=aligned)
+        out[group.some] = roi_bins.boxes_gradient(
+            group.regions, group.reads, group.samples, slope, aligned=grid.aligned
+        )
     return out.view(boxes.shape)
 
 
@@ -143,34 +136,20 @@ def _groups(
     boxes: Tensor,
     levels: Tensor,
     shapes: Sequence[tuple[int, int]],
-    scales: Sequence[float],
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    grid: Grid,
 ) -> Iterator[_Group]:
     """All regions by how much their bins read, then by level, then by place on the map: neighbours share rows."""
-    regions = roi_bins.locate(
-        boxes,
-        levels,
-        shapes,
-        scales,
-        size=size,
-        ratio=ratio,
-        aligned=aligned,
-        max_samples=max_samples,
-        firsts=[0] * len(shapes),
-    )
+    regions = roi_bins.locate(boxes, levels, shapes, grid, firsts=[0] * len(shapes))
     kinds = []
-    for span, bins in ((regions.y, size[0]), (regions.x, size[1])):
-        kinds += [span.grid.clamp(min=1), roi_bins.cells_needed(span, bins)]
+    for span, bins in ((regions.y, grid.size[0]), (regions.x, grid.size[1])):
+        kinds += [span.samples.clamp(min=1), roi_bins.cells_needed(span, bins)]
     columns = torch.stack(kinds).int().numpy()
     row = regions.first + regions.y.low.clamp(min=0).minimum(regions.y.extent).int() * regions.width
     for alike in _equal(columns, (row.numpy(), regions.level.numpy())):
         samples_y, cells_y, samples_x, cells_x = columns[:, alike[0]].tolist()
         some = torch.from_numpy(alike)
         here, samples = regions.take(some), (samples_y, samples_x)
-        yield _Group(some, here, samples, roi_bins.read(here, size, samples, (cells_y, cells_x)))
+        yield _Group(some, here, samples, roi_bins.read(here, grid.size, samples, (cells_y, cells_x)))
 
 
 def _equal(columns: NDArray, then: tuple[NDArray, ...]) -> list[NDArray]:

@@ -1,13 +1,14 @@
 """RoIAlign where the host must not look at the data: one bag of rows over the table of all levels, fixed shapes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from twostage.ops import _roi_bins as roi_bins
-from twostage.ops._roi_bins import Reads, Regions
+from twostage.ops._roi_bins import Grid, Reads, Regions
 from twostage.ops.boxes import precise
 
 _ALL = slice(None)
@@ -18,19 +19,16 @@ def forward(
     features: Sequence[Tensor],
     boxes: Tensor,
     levels: Tensor,
-    scales: Sequence[float],
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    *settings: Any,
 ) -> Tensor:
     """The kernel of `twostage::roi_align` for all devices but the CPU."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-    _, reads, _ = _reads(boxes, levels, shapes, scales, size, ratio, aligned, max_samples)
+    grid = Grid(*settings)
+    _, reads, _ = _reads(boxes, levels, shapes, grid)
     tables = _tables(features)
     rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
     bag = _bag if tables.device.type in _BAGS else _bag_by_cell
-    return bag(rows, tables, weight).view(*levels.shape, *size, tables.shape[1])
+    return bag(rows, tables, weight).view(*levels.shape, *grid.size, tables.shape[1])
 
 
 def features_gradient(
@@ -38,17 +36,13 @@ def features_gradient(
     shapes: Sequence[int],
     boxes: Tensor,
     levels: Tensor,
-    scales: Sequence[float],
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    *settings: Any,
 ) -> list[Tensor]:
     """The kernel of `twostage::roi_align_features_gradient` for all devices but the CPU."""
     n, channels = len(levels), gradient.shape[-1]
     maps = list(zip(shapes[::2], shapes[1::2], strict=True))
     totals = [n * height * width for height, width in maps]
-    _, reads, _ = _reads(boxes, levels, maps, scales, size, ratio, aligned, max_samples)
+    _, reads, _ = _reads(boxes, levels, maps, Grid(*settings))
     rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
     bag = _transposed_bag if gradient.device.type in _BAGS else _transposed_bag_by_cell
     cells = bag(rows, gradient.reshape(-1, channels), weight, sum(totals))
@@ -64,22 +58,19 @@ def boxes_gradient(
     features: Sequence[Tensor],
     boxes: Tensor,
     levels: Tensor,
-    scales: Sequence[float],
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    *settings: Any,
 ) -> Tensor:
     """The kernel of `twostage::roi_align_boxes_gradient` for all devices but the CPU."""
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-    regions, reads, samples = _reads(boxes, levels, shapes, scales, size, ratio, aligned, max_samples)
+    grid = Grid(*settings)
+    regions, reads, samples = _reads(boxes, levels, shapes, grid)
     tables = _tables(features)
-    of_bins = precise(gradient.reshape(levels.numel(), *size, -1)).permute(1, 2, 0, 3)  # [by, bx, r, c]
+    of_bins = precise(gradient.reshape(levels.numel(), *grid.size, -1)).permute(1, 2, 0, 3)  # [by, bx, r, c]
     # One cell of every bin after the other: all at once would take the memory of the result for each of them.
     rows = reads.entries(_ALL)
     each = [(tables[cell].to(of_bins.dtype) * of_bins).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
     slopes = torch.stack(each, dim=2).view(rows.shape).to(precise(boxes).dtype)
-    return roi_bins.boxes_gradient(regions, reads, samples, slopes, aligned=aligned).view(boxes.shape)
+    return roi_bins.boxes_gradient(regions, reads, samples, slopes, aligned=grid.aligned).view(boxes.shape)
 
 
 def _tables(features: Sequence[Tensor]) -> Tensor:
@@ -125,28 +116,18 @@ def _reads(
     boxes: Tensor,
     levels: Tensor,
     shapes: Sequence[tuple[int, int]],
-    scales: Sequence[float],
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    grid: Grid,
 ) -> tuple[Regions, Reads, tuple[int, int]]:
     """Regions on the table of all levels, what they read, and samples along y and x: the most that any may take."""
-    samples = ratio or max_samples
+    samples = grid.ratio or grid.max_samples
     if samples is None:
         raise ValueError("roi_align with sampling_ratio=0 needs max_samples on devices of fixed shapes")
     firsts = [0]
     for height, width in shapes:
         firsts.append(firsts[-1] + len(levels) * height * width)
-    regions = roi_bins.locate(
-        boxes,
-        levels,
-        shapes,
-        scales,
-        size=size,
-        ratio=ratio,
-        aligned=aligned,
-        max_samples=max_samples,
-        firsts=firsts[:-1],
+    regions = roi_bins.locate(boxes, levels, shapes, grid, firsts=firsts[:-1])
+    return (
+        regions,
+        roi_bins.read(regions, grid.size, (samples, samples), (2 * samples, 2 * samples)),
+        (samples, samples),
     )
-    return regions, roi_bins.read(regions, size, (samples, samples), (2 * samples, 2 * samples)), (samples, samples)

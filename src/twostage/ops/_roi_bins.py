@@ -17,13 +17,23 @@ from torch import Tensor
 from twostage.ops.boxes import precise
 
 
+class Grid(NamedTuple):
+    """How regions are sampled: what the operators take behind boxes and levels."""
+
+    scales: Sequence[float]  # cells per pixel of each level
+    size: Sequence[int]  # bins along y and x
+    ratio: int  # samples along each axis of a bin; 0: about one a cell, `ceil(size / bins)`
+    aligned: bool
+    max_samples: int | None  # at most, with ratio 0
+
+
 class Spans(NamedTuple):
     """Where regions lie along one axis, in cells of their map."""
 
     low: Float[Tensor, " r"]
     size: Float[Tensor, " r"]
     extent: Float[Tensor, " r"]  # cells of the map
-    grid: Float[Tensor, " r"]  # samples of each bin; 0 for none
+    samples: Float[Tensor, " r"]  # of each bin; 0 for none
 
 
 class Regions(NamedTuple):
@@ -63,45 +73,40 @@ def locate(
     boxes: Float[Tensor, "n p 4"],
     levels: Int[Tensor, "n p"],
     shapes: Sequence[tuple[int, int]],
-    scales: Sequence[float],
-    *,
-    size: Sequence[int],
-    ratio: int,
-    aligned: bool,
-    max_samples: int | None,
+    grid: Grid,
     firsts: Sequence[int],
 ) -> Regions:
-    """Boxes on the maps of their levels; `firsts` are the rows at which the maps begin, each holding n images.
-
-    `ratio` 0 takes about one sample a cell: `ceil(size / bins)`, at most `max_samples`.
-    """
+    """Boxes on the maps of their levels; `firsts` are the rows at which the maps begin, each holding n images."""
     sides = precise(boxes).flatten(0, 1).unbind(1)
-    level = levels.flatten().clamp(0, len(scales) - 1)
-    scale = _constants(scales, sides[0]).index_select(0, level)
+    level = levels.flatten().clamp(0, len(grid.scales) - 1)
+    scale = _constants(grid.scales, sides[0]).index_select(0, level)
     height, width, area, first = (
         _constants(values, level.int()).index_select(0, level)
         for values in ([h for h, _ in shapes], [w for _, w in shapes], [h * w for h, w in shapes], firsts)
     )
     image = torch.arange(len(levels), dtype=torch.int32, device=level.device)
     first = first + image[:, None].expand(levels.shape).flatten() * area
-    offset = 0.5 if aligned else 0.0
+    offset = 0.5 if grid.aligned else 0.0
     spans = []
-    for start, end, extent, bins in ((sides[1], sides[3], height, size[0]), (sides[0], sides[2], width, size[1])):
+    for start, end, extent, bins in (
+        (sides[1], sides[3], height, grid.size[0]),
+        (sides[0], sides[2], width, grid.size[1]),
+    ):
         low = start * scale - offset
         length = (end * scale - offset) - low
-        if not aligned:
+        if not grid.aligned:
             length = length.clamp(min=1)
-        grid = torch.full_like(length, ratio)
-        if not ratio:
-            grid = (length / bins).ceil().nan_to_num(nan=1, posinf=1).clamp(0, max_samples)
-        spans.append(Spans(low, length, extent.to(low.dtype), grid))
+        samples = torch.full_like(length, grid.ratio)
+        if not grid.ratio:
+            samples = (length / bins).ceil().nan_to_num(nan=1, posinf=1).clamp(0, grid.max_samples)
+        spans.append(Spans(low, length, extent.to(low.dtype), samples))
     return Regions(spans[0], spans[1], level, first, width, scale)
 
 
 def cells_needed(span: Spans, bins: int) -> Float[Tensor, " r"]:
     """How many neighbouring cells hold all samples of a bin: at most two a sample, or the whole map."""
-    between = span.size.nan_to_num().abs() / bins * (1 - 1 / span.grid.clamp(min=1))
-    return (between.ceil() + 2).minimum(2 * span.grid).minimum(span.extent).clamp(min=2)
+    between = span.size.nan_to_num().abs() / bins * (1 - 1 / span.samples.clamp(min=1))
+    return (between.ceil() + 2).minimum(2 * span.samples).minimum(span.extent).clamp(min=2)
 
 
 def read(regions: Regions, size: Sequence[int], samples: tuple[int, int], cells: tuple[int, int]) -> Reads:
@@ -175,14 +180,14 @@ def _samples(
     span: Spans, bins: int, samples: int
 ) -> tuple[Float[Tensor, "b s r"], Float[Tensor, "b s r"], Float[Tensor, "b s r"]]:
     """Where samples stand on the map, each one's share in its bin's mean, and its place in the region, in [0, 1]."""
-    low, size, extent, grid = span
+    low, size, extent, count = span
     number = torch.arange(bins, dtype=low.dtype, device=low.device)[:, None, None]
     sample = torch.arange(samples, dtype=low.dtype, device=low.device)[:, None] + 0.5
-    some = grid.clamp(min=1)
+    some = count.clamp(min=1)
     step = size / bins
     # In torchvision's order of arithmetic: a sample on the border of the map must fall on the same side.
     place = (low + number * step) + sample * step / some
-    inside = (place >= -1) & (place <= extent) & (sample < grid)
+    inside = (place >= -1) & (place <= extent) & (sample < count)
     return place.clamp(min=0).minimum(extent - 1), inside / some, (number + sample / some) / bins
 
 
