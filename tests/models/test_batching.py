@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twostage.data.batch import Batch, Targets, stack_images
+from twostage.data.batch import Batch, Targets, stack_images, stack_targets
 from twostage.models.heads.detect import Found
 from twostage.models.two_stage import Samplers, TwoStage
 from twostage.models.zoo import build
@@ -162,3 +162,17 @@ def test_other_thresholds_of_the_last_step_change_no_other_stage() -> None:
     assert torch.equal(stages.logits, other.logits)
     assert other.found.boxes.shape == (1, 3, 4)
     assert other.found.scores[other.found.valid].gt(0.3).all()
+
+
+def test_box_lambda_weighs_the_box_loss_alone() -> None:
+    """Fast R-CNN, equation 1."""
+    batch = stack_images(images((64, 96)))
+    truth = stack_targets([torch.tensor([[8.0, 8, 40, 40]])], [torch.tensor([1])], [0])
+    losses = []
+    for weight in (1.0, 2.5):
+        torch.manual_seed(0)
+        losses.append(lively("faster_rcnn_tiny_fpn", box_lambda=weight).train()(batch, truth))
+    assert losses[0]["box"] > 0
+    expected = losses[0] | {"box": 2.5 * losses[0]["box"]}
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[1][name], value)

@@ -34,6 +34,7 @@ def test_the_papers_numbers() -> None:
         "region_positive_iou": 0.5,
         "region_background_iou": (0, 0.5),
         "box_delta_weights": (10, 10, 5, 5),
+        "box_lambda": 1,
         "roi_size": 7,
         "head_channels": 4096,
         "dropout": 0.5,

@@ -101,6 +101,7 @@ class Fields:
     region_background_iou: tuple[Share, Share] = (0.0, 0.5)
     region_truth: bool = True  # ground-truth boxes join the proposals in training
     box_beta: NotNegative = 1 / 9
+    box_lambda: NotNegative = 1.0  # of the box loss against the class loss (Fast R-CNN, equation 1)
 
     # Detections
     score_threshold: Share = 0.05

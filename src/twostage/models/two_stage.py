@@ -110,7 +110,7 @@ class TwoStage(nn.Module):
         weight = (1 / goal.valid.sum().clamp(min=1)).expand(len(sizes))
         return self.rpn.losses(dense, sizes, targets, samplers.anchors) | {
             "class": class_loss(logits, goal.classes, goal.valid),
-            "box": box_loss(own, goal.deltas, goal.positive, weight, beta=fields.box_beta),
+            "box": fields.box_lambda * box_loss(own, goal.deltas, goal.positive, weight, beta=fields.box_beta),
         }
 
 
