@@ -76,6 +76,7 @@ SCRATCH = replace(
     clip=10.0,
     ema=0.99,
     freeze=0,
+    scale=(0.75, 1.33),
     validations=6,
 )
 RECIPES = {"finetune": FINETUNE, "paper": PAPER, "scratch": SCRATCH}
