@@ -79,8 +79,10 @@ class Detections:
         self, index: int | np.integer | slice | np.ndarray | Sequence[int] | Sequence[bool]
     ) -> "Detection | Detections":
         """`found[3]` is one `Detection`; a slice, a boolean mask or an array of indices gives `Detections`."""
-        if isinstance(index, int | np.integer):
-            return self._one(range(len(self))[index])
+        if isinstance(index, int | np.integer) or (isinstance(index, np.ndarray) and index.ndim == 0):
+            return self._one(range(len(self))[int(index)])
+        if not isinstance(index, slice) and len(index) == 0:
+            index = slice(0)
         kept: np.ndarray = np.arange(len(self))[index]
         return replace(
             self,
@@ -107,8 +109,8 @@ class Detections:
         """
         kept = self.scores >= conf
         if classes is not None:
-            if isinstance(classes, str | int):
-                classes = [classes]
+            if isinstance(classes, str | int | np.integer):
+                classes = [classes]  # type: ignore[list-item]
             kept &= np.isin(self.class_ids, [self._class_id(c) for c in classes])
         return self[kept]
 
@@ -119,7 +121,7 @@ class Detections:
             return self.names.index(name)
         if not 0 <= name < len(self.names):
             raise UsageError(f"No class id {name}; ids are 0..{len(self.names) - 1}.")
-        return name
+        return int(name)
 
     @property
     def labels(self) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ class Detector:
 
     def trace(self, source: Any) -> Stages:
         """Every stage of the prediction of one picture, on the pixels the network saw; the model's own thresholds."""
+        if not is_one_picture(source):
+            raise UsageError(f"{source!r:.80}: is not one picture; trace them one by one.")
         (item,) = expand(source)
         if item.image is None:
             raise item.error or UsageError(f"{source}: holds no picture.")
@@ -157,10 +160,10 @@ class Detector:
     def output(self, conf: float | None, iou: float | None, max_det: int | None) -> Fields:
         """The model's fields with other thresholds of the last step; None keeps the model's."""
         for name, value in (("conf", conf), ("iou", iou)):
-            if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}, and must be from 0 to 1.")
-        if max_det is not None and max_det < 1:
-            raise UsageError(f"max_det is {max_det}, and must be at least 1.")
+            if value is not None and not (isinstance(value, Real) and 0 <= value <= 1):
+                raise UsageError(f"{name} is {value!r}, and must be a number from 0 to 1.")
+        if max_det is not None and not (isinstance(max_det, Integral) and max_det >= 1):
+            raise UsageError(f"max_det is {max_det!r}, and must be a whole number from 1 up.")
         given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
         return replace(self.model.fields, **{k: v for k, v in given.items() if v is not None})
 
@@ -188,6 +191,7 @@ def _path(item: Item) -> str | None:
 
 
 def _checked(names: Sequence[str]) -> Sequence[str]:
-    if isinstance(names, str) or not names or len(set(names)) < len(names):
-        raise UsageError(f"names is {names!r}; give the classes as a list of different names.")
-    return names
+    listed = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
+    if not listed or not all(isinstance(name, str) for name in listed) or len(set(listed)) < len(listed):
+        raise UsageError(f"names is {names!r}; give the classes as a list of different texts.")
+    return listed

@@ -123,3 +123,31 @@ def test_bf16_is_near_float32(detector: Detector, pictures: list[Path], tmp_path
 def test_names_must_be_different_classes(names: list[str]) -> None:
     with pytest.raises(UsageError, match="names is"):
         Detector.build("faster_rcnn_tiny_fpn", names, device="cpu")
+
+
+def test_detections_that_may_be_missing_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a", "b"], device="cpu", candidates=1, score_threshold=0.0)
+    with caplog.at_level("WARNING", "twostage"):
+        detector.predict(np.zeros((64, 64, 3), np.uint8), conf=0.0)
+    assert "1 of 1 images: more boxes than can be suppressed" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}, {"batch": 0}])
+def test_wrong_thresholds_are_refused(wrong: dict) -> None:
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        detector.predict(np.zeros((64, 64, 3), np.uint8), **wrong)
+
+
+def test_a_list_has_no_trace_and_meta_is_no_device() -> None:
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
+    with pytest.raises(UsageError, match="not one picture"):
+        detector.trace([np.zeros((64, 64, 3), np.uint8)] * 2)
+    with pytest.raises(UsageError, match="meta"):
+        Detector.build("faster_rcnn_tiny_fpn", ["a"], device="meta")
+
+
+@pytest.mark.parametrize("names", [[], "ab", ["a", "a"]])
+def test_names_are_different_texts(names: list[str] | str) -> None:
+    with pytest.raises(UsageError, match="names is"):
+        Detector.build("faster_rcnn_tiny_fpn", names, device="cpu")

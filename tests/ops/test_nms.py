@@ -82,6 +82,21 @@ def test_an_image_of_many_blocks(kernel) -> None:
 
 
 @both
+def test_inverted_boxes_suppress_nothing_and_spoil_nothing(kernel) -> None:
+    """In a group large enough to be sorted along x as well."""
+    boxes, g = random_boxes(1, 2000, clusters=300), torch.Generator().manual_seed(2)
+    some = torch.randperm(2000, generator=g)[:40]
+    boxes[0, some] = boxes[0, some][:, [2, 3, 0, 1]]
+    scores, valid = torch.rand(1, 2000, generator=g), torch.ones(1, 2000, dtype=torch.bool)
+    upright = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+    kept = kernel(boxes, scores, None, valid, iou=0.5, top=2000)
+    found = kept.index[kept.valid]
+    alone = kernel(boxes, scores, None, upright, iou=0.5, top=2000)
+    assert found[upright[0, found]].tolist() == alone.index[alone.valid].tolist()
+    assert set(some.tolist()) <= set(found.tolist())
+
+
+@both
 def test_overlap_must_exceed_the_threshold(kernel) -> None:
     # IoU exactly 0.5 and exactly 0.6 in real numbers; float32(0.6) is above 0.6, and torchvision compares in float64.
     boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [50.0, 0.0, 60.0, 10.0], [50, 0, 60, 6]]])

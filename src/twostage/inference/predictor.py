@@ -1,5 +1,6 @@
 """One prediction: pictures in, boxes on their own pixels out."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from twostage.inference.device import arithmetic
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import Found
 from twostage.models.two_stage import Stages, TwoStage
+
+log = logging.getLogger("twostage.inference")
 
 
 def make_batch(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], fields: Fields) -> Batch:
@@ -37,9 +40,18 @@ def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]])
     `sizes` are the heights and widths the images had in the batch, `originals` their own. Each axis is scaled by its
     own factor, since rounding to whole pixels changes the two differently.
     """
-    boxes, scores, labels, proposals, valid = (value.cpu() for value in found[:5])
+    boxes, scores, labels, proposals, valid, overflow = (value.cpu() for value in found)
+    if overflow.any():
+        log.warning(
+            "%d of %d images: more boxes than can be suppressed at once, and the result may lack some. "
+            "Raise the field `candidates` or `score_threshold`, or run on the CPU.",
+            *(int(overflow.sum()), len(overflow)),
+        )
     scale = torch.tensor(originals, dtype=torch.float32) / sizes.cpu().float()
     boxes = boxes.float() * scale.flip(1).repeat(1, 2)[:, None]
+    # The factor is rounded, and so may be a border.
+    limits = torch.tensor(originals, dtype=torch.float32).flip(1).repeat(1, 2)[:, None]
+    boxes = boxes.minimum(limits)
     return [
         {
             "boxes": boxes[i][valid[i]].numpy(),

@@ -168,6 +168,9 @@ def _neighbours(kept: NDArray, x1: NDArray, threshold: float) -> Iterator[tuple[
     IoU is at most the overlap along x by the width of either box. So if it exceeds t, another box of width v begins at
     most (1 - t) w right of one of width w, and at most (1 - t) v left of it, where v <= w / t.
     """
+    kept = kept[:, kept[0] <= kept[2]]  # an inverted box overlaps nothing, and its bounds would be NaN
+    if not kept.shape[1]:
+        return
     kept = kept[:, np.argsort(kept[0])]
     width = kept[2] - kept[0]
     # A little wider than exact, for the rounding of coordinates and of the IoU.

@@ -52,7 +52,7 @@ def _cells(
     narrow = last < first
     first, last = torch.where(narrow, middle, first), torch.where(narrow, middle, last)
     cells = torch.stack([first, last], dim=-1).nan_to_num(0).clamp(0, extent - 1).int()
-    return cells + torch.tensor([0, 1], dtype=torch.int32, device=cells.device)
+    return cells + torch.arange(2, dtype=torch.int32, device=cells.device)
 
 
 def _bins(cells: Int[Tensor, "n p 2"], bins: int) -> Int[Tensor, "n p b 2"]:

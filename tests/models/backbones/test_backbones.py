@@ -1,5 +1,6 @@
 """Every body against torchvision's classification network of the same name: parameter names, shapes and outputs."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from twostage.models.backbones.mobilenet import MobileNetV3Large
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.tiny import Tiny
 from twostage.models.backbones.vgg import VGG16
-from twostage.models.backbones.zf import ZF
+from twostage.models.backbones.zf import ZF, LocalNorm
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -178,3 +179,14 @@ def test_freezing_layers_before_conv3_1_is_two_parts_of_vgg16() -> None:
         parts = VGG16().parts()
     convolutions = [m for part in parts[:2] for m in part if isinstance(m, nn.Conv2d)]
     assert [m.out_channels for m in convolutions] == [64, 64, 128, 128]
+
+
+def test_zfs_normalisation_is_caffes_within_a_channel() -> None:
+    """LRNLayer, WITHIN_CHANNEL: (1 + alpha / 9 * sum of x^2 in 3 x 3 cells) ^ -0.75, beyond the border x is 0."""
+    x = torch.arange(1.0, 19).view(1, 2, 3, 3) * 100
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    expected = torch.empty_like(x)
+    for channel, y, column in itertools.product(range(2), range(3), range(3)):
+        near = padded[0, channel, y : y + 3, column : column + 3]
+        expected[0, channel, y, column] = x[0, channel, y, column] * (1 + 5e-5 / 9 * near.square().sum()) ** -0.75
+    torch.testing.assert_close(LocalNorm()(x), expected)

@@ -23,7 +23,7 @@ def outputs(seed: int = 0, *, agnostic: bool = False, scale: float = 3.0) -> tup
     deltas = torch.randn(N, P, 1 if agnostic else K, 4, generator=g)
     valid = torch.arange(P).expand(N, -1) < torch.tensor([[P], [P - 10]])
     order = torch.arange(P).expand(N, -1)
-    return logits, deltas, Proposals(boxes, -order.float(), order, valid)
+    return logits, deltas, Proposals(boxes, -order.float(), order, valid, torch.zeros(len(boxes), dtype=torch.bool))
 
 
 def torchvisions(

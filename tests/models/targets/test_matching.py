@@ -133,3 +133,13 @@ def test_what_stands_in_padding_does_not_matter() -> None:
     settings = {"positive": 0.5, "negative": (0.0, 0.3), "keep_best": True}
     other = torch.where(valid[..., None], truth, boxes[0])  # the very boxes to match
     assert torch.equal(match(boxes, truth, valid, **settings), match(boxes, other, valid, **settings))
+
+
+def test_boxes_that_are_not_usable_are_nobodys_best() -> None:
+    """py-faster-rcnn drops the anchors across the border before it looks for each ground truth's best."""
+    boxes, truth = random_boxes(200, 1), random_boxes(20, 2)
+    usable = torch.rand(200, generator=torch.Generator().manual_seed(3)) < 0.5
+    settings = {"positive": 0.9, "negative": (0.0, 0.3), "keep_best": True}
+    found = one_image(boxes, truth, usable=usable[None], **settings)
+    assert torch.equal(found[usable], one_image(boxes[usable], truth, **settings))
+    assert (found[~usable] == IGNORE).all()

@@ -2,12 +2,29 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+
+class LocalNorm(nn.Module):
+    """Local response normalisation within a channel: x / (1 + alpha * mean of x^2 in 3 x 3 cells) ^ beta.
+
+    Caffe's LRNLayer with norm_region WITHIN_CHANNEL; beyond the border x counts as 0.
+    """
+
+    def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta = size, alpha, beta
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The normalised map."""
+        mean = avg_pool2d(x.square(), self.size, stride=1, padding=self.size // 2)
+        return x / (1 + self.alpha * mean) ** self.beta
 
 
 class ZF(nn.Module):
     """Five convolutions up to conv5; one map of 256 channels at stride 16.
 
-    Local response normalisation over 3 channels, alpha 5e-5, beta 0.75, as in the Caffe model.
+    Its pooling and normalisation are those of py-faster-rcnn's models/pascal_voc/ZF.
     """
 
     channels = (256,)
@@ -18,11 +35,11 @@ class ZF(nn.Module):
         self.features = nn.Sequential(
             nn.Conv2d(3, 96, 7, stride=2, padding=3),
             nn.ReLU(inplace=True),
-            nn.LocalResponseNorm(3, alpha=5e-5, beta=0.75),
+            LocalNorm(),
             nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
             nn.Conv2d(96, 256, 5, stride=2, padding=2),
             nn.ReLU(inplace=True),
-            nn.LocalResponseNorm(3, alpha=5e-5, beta=0.75),
+            LocalNorm(),
             nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
             nn.Conv2d(256, 384, 3, padding=1),
             nn.ReLU(inplace=True),

@@ -21,7 +21,8 @@ from twostage.ops.soft_nms import soft_nms
 class Found(NamedTuple):
     """Detections on the pixels of the batch, best first. `labels` are 0..K-1; `proposals` is each one's parent.
 
-    `overflow` is True where more boxes passed the threshold than `candidates` allows: some were not considered.
+    `overflow` is True where the result may be wrong: more boxes passed the threshold than `candidates` allows, or a
+    suppression of proposals or detections had not come to its end.
     """
 
     boxes: Float[Tensor, "n d 4"]
@@ -79,7 +80,7 @@ def detect(
         labels=label.gather(1, index),
         proposals=index // k,
         valid=kept,
-        overflow=overflow,
+        overflow=overflow | proposals.overflow,
     )
 
 

@@ -20,7 +20,7 @@ from twostage.data.batch import Targets
 from twostage.models.fields import Fields
 from twostage.models.losses import box_loss, objectness_loss
 from twostage.models.proposals.anchors import Anchors
-from twostage.models.targets.matching import IGNORE, match
+from twostage.models.targets.matching import match
 from twostage.models.targets.sampling import RandomSampler, Sampler
 from twostage.ops.boxes import clip
 from twostage.ops.deltas import decode, encode
@@ -28,12 +28,16 @@ from twostage.ops.nms import nms
 
 
 class Proposals(NamedTuple):
-    """Boxes that may hold an object, best first; `anchors` is the index of the anchor each came from."""
+    """Boxes that may hold an object, best first; `anchors` is the index of the anchor each came from.
+
+    `overflow` marks images whose suppression may not have come to its end (see `ops.nms.Kept`).
+    """
 
     boxes: Float[Tensor, "n p 4"]
     scores: Float[Tensor, "n p"]
     anchors: Int[Tensor, "n p"]
     valid: Bool[Tensor, "n p"]
+    overflow: Bool[Tensor, " n"]
 
 
 class Dense(NamedTuple):
@@ -116,6 +120,7 @@ class RPN(nn.Module):
             score.gather(1, kept.index),
             torch.cat(index, dim=1).gather(1, kept.index),
             kept.valid,
+            kept.overflow,
         )
 
     def losses(
@@ -125,6 +130,7 @@ class RPN(nn.Module):
         fields = self.fields
         anchors = torch.cat(dense.anchors)
         with torch.no_grad():
+            inside = torch.cat(dense.inside, dim=1)
             matches = match(
                 anchors,
                 targets.boxes,
@@ -132,10 +138,8 @@ class RPN(nn.Module):
                 positive=fields.rpn_positive_iou,
                 negative=(0.0, fields.rpn_negative_iou),
                 keep_best=True,
+                usable=inside if fields.rpn_cross_boundary else inside & _within(anchors, sizes),
             )
-            inside = torch.cat(dense.inside, dim=1)
-            usable = inside if fields.rpn_cross_boundary else inside & _within(anchors, sizes)
-            matches = matches.where(usable, IGNORE)
             sample = (sampler or self.sampler)(matches, targets.seeds)
             truth = matches.gather(1, sample.index).clamp(min=0)
             goal = encode(

@@ -21,13 +21,15 @@ def match(
     positive: float,
     negative: tuple[float, float],
     keep_best: bool,
+    usable: Bool[Tensor, "n a"] | None = None,
 ) -> Int[Tensor, "n a"]:
     """Index of the ground truth each box is assigned to, or NEGATIVE, or IGNORE.
 
     A box is positive when its best IoU is at least `positive`, negative when that lies in [low, high) of `negative`,
     ignored otherwise. With `keep_best` every ground truth also keeps the boxes that overlap it most, however little,
     ties included: else a small object could have no positive at all. Such a box learns the ground truth that it
-    overlaps most itself. An image without ground truth has only negatives.
+    overlaps most itself. An image without ground truth has only negatives. Boxes that are not `usable` are ignored, and
+    are nobody's best: a ground truth keeps the best of the others, as in py-faster-rcnn.
     """
     boxes = boxes.expand(len(truth), -1, -1)
     best = boxes.new_zeros(boxes.shape[:2])
@@ -36,6 +38,8 @@ def match(
     for start in range(0, truth.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
         iou = box_iou(truth[:, block], boxes).mul_(valid[:, block, None])
+        if usable is not None:
+            iou.mul_(usable[:, None])
         if keep_best:
             # Exact comparison on purpose: tied boxes come from one arithmetic and are bit-equal.
             most = iou.amax(dim=2, keepdim=True).clamp(min=torch.finfo(iou.dtype).tiny)
@@ -46,4 +50,5 @@ def match(
         best = torch.maximum(best, block_best)
     low, high = negative
     label = torch.where((best >= low) & (best < high), NEGATIVE, IGNORE)
-    return torch.where((best >= positive) | kept, index, label)
+    label = torch.where((best >= positive) | kept, index, label)
+    return label if usable is None else label.where(usable, IGNORE)
