@@ -151,3 +151,18 @@ def test_torchvision_is_not_imported_by_the_room() -> None:
 
     code = "import sys, twostage.data.loader, twostage.data.check; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode == 0
+
+
+def test_what_lies_beyond_the_border_has_the_colour_asked_for() -> None:
+    sample = image_with_boxes(40, 60)
+    smaller = Augment(flip=0.0, scale=(0.5, 0.5), beyond=(0.4, 0.6, 1.0))
+    for image, scale in ((sample.image, 255), (sample.image.float() / 255, 1)):
+        moved = smaller.geometry(sample._replace(image=image), generator(0))
+        view = smaller.view(40, 60, sample.boxes, generator(0))
+        assert moved.image.shape == (3, 80, 120)
+        inside = moved.image[:, -view.top : 40 - view.top, -view.left : 60 - view.left]
+        assert torch.equal(inside, image)
+        beyond = torch.ones(80, 120, dtype=torch.bool)
+        beyond[-view.top : 40 - view.top, -view.left : 60 - view.left] = False
+        colour = moved.image[:, beyond].float()
+        torch.testing.assert_close(colour, (torch.tensor([[0.4], [0.6], [1.0]]) * scale).expand_as(colour))

@@ -193,3 +193,15 @@ def test_long_lists_of_faults_are_cut_and_counted() -> None:
 def test_a_fault_is_one_line_whatever_the_file_is_called() -> None:
     assert "\n" not in str(fault("missing-image", "new\nline.jpg", "", "gone", "Bring it"))
     assert all(severity in ("error", "repair", "note") and meaning for severity, meaning in CODES.values())
+
+
+def test_faults_grow_with_the_copies_and_not_with_their_square(make_voc: Callable[..., Path]) -> None:
+    names = [f"{i:03d}" for i in range(60)]
+    root = make_voc({n: [] for n in names}, train=names[:40], val=names[40:])
+    folder = root / "JPEGImages"
+    for name in names[1:]:
+        (folder / f"{name}.jpg").write_bytes((folder / "000.jpg").read_bytes())
+    report = check(root)
+    named = {f.file for f in of_code(report, "duplicate-image") + of_code(report, "repeated-image")}
+    assert named == {f"{n}.jpg" for n in names if n != "040"}
+    assert len(of_code(report, "duplicate-image")) == 59

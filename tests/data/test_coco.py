@@ -322,3 +322,12 @@ def test_unreadable_picture_is_an_error_and_can_be_skipped(make_coco: Callable[.
 def test_wrong_split_names_the_nearest(make_coco: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="Did you mean 'train'"):
         open_dataset(make_coco([]), split="trian")
+
+
+@pytest.mark.parametrize("name", ["red\n\nevil", "\x1b[31mred", " ", ""])
+def test_a_class_name_is_a_line_of_text(make_coco: Callable[..., Path], name: str) -> None:
+    root = make_coco([annotation()], categories=[{"id": 7, "name": name}])
+    with pytest.raises(FaultyDataError) as caught:
+        open_dataset(root, split="train")
+    assert [f.code for f in caught.value.faults] == ["broken-record"]
+    assert repr(name) in caught.value.faults[0].message

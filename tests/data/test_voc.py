@@ -1,5 +1,6 @@
 """VOC: pixels counted from 1 or from 0, names in sorted order, and XML that nobody should trust."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -183,3 +184,12 @@ def test_wrong_offset_or_split_of_an_empty_list(make_voc: Callable[..., Path]) -
     assert len(open_dataset(root, split="train")) == 0
     with pytest.raises(DataError):
         open_dataset(root / "Annotations" / "a.xml", split="train")
+
+
+def test_pictures_may_be_away_while_results_are_scored(make_voc: Callable[..., Path]) -> None:
+    root = make_voc({"a": [("cat", (1, 1, 9, 9))], "b": []}, train=["a"], val=["b"])
+    shutil.rmtree(root / "JPEGImages")
+    assert find_layout(root).splits == ("train", "val")
+    assert len(open_dataset(root, split="train", require_images=False)) == 1
+    with pytest.raises(FaultyDataError, match="does not exist"):
+        open_dataset(root, split="train")

@@ -49,12 +49,14 @@ def test_pictures_without_label_file_have_no_objects_and_are_counted(make_yolo: 
         ("0 0.5 0.5 1 1 0.9 1 1", "broken-row"),
         ("cat 0.5 0.5 1 1", "box-not-numbers"),
         ("0 nan 0.5 1 1", "box-not-numbers"),
-        ("0 inf 0.5 1 1", "not-normalised"),
+        ("0 inf 0.5 1 1", "box-not-numbers"),
         ("2 0.5 0.5 1 1", "unknown-class"),
         ("-1 0.5 0.5 1 1", "unknown-class"),
         ("0.5 0.5 0.5 1 1", "unknown-class"),
-        ("nan 0.5 0.5 1 1", "unknown-class"),
+        ("nan 0.5 0.5 1 1", "box-not-numbers"),
         ("0 30 20 10 10", "not-normalised"),
+        ("0 0.1 0.1 nan 0.5 0.6 0.6", "box-not-numbers"),
+        ("0 0.1 0.1 0.5 0.1 0.5 nan 0.1 0.5", "box-not-numbers"),
     ],
 )
 def test_bad_rows_are_errors_named_by_line(make_yolo: Callable[..., Path], row: str, code: str) -> None:
@@ -120,3 +122,11 @@ def test_bad_data_yaml_is_named(make_yolo: Callable[..., Path], yaml: str, words
 def test_splits_are_those_that_data_yaml_names(make_yolo: Callable[..., Path]) -> None:
     root = make_yolo({"a": ""}, "names: [cat]\ntrain: images/train\nval: images/train\ntest:\n")
     assert find_layout(root).splits == ("train", "val")
+
+
+def test_a_split_without_pictures_is_an_error(make_yolo: Callable[..., Path]) -> None:
+    """Without them its rows mean nothing; and no number of 0 images should look like a result."""
+    root = make_yolo({"a": "0 0.5 0.5 1 1"})
+    next((root / "images" / "train").iterdir()).unlink()
+    with pytest.raises(FaultyDataError, match="no pictures in"):
+        open_dataset(root, split="train")

@@ -39,12 +39,19 @@ class View(NamedTuple):
         """Height and width of what is seen."""
         return (self.width, self.height) if self.transpose else (self.height, self.width)
 
-    def image(self, image: Tensor) -> Tensor:
-        """What is seen of an image [..., h, w]; 0 where the window reaches over the border, as in a batch."""
+    def image(self, image: Tensor, beyond: Tensor | float = 0) -> Tensor:
+        """What is seen of an image [..., h, w]; `beyond`, a colour [..., 1, 1], where the window reaches over it."""
         from torchvision.transforms.v2 import functional as F
 
-        if (self.top, self.left, self.height, self.width) != (0, 0, *image.shape[-2:]):
-            image = F.crop_image(image, self.top, self.left, self.height, self.width)
+        height, width = image.shape[-2:]
+        if (self.top, self.left, self.height, self.width) != (0, 0, height, width):
+            canvas = image.new_empty(*image.shape[:-2], self.height, self.width)
+            canvas[:] = beyond
+            bottom, right = min(height, self.top + self.height), min(width, self.left + self.width)
+            part = image[..., max(0, self.top) : bottom, max(0, self.left) : right]
+            down, across = max(0, -self.top), max(0, -self.left)
+            canvas[..., down : down + part.shape[-2], across : across + part.shape[-1]] = part
+            image = canvas
         if self.flip:
             image = F.horizontal_flip_image(image)
         if self.vertical_flip:
@@ -79,7 +86,8 @@ class Augment:
     out, below 1 the image is laid on a larger canvas. `crop`: chance to cut out a window of 0.3 to 1 of the area, with
     the centre of some object in it. An object of which less than `visible` of its area is left is dropped, the others
     are clipped. `colour`: from 0 to 1, strength of brightness, contrast and saturation (at 1 factors of 0.6 to 1.4)
-    and hue (at 1 a twentieth of the circle to either side). Raises UsageError for values out of range.
+    and hue (at 1 a twentieth of the circle to either side). `beyond` is the colour, RGB from 0 to 1, of what lies
+    beyond the image's border: a batch's padding has the model's mean colour. Raises UsageError for values out of range.
     """
 
     flip: float = 0.5
@@ -89,6 +97,7 @@ class Augment:
     crop: float = 0.0
     visible: float = 0.3
     colour: float = 0.0
+    beyond: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         for name in ("flip", "vertical_flip", "crop", "visible", "colour"):
@@ -112,7 +121,9 @@ class Augment:
         """Window, mirror and turn, with the boxes clipped to what is seen and those dropped of which too little is."""
         view = self.view(sample.image.shape[1], sample.image.shape[2], sample.boxes, rng)
         boxes, keep = clip(view.boxes(sample.boxes), view.shape, self.visible)
-        return Sample(view.image(sample.image), boxes[keep], sample.labels[keep])
+        scale = 1.0 if sample.image.is_floating_point() else 255.0
+        beyond = (torch.tensor(self.beyond)[:, None, None] * scale).to(sample.image.dtype)
+        return Sample(view.image(sample.image, beyond), boxes[keep], sample.labels[keep])
 
     def view(self, height: int, width: int, boxes: Float[Tensor, "g 4"], rng: np.random.Generator) -> View:
         """The view of an image of this size that the generator draws."""

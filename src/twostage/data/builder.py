@@ -107,6 +107,7 @@ class Builder:
 
     def build(self, on_error: OnError = "default") -> Dataset:
         """The data set. Raises FaultyDataError with all faults where `on_error` does not allow to go on."""
+        self._judge_names()
         table = Table.of(self._rows)
         sizes, turns = self.measure()
         order = np.argsort(table.image, kind="stable")
@@ -121,6 +122,12 @@ class Builder:
         flat = self._masks_of(table, masks, sizes)
         self._stop(on_error)
         return self._dataset(table, flat, sizes, good)
+
+    def _judge_names(self) -> None:
+        for name in self.names:
+            if not name.strip() or not name.isprintable():
+                fix = "Write letters, digits, marks and spaces: it is drawn, printed and written to files"
+                self.report("broken-record", self.split, "", f"the class name {name!r} is no line of text", fix)
 
     def measure(self) -> tuple[np.ndarray, np.ndarray]:
         """Upright sizes [M, 2], and the EXIF orientation of images annotated before they were turned, else 1 [M].

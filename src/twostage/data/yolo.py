@@ -4,6 +4,7 @@ A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractio
 `images/a.jpg` has its rows in `labels/a.txt`; without that file it has no objects (Ultralytics, docs/datasets/detect).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -106,6 +107,9 @@ def _rows(builder: Builder, path: Path, shown: str, image: int, classes: int) ->
         except ValueError:
             builder.report("box-not-numbers", shown, where, f"{row[:80]!r} is not numbers", fix)
             continue
+        if not all(map(math.isfinite, values)):
+            builder.report("box-not-numbers", shown, where, f"{row[:80]!r} is not finite", fix)
+            continue
         label = values[0]
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
             builder.report("broken-row", shown, where, f"{len(values)} numbers make neither box nor polygon", fix)
@@ -178,6 +182,10 @@ def _pictures(document: Mapping[str, Any], path: Path, split: str, images: Path 
             found.update(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
         else:
             found.update(_listed(place))
+    if not found:
+        message = f"no pictures in {named if images is None else images}"
+        fix = "Bring them: YOLO's rows are fractions of the pictures' sizes"
+        raise FaultyDataError(f"{path}: cannot be used.", [fault("missing-image", path, split, message, fix)])
     return sorted(found)
 
 
