@@ -138,3 +138,20 @@ def test_boxes_over_the_border_and_without_area_count_as_they_are_written(
     assert 0.2 < metrics["AP50"] < 0.8
     left_out = shell("eval", truth, "--predictions", found, "--json", "--on-error", "skip").json
     assert left_out["settings"]["objects"] < len(document["annotations"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--conf", "0.9"], "conf is for --weights"),
+        (["--size", "64"], "size is for --weights"),
+        (["--fail-under", "AP50=nan"], "METRIC=VALUE"),
+        (["--metric", "voc07", "--fail-under", "AP50=0.1"], "AP50 is not computed"),
+    ],
+)
+def test_what_would_not_be_heeded_is_refused(
+    shell: Callable, scenes: Path, perfect_results: Path, arguments: list[str], says: str
+) -> None:
+    answer = shell("eval", scenes, "--predictions", perfect_results, *arguments)
+    assert answer.code == 2
+    assert says in answer.messages

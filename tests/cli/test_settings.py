@@ -129,7 +129,7 @@ def test_set_wins_over_file_field_by_field(parse: Callable[..., Options], tmp_pa
         (["model.nms=0.5"], "written --set model.nms=0.5"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--epochs", "0"], "epochs is 0, and must be at least 1"),
-        (["--lr", "nan"], "lr is not a number"),
+        (["--lr", "nan"], "lr is nan, and must be a finite number"),
         (["--lr", "0"], "lr is 0, and must be above 0"),
     ],
 )

@@ -43,7 +43,8 @@ def test_numbers_by_hand(case):
     assert report["metrics"]["voc12"] == pytest.approx((0.5 + 0.5 * 2 / 3) / 2)
     settings = report["settings"]
     assert settings["objects_per_class"] == {"cat": 2, "dog": 1, "bird": 0}
-    assert (settings["images"], settings["detections"], settings["score_floor"]) == (2, 3, 0.6)
+    assert (settings["images"], settings["detections"], settings["lowest_score"]) == (2, 3, 0.6)
+    assert settings["score_floor"] is None
     assert settings["max_detections"] == 100
 
 

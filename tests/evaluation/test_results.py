@@ -34,6 +34,31 @@ def test_reads_ids_and_corners(tmp_path, dataset):
     assert results.masks is None
 
 
+def test_names_in_an_entry_decide_over_its_ids(tmp_path, dataset):
+    """`predict` numbers pictures and classes as it meets them; the data set has its own numbers."""
+    names = [dataset.file_name(i) for i in range(2)]
+    entries = [
+        {**GOOD, "image_id": 1, "category_id": 1, "file_name": f"some/where/{names[1]}", "category_name": "cat"},
+        {**GOOD, "image_id": 7, "category_id": 3, "file_name": names[0], "category_name": "dog"},
+    ]
+    results = Results.from_coco(write(tmp_path / "r.json", entries), dataset)
+    assert results.images.tolist() == [1, 0]
+    assert results.class_ids.tolist() == [1, 0]
+    for change, word in (({"file_name": "other.jpg"}, "other.jpg"), ({"category_name": "cow"}, "cow")):
+        with pytest.raises(DataError, match=f"entry 1.*{word}"):
+            Results.from_coco(write(tmp_path / "r.json", [GOOD, {**GOOD, **change}]), dataset)
+
+
+def test_voc_files_of_a_class_whose_name_ends_anothers_are_told_apart(tmp_path, make_dataset):
+    data = make_dataset([[], []], [[], []], names=("light", "traffic_light"), image_ids=[1, 2], size=(30, 40))
+    stem = data.file_name(0).rpartition(".")[0]
+    (tmp_path / "comp4_det_val_light.txt").write_text(f"{stem} 0.9 1 1 9 9\n")
+    (tmp_path / "comp4_det_val_traffic_light.txt").write_text(f"{stem} 0.8 1 1 9 9\n")
+    results = Results.from_voc(tmp_path, data)
+    assert dict(zip(results.class_ids.tolist(), results.scores.tolist(), strict=True)) == {0: 0.9, 1: 0.8}
+    assert len(results) == 2
+
+
 def test_an_empty_list_is_no_detections(tmp_path, dataset):
     results = Results.from_coco(write(tmp_path / "r.json", []), dataset)
     assert len(results) == 0

@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, tokens)
     except KeyboardInterrupt:
         print("twostage: stopped", file=sys.stderr)
+        _put_error("KeyboardInterrupt", _INTERRUPTED, "stopped", tokens)
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone, as in `twostage ... | head`: nobody is left to tell.
@@ -75,11 +76,15 @@ def _fail(error: TwostageError, tokens: list[str]) -> int:
     if "--debug" in tokens:
         traceback.print_exc()
     print(f"twostage: {error}", file=sys.stderr)
+    _put_error(type(error).__name__, error.exit_code, str(error), tokens)
+    return error.exit_code
+
+
+def _put_error(kind: str, code: int, message: str, tokens: list[str]) -> None:
     if "--json" in tokens:
         from twostage.cli.verb import to_json
 
-        print(to_json({"error": {"kind": type(error).__name__, "code": error.exit_code, "message": str(error)}}))
-    return error.exit_code
+        print(to_json({"error": {"kind": kind, "code": code, "message": message}}))
 
 
 def _describe(error: CycloptsError) -> str:
@@ -107,7 +112,8 @@ def _describe_os(error: OSError) -> str:
 
 def _internal(error: Exception) -> TwostageError:
     # torch's own class is not imported here: the command line starts without torch.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or "can't allocate memory" in str(error):  # torch on a processor raises a RuntimeError
         return TwostageError(f"out of memory: lower --batch or --size ({_first_line(error)})")
     return TwostageError(f"internal error: {type(error).__name__}: {_first_line(error)} (run with --debug)")
 

@@ -75,7 +75,7 @@ def demo(options: DemoOptions) -> Outcome:
     weights = Path(trained["out"]) / "weights" / "last.safetensors"
     detector = Detector.load(weights, device=options.device)
     unseen = open_dataset(scenes, split="val")
-    report = evaluate(unseen, detector.detect_dataset(unseen))
+    report = evaluate(unseen, detector.detect_dataset(unseen), score_floor=detector.model.fields.score_threshold)
     print(report.table())
     pictures, seconds = _pictures(detector, unseen, folder / "predictions")
     page = write_page(_page(options, folder, weights, trained, report.to_dict(), pictures, seconds, detector))

@@ -1,5 +1,6 @@
 """`twostage eval`: score a detector, or a file of its results, on a data set."""
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 _AP = ("AP", "AP50", "AP75", "AP90", "APs", "APm", "APl", "voc07", "voc12")
 _AR = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _METRICS = _AP + _AR
+_COMPUTED = {
+    "all": _METRICS,
+    "coco": tuple(name for name in _METRICS if not name.startswith("voc")),
+    "voc07": ("voc07",),
+    "voc12": ("voc12",),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class EvalOptions:
         if (self.weights is None) == (self.predictions is None):
             given = "both" if self.weights else "neither"
             raise UsageError(f"{given} of weights and predictions given: give the one that is to be scored")
+        of_detector = {name: getattr(self, name) for name in ("conf", "iou", "size", "max_size", "model_fields")}
+        said = [name for name, value in of_detector.items() if value not in (None, {})]
+        if self.predictions is not None and said:
+            raise UsageError(f"{said[0]} is for --weights: results are scored as they stand in their file")
         self.thresholds()
 
     def thresholds(self) -> dict[str, float]:
@@ -68,10 +79,14 @@ class EvalOptions:
             # Held against the names here, and not by the report alone: scoring may take hours.
             if name not in _METRICS:
                 raise UsageError(f"fail_under: there is no metric {name!r}. {nearest(name, _METRICS)}")
+            if name not in _COMPUTED[self.metric]:
+                raise UsageError(f"fail_under: {name} is not computed under --metric {self.metric}; leave that out")
             try:
                 found[name] = float(value)
             except ValueError:
-                raise UsageError(f"fail_under is {text!r}, and must be METRIC=VALUE, as AP50=0.6") from None
+                found[name] = math.nan
+            if not math.isfinite(found[name]):
+                raise UsageError(f"fail_under is {text!r}, and must be METRIC=VALUE, as AP50=0.6")
         return found
 
 
@@ -98,8 +113,8 @@ def eval(options: EvalOptions) -> Outcome:
         mend=options.on_error == "skip",
     )
     out = new_folder(options.out, "--out") if options.out else None
-    dataset, results = _results(options, dataset)
-    report = evaluate(dataset, results, metric=options.metric, score_floor=options.conf)
+    dataset, results, floor = _results(options, dataset)
+    report = evaluate(dataset, results, metric=options.metric, score_floor=floor)
     print(report.table())
     if out:
         _write(out, report, results)
@@ -107,14 +122,17 @@ def eval(options: EvalOptions) -> Outcome:
     return Outcome(report.to_dict(), _shortfall(report, options.thresholds()))
 
 
-def _results(options: EvalOptions, dataset: "Dataset") -> "tuple[Dataset, Results]":
-    """The detections, and the data set they are held against: of a detector of fewer classes, those classes alone."""
+def _results(options: EvalOptions, dataset: "Dataset") -> "tuple[Dataset, Results, float | None]":
+    """The detections, the data set they are held against, and the score below which the detector dropped others.
+
+    A detector of fewer classes is held against those classes alone.
+    """
     from twostage.data.dataset import select_classes
     from twostage.evaluation.results import Results
 
     if options.predictions is not None:
         read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
-        return dataset, read(options.predictions, dataset)
+        return dataset, read(options.predictions, dataset), None
     assert options.weights is not None
     detector = load_detector(options.weights, options)
     if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
@@ -128,7 +146,7 @@ def _results(options: EvalOptions, dataset: "Dataset") -> "tuple[Dataset, Result
         iou=options.iou,
         max_det=options.max_det,
     )
-    return dataset, found
+    return dataset, found, detector.model.fields.score_threshold if options.conf is None else options.conf
 
 
 def _shortfall(report: "Report", least: dict[str, float]) -> ThresholdError | None:

@@ -101,8 +101,11 @@ class Keeper:
             detections.save(self.folder / "voc" / f"{name}.xml")
         self._images.append(detections.to_dict())
         image_id = len(self._images)
-        # COCO's tools pass over keys they do not know; people need the name, since there is no list of images here.
-        self._entries += [{**entry, "file_name": detections.path} for entry in detections.to_coco(image_id)]
+        # COCO's tools pass over keys they do not know; `eval` finds image and class of any data set by these two.
+        self._entries += [
+            {**entry, "file_name": detections.path, "category_name": label}
+            for entry, label in zip(detections.to_coco(image_id), detections.labels, strict=True)
+        ]
 
     def finish(self) -> None:
         """Write the results of all pictures."""

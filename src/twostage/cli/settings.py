@@ -83,6 +83,8 @@ def _fill_from_file(path: Path, known: dict[str, Argument], given: set[str]) -> 
         argument = known[name]
         if isinstance(value, dict):
             _merge(argument, value, name, path)
+        elif isinstance(value, list) and not _takes_several(argument):
+            raise UsageError(f"{path}: {name} is {value}, and must be one value")
         elif value is not None and name not in given:
             for part in value if isinstance(value, list) else [value]:
                 _append(argument, _text(part), f"{path}: {name}")
@@ -126,8 +128,12 @@ def _append(argument: Argument, value: str, source: str) -> None:
 
 def _split(value: str, argument: Argument) -> list[str]:
     """`--set scale=0.5,2` gives an option that takes several values all of them."""
+    return value.split(",") if _takes_several(argument) else [value]
+
+
+def _takes_several(argument: Argument) -> bool:
     count, takes_all = argument.token_count()
-    return value.split(",") if takes_all or count > 1 else [value]
+    return takes_all or count > 1
 
 
 def _text(value: Any) -> str:

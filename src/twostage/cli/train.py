@@ -13,4 +13,5 @@ def train(options: TrainOptions) -> Outcome:
     from twostage.training import train
 
     result = train(options)
+    print(f"Saved to {result['out']}")
     return Outcome(result)

@@ -4,8 +4,8 @@ Computed by faster-coco-eval, fed from flat arrays, and equal to pycocotools: cr
 and count neither way, detections of equal score keep their order, the data set's `areas` tell which size an object has.
 
 Three differences from pycocotools, none of which changes the box numbers of a COCO data set:
-- objects that VOC marks as difficult count neither way, as crowds do, but take one detection each: the IoU with them is
-  the plain one, not crowds';
+- objects that VOC marks as difficult count neither way and absorb any number of detections, as crowds do, but the IoU
+  with them is the plain one, not crowds';
 - the size of a detected mask is the mask's, where pycocotools takes the box's if the file has boxes as well;
 - annotation id 0 is an id like others; in pycocotools a match with it counts as none.
 

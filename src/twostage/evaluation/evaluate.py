@@ -94,7 +94,7 @@ def evaluate(
     """Score the detections of a split.
 
     `masks` scores masks as well: by default where both sides have them. `score_floor` is the confidence below which the
-    detector dropped detections; it is only stated (by default as the lowest score found). `conf` is the confusion
+    detector dropped detections, None where that is not known; it is only stated. `conf` is the confusion
     matrix's. Raises UsageError for a metric that does not exist, DataError for masks that are asked for and not there.
     """
     known = ("all", "coco", "voc07", "voc12")
@@ -157,7 +157,8 @@ def _settings(
         "crowd": int(dataset.crowd.sum()),
         "difficult": int(dataset.difficult.sum()),
         "detections": len(results),
-        "score_floor": lowest if score_floor is None else score_floor,
+        "score_floor": score_floor,
+        "lowest_score": lowest,
         "max_detections": MAX_DETECTIONS[-1],
         "ious": [round(iou, 2) for iou in COCO_IOUS],
         "voc_iou": VOC_IOU,
@@ -184,9 +185,15 @@ def _table_lines(report: Report) -> list[str]:
     lines += [f"{key:{width}}  {text}" for key, text in shown.items()]
     return [
         *lines,
-        f"{'score':{width}}  detections below {s['score_floor']:.4g} were dropped before",
+        f"{'score':{width}}  {_floor(s)}",
         f"{'-':{width}}  undefined: no such object",
     ]
+
+
+def _floor(settings: Mapping[str, Any]) -> str:
+    if settings["score_floor"] is None:
+        return f"the lowest of the file is {settings['lowest_score']:.4g}; what was dropped before it is not known"
+    return f"detections below {settings['score_floor']:.4g} were dropped before"
 
 
 def _class_lines(title: str, scores: Scores, objects: Mapping[str, int]) -> list[str]:

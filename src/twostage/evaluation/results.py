@@ -4,7 +4,7 @@ Letters: n detections over all images, M images, K classes.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,17 @@ class Results:
     def from_coco(cls, path: str | Path, dataset: Dataset) -> "Results":
         """Reads a COCO results file: a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}.
 
-        With "segmentation" in every entry there are masks; boxes that are missing are then the masks'. Raises DataError
-        naming the first entry that is no detection, or belongs to no image or class of the data set.
+        Where an entry also has a "file_name" or a "category_name", as `predict` writes them, these decide: the ids of a
+        detector that never saw the data set are only its own. With "segmentation" in every entry there are masks; boxes
+        that are missing are then the masks'. Raises DataError naming the first entry that is no detection, or belongs
+        to no image or class of the data set.
         """
         entries = _load_entries(Path(path))
         images, classes = _index(dataset.image_ids), _index(dataset.category_ids)
+        ids_of = _ids_by_name(dataset)
         boxes, masks = [], []
         for number, entry in enumerate(entries):
-            fault = _fault_of(entry, images, classes)
+            fault = ids_of(entry) or _fault_of(entry, images, classes)
             if fault is not None:
                 raise DataError(f"{path}: entry {number} (counted from 0): {fault}")
             if "segmentation" in entry:
@@ -71,13 +74,16 @@ class Results:
         pixel included. Classes without a file have no detections. Raises DataError naming file and line.
         """
         stems = {Path(dataset.file_name(i)).stem: i for i in range(len(dataset))}
+        if len(stems) < len(dataset):
+            raise DataError(f"{dataset.root}: pictures differ by folder or suffix alone. Give COCO results instead.")
         gathered = Accumulator()
         files = sorted(Path(folder).glob("*_det_*.txt"))
-        known = [(f, k) for k, name in enumerate(dataset.names) for f in files if f.name.endswith(f"_{name}.txt")]
+        classes = [(k, f) for f in files if (k := _class_of(f.name, dataset.names)) is not None]
+        known = [(f, k) for k, f in sorted(classes)]
         if not known:
             raise DataError(f"{folder}: no file comp4_det_<split>_<class>.txt for any class of the data set.")
         for path, class_id in known:
-            for number, line in enumerate(path.read_text().splitlines(), start=1):
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
                 if not line.strip():
                     continue
                 name, score, box = _voc_line(line, f"{path}: line {number}")
@@ -148,6 +154,31 @@ def _index(ids: Int64[np.ndarray, " k"]) -> dict[int, int]:
     return {number: i for i, number in enumerate(ids.tolist())}
 
 
+def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
+    """A function that sets the ids of an entry by the names it has, and says what is wrong with them."""
+    images = {dataset.file_name(i): int(dataset.image_ids[i]) for i in range(len(dataset))}
+    categories = dict(zip(dataset.names, dataset.category_ids.tolist(), strict=True))
+
+    def set_ids(entry: Any) -> str | None:
+        if type(entry) is not dict:
+            return None
+        if isinstance(name := entry.get("file_name"), str):
+            parts = Path(name).parts
+            known = [k for i in range(len(parts)) if (k := "/".join(parts[i:])) in images]
+            if not known:
+                return (
+                    f"file_name {_brief(name)} is none of the data set's {len(images)} images. Is it of another split?"
+                )
+            entry["image_id"] = images[known[0]]
+        if isinstance(label := entry.get("category_name"), str):
+            if label not in categories:
+                return f"category_name {_brief(label)} is none of the data set's: {_brief(list(categories))}."
+            entry["category_id"] = categories[label]
+        return None
+
+    return set_ids
+
+
 def _fault_of(entry: Any, images: dict[int, int], classes: dict[int, int]) -> str | None:
     """What is wrong with an entry of a results file, and how to mend it; None where all is well."""
     if type(entry) is not dict:
@@ -199,6 +230,12 @@ def _box_of(rle: dict) -> list[float]:
     from faster_coco_eval.core.mask import toBbox
 
     return [float(v) for v in np.asarray(toBbox([rle]))[0]]
+
+
+def _class_of(file_name: str, names: Sequence[str]) -> int | None:
+    """The class of a file of VOC results: of those its name ends with the longest, `traffic_light` before `light`."""
+    fitting = [k for k, name in enumerate(names) if file_name.endswith(f"_{name}.txt")]
+    return max(fitting, key=lambda k: len(names[k]), default=None)
 
 
 def _voc_line(line: str, where: str) -> tuple[str, float, list[float]]:
