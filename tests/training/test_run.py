@@ -4,15 +4,17 @@ import csv
 import json
 import logging
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from twostage.cli import main
 from twostage.detector import Detector
@@ -99,8 +101,90 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"lr": 0.1}, UsageError, "lr: a resumed run"),
+        ({"epochs": 9}, UsageError, "epochs: a resumed run"),
+        ({"train_split": "val"}, UsageError, "train_split"),
+    ],
+)
+def test_resumed_run_takes_no_other_options(
+    options: TrainOptions, change: dict, error: type[Exception], says: str
+) -> None:
+    stop_after(replace(options, epochs=3), epochs=1)
+    with pytest.raises(error, match=says):
+        train(TrainOptions(resume=options.out, quiet=True, **change))
+    assert train(TrainOptions(resume=options.out, data=options.data, workers=1, device="cpu"))["epochs"] == 3
+
+
+def test_resumed_run_wants_the_same_data(options: TrainOptions, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(options.data, data)
+    stop_after(replace(options, data=data, epochs=3), epochs=1)
+    file = data / "annotations" / "instances_train.json"
+    text = file.read_text()
+    file.write_text(text.replace('"star"', '"sun"'))
+    val = data / "annotations" / "instances_val.json"
+    val.write_text(val.read_text().replace('"star"', '"sun"'))
+    with pytest.raises(DataError, match="sun"):
+        train(TrainOptions(resume=options.out))
+    document = json.loads(text)
+    document["images"] = document["images"][:-1]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
+    file.write_text(json.dumps(document))
+    val.write_text(val.read_text().replace('"sun"', '"star"'))
+    with pytest.raises(DataError, match="7 images now, and had 8"):
+        train(TrainOptions(resume=options.out))
+
+
+def test_gradient_that_is_no_number_ends_the_run_before_it_is_saved(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, calls = torch.nn.utils.clip_grad_norm_, 0
+
+    def spoilt(parameters: Iterable[torch.nn.Parameter], most: float) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        parameters = list(parameters)
+        if calls == 4:  # the last step of the second epoch
+            next(p for p in parameters if p.grad is not None).grad.fill_(torch.inf)
+        return clip(parameters, most)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoilt)
+    with pytest.raises(TwostageError, match="gradient is inf"):
+        train(options)
+    for name in ("last", "best"):
+        state = load_file(options.out / "weights" / f"{name}.safetensors")
+        assert all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
+
+
+def test_accumulated_steps_make_the_epochs_that_were_asked_for(options: TrainOptions) -> None:
+    """8 images, batches of 2, 3 of them an update: 10 epochs are 40 batches, 14 updates, not 20."""
+    result = train(replace(options, batch=2, accumulate=3, epochs=10, val_split="none"))
+    assert (result["steps"], result["epochs"]) == (14, 10)
+    assert [row["epoch"] for row in rows(options.out)] == [str(i) for i in range(1, 11)]
+
+
+def test_short_run_reaches_its_rate(options: TrainOptions) -> None:
+    """A recipe's warm-up of 50 steps would outlast 20."""
+    train(replace(options, epochs=10, val_split="none"))
+    assert max(float(row["lr"]) for row in rows(options.out)) > 0.9 * 4e-3 * 4 / 8
+
+
+def test_stages_that_a_file_does_not_fill_are_not_frozen(options: TrainOptions, tmp_path: Path) -> None:
+    """ResNet-18's stem fits into ResNet-50, its first stage does not."""
+    start = tmp_path / "resnet18.safetensors"
+    model = "faster_rcnn_resnet50_fpn"
+    body = {n: t for n, t in torchvision.models.resnet18(weights=None).state_dict().items() if t.is_floating_point()}
+    save_file(body, start)
+    train(replace(options, model=model, weights=str(start), epochs=1, batch=2, val_split="none"))
+    assert yaml.safe_load((options.out / "config.yaml").read_text())["freeze"] == 1
+
+
 def test_loss_that_is_no_number_names_the_images(options: TrainOptions) -> None:
-    with pytest.raises(TwostageError, match=r"no number any more at step \d+(.|\n)*train/\d+\.jpg") as caught:
+    with pytest.raises(TwostageError, match=r"no numbers any more at step \d+(.|\n)*train/\d+\.jpg") as caught:
         train(replace(options, lr=1e30, clip=0.0, epochs=8, warmup=0))
     assert caught.value.exit_code == 1
     state = load_file(options.out / "weights" / "last.safetensors") if (options.out / "weights").exists() else {}

@@ -151,7 +151,7 @@ def test_foreign_safetensors_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
     path = with_header(tmp_path / "new.safetensors", format=FORMAT + 1, version="9.0", more="things")
-    with pytest.raises(DataError, match=r"new\.safetensors: written by twostage 9\.0.*update twostage"):
+    with pytest.raises(DataError, match=r"new\.safetensors: written by twostage 9\.0.*Update twostage"):
         load_weights(path)
 
 

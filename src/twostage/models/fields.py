@@ -114,7 +114,7 @@ class Fields:
     candidates: Count | None = None  # boxes an image that enter the last NMS; None: all that can pass the threshold
 
     # Training
-    recipe: Literal["finetune", "paper", "scratch"] = "finetune"  # see training.recipe
+    recipe: Literal["finetune", "paper", "paper_zf", "scratch"] = "finetune"  # see training.recipe
 
     @property
     def resizing(self) -> Resize:

@@ -48,8 +48,8 @@ TINY = replace(
     rpn_keep_test=300,
     rpn_batch=128,
     roi_aligned=True,
-    level_canonical_size=112.0,
-    region_batch=64,
+    region_batch=128,
+    region_positive_fraction=0.5,
     head_channels=256,
     class_agnostic=True,
     recipe="scratch",
@@ -64,7 +64,7 @@ def faster_rcnn_vgg16(num_classes: int, **fields: Any) -> TwoStage:
 
 def faster_rcnn_zf(num_classes: int, **fields: Any) -> TwoStage:
     """Faster R-CNN as in its paper, with the five-layer net of Zeiler and Fergus and RoIs of 6 x 6."""
-    chosen = replace(PAPER, roi_size=6, rpn_channels=256).changed(fields)
+    chosen = replace(PAPER, roi_size=6, rpn_channels=256, recipe="paper_zf").changed(fields)
     return _single_map(chosen, num_classes, ZF())
 
 

@@ -57,7 +57,7 @@ class RunFolder:
             write_text(self.path / "config.yaml", to_yaml(options))
             write_text(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
             return
-        with (self.path / "metrics.csv").open(newline="") as file:
+        with (self.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
             self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
 
     def add_row(self, row: dict[str, float]) -> None:
@@ -116,8 +116,8 @@ def to_yaml(options: TrainOptions) -> str:
     for name, value in asdict(options).items():
         if name in ("resume", "out", "quiet") or value is None:
             continue
-        if isinstance(value, Path):
-            value = str(value.absolute())
+        if isinstance(value, Path) or name == "weights":
+            value = str(Path(value).absolute())
         values[name] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
@@ -128,7 +128,7 @@ def read_options(folder: Path) -> TrainOptions:
     if not path.exists():
         raise MissingError(f"{folder}: no run to resume: it holds no config.yaml.")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
         fitted: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else Path(value) if name in ("data", "images") else value
             for name, value in values.items()

@@ -1,5 +1,6 @@
 """The optimizer over what may learn."""
 
+from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -17,6 +18,16 @@ def freeze(model: TwoStage, stages: int) -> None:
     for part in _parts(model)[:stages]:
         for module in part:
             module.requires_grad_(False)
+
+
+def whole_stages(model: TwoStage, loaded: Collection[str]) -> int:
+    """How many of the backbone's first parts are made of loaded tensors alone."""
+    name_of = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    for count, part in enumerate(_parts(model)):
+        tensors = [t for module in part for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+        if not all(name_of[id(tensor)] in loaded for tensor in tensors):
+            return count
+    return len(_parts(model))
 
 
 def train_mode(model: TwoStage, stages: int) -> None:

@@ -50,7 +50,7 @@ class TrainOptions:
     schedule: Literal["multistep", "cosine"] | None = option(None, "How the learning rate falls.", group="Schedule")
     warmup: int | None = option(None, "Steps of linear warm-up.", group="Schedule", low=0)
     momentum: float | None = option(
-        None, "Momentum of SGD, or the first beta of AdamW.", group="Schedule", low=0, high=1
+        None, "Momentum of SGD, or the first beta of AdamW.", group="Schedule", low=0, high=0.9999
     )
     weight_decay: float | None = option(None, "Weight decay.", group="Schedule", low=0)
     clip: float | None = option(None, "Largest norm of the gradient (0: not clipped).", group="Schedule", low=0)

@@ -34,4 +34,5 @@ def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: 
         mine = (results.images == index) & (results.scores >= conf)
         found = (results.boxes[mine].astype(np.float32), results.class_ids[mine], results.scores[mine])
         pair = draw_pair(read_image(dataset.path(index)), (objects.boxes, objects.labels), found, dataset.names)
-        save_picture(pair, folder / f"{Path(dataset.file_name(index)).stem}.jpg")
+        name = "-".join(Path(dataset.file_name(index)).with_suffix("").parts)
+        save_picture(pair, folder / f"{name}.jpg")

@@ -1,7 +1,7 @@
 """What a model is trained with when nothing else is said, and what a run is trained with in the end.
 
-A model's field `recipe` names one of three: `finetune` (Detectron's, for pretrained backbones), `paper` (Fast and
-Faster R-CNN's) and `scratch` (ours, for small nets that begin from random weights).
+A model's field `recipe` names one: `finetune` (Detectron's, for pretrained backbones), `paper` and `paper_zf` (Fast and
+Faster R-CNN's) or `scratch` (ours, for small nets that begin from random weights).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -62,6 +62,8 @@ FINETUNE = Recipe(
 )
 # Section 3.1.3 and Fast R-CNN 4.4: 60 of 80 thousand steps at 0.001, the rest at a tenth; layers before conv3_1 fixed.
 PAPER = replace(FINETUNE, batch=1, lr=0.001, reference=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0)
+# Section 3.1.3: "we tune all layers of the ZF net".
+PAPER_ZF = replace(PAPER, freeze=0)
 SCRATCH = replace(
     FINETUNE,
     epochs=60,
@@ -79,18 +81,18 @@ SCRATCH = replace(
     scale=(0.75, 1.33),
     validations=6,
 )
-RECIPES = {"finetune": FINETUNE, "paper": PAPER, "scratch": SCRATCH}
+RECIPES = {"finetune": FINETUNE, "paper": PAPER, "paper_zf": PAPER_ZF, "scratch": SCRATCH}
 
 
-def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: bool) -> Recipe:
+def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int) -> Recipe:
     """The recipe with everything that the options say, and its learning rate scaled to the images of an update.
 
-    Without pretrained weights nothing is frozen: random layers must learn.
+    Of the backbone's stages the first `pretrained` are whole from a file; the recipe freezes no others, since random
+    layers must learn.
     """
     said: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
     said = {name: value for name, value in said.items() if value is not None}
-    if not pretrained and options.freeze is None:
-        said["freeze"] = 0
+    said.setdefault("freeze", min(recipe.freeze, pretrained))
     chosen = replace(recipe, **said)
     if options.lr is None:
         chosen = replace(chosen, lr=recipe.lr * chosen.batch * options.accumulate / recipe.reference)

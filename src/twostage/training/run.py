@@ -6,6 +6,7 @@
 import logging
 import threading
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import ceil
 from typing import Any
 
@@ -20,11 +21,12 @@ from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.inference.device import arithmetic, choose_device
 from twostage.training.average import Average
-from twostage.training.folder import RunFolder, read_options
-from twostage.training.optimiser import build_optimizer, freeze
+from twostage.training.folder import RunFolder
+from twostage.training.optimiser import build_optimizer, freeze, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, Recipe, resolve
+from twostage.training.resume import require_same_images, resumed
 from twostage.training.splits import Splits, open_splits
 from twostage.training.start import starting_model
 from twostage.training.state import Progress, load_state
@@ -45,7 +47,7 @@ class Run:
     session: Session
     folder: RunFolder
     workers: int
-    updates: int  # an epoch
+    updates: Fraction  # an epoch
     report: Report | None = None  # of the best weights
     results: Results | None = None
 
@@ -53,15 +55,18 @@ class Run:
 def run(options: TrainOptions) -> dict[str, Any]:
     """See `twostage.training.train`."""
     if options.resume is not None:
-        options = replace(read_options(options.resume), quiet=options.quiet, resume=options.resume)
+        options = resumed(options, options.resume)
     splits = open_splits(options)
     session = _session(options, splits.train)
     if options.resume is None:
+        # A resumed run does not read the weights again, which say how much is frozen.
+        options = replace(options, freeze=session.recipe.freeze)
         folder = RunFolder.create(options)
     else:
         folder = RunFolder.existing(options.resume)
         session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.average)
         session.scaler.load_state_dict(scaler)
+        require_same_images(session.progress, splits.train)
     folder.begin(options, session.progress.step)
     on_cpu = session.device.type == "cpu"
     workers = default_workers(on_cpu=on_cpu) if options.workers is None else options.workers
@@ -70,9 +75,9 @@ def run(options: TrainOptions) -> dict[str, Any]:
     return _finish(one)
 
 
-def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> int:
-    """Optimizer steps an epoch."""
-    return ceil(steps_per_epoch(len(train), recipe.batch) / options.accumulate)
+def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
+    """Optimizer steps an epoch; no whole number where accumulated batches reach into the next one."""
+    return Fraction(steps_per_epoch(len(train), recipe.batch), options.accumulate)
 
 
 def _session(options: TrainOptions, train: Dataset) -> Session:
@@ -80,8 +85,11 @@ def _session(options: TrainOptions, train: Dataset) -> Session:
     arithmetic(device, options.precision)  # an impossible combination is said before anything is written
     if options.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    model = starting_model(options, train.names)
-    recipe = resolve(options, RECIPES[model.fields.recipe], pretrained=options.weights is not None)
+    model, loaded = starting_model(options, train.names)
+    recipe = resolve(options, RECIPES[model.fields.recipe], pretrained=whole_stages(model, loaded))
+    total = None if options.minutes else ceil(recipe.epochs * _updates(train, recipe, options))
+    if total is not None and options.warmup is None:
+        recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))  # short runs would never reach the rate
     freeze(model, recipe.freeze)
     model = model.to(device).to(memory_format=torch.channels_last)
     return Session(
@@ -90,7 +98,7 @@ def _session(options: TrainOptions, train: Dataset) -> Session:
         average=Average(model, recipe.ema) if recipe.ema else None,
         scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
         recipe=recipe,
-        progress=Progress(total=None if options.minutes else recipe.epochs * _updates(train, recipe, options)),
+        progress=Progress(total=total, images=len(train)),
         dataset=train,
         device=device,
         precision=options.precision,
@@ -115,6 +123,7 @@ def _learn(run: Run) -> None:
             scale=recipe.scale,
             crop=recipe.crop,
             colour=recipe.colour,
+            beyond=fields.mean,
         ),
         batch=recipe.batch,
         seed=options.seed,
@@ -126,14 +135,21 @@ def _learn(run: Run) -> None:
     drawn = run.folder.with_picture(batches, names)
     with stopping_gently(session.stop), progress_bar(quiet=options.quiet) as after_step:
         while not _over(run):
-            train_until(session, drawn, (progress.step // run.updates + 1) * run.updates, after_step)
-            if progress.step % run.updates == 0 or _finished(progress):
+            epoch_end = ceil((progress.step // run.updates + 1) * run.updates)
+            train_until(session, drawn, epoch_end, after_step)
+            if progress.step == epoch_end or _finished(progress):
                 _end_epoch(run)
             else:
                 run.folder.save_last(options.model, session, names)
             if session.stop.is_set():
                 log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
                 raise KeyboardInterrupt
+
+
+def _epochs(run: Run) -> int:
+    """Passes over the data that have ended, or have begun where the run is over."""
+    whole = int(run.session.progress.step // run.updates)
+    return max(1, whole if ceil(whole * run.updates) == run.session.progress.step else whole + 1)
 
 
 def _over(run: Run) -> bool:
@@ -149,7 +165,7 @@ def _end_epoch(run: Run) -> None:
     """A row of metrics.csv; validation where it is due, and always at the end; the state to go on from."""
     progress = run.session.progress
     row: dict[str, Any] = {
-        "epoch": ceil(progress.step / run.updates),
+        "epoch": _epochs(run),
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
         "lr": run.session.optimizer.param_groups[0]["lr"],
@@ -218,11 +234,10 @@ def _finish(run: Run) -> dict[str, Any]:
         load_all(run.session.evaluated, load_weights(folder.best)[1], str(folder.best))
         run.report, run.results, _ = _score(run)
     folder.draw(run.splits.train, val, run.report, run.results)
-    log.info("Saved to %s", folder.path)
     return {
         "out": str(folder.path),
         "weights": str(folder.last if val is None else folder.best),
-        "epochs": ceil(progress.step / run.updates),
+        "epochs": _epochs(run),
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
         "metrics": {} if run.report is None else run.report.scores.metrics,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ from twostage.weights.fit import as_backbone, load_fitting
 log = logging.getLogger("twostage.training")
 
 
-def starting_model(options: TrainOptions, names: tuple[str, ...]) -> TwoStage:
+class Start(NamedTuple):
+    """A model, and which of its tensors came from a file."""
+
+    model: TwoStage
+    loaded: frozenset[str]
+
+
+def starting_model(options: TrainOptions, names: tuple[str, ...]) -> Start:
     """The model as the first step finds it; of a resumed run its shape alone, since its state holds the weights.
 
     A detector of ours passes on its fields as well as its weights. Raises as `weights.file.load_weights`, DataError
@@ -29,8 +37,14 @@ def starting_model(options: TrainOptions, names: tuple[str, ...]) -> TwoStage:
     given = {**options.model_fields, **{name: value for name, value in sizes.items() if value is not None}}
     torch.manual_seed(options.seed)
     if options.resume is not None:
-        card, _ = load_weights(RunFolder.existing(options.resume).last)
-        return build(card.model, len(names), **card.fields)
+        last = RunFolder.existing(options.resume).last
+        card, _ = load_weights(last)
+        if card.names != names:
+            raise DataError(
+                f"{last}: the run learns {', '.join(card.names)}; the data set has {', '.join(names)}. "
+                "Bring the data back, or begin a new run with --weights."
+            )
+        return Start(build(card.model, len(names), **card.fields), frozenset())
     if options.weights is not None:
         return _from_weights(Path(options.weights), options.model, names, given)
     model = build(options.model, len(names), **given)
@@ -46,13 +60,17 @@ def starting_model(options: TrainOptions, names: tuple[str, ...]) -> TwoStage:
         log.info("Group normalisation takes the place of frozen statistics; --set model.norm=batch for another.")
         torch.manual_seed(options.seed)
         model = build(options.model, len(names), **given, norm="group")
-    return model
+    return Start(model, frozenset())
 
 
-def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[str, object]) -> TwoStage:
+def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[str, object]) -> Start:
     """Load what fits, and say what does not; a detector of other classes keeps all but its last layers."""
     metadata, state = load_tensors(path)
     card = read_card(path, metadata[KEY]) if KEY in metadata else None
+    if card is not None and card.model != name:
+        log.warning(
+            "%s is a %s: of it %s takes what fits. Did you mean --model %s?", path, card.model, name, card.model
+        )
     fields = card.fields_with(given) if card is not None and card.model == name else given
     model = build(name, len(names), **fields)
     state = as_backbone(model, state) if card is None else _of_same_classes(state, card, names, path)
@@ -65,7 +83,7 @@ def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[
     log.info("%s: %d tensors loaded", path, len(loaded))
     if fresh:
         log.info("Begin from random values: %s", ", ".join(_grouped(fresh)))
-    return model
+    return Start(model, frozenset(loaded))
 
 
 def _of_same_classes(state: dict[str, Tensor], card: Card, names: tuple[str, ...], path: Path) -> dict[str, Tensor]:

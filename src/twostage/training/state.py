@@ -36,6 +36,7 @@ class Progress:
     durations: list[float] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
     summed: int = 0
+    images: int = 0  # of the split that is learned
 
 
 def save_state(
@@ -81,8 +82,9 @@ def load_state(
     for name, tensor in parts["optimizer"].items():
         number, slot = name.split(".", 1)
         own = parameters[int(number)]
-        # A fused optimizer walks parameter and state side by side in memory: both must be laid out alike.
-        laid_out = torch.empty_like(own).copy_(tensor) if tensor.shape == own.shape else tensor
+        # A fused optimizer walks parameter and state side by side in memory: both must be laid out alike. And nothing
+        # may stay mapped to the file, which the next state replaces.
+        laid_out = torch.empty_like(own).copy_(tensor) if tensor.shape == own.shape else tensor.clone()
         state.setdefault(int(number), {})[slot] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(**content["progress"]), content["scaler"]

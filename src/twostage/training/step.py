@@ -79,7 +79,7 @@ def train_until(session: Session, batches: Iterator[Loaded], step: int, after_st
 def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     """One update from `accumulate` batches; returns their mean losses.
 
-    Raises TwostageError when a loss is not finite, naming the images; the weights are then as before the step.
+    Raises TwostageError when a loss or the gradient is not finite, naming the images; the weights are then as before.
     """
     progress, recipe = session.progress, session.recipe
     rate = recipe.lr * factor(
@@ -95,6 +95,7 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     torch.manual_seed(mix(session.seed, progress.step))
     session.optimizer.zero_grad(set_to_none=True)
     summed: dict[str, float] = {}
+    images: list[int] = []
     for part in range(session.accumulate):
         loaded = next(batches)
         batch, targets = loaded.batch.to(session.device), loaded.targets.to(session.device)
@@ -103,13 +104,15 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
             losses = session.model(batch, targets)
             loss = torch.stack(list(losses.values())).sum()
         values = dict(zip(losses, torch.stack(list(losses.values())).detach().tolist(), strict=True))
-        _require_finite(values, loaded, session)
+        images += loaded.indices.tolist()
+        _require_finite(values, images, session)
         session.scaler.scale(loss / session.accumulate).backward()
         for name, value in values.items():
             summed[name] = summed.get(name, 0.0) + value / session.accumulate
     session.scaler.unscale_(session.optimizer)
-    if recipe.clip:
-        nn.utils.clip_grad_norm_(session.model.parameters(), recipe.clip)
+    norm = nn.utils.clip_grad_norm_(session.model.parameters(), recipe.clip or math.inf)
+    if not session.scaler.is_enabled():  # the scaler skips such a step by itself, and tries a smaller scale
+        _require_finite({"gradient": float(norm)}, images, session)
     session.scaler.step(session.optimizer)
     session.scaler.update()
     if session.average is not None:
@@ -154,13 +157,13 @@ def _fit_to_budget(session: Session, duration: float) -> None:
     progress.durations = []
 
 
-def _require_finite(values: dict[str, float], loaded: Loaded, session: Session) -> None:
+def _require_finite(values: dict[str, float], images: list[int], session: Session) -> None:
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if not wrong:
         return
-    paths = "\n  ".join(str(session.dataset.path(i)) for i in loaded.indices.tolist())
+    paths = "\n  ".join(str(session.dataset.path(i)) for i in images)
     raise TwostageError(
-        f"The loss is no number any more at step {session.progress.step}: {', '.join(wrong)}. The images of that step:"
+        f"Training yields no numbers any more at step {session.progress.step}: {', '.join(wrong)}. Its images:"
         f"\n  {paths}\nLook at their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "
-        "The weights saved last are from before."
+        "What was saved is from before."
     )

@@ -6,6 +6,7 @@ It carries no code. Pickles are not read here at all.
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,12 @@ class Card:
 
     def fields_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The fields with some replaced; a `size` without a `max_size` keeps the ratio of the two."""
-        kept = {name: value for name, value in self.fields.items() if name != "max_size" or "size" not in changes}
-        return {**kept, **changes}
+        size, longest = self.fields.get("size"), self.fields.get("max_size")
+        fields = {**self.fields, **changes}
+        if "size" in changes and "max_size" not in changes and size and longest:
+            with suppress(TypeError, ValueError):  # a size that is no number is refused by the model's own check
+                fields["max_size"] = max(1, round(float(changes["size"]) * longest / size))
+        return fields
 
     def to_json(self) -> str:
         """The header's entry."""
@@ -66,7 +71,8 @@ def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:
 def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header entries and tensors of any safetensors file. Raises as `load_weights`."""
     if not path.exists():
-        raise MissingError(f"{path}: no such weights file. Give the path of a .safetensors file that training wrote.")
+        bring = "`twostage train DATA --out RUN` leaves RUN/weights/best.safetensors"
+        raise MissingError(f"{path}: no such weights file. Give one that training wrote: {bring}.")
     if path.is_dir():
         inside = path / "weights" / "best.safetensors"
         hint = f" Did you mean {inside}?" if inside.exists() else ""
@@ -86,14 +92,15 @@ def read_card(path: Path, text: str) -> Card:
     try:
         content = json.loads(text)
         if content.pop("format") > FORMAT:
-            raise DataError(
-                f"{path}: written by twostage {content['version']}; this is {__version__}: update twostage."
-            )
+            written = f"written by twostage {content.get('version')}, in a form that {__version__} does not know"
+            raise DataError(f"{path}: {written}. Update twostage.")
         model, names, fields = content["model"], content["names"], content["fields"]
         if not (isinstance(model, str) and isinstance(fields, dict) and isinstance(names, list) and names):
             raise TypeError(f"model {model!r}, names {names!r}")
         if not all(isinstance(name, str) for name in names):
             raise TypeError(f"names {names!r}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"names {names!r} are not different")
         return Card(**{**content, "names": tuple(names)})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: its header does not describe a detector ({error!r}).") from None
