@@ -214,7 +214,7 @@ class Detections:
 
     def to_json(self, *, indent: int | None = None) -> str:
         """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=indent)
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | np.ndarray | None = None) -> list[dict[str, Any]]:
         """Entries of a COCO results file; `category_ids` gives each class's id in the file, class id + 1 by default."""

@@ -1,6 +1,7 @@
 """A detector as its user holds it: a model with its class names, on a device, in a precision."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields as fields_of
 from dataclasses import replace
 from itertools import islice
 from numbers import Integral, Real
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twostage import __version__
 from twostage.data.dataset import Dataset
 from twostage.data.loader import evaluation_batches
 from twostage.data.workers import default_workers
@@ -21,6 +23,7 @@ from twostage.inference.predictor import detect_images, make_batch, run, to_arra
 from twostage.inference.sources import Item, expand, is_one_picture
 from twostage.models.fields import Fields
 from twostage.models.two_stage import Stages, TwoStage
+from twostage.models.zoo import ZOO
 from twostage.models.zoo import build as build_model
 from twostage.weights.file import Card, load_weights, save_weights
 from twostage.weights.fit import load_all
@@ -54,6 +57,7 @@ class Detector:
         Raises MissingError when there is no such file, DataError when it is none of ours, UsageError for a wrong field.
         """
         card, state = load_weights(Path(path))
+        _require_known(card, path)
         model = build_model(card.model, len(card.names), **card.fields_with(fields))
         load_all(model, state, str(path))
         return cls(model, card.model, card.names, device=device, precision=precision)
@@ -188,6 +192,17 @@ class Detector:
 def _path(item: Item) -> str | None:
     """A video's frames are told apart by their number: `clip.mp4#17`."""
     return item.path if item.frame is None else f"{item.path}#{item.frame}"
+
+
+def _require_known(card: Card, path: str | Path) -> None:
+    """Raises DataError for a file of a model, or with fields, of a later version."""
+    strange = [name for name in card.fields if name not in {f.name for f in fields_of(Fields)}]
+    if card.model not in ZOO or strange:
+        what = f"the field {strange[0]!r}" if strange else f"the model {card.model!r}"
+        raise DataError(
+            f"{path}: written by twostage {card.version}; this is {__version__}, which does not know {what}. "
+            "Update twostage."
+        )
 
 
 def _checked(names: Sequence[str]) -> Sequence[str]:

@@ -98,7 +98,7 @@ def test_the_same_picture_in_two_splits(make_voc: Callable[..., Path]) -> None:
 
 
 def test_pictures_of_other_kinds_are_noted(make_voc: Callable[..., Path]) -> None:
-    root = make_voc({n: [] for n in "abcdef"})
+    root = make_voc({n: [("cat", (1, 1, 9, 9))] for n in "abcdef"})
     folder = root / "JPEGImages"
     rgb = Image.open(folder / "a.jpg")
     rgb.save(folder / "a.jpg", format="PNG")
@@ -205,3 +205,12 @@ def test_faults_grow_with_the_copies_and_not_with_their_square(make_voc: Callabl
     named = {f.file for f in of_code(report, "duplicate-image") + of_code(report, "repeated-image")}
     assert named == {f"{n}.jpg" for n in names if n != "040"}
     assert len(of_code(report, "duplicate-image")) == 59
+
+
+def test_a_split_to_learn_nothing_from_is_an_error(make_voc: Callable[..., Path]) -> None:
+    """As `train` would refuse it."""
+    root = make_voc({"a": [], "b": [("cat", (1, 1, 9, 9))]}, train=["a"], val=["b"])
+    (found,) = of_code(check(root), "empty-split")
+    assert (found.severity, found.object) == ("error", "train")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("\n")
+    assert {f.object for f in of_code(check(root), "empty-split")} == {"train", "val"}

@@ -139,6 +139,8 @@ def test_links_in_circles_and_odd_places(tmp_path: Path) -> None:
     (tmp_path / "images" / "a.jpg").symlink_to(tmp_path / "images" / "a.jpg")
     Image.new("RGB", (60, 40)).save(tmp_path / "images" / "b.jpg")
     (tmp_path / "images" / "folder.jpg").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "b.txt").write_text("0 0.5 0.5 0.5 0.5")
     (tmp_path / "data.yaml").write_text("names: [a]\ntrain: images\n")
     report = check(tmp_path)
     assert {(f.code, f.file) for f in report.faults if f.severity == "error"} == {

@@ -10,6 +10,7 @@ from PIL import Image
 from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError, UsageError
+from twostage.weights.file import Card, save_weights
 
 FIELDS = {"size": 96, "rpn_top_test": 100, "rpn_keep_test": 60, "anchors_in_padding": False}
 
@@ -151,3 +152,12 @@ def test_a_list_has_no_trace_and_meta_is_no_device() -> None:
 def test_names_are_different_texts(names: list[str] | str) -> None:
     with pytest.raises(UsageError, match="names is"):
         Detector.build("faster_rcnn_tiny_fpn", names, device="cpu")
+
+
+@pytest.mark.parametrize("change", [{"model": "faster_rcnn_later"}, {"fields": {"size": 64, "later": 1}}])
+def test_a_file_of_a_later_version_is_named(tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "later.safetensors"
+    state = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu").model.state_dict()
+    save_weights(path, state, Card(**{"model": "faster_rcnn_tiny_fpn", "names": ("a",), "fields": {}, **change}))
+    with pytest.raises(DataError, match=r"later\.safetensors: .*does not know the (model|field) .*later.*Update"):
+        Detector.load(path)

@@ -274,3 +274,14 @@ def test_no_torch_is_imported_for_paths(folder):
     code = f"import sys; from twostage.inference.sources import expand; list(expand({str(folder)!r})); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env={**os.environ}).returncode == 0
+
+
+def test_bytes_on_standard_input_are_no_list_of_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("PNG\r\n\x1a\n\x00\x00\rIHDR"))
+    with pytest.raises(DataError, match="holds no paths"):
+        list(expand("-"))
+
+
+def test_nothing_is_no_path() -> None:
+    with pytest.raises(DataError, match="is no path"):
+        list(expand(""))

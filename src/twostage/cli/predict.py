@@ -130,4 +130,6 @@ def _line(detections: "Detections") -> str:
     height, width = detections.size
     counts = Counter(detections.labels).most_common()
     what = ", ".join(f"{count} {label}" for label, count in counts) or "nothing found"
-    return f"{detections.path or 'image'}  {width} x {height}: {what}"
+    # A file name need not be text.
+    path = (detections.path or "image").encode("utf-8", "backslashreplace").decode()
+    return f"{path}  {width} x {height}: {what}"

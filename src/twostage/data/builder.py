@@ -23,6 +23,8 @@ from twostage.errors import DataError
 
 # How far over the border rounded coordinates may reach before it counts as a fault, in pixels.
 SLACK = 0.1
+# Pixels; farther out there is no picture, and float32 tells pixels no longer apart.
+FARTHEST = 1e7
 
 
 @dataclass
@@ -191,7 +193,7 @@ class Builder:
         boxes = table.boxes
         height, width = sizes[table.image].astype(np.float64).T.reshape(2, -1)
         usable = ~np.isin(table.image, list(self._bad))
-        finite = np.isfinite(boxes).all(axis=1)
+        finite = (np.abs(boxes) < FARTHEST).all(axis=1)  # NaN is not
         sides = boxes[:, 2:] - boxes[:, :2] if len(boxes) else np.zeros((0, 2))
         inverted = finite & (sides < self.thin).any(axis=1)
         thin = finite & ~inverted & (sides <= self.thin).any(axis=1)

@@ -22,7 +22,7 @@ from twostage.data.duplicates import duplicate_faults
 from twostage.data.faults import Fault, FaultyDataError, fault, format_faults
 from twostage.data.images import Header, read_image
 from twostage.data.probe import probe
-from twostage.data.recognise import Layout, Options, check_same_classes, find_layout, opener
+from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
 from twostage.data.resize import Resize
 from twostage.data.voc import VocOffset
 from twostage.errors import DataError
@@ -110,6 +110,7 @@ def check(
         return Report(path, "not readable", (), error.faults, time.perf_counter() - started)
     options = Options(Path(images) if images else None, voc_offset, "skip")
     datasets = list(_open_all(layout, options, look, faults))
+    faults += _empty(datasets, default_splits(layout)[0])
     faults += _differing_classes(datasets)
     faults += class_notes(datasets)
     faults += image_notes(datasets, look)
@@ -144,6 +145,15 @@ def _differing_classes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
             check_same_classes(datasets[0], dataset)
         except DataError as error:
             yield fault("classes-differ", dataset.root, dataset.split, str(error).rstrip("."), "Make them equal")
+
+
+def _empty(datasets: Sequence[Dataset], train: str | None) -> Iterator[Fault]:
+    for dataset in datasets:
+        if not len(dataset):
+            yield fault("empty-split", dataset.root, dataset.split, "the split has no images", "Add some, or drop it")
+        elif dataset.split == train and (dataset.crowd | dataset.difficult).all():
+            message = "the split to learn from has no object to learn"
+            yield fault("empty-split", dataset.root, dataset.split, message, "Annotate its pictures")
 
 
 def _undecodable(datasets: Sequence[Dataset]) -> Iterator[Fault]:

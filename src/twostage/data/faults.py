@@ -46,6 +46,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "broken-mask": ("error", "a mask is not numbers, or its run lengths do not fill the image"),
     "missing-mask": ("note", "some objects have no mask where others have; their box stands in"),
     # the data set as a whole
+    "empty-split": ("error", "a split has no images, or the one to learn from no objects to learn"),
     "classes-differ": ("error", "two splits have not the same classes in the same order"),
     "duplicate-image": ("repair", "a picture is in two splits that should have none in common"),
     # what is good to know

@@ -96,6 +96,8 @@ def _jobs_later(source: Any) -> Iterator[_Job]:
 
 def _of_path(source: str | Path) -> list[_Job]:
     text, path = str(source), Path(source)
+    if not text:
+        raise DataError("'' is no path. Name a picture, a folder or a pattern.")
     if "://" in text and text.split("://")[0] in ("http", "https", "ftp", "rtsp", "rtmp", "s3", "gs"):
         raise UsageError(f"{text}: nothing is downloaded here. Fetch it first (curl -LO '{text}') and give the file.")
     if path.is_dir():
@@ -189,7 +191,14 @@ def _frames(av: Any, path: str) -> Iterator[Item]:
 
 
 def _lines() -> Iterator[str]:
-    return (line for line in (raw.strip("\r\n") for raw in sys.stdin) if line.strip())
+    for raw in sys.stdin:
+        line = raw.strip("\r\n")
+        if any(ord(character) < 32 for character in line):
+            raise DataError(
+                "Standard input holds no paths, one a line, but other bytes. Give a picture's file by name."
+            )
+        if line.strip():
+            yield line
 
 
 def _is_array(source: Any) -> bool:
