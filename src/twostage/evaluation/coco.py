@@ -213,6 +213,7 @@ def _ious_by_group(truth: _Shapes, found: _Shapes, most: int) -> Callable[..., n
     found_rows, found_groups = _grouped(found)
 
     def ious(image: int | np.integer, category: int | np.integer) -> np.ndarray | list:
+        """[detections, objects] of one category on one image; [] where either is missing, as the evaluator wants."""
         key = int(image), int(category)
         t, f = true_groups.get(key), found_groups.get(key)
         if t is None or f is None:

@@ -160,6 +160,7 @@ def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
     categories = dict(zip(dataset.names, dataset.category_ids.tolist(), strict=True))
 
     def set_ids(entry: Any) -> str | None:
+        """Sets `image_id` and `category_id` of an entry that names them; the fault of one that names none of these."""
         if type(entry) is not dict:
             return None
         if isinstance(name := entry.get("file_name"), str):

@@ -165,5 +165,5 @@ def _require_finite(values: dict[str, float], images: list[int], session: Sessio
     raise TwostageError(
         f"Training yields no numbers any more at step {session.progress.step}: {', '.join(wrong)}. Its images:"
         f"\n  {paths}\nLook at their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "
-        "What was saved is from before."
+        "Nothing of this step is saved."
     )
