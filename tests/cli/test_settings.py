@@ -179,3 +179,11 @@ def test_help_has_a_line_for_every_option_but_fields_of_the_model() -> None:
     }
     assert all(note.help for note in shown.values())
     assert [name for name, note in shown.items() if note.show is False] == ["model_fields"]
+
+
+def test_a_list_is_refused_where_one_value_is_wanted(shell: Callable, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("conf: [0.1, 0.2]\n")
+    answer = shell("predict", "a.jpg", "--weights", "w.safetensors", "--config", config)
+    assert answer.code == 2
+    assert "conf is [0.1, 0.2], and must be one value" in answer.messages

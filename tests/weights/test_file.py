@@ -190,3 +190,10 @@ def test_a_header_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={KEY: text})
     with pytest.raises(DataError, match=r"odd\.safetensors: its header does not describe a detector"):
         load_weights(tmp_path / "odd.safetensors")
+
+
+def test_another_size_keeps_the_ratio_of_the_file() -> None:
+    card = Card("m", ("a",), {"size": 320, "max_size": 480})
+    assert card.fields_with({"size": 640}) == {"size": 640, "max_size": 960}
+    assert card.fields_with({"size": 640, "max_size": 700}) == {"size": 640, "max_size": 700}
+    assert card.fields_with({}) == card.fields

@@ -52,7 +52,7 @@ def common(net: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     }
 
 
-def load_exactly(ours: nn.Module, theirs: dict[str, Tensor]) -> nn.Module:
+def assert_loads_exactly(ours: nn.Module, theirs: dict[str, Tensor]) -> nn.Module:
     """Every tensor, none left over."""
     own = {name for name in ours.state_dict() if not name.endswith("num_batches_tracked")}
     assert own == set(theirs)
@@ -68,7 +68,7 @@ def test_resnet_has_torchvisions_names(name: str) -> None:
     with torch.device("meta"):
         theirs = common(getattr(torchvision.models, name)(weights=None), ("conv1", "bn1", *STAGES))
         for norm in (FROZEN, BATCH):
-            load_exactly(getattr(resnet, name)(norm), theirs)
+            assert_loads_exactly(getattr(resnet, name)(norm), theirs)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -77,7 +77,7 @@ def test_resnet_has_torchvisions_outputs(name: str) -> None:
     getter = IntermediateLayerGetter(theirs, {stage: stage for stage in STAGES})
     expected = [*getter(image()).values()]
     for norm in (FROZEN, BATCH):
-        ours = load_exactly(getattr(resnet, name)(norm), common(theirs, ("conv1", "bn1", *STAGES)))
+        ours = assert_loads_exactly(getattr(resnet, name)(norm), common(theirs, ("conv1", "bn1", *STAGES)))
         for mine, other in zip(ours(image()), expected, strict=True):
             scale = float(other.abs().max())
             torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=2e-5)
@@ -107,7 +107,7 @@ def test_channels_and_strides_are_as_said(build: Callable[[], nn.Module], shape:
 def test_vgg16_has_torchvisions_names_and_outputs() -> None:
     """On a side that 16 divides: there rounding up and down agree."""
     theirs = drawn(lambda: nn.Sequential(OrderedDict(features=torchvision.models.vgg16().features)))
-    ours = load_exactly(VGG16(), theirs.state_dict())
+    ours = assert_loads_exactly(VGG16(), theirs.state_dict())
     before_pool5 = theirs.features[:-1](image())
     torch.testing.assert_close(ours(image())[0], before_pool5)
 
@@ -126,7 +126,7 @@ def test_mobilenet_has_torchvisions_names_and_outputs() -> None:
     getter = IntermediateLayerGetter(theirs.features, {"13": "0", "16": "1"})
     expected = [*getter(image()).values()]
     for norm in (FROZEN, BATCH):
-        ours = load_exactly(MobileNetV3Large(norm), common(theirs, ("features",)))
+        ours = assert_loads_exactly(MobileNetV3Large(norm), common(theirs, ("features",)))
         for mine, other in zip(ours(image()), expected, strict=True):
             scale = float(other.abs().max())
             torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=2e-5)
