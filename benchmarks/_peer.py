@@ -22,6 +22,8 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded, evaluation_batches, training_batches
 from twostage.data.resize import Resize
 from twostage.evaluation.results import Accumulator, Results
+from twostage.inference.device import arithmetic
+from twostage.training.schedule import steps_in
 
 WIDTHS = (32, 64, 128, 256)
 WARMUP = 50
@@ -98,14 +100,16 @@ def peer_inputs(loaded: Loaded) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     return images, targets
 
 
-def train_peer(model: FasterRCNN, data: Dataset, resize: Resize, *, minutes: float, batch: int, seed: int) -> int:
-    """Train for so many minutes, the number of steps fixed after warm-up as ours is; returns it."""
+def train_peer(
+    model: FasterRCNN, data: Dataset, resize: Resize, *, minutes: float, batch: int, seed: int, precision: str
+) -> int:
+    """Train for so many minutes; the number of steps, which it returns, is fitted as ours is."""
     batches: Iterator[Loaded] = training_batches(
         data, resize=resize, augment=Augment(flip=0.5), batch=batch, seed=seed, workers=0
     )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     model.train()
-    step, total, durations, start = 0, None, [], time.perf_counter()
+    step, total, durations, start, warm, corrected = 0, None, [], time.perf_counter(), 0.0, False
     while total is None or step < total:
         begun = time.perf_counter()
         rate = 1e-3 * min(1.0, (step + 1) / WARMUP)
@@ -114,17 +118,21 @@ def train_peer(model: FasterRCNN, data: Dataset, resize: Resize, *, minutes: flo
         for group in optimizer.param_groups:
             group["lr"] = rate
         images, targets = peer_inputs(next(batches))
-        loss = sum(model(images, targets).values())
+        with arithmetic(images[0].device, precision):
+            loss = sum(model(images, targets).values())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
         step += 1
         durations.append(time.perf_counter() - begun)
-        if total is None and step == WARMUP:
-            later = durations[WARMUP // 2 :]
-            left = 60 * minutes - (time.perf_counter() - start)
-            total = step + int(left * len(later) / sum(later))
+        spent = time.perf_counter() - start
+        if step == WARMUP:
+            warm = spent
+            total = step + steps_in(60 * minutes - spent, durations[WARMUP // 2 :])
+        elif total is not None and not corrected and step == (WARMUP + total) // 2:
+            corrected = True
+            total = step + steps_in(60 * minutes - spent, [(spent - warm) / (step - WARMUP)])
     return step
 
 

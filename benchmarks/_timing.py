@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 
+from twostage.environment import processor_flags
+
 
 class Times(NamedTuple):
     """Milliseconds."""
@@ -60,7 +62,7 @@ def hardware() -> str:
 
     return (
         f"{date.today().isoformat()}, {_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
-        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"{' '.join(processor_flags())}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"Python {platform.python_version()}"
     )
 

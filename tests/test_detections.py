@@ -152,6 +152,12 @@ def test_to_coco_writes_ids_of_the_file():
         make().to_coco(7, [1, 2])
 
 
+def test_to_voc_is_xml_whatever_the_file_is_called():
+    name = b"a\x1fb\xff.jpg".decode("utf-8", "surrogateescape")
+    text = make(path=f"photos/{name}").to_voc()
+    assert ElementTree.fromstring(text.encode()).findtext("filename") == "a?b?.jpg"
+
+
 def test_to_voc_counts_pixels_from_one_and_stays_inside():
     root = ElementTree.fromstring(make(path="photos/a.jpg").to_voc())
     assert root.findtext("filename") == "a.jpg"
@@ -229,6 +235,13 @@ def test_html_escapes_names_and_shows_the_picture():
     assert "&lt;script&gt;" in page
     assert "data:image/jpeg;base64," in page
     assert "<img" not in make()._repr_html_()
+
+
+def test_notebook_page_says_which_picture_cannot_be_read(tmp_path):
+    (tmp_path / "gone.jpg").write_bytes(b"no picture")
+    page = make(path=str(tmp_path / "gone.jpg"))._repr_html_()
+    assert "gone.jpg: is not an image" in page
+    assert "<table>" in page
 
 
 @pytest.mark.parametrize("library", ["pandas", "supervision"])

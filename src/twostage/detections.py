@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from twostage import atomic
-from twostage.errors import MissingError, UsageError, nearest
+from twostage.errors import DataError, MissingError, UsageError, nearest
 
 if TYPE_CHECKING:
     from PIL import Image
+
+_NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")  # which file names may hold all the same
 
 
 class Detection(NamedTuple):
@@ -235,7 +238,7 @@ class Detections:
         """The text of a VOC annotation file: whole pixels from 1, the last included; the format has no scores."""
         height, width = self.size
         root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "filename").text = Path(self.path).name if self.path else ""
+        ElementTree.SubElement(root, "filename").text = _NOT_IN_XML.sub("?", Path(self.path).name) if self.path else ""
         _children(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
         ElementTree.SubElement(root, "segmented").text = "0"
         first = np.clip(np.round(self.boxes[:, :2]) + 1, 1, [width, height])
@@ -292,18 +295,23 @@ class Detections:
         """In a notebook: the drawn picture where there is one, and a table of the first twenty objects."""
         parts = [f"<p>{html.escape(repr(self))}</p>"]
         if self.image is not None or (self.path is not None and Path(self.path).is_file()):
-            buffer = io.BytesIO()
-            picture = self.draw(min_side=320)
-            picture.thumbnail((800, 800))
-            picture.save(buffer, "JPEG", quality=88)
-            parts.append(
-                f'<img alt="detections" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-            )
+            try:
+                parts.append(self._drawn_html())
+            except DataError as error:  # the file may have changed since: the boxes are still worth a look
+                parts.append(f"<p>{html.escape(str(error))}</p>")
         cells = [(d.label, f"{d.score:.3f}", *(f"{v:.1f}" for v in d.box)) for d in self[:20]]
         head = "".join(f"<th>{name}</th>" for name in ("label", "score", "x1", "y1", "x2", "y2"))
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
         parts.append(f"<table><tr>{head}</tr>{body}</table>")
         return "".join(parts)
+
+    def _drawn_html(self) -> str:
+        buffer = io.BytesIO()
+        picture = self.draw(min_side=320)
+        picture.thumbnail((800, 800))
+        picture.save(buffer, "JPEG", quality=88)
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        return f'<img alt="detections" src="data:image/jpeg;base64,{encoded}">'
 
 
 def _rounded(values: np.ndarray, digits: int) -> list[Any]:

@@ -63,17 +63,27 @@ def _extras() -> dict[str, bool]:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    name, flags = platform.processor() or platform.machine(), []
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        text = listing.read_text(encoding="utf-8", errors="replace")
-        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-        name = model[1].strip() if model else name
-        words = set(listed[1].split()) if listed else set()
-        flags = [flag for flag in _FLAGS if flag in words]
+    model = re.search(r"^model name\s*:\s*(.+)$", _processor_listing(), re.MULTILINE)
+    name = model[1].strip() if model else platform.processor() or platform.machine()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"name": name, "cores": usable, "flags": flags, "capability": torch.backends.cpu.get_cpu_capability()}
+    return {
+        "name": name,
+        "cores": usable,
+        "flags": processor_flags(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def processor_flags() -> list[str]:
+    """The instructions among `_FLAGS` that the processor lists; none where the system has no such list."""
+    listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _processor_listing(), re.MULTILINE)
+    words = set(listed[1].split()) if listed else set()
+    return [flag for flag in _FLAGS if flag in words]
+
+
+def _processor_listing() -> str:
+    listing = Path("/proc/cpuinfo")
+    return listing.read_text(encoding="utf-8", errors="replace") if listing.exists() else ""
 
 
 def _memory() -> float | None:

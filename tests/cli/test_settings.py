@@ -127,6 +127,7 @@ def test_set_wins_over_file_field_by_field(parse: Callable[..., Options], tmp_pa
         (["epochs=3"], "written --epochs 3"),
         (["max_det=3"], "written --max-det 3"),
         (["model.nms=0.5"], "written --set model.nms=0.5"),
+        (["--epochs", "1.9"], "must be a whole number"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--epochs", "0"], "epochs is 0, and must be at least 1"),
         (["--lr", "nan"], "lr is nan, and must be a finite number"),

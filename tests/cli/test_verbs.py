@@ -94,13 +94,13 @@ def test_predict_saves_pictures_and_results(shell: Callable, scenes: Path, weigh
 
 def test_predict_tells_apart_pictures_of_one_name(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:
     first = sorted((scenes / "val").iterdir())[0]
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "photo.png").write_bytes(first.read_bytes())
-    sources = [tmp_path / "a", tmp_path / "b", tmp_path / "*" / "photo.png"]
+    for folder, name in (("a", "photo"), ("b", "Photo")):  # one file where names have no case
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.png").write_bytes(first.read_bytes())
+    sources = [tmp_path / "a", tmp_path / "b", tmp_path / "*" / "[pP]hoto.png"]
     out = tmp_path / "found"
     assert shell("predict", *sources, "--weights", weights, "--device", "cpu", "--save", out).code == 0
-    assert {path.name for path in out.glob("*.jpg")} == {"photo.jpg", "photo-2.jpg", "photo-3.jpg", "photo-4.jpg"}
+    assert {path.name for path in out.glob("*.jpg")} == {"photo.jpg", "Photo-2.jpg", "photo-3.jpg", "Photo-4.jpg"}
 
 
 def test_predict_lists_what_it_found(shell: Callable, scenes: Path, weights: Path) -> None:

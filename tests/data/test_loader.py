@@ -1,6 +1,8 @@
 """Batches: the right pixels with the right boxes, the same whatever the workers, from whatever step."""
 
 import itertools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,14 +128,15 @@ def test_a_split_without_images_is_refused(make_voc: Callable[..., Path]) -> Non
         take(dataset, 1)
 
 
-def test_a_worker_that_is_killed_is_reported_in_words(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(*_: object) -> None:
-        import os
-        import signal
+class Dying(loader.Reader):
+    """A reader whose process is ended as soon as it is asked for anything."""
 
+    def __getitem__(self, plan: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(loader.Reader, "__getitem__", die)
+
+def test_a_worker_that_is_killed_is_reported_in_words(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "Reader", Dying)
     with pytest.raises(TwostageError, match="fewer --workers"):
         take(small, 1, workers=1)
 

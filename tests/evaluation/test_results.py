@@ -1,11 +1,13 @@
 """Results in memory and in the files of COCO and of the VOC devkit."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pycocotools import mask as mask_tools
 
+from twostage.data.flat import FlatStrings
 from twostage.errors import DataError
 from twostage.evaluation.results import Accumulator, Results
 
@@ -47,6 +49,21 @@ def test_names_in_an_entry_decide_over_its_ids(tmp_path, dataset):
     for change, word in (({"file_name": "other.jpg"}, "other.jpg"), ({"category_name": "cow"}, "cow")):
         with pytest.raises(DataError, match=f"entry 1.*{word}"):
             Results.from_coco(write(tmp_path / "r.json", [GOOD, {**GOOD, **change}]), dataset)
+
+
+def test_a_picture_of_another_split_with_the_same_name_is_another_picture(tmp_path, dataset):
+    name = dataset.file_name(0)
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / name).write_bytes(b"")
+    paths = FlatStrings.of([str(tmp_path / "val" / dataset.file_name(i)) for i in range(2)])
+    data = replace(dataset, root=tmp_path, paths=paths)
+    for said in (tmp_path / "val" / name, tmp_path / "train" / ".." / "val" / name, "elsewhere/" + name):
+        entries = [{**GOOD, "file_name": str(said)}]
+        assert Results.from_coco(write(tmp_path / "r.json", entries), data).images.tolist() == [0]
+    entries = [{**GOOD, "file_name": str(tmp_path / "train" / name)}]
+    with pytest.raises(DataError, match="another split"):
+        Results.from_coco(write(tmp_path / "r.json", entries), data)
 
 
 def test_voc_files_of_a_class_whose_name_ends_anothers_are_told_apart(tmp_path, make_dataset):

@@ -216,6 +216,37 @@ def test_a_video_without_the_extra_names_the_command(folder, monkeypatch):
         expand(folder / "clip.mp4")
 
 
+def test_a_video_without_the_extra_does_not_stop_the_pictures_beside_it(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (folder / "clip.mp4").write_bytes(b"")
+    for source in (folder, folder / "*"):
+        items = list(expand(source))
+        assert [item.path for item in items if item.image is None] == [str(folder / "clip.mp4")]
+        assert any(item.image is not None for item in items)
+        assert all("twostage[video]" in str(item.error) for item in items if item.image is None)
+
+
+def test_a_folder_of_videos_alone_names_the_command_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    for source in (tmp_path, tmp_path / "*"):
+        with pytest.raises(MissingError, match=r"twostage\[video\]"):
+            expand(source)
+
+
+def test_paths_from_standard_input_are_taken_one_by_one_in_a_list_too(folder, monkeypatch):
+    taken = []
+
+    def lines():
+        for file in sorted(folder.glob("*.*")):
+            taken.append(file)
+            yield f"{file}\n"
+
+    monkeypatch.setattr(sys, "stdin", lines())
+    next(expand(["-"]))
+    assert len(taken) == 1
+
+
 def test_a_video_gives_its_frames_in_order(tmp_path):
     av = pytest.importorskip("av", reason="the video extra is not installed")
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:

@@ -72,7 +72,9 @@ def test_inference_never_looks_at_the_data(name: str, make_batch: Callable[..., 
     with torch.no_grad():
         watch = watched(lambda: model(batch))
     assert not watch.looks
-    assert watch.operators["twostage.nms.default"] == 2  # proposals and detections, whatever the batch
+    soft = watch.operators["twostage.soft_nms.default"]
+    assert soft == (model.fields.soft_nms != "off")
+    assert watch.operators["twostage.nms.default"] + soft == 2  # proposals and detections, whatever the batch
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -86,7 +88,9 @@ def test_losses_and_gradients_never_look_at_the_data(
     assert watch.operators["twostage.nms.default"] == 1
 
 
-@pytest.mark.parametrize("fields", [{"soft_nms": "gaussian"}, {"nms_across_classes": True}, {"roi_sampling_ratio": 0}])
+@pytest.mark.parametrize(
+    "fields", [{"soft_nms": "off"}, {"soft_nms": "gaussian"}, {"nms_across_classes": True}, {"roi_sampling_ratio": 0}]
+)
 def test_nor_does_it_with_other_fields(fields: dict, make_batch: Callable[..., Batch]) -> None:
     model = build("faster_rcnn_tiny_fpn", 3, **SMALL, **fields).eval()
     batch = make_batch(*SIZES)

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -51,6 +54,24 @@ def test_both_kernels_give_one_gradient() -> None:
     gradient = torch.randn(2, 6, 3, 2, 4, generator=torch.Generator().manual_seed(1))
     cpu = module._cpu_gradient(gradient, feature, rows, columns, (9, 11))
     torch.testing.assert_close(cpu, module._fixed_gradient(gradient, feature, rows, columns, (9, 11)))
+
+
+@pytest.mark.parametrize("kernel", [module._cpu_gradient, module._fixed_gradient])
+def test_a_cell_that_many_regions_share_keeps_the_small_parts_of_its_gradient_in_bf16(kernel: Callable) -> None:
+    feature = torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16)
+    feature[..., 0, 0] = 1
+    edges = torch.tensor([0, 2]).expand(1, 1000, 1, 2)
+    gradient = torch.ones(1, 1000, 1, 1, 1, dtype=torch.bfloat16)
+    # In bf16 alone the sum stops at 256.
+    assert kernel(gradient, feature, edges, edges, (2, 2)).flatten().tolist() == [1000, 0, 0, 0]
+
+
+def test_double_values_that_float32_cannot_tell_apart() -> None:
+    feature = torch.tensor([[1.0, 1.0 + 1e-12], [-0.0, 0.0]], dtype=torch.float64).view(1, 1, 2, 2)
+    edges = torch.tensor([0, 2]).expand(1, 1, 1, 2)
+    gradient = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
+    for kernel in (module._cpu_gradient, module._fixed_gradient):
+        assert kernel(gradient, feature, edges, edges, (2, 2)).flatten().tolist() == [0, 1, 0, 0]
 
 
 def test_numerical_gradient() -> None:

@@ -55,6 +55,19 @@ def test_follows_the_paper(method, grouped: bool) -> None:
     assert torch.equal(few.index, kept.index[:, :4])
 
 
+@pytest.mark.parametrize("iou", [0.3, 0.5])
+def test_linear_decay_shows_above_one_minus_iou_what_hard_nms_keeps(iou: float) -> None:
+    """A box that hard NMS drops keeps less than `1 - iou` of its score: pictures of good detections do not change."""
+    boxes, scores, groups, valid = example(n=6, m=80, seed=1)
+    soft = soft_nms(boxes, scores, groups, valid, method="linear", top=80, iou=iou)
+    hard = nms(boxes, scores, groups, valid, iou=iou, top=80)
+    for i in range(6):
+        shown = soft.index[i, soft.valid[i] & (soft.scores[i] >= 1 - iou)].tolist()
+        kept = [k for k in hard.index[i, hard.valid[i]].tolist() if scores[i, k] >= 1 - iou]
+        assert shown == kept
+        assert soft.valid[i].sum() > hard.valid[i].sum()
+
+
 def test_literal_decay() -> None:
     # IoU of the first two is 0.5.
     boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [50.0, 50.0, 60.0, 60.0]]])

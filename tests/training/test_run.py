@@ -67,11 +67,12 @@ def test_config_repeats_the_run(options: TrainOptions, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "ema": 0.0}, {"accumulate": 2, "precision": "bf16"}])
-def test_resumed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: Path, changes: dict) -> None:
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_resumed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: Path, changes: dict, epochs: int) -> None:
     options = replace(options, epochs=3, eval_every=1, **changes)
     whole = train(options)
     broken = replace(options, out=tmp_path / "broken")
-    stop_after(broken, epochs=1)
+    stop_after(broken, epochs=epochs)
     train(TrainOptions(resume=tmp_path / "broken", quiet=True))
     assert_same_weights(Path(whole["out"]), tmp_path / "broken")
     kept = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "broken")]
@@ -197,6 +198,32 @@ def test_time_budget_becomes_a_number_of_steps(options: TrainOptions) -> None:
     assert 1.0 < result["seconds"] < 9.0
     assert result["metrics"] == {}
     assert result["weights"].endswith("last.safetensors")
+
+
+def test_a_split_without_objects_that_count_keeps_the_newest_weights(
+    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(options.data, data)
+    file = data / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    train(replace(options, data=data, epochs=3, eval_every=1, ema=0.0))
+    assert "AP has no value" in caplog.text
+    best, last = (load_file(options.out / "weights" / f"{name}.safetensors") for name in ("best", "last"))
+    assert all(torch.equal(best[name], last[name]) for name in last)
+
+
+def test_deterministic_operations_end_with_the_run(options: TrainOptions) -> None:
+    train(replace(options, deterministic=True, epochs=1, val_split="none"))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_repeating_what_the_run_was_told_is_no_change(options: TrainOptions) -> None:
+    stop_after(replace(options, epochs=3), epochs=1)
+    assert train(TrainOptions(resume=options.out, quiet=True, epochs=3, batch=4))["epochs"] == 3
 
 
 def test_early_stopping_ends_a_run_that_does_not_improve(options: TrainOptions) -> None:

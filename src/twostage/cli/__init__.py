@@ -4,12 +4,13 @@
 under `--debug` alone.
 """
 
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from twostage import __version__
 from twostage.errors import TwostageError, UsageError
@@ -52,6 +53,10 @@ def application() -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (default: the process's) and return the exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Not every file name is text, and not every code page has its letters.
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(application()(tokens) or 0)
     except CycloptsError as error:
@@ -97,6 +102,9 @@ def _describe(error: CycloptsError) -> str:
         except UsageError as hint:
             return str(hint)
         return f"unexpected argument {extra!r}"
+    argument = error.argument if isinstance(error, MissingArgumentError) else None
+    if argument is not None and argument.field_info.kind is argument.field_info.POSITIONAL_OR_KEYWORD:
+        return f"{argument.field_info.name.upper()} is missing: {argument.parameter.help}"
     error.verbose = False
     return str(error)
 

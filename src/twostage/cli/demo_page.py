@@ -89,7 +89,8 @@ def _lead(page: Page) -> str:
     return (
         f"Faster R-CNN around a net of {page.parameters / 1e6:.1f} million parameters began with random weights, saw "
         f"{page.train_images} generated scenes for {page.steps} steps, and was then scored on {page.val_images} scenes "
-        "it had never seen; nothing was chosen by them. All of it ran on this machine, and nothing was downloaded."
+        "it had never seen, with its last weights and not those that suited them best. All of it ran on this machine, "
+        "and nothing was downloaded."
     )
 
 

@@ -51,7 +51,13 @@ class EvalOptions:
     conf: float | None = option(
         None, "Lowest score a detection keeps (default: the model's).", group="Detections", low=0, high=1
     )
-    iou: float | None = option(None, "IoU above which the final NMS drops a box.", group="Detections", low=0, high=1)
+    iou: float | None = option(
+        None,
+        "IoU above which the final NMS drops a box (soft-NMS: lowers its score).",
+        group="Detections",
+        low=0,
+        high=1,
+    )
     max_det: int = option(100, "Detections an image keeps.", group="Detections", low=1)
     batch: int = option(1, "Images at once.", group="Run", low=1)
     workers: int | None = option(None, "Processes that read images (default: by the cores).", group="Run", low=0)

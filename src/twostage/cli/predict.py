@@ -28,7 +28,13 @@ class PredictOptions:
     size: int | None = option(None, "Shortest side of the image (default: as trained).", group="Images", low=1)
     max_size: int | None = option(None, "Longest side of the image (default: as trained).", group="Images", low=1)
     conf: float = option(0.5, "Lowest score a detection keeps.", group="Detections", low=0, high=1)
-    iou: float | None = option(None, "IoU above which the final NMS drops a box.", group="Detections", low=0, high=1)
+    iou: float | None = option(
+        None,
+        "IoU above which the final NMS drops a box (soft-NMS: lowers its score).",
+        group="Detections",
+        low=0,
+        high=1,
+    )
     max_det: int = option(100, "Detections an image keeps.", group="Detections", low=1)
     batch: int = option(1, "Images at once.", group="Run", low=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
@@ -118,10 +124,10 @@ class Keeper:
 
     def _free_name(self, stem: str) -> str:
         name = stem
-        while name in self._used:
+        while name.casefold() in self._used:  # macOS and Windows take Photo.jpg and photo.jpg for one file
             self._twins[stem] += 1
             name = f"{stem}-{self._twins[stem] + 1}"
-        self._used.add(name)
+        self._used.add(name.casefold())
         return name
 
 
@@ -130,6 +136,4 @@ def _line(detections: "Detections") -> str:
     height, width = detections.size
     counts = Counter(detections.labels).most_common()
     what = ", ".join(f"{count} {label}" for label, count in counts) or "nothing found"
-    # A file name need not be text.
-    path = (detections.path or "image").encode("utf-8", "backslashreplace").decode()
-    return f"{path}  {width} x {height}: {what}"
+    return f"{detections.path or 'image'}  {width} x {height}: {what}"

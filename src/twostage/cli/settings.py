@@ -3,10 +3,11 @@
 cyclopts asks for them once the flags are read: an option that has a value by then keeps it.
 """
 
+import contextlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from cyclopts import App, Argument, ArgumentCollection, Token
@@ -30,6 +31,8 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
         given |= _fill_from_set(known, given)
     if "config" in known and known["config"].tokens:
         _fill_from_file(Path(known["config"].tokens[-1].value), known, given)
+    for argument in arguments:
+        _refuse_fraction(argument)
 
 
 def refuse_option(text: str, arguments: ArgumentCollection) -> None:
@@ -50,6 +53,17 @@ def refuse_assignment(text: str, known: Any) -> None:
         raise UsageError(f"{text!r} is no path. Options are written --{name.replace('_', '-')} {value}")
     if name.partition(".")[0] + _FIELDS in known:
         raise UsageError(f"{text!r} is no path. Fields of the model are written --set {text}")
+
+
+def _refuse_fraction(argument: Argument) -> None:
+    """Raise UsageError for a fraction where a whole number belongs: cyclopts would round it."""
+    if argument.hint is not int and int not in get_args(argument.hint):
+        return
+    for token in argument.tokens:
+        with contextlib.suppress(ValueError):  # what is no number at all, cyclopts names
+            if not float(token.value).is_integer():
+                said = token.keyword if token.source == "cli" else token.source
+                raise UsageError(f"{said} {token.value}: must be a whole number")
 
 
 def _fill_from_set(known: dict[str, Argument], given: set[str]) -> set[str]:

@@ -14,4 +14,4 @@ def exists(path: str | Path) -> bool:
 def shown(path: str | Path, root: Path) -> str:
     """A path as it is shown to people: inside the data set without its root."""
     path = Path(path)
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

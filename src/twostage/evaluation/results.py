@@ -6,6 +6,7 @@ Letters: n detections over all images, M images, K classes.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -156,21 +157,29 @@ def _index(ids: Int64[np.ndarray, " k"]) -> dict[int, int]:
 
 def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
     """A function that sets the ids of an entry by the names it has, and says what is wrong with them."""
-    images = {dataset.file_name(i): int(dataset.image_ids[i]) for i in range(len(dataset))}
+    images = {dataset.file_name(i): i for i in range(len(dataset))}
     categories = dict(zip(dataset.names, dataset.category_ids.tolist(), strict=True))
+
+    @cache
+    def image_of(name: str) -> int | None:
+        """The image whose name the path ends in; but not where the path is that of another picture of the data set."""
+        parts = Path(name).parts
+        known = [images[k] for i in range(len(parts)) if (k := "/".join(parts[i:])) in images]
+        path = Path(name).resolve()
+        own = path.is_relative_to(dataset.root.resolve()) and path.exists()
+        return known[0] if known and (not own or path == dataset.path(known[0]).resolve()) else None
 
     def set_ids(entry: Any) -> str | None:
         """Sets `image_id` and `category_id` of an entry that names them; the fault of one that names none of these."""
         if type(entry) is not dict:
             return None
         if isinstance(name := entry.get("file_name"), str):
-            parts = Path(name).parts
-            known = [k for i in range(len(parts)) if (k := "/".join(parts[i:])) in images]
-            if not known:
+            image = image_of(name)
+            if image is None:
                 return (
                     f"file_name {_brief(name)} is none of the data set's {len(images)} images. Is it of another split?"
                 )
-            entry["image_id"] = images[known[0]]
+            entry["image_id"] = int(dataset.image_ids[image])
         if isinstance(label := entry.get("category_name"), str):
             if label not in categories:
                 return f"category_name {_brief(label)} is none of the data set's: {_brief(list(categories))}."

@@ -48,9 +48,11 @@ def expand(source: Any, *, ahead: int = 2) -> Iterator[Item]:
     nothing is taken before it is due.
 
     Raises DataError for a path that does not exist, a folder without pictures and a pattern without matches; UsageError
-    for a URL and anything that is no source; MissingError for a video without the `video` extra.
+    for a URL and anything that is no source; MissingError for videos without the `video` extra: beside pictures their
+    items carry the error.
     """
-    known = isinstance(source, str | Path | list | tuple) and source != "-"
+    parts = source if isinstance(source, list | tuple) else [source]
+    known = isinstance(source, str | Path | list | tuple) and not any(isinstance(p, str) and p == "-" for p in parts)
     return _decode(_jobs(source), ahead if known else 0)
 
 
@@ -101,11 +103,11 @@ def _of_path(source: str | Path) -> list[_Job]:
     if "://" in text and text.split("://")[0] in ("http", "https", "ftp", "rtsp", "rtmp", "s3", "gs"):
         raise UsageError(f"{text}: nothing is downloaded here. Fetch it first (curl -LO '{text}') and give the file.")
     if path.is_dir():
-        return [_of_file(file) for file in _in_folder(path)]
+        return _together(_in_folder(path))
     if path.exists():
         return [_of_file(source)]
     if _is_pattern(source):
-        return [_of_file(file) for file in _matching(text)]
+        return _together(_matching(text))
     raise DataError(f"{text}: does not exist. Check the path; it is read from {Path.cwd()}.")
 
 
@@ -144,6 +146,21 @@ def _is_video(path: Path) -> bool:
 def _is_media(file: Path) -> bool:
     hidden = file.name.startswith(".")  # as macOS leaves beside each picture it copies
     return not hidden and file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS and file.is_file()
+
+
+def _together(files: list[Path]) -> list[_Job]:
+    """What was not asked for by name: a video that cannot be read must not stop the pictures beside it."""
+    jobs: list[_Job] = []
+    missing = None
+    for file in files:
+        try:
+            jobs.append(_of_file(file))
+        except MissingError as error:
+            missing = error
+            jobs.append(partial(Item, None, str(file), error=DataError(str(error))))
+    if missing is not None and all(map(_is_video, files)):
+        raise missing
+    return jobs
 
 
 def _of_file(path: str | Path) -> _Job:

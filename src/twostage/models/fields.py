@@ -76,7 +76,7 @@ class Fields:
     rpn_keep_train: Count = 2000  # after NMS, all levels together
     rpn_keep_test: Count = 1000
     rpn_nms: Share = 0.7
-    rpn_min_size: NotNegative = 1e-3  # pixels of the network's input
+    rpn_min_size: NotNegative = 1e-3  # pixels of the resized image (py-faster-rcnn: of the original)
     rpn_score_threshold: Share = 0.0  # probability of being an object
 
     # Regions

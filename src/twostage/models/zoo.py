@@ -52,6 +52,9 @@ TINY = replace(
     region_positive_fraction=0.5,
     head_channels=256,
     class_agnostic=True,
+    # Worth 1.2 points of AP on the cells of the blood-cells validation split, which touch. With `nms` 0.5, what scores
+    # 0.5 or more is what hard NMS keeps.
+    soft_nms="linear",
     recipe="scratch",
 )
 

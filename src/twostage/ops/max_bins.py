@@ -42,17 +42,22 @@ def _cpu(feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) ->
 def _cpu_gradient(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) -> Tensor:
     """The CPU kernel: the same maximum over keys that order cells by value and then by place, first ones first."""
     n, c, h, w = feature.shape
-    values = feature.permute(0, 2, 3, 1).float() + 0.0  # of the two zeros neither is larger
-    bits = values.contiguous().view(torch.int32)
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     cell = torch.arange(n * h * w).view(n, h, w, 1)
-    keys = (ascending.long() << 32) | (0x7FFFFFFF - cell)
-    out = gradient.new_zeros(n * h * w, c)
+    keys = (_ranked(feature.permute(0, 2, 3, 1)).long() << 32) | (0x7FFFFFFF - cell)
+    out = _sums(gradient, feature)
     for start in range(0, rows.shape[1], _REGIONS):
         part = slice(start, start + _REGIONS)
         found = torch.from_numpy(_largest(keys.numpy(), rows[:, part], columns[:, part], empty=-1))
         _scatter(out, gradient[:, part], 0x7FFFFFFF - (found & 0x7FFFFFFF), found != -1)
-    return out.view(n, h, w, c).permute(0, 3, 1, 2)
+    return out.to(gradient.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _ranked(values: Tensor) -> Tensor:
+    """Whole numbers in the order of the values; of the two zeros neither is larger."""
+    if values.dtype == torch.float64:
+        return torch.unique(values + 0.0, return_inverse=True)[1]
+    bits = (values.float() + 0.0).contiguous().view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _largest(maps: NDArray, rows: Tensor, columns: Tensor, *, empty: int) -> NDArray:
@@ -84,15 +89,21 @@ def _fixed_gradient(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Te
     """The kernel for all devices but the CPU."""
     _, place = _first_largest(feature, rows, columns, most)
     n, c, h, w = feature.shape
-    out = gradient.new_zeros(n * h * w, c)
+    out = _sums(gradient, feature)
     _scatter(out, gradient, place.clamp(min=0), place >= 0)
-    return out.view(n, h, w, c).permute(0, 3, 1, 2)
+    return out.to(gradient.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _sums(gradient: Tensor, feature: Tensor) -> Tensor:
+    """Zeros for the cells; float32 at least: in bf16 a cell that many regions share would lose small parts."""
+    n, c, h, w = feature.shape
+    return gradient.new_zeros(n * h * w, c, dtype=torch.promote_types(gradient.dtype, torch.float32))
 
 
 def _scatter(cells: Tensor, gradient: Tensor, place: Tensor, filled: Tensor) -> None:
     """Add the gradient of each value, of bins that are not empty, to its cell."""
     c = cells.shape[1]
-    cells.scatter_add_(0, place.view(-1, c), gradient.reshape(-1, c) * filled.view(-1, c))
+    cells.scatter_add_(0, place.view(-1, c), gradient.reshape(-1, c).to(cells.dtype) * filled.view(-1, c))
 
 
 def _first_largest(feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) -> tuple[Tensor, Tensor]:

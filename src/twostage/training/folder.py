@@ -57,6 +57,8 @@ class RunFolder:
             write_text(self.path / "config.yaml", to_yaml(options))
             write_text(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
             return
+        if not (self.path / "metrics.csv").exists():  # stopped within the first epoch
+            return
         with (self.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
             self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
 

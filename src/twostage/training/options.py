@@ -73,16 +73,26 @@ class TrainOptions:
     eval_every: int | None = option(None, "Epochs between two validations.", group="Validation", low=1)
     patience: int = option(0, "Validations without a better AP before stopping (0: never).", group="Validation", low=0)
     conf: float | None = option(None, "Lowest score a detection keeps.", group="Validation", low=0, high=1)
-    iou: float | None = option(None, "IoU above which the final NMS drops a box.", group="Validation", low=0, high=1)
+    iou: float | None = option(
+        None,
+        "IoU above which the final NMS drops a box (soft-NMS: lowers its score).",
+        group="Validation",
+        low=0,
+        high=1,
+    )
     max_det: int | None = option(None, "Detections an image keeps.", group="Validation", low=1)
 
     out: Path | None = option(None, "Folder of the run (default: the next free runs/train/NAME-N).", group="Run")
     resume: Path | None = option(None, "Run folder to go on with, exactly as if it had not stopped.", group="Run")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
-    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Arithmetic of the forward pass.", group="Run")
+    precision: Literal["fp32", "bf16", "fp16"] | None = option(
+        None, "Arithmetic of the steps (default: fp32, for small models bf16 where it is quick).", group="Run"
+    )
     workers: int | None = option(None, "Processes that read images (default: by the cores).", group="Run", low=0)
     seed: int = option(0, "Everything random follows from it.", group="Run", low=0)
-    deterministic: bool = option(False, "Bit-equal runs on CUDA too, at some cost of speed.", group="Run")
+    deterministic: bool = option(
+        False, "On CUDA too, operations with equal bits every time where torch has them.", group="Run"
+    )
     quiet: bool = option(False, "Warnings and results only.", group="Output")
     offline: bool = option(False, "Never reach for the network.", group="Run")
 

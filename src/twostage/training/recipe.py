@@ -15,7 +15,7 @@ class Recipe:
     """`lr` holds for `batch` images an update and is scaled linearly with them (Goyal et al. 2017).
 
     `milestones` are the fractions of the run after which `multistep` divides the rate by 10. `validations` is how often
-    a run is validated when `eval_every` is not given.
+    a run is validated when `eval_every` is not given. `precision` gives way to fp32 where a device only imitates it.
     """
 
     epochs: int
@@ -37,6 +37,7 @@ class Recipe:
     scale: tuple[float, float]
     crop: float
     validations: int
+    precision: Literal["fp32", "bf16", "fp16"]
 
 
 FINETUNE = Recipe(
@@ -59,6 +60,7 @@ FINETUNE = Recipe(
     scale=(1.0, 1.0),
     crop=0.0,
     validations=12,
+    precision="fp32",
 )
 # Section 3.1.3 and Fast R-CNN 4.4: 60 of 80 thousand steps at 0.001, the rest at a tenth; layers before conv3_1 fixed.
 PAPER = replace(FINETUNE, batch=1, lr=0.001, reference=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0)
@@ -80,19 +82,21 @@ SCRATCH = replace(
     freeze=0,
     scale=(0.75, 1.33),
     validations=6,
+    precision="bf16",
 )
 RECIPES = {"finetune": FINETUNE, "paper": PAPER, "paper_zf": PAPER_ZF, "scratch": SCRATCH}
 
 
-def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int) -> Recipe:
+def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool) -> Recipe:
     """The recipe with everything that the options say, and its learning rate scaled to the images of an update.
 
     Of the backbone's stages the first `pretrained` are whole from a file; the recipe freezes no others, since random
-    layers must learn.
+    layers must learn. `bf16` says whether the device is built for that arithmetic.
     """
     said: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
     said = {name: value for name, value in said.items() if value is not None}
     said.setdefault("freeze", min(recipe.freeze, pretrained))
+    said.setdefault("precision", recipe.precision if bf16 else "fp32")
     chosen = replace(recipe, **said)
     if options.lr is None:
         chosen = replace(chosen, lr=recipe.lr * chosen.batch * options.accumulate / recipe.reference)

@@ -19,7 +19,7 @@ def resumed(options: TrainOptions, folder: Path) -> TrainOptions:
     defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(options)}
     said = {name: value for name in defaults if (value := getattr(options, name)) != defaults[name]}
     for name in said:
-        if name not in FREE:
+        if name not in FREE and said[name] != getattr(told, name):
             raise UsageError(
                 f"{name}: a resumed run goes on with what it was told, and {name} would change it. "
                 f"Leave it out, or begin a new run with --weights {RunFolder(folder).last}."

@@ -19,7 +19,7 @@ from twostage.data.order import steps_per_epoch
 from twostage.data.workers import default_workers
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
-from twostage.inference.device import arithmetic, choose_device
+from twostage.inference.device import arithmetic, choose_device, has_bf16, reproducible
 from twostage.training.average import Average
 from twostage.training.folder import RunFolder
 from twostage.training.optimiser import build_optimizer, freeze, whole_stages
@@ -56,11 +56,16 @@ def run(options: TrainOptions) -> dict[str, Any]:
     """See `twostage.training.train`."""
     if options.resume is not None:
         options = resumed(options, options.resume)
+    with reproducible(options.deterministic):
+        return _run(options)
+
+
+def _run(options: TrainOptions) -> dict[str, Any]:
     splits = open_splits(options)
     session = _session(options, splits.train)
     if options.resume is None:
-        # A resumed run does not read the weights again, which say how much is frozen.
-        options = replace(options, freeze=session.recipe.freeze)
+        # A resumed run does not read the weights again, which say how much is frozen, and may be on another device.
+        options = replace(options, freeze=session.recipe.freeze, precision=session.recipe.precision)
         folder = RunFolder.create(options)
     else:
         folder = RunFolder.existing(options.resume)
@@ -82,11 +87,11 @@ def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
 
 def _session(options: TrainOptions, train: Dataset) -> Session:
     device = choose_device(options.device)
-    arithmetic(device, options.precision)  # an impossible combination is said before anything is written
-    if options.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    arithmetic(device, options.precision or "fp32")  # an impossible combination is said before anything is written
     model, loaded = starting_model(options, train.names)
-    recipe = resolve(options, RECIPES[model.fields.recipe], pretrained=whole_stages(model, loaded))
+    recipe = resolve(
+        options, RECIPES[model.fields.recipe], pretrained=whole_stages(model, loaded), bf16=has_bf16(device)
+    )
     total = None if options.minutes else ceil(recipe.epochs * _updates(train, recipe, options))
     if total is not None and options.warmup is None:
         recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))  # short runs would never reach the rate
@@ -96,12 +101,11 @@ def _session(options: TrainOptions, train: Dataset) -> Session:
         model=model,
         optimizer=build_optimizer(model, recipe),
         average=Average(model, recipe.ema) if recipe.ema else None,
-        scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
         recipe=recipe,
         progress=Progress(total=total, images=len(train)),
         dataset=train,
         device=device,
-        precision=options.precision,
         accumulate=options.accumulate,
         seed=options.seed,
         budget=None if options.minutes is None else 60 * options.minutes,
@@ -196,11 +200,13 @@ def _due(run: Run, epoch: int) -> bool:
 
 
 def _validate(run: Run) -> dict[str, float]:
-    """Validation losses and numbers; the weights are kept as best where AP rose."""
+    """Validation losses and numbers; the weights are kept as best where AP rose, or has no value."""
     progress = run.session.progress
     report, results, losses = _score(run)
     metrics = report.scores.metrics
-    if metrics["AP"] > progress.best or progress.best_step < 0:
+    if metrics["AP"] < 0:
+        log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
+    if metrics["AP"] > progress.best or metrics["AP"] < 0:
         progress.best, progress.best_step, progress.validations_since_best = metrics["AP"], progress.step, 0
         run.report, run.results = report, results
         run.folder.save_best(run.options.model, run.session, run.splits.train.names, metrics)
@@ -222,7 +228,6 @@ def _score(run: Run) -> tuple[Report, Results, dict[str, float]]:
         max_det=options.max_det,
         batch=run.session.recipe.batch,
         workers=run.workers,
-        precision=options.precision,
     )
 
 

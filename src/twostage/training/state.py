@@ -22,13 +22,16 @@ from twostage.weights.fit import load_all
 class Progress:
     """Where a run stands. `total` is the number of steps, None until a time budget has been turned into one.
 
-    `warmup` is how many steps a time budget had for warming up, `seconds` the time spent in steps, `losses` the sums
-    over `summed` steps since the last epoch's end.
+    `warmup` and `warmup_seconds` are the steps a time budget had for warming up and their time; `corrected` says that
+    `total` was fitted anew halfway. `seconds` is the time spent in steps, `losses` the sums over `summed` steps since
+    the last epoch's end.
     """
 
     step: int = 0
     total: int | None = None
     warmup: int | None = None
+    warmup_seconds: float = 0.0
+    corrected: bool = False
     seconds: float = 0.0
     best: float = -1.0
     best_step: int = -1

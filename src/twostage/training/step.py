@@ -44,7 +44,6 @@ class Session:
     progress: Progress
     dataset: Dataset
     device: torch.device
-    precision: str
     accumulate: int
     seed: int
     budget: float | None  # seconds, where time and not epochs ends the run
@@ -71,8 +70,8 @@ def train_until(session: Session, batches: Iterator[Loaded], step: int, after_st
         progress.summed += 1
         for name, value in losses.items():
             progress.losses[name] = progress.losses.get(name, 0.0) + value
-        if progress.total is None:
-            _fit_to_budget(session, duration)
+        if session.budget is not None:
+            _fit_to_budget(session.recipe, session.budget, progress, duration)
         after_step(progress)
 
 
@@ -100,7 +99,7 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
         loaded = next(batches)
         batch, targets = loaded.batch.to(session.device), loaded.targets.to(session.device)
         targets = replace(targets, seeds=targets.seeds ^ mix(session.seed, progress.step, part))
-        with arithmetic(session.device, session.precision):
+        with arithmetic(session.device, recipe.precision):
             losses = session.model(batch, targets)
             loss = torch.stack(list(losses.values())).sum()
         values = dict(zip(losses, torch.stack(list(losses.values())).detach().tolist(), strict=True))
@@ -140,21 +139,27 @@ def stopping_gently(stop: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _fit_to_budget(session: Session, duration: float) -> None:
-    """Turn a time budget into a number of steps once warm-up, or its share of the budget, is over."""
-    progress = session.progress
-    progress.durations.append(duration)
-    assert session.budget is not None
-    share = progress.seconds / session.budget
-    if progress.step < session.recipe.warmup and share < WARMUP_SHARE:
+def _fit_to_budget(recipe: Recipe, budget: float, progress: Progress, duration: float) -> None:
+    """Turn a time budget into a number of steps once warm-up, or its share of it, is over; correct it once, halfway.
+
+    Steps take more or less time as the proposals become better, and other programs come and go.
+    """
+    if progress.total is None or progress.warmup is None:
+        progress.durations.append(duration)
+        share = progress.seconds / budget
+        if progress.step < recipe.warmup and share < WARMUP_SHARE:
+            return
+        if progress.step < ENOUGH and share < 2 * WARMUP_SHARE:
+            return
+        # The first steps allocate and plan: they say nothing about the others.
+        later = progress.durations[len(progress.durations) // 2 :]
+        progress.warmup, progress.warmup_seconds, progress.durations = progress.step, progress.seconds, []
+    elif not progress.corrected and progress.step == (progress.warmup + progress.total) // 2:
+        progress.corrected = True
+        later = [(progress.seconds - progress.warmup_seconds) / (progress.step - progress.warmup)]
+    else:
         return
-    if progress.step < ENOUGH and share < 2 * WARMUP_SHARE:
-        return
-    # The first steps allocate and plan: they say nothing about the others.
-    later = progress.durations[len(progress.durations) // 2 :]
-    progress.warmup = progress.step
-    progress.total = progress.step + steps_in(session.budget - progress.seconds, later)
-    progress.durations = []
+    progress.total = progress.step + steps_in(budget - progress.seconds, later)
 
 
 def _require_finite(values: dict[str, float], images: list[int], session: Session) -> None:

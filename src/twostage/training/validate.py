@@ -9,7 +9,6 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import evaluation_batches
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
-from twostage.inference.device import arithmetic
 from twostage.inference.predictor import to_arrays
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import detect
@@ -18,12 +17,12 @@ from twostage.models.two_stage import TwoStage
 
 @torch.inference_mode()
 def detect_and_lose(
-    model: TwoStage, dataset: Dataset, output: Fields, *, batch: int, workers: int, precision: str
+    model: TwoStage, dataset: Dataset, output: Fields, *, batch: int, workers: int
 ) -> tuple[Results, dict[str, float]]:
     """Detections on a split and the mean losses of its batches.
 
     The losses are those of training but for dropout, batch statistics and the number of proposals, which are as in
-    prediction; they draw the same samples every time.
+    prediction; they draw the same samples every time. All is in float32, as in `twostage eval`.
     """
     fields, device = model.fields, model.mean.device
     model.eval()
@@ -34,13 +33,12 @@ def detect_and_lose(
         dataset, resize=fields.resizing, batch=batch, workers=workers, divisor=fields.divisor
     ):
         inputs, targets = loaded.batch.to(device), loaded.targets.to(device)
-        with arithmetic(device, precision):
-            maps = model.features(inputs)
-            dense = model.rpn(maps, tuple(inputs.images.shape[2:]), inputs.sizes)
-            proposals = model.rpn.propose(dense, inputs.sizes)
-            logits, deltas = model.head(model.regions(maps, proposals.boxes))
-            found = detect(logits, deltas, proposals, inputs.sizes, output)
-            losses = model.losses(maps, dense, proposals, inputs.sizes, targets)
+        maps = model.features(inputs)
+        dense = model.rpn(maps, tuple(inputs.images.shape[2:]), inputs.sizes)
+        proposals = model.rpn.propose(dense, inputs.sizes)
+        logits, deltas = model.head(model.regions(maps, proposals.boxes))
+        found = detect(logits, deltas, proposals, inputs.sizes, output)
+        losses = model.losses(maps, dense, proposals, inputs.sizes, targets)
         indices = loaded.indices.tolist()
         for name, value in losses.items():
             summed[name] = summed.get(name, 0.0) + float(value) * len(indices)
@@ -61,10 +59,9 @@ def validate(
     max_det: int | None,
     batch: int,
     workers: int,
-    precision: str,
 ) -> tuple[Report, Results, dict[str, float]]:
     """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written."""
     given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
     output = replace(model.fields, **{k: v for k, v in given.items() if v is not None})
-    results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers, precision=precision)
+    results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers)
     return evaluate(truth, results, score_floor=output.score_threshold), results, losses

@@ -60,20 +60,28 @@ def detect(
     flat_boxes, flat_scores = boxes.flatten(1, 2), scores.flatten(1)
     groups = None if fields.nms_across_classes else label
     candidates = fields.candidates or p * _classes_above(fields.score_threshold, k)
-    competing = flat_boxes, flat_scores, groups, valid.flatten(1)
+    competes = valid.flatten(1)
     if fields.soft_nms == "off":
-        index, kept, overflow = nms(*competing, iou=fields.nms, top=fields.max_det, candidates=candidates)
+        index, kept, overflow = nms(
+            flat_boxes, flat_scores, groups, competes, iou=fields.nms, top=fields.max_det, candidates=candidates
+        )
         kept_scores = flat_scores.gather(1, index)
     else:
-        index, kept_scores, kept = soft_nms(
-            *competing,
+        # Soft-NMS measures all that enter against every box it takes: only those above the threshold may.
+        entering = _best(flat_scores, competes, candidates)
+        place, kept_scores, kept = soft_nms(
+            flat_boxes.gather(1, entering[..., None].expand(-1, -1, 4)),
+            flat_scores.gather(1, entering),
+            None if groups is None else groups.gather(1, entering),
+            competes.gather(1, entering),
             method=fields.soft_nms,
             iou=fields.nms,
             sigma=fields.soft_nms_sigma,
             min_score=fields.score_threshold,
             top=fields.max_det,
         )
-        overflow = torch.zeros(n, dtype=torch.bool, device=scores.device)
+        index = entering.gather(1, place)
+        overflow = competes.sum(dim=1) > candidates
     return Found(
         boxes=flat_boxes.gather(1, index[..., None].expand(-1, -1, 4)),
         scores=kept_scores.where(kept, 0.0),
@@ -82,6 +90,12 @@ def detect(
         valid=kept,
         overflow=overflow | proposals.overflow,
     )
+
+
+def _best(scores: Float[Tensor, "n m"], valid: Bool[Tensor, "n m"], count: int) -> Int[Tensor, "n c"]:
+    """The places of the `count` best valid scores, or of all; of equal ones the first come first."""
+    order = scores.masked_fill(~valid, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    return order[:, :count]
 
 
 def _classes_above(threshold: float, classes: int) -> int:

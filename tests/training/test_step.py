@@ -1,0 +1,48 @@
+"""Many steps in a row: how a time budget becomes a number of them."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from twostage.data.recognise import open_dataset
+from twostage.models.zoo import build
+from twostage.training import step
+from twostage.training.recipe import SCRATCH
+from twostage.training.state import Progress
+from twostage.training.step import Session, train_until
+
+
+@pytest.mark.parametrize(("early", "late"), [(0.2, 0.2), (0.2, 0.15), (0.15, 0.2)])
+def test_time_budget_is_met_though_steps_change(
+    monkeypatch: pytest.MonkeyPatch, scenes: Path, early: float, late: float
+) -> None:
+    now = 0.0
+
+    def quick_step(session: Session, batches: object) -> dict[str, float]:
+        nonlocal now
+        now += early if session.progress.step < 60 else late
+        return {}
+
+    monkeypatch.setattr(step, "train_step", quick_step)
+    monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: now))
+    session = Session(
+        model=build("faster_rcnn_tiny_fpn", 1),
+        optimizer=torch.optim.SGD([torch.zeros(1)]),
+        average=None,
+        scaler=None,
+        recipe=replace(SCRATCH, warmup=50),
+        progress=Progress(),
+        dataset=open_dataset(scenes, split="train"),
+        device=torch.device("cpu"),
+        accumulate=1,
+        seed=0,
+        budget=100.0,
+        stop=threading.Event(),
+    )
+    train_until(session, iter(()), step=10**6, after_step=lambda progress: None)
+    assert session.progress.step == session.progress.total
+    assert now == pytest.approx(100, abs=3)
