@@ -156,11 +156,15 @@ def test_a_gpu_is_never_waited_for(
     """CUDA's own word for it; here the operators' kernels count too."""
     model = build(name, 3, **SMALL, **MODELS[name]).cuda()
     batch, targets = make_batch(*SIZES).to("cuda"), make_targets(SIZES, [20, 0]).to("cuda")
-    for _ in range(2):  # the first time libraries load and measure
-        torch.cuda.set_sync_debug_mode("default" if _ == 0 else "error")
+    for mode in ("default", "error"):  # the first time libraries load and measure
+        torch.cuda.set_sync_debug_mode(mode)
         try:
-            sum(model.train()(batch, targets).values()).backward()
+            loss = sum(model.train()(batch, targets).values())
+            loss.backward()
             with torch.no_grad():
-                model.eval()(batch)
+                found = model.eval()(batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert found.scores.isfinite().all()

@@ -207,7 +207,7 @@ def _validate(run: Run) -> dict[str, float]:
     if metrics["AP"] < 0:
         log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
     if metrics["AP"] > progress.best or metrics["AP"] < 0:
-        progress.best, progress.best_step, progress.validations_since_best = metrics["AP"], progress.step, 0
+        progress.best, progress.validations_since_best = metrics["AP"], 0
         run.report, run.results = report, results
         run.folder.save_best(run.options.model, run.session, run.splits.train.names, metrics)
     else:

@@ -34,7 +34,6 @@ class Progress:
     corrected: bool = False
     seconds: float = 0.0
     best: float = -1.0
-    best_step: int = -1
     validations_since_best: int = 0
     durations: list[float] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
