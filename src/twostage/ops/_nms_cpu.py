@@ -1,11 +1,11 @@
-"""NMS on the CPU: boxes sorted by image, group and score are worked off in blocks, the best first.
+"""NMS on the CPU: in rounds, the best boxes of every image and group first.
 
-A block settles itself, then its kept boxes thin out the rest of the group. Small groups share blocks. In a large group
-the rest lies sorted along x, and a kept box meets only those near enough to overlap it by more than the threshold. All
-in numpy, whose calls cost a third of torch's, on tiles that stay in the cache.
+The best settle among themselves, then those kept thin out the rest. Boxes lie sorted along x within their group, so that
+a box meets only those near enough to overlap it by more than the threshold; what is near along y too, a few in a
+hundred, has its IoU worked out. All in numpy, whose calls cost a third of torch's.
 """
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,22 @@ from torch import Tensor
 
 from twostage.ops.boxes import precise
 
-_BLOCK = 256
-_ROWS = 64  # of a block at a time: half of its pairs need no look
-_SLAB = 16  # kept boxes, neighbours along x, that meet the rest of a large group together
-_LARGE = 1500  # boxes of a group, from where sorting along x pays
-_TILE = 1 << 15  # pairs: three float32 buffers of it fit the second-level cache of common CPUs
-_LATER = np.triu(np.ones((_ROWS, _BLOCK), dtype=bool), 1)
+_FRONT = 256  # boxes of a group in the first round
+_GROWTH = 4  # of the front from round to round
+_ROWS = 64  # neighbours along x that share a window of those they may overlap
+
+
+class _Sorted(NamedTuple):
+    """Boxes by group and, within it, along x; `place` grows from group to group, one number for both."""
+
+    data: NDArray  # [5, m]: x1, y1, x2, y2, area
+    place: NDArray  # [m] of the left edge
+    reach: NDArray  # [m], the last place of a box that begins right of this one and may overlap it enough
+    depth: NDArray  # [m], the same along y
+
+    def take(self, some: NDArray) -> "_Sorted":
+        """Some of the boxes, in the same order."""
+        return _Sorted(self.data[:, some], self.place[some], self.reach[some], self.depth[some])
 
 
 def nms(
@@ -87,164 +97,103 @@ def _keys(image: NDArray, group: NDArray) -> NDArray:
 
 def _greedy(corners: NDArray, key: NDArray, iou: float) -> NDArray:
     """Which boxes survive among those of equal keys, given by image and then by rank."""
-    order = np.argsort(key, kind="stable")
-    edges = np.flatnonzero(np.diff(key[order])) + 1
-    starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [len(key)]])
-    x1, y1, x2, y2 = corners[order].T
-    data = np.stack([x1, y1, x2, y2, (x2 - x1) * (y2 - y1)])
-    # Inverted boxes overlap nothing, whatever the sign of their area.
-    data[:4, (x2 < x1) | (y2 < y1)] = np.array([[np.inf], [np.inf], [-np.inf], [-np.inf]])
-    threshold = exact_threshold(iou, data.dtype)
-    buffers = np.empty((3, min(_TILE, len(key) ** 2)), dtype=data.dtype)
-    small = ends - starts < _LARGE
-    survives = np.empty(len(key), dtype=bool)
-    with np.errstate(all="ignore"):  # boxes without area divide 0 by 0, which is no overlap
-        for start, end in zip(starts[~small], ends[~small], strict=True):
-            survives[order[start:end]] = _large_group(data[:, start:end], buffers, threshold)
-        sizes = (ends - starts)[small]
-        if len(sizes):
-            some = np.repeat(small, ends - starts)
-            survives[order[some]] = _small_groups(data[:, some], np.cumsum(sizes).repeat(sizes), buffers, threshold)
+    survives = (corners[:, 0] > corners[:, 2]) | (corners[:, 1] > corners[:, 3])  # inverted boxes overlap nothing
+    sound = np.flatnonzero(~survives)
+    by_rank = sound[np.argsort(key[sound], kind="stable")]  # group by group, the best of each first
+    if not len(by_rank):
+        return survives
+    begins = np.concatenate([[True], np.diff(key[by_rank]) != 0])
+    group = np.cumsum(begins) - 1
+    threshold = exact_threshold(iou, corners.dtype)
+    boxes, rank = _sorted(corners[by_rank], group, threshold)
+    first = np.flatnonzero(begins)[group]  # rank of the best of each box's group
+    kept = np.zeros(len(by_rank), dtype=bool)  # by rank, as `waiting`
+    waiting = np.ones(len(by_rank), dtype=bool)
+    front = _FRONT
+    while waiting.any():
+        before = np.cumsum(waiting) - waiting
+        leading = waiting & (before - before[first] < front)
+        some = np.flatnonzero(leading[rank])
+        number = rank[some]
+        chosen = boxes.take(some)
+        i, j = _pairs(chosen, chosen, threshold)
+        i, j = i[i != j], j[i != j]
+        better, worse = np.where(number[i] < number[j], (i, j), (j, i))
+        keep = _settle(better, worse, len(some))
+        kept[number[keep]] = True
+        waiting &= ~leading
+        left = np.flatnonzero(waiting[rank])
+        if len(left):
+            kept_boxes, others = chosen.take(np.flatnonzero(keep)), boxes.take(left)
+            waiting[rank[left[_pairs(kept_boxes, others, threshold)[1]]]] = False
+            waiting[rank[left[_pairs(others, kept_boxes, threshold)[0]]]] = False
+        front *= _GROWTH
+    survives[by_rank[kept]] = True
     return survives
 
 
-def _small_groups(data: NDArray, ends: NDArray, buffers: NDArray, threshold: float) -> NDArray:
-    """Which boxes survive, given group by group and best first, with the end of each one's group."""
-    number = np.arange(len(ends))
-    survives = np.zeros(len(ends), dtype=bool)
-    start = 0
-    while start < len(ends):
-        stop = min(start + _BLOCK, len(ends))
-        if ends[start] > stop:  # half of it may settle enough for the rest
-            stop = start + _BLOCK // 2
-        last = int(ends[stop - 1])
-        if ends[start] < last and stop < last:  # a group that fits a block is not split
-            stop = start + int(np.searchsorted(ends[start:stop], last))
-            last = stop
-        block, end = data[:, start:stop], ends[start:stop]
-        keep = _settle(_suppresses(block, end, buffers, threshold))
-        survives[number[start:stop][keep]] = True
-        if last > stop:
-            better = np.ascontiguousarray(block[:, keep])
-            left = stop + np.flatnonzero(~_touched(better, data[:, stop:last], buffers, threshold))
-            # The rest of the group closes up to its end, where the next group begins.
-            stop = last - len(left)
-            data[:, stop:last] = data[:, left]
-            number[stop:last] = number[left]
-        start = stop
-    return survives
+def _sorted(corners: NDArray, group: NDArray, threshold: float) -> tuple[_Sorted, NDArray]:
+    """The boxes along x within groups, and where each was in the order given.
 
-
-def _large_group(data: NDArray, buffers: NDArray, threshold: float) -> NDArray:
-    """Which boxes of one group survive, given best first."""
-    survives = np.zeros(data.shape[1], dtype=bool)
-    waiting = np.ones(data.shape[1], dtype=bool)
-    number = np.argsort(data[0])
-    rest = data[:, number]
-    start = 0
-    while True:
-        block = start + np.flatnonzero(waiting[start : start + 8 * _BLOCK])[:_BLOCK]
-        if not len(block):
-            if start + 8 * _BLOCK >= len(waiting):
-                return survives
-            start += 8 * _BLOCK
-            continue
-        boxes = data[:, block]
-        same = np.full(len(block), len(waiting))
-        kept = block[_settle(_suppresses(boxes, same, buffers, threshold))]
-        survives[kept] = True
-        waiting[block] = False
-        start = int(block[-1]) + 1
-        for slab, near in _neighbours(data[:, kept], rest[0], threshold):
-            touched = _touched(slab, rest[:, near], buffers, threshold)
-            waiting[number[near][touched]] = False
-        live = waiting[number]
-        number, rest = number[live], rest[:, live]
-
-
-def _neighbours(kept: NDArray, x1: NDArray, threshold: float) -> Iterator[tuple[NDArray, slice]]:
-    """Slabs of kept boxes, and which of the boxes with sorted left edges can overlap one of them enough.
-
-    IoU is at most the overlap along x by the width of either box. So if it exceeds t, another box of width v begins at
-    most (1 - t) w right of one of width w, and at most (1 - t) v left of it, where v <= w / t.
+    IoU is at most the overlap along x by the width of either box. So if it exceeds t, and the other box begins right of
+    a box of width w, it begins at most (1 - t) w right of it; a little more, for the rounding of coordinates and IoU.
     """
-    kept = kept[:, kept[0] <= kept[2]]  # an inverted box overlaps nothing, and its bounds would be NaN
-    if not kept.shape[1]:
-        return
-    kept = kept[:, np.argsort(kept[0])]
-    width = kept[2] - kept[0]
-    # A little wider than exact, for the rounding of coordinates and of the IoU.
-    margin = 1e-3 * width + 1e-5 * np.abs(kept[0])
-    right = kept[0] + (1 - threshold) * width + margin
-    left = kept[0] - ((1 - threshold) * width / threshold if threshold > 0 else np.inf) - margin
-    firsts = range(0, kept.shape[1], _SLAB)
-    low = np.searchsorted(x1, np.minimum.reduceat(left, firsts), side="left")
-    high = np.searchsorted(x1, np.maximum.reduceat(right, firsts), side="right")
-    for first, begin, end in zip(firsts, low.tolist(), high.tolist(), strict=True):
-        if begin < end:
-            yield np.ascontiguousarray(kept[:, first : first + _SLAB]), slice(begin, end)
+    x1 = np.clip(corners[:, 0].astype(np.float64), -1e30, 1e30)
+    x1 -= x1.min()
+    extent = x1.max()
+    start = group * (2 * extent + 1)
+    order = np.argsort(start + x1)
+    data = np.empty((5, len(order)), dtype=corners.dtype)
+    data[:4] = corners.T[:, order]
+    sides = data[2:4] - data[:2]
+    data[4] = sides[0] * sides[1]
+    slack = sides * (1 - threshold + 1e-3) + 1e-5 * np.abs(data[:2])
+    start, x1 = start[order], x1[order]
+    reach = start + np.minimum(x1 + slack[0], extent)
+    return _Sorted(data, start + x1, reach, data[1] + slack[1]), order
 
 
-def _suppresses(block: NDArray, ends: NDArray, buffers: NDArray, threshold: float) -> NDArray:
-    """For each box of a block which later ones of its group it overlaps."""
-    size = len(ends)
-    found = np.zeros((size, size), dtype=bool)
-    for start in range(0, size, _ROWS):
-        stop = min(start + _ROWS, size)
-        far = min(size, start + int(np.count_nonzero(ends[start:] <= ends[stop - 1])))
-        part = found[start:stop, start:far]
-        np.logical_and(
-            _overlap(block[:, start:stop], block[:, start:far], buffers, threshold),
-            _LATER[: stop - start, : far - start],
-            out=part,
-        )
-        if ends[start] != ends[stop - 1]:
-            part &= ends[start:stop, None] == ends[start:far]
-    return found
+def _pairs(a: _Sorted, b: _Sorted, threshold: float) -> tuple[NDArray, NDArray]:
+    """Which boxes of `a` overlap which of `b` that begin no further left by more than the threshold, by number."""
+    low = np.searchsorted(b.place, a.place, side="left")
+    high = np.searchsorted(b.place, a.reach, side="right")
+    found: list[tuple[NDArray, NDArray]] = []
+    starts = np.arange(0, len(low), _ROWS)
+    for start, begin, end in zip(
+        starts.tolist(), low[starts].tolist(), np.maximum.reduceat(high, starts).tolist(), strict=True
+    ):
+        rows, columns = slice(start, start + _ROWS), slice(begin, end)
+        near = b.data[1, columns] <= a.depth[rows, None]
+        near &= a.data[1, rows, None] <= b.depth[columns]
+        i, j = np.divmod(np.flatnonzero(near), max(1, end - begin))
+        found.append((i + start, j + begin))
+    i, j = (np.concatenate(numbers) for numbers in zip(*found, strict=True))
+    near = (j < high[i]) & (j >= low[i])
+    i, j = i[near], j[near]
+    above = _overlap(a.data[:, i], b.data[:, j]) > threshold
+    return i[above], j[above]
 
 
-def _settle(suppresses: NDArray) -> NDArray:
-    """Which boxes of a block, best first, survive, given which later ones each would suppress.
+def _settle(better: NDArray, worse: NDArray, count: int) -> NDArray:
+    """Which of `count` boxes survive, given by pairs which would suppress which.
 
     The greedy result is the only fixed point of "kept unless a better one is kept that overlaps it", and each sweep
     makes at least one more box final.
     """
-    some: NDArray = np.any(suppresses, axis=1)
-    keep: NDArray = ~np.any(suppresses, axis=0)
+    keep = np.ones(count, dtype=bool)
     while True:
-        again: NDArray = ~np.any(suppresses[keep & some], axis=0)
+        again = np.ones(count, dtype=bool)
+        again[worse[keep[better]]] = False
         if (again == keep).all():
             return keep
         keep = again
 
 
-def _touched(kept: NDArray, rest: NDArray, buffers: NDArray, threshold: float) -> NDArray:
-    """Whether any of the kept boxes suppresses each of the rest."""
-    touched = np.zeros(rest.shape[1], dtype=bool)
-    if kept.shape[1]:
-        step = _TILE // kept.shape[1]
-        for start in range(0, rest.shape[1], step):
-            part = slice(start, start + step)
-            np.any(_overlap(kept, rest[:, part], buffers, threshold), axis=0, out=touched[part])
-    return touched
-
-
-def _overlap(a: NDArray, b: NDArray, buffers: NDArray, threshold: float) -> NDArray:
-    """Whether the IoU of each pair is above the threshold, in the order of arithmetic of torchvision's kernel."""
-    shape = a.shape[1], b.shape[1]
-    width, height, scratch = (buffer[: shape[0] * shape[1]].reshape(shape) for buffer in buffers)
-    ax1, ay1, ax2, ay2, a_area = a[:, :, None]
-    bx1, by1, bx2, by2, b_area = b
-    np.minimum(ax2, bx2, out=width)
-    np.maximum(ax1, bx1, out=scratch)
-    np.subtract(width, scratch, out=width)
-    np.minimum(ay2, by2, out=height)
-    np.maximum(ay1, by1, out=scratch)
-    np.subtract(height, scratch, out=height)
-    # Below 0 they would be clamped; as it is one negative factor gives a negative ratio, and two are caught below.
-    intersection = np.multiply(width, height, out=height)
-    union = np.add(a_area, b_area, out=scratch)
-    np.subtract(union, intersection, out=union)
-    above: NDArray = np.divide(intersection, union, out=scratch) > threshold
-    above &= width > 0
-    return above
+def _overlap(a: NDArray, b: NDArray) -> NDArray:
+    """The IoU of each box with its partner, in the order of arithmetic of torchvision's kernel."""
+    width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
+    height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
+    intersection = width.clip(min=0) * height.clip(min=0)
+    with np.errstate(all="ignore"):  # boxes without area divide 0 by 0, which is no overlap
+        iou: NDArray = intersection / (a[4] + b[4] - intersection)
+    return iou
