@@ -19,7 +19,9 @@ def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", [(0, 4), (3, 5), LARGE])
 def test_shape_dtype_and_alignment(shape: tuple[int, int], dtype: torch.dtype) -> None:
     out = _memory.empty(shape, dtype)
-    assert out.shape == shape and out.dtype == dtype and out.is_contiguous()
+    assert out.shape == shape
+    assert out.dtype == dtype
+    assert out.is_contiguous()
     assert out.data_ptr() % 64 == 0 or not out.numel()
 
 
@@ -28,7 +30,8 @@ def test_living_results_do_not_share() -> None:
     view = first[5:7]
     del first
     second = _memory.empty(LARGE, torch.float32).fill_(2)
-    assert (view == 1).all() and (second == 2).all()
+    assert (view == 1).all()
+    assert (second == 2).all()
 
 
 def test_freed_memory_serves_again_also_a_smaller_result_of_another_dtype() -> None:

@@ -1,8 +1,8 @@
 """NMS on the CPU: in rounds, the best boxes of every image and group first.
 
-The best settle among themselves, then those kept thin out the rest. Boxes lie sorted along x within their group, so that
-a box meets only those near enough to overlap it by more than the threshold; what is near along y too, a few in a
-hundred, has its IoU worked out. All in numpy, whose calls cost a third of torch's.
+The best settle among themselves, then those kept thin out the rest. Boxes lie sorted along x within their group: a box
+meets only those near enough to overlap it by more than the threshold, and of these only what is near along y too, a few
+in a hundred, has its IoU worked out. All in numpy, whose calls cost a third of torch's.
 """
 
 from typing import NamedTuple
