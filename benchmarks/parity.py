@@ -4,7 +4,7 @@
 
 torchvision's four Faster R-CNNs, calibrated on real photos (see `_calibrated`), are imported through
 `Detector.from_state_dict` and run beside the originals on photos of different sizes, one at a time and four on a
-canvas; then both give their training losses on the same sampled anchors and regions. FOLDER holds
+canvas; then both give their training losses on the same sampled anchors and the same regions. FOLDER holds
 `coco-photos/instances.json` and `coco-photos/images/`; by default it is `data` in the folder that TWOSTAGE_DATA names.
 """
 
@@ -32,6 +32,7 @@ from twostage import Detector
 from twostage.data.batch import stack_targets
 from twostage.data.images import read_image
 from twostage.inference.predictor import make_batch, to_arrays
+from twostage.models.proposals.rpn import Proposals
 from twostage.models.targets.matching import NEGATIVE
 from twostage.models.targets.sampling import Sample
 from twostage.models.two_stage import Samplers
@@ -226,24 +227,42 @@ def our_detections(detector: Detector, group: Sequence[Photo]) -> list[Found]:
 
 @torch.no_grad()
 def relative_losses(theirs: nn.Module, ours: Detector, group: Sequence[Photo]) -> float:
-    """The largest relative difference among the four losses on the same sampled anchors and regions."""
+    """The largest relative difference among the four losses on the same sampled anchors and regions.
+
+    Regions are drawn from torchvision's proposals in both: a tie between two of ours may fall the other way, and the
+    first 512 of them would then hold another box.
+    """
     anchors, regions = FirstOfEach(256, 128), FirstOfEach(512, 128)
     training(theirs)
     theirs.rpn.fg_bg_sampler = anchors.for_torchvision
     theirs.roi_heads.fg_bg_sampler = regions.for_torchvision
+    proposed: list[list[Tensor]] = []
+    hook = theirs.rpn.register_forward_hook(lambda _rpn, _inputs, output: proposed.append(output[0]))
     expected = theirs(
         [torch.from_numpy(p.image).permute(2, 0, 1).float() / 255 for p in group],
         [{"boxes": p.boxes, "labels": p.labels + 1} for p in group],
     )
-    model = ours.model
+    hook.remove()
+    model = training(ours.model)
     batch = make_batch([p.image for p in group], model.fields)
     scale = batch.sizes.float() / torch.tensor([p.image.shape[:2] for p in group], dtype=torch.float32)
     boxes = [p.boxes * s.flip(0).repeat(2) for p, s in zip(group, scale, strict=True)]
     targets = stack_targets(boxes, [p.labels for p in group], seeds=[0] * len(group))
-    losses = training(model)(batch, targets, Samplers(anchors, regions))
+    maps = model.features(batch)
+    dense = model.rpn(maps, tuple(batch.images.shape[2:]), batch.sizes)
+    proposals = padded(proposed[0])
+    losses = model.losses(maps, dense, proposals, batch.sizes, targets, Samplers(anchors, regions))
     pairs = {"rpn_class": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "class": "loss_classifier"}
     pairs["box"] = "loss_box_reg"
     return max(abs(float(losses[a] / expected[b]) - 1) for a, b in pairs.items())
+
+
+def padded(boxes: Sequence[Tensor]) -> Proposals:
+    """Boxes of each image as proposals, best first."""
+    rows = nn.utils.rnn.pad_sequence(list(boxes), batch_first=True)
+    valid = torch.arange(rows.shape[1]) < torch.tensor([[len(b)] for b in boxes])
+    nothing = torch.zeros(valid.shape)
+    return Proposals(rows, nothing, nothing.long(), valid, torch.zeros(len(valid), dtype=torch.bool))
 
 
 def training(model: nn.Module) -> nn.Module:
