@@ -82,6 +82,16 @@ def test_an_image_of_many_blocks(kernel) -> None:
 
 
 @both
+@pytest.mark.parametrize("spread", [(0.0, 1.0), (1.0, 0.0), (1e-6, 1e-6), (1e8, 1e8), (1e25, 1e25)])
+def test_boxes_in_a_column_a_row_on_one_spot_or_far_away(kernel, spread) -> None:
+    g = torch.Generator().manual_seed(3)
+    corners = torch.rand(1, 1200, 2, generator=g) * 400 * torch.tensor(spread)
+    boxes = torch.cat([corners, corners + torch.rand(1, 1200, 2, generator=g) * 60 * max(1, *spread)], dim=-1)
+    scores, valid = torch.rand(1, 1200, generator=g), torch.ones(1, 1200, dtype=torch.bool)
+    check(kernel, boxes, scores, torch.randint(2, (1, 1200), generator=g) * 10**12, valid, 0.5, top=1200)
+
+
+@both
 def test_inverted_boxes_suppress_nothing_and_spoil_nothing(kernel) -> None:
     """In a group large enough to be sorted along x as well."""
     boxes, g = random_boxes(1, 2000, clusters=300), torch.Generator().manual_seed(2)
