@@ -42,7 +42,8 @@ def nms(
     if len(image):
         corners = precise(boxes).numpy()[image, box]
         key = image if groups is None else _keys(image, groups.numpy()[image, box])
-        survives = _best(corners, key, image, rank, iou, top)
+        with np.errstate(all="ignore"):  # areas of 0 and of infinity give an IoU that is no number: no overlap
+            survives = _best(corners, key, image, rank, iou, top)
         image, box = image[survives], box[survives]
         place = np.arange(len(image)) - np.searchsorted(image, image)
         fits = place < top
@@ -194,6 +195,5 @@ def _overlap(a: NDArray, b: NDArray) -> NDArray:
     width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
     height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
     intersection = width.clip(min=0) * height.clip(min=0)
-    with np.errstate(all="ignore"):  # boxes without area divide 0 by 0, which is no overlap
-        iou: NDArray = intersection / (a[4] + b[4] - intersection)
+    iou: NDArray = intersection / (a[4] + b[4] - intersection)
     return iou
