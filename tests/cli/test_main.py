@@ -15,6 +15,7 @@ from cyclopts import App
 
 import twostage.cli
 from twostage.cli import main
+from twostage.cli.settings import fill
 from twostage.cli.verb import Outcome, to_json, verb
 from twostage.errors import DataError, MissingError, ThresholdError, TwostageError, UsageError
 
@@ -37,7 +38,11 @@ def run_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
             return function()
 
         app = App(
-            print_error=False, exit_on_error=False, suppress_keyboard_interrupt=False, result_action="return_value"
+            config=fill,
+            print_error=False,
+            exit_on_error=False,
+            suppress_keyboard_interrupt=False,
+            result_action="return_value",
         )
         app.command(go, name="go")
         monkeypatch.setattr(twostage.cli, "application", lambda: app)
@@ -75,6 +80,16 @@ def test_error_is_a_message_and_an_exit_code(
         assert json.loads(output)["error"]["code"] == code
     else:
         assert output == ""
+
+
+def test_a_configuration_file_may_ask_for_json_also_of_an_error(run_verb: Callable[..., Shell], tmp_path: Path) -> None:
+    def fail() -> Outcome:
+        raise DataError("no luck")
+
+    (tmp_path / "c.yaml").write_text("json: true\n")
+    code, output, _ = run_verb(fail, "--config", str(tmp_path / "c.yaml"))
+    assert code == 3
+    assert json.loads(output) == {"error": {"kind": "DataError", "code": 3, "message": "no luck"}}
 
 
 def test_debug_shows_the_traceback(run_verb: Callable[..., Shell]) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
@@ -57,39 +58,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Not every file name is text, and not every code page has its letters.
             stream.reconfigure(errors="backslashreplace")
+    # Pillow warns of pictures above 89 megapixels and refuses those above 179, which is an error with a file's name.
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:
         return int(application()(tokens) or 0)
-    except CycloptsError as error:
-        return _fail(UsageError(f"{_describe(error)}\n{_where_help_is(error)}"), tokens)
-    except TwostageError as error:
-        return _fail(error, tokens)
-    except KeyboardInterrupt:
-        print("twostage: stopped", file=sys.stderr)
-        _put_error("KeyboardInterrupt", _INTERRUPTED, "stopped", tokens)
-        return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone, as in `twostage ... | head`: nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except OSError as error:
-        return _fail(TwostageError(_describe_os(error)), tokens)
-    except Exception as error:
-        return _fail(_internal(error), tokens)
+    except (Exception, KeyboardInterrupt) as error:
+        kind, code, message = _told(error)
+        if "--debug" in tokens and code != _INTERRUPTED:
+            traceback.print_exc()
+        print(f"twostage: {message}", file=sys.stderr)
+        # A verb that got as far as its options has noted whether they ask for JSON: a configuration file may, too.
+        if getattr(error, "json_wanted", "--json" in tokens):
+            from twostage.cli.verb import to_json
+
+            print(to_json({"error": {"kind": kind, "code": code, "message": message}}))
+        return code
 
 
-def _fail(error: TwostageError, tokens: list[str]) -> int:
-    if "--debug" in tokens:
-        traceback.print_exc()
-    print(f"twostage: {error}", file=sys.stderr)
-    _put_error(type(error).__name__, error.exit_code, str(error), tokens)
-    return error.exit_code
-
-
-def _put_error(kind: str, code: int, message: str, tokens: list[str]) -> None:
-    if "--json" in tokens:
-        from twostage.cli.verb import to_json
-
-        print(to_json({"error": {"kind": kind, "code": code, "message": message}}))
+def _told(error: BaseException) -> tuple[str, int, str]:
+    """Kind, exit code and message."""
+    if isinstance(error, KeyboardInterrupt):
+        return "KeyboardInterrupt", _INTERRUPTED, "stopped"
+    if isinstance(error, CycloptsError):
+        error = UsageError(f"{_describe(error)}\n{_where_help_is(error)}")
+    elif isinstance(error, OSError):
+        error = TwostageError(_describe_os(error))
+    elif not isinstance(error, TwostageError):
+        error = _internal(error)
+    return type(error).__name__, error.exit_code, str(error)
 
 
 def _describe(error: CycloptsError) -> str:
@@ -118,7 +118,7 @@ def _describe_os(error: OSError) -> str:
     return f"{': '.join([*names, error.strerror or str(error)])}"
 
 
-def _internal(error: Exception) -> TwostageError:
+def _internal(error: BaseException) -> TwostageError:
     # torch's own class is not imported here: the command line starts without torch.
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if memory or "can't allocate memory" in str(error):  # torch on a processor raises a RuntimeError
@@ -126,5 +126,5 @@ def _internal(error: Exception) -> TwostageError:
     return TwostageError(f"internal error: {type(error).__name__}: {_first_line(error)} (run with --debug)")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]

@@ -37,8 +37,12 @@ def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., i
             common = build(Common, given)
             output = sys.stdout
             printed_to = sys.stderr if common.json else output
-            with log_to_stderr(common), contextlib.redirect_stdout(printed_to):
-                outcome = function(build(options, given))
+            try:
+                with log_to_stderr(common), contextlib.redirect_stdout(printed_to):
+                    outcome = function(build(options, given))
+            except BaseException as error:
+                vars(error)["json_wanted"] = common.json
+                raise
             if common.json:
                 print(to_json(outcome.result), file=output)
             if outcome.failure is None:
