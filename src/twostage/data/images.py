@@ -138,7 +138,7 @@ def _named(name: str) -> Iterator[None]:
         ) from error
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{name}: {error}. Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+            f"{name}: {str(error).rstrip('.')}. Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from error
     # Pillow's decoders raise nearly anything on hostile bytes: struct.error, IndexError, zlib.error, MemoryError ...
     except Exception as error:
