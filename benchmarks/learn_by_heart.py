@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--precision", default="fp32", help="bf16 is faster where the processor is built for it")
     given = parser.parse_args()
     images = Path(os.environ["TWOSTAGE_DATA"]) / "data" / "coco-photos" / "images"
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,6 +57,7 @@ def main() -> None:
                 train_split="twenty",
                 val_split="none",
                 size=given.size,
+                precision=given.precision,
                 epochs=given.epochs,
                 optimizer="adamw",
                 schedule="cosine",
@@ -79,7 +81,8 @@ def main() -> None:
     text = "\n\n".join(
         [
             "# faster_rcnn_vgg16 learns 20 photos by heart",
-            "`python benchmarks/learn_by_heart.py`: trained and scored on the same photos; no claim of accuracy.",
+            f"`python benchmarks/learn_by_heart.py --epochs {given.epochs} --size {given.size} "
+            f"--precision {given.precision}`: trained and scored on the same photos; no claim of accuracy.",
             hardware(),
             table(["steps", "seconds", "AP", "AP50", "AP75"], rows),
         ]

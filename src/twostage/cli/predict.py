@@ -72,10 +72,8 @@ def predict(options: PredictOptions) -> Outcome:
     failure = None
     try:
         for detections in found:
-            images.append(detections.to_dict())
+            images.append(keeper.keep(detections) if keeper else detections.to_dict())
             print(_line(detections))
-            if keeper:
-                keeper.keep(detections)
     except DataError as error:
         # Pictures that cannot be read are named at the end: the others are done by then, and are kept.
         failure = error
@@ -99,19 +97,22 @@ class Keeper:
         self._images: list[dict[str, Any]] = []
         self._entries: list[dict[str, Any]] = []
 
-    def keep(self, detections: "Detections") -> None:
-        """Draw and save one picture, remember its results."""
-        name = self._free_name(Path(detections.path or "image").stem)
+    def keep(self, detections: "Detections") -> dict[str, Any]:
+        """Draw and save one picture, remember and return its results, which name the drawn one as `picture`."""
+        path = Path(detections.path or "image")
+        _, _, frame = path.suffix.partition("#")  # of a video: walk.mp4#12
+        name = self._free_name(f"{path.stem}-{frame}" if frame else path.stem)
         detections.save(self.folder / f"{name}.jpg")
         if "voc" in self.formats:
             detections.save(self.folder / "voc" / f"{name}.xml")
-        self._images.append(detections.to_dict())
+        self._images.append({**detections.to_dict(), "picture": f"{name}.jpg"})
         image_id = len(self._images)
         # COCO's tools pass over keys they do not know; `eval` finds image and class of any data set by these two.
         self._entries += [
             {**entry, "file_name": detections.path, "category_name": label}
             for entry, label in zip(detections.to_coco(image_id), detections.labels, strict=True)
         ]
+        return self._images[-1]
 
     def finish(self) -> None:
         """Write the results of all pictures."""
