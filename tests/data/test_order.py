@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twostage.data.batch import canvas_shape
 from twostage.data.order import epoch_order, evaluation_plans, steps_per_epoch, training_plans
 from twostage.data.resize import Resize
 
@@ -59,13 +60,14 @@ def test_processes_share_each_batch() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_evaluation_sees_every_image_once_and_pads_little(world: int) -> None:
+def test_evaluation_sees_every_image_once_on_the_canvas_it_would_have_alone(world: int) -> None:
     shapes = sizes(41)
     plans = [
         plan
         for rank in range(world)
-        for plan in evaluation_plans(shapes, resize=Resize(), batch=4, rank=rank, world=world)
+        for plan in evaluation_plans(shapes, resize=Resize(), divisor=32, batch=4, rank=rank, world=world)
     ]
     assert sorted(i for p in plans for i in p.indices.tolist()) == list(range(41))
-    resized = [{Resize().shape(h, w) for h, w in shapes[p.indices].tolist()} for p in plans]
-    assert sum(len(found) > 1 for found in resized) <= 2  # there are three shapes
+    assert max(len(p.indices) for p in plans) == 4
+    for plan in plans:
+        assert len({canvas_shape(*Resize().shape(h, w), 32) for h, w in shapes[plan.indices].tolist()}) == 1

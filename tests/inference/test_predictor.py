@@ -64,6 +64,17 @@ def test_batch_equals_one_by_one(detector: Detector, pictures: list[Path]) -> No
         np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
 
 
+def test_a_picture_does_not_depend_on_those_of_other_shapes_beside_it(detector: Detector, pictures: list[Path]) -> None:
+    image = np.asarray(Image.open(pictures[0]).convert("RGB"))
+    shapes = [image, image[:60], image[:, :100], image[20:], image[:, :60]]
+    together = list(detector.predict(shapes, conf=0.05, batch=5))
+    for found, shape in zip(together, shapes, strict=True):
+        alone = detector.predict(shape, conf=0.05)
+        assert found.size == alone.size
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+        np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-2)
+
+
 def test_pictures_of_different_sizes_share_a_batch(detector: Detector, pictures: list[Path]) -> None:
     image = np.asarray(Image.open(pictures[0]).convert("RGB"))
     narrow, wide = detector.predict([image[:, :60], image], conf=0.05, batch=2)

@@ -56,14 +56,21 @@ class Targets:
         return Targets(change(self.boxes), change(self.labels), change(self.valid), change(self.seeds), masks)
 
 
+def canvas_shape(height: int, width: int, divisor: int) -> tuple[int, int]:
+    """Both sides rounded up to a multiple of `divisor`."""
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
 def stack_images(images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32) -> Batch:
     """One canvas for all images, padded at the bottom and the right with 0 to a multiple of `divisor`.
 
     The canvas is channels-last in memory: convolutions and RoIAlign are fastest on it.
     """
     sizes = torch.tensor([image.shape[1:] for image in images])
-    height, width = (-(-int(side) // divisor) * divisor for side in sizes.amax(dim=0))
-    canvas = torch.zeros(len(images), 3, height, width).contiguous(memory_format=torch.channels_last)
+    height, width = sizes.amax(dim=0).tolist()
+    canvas = torch.zeros(len(images), 3, *canvas_shape(height, width, divisor)).contiguous(
+        memory_format=torch.channels_last
+    )
     for place, image in zip(canvas, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return Batch(canvas, sizes)

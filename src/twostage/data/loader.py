@@ -84,12 +84,12 @@ def evaluation_batches(
     world: int = 1,
     pin: bool = False,
 ) -> Iterator[Loaded]:
-    """Every image once, grouped by shape: `indices` tell which. With several processes each gets its share of batches.
+    """Every image once, grouped by canvas: `indices` tell which. With several processes each gets its share of batches.
 
     The targets are those of training, for a validation loss. Raises DataError as `training_batches` does.
     """
     _need_images(dataset)
-    plans = evaluation_plans(dataset.sizes, resize=resize, batch=batch, rank=rank, world=world)
+    plans = evaluation_plans(dataset.sizes, resize=resize, divisor=divisor, batch=batch, rank=rank, world=world)
     reader = Reader(dataset, resize, None, seed, divisor)
     return _stream(reader, plans, _affordable(min(workers, len(plans)), dataset, resize, batch), pin)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int64
 
+from twostage.data.batch import canvas_shape
 from twostage.data.randomness import generator
 from twostage.data.resize import Resize
 
@@ -55,9 +56,15 @@ def epoch_order(
     return grouped[rng.permutation(steps)]
 
 
-def evaluation_plans(sizes: Int[np.ndarray, "m 2"], *, resize: Resize, batch: int, rank: int, world: int) -> list[Plan]:
-    """Every image once, those of one shape together, so that batches hold little padding; the last may be smaller."""
-    shapes = np.array([resize.shape(int(h), int(w)) for h, w in sizes], dtype=np.int64).reshape(-1, 2)
-    order = np.lexsort((np.arange(len(shapes)), shapes[:, 1], shapes[:, 0]))
-    chunks = [order[i : i + batch] for i in range(0, len(order), batch)]
+def evaluation_plans(
+    sizes: Int[np.ndarray, "m 2"], *, resize: Resize, divisor: int, batch: int, rank: int, world: int
+) -> list[Plan]:
+    """Every image once, at most `batch` together, all on the canvas that each would have alone.
+
+    What lies beside an image on a larger canvas changes features near its border: so no number depends on `batch`.
+    """
+    canvases = np.array([canvas_shape(*resize.shape(int(h), int(w)), divisor) for h, w in sizes], dtype=np.int64)
+    _, kind = np.unique(canvases.reshape(-1, 2), axis=0, return_inverse=True)
+    alike = [np.flatnonzero(kind.reshape(-1) == k) for k in range(kind.max(initial=-1) + 1)]
+    chunks = [some[i : i + batch] for some in alike for i in range(0, len(some), batch)]
     return [Plan(step, 0, chunk) for step, chunk in enumerate(chunks)][rank::world]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from twostage.data.batch import Batch, stack_images
+from twostage.data.batch import Batch, canvas_shape, stack_images
 from twostage.detections import Detections
 from twostage.inference.device import arithmetic
 from twostage.models.fields import Fields
@@ -72,11 +72,21 @@ def detect_images(
     precision: str = "fp32",
     paths: Sequence[str | None] | None = None,
 ) -> list[Detections]:
-    """Detections in several pictures at once."""
-    batch = make_batch(images, model.fields)
+    """Detections in several pictures; those that have one canvas go through the model together.
+
+    What lies beside a picture on a larger canvas changes features near its border: here no picture meets another.
+    """
     originals = [(image.shape[0], image.shape[1]) for image in images]
-    arrays = to_arrays(run(model, batch, output=output, precision=precision).found, batch.sizes, originals)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, shape in enumerate(originals):
+        canvas = canvas_shape(*model.fields.resizing.shape(*shape), model.fields.divisor)
+        alike.setdefault(canvas, []).append(i)
+    arrays: dict[int, dict[str, Any]] = {}
+    for some in alike.values():
+        batch = make_batch([images[i] for i in some], model.fields)
+        found = run(model, batch, output=output, precision=precision).found
+        arrays.update(zip(some, to_arrays(found, batch.sizes, [originals[i] for i in some]), strict=True))
     return [
-        Detections(names=names, size=size, image=image, path=path, **values)
-        for image, size, path, values in zip(images, originals, paths or [None] * len(images), arrays, strict=True)
+        Detections(names=names, size=size, image=image, path=path, **arrays[i])
+        for i, (image, size, path) in enumerate(zip(images, originals, paths or [None] * len(images), strict=True))
     ]
