@@ -127,3 +127,11 @@ def test_pair_and_tile_keep_every_picture():
     assert all(len(pixels_of(sheet, colour_of(k))) == (20 + k) * 30 for k in range(5))
     with pytest.raises(UsageError, match="at least one"):
         tile([])
+
+
+def test_letters_of_many_languages_are_drawn():
+    font = drawing.font_for((640, 480))
+    unknown = bytes(font.getmask("\U0010fffd"))
+    drawn = [bytes(font.getmask(letter)) for letter in "×äéøŁЖйΩñ–"]
+    assert unknown not in drawn
+    assert len(set(drawn)) == len(drawn)

@@ -6,6 +6,7 @@ apart; more classes take the same hues darker, then lighter. Lines and letters g
 
 import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ _HUES: tuple[Colour, ...] = (
     (0, 114, 178),
 )
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+# Matplotlib brings a font with accents, Greek and Cyrillic; Pillow's own has none of them. Its import takes too long.
+_LETTERS = Path(getattr(find_spec("matplotlib"), "origin", None) or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
 # Above this share of the picture under labels, they hide more than they tell, and a legend takes their place.
 _CROWDED = 0.25
 
@@ -173,7 +176,7 @@ def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size=size)
+    font = ImageFont.truetype(_LETTERS, size) if _LETTERS.exists() else ImageFont.load_default(size=size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise MissingError("Drawing labels needs Pillow with FreeType: pip install --force-reinstall pillow")
     return font

@@ -186,3 +186,47 @@ def test_data_check_of_good_data_is_0(shell: Callable, scenes: Path) -> None:
     answer = shell("data", "check", scenes)
     assert answer.code == 0
     assert "Nothing wrong" in answer.output
+
+
+@pytest.mark.parametrize("field", ["num_classes", "name", "device", "precision", "path"])
+def test_what_is_no_field_of_the_model_is_refused_as_such(
+    shell: Callable, scenes: Path, weights: Path, tmp_path: Path, field: str
+) -> None:
+    given = ["--set", f"model.{field}=4"]
+    says = f"The model has no field {field!r}"
+    assert_refused(shell("predict", scenes / "val", "--weights", weights, *given), 2, says, out=tmp_path / "x")
+    assert_refused(shell("train", scenes, *TINY, *given, "--out", tmp_path / "run"), 2, says, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "says"),
+    [
+        (["--model", "faster_rcnn_tiny"], 2, "faster_rcnn_tiny_fpn"),
+        (["--set", "model.rpn_nsm=0.5"], 2, "rpn_nms"),
+        (["--device", "gpu"], 2, "gpu"),
+        (["--weights", "nowhere.safetensors"], 4, "nowhere.safetensors"),
+    ],
+)
+def test_a_wrong_start_is_said_before_the_data_are_read(
+    shell: Callable, broken: Callable, tmp_path: Path, given: list[str], code: int, says: str
+) -> None:
+    answer = shell("train", broken(with_unknown_class), *given, "--out", tmp_path / "run")
+    assert_refused(answer, code, says, out=tmp_path / "run")
+    assert "unknown-class" not in answer.messages
+
+
+def test_more_frozen_stages_than_there_are(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    answer = shell("train", scenes, *TINY, "--freeze", "99", "--out", tmp_path / "run")
+    assert_refused(answer, 2, "freeze is 99; the backbone has 5 stages", out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("given", [["--format", "", "--save", "found"], ["--format", "coco"]])
+def test_formats_that_nothing_would_be_written_in(
+    shell: Callable, scenes: Path, weights: Path, tmp_path: Path, given: list[str]
+) -> None:
+    assert_refused(shell("predict", scenes / "val", "--weights", weights, *given), 2, "format", out=tmp_path / "found")
+
+
+def test_a_list_that_is_none_is_not_said_to_be_missing(shell: Callable, broken: Callable, tmp_path: Path) -> None:
+    answer = shell("train", broken(lambda document: document.update(images=None)), *TINY, "--out", tmp_path / "run")
+    assert_refused(answer, 3, "'images' is None, no list", out=tmp_path / "run")

@@ -190,6 +190,14 @@ def test_long_lists_of_faults_are_cut_and_counted() -> None:
     assert lines[-1] == "... and 61 more: 61 zero-area-box"
 
 
+def test_one_fault_with_many_consequences_does_not_hide_the_others() -> None:
+    faults = [fault("unknown-class", "a.json", f"annotations[{i}]", "no category", "Add it") for i in range(300)]
+    faults.insert(200, fault("duplicate-class", "a.json", "categories[1]", "the name is taken", "Rename it"))
+    lines = format_faults(faults, most=10).splitlines()
+    assert sum(line.startswith("duplicate-class") for line in lines) == 1
+    assert lines[-1] == "... and 291 more: 291 unknown-class"
+
+
 def test_a_fault_is_one_line_whatever_the_file_is_called() -> None:
     assert "\n" not in str(fault("missing-image", "new\nline.jpg", "", "gone", "Bring it"))
     assert all(severity in ("error", "repair", "note") and meaning for severity, meaning in CODES.values())

@@ -68,6 +68,15 @@ def test_history_puts_losses_and_metrics_apart_and_bridges_gaps(as_text):
     assert metrics.lines[0].get_xdata().tolist() == [0, 2]
 
 
+def test_a_loss_has_one_colour_in_training_and_in_validation():
+    names = ("train_loss", "train_loss_box", "val_loss", "val_loss_box")
+    losses, *_ = plot_history([{"epoch": e, **dict.fromkeys(names, 1.0)} for e in (1, 2, 3)]).axes
+    whole, box, val_whole, val_box = losses.lines
+    assert whole.get_color() == val_whole.get_color() != box.get_color() == val_box.get_color()
+    assert {line.get_linestyle() for line in (whole, box)} == {"-"}
+    assert {line.get_linestyle() for line in (val_whole, val_box)} == {"--"}
+
+
 def test_history_of_nothing():
     assert len(plot_history([]).axes) == 1
 

@@ -44,9 +44,10 @@ def test_freed_memory_serves_again_also_a_smaller_result_of_another_dtype() -> N
 
 def test_memory_twice_too_large_is_not_taken() -> None:
     large = _memory.empty((3 * LARGE[0], 4), torch.float32)
-    place = large.data_ptr()
     del large
-    assert _memory.empty(LARGE, torch.float32).data_ptr() != place
+    small = _memory.empty(LARGE, torch.float32)
+    del small
+    assert [block.nbytes // (1 << 23) for block in _memory._free] == [1]  # a block of its own, 8 MB
 
 
 def test_what_is_kept_is_bounded_and_follows_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,3 +70,8 @@ def test_threads_do_not_get_the_same_block() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
+
+
+def test_nobody_waits_for_a_lock_that_a_fork_left_taken() -> None:
+    with _memory._taking:
+        assert _memory.empty(LARGE, torch.float32).shape == LARGE

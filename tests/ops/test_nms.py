@@ -92,6 +92,15 @@ def test_boxes_in_a_column_a_row_on_one_spot_or_far_away(kernel, spread) -> None
 
 
 @both
+def test_small_boxes_overlap_whatever_lies_far_away(kernel) -> None:
+    near = random_boxes(1, 200, clusters=20) * 1e6
+    far = torch.tensor([[[-4e24, 0.0, -3e24, 1e9], [4e24, 0.0, 5e24, 1e9]]])
+    boxes, valid = torch.cat([far, near], dim=1), torch.ones(1, 202, dtype=torch.bool)
+    scores = torch.rand(1, 202, generator=torch.Generator().manual_seed(4))
+    check(kernel, boxes, scores, None, valid, 0.5, top=202)
+
+
+@both
 def test_inverted_boxes_suppress_nothing_and_spoil_nothing(kernel) -> None:
     """In a group large enough to be sorted along x as well."""
     boxes, g = random_boxes(1, 2000, clusters=300), torch.Generator().manual_seed(2)

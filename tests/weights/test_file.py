@@ -127,6 +127,15 @@ def test_other_files_are_refused_unread(tmp_path: Path, content: bytes) -> None:
         load_weights(path)
 
 
+def test_a_file_cut_short_is_called_that(tmp_path: Path) -> None:
+    whole, short = tmp_path / "whole.safetensors", tmp_path / "short.safetensors"
+    save_file({"a": torch.zeros(1000)}, whole)
+    for size in (0, 4, 2000):
+        short.write_bytes(whole.read_bytes()[:size])
+        with pytest.raises(DataError, match=r"short\.safetensors: .*cut short"):
+            load_weights(short)
+
+
 def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:

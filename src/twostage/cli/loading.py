@@ -25,7 +25,9 @@ class Loading(Protocol):
 def load_detector(weights: str, options: Loading) -> "Detector":
     """The detector of a weights file, for images of another size where one is given. Imports torch."""
     from twostage.detector import Detector
+    from twostage.models.fields import require_known
 
+    require_known(options.model_fields)  # `device` is an argument of `load`, and no field
     sizes = {"size": options.size, "max_size": options.max_size}
     given = {name: value for name, value in sizes.items() if value is not None}
     return Detector.load(

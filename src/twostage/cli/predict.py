@@ -47,9 +47,13 @@ class PredictOptions:
         validate(self)
         if not self.sources:
             raise UsageError("no source given: name pictures, folders or globs, as in `twostage predict photos/`")
+        if not self.formats:
+            raise UsageError("format is empty: name one of json, coco and voc")
         for format in self.formats:
             if format not in FORMATS:
                 raise UsageError(f"format is {format!r}. {nearest(format, FORMATS)}")
+        if self.save is None and self.formats != ("json",):
+            raise UsageError("--format says what --save writes: name a new folder, as in `--save found --format coco`")
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -97,7 +97,8 @@ def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     value = document.get(key, [] if key == "annotations" else None)
     if not isinstance(value, list):
         found = ", ".join(map(repr, list(document)[:8])) or "nothing"
-        _broken(path, "broken-json", f"has no list {key!r}; it has {found}", "Name a COCO data set, not its results")
+        what = f"{key!r} is {_brief(value)}, no list" if key in document else f"has no list {key!r}; it has {found}"
+        _broken(path, "broken-json", what, "Name a COCO data set, not its results")
     return value
 
 

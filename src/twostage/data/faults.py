@@ -3,6 +3,7 @@
 An error stops training; a repair is made (the box dropped or clipped) and listed; a note only tells.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -92,16 +93,19 @@ def fault(code: str, file: object, where: str, message: str, fix: str) -> Fault:
 
 
 def format_faults(faults: Iterable[Fault], *, most: int = 50) -> str:
-    """One line a fault, errors first; after `most` lines the rest is counted by code."""
+    """One line a fault, errors first; `most` lines, in which each kind has its share, and the rest counted by kind."""
     rank = {"error": 0, "repair": 1, "note": 2}
     ordered = sorted(faults, key=lambda f: rank[f.severity])
-    lines = [str(f) for f in ordered[:most]]
-    rest = ordered[most:]
+    seen: Counter[str] = Counter()
+    turns = []  # the first of every kind, then the second ...: one fault's many consequences must not hide another
+    for f in ordered:
+        turns.append((rank[f.severity], seen[f.code]))
+        seen[f.code] += 1
+    listed = set(sorted(range(len(ordered)), key=turns.__getitem__)[:most])
+    lines = [str(f) for i, f in enumerate(ordered) if i in listed]
+    rest = Counter(f.code for i, f in enumerate(ordered) if i not in listed)
     if rest:
-        counts: dict[str, int] = {}
-        for f in rest:
-            counts[f.code] = counts.get(f.code, 0) + 1
-        lines.append(f"... and {len(rest)} more: " + ", ".join(f"{n} {code}" for code, n in counts.items()))
+        lines.append(f"... and {rest.total()} more: " + ", ".join(f"{n} {code}" for code, n in rest.items()))
     return "\n".join(lines)
 
 

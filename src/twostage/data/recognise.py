@@ -85,8 +85,7 @@ def opener(layout: Layout, options: Options, look: Callable[[str], Header] = pro
 
     def open_split(split: str) -> Dataset:
         if split not in layout.sources:
-            near = nearest(split, layout.splits)
-            raise UsageError(f"{layout.root}: has no split {split!r}. {near} It has: {_joined(layout)}.")
+            raise UsageError(f"{layout.root}: has no split {split!r}. {nearest(split, layout.splits)}")
         return _open(layout, split, files, options, look)
 
     return open_split

@@ -148,14 +148,15 @@ def plot_history(rows: Sequence[Mapping[str, Any]], *, x: str = "epoch") -> "Fig
     figure = _figure(5.2 * len(panels), 4.2)
     steps = columns.get(x, np.arange(1, len(rows) + 1, dtype=float))
     for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
-        for place, name in enumerate(names):
+        kinds = list(dict.fromkeys(_kind(name) for name in names))
+        for name in names:
             there = np.isfinite(columns[name])
             marker = "o" if there.sum() <= 25 else ""
             axes.plot(
                 steps[there],
                 columns[name][there],
-                color=_hex(place),
-                linestyle=_dash(place),
+                color=_hex(kinds.index(_kind(name))),
+                linestyle="--" if name.startswith("val_") else "-",
                 marker=marker,
                 ms=3,
                 lw=1.7,
@@ -167,7 +168,9 @@ def plot_history(rows: Sequence[Mapping[str, Any]], *, x: str = "epoch") -> "Fig
         elif title == "loss":
             axes.set_ylim(bottom=0)
         if len(names) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        if x in ("epoch", "step"):
+            axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -234,6 +237,11 @@ def _hex(k: int) -> str:
 
 def _dash(k: int) -> str:
     return _DASHES[k // 7 % len(_DASHES)]
+
+
+def _kind(column: str) -> str:
+    """What training and validation losses have in common."""
+    return column.removeprefix("train_").removeprefix("val_")
 
 
 def _number(value: Any) -> float:

@@ -82,7 +82,10 @@ class Results:
         classes = [(k, f) for f in files if (k := _class_of(f.name, dataset.names)) is not None]
         known = [(f, k) for k, f in sorted(classes)]
         if not known:
-            raise DataError(f"{folder}: no file comp4_det_<split>_<class>.txt for any class of the data set.")
+            raise DataError(
+                f"{folder}: no file comp4_det_<split>_<class>.txt for any class of the data set. The XML files of "
+                "`predict --format voc` hold no scores: give the results.json or coco.json beside them."
+            )
         for path, class_id in known:
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
                 if not line.strip():

@@ -4,7 +4,7 @@
 Faster R-CNN paper (Ren et al. 2015) with py-faster-rcnn's where the paper is silent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf, isfinite
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -127,10 +127,8 @@ class Fields:
         A `size` without a `max_size` keeps the ratio of the two. Raises UsageError for an unknown name (the nearest is
         shown) or a value of the wrong kind.
         """
+        require_known(changes)
         kinds = {f.name: f.type for f in fields(self)}
-        for name in changes:
-            if name not in kinds:
-                raise UsageError(f"The model has no field {name!r}. {nearest(name, kinds)}")
         fitted = {name: _fitted(name, value, kinds[name]) for name, value in changes.items()}
         if "size" in fitted and "max_size" not in fitted:
             fitted["max_size"] = round(fitted["size"] * self.max_size / self.size)
@@ -139,6 +137,14 @@ class Fields:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a weights file or a configuration."""
         return asdict(self)
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Raises UsageError for what is no field of a model; the nearest is shown."""
+    known = [f.name for f in fields(Fields)]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"The model has no field {name!r}. {nearest(name, known)}")
 
 
 PAPER = Fields(

@@ -162,9 +162,14 @@ def build(name: str, num_classes: int, **fields: Any) -> TwoStage:
 
     Raises UsageError for an unknown name; the nearest is shown.
     """
+    require_model(name)
+    return ZOO[name](num_classes, **fields)
+
+
+def require_model(name: str) -> None:
+    """Raises UsageError for what is no detector of the zoo; the nearest is shown."""
     if name not in ZOO:
         raise UsageError(f"There is no model {name!r}. {nearest(name, ZOO)}")
-    return ZOO[name](num_classes, **fields)
 
 
 def _single_map(fields: Fields, num_classes: int, backbone: VGG16 | ZF) -> TwoStage:

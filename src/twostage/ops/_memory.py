@@ -27,8 +27,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = prod(shape) * dtype.itemsize
     if size <= _SMALL:
         return torch.empty(shape, dtype=dtype)
-    with _taking:
-        block = _taken(size + _LINE)
+    block = _taken(size + _LINE)
     start = -block.ctypes.data % _LINE
     memory = block[start : start + size]
     weakref.finalize(memory, _release, block).atexit = False
@@ -37,10 +36,15 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def _taken(size: int) -> NDArray:
     """The smallest free block of at least so many bytes that is not twice as large, or a new one."""
-    fitting = [i for i, block in enumerate(_free) if size <= block.nbytes <= 2 * size]
-    if fitting:
-        return _free.pop(min(fitting, key=lambda i: _free[i].nbytes))
-    del _free[:1]  # sizes change: the one that waits longest goes
+    # Never waits: in a process forked while another thread was here, the lock stays taken.
+    if _taking.acquire(blocking=False):
+        try:
+            fitting = [i for i, block in enumerate(_free) if size <= block.nbytes <= 2 * size]
+            if fitting:
+                return _free.pop(min(fitting, key=lambda i: _free[i].nbytes))
+            del _free[:1]  # sizes change: the one that waits longest goes
+        finally:
+            _taking.release()
     return np.empty(size, dtype=np.uint8)
 
 

@@ -140,18 +140,18 @@ def _sorted(corners: NDArray, group: NDArray, threshold: float) -> tuple[_Sorted
     a box of width w, it begins at most (1 - t) w right of it; a little more, for the rounding of coordinates and IoU.
     """
     x1 = np.clip(corners[:, 0].astype(np.float64), -1e30, 1e30)
-    x1 -= x1.min()
-    extent = x1.max()
+    low, extent = x1.min(), x1.max() - x1.min()
     start = group * (2 * extent + 1)
-    order = np.argsort(start + x1)
+    order = np.argsort(start + (x1 - low))
     data = np.empty((5, len(order)), dtype=corners.dtype)
     data[:4] = corners.T[:, order]
     sides = data[2:4] - data[:2]
     data[4] = sides[0] * sides[1]
     slack = sides * (1 - threshold + 1e-3) + 1e-5 * np.abs(data[:2])
     start, x1 = start[order], x1[order]
-    reach = start + np.minimum(x1 + slack[0], extent)
-    return _Sorted(data, start + x1, reach, data[1] + slack[1]), order
+    # Each sum is rounded, but never past another that is larger: what overlaps stays within reach.
+    reach = start + np.minimum((x1 + slack[0]) - low, extent)
+    return _Sorted(data, start + (x1 - low), reach, data[1] + slack[1]), order
 
 
 def _pairs(a: _Sorted, b: _Sorted, threshold: float) -> tuple[NDArray, NDArray]:

@@ -8,13 +8,19 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
+from twostage.errors import UsageError
 from twostage.models.backbones.fpn import Body
 from twostage.models.two_stage import TwoStage
 from twostage.training.recipe import Recipe
 
 
 def freeze(model: TwoStage, stages: int) -> None:
-    """Fix the first `stages` parts of the backbone, as Fast R-CNN does with the layers before conv3_1 (section 4.5)."""
+    """Fix the first `stages` parts of the backbone, as Fast R-CNN does with the layers before conv3_1 (section 4.5).
+
+    Raises UsageError where the backbone has fewer.
+    """
+    if stages > len(_parts(model)):
+        raise UsageError(f"freeze is {stages}; the backbone has {len(_parts(model))} stages")
     for part in _parts(model)[:stages]:
         for module in part:
             module.requires_grad_(False)

@@ -28,7 +28,7 @@ from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, Recipe, resolve
 from twostage.training.resume import require_same_images, resumed
 from twostage.training.splits import Splits, open_splits
-from twostage.training.start import starting_model
+from twostage.training.start import require_start, starting_model
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
 from twostage.training.validate import validate
@@ -61,6 +61,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
 
 
 def _run(options: TrainOptions) -> dict[str, Any]:
+    if options.resume is None:
+        require_start(options)
     splits = open_splits(options)
     session = _session(options, splits.train)
     if options.resume is None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from twostage.errors import DataError
+from twostage.inference.device import choose_device
 from twostage.models.backbones.norm import FrozenBatchNorm
+from twostage.models.fields import require_known
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import build
+from twostage.models.zoo import build, require_model
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
 from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
@@ -25,6 +27,18 @@ class Start(NamedTuple):
 
     model: TwoStage
     loaded: frozenset[str]
+
+
+def require_start(options: TrainOptions) -> None:
+    """What can be known of model, fields, weights and device before a data set is read.
+
+    Raises UsageError and MissingError as building and loading will.
+    """
+    require_model(options.model)
+    require_known(options.model_fields)
+    choose_device(options.device)
+    if options.weights is not None and not Path(options.weights).exists():
+        load_tensors(Path(options.weights))
 
 
 def starting_model(options: TrainOptions, names: tuple[str, ...]) -> Start:

@@ -81,10 +81,10 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
-        raise DataError(
-            f"{path}: not a readable safetensors file ({error}). "
-            "Pickled weights (.pth, .pt) can run code when read and are not opened here."
-        ) from None
+        mend = "It may have been cut short: copy it again."
+        if path.suffix != ".safetensors":
+            mend = "Pickled weights (.pth, .pt) can run code when read and are not opened here."
+        raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None
 
 
 def read_card(path: Path, text: str) -> Card:
