@@ -103,7 +103,7 @@ class Detector:
         """Detections of one picture, or an iterator over those of many.
 
         One path, array (RGB), tensor or PIL image gives `Detections`; a folder, glob, list, video or `-` an iterator.
-        At most `batch` pictures go through the model together, those of one shape; no result depends on it.
+        At most `batch` pictures go through the model together, those of one shape; no detection depends on it.
         `conf` is the lowest score kept, `iou` the overlap above which the last NMS drops a box, `max_det` the most
         objects an image keeps; None is the model's field. Pictures that cannot be read are left out by the iterator,
         which then ends with a DataError that names them all.

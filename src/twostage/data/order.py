@@ -61,7 +61,7 @@ def evaluation_plans(
 ) -> list[Plan]:
     """Every image once, at most `batch` together, all on the canvas that each would have alone.
 
-    What lies beside an image on a larger canvas changes features near its border: so no number depends on `batch`.
+    What lies beside an image on a larger canvas changes features near its border: so no detection depends on `batch`.
     """
     canvases = np.array([canvas_shape(*resize.shape(int(h), int(w)), divisor) for h, w in sizes], dtype=np.int64)
     _, kind = np.unique(canvases.reshape(-1, 2), axis=0, return_inverse=True)

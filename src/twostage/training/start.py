@@ -16,7 +16,7 @@ from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import build, require_model
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
-from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
+from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card, require_file
 from twostage.weights.fit import as_backbone, load_fitting
 
 log = logging.getLogger("twostage.training")
@@ -37,8 +37,8 @@ def require_start(options: TrainOptions) -> None:
     require_model(options.model)
     require_known(options.model_fields)
     choose_device(options.device)
-    if options.weights is not None and not Path(options.weights).exists():
-        load_tensors(Path(options.weights))
+    if options.weights is not None:
+        require_file(Path(options.weights))
 
 
 def starting_model(options: TrainOptions, names: tuple[str, ...]) -> Start:

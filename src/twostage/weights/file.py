@@ -70,13 +70,7 @@ def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:
 
 def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header entries and tensors of any safetensors file. Raises as `load_weights`."""
-    if not path.exists():
-        bring = "`twostage train DATA --out RUN` leaves RUN/weights/best.safetensors"
-        raise MissingError(f"{path}: no such weights file. Give one that training wrote: {bring}.")
-    if path.is_dir():
-        inside = path / "weights" / "best.safetensors"
-        hint = f" Did you mean {inside}?" if inside.exists() else ""
-        raise UsageError(f"{path}: a folder, not a weights file.{hint}")
+    require_file(path)
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -85,6 +79,17 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         if path.suffix != ".safetensors":
             mend = "Pickled weights (.pth, .pt) can run code when read and are not opened here."
         raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None
+
+
+def require_file(path: Path) -> None:
+    """Raises MissingError where there is no such weights file, UsageError for a folder."""
+    if not path.exists():
+        bring = "`twostage train DATA --out RUN` leaves RUN/weights/best.safetensors"
+        raise MissingError(f"{path}: no such weights file. Give one that training wrote: {bring}.")
+    if path.is_dir():
+        inside = path / "weights" / "best.safetensors"
+        hint = f" Did you mean {inside}?" if inside.exists() else ""
+        raise UsageError(f"{path}: a folder, not a weights file.{hint}")
 
 
 def read_card(path: Path, text: str) -> Card:
