@@ -7,7 +7,7 @@ from PIL import Image
 
 from twostage import drawing
 from twostage.drawing import colour_of, draw_boxes, draw_pair, tile
-from twostage.errors import UsageError
+from twostage.errors import MissingError, UsageError
 
 
 def grey(height=200, width=300):
@@ -135,3 +135,9 @@ def test_letters_of_many_languages_are_drawn():
     drawn = [bytes(font.getmask(letter)) for letter in "×äéøŁЖйΩñ–"]
     assert unknown not in drawn
     assert len(set(drawn)) == len(drawn)
+
+
+def test_pillow_without_freetype_names_the_mend(monkeypatch):
+    monkeypatch.setattr(drawing.features, "check", lambda _feature: False)
+    with pytest.raises(MissingError, match="pip install"):
+        drawing.font_for((640, 480))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from twostage import atomic
 from twostage.errors import MissingError, UsageError
@@ -176,9 +176,10 @@ def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.truetype(_LETTERS, size) if _LETTERS.exists() else ImageFont.load_default(size=size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
+    if not features.check("freetype2"):
         raise MissingError("Drawing labels needs Pillow with FreeType: pip install --force-reinstall pillow")
+    font = ImageFont.truetype(_LETTERS, size) if _LETTERS.exists() else ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
     return font
 
 
