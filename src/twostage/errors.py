@@ -5,6 +5,7 @@ The command line turns each into its exit code (DESIGN, section 4) and prints th
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TwostageError(Exception):
@@ -44,3 +45,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]!r}?"
     return "Known: " + ", ".join(known) + "."
+
+
+def brief(value: Any) -> str:
+    """A value as it stands in a message: its repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

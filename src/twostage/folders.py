@@ -1,5 +1,9 @@
 """Folders a verb writes into: new ones, so that no earlier result is ever mixed up or lost."""
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from twostage.errors import UsageError
@@ -31,3 +35,23 @@ def next_folder(parent: Path, name: str) -> Path:
             raise UsageError(f"{path}: cannot be made ({error.strerror or error}); choose a folder by --out") from error
         else:
             return path
+
+
+@contextmanager
+def whole_folder(path: Path, flag: str) -> Iterator[Path]:
+    """A folder to fill that becomes `path`, asked for by `flag`, when all went well, and is gone when it did not.
+
+    Raises UsageError as `new_folder`.
+    """
+    new_folder(path, flag)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+    try:
+        yield beside
+        beside.chmod(path.stat().st_mode)
+        path.rmdir()
+        beside.rename(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        with suppress(OSError):
+            path.rmdir()
+        raise

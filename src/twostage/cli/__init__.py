@@ -26,6 +26,11 @@ _VERBS = {
     "env": "Versions, devices and threads, for a bug report.",
 }
 
+_DATA_VERBS = {
+    "check": "Name every fault of a data set; with --fix, write a mended copy.",
+    "convert": "Write a data set in another layout, with nothing lost.",
+}
+
 
 def application() -> App:
     """The command line, without the verbs' modules: cyclopts imports each on first use."""
@@ -46,7 +51,8 @@ def application() -> App:
     for place, (name, help) in enumerate(_VERBS.items()):
         app.command(f"twostage.cli.{name}:{name}", name=name, help=help, sort_key=place)
     data = App(name="data", help="The data set itself: check it before a night of training.", sort_key=len(_VERBS))
-    data.command("twostage.cli.data:check", name="check", help="Name every fault of a data set.")
+    for place, (name, help) in enumerate(_DATA_VERBS.items()):
+        data.command(f"twostage.cli.data_{name}:{name}", name=name, help=help, sort_key=place)
     app.command(data)
     return app
 

@@ -1,6 +1,7 @@
 """COCO's JSON: images, annotations with boxes and masks, categories.
 
-Field names and meanings: https://cocodataset.org/#format-data. Class ids follow the category ids in ascending order.
+Field names and meanings: https://cocodataset.org/#format-data; VOC's `difficult` may stand beside `iscrowd`. Class ids
+follow the category ids in ascending order.
 """
 
 import json
@@ -9,18 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
-import numpy as np
-
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
 from twostage.data.files import exists
-from twostage.data.flat import NO_MASK, POLYGONS, RLE, Mask, pack_polygons
+from twostage.data.flat import Mask
 from twostage.data.images import Header
-from twostage.data.runs import compress, decompress
+from twostage.data.segmentation import SegmentationError, read_segmentation
+from twostage.errors import brief
 
 LARGEST_ID = 2**63 - 1
-LONGEST_WAY = 10_000_000  # pixels around a polygon
 
 
 def read_coco(
@@ -97,7 +96,7 @@ def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     value = document.get(key, [] if key == "annotations" else None)
     if not isinstance(value, list):
         found = ", ".join(map(repr, list(document)[:8])) or "nothing"
-        what = f"{key!r} is {_brief(value)}, no list" if key in document else f"has no list {key!r}; it has {found}"
+        what = f"{key!r} is {brief(value)}, no list" if key in document else f"has no list {key!r}; it has {found}"
         _broken(path, "broken-json", what, "Name a COCO data set, not its results")
     return value
 
@@ -113,7 +112,7 @@ def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) ->
     for position, record in enumerate(records):
         where = f"categories[{position}]"
         if not (isinstance(record, dict) and _is_id(record.get("id")) and isinstance(record.get("name"), str)):
-            faults.append(fault("broken-record", shown, where, f"{_brief(record)} lacks a whole id and a name", fix))
+            faults.append(fault("broken-record", shown, where, f"{brief(record)} lacks a whole id and a name", fix))
         elif record["id"] in found:
             faults.append(fault("duplicate-class", shown, where, f"the id {record['id']} is taken", fix))
         elif record["name"] in found.values():
@@ -141,7 +140,7 @@ def _add_images(builder: Builder, images: Sequence[Any], folder: Path, shown: st
     for position, record in enumerate(images):
         where = f"images[{position}]"
         if not isinstance(record, dict) or not _is_id(record.get("id")) or not _is_name(record.get("file_name")):
-            message = f"{_brief(record)} lacks a whole id and a file_name"
+            message = f"{brief(record)} lacks a whole id and a file_name"
             builder.report("broken-record", shown, where, message, 'Write {"id": 1, "file_name": "a.jpg", ...}')
             continue
         number, name = record["id"], record["file_name"]
@@ -164,10 +163,10 @@ def _add_annotations(
     fresh = 1 + max((a["id"] for a in annotations if isinstance(a, dict) and _is_id(a.get("id"))), default=0)
     for position, record in enumerate(annotations):
         try:
-            image, label, box, area, crowd, mask = _annotation(record, index_of, label_of, builder.stated)
+            image, label, box, area, crowd, difficult, mask = _annotation(record, index_of, label_of, builder.stated)
         except _RecordError as error:
             where = f"annotations[{position}]"
-            builder.report(error.code, shown, where, f"{error} in {_brief(record)}", error.fix)
+            builder.report(error.code, shown, where, f"{error} in {brief(record)}", error.fix)
             continue
         filled["area"] += math.isnan(area)
         filled["iscrowd"] += "iscrowd" not in record
@@ -181,7 +180,17 @@ def _add_annotations(
                 )
             number, fresh = fresh, fresh + 1
         used.add(number)
-        builder.add_object(image, box, label, source=position, annotation_id=number, crowd=crowd, area=area, mask=mask)
+        builder.add_object(
+            image,
+            box,
+            label,
+            source=position,
+            annotation_id=number,
+            crowd=crowd,
+            difficult=difficult,
+            area=area,
+            mask=mask,
+        )
     for key, count in filled.items():
         if count:
             value = {"iscrowd": "0", "area": "the area of mask or box", "id": "a new number"}[key]
@@ -197,8 +206,8 @@ class _RecordError(Exception):
 
 def _annotation(
     record: Any, index_of: Mapping[int, int], label_of: Mapping[int, int], stated: Sequence[tuple[int, int]]
-) -> tuple[int, int, tuple[float, float, float, float], float, bool, Mask]:
-    """Image, label, box xyxy, area, crowd and mask of an annotation. Raises _RecordError."""
+) -> tuple[int, int, tuple[float, float, float, float], float, bool, bool, Mask]:
+    """Image, label, box xyxy, area, crowd, difficult and mask of an annotation. Raises _RecordError."""
     if not isinstance(record, dict):
         raise _RecordError("broken-record", "not an object", "Write an object for each annotation")
     if not _is_id(record.get("id", 0)):
@@ -211,71 +220,23 @@ def _annotation(
         raise _RecordError("unknown-class", message, "Add the category, or correct category_id")
     box = record.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)):
-        message = f"bbox is {_brief(box)}, not four numbers"
+        message = f"bbox is {brief(box)}, not four numbers"
         raise _RecordError("box-not-numbers", message, "Write [x, y, width, height] in pixels")
     x, y, width, height = map(float, box)
-    area, crowd = record.get("area"), record.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise _RecordError("broken-record", f"iscrowd is {_brief(crowd)}", "Write 0 or 1")
+    area = record.get("area")
+    for key in ("iscrowd", "difficult"):  # the second is VOC's, kept by `data convert`
+        if record.get(key, 0) not in (0, 1):
+            raise _RecordError("broken-record", f"{key} is {brief(record[key])}", "Write 0 or 1")
+    crowd, difficult = bool(record.get("iscrowd", 0)), bool(record.get("difficult", 0))
     if area is not None and not _is_number(area):
-        raise _RecordError("broken-record", f"area is {_brief(area)}", "Write a number, or leave it out")
+        raise _RecordError("broken-record", f"area is {brief(area)}", "Write a number, or leave it out")
     image = index_of[number]
-    mask = _mask(record.get("segmentation"), stated[image])
-    size = math.nan if area is None else float(area)
-    return image, label_of[category], (x, y, x + width, y + height), size, bool(crowd), mask
-
-
-def _mask(segmentation: Any, stated: tuple[int, int]) -> Mask:
-    """Polygons or run lengths, as they are written. Raises _RecordError."""
-    if segmentation is None or segmentation == []:
-        return NO_MASK
-    if isinstance(segmentation, list):
-        for ring in segmentation:
-            if not isinstance(ring, list) or len(ring) % 2 or not set(map(type, ring)) <= {int, float}:
-                message = f"a polygon is {_brief(ring)}, not x, y, x, y ..."
-                raise _RecordError("broken-mask", message, "Write numbers in pairs")
-            if not _drawable(ring):
-                message = f"the polygon {_brief(ring)} runs far beyond any image"
-                raise _RecordError("broken-mask", message, "Write pixels of this image")
-        # Fewer than three points enclose nothing; COCO's own tools would read four numbers as a box.
-        rings = [ring for ring in segmentation if len(ring) >= 6]
-        return Mask(POLYGONS, pack_polygons(rings)) if rings else NO_MASK
-    return _run_lengths(segmentation, stated)
-
-
-def _run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
-    fix = 'Write {"size": [height, width], "counts": ...} for the size of the image'
-    size = segmentation.get("size") if isinstance(segmentation, dict) else None
-    if not (isinstance(size, list) and len(size) == 2 and all(_is_id(v) for v in size)):
-        raise _RecordError("broken-mask", f"the mask is {_brief(segmentation)}", fix)
-    if min(stated) > 0 and tuple(size) != stated:
-        raise _RecordError(
-            "broken-mask", f"the mask is {size[1]} x {size[0]}, its image {stated[1]} x {stated[0]}", fix
-        )
-    counts = segmentation.get("counts")
     try:
-        runs = decompress(counts) if isinstance(counts, str) else counts
-        if not isinstance(runs, list) or not all(_is_id(v) for v in runs):
-            raise ValueError("counts are neither text nor whole numbers")
-        if sum(runs) != size[0] * size[1]:
-            raise ValueError(f"counts add up to {sum(runs)} pixels, the image has {size[0] * size[1]}")
-    except ValueError as error:
-        raise _RecordError("broken-mask", str(error), fix) from error
-    packed = counts.encode() if isinstance(counts, str) else compress(runs)
-    return Mask(RLE, packed, (size[0], size[1]))
-
-
-def _drawable(ring: Sequence[int | float]) -> bool:
-    """Whether the way around a ring is short enough to be walked pixel by pixel, as drawing it does."""
-    if not ring:
-        return True
-    reach = max(max(ring), -min(ring))
-    if not reach < LONGEST_WAY:  # NaN too
-        return False
-    if reach * 2 * len(ring) < LONGEST_WAY:
-        return True
-    points = np.asarray(ring, dtype=np.float64).reshape(-1, 2)
-    return bool(np.abs(points - np.roll(points, 1, axis=0)).sum() < LONGEST_WAY)
+        mask = read_segmentation(record.get("segmentation"), stated[image])
+    except SegmentationError as error:
+        raise _RecordError("broken-mask", str(error), error.fix) from None
+    size = math.nan if area is None else float(area)
+    return image, label_of[category], (x, y, x + width, y + height), size, crowd, difficult, mask
 
 
 def _side(value: Any) -> int:
@@ -292,8 +253,3 @@ def _is_name(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -12,6 +12,8 @@ from twostage.data.faults import Fault
 from twostage.data.flat import FlatMasks, FlatStrings, to_rle
 from twostage.errors import UsageError, nearest
 
+_OF_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
+
 
 class Objects(NamedTuple):
     """The objects of one image; views, so do not write to them. Boxes are xyxy on the upright original image."""
@@ -108,5 +110,53 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])[dataset.offsets],
         labels=labels[keep],
         masks=None if masks is None else FlatMasks.of([masks[int(i)] for i in np.flatnonzero(keep)]),
-        **{name: getattr(dataset, name)[keep] for name in ("boxes", "crowd", "difficult", "areas", "annotation_ids")},
+        **{name: getattr(dataset, name)[keep] for name in _OF_OBJECTS if name != "labels"},
     )
+
+
+def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset:
+    """The data set with these images alone, in this order."""
+    counts = np.diff(dataset.offsets)[indices]
+    starts = dataset.offsets[indices]
+    ends = np.cumsum(counts, dtype=np.int64)
+    rows = np.repeat(starts - (ends - counts), counts) + np.arange(counts.sum())
+    masks = dataset.masks
+    return replace(
+        dataset,
+        image_ids=dataset.image_ids[indices],
+        sizes=dataset.sizes[indices],
+        offsets=np.concatenate([np.zeros(1, np.int64), ends]),
+        masks=None if masks is None else FlatMasks.of([masks[int(row)] for row in rows]),
+        files=FlatStrings.of([dataset.files[int(i)] for i in indices]),
+        paths=FlatStrings.of([dataset.paths[int(i)] for i in indices]),
+        **{name: getattr(dataset, name)[rows] for name in _OF_OBJECTS},
+    )
+
+
+def difference(given: Dataset, other: Dataset, order: Sequence[int]) -> str:
+    """In words, the first thing that `other`, with its images in this `order`, says otherwise; "" where nothing.
+
+    Names of files do not count.
+    """
+    if given.names != other.names or (given.category_ids != other.category_ids).any():
+        return f"the classes {list(zip(given.category_ids.tolist(), given.names, strict=True))} are changed"
+    same = select_images(other, np.array(order, dtype=np.int64))
+    for name in ("image_ids", "sizes", "offsets"):
+        if not np.array_equal(getattr(given, name), getattr(same, name)):
+            return f"the {name.replace('_', ' ')} are changed"
+    image = np.repeat(np.arange(len(given)), np.diff(given.offsets))
+    for name in _OF_OBJECTS:
+        one, two = getattr(given, name), getattr(same, name)
+        changed = np.flatnonzero((one != two).any(axis=tuple(range(1, one.ndim))))
+        if name == "areas":
+            changed = np.flatnonzero(~np.isclose(one, two, rtol=1e-6))  # of a box, computed from rounded sides
+        if len(changed):
+            where = f"{given.file_name(int(image[changed[0]]))}, {len(changed)} objects in all"
+            return f"the {name.replace('_', ' ')} are changed ({where})"
+    if (given.masks is None) != (same.masks is None):
+        return "the masks are lost"
+    if given.masks is not None and same.masks is not None:
+        pairs = ((given.masks[row], same.masks[row]) for row in range(len(given.masks)))
+        if any((a.kind, a.data) != (b.kind, b.data) for a, b in pairs):
+            return "masks are changed"
+    return ""

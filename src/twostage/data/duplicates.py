@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -16,28 +16,38 @@ def duplicate_faults(datasets: Sequence[Dataset]) -> Iterator[Fault]:
 
     Splits of which one's name holds the other's (trainval and val) are meant to overlap.
     """
-    places: dict[str, list[tuple[Dataset, int]]] = defaultdict(list)
-    for dataset in datasets:
+    for places in same_pictures(datasets):
+        names: dict[str, list[str]] = defaultdict(list)
+        for number, index in places:
+            names[datasets[number].split].append(datasets[number].file_name(index))
+        yield from _faults(names)
+
+
+def same_pictures(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]]:
+    """Every distinct picture of the splits, by its bytes, as the places where it is: (split, image), both numbers."""
+    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for number, dataset in enumerate(datasets):
         for index in range(len(dataset)):
-            places[str(dataset.path(index))].append((dataset, index))
+            places[dataset.paths[index]].append((number, index))
     for paths in _same_content(list(places)):
-        entries = [entry for path in paths for entry in places[path]]
-        yield from _named(entries)
+        yield [place for path in paths for place in places[path]]
 
 
-def _named(entries: Sequence[tuple[Dataset, int]]) -> Iterator[Fault]:
+def may_share(one: str, other: str) -> bool:
+    """Whether two splits of these names are meant to have pictures in common."""
+    return one in other or other in one
+
+
+def _faults(names: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
     """Every copy against the first one of its split and of each other: all pairs would grow as the square."""
-    splits: dict[str, list[str]] = defaultdict(list)
-    for dataset, index in entries:
-        splits[dataset.split].append(dataset.file_name(index))
-    for split, (first, *copies) in splits.items():
+    for split, (first, *copies) in names.items():
         for name in copies:
             message = f"the same picture as {first} in the split {split!r}"
             yield fault("repeated-image", name, "", message, "Keep one of them")
-    for one, other in combinations(splits, 2):
-        if one not in other and other not in one:
-            pairs = [(name, splits[other][0]) for name in splits[one]]
-            for name, twin in pairs + [(splits[one][0], name) for name in splits[other][1:]]:
+    for one, other in combinations(names, 2):
+        if not may_share(one, other):
+            pairs = [(name, names[other][0]) for name in names[one]]
+            for name, twin in pairs + [(names[one][0], name) for name in names[other][1:]]:
                 message = f"in the split {one!r}, and as {twin} in the split {other!r}"
                 yield fault("duplicate-image", name, "", message, "Remove it from one of the splits")
 

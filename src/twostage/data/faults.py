@@ -68,6 +68,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "crowd-objects": ("note", "objects marked iscrowd"),
     "difficult-objects": ("note", "objects marked difficult"),
     "anchor-reach": ("note", "how many objects are of the size and shape of an anchor"),
+    "stale-extras": ("note", "an annotation file was changed after twostage.json, which no longer speaks of it"),
     "unannotated-images": ("note", "pictures without an annotation file, taken as images without objects"),
 }
 

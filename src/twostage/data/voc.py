@@ -13,6 +13,7 @@ from xml.parsers.expat import ExpatError, ParserCreate
 
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
+from twostage.data.extras import Extra, Extras, read_extras
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
 from twostage.data.files import exists, shown
 from twostage.data.images import EXTENSIONS, Header
@@ -77,7 +78,8 @@ def read_voc(
 
     Raises FaultyDataError.
     """
-    names = tuple(sorted({o.name for f in files.values() for o in f.objects}))
+    extras = read_extras(root, split)
+    classes = extras.classes(sorted({o.name for f in files.values() for o in f.objects}))
     first, evidence = _first_pixel(files, offset, root)
     folder, pictures = folders.annotations[split], _stems(folders.images[split], EXTENSIONS)
     listed = folders.lists[split]
@@ -92,8 +94,8 @@ def read_voc(
         root=root,
         layout="voc",
         split=split,
-        names=names,
-        category_ids=range(1, len(names) + 1),
+        names=tuple(classes),
+        category_ids=tuple(classes.values()),
         place=place,
         look=look,
         mend=mend,
@@ -101,40 +103,54 @@ def read_voc(
         thin=float(first),
         faults=faults,
     )
-    label_of = {name: label for label, name in enumerate(names)}
+    label_of = {name: label for label, name in enumerate(classes)}
     bare = []
-    for position, stem in enumerate(stems):
+    for stem in stems:
         found = files.get((folder, stem))
         xml = folder / f"{stem}.xml"
         xml_of.append(shown(xml, root))
         picture = _picture(folders.images[split], stem, pictures.get(stem, ()), found)
-        image = builder.add_image(picture.name, picture, position + 1, found.stated if found else (0, 0))
+        stated = found.stated if found else (0, 0)
+        image = builder.add_image(picture.name, picture, extras.image_id(xml_of[-1]), stated)
         if found is None:
             if listed:
                 fix = f"Bring it, or remove {stem!r} from {listed.name}"
                 builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
             bare.append(picture.name)
             continue
-        _add(builder, image, found, first, label_of)
+        _add(builder, image, found, first, label_of, extras, xml)
     if bare and not listed:
         message = f"pictures without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", shown(folder, root), "", message, "Annotate them, or take them away")
     return builder.build(on_error)
 
 
-def _add(builder: Builder, image: int, found: VocFile, first: int, label_of: Mapping[str, int]) -> None:
+def _add(
+    builder: Builder,
+    image: int,
+    found: VocFile,
+    first: int,
+    label_of: Mapping[str, int],
+    extras: Extras,
+    xml: Path,
+) -> None:
     builder.faults.extend(found.faults)
     if found.broken:
         builder.spoil(image)
+    kept = extras.objects(builder, xml, shown(xml, builder.root), found.stated)
     for item in found.objects:
         left, top, right, bottom = item.box
+        extra = kept[item.number - 1] if item.number <= len(kept) else Extra()
         builder.add_object(
             image,
-            (left - first, top - first, right, bottom),
+            extra.box or (left - first, top - first, right, bottom),
             label_of[item.name],
             source=item.number,
-            annotation_id=builder.count + 1,
+            annotation_id=extras.object_id() if extra.id is None else extra.id,
+            crowd=extra.crowd,
             difficult=item.difficult,
+            area=extra.area,
+            mask=extra.mask,
         )
 
 

@@ -14,9 +14,10 @@ import yaml
 
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
+from twostage.data.extras import Extra, Extras, read_extras
 from twostage.data.faults import FaultyDataError, OnError, fault
 from twostage.data.files import exists, shown
-from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons
+from twostage.data.flat import NONE, POLYGONS, Mask, pack_polygons
 from twostage.data.images import EXTENSIONS, Header
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -41,6 +42,11 @@ def read_yolo(
     document = _load(path)
     names = _names(document, path)
     root = path.parent
+    extras = read_extras(root, split)
+    classes = extras.classes(names)
+    if tuple(classes) != names:  # the names were changed since
+        extras = Extras({}, {})
+        classes = extras.classes(names)
     shown_labels: list[str] = []
 
     def place(image: int, source: int) -> tuple[str, str]:
@@ -51,17 +57,19 @@ def read_yolo(
         layout="yolo",
         split=split,
         names=names,
-        category_ids=range(1, len(names) + 1),
+        category_ids=tuple(classes.values()),
         place=place,
         look=look,
         mend=mend,
     )
     bare = []
+    label_files: list[Path] = []
     rows: list[list[tuple[int, list[float]]]] = []
-    for position, picture in enumerate(_pictures(document, path, split, images)):
+    for picture in _pictures(document, path, split, images):
         label_file = _label_file(picture)
+        label_files.append(label_file)
         shown_labels.append(shown(label_file, root))
-        image = builder.add_image(shown(picture, root), picture, position + 1)
+        image = builder.add_image(shown(picture, root), picture, extras.image_id(shown_labels[-1]))
         if exists(label_file):
             rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names))))
         else:
@@ -73,21 +81,44 @@ def read_yolo(
     sizes, _ = builder.measure()
     for image, found in enumerate(rows):
         height, width = sizes[image].tolist()
+        kept = extras.objects(builder, label_files[image], shown_labels[image], (height, width)) if found else []
         for line, (label, *values) in found:
-            _add(builder, image, line, int(label), values, height, width)
+            extra = kept[line - 1] if line <= len(kept) else Extra()
+            number = extras.object_id() if extra.id is None else extra.id
+            _add(builder, image, line, int(label), values, (height, width), number, extra)
     return builder.build(on_error)
 
 
-def _add(builder: Builder, image: int, line: int, label: int, values: Sequence[float], height: int, width: int) -> None:
-    mask = NO_MASK
+def _add(
+    builder: Builder,
+    image: int,
+    line: int,
+    label: int,
+    values: Sequence[float],
+    size: tuple[int, int],
+    number: int,
+    extra: Extra,
+) -> None:
+    (height, width), mask = size, extra.mask
     if len(values) == 4:
         cx, cy, w, h = values
         box = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
     else:
         xs, ys = [x * width for x in values[0::2]], [y * height for y in values[1::2]]
         box = (min(xs), min(ys), max(xs), max(ys))
-        mask = Mask(POLYGONS, pack_polygons([[v for point in zip(xs, ys, strict=True) for v in point]]))
-    builder.add_object(image, box, label, source=line, annotation_id=builder.count + 1, mask=mask)
+        if mask.kind == NONE:
+            mask = Mask(POLYGONS, pack_polygons([[v for point in zip(xs, ys, strict=True) for v in point]]))
+    builder.add_object(
+        image,
+        extra.box or box,
+        label,
+        source=line,
+        annotation_id=number,
+        crowd=extra.crowd,
+        difficult=bool(extra.difficult),
+        area=extra.area,
+        mask=mask,
+    )
 
 
 def _rows(builder: Builder, path: Path, shown: str, image: int, classes: int) -> Iterator[tuple[int, list[float]]]:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
 from twostage.data.dataset import Dataset
-from twostage.data.runs import compress, decompress
-from twostage.errors import DataError
+from twostage.data.segmentation import SegmentationError, read_run_lengths
+from twostage.errors import DataError, brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,12 +180,12 @@ def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
             image = image_of(name)
             if image is None:
                 return (
-                    f"file_name {_brief(name)} is none of the data set's {len(images)} images. Is it of another split?"
+                    f"file_name {brief(name)} is none of the data set's {len(images)} images. Is it of another split?"
                 )
             entry["image_id"] = int(dataset.image_ids[image])
         if isinstance(label := entry.get("category_name"), str):
             if label not in categories:
-                return f"category_name {_brief(label)} is none of the data set's: {_brief(list(categories))}."
+                return f"category_name {brief(label)} is none of the data set's: {brief(list(categories))}."
             entry["category_id"] = categories[label]
         return None
 
@@ -195,20 +195,20 @@ def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
 def _fault_of(entry: Any, images: dict[int, int], classes: dict[int, int]) -> str | None:
     """What is wrong with an entry of a results file, and how to mend it; None where all is well."""
     if type(entry) is not dict:
-        return f"{_brief(entry)} is no object. Write an object for each detection."
+        return f"{brief(entry)} is no object. Write an object for each detection."
     image, category, score, box = (entry.get(k) for k in ("image_id", "category_id", "score", "bbox"))
     if type(image) is not int or image not in images:
-        return f"image_id {_brief(image)} is none of the data set's {len(images)} images. Is it of another split?"
+        return f"image_id {brief(image)} is none of the data set's {len(images)} images. Is it of another split?"
     if type(category) is not int or category not in classes:
-        return f"category_id {_brief(category)} is none of the data set's: {_brief(list(classes))}."
+        return f"category_id {brief(category)} is none of the data set's: {brief(list(classes))}."
     if not _is_number(score):
-        return f"score {_brief(score)} is no finite number."
+        return f"score {brief(score)} is no finite number."
     if not box and "segmentation" in entry:
         return None
     if type(box) is not list or len(box) != 4 or not all(map(_is_number, box)):
-        return f"bbox {_brief(box)} is not four finite numbers x, y, width, height."
+        return f"bbox {brief(box)} is not four finite numbers x, y, width, height."
     if box[2] < 0 or box[3] < 0:
-        return f"bbox {_brief(box)} has a negative side. COCO boxes are x, y, width, height, not two corners."
+        return f"bbox {brief(box)} has a negative side. COCO boxes are x, y, width, height, not two corners."
     return None
 
 
@@ -217,26 +217,12 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e15
 
 
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _rle(segmentation: Any, size: list[int], where: str) -> dict:
     """COCO's compressed run lengths, {"size", "counts": bytes}, from these or from counts as numbers."""
-    mend = f'Write {{"size": {size}, "counts": ...}}.'
-    if not isinstance(segmentation, dict) or segmentation.get("size") != size:
-        raise DataError(f"{where}: segmentation {_brief(segmentation)} is no mask of the image's size. {mend}")
-    counts = segmentation.get("counts")
     try:
-        runs = decompress(counts) if isinstance(counts, str) else counts
-        if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
-            raise ValueError("counts are neither text nor whole numbers from 0 up")
-        if sum(runs) != size[0] * size[1]:
-            raise ValueError(f"counts add up to {sum(runs)} pixels, the image has {size[0] * size[1]}")
-    except ValueError as error:
-        raise DataError(f"{where}: {error}. {mend}") from error
-    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else compress(runs)}
+        return {"size": size, "counts": read_run_lengths(segmentation, (size[0], size[1])).data}
+    except SegmentationError as error:
+        raise DataError(f"{where}: {error}. {error.fix}.") from error
 
 
 def _box_of(rle: dict) -> list[float]:
@@ -258,5 +244,5 @@ def _voc_line(line: str, where: str) -> tuple[str, float, list[float]]:
     except ValueError:
         numbers = []
     if len(numbers) != 5 or not np.isfinite(numbers).all():
-        raise DataError(f"{where}: {_brief(line)} is not an image name, a score and xmin ymin xmax ymax.")
+        raise DataError(f"{where}: {brief(line)} is not an image name, a score and xmin ymin xmax ymax.")
     return name, numbers[0], numbers[1:]

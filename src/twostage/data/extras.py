@@ -1,0 +1,168 @@
+"""What VOC and YOLO have no place for: `twostage.json` beside the annotations keeps ids, crowds, areas and masks.
+
+    {"format": 1, "classes": [{"id": 7, "name": "cat"}], "splits": {"train": {"Annotations/a.xml": {
+        "sha256": ..., "id": 3, "objects": [{"id": 1, "iscrowd": 0, "area": 12.5, "segmentation": [[...]]}]}}}}
+
+Objects stand in the order of the annotation file. Of a file that was changed since, they are not used: nothing tells
+any more which object is which.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from twostage.data.builder import Builder
+from twostage.data.coco import load_json
+from twostage.data.dataset import Dataset
+from twostage.data.faults import FaultyDataError, fault
+from twostage.data.flat import NO_MASK, Mask
+from twostage.data.segmentation import SegmentationError, read_segmentation, write_segmentation
+
+NAME = "twostage.json"
+_FORMAT = 1
+
+
+class Extra(NamedTuple):
+    """What is known of an object beyond what its layout says; None and NaN where nothing is."""
+
+    id: int | None = None
+    crowd: bool = False
+    difficult: bool | None = None
+    area: float = math.nan
+    mask: Mask = NO_MASK
+    box: tuple[float, float, float, float] | None = None
+
+
+class Extras:
+    """The extras of one split, as the reader of a layout asks for them. Without a file all answers are defaults."""
+
+    def __init__(self, categories: Mapping[str, int], files: Mapping[str, Mapping[str, Any]]) -> None:
+        self._categories = categories
+        self._files = files
+        self._image_ids = count(1 + max((entry["id"] for entry in files.values()), default=0))
+        objects = (one for entry in files.values() for one in entry["objects"])
+        self._object_ids = count(1 + max((one["id"] for one in objects), default=0))
+
+    def classes(self, found: Sequence[str]) -> dict[str, int]:
+        """Category ids by name: those kept, in their order, then those of classes found besides."""
+        free = count(1 + max(self._categories.values(), default=0))
+        return {**self._categories, **{name: next(free) for name in found if name not in self._categories}}
+
+    def image_id(self, shown: str) -> int:
+        """The id of the picture with this annotation file (its path from the root); a free one if it has none."""
+        entry = self._files.get(shown)
+        return next(self._image_ids) if entry is None else entry["id"]
+
+    def object_id(self) -> int:
+        """A free id for an object that has none."""
+        return next(self._object_ids)
+
+    def objects(self, builder: Builder, path: Path, shown: str, stated: tuple[int, int]) -> Sequence[Extra]:
+        """Those of the objects in an annotation file, [] where there are none or the file is not as it was."""
+        entry = self._files.get(shown)
+        if entry is None:
+            return []
+        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            message = f"was changed after {NAME} was written; ids, crowds, areas and masks there are not used"
+            builder.report("stale-extras", shown, "", message, "Nothing to do, or convert the data set anew")
+            return []
+        try:
+            return [_extra(one, stated) for one in entry["objects"]]
+        except SegmentationError as error:
+            builder.report("broken-mask", NAME, shown, str(error), error.fix)
+            return []
+
+
+def read_extras(root: Path, split: str) -> Extras:
+    """The extras of a split; empty ones where the data set has none. Raises FaultyDataError for a broken file."""
+    path = root / NAME
+    if not path.is_file():
+        return Extras({}, {})
+    document = load_json(path)
+    wrong = _wrong(document, split)
+    if wrong:
+        fix = "Remove it to go on without ids, crowds, areas and masks, or convert the data set anew"
+        raise FaultyDataError(f"{path}: cannot be used.", [fault("broken-json", path, "", wrong, fix)])
+    categories = {one["name"]: one["id"] for one in document["classes"]}
+    return Extras(categories, document["splits"].get(split, {}))
+
+
+def extras_document(datasets: Sequence[Dataset], places: Sequence[Sequence[Path]], root: Path) -> dict[str, Any]:
+    """The file's content for splits whose annotation files stand at `places`, written already."""
+    classes = zip(datasets[0].category_ids.tolist(), datasets[0].names, strict=True)
+    return {
+        "format": _FORMAT,
+        "classes": [{"id": number, "name": name} for number, name in classes],
+        "splits": {
+            dataset.split: {
+                path.relative_to(root).as_posix(): {
+                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                    "id": int(dataset.image_ids[index]),
+                    "objects": list(_objects(dataset, index)),
+                }
+                for index, path in enumerate(paths)
+            }
+            for dataset, paths in zip(datasets, places, strict=True)
+        },
+    }
+
+
+def _objects(dataset: Dataset, index: int) -> Iterator[dict[str, Any]]:
+    height, width = dataset.sizes[index].tolist()
+    start, end = dataset.offsets[index : index + 2].tolist()
+    for row in range(start, end):
+        entry: dict[str, Any] = {
+            "id": int(dataset.annotation_ids[row]),
+            "iscrowd": int(dataset.crowd[row]),
+            "difficult": int(dataset.difficult[row]),
+            "area": float(dataset.areas[row]),
+            "box": dataset.boxes[row].tolist(),
+        }
+        if dataset.masks is not None:
+            entry["segmentation"] = write_segmentation(dataset.masks[row], height, width)
+        yield entry
+
+
+def _extra(entry: Mapping[str, Any], stated: tuple[int, int]) -> Extra:
+    x1, y1, x2, y2 = map(float, entry["box"])
+    mask = read_segmentation(entry.get("segmentation"), stated)
+    return Extra(entry["id"], bool(entry["iscrowd"]), bool(entry["difficult"]), entry["area"], mask, (x1, y1, x2, y2))
+
+
+def _wrong(document: Mapping[str, Any], split: str) -> str:
+    """What keeps a document from being one of ours, or ""."""
+    if document.get("format") != _FORMAT:
+        return f"format is {document.get('format')!r}, not {_FORMAT}"
+    classes, splits = document.get("classes"), document.get("splits")
+    if not isinstance(classes, list) or not isinstance(splits, dict):
+        return "it has no list of classes, or no splits"
+    if not all(isinstance(c, dict) and _is_id(c.get("id")) and isinstance(c.get("name"), str) for c in classes):
+        return "a class lacks a whole id or a name"
+    if any(len({c[key] for c in classes}) < len(classes) for key in ("id", "name")):
+        return "two classes share an id or a name"
+    files = splits.get(split, {})
+    if not isinstance(files, dict):
+        return f"the split {split!r} is no object"
+    for name, entry in files.items():
+        objects = entry.get("objects") if isinstance(entry, dict) else None
+        if not isinstance(objects, list) or not _is_id(entry.get("id")) or not isinstance(entry.get("sha256"), str):
+            return f"{name} lacks a sha256, a whole id or a list of objects"
+        for number, one in enumerate(objects):
+            if not _is_object(one):
+                return f"object {number} of {name} lacks id, iscrowd, difficult, area or box"
+    return ""
+
+
+def _is_object(one: Any) -> bool:
+    if not isinstance(one, dict) or not _is_id(one.get("id")):
+        return False
+    box, flags = one.get("box"), (one.get("iscrowd"), one.get("difficult"))
+    numbers: list[Any] = [one.get("area"), *box] if isinstance(box, list) and len(box) == 4 else [None]
+    return all(flag in (0, 1) for flag in flags) and all(type(v) in (int, float) and abs(v) < 1e15 for v in numbers)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62

@@ -1,0 +1,70 @@
+"""What pictures are called in a data set that is written: as before where that can be, and no two alike."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from twostage.data.dataset import Dataset
+from twostage.data.images import EXTENSIONS, read_header
+
+# Neither XML nor a list of lines can hold these.
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff￾￿\u2028\u2029\x85]")
+
+
+def nested_names(datasets: Sequence[Dataset], *, by_stem: bool) -> list[list[str]]:
+    """Names for the images of each split in a folder of its own; folders in it stay.
+
+    With `by_stem` names differ even without suffix.
+    """
+    names = []
+    for dataset in datasets:
+        taken: set[str] = set()
+        parts = ("/".join(_parts(dataset, index)) for index in range(len(dataset)))
+        names.append([_free(name, taken, by_stem=by_stem) for name in parts])
+    return names
+
+
+def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
+    """Names within one folder for the images of all splits, which differ even without suffix.
+
+    A picture that several splits share with the same objects has one name.
+    """
+    taken: set[str] = set()
+    name_of: dict[tuple[object, ...], str] = {}
+    names: list[list[str]] = []
+    for dataset in datasets:
+        names.append([])
+        for index in range(len(dataset)):
+            objects = dataset.objects(index)
+            key = (dataset.paths[index], *(column.tobytes() for column in objects[:4]))
+            if key not in name_of:
+                plain = _UNWRITABLE.sub("_", "_".join(_parts(dataset, index)))
+                name_of[key] = _free(plain, taken, by_stem=True)
+            names[-1].append(name_of[key])
+    return names
+
+
+def _parts(dataset: Dataset, index: int) -> list[str]:
+    """A picture's name in folders, without those that only say where a layout keeps its pictures."""
+    parts = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
+    while len(parts) > 1 and (parts[0] in ("images", dataset.split) or parts[0].endswith(":")):
+        del parts[0]
+    parts = parts or ["picture"]
+    if Path(parts[-1]).suffix.lower() not in EXTENSIONS:
+        parts[-1] += f".{read_header(dataset.path(index)).format.lower()}"
+    return parts
+
+
+def _free(name: str, taken: set[str], *, by_stem: bool) -> str:
+    """The name, or with the first number that makes it another one. Upper and lower case are one to some systems."""
+    path = PurePosixPath(name)
+    stem = path.stem.strip() or "picture"
+    number = 1
+    while True:
+        tail = "" if number == 1 else f"-{number}"
+        candidate = path.with_name(f"{stem}{tail}{path.suffix}")
+        key = str(candidate.with_suffix("") if by_stem else candidate).casefold()
+        if key not in taken:
+            taken.add(key)
+            return str(candidate)
+        number += 1

@@ -1,0 +1,90 @@
+"""COCO's `segmentation`: a mask as JSON writes it, polygons or run lengths.
+
+https://cocodataset.org/#format-data, "Object Detection".
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, Mask, pack_polygons, unpack_polygons
+from twostage.data.runs import compress, decompress
+from twostage.errors import brief
+
+LONGEST_WAY = 10_000_000  # pixels around a polygon
+
+
+class SegmentationError(ValueError):
+    """Why a `segmentation` is none, and in `fix` how to mend it."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
+    """Polygons or run lengths, as they are written; `stated` is the image's (height, width), 0 where it is not known.
+
+    Raises SegmentationError.
+    """
+    if segmentation is None or segmentation == []:
+        return NO_MASK
+    if isinstance(segmentation, list):
+        for ring in segmentation:
+            if not isinstance(ring, list) or len(ring) % 2 or not set(map(type, ring)) <= {int, float}:
+                raise SegmentationError(f"a polygon is {brief(ring)}, not x, y, x, y ...", "Write numbers in pairs")
+            if not _drawable(ring):
+                message = f"the polygon {brief(ring)} runs far beyond any image"
+                raise SegmentationError(message, "Write pixels of this image")
+        # Fewer than three points enclose nothing; COCO's own tools would read four numbers as a box.
+        rings = [ring for ring in segmentation if len(ring) >= 6]
+        return Mask(POLYGONS, pack_polygons(rings)) if rings else NO_MASK
+    return read_run_lengths(segmentation, stated)
+
+
+def write_segmentation(mask: Mask, height: int, width: int) -> Any:
+    """What `read_segmentation` reads as this mask of an image of this size; None for no mask."""
+    if mask.kind == NONE:
+        return None
+    if mask.kind == POLYGONS:
+        return [ring.tolist() for ring in unpack_polygons(mask.data)]
+    return {"size": [height, width], "counts": mask.data.decode()}
+
+
+def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
+    """A mask that must be run lengths, compressed or as numbers, as results files have them. Raises as above."""
+    fix = 'Write {"size": [height, width], "counts": ...} for the size of the image'
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if not (isinstance(size, list) and len(size) == 2 and all(_is_count(v) for v in size)):
+        raise SegmentationError(f"{brief(segmentation)} is no run-length mask", fix)
+    if min(stated) > 0 and tuple(size) != stated:
+        raise SegmentationError(f"the mask is {size[1]} x {size[0]}, its image {stated[1]} x {stated[0]}", fix)
+    counts = segmentation.get("counts")
+    try:
+        runs = decompress(counts) if isinstance(counts, str) else counts
+        if not isinstance(runs, list) or not all(_is_count(v) for v in runs):
+            raise ValueError("counts are neither text nor whole numbers")
+        if sum(runs) != size[0] * size[1]:
+            raise ValueError(f"counts add up to {sum(runs)} pixels, the image has {size[0] * size[1]}")
+    except ValueError as error:
+        raise SegmentationError(str(error), fix) from error
+    packed = counts.encode() if isinstance(counts, str) else compress(runs)
+    return Mask(RLE, packed, (size[0], size[1]))
+
+
+def _drawable(ring: Sequence[int | float]) -> bool:
+    """Whether the way around a ring is short enough to be walked pixel by pixel, as drawing it does."""
+    if not ring:
+        return True
+    reach = max(max(ring), -min(ring))
+    if not reach < LONGEST_WAY:  # NaN too
+        return False
+    if reach * 2 * len(ring) < LONGEST_WAY:
+        return True
+    points = np.asarray(ring, dtype=np.float64).reshape(-1, 2)
+    return bool(np.abs(points - np.roll(points, 1, axis=0)).sum() < LONGEST_WAY)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63

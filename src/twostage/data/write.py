@@ -1,0 +1,91 @@
+"""Splits in memory become a data set on disk, in any of the three layouts; what is written is read again to be sure.
+
+A layout without a place for ids, crowds, areas or masks gets `extras` beside it, where there is something to keep.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from twostage.atomic import write_text
+from twostage.data import write_coco, write_voc, write_yolo
+from twostage.data.dataset import Dataset, difference
+from twostage.data.extras import NAME, extras_document
+from twostage.data.names import flat_names, nested_names
+from twostage.data.recognise import Options, check_same_classes, find_layout, opener
+from twostage.errors import TwostageError
+
+Kind = Literal["voc", "coco", "yolo"]
+Pictures = Literal["copy", "link"]
+Names = list[list[str]]
+
+
+class _Layout(NamedTuple):
+    """How a layout names its pictures, where it keeps those of a split, and what writes its annotations."""
+
+    names: Callable[[Sequence[Dataset]], Names]
+    pictures: Callable[[Path, str], Path]
+    write: Callable[[Path, Sequence[Dataset], Names], list[list[Path]]]
+
+
+_LAYOUTS: dict[Kind, _Layout] = {
+    "voc": _Layout(flat_names, write_voc.picture_folder, write_voc.write_voc),
+    "coco": _Layout(partial(nested_names, by_stem=False), write_coco.picture_folder, write_coco.write_coco),
+    "yolo": _Layout(partial(nested_names, by_stem=True), write_yolo.picture_folder, write_yolo.write_yolo),
+}
+
+
+def write_dataset(folder: Path, datasets: Sequence[Dataset], kind: Kind, *, pictures: Pictures = "copy") -> None:
+    """Write splits into an empty folder; `pictures` are copied, or linked to where they are.
+
+    Raises DataError for splits that differ in their classes, UsageError for a split that the layout has no place for,
+    TwostageError where the files cannot be written or the annotations do not read back as they were given.
+    """
+    for other in datasets[1:]:
+        check_same_classes(datasets[0], other)
+    layout = _LAYOUTS[kind]
+    names = layout.names(datasets)
+    places = [
+        [layout.pictures(folder, dataset.split) / name for name in of_split]
+        for dataset, of_split in zip(datasets, names, strict=True)
+    ]
+    annotations = layout.write(folder, datasets, names)
+    for dataset, paths in zip(datasets, places, strict=True):
+        for index, path in enumerate(paths):
+            _place(dataset.path(index), path, pictures)
+    lost = _lost(folder, datasets, places)
+    if lost and kind != "coco":
+        write_text(folder / NAME, json.dumps(extras_document(datasets, annotations, folder)))
+        lost = _lost(folder, datasets, places)
+    if lost:
+        raise TwostageError(f"{folder}: {kind.upper()} does not hold this data set: {lost}.")
+
+
+def _place(source: Path, target: Path, pictures: Pictures) -> None:
+    if target.exists():  # splits may share a picture
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if pictures == "link":
+            target.symlink_to(source.absolute())
+        else:
+            shutil.copyfile(source, target)
+    except OSError as error:
+        raise TwostageError(f"{target}: cannot be written: {error.strerror or error}.") from error
+
+
+def _lost(folder: Path, datasets: Sequence[Dataset], places: Sequence[Sequence[Path]]) -> str:
+    """What the written splits say otherwise than the given ones; "" where nothing."""
+    open_split = opener(find_layout(folder), Options(mend=False))
+    for dataset, paths in zip(datasets, places, strict=True):
+        written = open_split(dataset.split)
+        index_of = {written.path(index): index for index in range(len(written))}
+        if len(index_of) != len(paths) or any(path not in index_of for path in paths):
+            return f"the split {dataset.split!r} has {len(paths)} images, of which it reads {len(index_of)}"
+        found = difference(dataset, written, [index_of[path] for path in paths])
+        if found:
+            return f"in the split {dataset.split!r} {found}"
+    return ""

@@ -1,0 +1,46 @@
+"""The verbs of `twostage data` that write."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def faulty(scenes: Path, tmp_path: Path) -> Path:
+    """The scenes with one box over the border."""
+    root = tmp_path / "faulty"
+    shutil.copytree(scenes, root)
+    path = root / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [150, 150, 100, 20]
+    path.write_text(json.dumps(content))
+    return root
+
+
+def test_convert(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    answer = shell("data", "convert", scenes, "--to", "voc", "--out", tmp_path / "voc", "--json")
+    assert answer.code == 0
+    assert answer.json["out"] == str(tmp_path / "voc")
+    assert answer.json["splits"]["train"]["images"] == 8
+    checked = shell("data", "check", tmp_path / "voc", "--json")
+    assert checked.json["splits"]["val"]["images"] == 4
+    assert shell("data", "convert", tmp_path / "voc", "--to", "yolo", "--out", tmp_path / "voc").code == 2
+
+
+def test_fix_writes_a_copy_that_is_judged(shell: Callable, faulty: Path, tmp_path: Path) -> None:
+    answer = shell("data", "check", faulty, "--fix", tmp_path / "mended", "--json")
+    assert answer.code == 0
+    assert (answer.json["ok"], answer.json["fixed"]["ok"]) == (False, True)
+    assert answer.json["fixed"]["out"] == str(tmp_path / "mended")
+    assert shell("data", "check", faulty).code == 3
+    assert shell("data", "check", tmp_path / "mended").code == 0
+
+
+def test_nothing_to_fix(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    answer = shell("data", "check", scenes, "--fix", tmp_path / "mended")
+    assert answer.code == 0
+    assert "nothing to mend" in answer.output
+    assert not (tmp_path / "mended").exists()
