@@ -44,3 +44,23 @@ def test_nothing_to_fix(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     assert answer.code == 0
     assert "nothing to mend" in answer.output
     assert not (tmp_path / "mended").exists()
+
+
+def test_split(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    parts = ("--parts", "train=0.5,val=0.25", "test=0.25")
+    answer = shell("data", "split", scenes, *parts, "--to", "yolo", "--out", tmp_path / "new", "--json")
+    assert answer.code == 0
+    images = {name: counts["images"] for name, counts in answer.json["splits"].items()}
+    assert sum(images.values()) == 12
+    assert images["train"] in (5, 6, 7)
+    assert shell("data", "check", tmp_path / "new").code == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"), [(["train"], "name=share"), (["a=0.5", "a=0.5"], "twice"), (["a=0.5", "b=0.6"], "add up to 1")]
+)
+def test_wrong_parts(shell: Callable, scenes: Path, tmp_path: Path, parts: list[str], words: str) -> None:
+    answer = shell("data", "split", scenes, "--parts", *parts, "--out", tmp_path / "new")
+    assert answer.code == 2
+    assert words in answer.messages
+    assert not (tmp_path / "new").exists()

@@ -198,7 +198,7 @@ def test_wrong_usage_is_2_and_speaks_on_standard_error(
     assert "Traceback" not in messages
 
 
-VERBS = [["demo"], ["train"], ["eval"], ["predict"], ["env"], ["data", "check"], ["data", "convert"]]
+VERBS = [["demo"], ["train"], ["eval"], ["predict"], ["env"], ["data", "check"], ["data", "convert"], ["data", "split"]]
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)

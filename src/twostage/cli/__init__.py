@@ -29,6 +29,7 @@ _VERBS = {
 _DATA_VERBS = {
     "check": "Name every fault of a data set; with --fix, write a mended copy.",
     "convert": "Write a data set in another layout, with nothing lost.",
+    "split": "Deal the pictures out into new splits, stratified by class.",
 }
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
 from twostage.data.files import shown
-from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, FlatMasks, FlatStrings, Mask, pack_polygons, to_rle
+from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, box_mask, to_rle
 from twostage.data.images import SIDEWAYS, Header
 from twostage.data.probe import probe
 from twostage.data.table import Row, Table
@@ -257,8 +257,7 @@ class Builder:
             message = f"{missing.sum()} of {len(masks)} objects have no mask; their box stands in"
             self.report("missing-mask", self.split, "", message, "Add the masks, or train boxes only")
         for row in np.flatnonzero(missing):
-            x1, y1, x2, y2 = table.boxes[row]
-            masks[row] = Mask(POLYGONS, pack_polygons([[x1, y1, x2, y1, x2, y2, x1, y2]]))
+            masks[row] = box_mask(table.boxes[row])
         return FlatMasks.of(masks)
 
     def _stop(self, on_error: OnError) -> None:

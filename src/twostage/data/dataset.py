@@ -1,15 +1,15 @@
 """A split of a data set in memory: flat arrays, whatever layout it was read from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from twostage.data.faults import Fault
-from twostage.data.flat import FlatMasks, FlatStrings, to_rle
+from twostage.data.flat import FlatMasks, FlatStrings, Mask, box_mask, to_rle
 from twostage.errors import UsageError, nearest
 
 _OF_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
@@ -131,6 +131,39 @@ def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset
         paths=FlatStrings.of([dataset.paths[int(i)] for i in indices]),
         **{name: getattr(dataset, name)[rows] for name in _OF_OBJECTS},
     )
+
+
+def join(datasets: Sequence[Dataset]) -> Dataset:
+    """All images of splits with the same classes, one after the other.
+
+    Where splits share ids of images or of objects, all are numbered anew.
+    """
+    first, *_ = datasets
+    sizes = np.cumsum([0, *(len(d.labels) for d in datasets)])
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(d, name) for d in datasets]) for name in ("image_ids", "sizes", *_OF_OBJECTS)
+    }
+    for name in ("image_ids", "annotation_ids"):
+        if len(np.unique(columns[name])) < len(columns[name]):
+            columns[name] = np.arange(1, len(columns[name]) + 1)
+    masks = None if all(d.masks is None for d in datasets) else [mask for d in datasets for mask in _all_masks(d)]
+    return replace(
+        first,
+        offsets=np.concatenate(
+            [first.offsets[:1], *(d.offsets[1:] + n for d, n in zip(datasets, sizes, strict=False))]
+        ),
+        masks=None if masks is None else FlatMasks.of(masks),
+        files=FlatStrings.of([d.files[i] for d in datasets for i in range(len(d))]),
+        paths=FlatStrings.of([d.paths[i] for d in datasets for i in range(len(d))]),
+        faults=tuple(dict.fromkeys(fault for d in datasets for fault in d.faults)),
+        **columns,
+    )
+
+
+def _all_masks(dataset: Dataset) -> Iterator[Mask]:
+    """The mask of every object, its box where there are none."""
+    for row, box in enumerate(dataset.boxes):
+        yield box_mask(box) if dataset.masks is None else dataset.masks[row]
 
 
 def difference(given: Dataset, other: Dataset, order: Sequence[int]) -> str:

@@ -79,6 +79,12 @@ def unpack_polygons(data: bytes) -> list[np.ndarray]:
     return np.split(coordinates, np.cumsum(lengths)[:-1])
 
 
+def box_mask(box: Sequence[float] | np.ndarray) -> Mask:
+    """A box xyxy as a polygon, for an object without mask among others that have one."""
+    x1, y1, x2, y2 = box
+    return Mask(POLYGONS, pack_polygons([[x1, y1, x2, y1, x2, y2, x1, y2]]))
+
+
 def to_rle(mask: Mask, height: int, width: int) -> dict[str, object]:
     """COCO's run lengths of a mask on an image of this size: {"size": [h, w], "counts": bytes}."""
     if mask.kind == RLE:
