@@ -64,3 +64,38 @@ def test_wrong_parts(shell: Callable, scenes: Path, tmp_path: Path, parts: list[
     assert answer.code == 2
     assert words in answer.messages
     assert not (tmp_path / "new").exists()
+
+
+def test_stats(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    answer = shell("data", "stats", scenes, "--size", 192, "--out", tmp_path / "stats", "--json")
+    assert answer.code == 0
+    assert answer.json["splits"]["train"]["images"] == 8
+    assert json.loads((tmp_path / "stats" / "stats.json").read_text()) == answer.json
+    names = {path.name for path in (tmp_path / "stats").iterdir()}
+    assert names >= {"labels-train.png", "smallest-train.jpg", "crowded-val.jpg"}
+    table = shell("data", "stats", scenes).output
+    assert "object side, px" in table
+    assert "triangle" in table
+
+
+def test_view(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    page = tmp_path / "a page.html"
+    answer = shell("data", "view", scenes, "--most", 3, "--order", "crowded", "--out", page, "--json")
+    assert answer.code == 0
+    assert len(answer.json["shown"]) == 3
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") == 3
+    assert "http" not in text
+    assert shell("data", "view", scenes, "--out", page).code == 2
+    wrong = shell("data", "view", scenes, "--only", "trangle", "--out", tmp_path / "other.html")
+    assert wrong.code == 2
+    assert "triangle" in wrong.messages
+
+
+def test_view_shows_one_class_alone(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    content = json.loads((scenes / "annotations" / "instances_train.json").read_text())
+    star = next(c["id"] for c in content["categories"] if c["name"] == "star")
+    with_star = {a["image_id"] for a in content["annotations"] if a["category_id"] == star}
+    expected = {image["file_name"] for image in content["images"] if image["id"] in with_star}
+    answer = shell("data", "view", scenes, "--only", "star", "--out", tmp_path / "stars.html", "--json")
+    assert set(answer.json["shown"]) == expected

@@ -198,7 +198,18 @@ def test_wrong_usage_is_2_and_speaks_on_standard_error(
     assert "Traceback" not in messages
 
 
-VERBS = [["demo"], ["train"], ["eval"], ["predict"], ["env"], ["data", "check"], ["data", "convert"], ["data", "split"]]
+VERBS = [
+    ["demo"],
+    ["train"],
+    ["eval"],
+    ["predict"],
+    ["env"],
+    ["data", "check"],
+    ["data", "convert"],
+    ["data", "split"],
+    ["data", "stats"],
+    ["data", "view"],
+]
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)

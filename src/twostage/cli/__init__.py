@@ -28,6 +28,8 @@ _VERBS = {
 
 _DATA_VERBS = {
     "check": "Name every fault of a data set; with --fix, write a mended copy.",
+    "stats": "Tell its sizes, classes, objects an image, and what anchors reach.",
+    "view": "Write a page of its pictures with their boxes.",
     "convert": "Write a data set in another layout, with nothing lost.",
     "split": "Deal the pictures out into new splits, stratified by class.",
 }

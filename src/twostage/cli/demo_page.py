@@ -1,6 +1,5 @@
 """The demo's page: one HTML file that holds its pictures, opens without a server and asks nothing of the network."""
 
-import base64
 import html
 import shutil
 import sys
@@ -12,6 +11,7 @@ from string import Template
 from typing import Any
 
 from twostage.atomic import write_text
+from twostage.cli.page import figure, style, tile
 
 # Shown where there is one picture an unseen scene: a pair, ground truth left, found right.
 _PICTURES_NOTE = (
@@ -57,7 +57,8 @@ def write_page(page: Page) -> Path:
         ap=f"{page.metrics['AP']:.3f}",
         minutes=f"{page.minutes:.3g}",
         lead=_lead(page),
-        tiles="\n".join(_tile(*tile) for tile in _tiles(page)),
+        style=style(),
+        tiles="\n".join(tile(number, what, first=what.startswith("AP on")) for number, what in _tiles(page)),
         pictures_note=_PICTURES_NOTE,
         pictures="\n".join(map(_figure, page.pictures)),
         plots="\n".join(map(_figure, page.plots)),
@@ -104,20 +105,9 @@ def _tiles(page: Page) -> list[tuple[str, str]]:
     ]
 
 
-def _tile(number: str, what: str) -> str:
-    kind = "tile first" if what.startswith("AP on") else "tile"
-    return f'<div class="{kind}"><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>'
-
-
 def _figure(shown: Shown) -> str:
     kind = "jpeg" if shown.path.suffix == ".jpg" else shown.path.suffix[1:]
-    data = base64.b64encode(shown.path.read_bytes()).decode()
-    title, note = html.escape(shown.title), html.escape(shown.note)
-    return (
-        f'<figure class="{"wide" if shown.wide else "half"}">'
-        f'<img loading="lazy" alt="{title}" src="data:image/{kind};base64,{data}">'
-        f"<figcaption><b>{title}</b> {note}</figcaption></figure>"
-    )
+    return figure(shown.path.read_bytes(), kind, shown.title, shown.note, wide=shown.wide)
 
 
 def _class_row(name: str, row: Mapping[str, float]) -> str:

@@ -96,10 +96,9 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
             message = f"{count} of {len(dataset.labels)} objects are left out of training and not counted in evaluation"
             yield fault(code, dataset.root, split, message, "Nothing to do")
     image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
-    shapes = np.array([resize.shape(int(h), int(w)) for h, w in dataset.sizes], dtype=np.float64).reshape(-1, 2)
-    sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
+    sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
     whole = (sides >= dataset.sizes[image, ::-1] - 1).all(axis=1)
-    resized = sides * (shapes / dataset.sizes)[image, ::-1]
+    resized = resized_sides(dataset, resize)
     tiny = (resized < 1).any(axis=1)
     at = f"at --size {resize.size} --max-size {resize.max_size}"
     for code, rows, message in (
@@ -112,7 +111,7 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
             where = f"{dataset.names[dataset.labels[row]]} [{box}]"
             yield fault(code, dataset.file_name(int(image[row])), where, message, "Check it")
     if len(sides):
-        reached = (_best_shape_iou(resized) >= REACHED).mean()
+        reached = anchor_reach(resized, ANCHOR_SIZES)
         message = f"{100 * reached:.1f} % of objects are like one of the common anchors (IoU {REACHED}) {at}"
         fix = "Nothing to do" if reached >= 0.95 else "Try another --size or other anchor sizes"
         yield fault("anchor-reach", dataset.root, split, message, fix)
@@ -127,9 +126,18 @@ def _repeated(image: Int64[np.ndarray, " b"], dataset: Dataset) -> Bool[np.ndarr
     return repeated
 
 
-def _best_shape_iou(sides: Float64[np.ndarray, "b 2"]) -> Float64[np.ndarray, " b"]:
-    """The best IoU of a box of these sides with an anchor on the same centre."""
-    sizes, ratios = (v.ravel() for v in np.meshgrid(np.array(ANCHOR_SIZES, float), np.array(ANCHOR_RATIOS)))
-    anchors = np.column_stack([sizes / np.sqrt(ratios), sizes * np.sqrt(ratios)])
+def resized_sides(dataset: Dataset, resize: Resize) -> Float64[np.ndarray, "b 2"]:
+    """Width and height of every object once its image is resized."""
+    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+    shapes = np.array([resize.shape(int(h), int(w)) for h, w in dataset.sizes], dtype=np.float64).reshape(-1, 2)
+    sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
+    return np.asarray(sides * (shapes / dataset.sizes)[image, ::-1])
+
+
+def anchor_reach(sides: Float64[np.ndarray, "b 2"], sizes: Sequence[float]) -> float:
+    """The share of objects that overlap an anchor on the same centre by `REACHED`; sizes times `ANCHOR_RATIOS`."""
+    each, ratios = (v.ravel() for v in np.meshgrid(np.array(sizes, float), np.array(ANCHOR_RATIOS)))
+    anchors = np.column_stack([each / np.sqrt(ratios), each * np.sqrt(ratios)])
     shared = np.minimum(sides[:, None], anchors).prod(axis=2)
-    return np.asarray((shared / (sides.prod(axis=1)[:, None] + anchors.prod(axis=1) - shared)).max(axis=1))
+    best = (shared / (sides.prod(axis=1)[:, None] + anchors.prod(axis=1) - shared)).max(axis=1)
+    return float((best >= REACHED).mean())

@@ -1,0 +1,138 @@
+"""`twostage data view`: a page of a data set's pictures with their boxes."""
+
+import html
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Literal
+
+from twostage.atomic import write_text
+from twostage.cli.page import figure, style, tile
+from twostage.cli.verb import Outcome, verb
+from twostage.errors import UsageError, nearest
+from twostage.options import option, validate
+
+if TYPE_CHECKING:
+    from twostage.data.dataset import Dataset
+
+_LONGEST = 960  # pixels of a picture on the page
+_PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+<p class="lead">$lead</p>
+<div class="tiles">
+$tiles
+</div>
+<div class="pictures">
+$pictures
+</div>
+</main>
+</body>
+</html>
+""")
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Which pictures, and where the page goes."""
+
+    data: Path = option(help="Data set in VOC, COCO or YOLO layout.")
+    _: KW_ONLY
+    split: str | None = option(None, "Split to show (default: train, else trainval).", group="Data")
+    images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
+    voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
+    order: Literal["spread", "smallest", "crowded"] = option(
+        "spread", "Evenly over the split, those with the smallest objects, or with most.", group="Data"
+    )
+    only: str | None = option(None, "Pictures with an object of this class alone.", group="Data")
+    most: int = option(48, "Pictures on the page.", group="Output", low=1)
+    out: Path = option(Path("view.html"), "The page, a new file.", group="Output")
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@verb(ViewOptions)
+def view(options: ViewOptions) -> Outcome:
+    """Write one HTML page of a data set's pictures with their boxes; it opens in any browser, without a server."""
+    from twostage.data.recognise import Options, default_splits, find_layout, opener
+
+    if options.out.exists():
+        raise UsageError(f"--out {options.out}: is there already, and nothing is overwritten: name a new file")
+    layout = find_layout(options.data)
+    split = options.split or default_splits(layout)[0] or layout.splits[0]
+    dataset = opener(layout, Options(options.images, options.voc_offset, "skip"))(split)
+    chosen = _chosen(dataset, options)
+    pictures = "\n".join(_figures(dataset, chosen))
+    counts = Counter(dataset.names[label] for label in dataset.labels)
+    page = _PAGE.substitute(
+        title=html.escape(f"{options.data.resolve().name}, {split}"),
+        style=style(),
+        lead=html.escape(f"{layout}. {len(chosen)} of the {len(dataset)} pictures of the split {split}."),
+        tiles="\n".join(
+            [
+                tile(f"{len(dataset)}", "images", first=True),
+                tile(f"{len(dataset.labels)}", "objects"),
+                *(tile(f"{count}", name) for name, count in counts.most_common(8)),
+            ]
+        ),
+        pictures=pictures,
+    )
+    write_text(options.out, page)
+    print(f"{len(chosen)} of {len(dataset)} pictures of the split {split}.\nOpen {options.out} in a browser.")
+    shown = [dataset.file_name(index) for index in chosen]
+    return Outcome({"out": options.out, "split": split, "images": len(dataset), "shown": shown})
+
+
+def _chosen(dataset: "Dataset", options: ViewOptions) -> list[int]:
+    import numpy as np
+
+    from twostage.data.stats import most_crowded, smallest
+
+    order = {"smallest": smallest, "crowded": most_crowded}.get(options.order)
+    candidates = np.arange(len(dataset)) if order is None else order(dataset, len(dataset))
+    if options.only is not None:
+        if options.only not in dataset.names:
+            raise UsageError(f"--only: no class {options.only!r}. {nearest(options.only, dataset.names)}")
+        label = dataset.names.index(options.only)
+        candidates = np.array([i for i in candidates if label in dataset.objects(int(i)).labels], dtype=np.int64)
+    if order is None and len(candidates) > options.most:
+        candidates = candidates[np.linspace(0, len(candidates) - 1, options.most).round().astype(int)]
+    return [int(index) for index in candidates[: options.most]]
+
+
+def _figures(dataset: "Dataset", chosen: list[int]) -> Iterator[str]:
+    from twostage.data.images import read_image
+    from twostage.drawing import draw_boxes
+
+    for index in chosen:
+        objects = dataset.objects(index)
+        labels = [dataset.names[label] for label in objects.labels]
+        masks = dataset.masks_of(index) or None
+        picture = draw_boxes(
+            read_image(dataset.path(index)),
+            objects.boxes,
+            labels,
+            class_ids=objects.labels,
+            masks=masks,
+            min_side=384,
+        )
+        picture.thumbnail((_LONGEST, _LONGEST))
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=88)
+        height, width = dataset.sizes[index].tolist()
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(labels).most_common()) or "no objects"
+        yield figure(content.getvalue(), "jpeg", dataset.file_name(index), f"{width} x {height}: {counts}")
