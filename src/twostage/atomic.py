@@ -1,10 +1,13 @@
 """Files that are complete or not there at all: written beside their place, then renamed into it."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from twostage.errors import TwostageError
+
+_BESIDE = re.compile(r"\..+\.\w{8}")  # as mkstemp makes them below
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -34,6 +37,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """`write_bytes` for UTF-8 text."""
     write_bytes(path, content.encode())
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed have left beside their files, in a folder and those within."""
+    for path in folder.rglob(".*"):
+        if _BESIDE.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from twostage.errors import UsageError
+
+_PATIENCE = 20  # seconds
 
 
 def new_folder(path: Path, flag: str) -> Path:
@@ -35,6 +39,23 @@ def next_folder(parent: Path, name: str) -> Path:
             raise UsageError(f"{path}: cannot be made ({error.strerror or error}); choose a folder by --out") from error
         else:
             return path
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep a folder to this process. Raises UsageError where another one has it.
+
+    Waits for the children of one that was killed: the system frees its lock when the last of them has noticed.
+    """
+    lock = FileLock(path / ".lock", timeout=_PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"{path}: another run is writing there. Wait for its end, or choose a new folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

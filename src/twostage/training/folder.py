@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from twostage.atomic import write_text
+from twostage.atomic import sweep, write_text
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
 from twostage.environment import environment
-from twostage.errors import DataError, MissingError
+from twostage.errors import DataError, MissingError, UsageError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
 from twostage.evaluation.results import Results
@@ -48,19 +48,25 @@ class RunFolder:
         """The folder of a run to go on with. Raises MissingError when it holds no state."""
         folder = cls(path)
         if not folder.state.exists():
-            raise MissingError(f"{path}: no run to resume: {folder.state} does not exist.")
+            config = path / "config.yaml"
+            again = f" It stopped before its first step: twostage train --config {config}" if config.exists() else ""
+            raise MissingError(f"{path}: no run to resume: {folder.state} does not exist.{again}")
         return folder
 
-    def begin(self, options: TrainOptions, step: int) -> None:
-        """Write what the run is; a resumed one drops the rows that came after its state."""
-        if step == 0:
-            write_text(self.path / "config.yaml", to_yaml(options))
-            write_text(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
-            return
-        if not (self.path / "metrics.csv").exists():  # stopped within the first epoch
-            return
-        with (self.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    def begin(self, options: TrainOptions) -> None:
+        """Write what the run is. Raises UsageError where another run has begun here meanwhile."""
+        if (self.path / "config.yaml").exists():
+            raise UsageError(f"{self.path}: another run has begun there just now. Choose a new folder.")
+        write_text(self.path / "config.yaml", to_yaml(options))
+        write_text(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+
+    def go_on(self, step: int) -> None:
+        """Drop what came after the state of this step, and what a writer that was killed has left."""
+        sweep(self.path)
+        path = self.path / "metrics.csv"
+        if path.exists():  # not when the run stopped within the first epoch
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
 
     def add_row(self, row: dict[str, float]) -> None:
         """A row of metrics.csv, and the curves over all of them."""

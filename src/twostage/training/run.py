@@ -19,6 +19,7 @@ from twostage.data.order import steps_per_epoch
 from twostage.data.workers import default_workers
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
+from twostage.folders import claimed
 from twostage.inference.device import arithmetic, choose_device, has_bf16, reproducible
 from twostage.training.average import Average
 from twostage.training.folder import RunFolder
@@ -71,10 +72,19 @@ def _run(options: TrainOptions) -> dict[str, Any]:
         folder = RunFolder.create(options)
     else:
         folder = RunFolder.existing(options.resume)
+    with claimed(folder.path):
+        return _train(options, splits, session, folder)
+
+
+def _train(options: TrainOptions, splits: Splits, session: Session, folder: RunFolder) -> dict[str, Any]:
+    if options.resume is None:
+        folder.begin(options)
+        folder.save_last(options.model, session, splits.train.names)  # from here on it can be resumed
+    else:
         session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.average)
         session.scaler.load_state_dict(scaler)
         require_same_images(session.progress, splits.train)
-    folder.begin(options, session.progress.step)
+        folder.go_on(session.progress.step)
     on_cpu = session.device.type == "cpu"
     workers = default_workers(on_cpu=on_cpu) if options.workers is None else options.workers
     one = Run(options, splits, session, folder, workers, _updates(splits.train, session.recipe, options))

@@ -1,0 +1,113 @@
+"""Killed at any moment, a run goes on and ends as if nothing had been; and no two runs write into one folder."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from twostage.errors import MissingError, UsageError
+from twostage.folders import claimed
+from twostage.training import TrainOptions, train
+from twostage.training.folder import to_yaml
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "twostage", "train", *map(str, arguments), "--quiet"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def kill_after(process: subprocess.Popen[bytes], folder: Path, epochs: int) -> None:
+    """As soon as so many epochs are written: within the writing of the rest, or in the steps after it."""
+    while len(rows(folder)) < epochs:
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups to kill")
+def test_a_killed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: Path) -> None:
+    options = replace(options, epochs=4, eval_every=1, batch=2, accumulate=2, precision="bf16", workers=1)
+    whole = Path(train(options)["out"])
+    (tmp_path / "told.yaml").write_text(to_yaml(options))
+    broken = tmp_path / "broken"
+    kill_after(start("--config", tmp_path / "told.yaml", "--out", broken), broken, epochs=1)
+    kill_after(start("--resume", broken), broken, epochs=2)
+    last = start("--resume", broken)
+    assert last.wait() == 0, last.communicate()[1].decode()
+    assert rows(broken) == rows(whole)
+    for name in ("best", "last"):
+        one, other = (load_file(folder / "weights" / f"{name}.safetensors") for folder in (whole, broken))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    left = [path for path in broken.rglob(".*") if path.name != ".lock"]
+    assert left == []
+
+
+def test_killed_before_the_first_step(options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there from the beginning is enough to go on from."""
+    whole = Path(train(replace(options, out=tmp_path / "whole"))["out"])
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("twostage.training.run._learn", killed)
+        with pytest.raises(SystemExit):
+            train(options)
+    assert (options.out / "state" / "state.safetensors").exists()
+    train(TrainOptions(resume=options.out, quiet=True))
+    assert rows(options.out) == rows(whole)
+
+
+def test_killed_before_anything_was_kept(options: TrainOptions) -> None:
+    options.out.mkdir()
+    (options.out / "config.yaml").write_text(to_yaml(options))
+    with pytest.raises(MissingError, match=r"before its first step: twostage train --config .*config\.yaml"):
+        train(TrainOptions(resume=options.out, quiet=True))
+
+
+def test_what_a_killed_writer_left_goes(options: TrainOptions) -> None:
+    train(replace(options, epochs=1))
+    beside = options.out / "state" / ".state.safetensors.abcd1234"
+    beside.write_bytes(b"half")
+    (options.out / ".mine").write_text("kept")
+    train(TrainOptions(resume=options.out, quiet=True))
+    assert not beside.exists()
+    assert (options.out / ".mine").exists()
+
+
+def test_two_runs_do_not_meet(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twostage.folders._PATIENCE", 0.1)
+    train(replace(options, epochs=1))
+    before = rows(options.out)
+    with claimed(options.out), pytest.raises(UsageError, match="another run is writing there"):
+        train(TrainOptions(resume=options.out, quiet=True))
+    assert rows(options.out) == before
+    train(TrainOptions(resume=options.out, quiet=True))
+
+
+def test_a_folder_taken_at_the_same_moment_stays_as_it_is(options: TrainOptions, tmp_path: Path) -> None:
+    """Both saw it empty; the second comes when the first has begun."""
+    from twostage.training.folder import RunFolder
+
+    first, second = RunFolder.create(options), RunFolder.create(options)
+    first.begin(options)
+    with pytest.raises(UsageError, match="another run has begun there"):
+        second.begin(replace(options, epochs=7))
+    assert "epochs: 2" in (options.out / "config.yaml").read_text()
