@@ -31,16 +31,22 @@ def _same_every_time() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test, and so no verb, may reach for the network. Sockets between processes of one machine stay open."""
-    connect = socket.socket.connect
+def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test, and so no verb, may reach for the network. Sockets between processes of one machine stay open.
+
+    A test with the fixture `server` may reach that one.
+    """
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+    here = ("127.0.0.1",) if "server" in request.fixturenames else ()
 
     def refuse(self: socket.socket, address: Any) -> None:
-        if self.family != getattr(socket, "AF_UNIX", None):
+        if self.family != getattr(socket, "AF_UNIX", None) and address[0] not in here:
             raise AssertionError(f"tried to reach {address} over the network")
         connect(self, address)
 
-    def refuse_name(host: Any, *_args: Any, **_kwargs: Any) -> None:
+    def refuse_name(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host in here:
+            return look_up(host, *args, **kwargs)
         raise AssertionError(f"tried to look up {host} on the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)

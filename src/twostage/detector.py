@@ -27,6 +27,7 @@ from twostage.models.zoo import ZOO
 from twostage.models.zoo import build as build_model
 from twostage.weights.file import Card, load_weights, save_weights
 from twostage.weights.fit import load_all
+from twostage.weights.named import find_weights
 from twostage.weights.torchvision import from_torchvision
 
 SOURCES = {"torchvision": from_torchvision}
@@ -51,12 +52,21 @@ class Detector:
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", precision: str = "fp32", **fields: Any) -> "Detector":
-        """The detector of a weights file; `fields` replace fields of its model.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+        offline: bool = False,
+        **fields: Any,
+    ) -> "Detector":
+        """The detector of a weights file or of a published name; `fields` replace fields of its model.
 
-        Raises MissingError when there is no such file, DataError when it is none of ours, UsageError for a wrong field.
+        A name (`weights.published`) is fetched once and kept, unless `offline`. Raises MissingError when there is no
+        such file or it cannot be fetched, DataError when it is none of ours, UsageError for a wrong field.
         """
-        card, state = load_weights(Path(path))
+        card, state = load_weights(find_weights(path, offline=offline))
         _require_known(card, path)
         model = build_model(card.model, len(card.names), **card.fields_with(fields))
         load_all(model, state, str(path))

@@ -26,12 +26,27 @@ _VERBS = {
     "env": "Versions, devices and threads, for a bug report.",
 }
 
-_DATA_VERBS = {
-    "check": "Name every fault of a data set; with --fix, write a mended copy.",
-    "stats": "Tell its sizes, classes, objects an image, and what anchors reach.",
-    "view": "Write a page of its pictures with their boxes.",
-    "convert": "Write a data set in another layout, with nothing lost.",
-    "split": "Deal the pictures out into new splits, stratified by class.",
+# Verbs of two words, each in cli/GROUP_VERB.py.
+_GROUPS = {
+    "data": (
+        "The data set itself: check it before a night of training.",
+        {
+            "check": "Name every fault of a data set; with --fix, write a mended copy.",
+            "stats": "Tell its sizes, classes, objects an image, and what anchors reach.",
+            "view": "Write a page of its pictures with their boxes.",
+            "convert": "Write a data set in another layout, with nothing lost.",
+            "split": "Deal the pictures out into new splits, stratified by class.",
+        },
+    ),
+    "weights": (
+        "Weights with a name, and files of other projects.",
+        {
+            "list": "Name the published weights.",
+            "info": "Tell what a file or a name stands for.",
+            "get": "Fetch published weights into the cache.",
+            "convert": "Turn a pickled file into safetensors.",
+        },
+    ),
 }
 
 
@@ -53,10 +68,11 @@ def application() -> App:
     )
     for place, (name, help) in enumerate(_VERBS.items()):
         app.command(f"twostage.cli.{name}:{name}", name=name, help=help, sort_key=place)
-    data = App(name="data", help="The data set itself: check it before a night of training.", sort_key=len(_VERBS))
-    for place, (name, help) in enumerate(_DATA_VERBS.items()):
-        data.command(f"twostage.cli.data_{name}:{name}", name=name, help=help, sort_key=place)
-    app.command(data)
+    for place, (group, (help, verbs)) in enumerate(_GROUPS.items(), start=len(_VERBS)):
+        inner = App(name=group, help=help, sort_key=place)
+        for rank, (name, line) in enumerate(verbs.items()):
+            inner.command(f"twostage.cli.{group}_{name}:{name}", name=name, help=line, sort_key=rank)
+        app.command(inner)
     return app
 
 

@@ -33,7 +33,7 @@ class EvalOptions:
 
     data: Path = option(help="Data set in VOC, COCO or YOLO layout.")
     _: KW_ONLY
-    weights: str | None = option(None, "Weights file.", group="Model")
+    weights: str | None = option(None, "Weights file, or a name of `twostage weights list`.", group="Model")
     predictions: Path | None = option(
         None, "COCO results file, or folder of VOC results, instead of --weights.", group="Model"
     )

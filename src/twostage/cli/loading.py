@@ -20,6 +20,8 @@ class Loading(Protocol):
     def max_size(self) -> int | None: ...
     @property
     def model_fields(self) -> dict[str, Any]: ...
+    @property
+    def offline(self) -> bool: ...
 
 
 def load_detector(weights: str, options: Loading) -> "Detector":
@@ -31,5 +33,9 @@ def load_detector(weights: str, options: Loading) -> "Detector":
     sizes = {"size": options.size, "max_size": options.max_size}
     given = {name: value for name, value in sizes.items() if value is not None}
     return Detector.load(
-        weights, device=options.device, precision=options.precision, **{**options.model_fields, **given}
+        weights,
+        device=options.device,
+        precision=options.precision,
+        offline=options.offline,
+        **{**options.model_fields, **given},
     )

@@ -23,7 +23,7 @@ class PredictOptions:
 
     sources: tuple[str, ...] = option(help="Files, folders, globs, or - for paths on standard input.")
     _: KW_ONLY
-    weights: str = option(help="Weights file.", group="Model")
+    weights: str = option(help="Weights file, or a name of `twostage weights list`.", group="Model")
     model_fields: dict[str, Any] = option({}, "Fields of the model, as --set model.FIELD=VALUE.", group="Model")
     size: int | None = option(None, "Shortest side of the image (default: as trained).", group="Images", low=1)
     max_size: int | None = option(None, "Longest side of the image (default: as trained).", group="Images", low=1)

@@ -22,7 +22,9 @@ class TrainOptions:
     _: KW_ONLY
 
     model: str = option("faster_rcnn_resnet50_fpn", "Model, by its name in the zoo.", group="Model")
-    weights: str | None = option(None, "Weights file to begin with: a detector's or a backbone's.", group="Model")
+    weights: str | None = option(
+        None, "Weights to begin with, a detector's or a backbone's: a file, or a name of `weights list`.", group="Model"
+    )
     freeze: int | None = option(None, "Backbone stages kept as they are, counted from the image.", group="Model", low=0)
     names: tuple[str, ...] | None = option(
         None, "Classes to learn, in this order (default: all of the data set's).", group="Model"

@@ -16,8 +16,9 @@ from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import build, require_model
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
-from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card, require_file
+from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
 from twostage.weights.fit import as_backbone, load_fitting
+from twostage.weights.named import find_weights
 
 log = logging.getLogger("twostage.training")
 
@@ -30,7 +31,7 @@ class Start(NamedTuple):
 
 
 def require_start(options: TrainOptions) -> None:
-    """What can be known of model, fields, weights and device before a data set is read.
+    """What can be known of model, fields, weights and device before a data set is read; weights by name are fetched.
 
     Raises UsageError and MissingError as building and loading will.
     """
@@ -38,7 +39,7 @@ def require_start(options: TrainOptions) -> None:
     require_known(options.model_fields)
     choose_device(options.device)
     if options.weights is not None:
-        require_file(Path(options.weights))
+        find_weights(options.weights, offline=options.offline)
 
 
 def starting_model(options: TrainOptions, names: tuple[str, ...]) -> Start:
@@ -60,7 +61,7 @@ def starting_model(options: TrainOptions, names: tuple[str, ...]) -> Start:
             )
         return Start(build(card.model, len(names), **card.fields), frozenset())
     if options.weights is not None:
-        return _from_weights(Path(options.weights), options.model, names, given)
+        return _from_weights(find_weights(options.weights, offline=options.offline), options.model, names, given)
     model = build(options.model, len(names), **given)
     if model.fields.recipe != "scratch":
         log.warning(

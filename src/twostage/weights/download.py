@@ -1,0 +1,120 @@
+"""A file from the network: resumed where it broke off, verified, and complete or not there at all."""
+
+import hashlib
+import http.client
+import logging
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twostage.errors import DataError, MissingError, TwostageError
+
+log = logging.getLogger("twostage.weights")
+_BLOCK = 1 << 20  # bytes
+_PATIENCE = 30  # seconds without a byte
+_TRIES = 3  # in a row that brought nothing
+_PAUSE = 1.0  # seconds between them
+
+Show = Callable[[int, int | None], None]
+
+
+def download(url: str, path: Path, sha256: str) -> None:
+    """Fetch `url` to `path`; its SHA-256 must begin with `sha256`. Proxies are those of the environment.
+
+    What broke off is resumed, by a later call too. Raises MissingError that says where to put the file by hand, and
+    TwostageError where it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    log.info("Fetching %s", url)
+    by_hand = f"Fetch it by hand, and put it at {path}."
+    failures = 0
+    with _bar(path.name) as show:
+        while True:
+            had = part.stat().st_size if part.exists() else 0
+            try:
+                if _fetch(url, part, had, show):
+                    break
+                reason = "the connection ended early"
+            except urllib.error.HTTPError as error:
+                reason, failures = f"HTTP {error.code} {error.reason}", _TRIES
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(getattr(error, "reason", None) or error or type(error).__name__)
+            failures = 0 if part.exists() and part.stat().st_size > had else failures + 1
+            if failures >= _TRIES:
+                raise MissingError(f"{url}: cannot be fetched ({reason}). {by_hand}")
+            time.sleep(_PAUSE)
+    try:
+        verify(part, sha256)
+    except DataError as error:
+        part.unlink()
+        raise MissingError(f"{url}: {error} It was removed. Try again. {by_hand}") from None
+    part.replace(path)
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Raises DataError where a file's SHA-256 does not begin so."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(sha256):
+        raise DataError(f"{path}: another file: its SHA-256 begins with {found[: len(sha256)]}, not {sha256}.")
+
+
+def _fetch(url: str, part: Path, had: int, show: Show) -> bool:
+    """Add to what is there what the server has besides; whether that is all."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={had}-"} if had else {})
+    try:
+        # Not `urlopen`: it keeps the proxies that the environment named at its first call.
+        answer = urllib.request.build_opener().open(request, timeout=_PATIENCE)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(had):
+            return True
+        part.unlink()  # longer than the file itself
+        return False
+    with answer:
+        resumed = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+        size = had if resumed else 0
+        length = answer.headers.get("Content-Length")
+        total = size + int(length) if length else None
+        with _written(part), part.open("ab" if resumed else "wb") as file:
+            while block := _read(answer):
+                file.write(block)
+                size += len(block)
+                show(size, total)
+    return total is None or size == total
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    """The next bytes; a connection that breaks is told apart from a disk that is full."""
+    try:
+        return answer.read(_BLOCK)
+    except OSError as error:
+        raise http.client.HTTPException(str(error)) from error
+
+
+@contextmanager
+def _written(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TwostageError(f"{part}: cannot be written: {error.strerror or error}.") from error
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Show]:
+    """A function to be called with the bytes that are there and those wanted: a bar on a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda size, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn(name), *columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda size, total: bar.update(task, completed=size, total=total)

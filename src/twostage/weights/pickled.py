@@ -1,0 +1,77 @@
+"""Pickled weights (.pth, .pt) become files of ours. The only place where a pickle is opened, and without its code."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from twostage.atomic import write_bytes
+from twostage.errors import DataError, UsageError, nearest
+from twostage.models.zoo import ZOO, build
+from twostage.weights.file import Card, require_file, save_weights
+from twostage.weights.fit import load_all
+from twostage.weights.torchvision import from_torchvision
+
+WRAPPERS = ("model", "state_dict", "model_state_dict")
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict, also of one that a training script wrapped. Runs no code of the file.
+
+    Raises MissingError when there is none, DataError when it is no state dict or holds more than tensors.
+    """
+    require_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken pickle may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path}: cannot be read as plain tensors ({reason}). A file that needs its own code is not opened: save "
+            "its state dict alone, `torch.save(model.state_dict(), ...)`, where it was made."
+        ) from None
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise DataError(f"{path}: holds a {type(content).__name__}, not a state dict of tensors.")
+    return {str(name).removeprefix("module."): tensor.detach() for name, tensor in content.items()}
+
+
+def convert_backbone(path: Path, out: Path) -> None:
+    """A classification network's pickle as safetensors, for `train --weights`. Raises as `read_pickle`."""
+    tensors = {name: tensor.contiguous() for name, tensor in read_pickle(path).items()}
+    write_bytes(out, save(tensors))
+
+
+def convert_detector(
+    path: Path,
+    out: Path,
+    model: str,
+    names: Sequence[str],
+    *,
+    licence: str = "unknown",
+    metrics: Mapping[str, float] | None = None,
+    **fields: Any,
+) -> None:
+    """A torchvision detector's pickle as a weights file of ours.
+
+    Raises UsageError for an unknown model, DataError where the weights are not that model's or of other classes.
+    """
+    if model not in ZOO:
+        raise UsageError(f"no model {model!r}. {nearest(model, ZOO)}")
+    state = from_torchvision(read_pickle(path), len(names))
+    detector = build(model, len(names), **fields)
+    load_all(detector, state, str(path))
+    card = Card(model, tuple(names), detector.fields.to_dict(), dict(metrics or {}), licence)
+    save_weights(out, detector.state_dict(), card)
+
+
+def coco_names() -> tuple[str, ...]:
+    """The 80 classes of COCO's detection task, as torchvision lists them beside its weights."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    listed = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return tuple(name for name in listed[1:] if name != "N/A")

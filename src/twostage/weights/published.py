@@ -1,0 +1,112 @@
+"""Weights that have a name: torchvision's ImageNet backbones and its COCO detectors.
+
+All are BSD-3-Clause, the licence of torchvision, which gives none of its own to its weights; ImageNet and COCO have
+terms of their own. Their file names hold the first eight digits of their SHA-256, which every download is held against.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from twostage.errors import UsageError, nearest
+
+_HOST = "https://download.pytorch.org/models/"
+LICENCE = "BSD-3-Clause"
+
+
+class Published(NamedTuple):
+    """A published file: its name here, its address, its size in MiB, and what it is.
+
+    `model` is the detector of our zoo that it fills, None for a backbone trained on ImageNet; `score` is its
+    publisher's number: COCO's AP of a detector, top-1 accuracy of a backbone, in percent. `fields` are those of the
+    model that its weights do not show.
+    """
+
+    name: str
+    file: str
+    size: float
+    model: str | None
+    score: float
+    fields: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return _HOST + self.file
+
+    @property
+    def sha256(self) -> str:
+        """The first digits of its SHA-256."""
+        return Path(self.file).stem.rpartition("-")[2]
+
+    @property
+    def about(self) -> str:
+        """One line."""
+        number = f"AP {self.score:.1f} on COCO" if self.model else f"{self.score:.1f} % on ImageNet"
+        return f"{'detector' if self.model else 'backbone'}, {number}, {self.size:.0f} MiB, {LICENCE}"
+
+
+PUBLISHED = {
+    one.name: one
+    for one in (
+        Published("vgg16-imagenet", "vgg16-397923af.pth", 527.796, None, 71.592),
+        Published("resnet18-imagenet", "resnet18-f37072fd.pth", 44.661, None, 69.758),
+        Published("resnet34-imagenet", "resnet34-b627a593.pth", 83.275, None, 73.314),
+        Published("resnet50-imagenet", "resnet50-0676ba61.pth", 97.781, None, 76.13),
+        Published("resnet50-imagenet-v2", "resnet50-11ad3fa6.pth", 97.79, None, 80.858),
+        Published("resnet101-imagenet", "resnet101-63fe2227.pth", 170.511, None, 77.374),
+        Published("resnet101-imagenet-v2", "resnet101-cd907fc2.pth", 170.53, None, 81.886),
+        Published("mobilenet_v3_large-imagenet", "mobilenet_v3_large-8738ca79.pth", 21.114, None, 74.042),
+        Published("mobilenet_v3_large-imagenet-v2", "mobilenet_v3_large-5c1a4163.pth", 21.107, None, 75.274),
+        Published(
+            "faster_rcnn_resnet50_fpn-coco",
+            "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+            159.743,
+            "faster_rcnn_resnet50_fpn",
+            37.0,
+            MappingProxyType({"norm_eps": 0.0}),  # torchvision, faster_rcnn.py: overwrite_eps
+        ),
+        Published(
+            "faster_rcnn_resnet50_fpn_v2-coco",
+            "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+            167.104,
+            "faster_rcnn_resnet50_fpn_v2",
+            46.7,
+        ),
+        Published(
+            "faster_rcnn_mobilenet_v3_large_fpn-coco",
+            "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth",
+            74.239,
+            "faster_rcnn_mobilenet_v3_large_fpn",
+            32.8,
+        ),
+        Published(
+            "faster_rcnn_mobilenet_v3_large_320_fpn-coco",
+            "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
+            74.239,
+            "faster_rcnn_mobilenet_v3_large_320_fpn",
+            22.8,
+        ),
+    )
+}
+
+
+def published(name: str) -> Published:
+    """The weights of a name. Raises UsageError with the nearest one."""
+    if name not in PUBLISHED:
+        raise UsageError(f"no published weights {name!r}. {nearest(name, PUBLISHED)}")
+    return PUBLISHED[name]
+
+
+def cache_folder() -> Path:
+    """Where weights are kept: under $TWOSTAGE_HOME, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage."""
+    home = os.environ.get("TWOSTAGE_HOME")
+    root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "twostage"
+    return root.expanduser() / "weights"
+
+
+def cached(one: Published) -> Path:
+    """Where the converted file of published weights is, or will be."""
+    return cache_folder() / f"{one.name}.safetensors"
