@@ -1,7 +1,10 @@
 """Whatever is in a file: a data set, or a DataError that names faults; never another exception."""
 
 import json
+import os
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from twostage.data.check import check
+from twostage.data.convert import convert
 from twostage.data.images import read_image, read_size
 from twostage.data.probe import probe
 from twostage.data.recognise import open_dataset
@@ -166,3 +170,37 @@ def test_names_longer_than_any_file_system_takes(coco_root: Path) -> None:
     (coco_root / "instances_train.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(DataError, match="unreadable-image"):
         open_dataset(coco_root / "instances_train.json", split="train")
+
+
+def replaced_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes in folders")
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_a_pipe_is_not_waited_for(
+    make_voc: Callable[..., Path], make_yolo: Callable[..., Path], kind: str, tmp_path: Path
+) -> None:
+    if kind == "voc":
+        root = make_voc({"a": [("dog", (2, 3, 20, 30))], "b": []})
+        path, code = root / "Annotations" / "a.xml", "broken-xml"
+    else:
+        root = make_yolo({"a": "0 0.5 0.5 0.2 0.2", "b": ""})
+        path, code = root / "labels" / "train" / "a.txt", "unreadable-file"
+    replaced_by_a_pipe(path)
+    report = check(root)
+    assert (code, path.name) in {(f.code, Path(f.file).name) for f in report.faults}
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        check(tmp_path / "pipe.json")
+
+
+def test_a_folder_in_place_of_an_annotation_that_had_something_beside_it(
+    make_coco: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = convert(make_coco([ANNOTATION | {"id": 5}], images=2), tmp_path / "out", "voc").path
+    path = root / "Annotations" / "1.xml"
+    path.unlink()
+    path.mkdir()
+    assert "broken-xml" in {f.code for f in check(root).faults}

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,10 @@ def test_another_size_keeps_the_ratio_of_the_file() -> None:
     assert card.fields_with({"size": 640}) == {"size": 640, "max_size": 960}
     assert card.fields_with({"size": 640, "max_size": 700}) == {"size": 640, "max_size": 700}
     assert card.fields_with({}) == card.fields
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match="not a regular file"):
+        load_weights(tmp_path / "a.safetensors")

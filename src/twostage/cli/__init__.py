@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
@@ -93,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (Exception, KeyboardInterrupt) as error:
         kind, code, message = _told(error)
+        if code != _INTERRUPTED:
+            message += _other_options(tokens)
         if "--debug" in tokens and code != _INTERRUPTED:
             traceback.print_exc()
         print(f"twostage: {message}", file=sys.stderr)
@@ -102,6 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(to_json({"error": {"kind": kind, "code": code, "message": message}}))
         return code
+
+
+def _other_options(tokens: Sequence[str]) -> str:
+    """A line that names the configuration file, where what is wrong may stand as well."""
+    files = [after for token, after in pairwise([*tokens, ""]) if token == "--config"]
+    files += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
+    return f"\nOptions were read from {files[-1]} too." if files else ""
 
 
 def _told(error: BaseException) -> tuple[str, int, str]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeGuard
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
-from twostage.data.files import exists
+from twostage.data.files import exists, require_regular
 from twostage.data.flat import Mask
 from twostage.data.images import Header
 from twostage.data.segmentation import SegmentationError, read_segmentation
@@ -74,11 +74,17 @@ def load_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is no JSON number")
 
     try:
+        require_regular(path)
         document = json.loads(path.read_bytes(), parse_constant=refuse)
     except FileNotFoundError:
         _broken(path, "missing-file", "does not exist", "Check the path")
     except OSError as error:
-        _broken(path, "unreadable-file", f"cannot be read ({error.strerror})", "Check that it is a file you may read")
+        _broken(
+            path,
+            "unreadable-file",
+            f"cannot be read ({error.strerror or error})",
+            "Check that it is a file you may read",
+        )
     except RecursionError:
         _broken(path, "broken-json", "is nested too deeply", "Write plain COCO lists")
     except ValueError as error:  # of JSON and of text encodings alike

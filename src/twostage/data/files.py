@@ -1,4 +1,4 @@
-"""Small questions about files, answered without raising."""
+"""Small questions about files."""
 
 from pathlib import Path
 
@@ -15,3 +15,9 @@ def shown(path: str | Path, root: Path) -> str:
     """A path as it is shown to people: inside the data set without its root."""
     path = Path(path)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def require_regular(path: Path) -> None:
+    """Raises OSError for what is there and no regular file: a pipe would be waited for without end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError("it is not a regular file")

@@ -160,6 +160,8 @@ def find_layout(path: str | Path) -> Layout:
     path = Path(path)
     if not exists(path):
         raise DataError(f"{path}: does not exist. Name the folder of a data set, a COCO JSON file, or a data.yaml.")
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: neither a file nor a folder. Name the folder of a data set, or a file of one.")
     try:
         found = _of_file(path) if path.is_file() else _of_folder(path)
     except PermissionError as error:

@@ -15,7 +15,7 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
-from twostage.data.files import exists, shown
+from twostage.data.files import exists, require_regular, shown
 from twostage.data.images import EXTENSIONS, Header
 
 VocOffset = Literal["auto", "0", "1"]
@@ -137,6 +137,7 @@ def _add(
     builder.faults.extend(found.faults)
     if found.broken:
         builder.spoil(image)
+        return
     kept = extras.objects(builder, xml, shown(xml, builder.root), found.stated)
     for item in found.objects:
         left, top, right, bottom = item.box
@@ -183,6 +184,7 @@ def parse_xml(path: Path) -> Element:
     def refuse(name: str, *_: object) -> NoReturn:
         raise ValueError(f"declares a document type <!DOCTYPE {name}>, which may hold entity bombs; remove that line")
 
+    require_regular(path)
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"is larger than {LARGEST_FILE >> 20} MiB")
     builder = TreeBuilder()
@@ -257,9 +259,10 @@ def _together(folder: Path, files: VocFiles, pictures: Mapping[str, Sequence[str
 def _listed(path: Path, known: set[str]) -> list[str]:
     """The names in a list; one made for a single class has -1, 0 or 1 behind each. Raises FaultyDataError."""
     try:
+        require_regular(path)
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
-        message, fix = f"cannot be read: {error.strerror}", "Check that it is a file you may read"
+        message, fix = f"cannot be read: {error.strerror or error}", "Check that it is a file you may read"
         raise FaultyDataError(f"{path}: cannot be used.", [fault("unreadable-file", path, "", message, fix)]) from error
     stems = set()
     for line in lines:

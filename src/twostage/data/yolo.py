@@ -16,7 +16,7 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
 from twostage.data.faults import FaultyDataError, OnError, fault
-from twostage.data.files import exists, shown
+from twostage.data.files import exists, require_regular, shown
 from twostage.data.flat import NONE, POLYGONS, Mask, pack_polygons
 from twostage.data.images import EXTENSIONS, Header
 
@@ -125,6 +125,7 @@ def _rows(builder: Builder, path: Path, shown: str, image: int, classes: int) ->
     """Line number, and [class, numbers ...] of every good row; the others are reported."""
     fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the picture"
     try:
+        require_regular(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         builder.report("unreadable-file", shown, "", f"the label file cannot be read: {error}", fix, image=image)
@@ -240,6 +241,7 @@ def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
 def _listed(place: Path) -> list[Path]:
     """The pictures of a text file of paths; relative ones count from its folder."""
     try:
+        require_regular(place)
         lines = place.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FaultyDataError(

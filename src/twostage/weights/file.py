@@ -82,7 +82,7 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def require_file(path: Path) -> None:
-    """Raises MissingError where there is no such weights file, UsageError for a folder."""
+    """Raises MissingError where there is no such weights file, UsageError for what is no regular file."""
     if not path.exists():
         bring = "`twostage train DATA --out RUN` leaves RUN/weights/best.safetensors"
         raise MissingError(f"{path}: no such weights file. Give one that training wrote: {bring}.")
@@ -90,6 +90,8 @@ def require_file(path: Path) -> None:
         inside = path / "weights" / "best.safetensors"
         hint = f" Did you mean {inside}?" if inside.exists() else ""
         raise UsageError(f"{path}: a folder, not a weights file.{hint}")
+    if not path.is_file():  # a pipe would be waited for without end
+        raise UsageError(f"{path}: not a regular file. Copy the weights into one.")
 
 
 def read_card(path: Path, text: str) -> Card:
