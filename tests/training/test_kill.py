@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from twostage.errors import MissingError, UsageError
+from twostage.errors import MissingError, TwostageError, UsageError
 from twostage.folders import claimed
-from twostage.training import TrainOptions, train
+from twostage.training import TrainOptions, run, train
 from twostage.training.folder import to_yaml
 
 
@@ -111,3 +111,38 @@ def test_a_folder_taken_at_the_same_moment_stays_as_it_is(options: TrainOptions,
     with pytest.raises(UsageError, match="another run has begun there"):
         second.begin(replace(options, epochs=7))
     assert "epochs: 2" in (options.out / "config.yaml").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file size")
+def test_a_full_disk_keeps_the_last_state(options: TrainOptions, tmp_path: Path) -> None:
+    import resource
+
+    options = replace(options, epochs=3, eval_every=1)
+    whole = Path(train(replace(options, out=tmp_path / "whole"))["out"])
+    stop_in_epoch(options, 2)
+    kept = (options.out / "state" / "state.safetensors").read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(TwostageError, match=r"weights.*safetensors: cannot be written: File too large"):
+            train(TrainOptions(resume=options.out, quiet=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (options.out / "state" / "state.safetensors").read_bytes() == kept
+    train(TrainOptions(resume=options.out, quiet=True))
+    assert rows(options.out) == rows(whole)
+
+
+def stop_in_epoch(options: TrainOptions, epoch: int) -> None:
+    """Ctrl-C, as it were, when so many epochs have ended."""
+    with pytest.MonkeyPatch.context() as patch:
+        end = run._end_epoch
+
+        def stopping(one: run.Run) -> None:
+            end(one)
+            if one.session.progress.step >= 2 * epoch:
+                one.session.stop.set()
+
+        patch.setattr(run, "_end_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(options)
