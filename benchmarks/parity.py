@@ -4,17 +4,20 @@
 
 torchvision's four Faster R-CNNs, calibrated on real photos (see `_calibrated`), are imported through
 `Detector.from_state_dict` and run beside the originals on photos of different sizes, one at a time and four on a
-canvas; then both give their training losses on the same sampled anchors and the same regions. FOLDER holds
+canvas; then both give their training losses on the same sampled anchors and the same regions. With `--arithmetic
+float64` both compute in double precision, where rounding decides nothing; with `itself` torchvision's network runs
+beside itself with its memory in another order, which tells how far rounding alone goes in float32. FOLDER holds
 `coco-photos/instances.json` and `coco-photos/images/`; by default it is `data` in the folder that TWOSTAGE_DATA names.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,13 +32,13 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from twostage import Detector
-from twostage.data.batch import stack_targets
+from twostage.data.batch import stack_images, stack_targets
 from twostage.data.images import read_image
 from twostage.inference.predictor import make_batch, to_arrays
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.targets.matching import NEGATIVE
 from twostage.models.targets.sampling import Sample
-from twostage.models.two_stage import Samplers
+from twostage.models.two_stage import Samplers, TwoStage
 
 MODELS = (
     "faster_rcnn_resnet50_fpn",
@@ -85,19 +88,24 @@ class Tally:
         self.detections += len(theirs.boxes)
         self.fewest_distinct = min(self.fewest_distinct, len(theirs.boxes.round().unique(dim=0)))
         free = set(range(len(ours.boxes)))
+        elsewhere = []
         for place in range(len(theirs.boxes)):
             partner = self._partner(place, theirs, ours, free)
             if partner is None:
                 if self._at_the_edge(theirs.scores[place], ours):
                     self.at_the_edge += 1
                 else:
-                    self.different.append(f"{name}: torchvision's number {place + 1} of {len(theirs.boxes)}")
+                    elsewhere.append(place + 1)
                 continue
             free.remove(partner)
             self.swapped += partner != place
             self.pixels += (ours.boxes[partner] - theirs.boxes[place]).abs().tolist()
             self.scores.append(abs(float(ours.scores[partner] - theirs.scores[place])))
-        self.different += [f"{name}: our number {i + 1}" for i in free if not self._at_the_edge(ours.scores[i], theirs)]
+        elsewhere += [i + 1 for i in free if not self._at_the_edge(ours.scores[i], theirs)]
+        if elsewhere:
+            count = len(theirs.boxes)
+            places = f"{len(set(elsewhere))} of {count} places differ, number {min(elsewhere)} the first"
+            self.different.append(f"{name}: {places}")
 
     def _partner(self, place: int, theirs: Found, ours: Found, free: set[int]) -> int | None:
         """Our detection of the same class and nearly the same box: at the same place, or a tie away."""
@@ -195,32 +203,55 @@ def compare(
         **({"size": sizes["min_size"], "max_size": sizes["max_size"]} if sizes else {}),
     )
     rows, faults = [], []
-    for batch in options.batch:
-        tally = Tally()
-        for group in groups(photos, batch):
-            pairs = zip(group, their_detections(theirs, group), our_detections(ours, group), strict=True)
-            for photo, expected, found in pairs:
-                tally.add(photo.name, expected, found)
+    for batch in options.batch if "float32" in options.arithmetic else ():
         worst = max(relative_losses(theirs, ours, group) for group in groups(photos, batch))
-        faults += [f"{name}, batch {batch}: {fault}" for fault in tally.faults()]
         if worst > LOSS:
             faults.append(f"{name}, batch {batch}: a loss differs by {worst:.1e}")
-        rows.append(row(name, batch, tally, worst))
+        tally = agreement(theirs, photos, batch, lambda group: our_detections(ours.model, group))
+        faults += [f"{name}, float32, batch {batch}: {fault}" for fault in tally.faults()]
+        rows.append(row(name, "float32", batch, tally, f"{worst:.1e}"))
+    if "itself" in options.arithmetic:
+        # How far rounding alone goes: the same network, torchvision's own, with its memory in another order.
+        itself = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
+        tally = agreement(theirs, photos, 1, lambda group: their_detections(itself, group))
+        rows.append(row(name, "float32, torchvision beside itself, channels last", 1, tally, ""))
+    if "float64" in options.arithmetic:
+        double, model = copy.deepcopy(theirs).double(), copy.deepcopy(ours.model).double()
+        for name_of, values in (("mean", model.fields.mean), ("std", model.fields.std)):
+            getattr(model, name_of).copy_(torch.tensor(values, dtype=torch.float64)[:, None, None])
+        for batch in options.batch:
+            tally = agreement(double, photos, batch, lambda group: our_detections(model, group))
+            faults += [f"{name}, float64, batch {batch}: {fault}" for fault in tally.faults()]
+            rows.append(row(name, "float64", batch, tally, ""))
     return rows, faults
+
+
+def agreement(
+    theirs: nn.Module, photos: Sequence[Photo], batch: int, detect: Callable[[Sequence[Photo]], list[Found]]
+) -> Tally:
+    """torchvision's detections beside those that `detect` finds, so many photos at a time."""
+    tally = Tally()
+    for group in groups(photos, batch):
+        for photo, expected, found in zip(group, their_detections(theirs, group), detect(group), strict=True):
+            tally.add(photo.name, expected, found)
+    return tally
 
 
 @torch.inference_mode()
 def their_detections(model: nn.Module, group: Sequence[Photo]) -> list[Found]:
     """torchvision's, with classes counted from 0."""
-    found = model.eval()([torch.from_numpy(p.image).permute(2, 0, 1).float() / 255 for p in group])
+    dtype = next(model.parameters()).dtype
+    found = model.eval()([torch.from_numpy(p.image).permute(2, 0, 1).to(dtype) / 255 for p in group])
     return [Found(f["boxes"], f["scores"], f["labels"] - 1) for f in found]
 
 
 @torch.inference_mode()
-def our_detections(detector: Detector, group: Sequence[Photo]) -> list[Found]:
+def our_detections(model: TwoStage, group: Sequence[Photo]) -> list[Found]:
     """twostage's."""
-    batch = make_batch([p.image for p in group], detector.model.fields)
-    found = detector.model.eval()(batch)
+    dtype = next(model.parameters()).dtype
+    images = [model.fields.resizing(torch.from_numpy(p.image).permute(2, 0, 1).to(dtype) / 255) for p in group]
+    batch = stack_images(images, divisor=model.fields.divisor)
+    found = model.eval()(batch)
     arrays = to_arrays(found, batch.sizes, [p.image.shape[:2] for p in group])
     return [Found(*(torch.from_numpy(one[key]) for key in ("boxes", "scores", "class_ids"))) for one in arrays]
 
@@ -300,6 +331,7 @@ def groups(photos: Sequence[Photo], size: int) -> Iterator[Sequence[Photo]]:
 
 HEADER = (
     "model",
+    "arithmetic",
     "batch",
     "photos",
     "detections",
@@ -314,10 +346,11 @@ HEADER = (
 )
 
 
-def row(name: str, batch: int, tally: Tally, losses: float) -> tuple[object, ...]:
+def row(name: str, arithmetic: str, batch: int, tally: Tally, losses: str) -> tuple[object, ...]:
     """One line of the table."""
     return (
         name,
+        arithmetic,
         batch,
         tally.photos,
         tally.detections,
@@ -328,7 +361,7 @@ def row(name: str, batch: int, tally: Tally, losses: float) -> tuple[object, ...
         f"{median(tally.pixels or [math.nan]):.1e}",
         f"{max(tally.pixels, default=math.nan):.1e}",
         f"{max(tally.scores, default=math.nan):.1e}",
-        f"{losses:.1e}",
+        losses,
     )
 
 
@@ -339,7 +372,8 @@ def report(lines: Sequence[tuple[object, ...]], faults: Sequence[str], photos: S
         [
             "# Parity with torchvision",
             "",
-            f"`python benchmarks/parity.py`: {len(photos)} photos in {len(shapes)} sizes, float32. Wanted: the same "
+            f"`python benchmarks/parity.py {' '.join(sys.argv[1:])}`: {len(photos)} photos in {len(shapes)} sizes. "
+            "Wanted: the same "
             f"detections in the same order (scores closer than {SCORE_TIE:g} may swap, or fall off the end at {MOST}), "
             f"boxes within {MEDIAN_PX:g} px in the median and {MAX_PX:g} px at most, losses within {LOSS:g}.",
             "",
@@ -360,6 +394,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS, metavar="MODEL")
     parser.add_argument("--photos", type=int, default=20)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--arithmetic", nargs="+", default=("float32",), choices=("float32", "float64", "itself"))
     parser.add_argument("--size", type=int, help="shortest side instead of the models' own, for a quick look")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twostage.models.fields import Fields
 from twostage.models.proposals.rpn import Proposals
-from twostage.ops.boxes import clip
+from twostage.ops.boxes import clip, precise
 from twostage.ops.deltas import decode
 from twostage.ops.nms import nms
 from twostage.ops.soft_nms import soft_nms
@@ -44,7 +44,7 @@ def detect(
 
     1. Softmax, background dropped. 2. Decode, clip. 3. Threshold, minimum size. 4. NMS per class. 5. The best D.
     """
-    scores = logits.float().softmax(dim=2)[..., 1:]
+    scores = precise(logits).softmax(dim=2)[..., 1:]
     n, p, k = scores.shape
     boxes = decode(
         deltas,

@@ -22,7 +22,7 @@ from twostage.models.losses import box_loss, objectness_loss
 from twostage.models.proposals.anchors import Anchors
 from twostage.models.targets.matching import match
 from twostage.models.targets.sampling import RandomSampler, Sampler
-from twostage.ops.boxes import clip
+from twostage.ops.boxes import clip, precise
 from twostage.ops.deltas import decode, encode
 from twostage.ops.nms import nms
 
@@ -94,7 +94,7 @@ class RPN(nn.Module):
         first = 0
         for number, (logit, delta, anchor, inside) in enumerate(zip(*dense, strict=True)):
             # A level may have fewer anchors than `top`: padding to `top` keeps the shape free of the map's size.
-            best = pad(logit.float().masked_fill(~inside, -torch.inf), (0, top), value=-torch.inf).topk(top, dim=1)
+            best = pad(precise(logit).masked_fill(~inside, -torch.inf), (0, top), value=-torch.inf).topk(top, dim=1)
             place = best.indices.clamp(max=anchor.shape[0] - 1)
             scores.append(best.values)
             deltas.append(delta.gather(1, place[..., None].expand(-1, -1, 4)))
