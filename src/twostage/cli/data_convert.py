@@ -34,7 +34,6 @@ def convert(options: ConvertOptions) -> Outcome:
     What a layout has no place for is kept in a file twostage.json beside it. The source is not changed.
     """
     from twostage.data.convert import convert
-    from twostage.data.faults import format_faults
 
     written = convert(
         options.data,
@@ -45,7 +44,5 @@ def convert(options: ConvertOptions) -> Outcome:
         on_error=options.on_error,
         pictures=options.pictures,
     )
-    if written.faults:
-        print(format_faults(written.faults))
     print(written.format())
     return Outcome(written.to_dict())

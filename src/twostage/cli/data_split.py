@@ -50,7 +50,6 @@ def split(options: SplitOptions) -> Outcome:
 
     The same seed gives the same splits. The source is not changed.
     """
-    from twostage.data.faults import format_faults
     from twostage.data.split import split
 
     written = split(
@@ -63,7 +62,5 @@ def split(options: SplitOptions) -> Outcome:
         voc_offset=options.voc_offset,
         pictures=options.pictures,
     )
-    if written.faults:
-        print(format_faults(written.faults))
     print(written.format())
     return Outcome(written.to_dict())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage.data.dataset import Dataset
-from twostage.data.faults import Fault, OnError
+from twostage.data.faults import Fault, OnError, format_faults
 from twostage.data.recognise import Options, find_layout, opener
 from twostage.data.voc import VocOffset
 from twostage.data.write import Kind, Pictures, write_dataset
@@ -39,9 +39,10 @@ class Written:
         return {"out": str(self.path), "layout": self.layout, "splits": splits}
 
     def format(self) -> str:
-        """For people."""
+        """For people: what was wrong with the source, and what was written."""
+        faults = [format_faults(self.faults)] if self.faults else []
         held = [f"  {name}: {images} images, {objects} objects" for name, (images, objects) in self.splits.items()]
-        return "\n".join([f"{self.path}: {self.layout.upper()} layout", *held])
+        return "\n".join([*faults, f"{self.path}: {self.layout.upper()} layout", *held])
 
 
 def convert(
