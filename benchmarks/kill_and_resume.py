@@ -18,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 import yaml
 from _timing import finish, hardware, table
 from safetensors.torch import load_file
@@ -119,7 +118,7 @@ def ending(folder: Path) -> tuple[object, ...]:
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = [tuple((k, v) for k, v in row.items() if k != "seconds") for row in csv.DictReader(file)]
     weights = [
-        (file, name, tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        (file, name, tensor.numpy().tobytes())
         for file in ("best", "last")
         for name, tensor in sorted(load_file(folder / "weights" / f"{file}.safetensors").items())
     ]
