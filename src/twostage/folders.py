@@ -43,11 +43,12 @@ def next_folder(parent: Path, name: str) -> Path:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Keep a folder to this process. Raises UsageError where another one has it.
+    """Make a folder where there is none, and keep it to this process. Raises UsageError where another one has it.
 
     Waits for the children of one that was killed: the system frees its lock when the last of them has noticed.
     """
-    lock = FileLock(path / ".lock", timeout=_PATIENCE)
+    path.mkdir(exist_ok=True)
+    lock = FileLock(path / "lock", timeout=_PATIENCE)
     try:
         lock.acquire()
     except Timeout:

@@ -72,7 +72,7 @@ def _run(options: TrainOptions) -> dict[str, Any]:
         folder = RunFolder.create(options)
     else:
         folder = RunFolder.existing(options.resume)
-    with claimed(folder.path):
+    with claimed(folder.state.parent):
         return _train(options, splits, session, folder)
 
 
