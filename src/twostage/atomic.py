@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twostage.errors import TwostageError
 
-_BESIDE = re.compile(r"\..+\.\w{8}")  # as mkstemp makes them below
+_BESIDE = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as mkstemp makes them below; nobody's own file looks so
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -19,7 +19,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Only the beginning of the name: the system limits its length, and the random part comes on top.
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()

@@ -83,12 +83,12 @@ def test_killed_before_anything_was_kept(options: TrainOptions) -> None:
 
 def test_what_a_killed_writer_left_goes(options: TrainOptions) -> None:
     train(replace(options, epochs=1))
-    beside = options.out / "state" / ".state.safetensors.abcd1234"
+    beside = options.out / "state" / ".state.safetensors.abcd1234.part"
     beside.write_bytes(b"half")
-    (options.out / ".mine").write_text("kept")
+    (options.out / ".mine.markdown").write_text("kept")
     train(TrainOptions(resume=options.out, quiet=True))
     assert not beside.exists()
-    assert (options.out / ".mine").exists()
+    assert (options.out / ".mine.markdown").exists()
 
 
 def test_two_runs_do_not_meet(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.images import EXTENSIONS, read_header
 
 # Neither XML nor a list of lines can hold these.
-_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff￾￿\u2028\u2029\x85]")
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 def nested_names(datasets: Sequence[Dataset], *, by_stem: bool) -> list[list[str]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from filelock import FileLock
 
 from twostage.errors import MissingError, TwostageError, nearest
-from twostage.weights.download import download, verify
 from twostage.weights.file import require_file
 from twostage.weights.pickled import coco_names, convert_backbone, convert_detector
 from twostage.weights.published import LICENCE, PUBLISHED, Published, cache_folder, cached
@@ -45,6 +44,8 @@ def bring(one: Published, *, offline: bool = False) -> Path:
     with FileLock(folder / f".{one.name}.lock"):  # two that want the same fetch it once
         if target.exists():
             return target
+        from twostage.weights.download import download, verify  # a start without the network needs none of it
+
         if not original.exists():
             if offline:
                 raise MissingError(
