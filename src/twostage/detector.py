@@ -25,6 +25,7 @@ from twostage.models.fields import Fields
 from twostage.models.two_stage import Stages, TwoStage
 from twostage.models.zoo import ZOO
 from twostage.models.zoo import build as build_model
+from twostage.training.distributed import ALONE, Processes
 from twostage.weights.file import Card, load_weights, save_weights
 from twostage.weights.fit import load_all
 from twostage.weights.named import find_weights
@@ -143,9 +144,11 @@ class Detector:
         conf: float | None = None,
         iou: float | None = None,
         max_det: int | None = None,
+        processes: Processes = ALONE,
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
+        Several `processes` (`training.distributed.joined`) share the images, and all get all detections.
         Raises UsageError where the data set's classes are not the detector's: `data.dataset.select_classes` chooses
         from a data set that has more.
         """
@@ -156,12 +159,16 @@ class Detector:
             )
         output = self.output(conf, iou, max_det)
         fields = self.model.fields
+        if workers is None:
+            workers = default_workers(on_cpu=self.device.type == "cpu", sharing=processes.local_world)
         loaded = evaluation_batches(
             dataset,
             resize=fields.resizing,
             batch=batch,
-            workers=default_workers(on_cpu=self.device.type == "cpu") if workers is None else workers,
+            workers=workers,
             divisor=fields.divisor,
+            rank=processes.rank,
+            world=processes.world,
         )
         gathered = Accumulator()
         for one in loaded:
@@ -170,7 +177,7 @@ class Detector:
             originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
             for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals), strict=True):
                 gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"])
-        return gathered.results()
+        return Accumulator.join(processes.gather(gathered)).results()
 
     def output(self, conf: float | None, iou: float | None, max_det: int | None) -> Fields:
         """The model's fields with other thresholds of the last step; None keeps the model's."""

@@ -178,14 +178,15 @@ def test_demo_leaves_a_page_that_needs_nothing_else(shell: Callable, tmp_path: P
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child alone")
-def test_ctrl_c_saves_what_was_learned(scenes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_what_was_learned(scenes: Path, tmp_path: Path, word: signal.Signals) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "twostage", "train", str(scenes), *QUICK, "--epochs", "3000", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(word)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
     assert "Traceback" not in messages

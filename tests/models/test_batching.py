@@ -176,3 +176,30 @@ def test_box_lambda_weighs_the_box_loss_alone() -> None:
     expected = losses[0] | {"box": 2.5 * losses[0]["box"]}
     for name, value in expected.items():
         torch.testing.assert_close(losses[1][name], value)
+
+
+def test_shares_of_a_batch_average_to_its_losses(make_targets: Callable[..., Targets]) -> None:
+    """Two processes divide by the mean of both's numbers of samples: here one has none but in one image."""
+    sizes = [(64, 96)] * 4
+    model = lively("faster_rcnn_tiny_fpn", norm="frozen", region_background_iou=(0.1, 0.5)).train()
+    batch, targets = stack_images(images(*sizes)), make_targets(sizes, [0, 1, 5, 2])
+    whole = model(batch, targets)
+
+    def half(first: int, mean: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        own = slice(first, first + 2)
+        fields = (targets.boxes, targets.labels, targets.valid, targets.seeds)
+        return model(Batch(batch.images[own], batch.sizes[own]), Targets(*(value[own] for value in fields)), mean=mean)
+
+    counts: list[list[Tensor]] = [[], []]
+    for seen, first in zip(counts, (0, 2), strict=True):
+        half(first, lambda count, seen=seen: (seen.append(count), count)[1])
+    assert counts[0] != counts[1]
+    means = [torch.stack(both).mean() for both in zip(*counts, strict=True)]
+    halves = []
+    for first in (0, 2):
+        left = iter(means)
+        halves.append(half(first, lambda _, left=left: next(left)))
+    for name, loss in whole.items():
+        mean = torch.stack([one[name] for one in halves]).mean()
+        torch.testing.assert_close(mean, loss, rtol=1e-5, atol=1e-6)
+        assert abs(halves[0][name] - loss) > 1e-3

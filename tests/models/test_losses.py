@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from twostage.models.losses import box_loss, class_loss, objectness_loss
+from twostage.models.losses import alone, box_loss, class_loss, objectness_loss, one_over_sampled
 
 N, S, K = 3, 16, 5
 
@@ -30,7 +30,7 @@ def test_equal_to_torchvisions_fast_rcnn_loss() -> None:
     )
     valid = torch.ones(N, S, dtype=torch.bool)
     weight = torch.full((N,), 1 / (N * S))
-    torch.testing.assert_close(class_loss(logits, classes, valid), expected_class, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(class_loss(logits, classes, valid, weight), expected_class, rtol=1e-6, atol=1e-6)
     found = box_loss(own(deltas, classes), goal, classes > 0, weight, beta=1 / 9)
     torch.testing.assert_close(found, expected_box, rtol=1e-6, atol=1e-6)
 
@@ -39,11 +39,12 @@ def test_padding_counts_for_nothing() -> None:
     """Not even where a padded row's numbers are infinite."""
     logits, deltas, classes, goal = regions()
     valid = torch.arange(S).expand(N, -1) < torch.tensor([[S], [4], [0]])
-    alone = class_loss(logits[valid][None], classes[valid][None], torch.ones(1, int(valid.sum()), dtype=torch.bool))
-    torch.testing.assert_close(class_loss(logits, classes, valid), alone)
+    weight = torch.full((N,), 0.1)
+    rest = torch.ones(1, int(valid.sum()), dtype=torch.bool)
+    unpadded = class_loss(logits[valid][None], classes[valid][None], rest, weight[:1])
+    torch.testing.assert_close(class_loss(logits, classes, valid, weight), unpadded)
 
     positive = (classes > 0) & valid
-    weight = torch.full((N,), 0.1)
     found = box_loss(own(deltas, classes), goal, positive, weight, beta=1.0)
     wild = own(deltas, classes).masked_fill(~positive[..., None], torch.inf).requires_grad_()
     again = box_loss(wild, goal, positive, weight, beta=1.0)
@@ -56,7 +57,7 @@ def test_padding_counts_for_nothing() -> None:
 def test_no_valid_region_costs_nothing() -> None:
     logits, deltas, classes, goal = regions()
     none = torch.zeros(N, S, dtype=torch.bool)
-    assert class_loss(logits, classes, none) == 0
+    assert class_loss(logits, classes, none, one_over_sampled(none, alone)) == 0
     assert box_loss(own(deltas, classes), goal, none, torch.ones(N), beta=1.0) == 0
     assert objectness_loss(logits[..., 0], none, none, torch.ones(N)) == 0
 
@@ -87,6 +88,6 @@ def test_objectness_is_binary_cross_entropy() -> None:
 def test_arithmetic_is_float32_whatever_the_networks_precision() -> None:
     logits, deltas, classes, goal = regions()
     valid = torch.ones(N, S, dtype=torch.bool)
-    assert class_loss(logits.bfloat16(), classes, valid).dtype == torch.float32
+    assert class_loss(logits.bfloat16(), classes, valid, torch.ones(N)).dtype == torch.float32
     assert box_loss(own(deltas, classes).bfloat16(), goal, valid, torch.ones(N), beta=1.0).dtype == torch.float32
     assert objectness_loss(logits[..., 0].bfloat16(), valid, valid, torch.ones(N)).dtype == torch.float32

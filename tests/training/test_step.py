@@ -11,6 +11,7 @@ import torch
 from twostage.data.recognise import open_dataset
 from twostage.models.zoo import build
 from twostage.training import step
+from twostage.training.distributed import ALONE
 from twostage.training.recipe import SCRATCH
 from twostage.training.state import Progress
 from twostage.training.step import Session, train_until
@@ -30,7 +31,8 @@ def test_time_budget_is_met_though_steps_change(
     monkeypatch.setattr(step, "train_step", quick_step)
     monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: now))
     session = Session(
-        model=build("faster_rcnn_tiny_fpn", 1),
+        model=(model := build("faster_rcnn_tiny_fpn", 1)),
+        learner=model,
         optimizer=torch.optim.SGD([torch.zeros(1)]),
         average=None,
         scaler=None,
@@ -42,6 +44,7 @@ def test_time_budget_is_met_though_steps_change(
         seed=0,
         budget=100.0,
         stop=threading.Event(),
+        processes=ALONE,
     )
     train_until(session, iter(()), step=10**6, after_step=lambda progress: None)
     assert session.progress.step == session.progress.total

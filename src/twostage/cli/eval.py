@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.loading import load_detector
+from twostage.cli.together import together
 from twostage.cli.verb import Outcome, to_json, verb
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
@@ -102,13 +103,54 @@ def eval(options: EvalOptions) -> Outcome:
 
     A results file needs neither the pictures nor the model.
     """
+    return _of_file(options) if options.weights is None else _of_detector(options, options.weights)
+
+
+def _of_file(options: EvalOptions) -> Outcome:
+    """Without torch."""
+    from twostage.evaluation.results import Results
+
+    assert options.predictions is not None
+    dataset = _open(options)
+    out = _new_folder(options)
+    read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
+    return _report(options, dataset, read(options.predictions, dataset), None, out)
+
+
+def _of_detector(options: EvalOptions, weights: str) -> Outcome:
+    """By all processes that torchrun has started. A detector of fewer classes is held against those alone."""
+    from twostage.data.dataset import select_classes
+
+    with together() as processes:
+        with processes.one_voice():
+            dataset = _open(options)
+            detector = load_detector(weights, options, device=str(processes.device(options.device)))
+            if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
+                print(f"Scored on the detector's classes alone: {', '.join(detector.names)}")
+                dataset = select_classes(dataset, detector.names)
+        out = processes.led(lambda: _new_folder(options))
+        found = detector.detect_dataset(
+            dataset,
+            batch=options.batch,
+            workers=options.workers,
+            conf=options.conf,
+            iou=options.iou,
+            max_det=options.max_det,
+            processes=processes,
+        )
+        if not processes.leads:
+            return Outcome(None)
+        floor = detector.model.fields.score_threshold if options.conf is None else options.conf
+        return _report(options, dataset, found, floor, out)
+
+
+def _open(options: EvalOptions) -> "Dataset":
     from twostage.data.recognise import evaluation_split, find_layout, open_dataset
-    from twostage.evaluation.evaluate import evaluate
 
     layout = find_layout(options.data)
     split = options.split or evaluation_split(layout)
     print(f"{layout}; scored on {split!r}")
-    dataset = open_dataset(
+    return open_dataset(
         options.data,
         split=split,
         images=options.images,
@@ -118,41 +160,24 @@ def eval(options: EvalOptions) -> Outcome:
         # The official tools take boxes as they are written, over the border and without area too.
         mend=options.on_error == "skip",
     )
-    out = new_folder(options.out, "--out") if options.out else None
-    dataset, results, floor = _results(options, dataset)
+
+
+def _new_folder(options: EvalOptions) -> Path | None:
+    return new_folder(options.out, "--out") if options.out else None
+
+
+def _report(
+    options: EvalOptions, dataset: "Dataset", results: "Results", floor: float | None, out: Path | None
+) -> Outcome:
+    """`floor` is the score below which the detector dropped others."""
+    from twostage.evaluation.evaluate import evaluate
+
     report = evaluate(dataset, results, metric=options.metric, score_floor=floor)
     print(report.table())
     if out:
         _write(out, report, results)
         print(f"Saved to {out}")
     return Outcome(report.to_dict(), _shortfall(report, options.thresholds()))
-
-
-def _results(options: EvalOptions, dataset: "Dataset") -> "tuple[Dataset, Results, float | None]":
-    """The detections, the data set they are held against, and the score below which the detector dropped others.
-
-    A detector of fewer classes is held against those classes alone.
-    """
-    from twostage.data.dataset import select_classes
-    from twostage.evaluation.results import Results
-
-    if options.predictions is not None:
-        read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
-        return dataset, read(options.predictions, dataset), None
-    assert options.weights is not None
-    detector = load_detector(options.weights, options)
-    if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
-        print(f"Scored on the detector's classes alone: {', '.join(detector.names)}")
-        dataset = select_classes(dataset, detector.names)
-    found = detector.detect_dataset(
-        dataset,
-        batch=options.batch,
-        workers=options.workers,
-        conf=options.conf,
-        iou=options.iou,
-        max_det=options.max_det,
-    )
-    return dataset, found, detector.model.fields.score_threshold if options.conf is None else options.conf
 
 
 def _shortfall(report: "Report", least: dict[str, float]) -> ThresholdError | None:

@@ -24,8 +24,11 @@ class Loading(Protocol):
     def offline(self) -> bool: ...
 
 
-def load_detector(weights: str, options: Loading) -> "Detector":
-    """The detector of a weights file, for images of another size where one is given. Imports torch."""
+def load_detector(weights: str, options: Loading, *, device: str | None = None) -> "Detector":
+    """The detector of a weights file, for images of another size where one is given. Imports torch.
+
+    `device` takes the place of that of the options.
+    """
     from twostage.detector import Detector
     from twostage.models.fields import require_known
 
@@ -34,7 +37,7 @@ def load_detector(weights: str, options: Loading) -> "Detector":
     given = {name: value for name, value in sizes.items() if value is not None}
     return Detector.load(
         weights,
-        device=options.device,
+        device=device or options.device,
         precision=options.precision,
         offline=options.offline,
         **{**options.model_fields, **given},

@@ -1,5 +1,6 @@
 """`twostage train`: train a detector on a data set."""
 
+from twostage.cli.together import together
 from twostage.cli.verb import Outcome, verb
 from twostage.training.options import TrainOptions
 
@@ -12,6 +13,7 @@ def train(options: TrainOptions) -> Outcome:
     """
     from twostage.training import train
 
-    result = train(options)
-    print(f"Saved to {result['out']}")
-    return Outcome(result)
+    with together() as processes:
+        result = train(options)
+        print(f"Saved to {result['out']}")
+        return Outcome(result if processes.leads else None)

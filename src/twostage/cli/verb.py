@@ -16,9 +16,12 @@ T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
-    """What a verb found, and the error it ends with all the same: a threshold not reached, a data set with faults."""
+    """What a verb found, and the error it ends with all the same: a threshold not reached, a data set with faults.
 
-    result: dict[str, Any]
+    No result where another process tells it.
+    """
+
+    result: dict[str, Any] | None
     failure: TwostageError | None = None
 
 
@@ -43,7 +46,7 @@ def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., i
             except BaseException as error:
                 vars(error)["json_wanted"] = common.json
                 raise
-            if common.json:
+            if common.json and outcome.result is not None:
                 print(to_json(outcome.result), file=output)
             if outcome.failure is None:
                 return 0

@@ -23,6 +23,14 @@ class Batch:
         """The same batch on another device; the copy runs beside the computation where the memory is pinned."""
         return Batch(self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True))
 
+    def on_canvas(self, height: int, width: int) -> "Batch":
+        """The same images on a larger canvas."""
+        if (height, width) == tuple(self.images.shape[2:]):
+            return self
+        canvas = self.images.new_zeros(len(self.images), 3, height, width).contiguous(memory_format=torch.channels_last)
+        canvas[:, :, : self.images.shape[2], : self.images.shape[3]] = self.images
+        return Batch(canvas, self.sizes)
+
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, from which copies to a GPU run beside the computation."""
         return Batch(self.images.pin_memory(), self.sizes.pin_memory())

@@ -203,5 +203,6 @@ def _same(value: T) -> T:
 
 
 def _quiet_worker(_: int) -> None:
-    """Ctrl-C reaches the whole process group; only the main process answers it."""
+    """Ctrl-C reaches the whole process group, and so does torchrun's word to stop; only the main process answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

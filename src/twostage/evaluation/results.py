@@ -4,11 +4,11 @@ Letters: n detections over all images, M images, K classes.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
@@ -112,8 +112,7 @@ class Accumulator:
     """Collects the detections of one image after the other, in any order of images."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-        self._masks: list[Sequence[dict]] = []
+        self._parts: list[_Part] = []
 
     def add(
         self,
@@ -124,20 +123,34 @@ class Accumulator:
         masks: Sequence[dict] | None = None,
     ) -> None:
         """Adds the detections of the image with this index in the data set."""
-        self._parts.append((np.full(len(boxes), image), boxes, scores, class_ids))
-        if masks is not None:
-            self._masks.append(masks)
+        self._parts.append(_Part(image, boxes, scores, class_ids, masks))
+
+    @classmethod
+    def join(cls, shares: "Iterable[Accumulator]") -> "Accumulator":
+        """What several of them have collected, in the order of the images."""
+        whole = cls()
+        whole._parts = sorted((part for share in shares for part in share._parts), key=lambda part: part.image)
+        return whole
 
     def results(self) -> Results:
-        """All that was added."""
-        images, boxes, scores, class_ids = zip(*self._parts, strict=True) if self._parts else ([], [], [], [])
+        """All that was added, in the order of adding."""
+        parts = self._parts
+        masks = [part.masks for part in parts if part.masks is not None]
         return Results(
-            images=np.concatenate([*images, np.zeros(0)]).astype(np.int64),
-            boxes=np.concatenate([*boxes, np.zeros((0, 4))]).astype(np.float64),
-            scores=np.concatenate([*scores, np.zeros(0)]).astype(np.float64),
-            class_ids=np.concatenate([*class_ids, np.zeros(0)]).astype(np.int64),
-            masks=[rle for part in self._masks for rle in part] if self._masks else None,
+            images=np.concatenate([np.zeros(0, np.int64), *(np.full(len(part.scores), part.image) for part in parts)]),
+            boxes=np.concatenate([np.zeros((0, 4)), *(part.boxes for part in parts)]),
+            scores=np.concatenate([np.zeros(0), *(part.scores for part in parts)]),
+            class_ids=np.concatenate([np.zeros(0, np.int64), *(part.class_ids for part in parts)]),
+            masks=[rle for part in masks for rle in part] if masks else None,
         )
+
+
+class _Part(NamedTuple):
+    image: int
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+    class_ids: Int[np.ndarray, " n"]
+    masks: Sequence[dict] | None
 
 
 def _load_entries(path: Path) -> list[Any]:

@@ -3,9 +3,28 @@
 Letters: N images, S sampled anchors or regions, K classes. All arithmetic is float32, whatever the network's precision.
 """
 
+from collections.abc import Callable
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
+
+Mean = Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
+"""From a number of this process to its mean over all processes that share a batch (`training.distributed`)."""
+
+
+def alone(number: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The mean over one process."""
+    return number
+
+
+def one_over_sampled(valid: Bool[Tensor, "n s"], mean: Mean) -> Float[Tensor, " n"]:
+    """Each image's weight where every sampled row counts alike: one over their number, 1 where there are none.
+
+    Several processes divide by their mean number, so that the mean of their losses is the loss of the whole batch.
+    """
+    count = mean(valid.sum().float())
+    return (1 / count.where(count > 0, 1.0)).expand(len(valid))
 
 
 def objectness_loss(
@@ -34,8 +53,8 @@ def box_loss(
 
 
 def class_loss(
-    logits: Float[Tensor, "n s k1"], classes: Int[Tensor, "n s"], valid: Bool[Tensor, "n s"]
+    logits: Float[Tensor, "n s k1"], classes: Int[Tensor, "n s"], valid: Bool[Tensor, "n s"], weight: Float[Tensor, "n"]
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over K + 1 classes of the valid regions; class 0 is background."""
+    """Cross-entropy over K + 1 classes of the valid regions, summed with each image's `weight`; background is 0."""
     loss = cross_entropy(logits.float().flatten(0, 1), classes.flatten(), reduction="none").view_as(valid)
-    return (loss * valid).sum() / valid.sum().clamp(min=1)
+    return ((loss * valid).sum(dim=1) * weight).sum()

@@ -15,7 +15,7 @@ from twostage.data.batch import Batch, Targets
 from twostage.models.fields import Fields
 from twostage.models.heads.box import BoxHead
 from twostage.models.heads.detect import Found, detect
-from twostage.models.losses import box_loss, class_loss
+from twostage.models.losses import Mean, alone, box_loss, class_loss, one_over_sampled
 from twostage.models.proposals.rpn import RPN, Dense, Proposals
 from twostage.models.targets.regions import region_targets
 from twostage.models.targets.sampling import RandomSampler, Sampler
@@ -65,15 +65,20 @@ class TwoStage(nn.Module):
         self.register_buffer("mean", torch.tensor(fields.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(fields.std)[:, None, None], persistent=False)
 
-    def forward(self, batch: Batch, targets: Targets | None = None, samplers: Samplers = RANDOM) -> Losses | Found:
-        """A dictionary of losses in training mode, detections in evaluation mode."""
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, samplers: Samplers = RANDOM, mean: Mean = alone
+    ) -> Losses | Found:
+        """A dictionary of losses in training mode, detections in evaluation mode.
+
+        `mean` is for processes that share a batch: the mean of their losses is then that of the whole batch.
+        """
         if not self.training:
             return self.stages(batch).found
         if targets is None:
             raise ValueError("A model in training mode needs targets; call model.eval() for detections.")
         maps = self.features(batch)
         dense = self.rpn(maps, tuple(batch.images.shape[2:]), batch.sizes)
-        return self.losses(maps, dense, self.rpn.propose(dense, batch.sizes), batch.sizes, targets, samplers)
+        return self.losses(maps, dense, self.rpn.propose(dense, batch.sizes), batch.sizes, targets, samplers, mean)
 
     def stages(self, batch: Batch, output: Fields | None = None) -> Stages:
         """The forward pass with everything it computed; `output` replaces the fields of the last step."""
@@ -97,6 +102,7 @@ class TwoStage(nn.Module):
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
         samplers: Samplers = RANDOM,
+        mean: Mean = alone,
     ) -> Losses:
         """The four losses of Faster R-CNN's joint training (section 3.2), from a forward pass's stages."""
         fields = self.fields
@@ -107,9 +113,9 @@ class TwoStage(nn.Module):
         kind = (goal.classes - 1).clamp(min=0) if deltas.shape[2] > 1 else torch.zeros_like(goal.classes)
         own = deltas.gather(2, kind[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
         # All regions count, so that an image with few positives weighs no more than one with many.
-        weight = (1 / goal.valid.sum().clamp(min=1)).expand(len(sizes))
-        return self.rpn.losses(dense, sizes, targets, samplers.anchors) | {
-            "class": class_loss(logits, goal.classes, goal.valid),
+        weight = one_over_sampled(goal.valid, mean)
+        return self.rpn.losses(dense, sizes, targets, samplers.anchors, mean) | {
+            "class": class_loss(logits, goal.classes, goal.valid, weight),
             "box": fields.box_lambda * box_loss(own, goal.deltas, goal.positive, weight, beta=fields.box_beta),
         }
 

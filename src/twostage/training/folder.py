@@ -27,10 +27,14 @@ from twostage.weights.file import Card, save_weights
 
 
 class RunFolder:
-    """Where a run writes. `path` holds config.yaml, env.json, metrics.csv, plots, pictures, `weights` and `state`."""
+    """Where a run writes. `path` holds config.yaml, env.json, metrics.csv, plots, pictures, `weights` and `state`.
 
-    def __init__(self, path: Path) -> None:
+    Of several processes one `writes`; the others' calls leave the folder as it is.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.best = path / "weights" / "best.safetensors"
         self.last = path / "weights" / "last.safetensors"
         self.state = path / "state" / "state.safetensors"
@@ -53,16 +57,19 @@ class RunFolder:
             raise MissingError(f"{path}: no run to resume: {folder.state} does not exist.{again}")
         return folder
 
-    def begin(self, options: TrainOptions) -> None:
+    def begin(self, options: TrainOptions, processes: int = 1) -> None:
         """Write what the run is. Raises UsageError where another run has begun here meanwhile."""
+        if not self.writes:
+            return
         if (self.path / "config.yaml").exists():
             raise UsageError(f"{self.path}: another run has begun there just now. Choose a new folder.")
         write_text(self.path / "config.yaml", to_yaml(options))
-        write_text(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        write_text(self.path / "env.json", json.dumps(environment() | {"processes": processes}, indent=2) + "\n")
 
     def go_on(self, step: int) -> None:
         """Drop what came after the state of this step, and what a writer that was killed has left."""
-        sweep(self.path)
+        if self.writes:
+            sweep(self.path)
         path = self.path / "metrics.csv"
         if path.exists():  # not when the run stopped within the first epoch
             with path.open(newline="", encoding="utf-8") as file:
@@ -71,6 +78,8 @@ class RunFolder:
     def add_row(self, row: dict[str, float]) -> None:
         """A row of metrics.csv, and the curves over all of them."""
         self.rows.append(row)
+        if not self.writes:
+            return
         names = list(dict.fromkeys(name for one in self.rows for name in one))
         text = io.StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -80,6 +89,8 @@ class RunFolder:
 
     def save_last(self, model: str, session: Session, names: tuple[str, ...]) -> None:
         """The newest weights, and the state to go on from them."""
+        if not self.writes:
+            return
         self._save_weights(self.last, model, session, names, {})
         save_state(
             self.state,
@@ -92,18 +103,21 @@ class RunFolder:
 
     def save_best(self, model: str, session: Session, names: tuple[str, ...], metrics: dict[str, float]) -> None:
         """The weights with the highest AP so far."""
-        self._save_weights(self.best, model, session, names, metrics)
+        if self.writes:
+            self._save_weights(self.best, model, session, names, metrics)
 
     def with_picture(self, batches: Iterator[Loaded], names: tuple[str, ...]) -> Iterator[Loaded]:
         """The same batches; the first is also drawn, as the model is taught it."""
         for loaded in batches:
             path = self.path / "train_batch.jpg"
-            if not path.exists():
+            if self.writes and not path.exists():
                 save_training_batch(path, loaded.batch, loaded.targets, names)
             yield loaded
 
     def draw(self, train: Dataset, val: Dataset | None, report: Report | None, results: Results | None) -> None:
         """The plots and pictures of a finished run: loss.png, labels.png, pr.png, confusion.png, predictions/."""
+        if not self.writes:
+            return
         save_figure(plot_history(self.rows), self.path / "loss.png")
         if val is not None and report is not None and results is not None:
             report.write_plots(self.path)

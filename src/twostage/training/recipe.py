@@ -7,6 +7,7 @@ Faster R-CNN's) or `scratch` (ours, for small nets that begin from random weight
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from twostage.errors import UsageError
 from twostage.training.options import TrainOptions
 
 
@@ -87,14 +88,19 @@ SCRATCH = replace(
 RECIPES = {"finetune": FINETUNE, "paper": PAPER, "paper_zf": PAPER_ZF, "scratch": SCRATCH}
 
 
-def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool) -> Recipe:
+def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool, processes: int = 1) -> Recipe:
     """The recipe with everything that the options say, and its learning rate scaled to the images of an update.
 
     Of the backbone's stages the first `pretrained` are whole from a file; the recipe freezes no others, since random
-    layers must learn. `bf16` says whether the device is built for that arithmetic.
+    layers must learn. `bf16` says whether the device is built for that arithmetic. Each of the `processes` takes as
+    many images as the others: the recipe's batch is raised to a multiple of them. Raises UsageError where one that
+    is said is none.
     """
+    if options.batch is not None and options.batch % processes:
+        raise UsageError(f"batch is {options.batch}: {processes} processes cannot share it evenly. Choose a multiple.")
     said: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
     said = {name: value for name, value in said.items() if value is not None}
+    said.setdefault("batch", -(-recipe.batch // processes) * processes)
     said.setdefault("freeze", min(recipe.freeze, pretrained))
     said.setdefault("precision", recipe.precision if bf16 else "fp32")
     chosen = replace(recipe, **said)

@@ -5,9 +5,11 @@
 
 import logging
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +22,9 @@ from twostage.data.workers import default_workers
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.folders import claimed
-from twostage.inference.device import arithmetic, choose_device, has_bf16, reproducible
+from twostage.inference.device import arithmetic, has_bf16, reproducible
 from twostage.training.average import Average
+from twostage.training.distributed import Processes, joined
 from twostage.training.folder import RunFolder
 from twostage.training.optimiser import build_optimizer, freeze, whole_stages
 from twostage.training.options import TrainOptions
@@ -48,48 +51,61 @@ class Run:
     session: Session
     folder: RunFolder
     workers: int
-    updates: Fraction  # an epoch
     report: Report | None = None  # of the best weights
     results: Results | None = None
+
+    @property
+    def updates(self) -> Fraction:
+        """Optimizer steps an epoch."""
+        return _updates(self.splits.train, self.session.recipe, self.options)
 
 
 def run(options: TrainOptions) -> dict[str, Any]:
     """See `twostage.training.train`."""
-    if options.resume is not None:
-        options = resumed(options, options.resume)
-    with reproducible(options.deterministic):
-        return _run(options)
+    with joined() as processes, ExitStack() as held:
+        with processes.one_voice():
+            if options.resume is None:
+                require_start(options)
+            else:
+                options = resumed(options, options.resume)
+            held.enter_context(reproducible(options.deterministic))
+            splits = open_splits(options)
+            session = _session(options, splits.train, processes)
+            if options.resume is None:
+                # A resumed run does not read the weights again, which say how much is frozen, and may be on another
+                # device, or with other processes that share a batch.
+                recipe = session.recipe
+                options = replace(options, freeze=recipe.freeze, precision=recipe.precision, batch=recipe.batch)
+        folder = RunFolder(processes.led(lambda: _claimed_folder(options, held)), writes=processes.leads)
+        with processes.one_voice():
+            _begin_or_go_on(options, splits, session, folder)
+        session.learner = processes.learner(session.model)
+        one = Run(options, splits, session, folder, _workers(session, options))
+        _learn(one)
+        return _finish(one)
 
 
-def _run(options: TrainOptions) -> dict[str, Any]:
+def _claimed_folder(options: TrainOptions, held: ExitStack) -> Path:
+    folder = RunFolder.create(options) if options.resume is None else RunFolder.existing(options.resume)
+    held.enter_context(claimed(folder.state.parent))
+    return folder.path
+
+
+def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, folder: RunFolder) -> None:
     if options.resume is None:
-        require_start(options)
-    splits = open_splits(options)
-    session = _session(options, splits.train)
-    if options.resume is None:
-        # A resumed run does not read the weights again, which say how much is frozen, and may be on another device.
-        options = replace(options, freeze=session.recipe.freeze, precision=session.recipe.precision)
-        folder = RunFolder.create(options)
-    else:
-        folder = RunFolder.existing(options.resume)
-    with claimed(folder.state.parent):
-        return _train(options, splits, session, folder)
-
-
-def _train(options: TrainOptions, splits: Splits, session: Session, folder: RunFolder) -> dict[str, Any]:
-    if options.resume is None:
-        folder.begin(options)
+        folder.begin(options, session.processes.world)
         folder.save_last(options.model, session, splits.train.names)  # from here on it can be resumed
     else:
         session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.average)
         session.scaler.load_state_dict(scaler)
         require_same_images(session.progress, splits.train)
         folder.go_on(session.progress.step)
-    on_cpu = session.device.type == "cpu"
-    workers = default_workers(on_cpu=on_cpu) if options.workers is None else options.workers
-    one = Run(options, splits, session, folder, workers, _updates(splits.train, session.recipe, options))
-    _learn(one)
-    return _finish(one)
+
+
+def _workers(session: Session, options: TrainOptions) -> int:
+    if options.workers is not None:
+        return options.workers
+    return default_workers(on_cpu=session.device.type == "cpu", sharing=session.processes.local_world)
 
 
 def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
@@ -97,12 +113,16 @@ def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
     return Fraction(steps_per_epoch(len(train), recipe.batch), options.accumulate)
 
 
-def _session(options: TrainOptions, train: Dataset) -> Session:
-    device = choose_device(options.device)
+def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Session:
+    device = processes.device(options.device)
     arithmetic(device, options.precision or "fp32")  # an impossible combination is said before anything is written
     model, loaded = starting_model(options, train.names)
     recipe = resolve(
-        options, RECIPES[model.fields.recipe], pretrained=whole_stages(model, loaded), bf16=has_bf16(device)
+        options,
+        RECIPES[model.fields.recipe],
+        pretrained=whole_stages(model, loaded),
+        bf16=has_bf16(device),
+        processes=processes.world,
     )
     total = None if options.minutes else ceil(recipe.epochs * _updates(train, recipe, options))
     if total is not None and options.warmup is None:
@@ -111,6 +131,7 @@ def _session(options: TrainOptions, train: Dataset) -> Session:
     model = model.to(device).to(memory_format=torch.channels_last)
     return Session(
         model=model,
+        learner=model,
         optimizer=build_optimizer(model, recipe),
         average=Average(model, recipe.ema) if recipe.ema else None,
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
@@ -122,6 +143,7 @@ def _session(options: TrainOptions, train: Dataset) -> Session:
         seed=options.seed,
         budget=None if options.minutes is None else 60 * options.minutes,
         stop=threading.Event(),
+        processes=processes,
     )
 
 
@@ -146,10 +168,13 @@ def _learn(run: Run) -> None:
         start=progress.step * options.accumulate,
         workers=run.workers,
         divisor=fields.divisor,
+        rank=session.processes.rank,
+        world=session.processes.world,
         pin=session.device.type == "cuda",
     )
     drawn = run.folder.with_picture(batches, names)
-    with stopping_gently(session.stop), progress_bar(quiet=options.quiet) as after_step:
+    quiet = options.quiet or not session.processes.leads
+    with stopping_gently(session.stop), progress_bar(quiet=quiet) as after_step:
         while not _over(run):
             epoch_end = ceil((progress.step // run.updates + 1) * run.updates)
             train_until(session, drawn, epoch_end, after_step)
@@ -157,9 +182,9 @@ def _learn(run: Run) -> None:
                 _end_epoch(run)
             else:
                 run.folder.save_last(options.model, session, names)
-            if session.stop.is_set():
+            if session.processes.any(session.stop.is_set()):
                 log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
-                raise KeyboardInterrupt
+                session.processes.fail(KeyboardInterrupt())
 
 
 def _epochs(run: Run) -> int:
@@ -240,6 +265,7 @@ def _score(run: Run) -> tuple[Report, Results, dict[str, float]]:
         max_det=options.max_det,
         batch=run.session.recipe.batch,
         workers=run.workers,
+        processes=run.session.processes,
     )
 
 

@@ -6,12 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from twostage.data.dataset import Dataset
@@ -21,6 +22,7 @@ from twostage.errors import TwostageError
 from twostage.inference.device import arithmetic
 from twostage.models.two_stage import TwoStage
 from twostage.training.average import Average
+from twostage.training.distributed import Processes
 from twostage.training.optimiser import train_mode
 from twostage.training.recipe import Recipe
 from twostage.training.schedule import factor, steps_in
@@ -34,9 +36,10 @@ ENOUGH = 30  # steps that tell how long one takes
 
 @dataclass
 class Session:
-    """All that a step reads and changes."""
+    """All that a step reads and changes. `learner` is the model, or what shares its gradients between processes."""
 
     model: TwoStage
+    learner: nn.Module
     optimizer: Optimizer
     average: Average[TwoStage] | None
     scaler: Any
@@ -48,6 +51,7 @@ class Session:
     seed: int
     budget: float | None  # seconds, where time and not epochs ends the run
     stop: threading.Event
+    processes: Processes
 
     @property
     def evaluated(self) -> TwoStage:
@@ -56,10 +60,10 @@ class Session:
 
 
 def train_until(session: Session, batches: Iterator[Loaded], step: int, after_step: Callable[[Progress], None]) -> None:
-    """Steps up to `step`, or up to the run's end, or until Ctrl-C asks to stop after the current one."""
+    """Steps up to `step`, or up to the run's end, or until one of the processes is asked to stop."""
     progress = session.progress
     train_mode(session.model, session.recipe.freeze)
-    while progress.step < step and not session.stop.is_set():
+    while progress.step < step and not session.processes.any(session.stop.is_set()):
         if progress.total is not None and progress.step >= progress.total:
             return
         start = time.perf_counter()
@@ -71,6 +75,7 @@ def train_until(session: Session, batches: Iterator[Loaded], step: int, after_st
         for name, value in losses.items():
             progress.losses[name] = progress.losses.get(name, 0.0) + value
         if session.budget is not None:
+            duration = float(session.processes.mean(torch.tensor(duration, dtype=torch.float64)))
             _fit_to_budget(session.recipe, session.budget, progress, duration)
         after_step(progress)
 
@@ -80,7 +85,7 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
 
     Raises TwostageError when a loss or the gradient is not finite, naming the images; the weights are then as before.
     """
-    progress, recipe = session.progress, session.recipe
+    progress, recipe, processes = session.progress, session.recipe, session.processes
     rate = recipe.lr * factor(
         progress.step,
         progress.total,
@@ -91,21 +96,24 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     # Dropout draws from here: a function of the step, so that a resumed run draws the same.
-    torch.manual_seed(mix(session.seed, progress.step))
+    torch.manual_seed(mix(session.seed, progress.step, processes.rank))
     session.optimizer.zero_grad(set_to_none=True)
     summed: dict[str, float] = {}
     images: list[int] = []
     for part in range(session.accumulate):
         loaded = next(batches)
-        batch, targets = loaded.batch.to(session.device), loaded.targets.to(session.device)
+        # What lies beside an image changes features near its border: as if all processes' images were one batch.
+        canvas = processes.largest(loaded.batch.images.shape[2:])
+        batch, targets = loaded.batch.to(session.device).on_canvas(*canvas), loaded.targets.to(session.device)
         targets = replace(targets, seeds=targets.seeds ^ mix(session.seed, progress.step, part))
-        with arithmetic(session.device, recipe.precision):
-            losses = session.model(batch, targets)
-            loss = torch.stack(list(losses.values())).sum()
-        values = dict(zip(losses, torch.stack(list(losses.values())).detach().tolist(), strict=True))
-        images += loaded.indices.tolist()
-        _require_finite(values, images, session)
-        session.scaler.scale(loss / session.accumulate).backward()
+        with _gradients_stay(session.learner) if part + 1 < session.accumulate else nullcontext():
+            with arithmetic(session.device, recipe.precision):
+                losses = session.learner(batch, targets, mean=processes.mean)
+                each = torch.stack(list(losses.values()))
+            values = dict(zip(losses, processes.mean(each.detach()).tolist(), strict=True))
+            images += loaded.indices.tolist()
+            _require_finite(values, images, session)
+            session.scaler.scale(each.sum() / session.accumulate).backward()
         for name, value in values.items():
             summed[name] = summed.get(name, 0.0) + value / session.accumulate
     session.scaler.unscale_(session.optimizer)
@@ -121,7 +129,10 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
 
 @contextmanager
 def stopping_gently(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C sets `stop`, so that the step in progress ends and can be saved; a second one interrupts at once."""
+    """Ctrl-C, and a system's word to end (SIGTERM), set `stop`, so that the step in progress ends and can be saved.
+
+    A second one interrupts at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
@@ -132,11 +143,17 @@ def stopping_gently(stop: threading.Event) -> Iterator[None]:
         log.warning("Stopping after this step, to save it. Ctrl-C once more stops at once.")
         stop.set()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _gradients_stay(learner: nn.Module) -> AbstractContextManager[object]:
+    """Within it gradients are added up in each process alone: they are shared with those of the last batch."""
+    return learner.no_sync() if isinstance(learner, DistributedDataParallel) else nullcontext()
 
 
 def _fit_to_budget(recipe: Recipe, budget: float, progress: Progress, duration: float) -> None:
@@ -166,9 +183,11 @@ def _require_finite(values: dict[str, float], images: list[int], session: Sessio
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if not wrong:
         return
-    paths = "\n  ".join(str(session.dataset.path(i)) for i in images)
-    raise TwostageError(
-        f"Training yields no numbers any more at step {session.progress.step}: {', '.join(wrong)}. Its images:"
-        f"\n  {paths}\nLook at their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "
-        "Nothing of this step is saved."
+    paths = "\n  ".join(str(session.dataset.path(i)) for part in session.processes.gather(images) for i in part)
+    session.processes.fail(
+        TwostageError(
+            f"Training yields no numbers any more at step {session.progress.step}: {', '.join(wrong)}. Its images:"
+            f"\n  {paths}\nLook at their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "
+            "Nothing of this step is saved."
+        )
     )

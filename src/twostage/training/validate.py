@@ -13,24 +13,31 @@ from twostage.inference.predictor import to_arrays
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import detect
 from twostage.models.two_stage import TwoStage
+from twostage.training.distributed import ALONE, Processes
 
 
 @torch.inference_mode()
 def detect_and_lose(
-    model: TwoStage, dataset: Dataset, output: Fields, *, batch: int, workers: int
+    model: TwoStage, dataset: Dataset, output: Fields, *, batch: int, workers: int, processes: Processes = ALONE
 ) -> tuple[Results, dict[str, float]]:
-    """Detections on a split and the mean losses of its batches.
+    """Detections on a split and the mean losses of its batches; several processes share them, and all get all.
 
     The losses are those of training but for dropout, batch statistics and the number of proposals, which are as in
     prediction; they draw the same samples every time. All is in float32, as in `twostage eval`.
     """
     fields, device = model.fields, model.mean.device
     model.eval()
-    gathered = Accumulator()
+    found_here = Accumulator()
     summed: dict[str, float] = {}
-    images = 0
+    processes.copy_buffers(model)
     for loaded in evaluation_batches(
-        dataset, resize=fields.resizing, batch=batch, workers=workers, divisor=fields.divisor
+        dataset,
+        resize=fields.resizing,
+        batch=batch,
+        workers=workers,
+        divisor=fields.divisor,
+        rank=processes.rank,
+        world=processes.world,
     ):
         inputs, targets = loaded.batch.to(device), loaded.targets.to(device)
         maps = model.features(inputs)
@@ -42,11 +49,13 @@ def detect_and_lose(
         indices = loaded.indices.tolist()
         for name, value in losses.items():
             summed[name] = summed.get(name, 0.0) + float(value) * len(indices)
-        images += len(indices)
         originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
         for index, one in zip(indices, to_arrays(found, loaded.batch.sizes, originals), strict=True):
-            gathered.add(index, one["boxes"], one["scores"], one["class_ids"])
-    return gathered.results(), {name: value / images for name, value in summed.items()}
+            found_here.add(index, one["boxes"], one["scores"], one["class_ids"])
+    shares = processes.gather((found_here, summed))
+    names = dict.fromkeys(name for _, losses in shares for name in losses)  # a process may have had no image
+    means = {name: sum(losses.get(name, 0.0) for _, losses in shares) / len(dataset) for name in names}
+    return Accumulator.join(share for share, _ in shares).results(), means
 
 
 def validate(
@@ -59,9 +68,10 @@ def validate(
     max_det: int | None,
     batch: int,
     workers: int,
+    processes: Processes = ALONE,
 ) -> tuple[Report, Results, dict[str, float]]:
     """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written."""
     given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
     output = replace(model.fields, **{k: v for k, v in given.items() if v is not None})
-    results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers)
+    results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers, processes=processes)
     return evaluate(truth, results, score_floor=output.score_threshold), results, losses

@@ -18,7 +18,7 @@ from torch.nn.functional import pad, relu
 
 from twostage.data.batch import Targets
 from twostage.models.fields import Fields
-from twostage.models.losses import box_loss, objectness_loss
+from twostage.models.losses import Mean, alone, box_loss, objectness_loss, one_over_sampled
 from twostage.models.proposals.anchors import Anchors
 from twostage.models.targets.matching import match
 from twostage.models.targets.sampling import RandomSampler, Sampler
@@ -124,7 +124,12 @@ class RPN(nn.Module):
         )
 
     def losses(
-        self, dense: Dense, sizes: Int[Tensor, "n 2"], targets: Targets, sampler: Sampler | None = None
+        self,
+        dense: Dense,
+        sizes: Int[Tensor, "n 2"],
+        targets: Targets,
+        sampler: Sampler | None = None,
+        mean: Mean = alone,
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses of objectness and boxes over the sampled anchors (section 3.1.2, equation 1)."""
         fields = self.fields
@@ -147,7 +152,7 @@ class RPN(nn.Module):
                 anchors[sample.index],
                 weights=fields.rpn_delta_weights,
             )
-            class_weight, box_weight = self._weights(sample.valid, inside)
+            class_weight, box_weight = self._weights(sample.valid, inside, mean)
         logits = torch.cat(dense.logits, dim=1).gather(1, sample.index)
         deltas = torch.cat(dense.deltas, dim=1).gather(1, sample.index[..., None].expand(-1, -1, 4))
         return {
@@ -156,12 +161,12 @@ class RPN(nn.Module):
         }
 
     def _weights(
-        self, sampled: Bool[Tensor, "n s"], inside: Bool[Tensor, "n a"]
+        self, sampled: Bool[Tensor, "n s"], inside: Bool[Tensor, "n a"], mean: Mean
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """What each image's sums are multiplied with: one over N_cls and one over N_reg, averaged over the images."""
         fields = self.fields
         images = len(sampled)
-        all_sampled = (1 / sampled.sum().clamp(min=1)).expand(images)
+        all_sampled = one_over_sampled(sampled, mean)
         class_weight = box_weight = all_sampled
         if fields.rpn_class_normaliser != "sampled":
             class_weight = torch.full_like(all_sampled, 1 / (float(fields.rpn_class_normaliser) * images))

@@ -1,0 +1,200 @@
+"""Two processes under torchrun learn and score as one; what befalls one of them ends all, and is told once."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from twostage.errors import UsageError
+from twostage.training import TrainOptions, train
+from twostage.training.distributed import ALONE, Processes
+from twostage.training.folder import to_yaml
+from twostage.training.recipe import FINETUNE, resolve
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's processes are asked by signals")
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "twostage"]
+    return subprocess.Popen(
+        [sys.executable, *command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it printed on standard output and standard error."""
+    try:
+        return process.communicate(timeout=120)
+    finally:
+        process.kill()
+
+
+def told(options: TrainOptions, folder: Path) -> list[object]:
+    path = folder / "told.yaml"
+    path.write_text(to_yaml(options))
+    return ["train", "--config", path]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {k: float(v) for k, v in row.items() if v and (k == "step" or "loss" in k)} for row in csv.DictReader(file)
+        ]
+
+
+@pytest.fixture
+def plain(options: TrainOptions) -> TrainOptions:
+    """One update an epoch, of two batches, whose rounding does not grow as it does with AdamW."""
+    return replace(
+        options,
+        model_fields={**options.model_fields, "norm": "group"},
+        precision="fp32",
+        optimizer="sgd",
+        lr=0.005,
+        accumulate=2,
+        eval_every=1,
+    )
+
+
+def test_two_processes_learn_and_score_as_one(plain: TrainOptions, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(replace(plain, out=one))
+    out, err = ended(start(*told(plain, tmp_path), "--out", two, "--json"))
+    assert out, err
+    assert json.loads(out)["out"] == str(two)
+    first, second = zip(rows(one), rows(two), strict=True)
+    assert first[1] == pytest.approx(first[0], abs=1e-5)
+    # Proposals that score alike may change places by then.
+    assert second[1] == pytest.approx(second[0], rel=0.02)
+    weights = [load_file(folder / "weights" / "last.safetensors") for folder in (one, two)]
+    assert all((weights[0][key] - weights[1][key]).abs().max() < 1e-3 for key in weights[0])
+    assert json.loads((two / "env.json").read_text())["processes"] == 2
+
+    best = two / "weights" / "best.safetensors"
+    out, err = ended(start("eval", plain.data, "--weights", best, "--json", "--quiet", "--out", tmp_path / "scored"))
+    alone = subprocess.run(
+        [sys.executable, "-m", "twostage", "eval", str(plain.data), "--weights", str(best), "--json", "--quiet"],
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(out) == json.loads(alone.stdout), err
+
+
+def test_a_lost_process_ends_the_others_and_the_run_goes_on_with_one(plain: TrainOptions, tmp_path: Path) -> None:
+    plain = replace(plain, epochs=25, eval_every=25)
+    process = start(*told(plain, tmp_path), "--out", tmp_path / "run")
+    while not rows(tmp_path / "run"):
+        assert process.poll() is None, ended(process)
+        time.sleep(0.02)
+    os.kill(_of_rank(1, process.pid), signal.SIGKILL)
+    begun = time.monotonic()
+    _, err = ended(process)
+    assert process.returncode == 1
+    assert time.monotonic() - begun < 20
+    assert "Process 0 of 2 has lost another one" in err
+    kept = rows(tmp_path / "run")
+    result = train(TrainOptions(resume=tmp_path / "run", quiet=True))
+    assert result["steps"] == 25
+    assert rows(tmp_path / "run")[: len(kept) - 1] == kept[:-1]
+
+
+def test_a_run_of_one_goes_on_with_two(plain: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(replace(plain, out=tmp_path / "whole"))
+
+    def interrupted(*_: object) -> bool:
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr("twostage.training.distributed.Processes.any", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(plain)
+    out, err = ended(start("train", "--resume", plain.out, "--json"))
+    assert out, err
+    assert json.loads(out)["steps"] == 2
+    whole, resumed = rows(tmp_path / "whole"), rows(plain.out)
+    assert resumed[0] == pytest.approx(whole[0], abs=1e-5)
+    assert resumed[1] == pytest.approx(whole[1], rel=0.02)
+
+
+def test_what_is_wrong_is_told_once(plain: TrainOptions, tmp_path: Path) -> None:
+    _, err = ended(start("train", tmp_path / "nowhere"))
+    assert err.count("twostage: ") == 1
+    assert "does not exist" in err
+    _, err = ended(start(*told(replace(plain, lr=1e30), tmp_path), "--out", tmp_path / "run"))
+    assert err.count("yields no numbers any more") == 1
+    assert err.count(".jpg") + err.count(".png") == 4  # the images of both processes
+
+
+def test_ctrl_c_stops_and_saves_in_all(plain: TrainOptions, tmp_path: Path) -> None:
+    process = start(*told(replace(plain, epochs=500, eval_every=500), tmp_path), "--out", tmp_path / "run")
+    while not rows(tmp_path / "run"):
+        assert process.poll() is None, ended(process)
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = ended(process)
+    assert err.count("Stopped and saved") == 1
+    assert err.count("twostage: stopped") == 1
+
+
+def test_alone() -> None:
+    number = torch.tensor(3.0)
+    assert ALONE.leads
+    assert ALONE.mean(number) is number
+    assert ALONE.largest([4, 2]) == [4, 2]
+    assert ALONE.gather("x") == ["x"]
+    assert ALONE.led(lambda: 7) == 7
+    assert not ALONE.any(False)
+
+
+def test_every_process_needs_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twostage.training.distributed.choose_device", torch.device)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    two = Processes(1, 2, 1, 2)
+    assert two.device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="torchrun --nproc-per-node 1"):
+        two.device("cuda")
+    for name in ("cuda:0", "mps"):
+        with pytest.raises(UsageError, match="cannot be shared by 2 processes"):
+            two.device(name)
+
+
+def test_the_recipes_batch_is_raised_to_what_processes_share() -> None:
+    def batch_of(processes: int, batch: int | None = None) -> tuple[int, float]:
+        options = TrainOptions(Path("data"), batch=batch)
+        recipe = resolve(options, FINETUNE, pretrained=5, bf16=False, processes=processes)
+        return recipe.batch, recipe.lr
+
+    assert batch_of(1) == batch_of(2) == (2, 0.0025)
+    assert batch_of(4) == (4, 0.005)
+    assert batch_of(4, 8) == (8, 0.01)
+    with pytest.raises(UsageError, match="4 processes cannot share it evenly"):
+        batch_of(4, 2)
+
+
+def _of_rank(rank: int, launcher: int) -> int:
+    """The process that torchrun gave this rank."""
+    for folder in Path("/proc").iterdir():
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0") if folder.name.isdigit() else []
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1] if environment else ""
+        except OSError:
+            continue
+        if f"RANK={rank}".encode() in environment and parent == str(launcher):
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
