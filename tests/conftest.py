@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest_plugins = ["loopback"]
+
 hypothesis.settings.register_profile("twostage", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("twostage")
 torch.set_num_threads(min(2, torch.get_num_threads()))

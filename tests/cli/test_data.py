@@ -99,3 +99,12 @@ def test_view_shows_one_class_alone(shell: Callable, scenes: Path, tmp_path: Pat
     expected = {image["file_name"] for image in content["images"] if image["id"] in with_star}
     answer = shell("data", "view", scenes, "--only", "star", "--out", tmp_path / "stars.html", "--json")
     assert set(answer.json["shown"]) == expected
+
+
+def test_get_says_what_and_from_where(shell: Callable, tmp_path: Path) -> None:
+    answer = shell("data", "get", "coco2017", "--splits", "val2017", "--out", tmp_path / "coco", "--offline")
+    assert answer.code == 4
+    for word in ("CC BY 4.0", "http://images.cocodataset.org/zips/val2017.zip, 778 MiB, SHA-256 4f7e2ccb", "train2017"):
+        assert (word in answer.output) == (word != "train2017")
+    assert str(tmp_path / "coco.archives" / "annotations_trainval2017.zip") in answer.messages
+    assert "Did you mean 'voc2012'?" in shell("data", "get", "voc12").messages

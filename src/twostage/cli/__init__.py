@@ -32,6 +32,7 @@ _GROUPS = {
     "data": (
         "The data set itself: check it before a night of training.",
         {
+            "get": "Fetch a data set of the papers: voc2007, voc2012, coco2017.",
             "check": "Name every fault of a data set; with --fix, write a mended copy.",
             "stats": "Tell its sizes, classes, objects an image, and what anchors reach.",
             "view": "Write a page of its pictures with their boxes.",

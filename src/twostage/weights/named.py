@@ -44,7 +44,7 @@ def bring(one: Published, *, offline: bool = False) -> Path:
     with FileLock(folder / f".{one.name}.lock"):  # two that want the same fetch it once
         if target.exists():
             return target
-        from twostage.weights.download import download, verify  # a start without the network needs none of it
+        from twostage.download import download, verify  # a start without the network needs none of it
 
         if not original.exists():
             if offline:

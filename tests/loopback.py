@@ -28,7 +28,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """On 127.0.0.1, without the proxies of the environment."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("twostage.weights.download._PAUSE", 0.0)
+    monkeypatch.setattr("twostage.download._PAUSE", 0.0)
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):

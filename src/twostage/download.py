@@ -13,7 +13,7 @@ from pathlib import Path
 
 from twostage.errors import DataError, MissingError, TwostageError
 
-log = logging.getLogger("twostage.weights")
+log = logging.getLogger("twostage.download")
 _BLOCK = 1 << 20  # bytes
 _PATIENCE = 30  # seconds without a byte
 _TRIES = 3  # in a row that brought nothing

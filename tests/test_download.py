@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from twostage.download import download
 from twostage.errors import MissingError, TwostageError
-from twostage.weights.download import download
 
 CONTENT = bytes(range(256)) * 1000
 DIGITS = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -38,7 +38,7 @@ def test_broken_off_again_and_again(
         assert path.read_bytes() == CONTENT
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("twostage.weights.download._TRIES", 12)
+            patch.setattr("twostage.download._TRIES", 12)
             download(server.url("a.pth"), path, DIGITS)
         assert path.read_bytes() == CONTENT
 

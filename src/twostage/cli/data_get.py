@@ -1,0 +1,36 @@
+"""`twostage data get`: the data sets of the papers."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from twostage.cli.verb import Outcome, verb
+from twostage.data.published import PUBLISHED_DATA, published_data
+from twostage.options import option
+
+
+@dataclass(frozen=True)
+class GetDataOptions:
+    """Which, how much of it, and where."""
+
+    name: str = option(help=f"One of: {', '.join(PUBLISHED_DATA)}.")
+    _: KW_ONLY
+    splits: tuple[str, ...] = option((), "Fetch what these splits need alone, as val2017 (default: all).", group="Data")
+    out: Path | None = option(None, "New folder (default: the name).", group="Output")
+    offline: bool = option(False, "Unpack what was put there by hand; never reach for the network.", group="Run")
+
+
+@verb(GetDataOptions)
+def get(options: GetDataOptions) -> Outcome:
+    """Fetch a data set of the papers, verify and unpack it; a fetch that broke off is resumed."""
+    from twostage.data.get import get
+    from twostage.data.recognise import find_layout
+
+    one = published_data(options.name)
+    archives = one.needed(options.splits)
+    print(f"{one.about}. Licence: {one.licence}.")
+    for archive in archives:
+        print(f"{archive.url}, {archive.size / 2**20:.0f} MiB, SHA-256 {archive.sha256}")
+    out = get(one, options.out or Path(one.name), splits=options.splits, offline=options.offline)
+    layout = find_layout(out)
+    print(f"Here: {layout}")
+    return Outcome({"name": one.name, "out": out, "splits": layout.splits, "licence": one.licence})
