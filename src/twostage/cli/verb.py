@@ -47,7 +47,7 @@ def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., i
                 vars(error)["json_wanted"] = common.json
                 raise
             if common.json and outcome.result is not None:
-                print(to_json(outcome.result), file=output)
+                print(to_json(outcome.result), file=output, flush=True)
             if outcome.failure is None:
                 return 0
             print(f"twostage: {outcome.failure}", file=sys.stderr)
