@@ -4,6 +4,7 @@
 #   make test    the tests
 #   make lint    style and types
 #   make bench   the speed tables of benchmarks/results, on this machine
+#   make fuzz    MINUTES=5 of looking for files that break a reader
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
 
@@ -14,7 +15,7 @@ PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14 python
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench build clean
+.PHONY: help demo test lint bench fuzz build clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,6 +33,10 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python benchmarks/fuzz.py --minutes $(or $(MINUTES),5)
 
 build: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel --outdir $(or $(OUT),dist)

@@ -87,7 +87,9 @@ class Results:
                 "`predict --format voc` hold no scores: give the results.json or coco.json beside them."
             )
         for path, class_id in known:
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            # Names of files need not be text, and so may lines that begin with one.
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+            for number, line in enumerate(text.splitlines(), start=1):
                 if not line.strip():
                     continue
                 name, score, box = _voc_line(line, f"{path}: line {number}")

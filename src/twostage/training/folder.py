@@ -156,5 +156,7 @@ def read_options(folder: Path) -> TrainOptions:
             for name, value in values.items()
         }
         return TrainOptions(**fitted)
-    except (yaml.YAMLError, TypeError, AttributeError) as error:
+    except UsageError as error:
+        raise DataError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: not the configuration of a run ({error}).") from None

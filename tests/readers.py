@@ -1,0 +1,130 @@
+"""Every reader of a foreign file, and what must hold whatever stands in that file: for the tests and the fuzzer."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from twostage.data.check import check
+from twostage.data.convert import convert
+from twostage.data.dataset import Dataset
+from twostage.data.images import read_header, read_image
+from twostage.data.recognise import open_dataset
+from twostage.data.scenes import write_scenes
+from twostage.errors import TwostageError
+from twostage.evaluation.results import Results
+from twostage.training.folder import read_options
+from twostage.weights.file import Card, load_weights, save_weights
+from twostage.weights.pickled import read_pickle
+
+PICTURES = ("png", "jpg", "gif", "bmp", "tiff", "webp", "ppm")
+
+
+class Reader(NamedTuple):
+    """The file that may hold anything, within the folder of sound ones, and what reads it, given that folder."""
+
+    file: str
+    read: Callable[[Path], object]
+
+
+def make_sound(root: Path) -> None:
+    """A file for every reader, each as it should be."""
+    write_scenes(root / "coco", train=2, val=1, seed=0)
+    for kind in ("voc", "yolo"):
+        convert(root / "coco", root / kind, kind)
+    truth = json.loads((root / "coco" / "annotations" / "instances_val.json").read_text())["annotations"]
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    (root / "results.json").write_text(json.dumps([{**{k: one[k] for k in keys}, "score": 0.5} for one in truth]))
+    (root / "results").mkdir()
+    (root / "results" / "comp4_det_val_circle.txt").write_text("000000 0.5 10 10.5 20 3e1\n")
+    (root / "run").mkdir()
+    (root / "run" / "config.yaml").write_text(yaml.safe_dump({"data": "x", "epochs": 2, "scale": [0.5, 1.0]}))
+    save_weights(root / "a.safetensors", {"a": torch.ones(2, 2)}, Card("faster_rcnn_tiny_fpn", ("a",), {"size": 8}))
+    torch.save({"a.weight": torch.ones(2, 2)}, root / "a.pth")
+    picture = Image.open(root / "coco" / "val" / "000000.jpg").resize((16, 12))
+    for suffix in PICTURES:
+        picture.save(root / f"a.{suffix}")
+
+
+def must_be_read_or_refused(name: str, root: Path, content: bytes) -> None:
+    """With this content the reader gives what holds, or an error of ours that names the file."""
+    reader = READERS[name]
+    path = root / reader.file
+    path.write_bytes(content)
+    try:
+        reader.read(root)
+    except TwostageError as error:
+        message = str(error)
+    else:
+        message = path.name
+    data = root / Path(reader.file).parts[0]  # named where a split is asked for that is no longer told of
+    assert any(name in message for name in (path.name, path.stem, str(data))), f"{path.name} is not named: {message}"
+
+
+def _open(kind: str, split: str = "val") -> Callable[[Path], None]:
+    def read(root: Path) -> None:
+        check(root / kind)
+        for on_error in ("default", "skip"):
+            _must_hold(open_dataset(root / kind, split=split, on_error=on_error))
+
+    return read
+
+
+def _must_hold(dataset: Dataset) -> None:
+    assert np.isfinite(dataset.boxes).all()
+    assert (dataset.boxes[:, 2:] > dataset.boxes[:, :2]).all(), "nothing can be learned of a box without area"
+    height, width = np.repeat(dataset.sizes, np.diff(dataset.offsets), axis=0).T
+    assert (dataset.boxes[:, 2] <= width).all()
+    assert (dataset.boxes[:, 3] <= height).all()
+    assert ((dataset.labels >= 0) & (dataset.labels < len(dataset.names))).all()
+    assert (dataset.sizes > 0).all()
+    assert len(set(dataset.names)) == len(dataset.names)
+
+
+def _results(file: str) -> Callable[[Path], None]:
+    def read(root: Path) -> None:
+        truth = open_dataset(root / "coco", split="val")
+        results = (Results.from_coco if file.endswith("json") else Results.from_voc)(root / file, truth)
+        assert np.isfinite(results.boxes).all()
+        assert np.isfinite(results.scores).all()
+        assert ((results.images >= 0) & (results.images < len(truth))).all()
+        assert ((results.class_ids >= 0) & (results.class_ids < len(truth.names))).all()
+
+    return read
+
+
+def _picture(root: Path) -> None:
+    path = root / "a.png"
+    try:
+        pixels = read_image(path)
+    finally:
+        header = read_header(path)
+    assert pixels.shape == (header.height, header.width, 3)
+
+
+def _weights(root: Path) -> None:
+    card, _ = load_weights(root / "a.safetensors")
+    assert all(isinstance(name, str) for name in card.names)
+    assert all(math.isfinite(value) for value in card.metrics.values())
+
+
+READERS = {
+    "coco": Reader("coco/annotations/instances_val.json", _open("coco")),
+    "voc": Reader("voc/Annotations/000000.xml", _open("voc")),
+    "voc-list": Reader("voc/ImageSets/Main/val.txt", _open("voc")),
+    "yolo": Reader("yolo/labels/val/000000.txt", _open("yolo")),
+    "yolo-yaml": Reader("yolo/data.yaml", _open("yolo")),
+    "extras": Reader("yolo/twostage.json", _open("yolo")),
+    "results": Reader("results.json", _results("results.json")),
+    "voc-results": Reader("results/comp4_det_val_circle.txt", _results("results")),
+    "picture": Reader("a.png", _picture),
+    "weights": Reader("a.safetensors", _weights),
+    "pickle": Reader("a.pth", lambda root: read_pickle(root / "a.pth")),
+    "run": Reader("run/config.yaml", lambda root: read_options(root / "run")),
+}
