@@ -92,33 +92,6 @@ def test_any_numbers_for_boxes_and_polygons(coco_root: Path, box: list[float], r
     assert_sound_or_refused(coco_root / "instances_train.json", "skip")
 
 
-@settings(SETTINGS, max_examples=25)
-@given(st.binary(max_size=200), st.integers(0, 300))
-def test_any_bytes_in_xml_json_yaml_and_label_files(
-    tmp_path_factory: pytest.TempPathFactory, noise: bytes, place: int
-) -> None:
-    root = tmp_path_factory.mktemp("any")
-    files = {
-        "voc/train/a.xml": b"<annotation><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax>"
-        b"<ymax>9</ymax></bndbox></object></annotation>",
-        "coco/instances_train.json": b'{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}',
-        "yolo/data.yaml": b"names: [a, b]\ntrain: images\n",
-        "yolo/labels/a.txt": b"0 0.5 0.5 0.1 0.1\n1 0.2 0.2 0.1 0.1\n",
-    }
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    for name in ("voc/train/a.jpg", "yolo/images/a.jpg"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (60, 40)).save(root / name)
-    for name, content in files.items():
-        cut = place % len(content)
-        (root / name).write_bytes(content[:cut] + noise + content[cut:])
-        for on_error in ("default", "skip"):
-            assert_sound_or_refused(root / name.split("/")[0], on_error)
-        (root / name).write_bytes(content)
-
-
 @pytest.mark.parametrize("kind", ["jpg", "png", "gif", "webp", "tif", "bmp", "jp2", "ppm", "avif"])
 def test_pictures_with_random_damage_are_read_or_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
