@@ -24,7 +24,11 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's proc
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "twostage"]
+    return start_file("-m", "twostage", *arguments)
+
+
+def start_file(*arguments: object) -> subprocess.Popen[str]:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
         [sys.executable, *command, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -150,6 +154,28 @@ def test_ctrl_c_stops_and_saves_in_all(plain: TrainOptions, tmp_path: Path) -> N
     _, err = ended(process)
     assert err.count("Stopped and saved") == 1
     assert err.count("twostage: stopped") == 1
+
+
+def test_a_script_that_has_made_its_own_group(plain: TrainOptions, tmp_path: Path) -> None:
+    """It is used, and stays."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import sys
+import torch.distributed as dist
+from twostage.training import TrainOptions, train
+from twostage.training.folder import read_options
+from dataclasses import replace
+from pathlib import Path
+dist.init_process_group("gloo")
+result = train(replace(read_options(Path(sys.argv[1])), out=Path(sys.argv[2]), quiet=True))
+print(result["steps"], dist.get_world_size(), flush=True)
+dist.destroy_process_group()
+"""
+    )
+    (tmp_path / "config.yaml").write_text(to_yaml(replace(plain, epochs=1)))
+    out, err = ended(start_file(script, tmp_path, tmp_path / "run"))
+    assert out.split() == ["1", "2"] * 2, err
 
 
 def test_alone() -> None:

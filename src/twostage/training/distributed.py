@@ -27,7 +27,8 @@ log = logging.getLogger("twostage.training")
 
 T = TypeVar("T")
 
-_STARTED_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_BACKENDS = "cpu:gloo,cuda:nccl"
+_TORCHRUNS = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what it says to each process
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Processes:
         """The model, or around it what averages gradients as they come."""
         if self.world == 1:
             return model
-        if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
             log.warning(
                 "Batch normalisation: each of %d processes normalises by its own images, so that the run is not that "
                 "of one process. With --set model.norm=group it is.",
@@ -151,13 +152,16 @@ def joined() -> Iterator[Processes]:
 
     Within it, a process that is lost ends the others with TwostageError.
     """
-    if not all(name in os.environ for name in _STARTED_BY_TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
+    own = not (dist.is_available() and dist.is_initialized())  # a script may have done so
+    if own and (os.environ.get("WORLD_SIZE", "1") == "1" or not all(name in os.environ for name in _TORCHRUNS)):
         yield ALONE
         return
-    rank, world, local_rank, local_world = (int(os.environ[name]) for name in _STARTED_BY_TORCHRUN[:4])
-    own = not dist.is_initialized()  # a script may have done so
     if own:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group(_BACKENDS if torch.cuda.is_available() else "gloo")
+    elif "gloo" not in str(dist.get_backend_config()):
+        raise UsageError(f"The process group has no gloo, by which words travel: init_process_group({_BACKENDS!r}).")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    local_rank, local_world = (int(os.environ.get(name, n)) for name, n in zip(_TORCHRUNS, (rank, world), strict=False))
     messages = logging.getLogger("twostage")
     before = messages.level
     if rank:
@@ -186,5 +190,5 @@ def _fail(error: BaseException, *, speaks: bool) -> NoReturn:
         raise error
     # torchrun ends all as soon as one has ended: not before the reason is told.
     with suppress(RuntimeError):
-        dist.barrier()
+        dist.all_reduce(torch.zeros(1))  # no barrier, which between GPUs would wait for the dead
     raise SystemExit(getattr(error, "exit_code", 1))
