@@ -1,6 +1,8 @@
 """Killed at any moment, a run goes on and ends as if nothing had been; and no two runs write into one folder."""
 
 import csv
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -8,15 +10,18 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from twostage.errors import MissingError, TwostageError, UsageError
+from twostage.data import loader
+from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.folders import claimed
-from twostage.training import TrainOptions, run, train
-from twostage.training.folder import to_yaml
+from twostage.training import TrainOptions, run, step, train
+from twostage.training.folder import RunFolder, to_yaml
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -56,6 +61,41 @@ def test_a_killed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: P
         one, other = (load_file(folder / "weights" / f"{name}.safetensors") for folder in (whole, broken))
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert not list(broken.rglob(".*"))
+
+
+def test_a_picture_that_vanishes_costs_no_step(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = replace(options, batch=2, epochs=1)
+    whole = Path(train(replace(options, out=tmp_path / "whole"))["out"])
+    read, steps = loader.read_image, []
+
+    def vanishing(path: str) -> object:
+        steps.append(path)
+        if len(steps) == 6:
+            raise DataError(f"{path}: does not exist")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "read_image", vanishing)
+        with pytest.raises(DataError, match="does not exist"):
+            train(options)
+    assert f"go on with: twostage train --resume {options.out}" in caplog.text
+    state = options.out / "state" / "state.safetensors"
+    with safe_open(state, "pt") as file:
+        assert json.loads(file.metadata()["twostage-state"])["progress"]["step"] == 2
+    train(TrainOptions(resume=options.out, quiet=True))
+    assert rows(options.out) == rows(whole)
+
+
+def test_long_epochs_are_saved_within(options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path(train(replace(options, out=tmp_path / "whole"))["out"])
+    clock, saved = itertools.count(step=400.0), []
+    monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(RunFolder, "save_last", lambda *given: saved.append(given[2].progress.step))
+    train(options)
+    assert saved == [0, 1, 2, 3, 4]
+    assert rows(options.out) == rows(whole)
 
 
 def test_killed_before_the_first_step(options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

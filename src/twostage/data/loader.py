@@ -133,7 +133,7 @@ def read_sample(dataset: Dataset, index: int) -> Sample:
     if pixels.shape[:2] != (height, width):
         raise DataError(
             f"{dataset.path(index)}: is {pixels.shape[1]} x {pixels.shape[0]} now, and was {width} x {height} when the "
-            "data set was opened. Do not change pictures while they are read; start again."
+            "data set was opened. Do not change pictures while they are read; bring that one back."
         )
     objects = dataset.objects(index)
     learn = ~(objects.crowd | objects.difficult)

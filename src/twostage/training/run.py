@@ -19,6 +19,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import training_batches
 from twostage.data.order import steps_per_epoch
 from twostage.data.workers import default_workers
+from twostage.errors import DataError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.folders import claimed
@@ -177,7 +178,12 @@ def _learn(run: Run) -> None:
     with stopping_gently(session.stop), progress_bar(quiet=quiet) as after_step:
         while not _over(run):
             epoch_end = ceil((progress.step // run.updates + 1) * run.updates)
-            train_until(session, drawn, epoch_end, after_step)
+            try:
+                train_until(session, drawn, epoch_end, after_step)
+            except DataError:  # a picture that cannot be read any more: the step has not begun
+                run.folder.save_last(options.model, session, names)
+                log.warning("Saved. When that is mended, go on with: twostage train --resume %s", run.folder.path)
+                raise
             if progress.step == epoch_end or _finished(progress):
                 _end_epoch(run)
             else:

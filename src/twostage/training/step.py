@@ -32,6 +32,7 @@ log = logging.getLogger("twostage.training")
 
 WARMUP_SHARE = 0.1  # of a time budget: a slow machine does not spend it all on warming up
 ENOUGH = 30  # steps that tell how long one takes
+SAVE_EVERY = 600  # seconds, in epochs that last longer
 
 
 @dataclass
@@ -60,10 +61,15 @@ class Session:
 
 
 def train_until(session: Session, batches: Iterator[Loaded], step: int, after_step: Callable[[Progress], None]) -> None:
-    """Steps up to `step`, or up to the run's end, or until one of the processes is asked to stop."""
+    """Steps up to `step` or the run's end, or until one of the processes is asked to stop, or it is time to save."""
     progress = session.progress
+    begun = time.perf_counter()
+
+    def pause() -> bool:
+        return session.stop.is_set() or time.perf_counter() - begun > SAVE_EVERY
+
     train_mode(session.model, session.recipe.freeze)
-    while progress.step < step and not session.processes.any(session.stop.is_set()):
+    while progress.step < step and not session.processes.any(pause()):
         if progress.total is not None and progress.step >= progress.total:
             return
         start = time.perf_counter()
