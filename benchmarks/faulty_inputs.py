@@ -198,6 +198,8 @@ _DATA = [
     ["eval", "{root}", "--predictions", "{base}/results/results.json", "--out", "{out}"],
     ["train", "{root}", "--config", "{base}/config/small.yaml", "--out", "{out}"],
 ]
+# On the command line, so that no broken configuration makes an honest training long.
+_QUICK = ["--model", "faster_rcnn_tiny_fpn", "--epochs", "1", "--size", "64", "--workers", "0"]
 VERBS = {
     "coco": _DATA,
     "voc": _DATA,
@@ -209,7 +211,7 @@ VERBS = {
         ["predict", "{base}/pictures/a.png", "--weights", "{file}", "--save", "{out}"],
     ],
     "pickles": [["weights", "convert", "{file}", "--out", "{out}"]],
-    "config": [["data", "check", "--config", "{file}"], ["train", "--config", "{file}", "--out", "{out}"]],
+    "config": [["data", "check", "--config", "{file}"], ["train", "--config", "{file}", *_QUICK, "--out", "{out}"]],
 }
 KINDS = tuple(VERBS)
 
@@ -245,6 +247,10 @@ def make(root: Path) -> None:
         "epochs": 1,
         "size": 64,
         "workers": 0,
+        "lr": 0.001,
+        "scale": [0.8, 1.2],
+        "schedule": "cosine",
+        "model_fields": {"nms": 0.5},
     }
     (root / "config" / "told.yaml").write_text(yaml.safe_dump(told))
     (root / "config" / "small.yaml").write_text(yaml.safe_dump({k: v for k, v in told.items() if k != "data"}))

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         kind, code, message = _told(error)
         if code != _INTERRUPTED:
-            message += _other_options(tokens)
+            message += _other_options(tokens, message)
         if "--debug" in tokens and code != _INTERRUPTED:
             traceback.print_exc()
         print(f"twostage: {message}", file=sys.stderr)
@@ -108,11 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
-def _other_options(tokens: Sequence[str]) -> str:
-    """A line that names the configuration file, where what is wrong may stand as well."""
+def _other_options(tokens: Sequence[str], message: str) -> str:
+    """A line that names the configuration file, where what is wrong may stand as well, unless the message does."""
     files = [after for token, after in pairwise([*tokens, ""]) if token == "--config"]
     files += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
-    return f"\nOptions were read from {files[-1]} too." if files else ""
+    return f"\nOptions were read from {files[-1]} too." if files and files[-1] not in message else ""
 
 
 def _told(error: BaseException) -> tuple[str, int, str]:
