@@ -4,8 +4,8 @@
 
 Each case breaks one file of a small data set (or the file itself: its kind, its permission, its name), calls a verb on
 it, and puts the file back. A case fails when the verb ends in anything but one of its exit codes with a message that
-names the file or the data set, takes more than 10 seconds (twice), or lets the process grow by more than 1 GiB. Cases are
-numbered, and `--only N` shows one.
+names the file or the data set, takes more than 10 seconds twice, or lets the process grow by more than 1 GiB. Cases
+are numbered, and `--only N` shows one.
 """
 
 import argparse

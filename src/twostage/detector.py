@@ -148,7 +148,7 @@ class Detector:
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
-        Several `processes` (`training.distributed.joined`) share the images, and all get all detections.
+        Several `processes` (`training.distributed.joined`) share the images; the leader gets all detections.
         Raises UsageError where the data set's classes are not the detector's: `data.dataset.select_classes` chooses
         from a data set that has more.
         """
@@ -177,7 +177,7 @@ class Detector:
             originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
             for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals), strict=True):
                 gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"])
-        return Accumulator.join(processes.gather(gathered)).results()
+        return Accumulator.join(processes.collect(gathered)).results()
 
     def output(self, conf: float | None, iou: float | None, max_det: int | None) -> Fields:
         """The model's fields with other thresholds of the last step; None keeps the model's."""

@@ -18,6 +18,7 @@ _BLOCK = 1 << 20  # bytes
 _PATIENCE = 30  # seconds without a byte
 _TRIES = 3  # in a row that brought nothing
 _PAUSE = 1.0  # seconds between them
+_PASSING = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
 
 Show = Callable[[int, int | None], None]
 
@@ -30,7 +31,7 @@ def download(url: str, path: Path, sha256: str) -> None:
     """
     part = path.with_name(f"{path.name}.part")
     log.info("Fetching %s", url)
-    by_hand = f"Fetch it by hand, and put it at {path}."
+    by_hand = f"Call again to go on, or fetch it by hand and put it at {path}."
     failures = 0
     with _bar(path.name) as show:
         while True:
@@ -40,7 +41,8 @@ def download(url: str, path: Path, sha256: str) -> None:
                     break
                 reason = "the connection ended early"
             except urllib.error.HTTPError as error:
-                reason, failures = f"HTTP {error.code} {error.reason}", _TRIES
+                reason = f"HTTP {error.code} {error.reason}"
+                failures = failures if error.code in _PASSING else _TRIES
             except (OSError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", None) or error or type(error).__name__)
             failures = 0 if part.exists() and part.stat().st_size > had else failures + 1
@@ -51,7 +53,7 @@ def download(url: str, path: Path, sha256: str) -> None:
         verify(part, sha256)
     except DataError as error:
         part.unlink()
-        raise MissingError(f"{url}: {error} It was removed. Try again. {by_hand}") from None
+        raise MissingError(f"{url}: {error} It was removed. {by_hand}") from None
     part.replace(path)
 
 
@@ -60,7 +62,8 @@ def verify(path: Path, sha256: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(sha256):
-        raise DataError(f"{path}: another file: its SHA-256 begins with {found[: len(sha256)]}, not {sha256}.")
+        size = path.stat().st_size
+        raise DataError(f"{path}: another file ({size} bytes): its SHA-256 is {found}, and should begin with {sha256}.")
 
 
 def _fetch(url: str, part: Path, had: int, show: Show) -> bool:

@@ -1,5 +1,6 @@
 """Folders a verb writes into: new ones, so that no earlier result is ever mixed up or lost."""
 
+import glob
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,15 +16,20 @@ _PATIENCE = 20  # seconds
 
 def new_folder(path: Path, flag: str) -> Path:
     """Make the folder `path`, asked for by `flag`; an empty one may be there. Raises UsageError for any other."""
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{flag} {path}: is a file, and must be a folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise UsageError(f"{flag} {path}: is not empty, and nothing is overwritten: name a new folder")
+    require_new(path, flag)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{flag} {path}: cannot be made ({error.strerror or error})") from error
     return path
+
+
+def require_new(path: Path, flag: str) -> None:
+    """Raises UsageError where `path` is something else than an empty folder."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{flag} {path}: is a file, and must be a folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{flag} {path}: is not empty, and nothing is overwritten: name a new folder")
 
 
 def next_folder(parent: Path, name: str) -> Path:
@@ -63,17 +69,33 @@ def claimed(path: Path) -> Iterator[None]:
 def whole_folder(path: Path, flag: str) -> Iterator[Path]:
     """A folder to fill that becomes `path`, asked for by `flag`, when all went well, and is gone when it did not.
 
-    Raises UsageError as `new_folder`.
+    What writers that were killed have left beside it goes too. Raises UsageError as `new_folder`, and where another
+    process is writing the same folder.
     """
+    path = path.absolute()
+    if path == Path.cwd():
+        raise UsageError(f"{flag} {path}: is the folder you are in: name one that can be put in its place")
     new_folder(path, flag)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+    prefix = f".{path.name[:40]}."
+    lock = FileLock(path.with_name(f"{prefix}lock"), timeout=0)
     try:
-        yield beside
-        beside.chmod(path.stat().st_mode)
-        path.rmdir()
-        beside.rename(path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        with suppress(OSError):
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"{flag} {path}: another process is writing it. Choose a new folder.") from None
+    try:
+        for left in path.parent.glob(f"{glob.escape(prefix)}{'[a-z0-9_]' * 8}.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        beside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
+        try:
+            yield beside
+            beside.chmod(path.stat().st_mode)
             path.rmdir()
-        raise
+            beside.rename(path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            with suppress(OSError):
+                path.rmdir()
+            raise
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from twostage.data.check import check
 from twostage.data.convert import convert
 from twostage.data.get import get
 from twostage.data.published import PUBLISHED_DATA, Archive, PublishedData, published_data
 from twostage.data.recognise import find_layout, open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
+from twostage.folders import claimed
 
 
 def packed_tar(folder: Path, prefix: str) -> bytes:
@@ -76,6 +78,8 @@ def test_coco_whole_or_one_split(coco: PublishedData, server: Any, scenes: Path,
     get(coco, tmp_path / "val", splits=("val",))
     assert len(server.asked) == asked + 2
     assert len(open_dataset(tmp_path / "val", split="val")) == 2
+    assert find_layout(tmp_path / "val").splits == ("val",)
+    assert check(tmp_path / "val").ok
     with pytest.raises(UsageError, match="has no 'vla'"):
         get(coco, tmp_path / "other", splits=("vla",))
     assert not (tmp_path / "other").exists()
@@ -96,12 +100,16 @@ def test_broken_off_and_resumed(coco: PublishedData, server: Any, tmp_path: Path
 
 
 def test_offline_and_by_hand(coco: PublishedData, server: Any, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"got\.archives.*not there, and nothing is fetched offline"):
+    with pytest.raises(MissingError, match=r"got\.archives: nothing is fetched offline") as caught:
         get(coco, tmp_path / "got", offline=True)
+    assert not (tmp_path / "got.archives").exists()
+    (tmp_path / "got.archives").mkdir()
     for name, content in server.files.items():
+        assert f"{server.url(name)}, to {tmp_path / 'got.archives' / name}" in str(caught.value)
         (tmp_path / "got.archives" / name).write_bytes(content)
     get(coco, tmp_path / "got", offline=True)
     assert server.asked == []
+    assert len(list((tmp_path / "got.archives").iterdir())) == 3, "they may be somebody's only copy"
     assert len(open_dataset(tmp_path / "got", split="train")) == 3
 
 
@@ -126,6 +134,20 @@ def test_a_folder_that_is_not_new_and_a_disk_that_is_full(coco: PublishedData, t
     with pytest.raises(TwostageError, match="GiB are needed to fetch and unpack"):
         get(huge, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_two_do_not_fetch_into_one_folder(coco: PublishedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twostage.folders._PATIENCE", 0.1)
+    with claimed(tmp_path / "got.archives"), pytest.raises(UsageError, match=r"got\.archives: another run is writing"):
+        get(coco, tmp_path / "got")
+    (tmp_path / "file.archives").touch()
+    with pytest.raises(UsageError, match="is no folder"):
+        get(coco, tmp_path / "file")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="is the folder you are in"):
+        get(coco, Path())
 
 
 def test_published() -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from twostage.training import TrainOptions, train
 from twostage.training.distributed import ALONE, Processes
 from twostage.training.folder import to_yaml
 from twostage.training.recipe import FINETUNE, resolve
+from twostage.training.step import Session
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's processes are asked by signals")
 
@@ -121,11 +123,11 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on_with_one(plain: Trai
 def test_a_run_of_one_goes_on_with_two(plain: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(replace(plain, out=tmp_path / "whole"))
 
-    def interrupted(*_: object) -> bool:
-        return True
+    def interrupted(session: Session, *_: object) -> None:
+        session.stop.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr("twostage.training.distributed.Processes.any", interrupted)
+        patch.setattr("twostage.training.run.train_until", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(plain)
     out, err = ended(start("train", "--resume", plain.out, "--json"))
@@ -137,12 +139,40 @@ def test_a_run_of_one_goes_on_with_two(plain: TrainOptions, tmp_path: Path, monk
 
 
 def test_what_is_wrong_is_told_once(plain: TrainOptions, tmp_path: Path) -> None:
-    _, err = ended(start("train", tmp_path / "nowhere"))
+    out, err = ended(start("train", tmp_path / "nowhere", "--json"))
     assert err.count("twostage: ") == 1
-    assert "does not exist" in err
+    assert err.count("does not exist") == 2, "here, and in torchrun's report"
+    assert json.loads(out)["error"]["code"] == 3
+    out, err = ended(start("train", tmp_path / "nowhere", "--json", "--batch", "x"))
+    assert err.count("twostage: ") == 1
+    assert json.loads(out)["error"]["code"] == 2
     _, err = ended(start(*told(replace(plain, lr=1e30), tmp_path), "--out", tmp_path / "run"))
-    assert err.count("yields no numbers any more") == 1
-    assert err.count(".jpg") + err.count(".png") == 4  # the images of both processes
+    assert err.count("twostage: Training yields no numbers any more") == 1
+    assert err.count(".jpg") == 2 * 4, "the images of both processes, here and in torchrun's report"
+
+
+def test_a_picture_that_one_process_cannot_read(plain: TrainOptions, tmp_path: Path) -> None:
+    data = tmp_path / "scenes"
+    shutil.copytree(plain.data, data)
+    process = start(*told(replace(plain, data=data, epochs=300, eval_every=300), tmp_path), "--out", tmp_path / "run")
+    while not rows(tmp_path / "run"):
+        assert process.poll() is None, ended(process)
+        time.sleep(0.02)
+    sorted((data / "train").iterdir())[0].unlink()
+    _, err = ended(process)
+    assert err.count("twostage: ") == 1
+    assert "000000.jpg" in err
+    assert "Saved. When that is mended" in err
+
+
+def test_minutes_are_the_same_to_all(plain: TrainOptions, tmp_path: Path) -> None:
+    out, err = ended(
+        start(*told(replace(plain, epochs=None, minutes=0.05), tmp_path), "--out", tmp_path / "run", "--json")
+    )
+    assert out, err
+    steps = json.loads(out)["steps"]
+    assert steps > 3
+    assert rows(tmp_path / "run")[-1]["step"] == steps
 
 
 def test_ctrl_c_stops_and_saves_in_all(plain: TrainOptions, tmp_path: Path) -> None:
@@ -168,7 +198,8 @@ from twostage.training.folder import read_options
 from dataclasses import replace
 from pathlib import Path
 dist.init_process_group("gloo")
-result = train(replace(read_options(Path(sys.argv[1])), out=Path(sys.argv[2]), quiet=True))
+for again in range(2):
+    result = train(replace(read_options(Path(sys.argv[1])), out=Path(sys.argv[2] + str(again)), quiet=True))
 print(result["steps"], dist.get_world_size(), flush=True)
 dist.destroy_process_group()
 """

@@ -99,9 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message += _other_options(tokens, message)
         if "--debug" in tokens and code != _INTERRUPTED:
             traceback.print_exc()
-        print(f"twostage: {message}", file=sys.stderr)
+        from twostage.cli.together import follows, has_met, tell_launcher
+
+        tell_launcher(message)
+        if not follows() or has_met():
+            print(f"twostage: {message}", file=sys.stderr)
         # A verb that got as far as its options has noted whether they ask for JSON: a configuration file may, too.
-        if getattr(error, "json_wanted", "--json" in tokens):
+        if getattr(error, "json_wanted", "--json" in tokens) and not follows():
             from twostage.cli.verb import to_json
 
             print(to_json({"error": {"kind": kind, "code": code, "message": message}}))

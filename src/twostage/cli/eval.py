@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.loading import load_detector
-from twostage.cli.together import together
+from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, to_json, verb
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
@@ -107,10 +107,12 @@ def eval(options: EvalOptions) -> Outcome:
 
 
 def _of_file(options: EvalOptions) -> Outcome:
-    """Without torch."""
+    """Without torch; of torchrun's processes the first does it alone."""
     from twostage.evaluation.results import Results
 
     assert options.predictions is not None
+    if follows():
+        return Outcome(None)
     dataset = _open(options)
     out = _new_folder(options)
     read = Results.from_voc if options.predictions.is_dir() else Results.from_coco

@@ -2,7 +2,12 @@
 
 import contextlib
 import io
+import json
+import os
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,3 +23,23 @@ def together() -> "Iterator[Processes]":
         if not processes.leads:
             muted.enter_context(contextlib.redirect_stdout(io.StringIO()))
         yield processes
+
+
+def follows() -> bool:
+    """Whether torchrun has started this process to follow another: the first alone writes to standard output."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def has_met() -> bool:
+    """Whether the processes have found each other: what goes wrong before befalls all of them alike."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def tell_launcher(message: str) -> None:
+    """Leave the message where torchrun looks for it when a process fails, so that its report ends with it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is not None:
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")

@@ -1,79 +1,107 @@
 """A published data set: fetched, verified and unpacked, complete or not there at all."""
 
 import logging
+import re
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from twostage.atomic import write_text
 from twostage.data.published import Archive, PublishedData
 from twostage.download import download, verify
-from twostage.errors import MissingError, TwostageError
-from twostage.folders import new_folder, whole_folder
+from twostage.errors import DataError, MissingError, TwostageError, UsageError
+from twostage.folders import claimed, require_new, whole_folder
 
 log = logging.getLogger("twostage.data")
 
+_FETCHED = "fetched.txt"  # names of archives
+
 
 def get(one: PublishedData, out: Path, *, splits: tuple[str, ...] = (), offline: bool = False) -> Path:
-    """Put a data set, or the archives that some of its splits need, into the new folder `out`.
+    """Put a data set, or what some of its splits need, into the new folder `out`.
 
-    Archives lie in `out.archives` until all are unpacked; a fetch that broke off is resumed from there. Raises
-    UsageError for a folder that is not new or a split that does not exist, MissingError where the network does not
-    bring a file (or `offline`), with where to put it by hand, DataError for a wrong file put there, and TwostageError
-    where the disk is too small.
+    Archives lie in `out.archives` until all are unpacked; a fetch that broke off is resumed from there, and what was
+    put there by hand stays. Raises UsageError for a folder that is not new, a split that does not exist or a
+    folder that another process is fetching into; MissingError where the network does not bring a file (or `offline`),
+    with where to put it by hand; DataError for a wrong file put there; TwostageError where the disk is too small.
     """
     archives = one.needed(splits)
-    there = out.exists()
-    new_folder(out, "--out")
-    try:
-        beside = out.with_name(f"{out.name}.archives")
-        beside.mkdir(exist_ok=True)
-        _need_space(archives, beside)
-        for archive in archives:
-            _bring(archive, beside / archive.file, offline=offline)
+    out = out.absolute()
+    require_new(out, "--out")
+    beside = out.with_name(f"{out.name}.archives")
+    with _kept(beside):
+        _bring_all(archives, beside, offline=offline)
+        absent = {split for split in one.splits if not {a for a in one.archives if split in a.splits} <= set(archives)}
         with whole_folder(out, "--out") as folder:
             for archive in archives:
                 log.info("Unpacking %s", archive.file)
-                _unpack(beside / archive.file, archive, folder)
-    except BaseException:
-        if not there and out.exists():
-            out.rmdir()  # it is empty
-        raise
-    shutil.rmtree(beside)
+                _unpack(beside / archive.file, archive, folder, absent)
+        for name in _fetched(beside):
+            (beside / name).unlink(missing_ok=True)
+        (beside / _FETCHED).unlink(missing_ok=True)
+    if beside.exists():
+        log.info("%s: what was put there by hand is no longer needed.", beside)
     return out
 
 
-def _need_space(archives: Sequence[Archive], beside: Path) -> None:
-    """For what is still to be fetched, and for all of it unpacked: pictures are as large as in their archive."""
-    fetched = sum(path.stat().st_size for path in beside.iterdir())
-    needed = 2 * sum(archive.size for archive in archives) - fetched
+@contextmanager
+def _kept(beside: Path) -> Iterator[None]:
+    """The folder of the archives, kept to this process; gone when it is empty."""
+    if (beside.exists() or beside.is_symlink()) and not beside.is_dir():
+        raise UsageError(f"{beside}: is no folder, and archives are fetched there. Move it away, or say another --out.")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(beside):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # where something is left in it, where it is a link, or where a lock is not removed
+                (beside / "lock").unlink()
+                beside.rmdir()
+
+
+def _fetched(beside: Path) -> list[str]:
+    """The archives there that were fetched, by this call or one before; the others were put there by hand."""
+    path = beside / _FETCHED
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _bring_all(archives: Sequence[Archive], beside: Path, *, offline: bool) -> None:
+    """Fetch what is not there."""
+    there = [archive for archive in archives if (beside / archive.file).is_file()]
+    new = [archive for archive in archives if archive not in there]
+    if new and offline:
+        lacking = "\n".join(f"  {archive.url}, to {beside / archive.file}" for archive in new)
+        raise MissingError(
+            f"{beside}: nothing is fetched offline. Bring from where there is a network, and call again:\n{lacking}"
+        )
+    for archive in there:
+        try:
+            verify(beside / archive.file, archive.sha256)
+        except DataError as error:
+            raise DataError(f"{error} Remove it, or put {archive.url} ({archive.size} bytes) there.") from None
+    parts = [path.stat().st_size for a in new if (path := beside / f"{a.file}.part").is_file()]
+    needed = sum(a.size for a in archives) + sum(a.size for a in new) - sum(parts)
     free = shutil.disk_usage(beside).free
     if free < needed:
         raise TwostageError(
             f"{beside}: {free / 2**30:.1f} GiB are free there, and {needed / 2**30:.1f} GiB are needed to fetch and "
             "unpack. Make room, or choose --out on another disk."
         )
+    for archive in new:
+        download(archive.url, beside / archive.file, archive.sha256)
+        write_text(beside / _FETCHED, "".join(f"{name}\n" for name in [*_fetched(beside), archive.file]))
 
 
-def _bring(archive: Archive, path: Path, *, offline: bool) -> None:
-    if path.exists():
-        verify(path, archive.sha256)  # it may have been put there by hand
-        return
-    if offline:
-        raise MissingError(
-            f"{path}: not there, and nothing is fetched offline. Fetch {archive.url} where there is a network, put it "
-            "there, and call again."
-        )
-    download(archive.url, path, archive.sha256)
-
-
-def _unpack(path: Path, archive: Archive, folder: Path) -> None:
-    """All that lies under the archive's root, into the folder; what is there already is the same file."""
+def _unpack(path: Path, archive: Archive, folder: Path, absent: Collection[str]) -> None:
+    """All that lies under the archive's root but what names a split whose pictures are absent, into the folder."""
     root = PurePosixPath(archive.root)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
-            packed.extractall(folder)
+            names = [name for name in packed.namelist() if not set(re.split(r"[/_.]", name)) & set(absent)]
+            packed.extractall(folder, names)
         return
     with tarfile.open(path) as packed:
         for member in packed:

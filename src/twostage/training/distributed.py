@@ -7,6 +7,7 @@ A learner's gradients are averaged, and losses are normalised by numbers of all 
 that the run is that of one process with the same batch (Goyal et al. 2017, section 3).
 """
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 _BACKENDS = "cpu:gloo,cuda:nccl"
 _TORCHRUNS = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what it says to each process
+_LOST = ("connection", "broken pipe", "timed out", "timeout", "remote", "aborted")
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,15 @@ class Processes:
         dist.all_reduce(total)
         return total / self.world
 
+    def mean_of(self, number: float) -> float:
+        """The mean of a plain number."""
+        return number if self.world == 1 else float(self.mean(torch.tensor(number, dtype=torch.float64)))
+
     def largest(self, numbers: Sequence[int]) -> list[int]:
         """Each number's maximum over all processes."""
         if self.world == 1:
             return list(numbers)
-        most = torch.tensor(numbers)
+        most = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return most.tolist()
 
@@ -71,6 +77,14 @@ class Processes:
         if self.world > 1:
             values *= self.world
             dist.all_gather_object(values, value)
+        return values
+
+    def collect(self, value: T) -> list[T]:
+        """The value of every process, to the leader; nothing to the others."""
+        values: list[Any] = [value]
+        if self.world > 1:
+            values = values * self.world if self.leads else []
+            dist.gather_object(value, values if self.leads else None)
         return values
 
     def share(self, value: T) -> T:
@@ -121,9 +135,18 @@ class Processes:
         torch.cuda.set_device(self.local_rank)  # where NCCL works without being told
         return torch.device("cuda", self.local_rank)
 
-    def fail(self, error: BaseException) -> NoReturn:
-        """End all processes for a reason that they have in common; the leader raises it, the others end in silence."""
-        _fail(error, speaks=self.leads)
+    def end(self, reason: BaseException | None) -> NoReturn:
+        """End all processes; the first that has a reason raises it, the others end in silence."""
+        if self.world == 1:
+            assert reason is not None
+            raise reason
+        has = [one for one, there in enumerate(self.gather(reason is not None)) if there]
+        if reason is not None and self.rank == has[0]:
+            raise reason
+        # torchrun ends all as soon as one has ended: not before the reason is told.
+        with suppress(RuntimeError):
+            dist.all_reduce(torch.zeros(1))  # no barrier, which between GPUs would wait for the dead
+        raise SystemExit(getattr(reason, "exit_code", 1))
 
     @contextmanager
     def one_voice(self) -> Iterator[None]:
@@ -138,9 +161,8 @@ class Processes:
             if self.world == 1:
                 raise
             failure = error
-        failed = [one is not None for one in self.gather(failure and type(failure).__name__)]
-        if any(failed):
-            _fail(failure or TwostageError("another process failed"), speaks=self.rank == failed.index(True))
+        if self.any(failure is not None):
+            self.end(failure)
 
 
 ALONE = Processes()
@@ -150,15 +172,14 @@ ALONE = Processes()
 def joined() -> Iterator[Processes]:
     """The processes that torchrun has started, or this one alone; only the leader's messages are shown.
 
-    Within it, a process that is lost ends the others with TwostageError.
+    Within it, a process that is lost ends the others with TwostageError. They meet once, for the life of the process.
     """
-    own = not (dist.is_available() and dist.is_initialized())  # a script may have done so
-    if own and (os.environ.get("WORLD_SIZE", "1") == "1" or not all(name in os.environ for name in _TORCHRUNS)):
-        yield ALONE
-        return
-    if own:
-        dist.init_process_group(_BACKENDS if torch.cuda.is_available() else "gloo")
-    elif "gloo" not in str(dist.get_backend_config()):
+    if not (dist.is_available() and dist.is_initialized()):
+        if os.environ.get("WORLD_SIZE", "1") == "1" or not all(name in os.environ for name in _TORCHRUNS):
+            yield ALONE
+            return
+        _meet()
+    elif "gloo" not in str(dist.get_backend_config()):  # of a script's own group
         raise UsageError(f"The process group has no gloo, by which words travel: init_process_group({_BACKENDS!r}).")
     rank, world = dist.get_rank(), dist.get_world_size()
     local_rank, local_world = (int(os.environ.get(name, n)) for name, n in zip(_TORCHRUNS, (rank, world), strict=False))
@@ -172,23 +193,22 @@ def joined() -> Iterator[Processes]:
         if not _of_a_lost_process(error):
             raise
         raise TwostageError(
-            f"Process {rank} of {world} has lost another one. Why that one ended is told by itself or by torchrun. "
-            "A training run goes on from what it saved last with --resume."
+            f"Process {rank} of {world} has lost another one ({str(error).splitlines()[0][:200]}). Why that one ended "
+            "is told by itself or by torchrun. A training run goes on from what it saved last with --resume."
         ) from error
     finally:
         messages.setLevel(before)
-    if own:  # after a failure the end of the process does it: the others notice that, and a word of farewell would hang
-        dist.destroy_process_group()
+
+
+def _meet() -> None:
+    try:
+        dist.init_process_group(_BACKENDS if torch.cuda.is_available() else "gloo")
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise TwostageError(f"The processes do not meet at {place} ({str(error).splitlines()[0][:200]}).") from error
+    atexit.register(dist.destroy_process_group)
 
 
 def _of_a_lost_process(error: RuntimeError) -> bool:
-    return any(word in f"{type(error).__name__} {error}" for word in ("Dist", "gloo", "NCCL", "Connection"))
-
-
-def _fail(error: BaseException, *, speaks: bool) -> NoReturn:
-    if speaks:
-        raise error
-    # torchrun ends all as soon as one has ended: not before the reason is told.
-    with suppress(RuntimeError):
-        dist.all_reduce(torch.zeros(1))  # no barrier, which between GPUs would wait for the dead
-    raise SystemExit(getattr(error, "exit_code", 1))
+    text = str(error).lower()
+    return any(name in text for name in ("gloo", "nccl")) and any(word in text for word in _LOST)

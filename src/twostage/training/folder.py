@@ -21,7 +21,7 @@ from twostage.evaluation.results import Results
 from twostage.folders import new_folder, next_folder
 from twostage.training.options import TrainOptions
 from twostage.training.pictures import save_predictions, save_training_batch
-from twostage.training.state import save_state
+from twostage.training.state import Progress, save_state
 from twostage.training.step import Session
 from twostage.weights.file import Card, save_weights
 
@@ -66,14 +66,16 @@ class RunFolder:
         write_text(self.path / "config.yaml", to_yaml(options))
         write_text(self.path / "env.json", json.dumps(environment() | {"processes": processes}, indent=2) + "\n")
 
-    def go_on(self, step: int) -> None:
-        """Drop what came after the state of this step, and what a writer that was killed has left."""
+    def go_on(self, progress: Progress) -> None:
+        """Drop what came after this state, and what a writer that was killed has left."""
         if self.writes:
             sweep(self.path)
         path = self.path / "metrics.csv"
         if path.exists():  # not when the run stopped within the first epoch
             with path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+                # Losses that are still summed up say that the row of this step is yet to be written.
+                last = progress.step - bool(progress.summed)
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last]
 
     def add_row(self, row: dict[str, float]) -> None:
         """A row of metrics.csv, and the curves over all of them."""

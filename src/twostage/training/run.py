@@ -52,7 +52,8 @@ class Run:
     session: Session
     folder: RunFolder
     workers: int
-    report: Report | None = None  # of the best weights
+    metrics: dict[str, float] | None = None  # of the best weights
+    report: Report | None = None  # the same at length, in the process that leads
     results: Results | None = None
 
     @property
@@ -100,7 +101,7 @@ def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, fol
         session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.average)
         session.scaler.load_state_dict(scaler)
         require_same_images(session.progress, splits.train)
-        folder.go_on(session.progress.step)
+        folder.go_on(session.progress)
 
 
 def _workers(session: Session, options: TrainOptions) -> int:
@@ -176,27 +177,36 @@ def _learn(run: Run) -> None:
     drawn = run.folder.with_picture(batches, names)
     quiet = options.quiet or not session.processes.leads
     with stopping_gently(session.stop), progress_bar(quiet=quiet) as after_step:
+        if _epoch_to_end(run):
+            _end_epoch(run)  # the run was stopped within the validation
         while not _over(run):
             epoch_end = ceil((progress.step // run.updates + 1) * run.updates)
             try:
                 train_until(session, drawn, epoch_end, after_step)
-            except DataError:  # a picture that cannot be read any more: the step has not begun
+            except (DataError, SystemExit):  # a picture, here or elsewhere, that cannot be read: the step has not begun
                 run.folder.save_last(options.model, session, names)
                 log.warning("Saved. When that is mended, go on with: twostage train --resume %s", run.folder.path)
                 raise
-            if progress.step == epoch_end or _finished(progress):
+            if _epoch_to_end(run):
                 _end_epoch(run)
             else:
                 run.folder.save_last(options.model, session, names)
             if session.processes.any(session.stop.is_set()):
                 log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
-                session.processes.fail(KeyboardInterrupt())
+                session.processes.end(KeyboardInterrupt())
 
 
 def _epochs(run: Run) -> int:
     """Passes over the data that have ended, or have begun where the run is over."""
     whole = int(run.session.progress.step // run.updates)
     return max(1, whole if ceil(whole * run.updates) == run.session.progress.step else whole + 1)
+
+
+def _epoch_to_end(run: Run) -> bool:
+    """Whether the last step was the last of an epoch, whose row is not written."""
+    progress, updates = run.session.progress, run.updates
+    last = _finished(progress) or progress.step == ceil(progress.step // updates * updates)
+    return last and progress.summed > 0
 
 
 def _over(run: Run) -> bool:
@@ -220,9 +230,11 @@ def _end_epoch(run: Run) -> None:
     means = {name: value / max(1, progress.summed) for name, value in progress.losses.items()}
     row["train_loss"] = sum(means.values())
     row |= {f"train_loss_{name}": value for name, value in means.items()}
-    progress.losses, progress.summed = {}, 0
     if run.splits.val is not None and (_finished(progress) or _due(run, row["epoch"])):
+        # A validation may take long: what was learned is kept, should it not come to its end.
+        run.folder.save_last(run.options.model, run.session, run.splits.train.names)
         row |= _validate(run)
+    progress.losses, progress.summed = {}, 0
     run.folder.add_row(row)
     total = "" if progress.total is None else f" of {progress.total}"
     scores = (
@@ -245,24 +257,24 @@ def _due(run: Run, epoch: int) -> bool:
 def _validate(run: Run) -> dict[str, float]:
     """Validation losses and numbers; the weights are kept as best where AP rose, or has no value."""
     progress = run.session.progress
-    report, results, losses = _score(run)
-    metrics = report.scores.metrics
+    report, results, metrics, losses = _score(run)
     if metrics["AP"] < 0:
         log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
     if metrics["AP"] > progress.best or metrics["AP"] < 0:
         progress.best, progress.validations_since_best = metrics["AP"], 0
-        run.report, run.results = report, results
+        run.metrics, run.report, run.results = metrics, report, results
         run.folder.save_best(run.options.model, run.session, run.splits.train.names, metrics)
     else:
         progress.validations_since_best += 1
     return {"val_loss": sum(losses.values()), **{f"val_loss_{name}": v for name, v in losses.items()}, **metrics}
 
 
-def _score(run: Run) -> tuple[Report, Results, dict[str, float]]:
-    options, splits = run.options, run.splits
+def _score(run: Run) -> tuple[Report | None, Results, dict[str, float], dict[str, float]]:
+    """The report where this process leads, the detections there, and to all the metrics and the mean losses."""
+    options, splits, processes = run.options, run.splits, run.session.processes
     assert splits.val is not None
     assert splits.truth is not None
-    return validate(
+    report, results, losses = validate(
         run.session.evaluated,
         splits.val,
         splits.truth,
@@ -271,17 +283,18 @@ def _score(run: Run) -> tuple[Report, Results, dict[str, float]]:
         max_det=options.max_det,
         batch=run.session.recipe.batch,
         workers=run.workers,
-        processes=run.session.processes,
+        processes=processes,
     )
+    return report, results, *processes.share((report.scores.metrics if report else {}, losses))
 
 
 def _finish(run: Run) -> dict[str, Any]:
     """Plots and pictures of the best weights."""
     progress, folder, val = run.session.progress, run.folder, run.splits.val
-    if val is not None and run.report is None:
+    if val is not None and run.metrics is None:
         # A resumed run whose best weights are from before it stopped.
         load_all(run.session.evaluated, load_weights(folder.best)[1], str(folder.best))
-        run.report, run.results, _ = _score(run)
+        run.report, run.results, run.metrics, _ = _score(run)
     folder.draw(run.splits.train, val, run.report, run.results)
     return {
         "out": str(folder.path),
@@ -289,5 +302,5 @@ def _finish(run: Run) -> dict[str, Any]:
         "epochs": _epochs(run),
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
-        "metrics": {} if run.report is None else run.report.scores.metrics,
+        "metrics": run.metrics or {},
     }

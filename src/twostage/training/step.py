@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
 from twostage.data.randomness import mix
-from twostage.errors import TwostageError
+from twostage.errors import DataError, TwostageError
 from twostage.inference.device import arithmetic
 from twostage.models.two_stage import TwoStage
 from twostage.training.average import Average
@@ -74,14 +74,13 @@ def train_until(session: Session, batches: Iterator[Loaded], step: int, after_st
             return
         start = time.perf_counter()
         losses = train_step(session, batches)
-        duration = time.perf_counter() - start
+        duration = session.processes.mean_of(time.perf_counter() - start)
         progress.step += 1
         progress.seconds += duration
         progress.summed += 1
         for name, value in losses.items():
             progress.losses[name] = progress.losses.get(name, 0.0) + value
         if session.budget is not None:
-            duration = float(session.processes.mean(torch.tensor(duration, dtype=torch.float64)))
             _fit_to_budget(session.recipe, session.budget, progress, duration)
         after_step(progress)
 
@@ -107,9 +106,11 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     summed: dict[str, float] = {}
     images: list[int] = []
     for part in range(session.accumulate):
-        loaded = next(batches)
+        loaded, failure = _next(batches)
         # What lies beside an image changes features near its border: as if all processes' images were one batch.
-        canvas = processes.largest(loaded.batch.images.shape[2:])
+        *canvas, failed = processes.largest([*(loaded.batch.images.shape[2:] if loaded else (0, 0)), loaded is None])
+        if failed or loaded is None:
+            processes.end(failure)
         batch, targets = loaded.batch.to(session.device).on_canvas(*canvas), loaded.targets.to(session.device)
         targets = replace(targets, seeds=targets.seeds ^ mix(session.seed, progress.step, part))
         with _gradients_stay(session.learner) if part + 1 < session.accumulate else nullcontext():
@@ -137,7 +138,7 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
 def stopping_gently(stop: threading.Event) -> Iterator[None]:
     """Ctrl-C, and a system's word to end (SIGTERM), set `stop`, so that the step in progress ends and can be saved.
 
-    A second one interrupts at once.
+    A second Ctrl-C interrupts at once; a second SIGTERM does not, since it may come by several ways.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
@@ -145,7 +146,9 @@ def stopping_gently(stop: threading.Event) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         log.warning("Stopping after this step, to save it. Ctrl-C once more stops at once.")
         stop.set()
 
@@ -155,6 +158,14 @@ def stopping_gently(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _next(batches: Iterator[Loaded]) -> tuple[Loaded | None, DataError | None]:
+    """The next batch, or why there is none."""
+    try:
+        return next(batches), None
+    except DataError as error:
+        return None, error
 
 
 def _gradients_stay(learner: nn.Module) -> AbstractContextManager[object]:
@@ -190,7 +201,7 @@ def _require_finite(values: dict[str, float], images: list[int], session: Sessio
     if not wrong:
         return
     paths = "\n  ".join(str(session.dataset.path(i)) for part in session.processes.gather(images) for i in part)
-    session.processes.fail(
+    session.processes.end(
         TwostageError(
             f"Training yields no numbers any more at step {session.progress.step}: {', '.join(wrong)}. Its images:"
             f"\n  {paths}\nLook at their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "

@@ -20,7 +20,7 @@ from twostage.training.distributed import ALONE, Processes
 def detect_and_lose(
     model: TwoStage, dataset: Dataset, output: Fields, *, batch: int, workers: int, processes: Processes = ALONE
 ) -> tuple[Results, dict[str, float]]:
-    """Detections on a split and the mean losses of its batches; several processes share them, and all get all.
+    """Detections on a split and the mean losses of its batches; several processes share it, and the leader gets all.
 
     The losses are those of training but for dropout, batch statistics and the number of proposals, which are as in
     prediction; they draw the same samples every time. All is in float32, as in `twostage eval`.
@@ -52,7 +52,7 @@ def detect_and_lose(
         originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
         for index, one in zip(indices, to_arrays(found, loaded.batch.sizes, originals), strict=True):
             found_here.add(index, one["boxes"], one["scores"], one["class_ids"])
-    shares = processes.gather((found_here, summed))
+    shares = processes.collect((found_here, summed))
     names = dict.fromkeys(name for _, losses in shares for name in losses)  # a process may have had no image
     means = {name: sum(losses.get(name, 0.0) for _, losses in shares) / len(dataset) for name in names}
     return Accumulator.join(share for share, _ in shares).results(), means
@@ -69,9 +69,13 @@ def validate(
     batch: int,
     workers: int,
     processes: Processes = ALONE,
-) -> tuple[Report, Results, dict[str, float]]:
-    """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written."""
+) -> tuple[Report | None, Results, dict[str, float]]:
+    """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written.
+
+    Of several processes the leader gets them, the others none.
+    """
     given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
     output = replace(model.fields, **{k: v for k, v in given.items() if v is not None})
     results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers, processes=processes)
-    return evaluate(truth, results, score_floor=output.score_threshold), results, losses
+    report = evaluate(truth, results, score_floor=output.score_threshold) if processes.leads else None
+    return report, results, losses
