@@ -225,7 +225,7 @@ def _end_epoch(run: Run) -> None:
         "epoch": _epochs(run),
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
-        "lr": run.session.optimizer.param_groups[0]["lr"],
+        "lr": progress.lr,
     }
     means = {name: value / max(1, progress.summed) for name, value in progress.losses.items()}
     row["train_loss"] = sum(means.values())

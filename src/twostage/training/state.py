@@ -20,7 +20,8 @@ from twostage.weights.fit import load_all
 
 @dataclass
 class Progress:
-    """Where a run stands. `total` is the number of steps, None until a time budget has been turned into one.
+    """Where a run stands. `total` is the number of steps, None until a time budget has been turned into one; `lr` is
+    that of the last step.
 
     `warmup` and `warmup_seconds` are the steps a time budget had for warming up and their time; `corrected` says that
     `total` was fitted anew halfway. `seconds` is the time spent in steps, `losses` the sums over `summed` steps since
@@ -28,6 +29,7 @@ class Progress:
     """
 
     step: int = 0
+    lr: float = 0.0
     total: int | None = None
     warmup: int | None = None
     warmup_seconds: float = 0.0

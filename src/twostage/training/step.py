@@ -98,6 +98,7 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
         warmup=recipe.warmup if progress.warmup is None else progress.warmup,
         milestones=recipe.milestones,
     )
+    progress.lr = rate
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     # Dropout draws from here: a function of the step, so that a resumed run draws the same.
