@@ -1,5 +1,7 @@
 """What a run is trained with in the end."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -45,3 +47,10 @@ def test_small_nets_train_in_bf16_where_the_device_is_built_for_it(options: Trai
 def test_the_papers_numbers() -> None:
     # Faster R-CNN, section 3.1.3.
     assert (PAPER.lr, PAPER.momentum, PAPER.weight_decay, PAPER.milestones) == (0.001, 0.9, 0.0005, (0.75,))
+
+
+def test_scale_is_two_numbers() -> None:
+    """Found by the fuzzer; in a process of its own, for here the types of all arguments are checked before."""
+    code = "from twostage.training import TrainOptions; TrainOptions('data', scale=(1.0,))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "UsageError: scale is (1.0,), and must be two numbers" in ended.stderr.replace("twostage.errors.", "")
