@@ -68,7 +68,7 @@ def test_new_layers_begin_as_in_the_paper() -> None:
     """Fast R-CNN, section 2.3: N(0, 0.01) for classes, N(0, 0.001) for boxes, biases 0."""
     head = BoxHead(Fields(), nn.Identity(), 1000, 100)
     assert float(head.classes.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
-    assert float(head.deltas.weight.std()) == pytest.approx(0.001, rel=0.02)
+    assert float(head.deltas.weight.detach().std()) == pytest.approx(0.001, rel=0.02)
     assert not head.classes.bias.any()
     assert not head.deltas.bias.any()
 
