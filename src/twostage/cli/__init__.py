@@ -15,7 +15,7 @@ from itertools import pairwise
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from twostage import __version__
-from twostage.errors import TwostageError, UsageError
+from twostage.errors import DataError, MissingError, TwostageError, UsageError
 
 _INTERRUPTED = 130
 
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (Exception, KeyboardInterrupt) as error:
         kind, code, message = _told(error)
-        if code != _INTERRUPTED:
+        if isinstance(error, CycloptsError | UsageError | DataError | MissingError):  # not where the machine failed
             message += _other_options(tokens, message)
         if "--debug" in tokens and code != _INTERRUPTED:
             traceback.print_exc()
