@@ -52,8 +52,8 @@ def make_sound(root: Path) -> None:
         picture.save(root / f"a.{suffix}")
 
 
-def must_be_read_or_refused(name: str, root: Path, content: bytes) -> None:
-    """With this content the reader gives what holds, or an error of ours that names the file."""
+def must_be_read_or_refused(name: str, root: Path, content: bytes) -> bool:
+    """With this content the reader gives what holds, or an error of ours that names the file; whether it was read."""
     reader = READERS[name]
     path = root / reader.file
     path.write_bytes(content)
@@ -62,9 +62,10 @@ def must_be_read_or_refused(name: str, root: Path, content: bytes) -> None:
     except TwostageError as error:
         message = str(error)
     else:
-        message = path.name
+        return True
     data = root / Path(reader.file).parts[0]  # named where a split is asked for that is no longer told of
     assert any(name in message for name in (path.name, path.stem, str(data))), f"{path.name} is not named: {message}"
+    return False
 
 
 def _open(kind: str, split: str = "val") -> Callable[[Path], None]:
