@@ -137,6 +137,14 @@ def test_boxes_equal_pycocotools(make_dataset, seed):
     np.testing.assert_allclose([ours.summary()[k] for k in KEYS], theirs.stats, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("block", [1, 7, 20])
+def test_classes_scored_a_few_at_a_time_equal_pycocotools(make_dataset, monkeypatch, block):
+    monkeypatch.setattr("twostage.evaluation.coco._BLOCK", block)
+    dataset, results = random_case(make_dataset, 3)
+    ours, theirs = coco_scores(dataset, results), judge(as_coco_json(dataset), results.to_coco(dataset))
+    assert_equal(ours, theirs, dataset.category_ids)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 4))
 def test_boxes_equal_pycocotools_whatever_the_seed(make_dataset, seed, images):

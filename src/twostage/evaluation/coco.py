@@ -12,7 +12,7 @@ Three differences from pycocotools, none of which changes the box numbers of a C
 Letters: T IoU thresholds, R recall levels, K classes, S object sizes, M limits of detections per image and class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,7 @@ COCO_IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 MAX_DETECTIONS = (1, 10, 100)
 # Digits of a number that is no short decimal.
 _BINARY = 99
+_BLOCK = 100_000  # detections given to the evaluator at once, which keeps each as a dictionary
 # Square pixels of object area, both ends included.
 SIZES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
@@ -90,24 +91,59 @@ def coco_scores(
     if class_blind:
         # As pycocotools orders them: by class, then as they come.
         truth, found, classes = truth.as_one_class(), found.as_one_class(), np.ones(1, dtype=np.int64)
-    images = len(dataset)
-    evaluator = COCOeval_faster(_as_coco(images, len(classes), truth), _as_coco(images, len(classes), found), "bbox")
+    parts = [
+        _grids(
+            len(dataset),
+            truth.of_classes(first, last),
+            found.of_classes(first, last),
+            last - first,
+            ious,
+            max_detections,
+        )
+        for first, last in _class_blocks(found.categories, len(classes))
+    ]
+    precision, scores, recall = (np.concatenate(grids, axis=-3) for grids in zip(*parts, strict=True))
+    columns = classes - 1
+    return CocoScores(
+        ious=tuple(ious),
+        max_detections=tuple(sorted(max_detections)),
+        precision=precision[:, :, columns],
+        scores=scores[:, :, columns],
+        recall=recall[:, columns],
+    )
+
+
+def _class_blocks(categories: Int64[np.ndarray, " n"], classes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of ranks (the last excluded), with no more than `_BLOCK` detections each where one class has no more."""
+    counts = np.bincount(categories, minlength=classes + 1)
+    first, held = 1, 0
+    for rank in range(1, classes + 1):
+        if rank > first and held + counts[rank] > _BLOCK:
+            yield first, rank
+            first, held = rank, 0
+        held += counts[rank]
+    yield first, classes + 1
+
+
+def _grids(
+    images: int,
+    truth: "_Shapes",
+    found: "_Shapes",
+    classes: int,
+    ious: Sequence[float],
+    max_detections: Sequence[int],
+) -> list[np.ndarray]:
+    """Precision, scores [iou, level, class, size, detections] and recall (without level) of some classes."""
+    evaluator = COCOeval_faster(_as_coco(images, classes, truth), _as_coco(images, classes, found), "bbox")
     evaluator.params.iouThrs = np.array(ious, dtype=np.float64)
     evaluator.params.maxDets = sorted(max_detections)
     # The one place where its flat input is read instead of lists of dictionaries; boxes and masks take the same way.
     evaluator.computeIoU = _ious_by_group(truth, found, max(max_detections))
     evaluator.evaluate()
     evaluator.accumulate()
-    columns = classes - 1
-    shape = (len(ious), 101, len(classes), len(SIZES), len(max_detections))
-    grids = {key: np.asarray(evaluator.eval[key], dtype=np.float64) for key in ("precision", "scores", "recall")}
-    return CocoScores(
-        ious=tuple(ious),
-        max_detections=tuple(sorted(max_detections)),
-        precision=grids["precision"].reshape(shape)[:, :, columns],
-        scores=grids["scores"].reshape(shape)[:, :, columns],
-        recall=grids["recall"].reshape(shape[0], *shape[2:])[:, columns],
-    )
+    tail = (classes, len(SIZES), len(max_detections))
+    shapes = {"precision": (len(ious), 101, *tail), "scores": (len(ious), 101, *tail), "recall": (len(ious), *tail)}
+    return [np.asarray(evaluator.eval[key], dtype=np.float64).reshape(shape) for key, shape in shapes.items()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +157,12 @@ class _Shapes:
     crowd: Bool[np.ndarray, " n"]
     ignored: Bool[np.ndarray, " n"]
     scores: Float64[np.ndarray, " n"]
+
+    def of_classes(self, first: int, last: int) -> "_Shapes":
+        """Those of the ranks from `first` up to `last` (excluded), counted from 1 again."""
+        rows = (self.categories >= first) & (self.categories < last)
+        columns = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__}
+        return _Shapes(**{**columns, "categories": columns["categories"] - first + 1})
 
     def as_one_class(self) -> "_Shapes":
         order = np.argsort(self.categories, kind="stable")
