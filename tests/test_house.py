@@ -13,7 +13,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # The rooms from the ground up: a module may import its own floor and those below.
 FLOORS = (
-    {"errors", "options", "atomic", "folders", "environment", "download"},
+    {"errors", "options", "kinds", "atomic", "folders", "environment", "download"},
     {"ops", "data"},
     {"drawing", "detections"},
     {"models"},

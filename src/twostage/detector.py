@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields as fields_of
 from dataclasses import replace
 from itertools import islice
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.device import arithmetic, choose_device
 from twostage.inference.predictor import detect_images, make_batch, run, to_arrays
 from twostage.inference.sources import Item, expand, is_one_picture
-from twostage.models.fields import Fields
+from twostage.kinds import described, fits, fitted
+from twostage.models.fields import Count, Fields, Share
 from twostage.models.two_stage import Stages, TwoStage
 from twostage.models.zoo import ZOO
 from twostage.models.zoo import build as build_model
@@ -120,8 +120,7 @@ class Detector:
         which then ends with a DataError that names them all.
         """
         output = self.output(conf, iou, max_det)
-        if batch < 1:
-            raise UsageError(f"batch is {batch}, and must be at least 1.")
+        batch = _required("batch", batch, Count)
         found = self._stream(expand(source), output, batch)
         return next(iter(found)) if is_one_picture(source) else found
 
@@ -181,13 +180,14 @@ class Detector:
 
     def output(self, conf: float | None, iou: float | None, max_det: int | None) -> Fields:
         """The model's fields with other thresholds of the last step; None keeps the model's."""
-        for name, value in (("conf", conf), ("iou", iou)):
-            if value is not None and not (isinstance(value, Real) and 0 <= value <= 1):
-                raise UsageError(f"{name} is {value!r}, and must be a number from 0 to 1.")
-        if max_det is not None and not (isinstance(max_det, Integral) and max_det >= 1):
-            raise UsageError(f"max_det is {max_det!r}, and must be a whole number from 1 up.")
-        given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
-        return replace(self.model.fields, **{k: v for k, v in given.items() if v is not None})
+        given: dict[str, Any] = {}
+        if conf is not None:
+            given["score_threshold"] = _required("conf", conf, Share)
+        if iou is not None:
+            given["nms"] = _required("iou", iou, Share)
+        if max_det is not None:
+            given["max_det"] = _required("max_det", max_det, Count)
+        return replace(self.model.fields, **given)
 
     def _stream(self, items: Iterator[Item], output: Fields, batch: int) -> Iterator[Detections]:
         unreadable: list[DataError] = []
@@ -205,6 +205,14 @@ class Detector:
                 )
         if unreadable:
             raise DataError("\n".join(str(error) for error in unreadable))
+
+
+def _required(name: str, value: Any, kind: Any) -> Any:
+    """The value of an argument as its type wants it. Raises UsageError where it does not fit."""
+    good = fitted(value, kind)
+    if not fits(good, kind):
+        raise UsageError(f"{name} is {value!r}, and must be {described(kind)}.")
+    return good
 
 
 def _path(item: Item) -> str | None:

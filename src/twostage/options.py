@@ -17,6 +17,7 @@ from dataclasses import MISSING, Field, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from twostage.errors import UsageError, nearest
+from twostage.kinds import described, fits, fitted
 
 Number = int | float
 
@@ -38,15 +39,22 @@ def option(
 
 
 def validate(options: Any) -> None:
-    """Hold every field of a dataclass against its choices and range. Raises UsageError for the first that fails."""
+    """Hold every field of a dataclass against its choices, its range and its type.
+
+    What only looks different is put right in place: a text where a path belongs, a list for a tuple. Raises UsageError
+    for the first that fails.
+    """
     hints = get_type_hints(type(options))
     for each in fields(options):
-        value = getattr(options, each.name)
+        value = fitted(getattr(options, each.name), hints[each.name])
+        object.__setattr__(options, each.name, value)  # a frozen dataclass may still do so while it is made
         choices = choices_of(hints[each.name])
         if choices and isinstance(value, str) and value not in choices:
             raise UsageError(f"{each.name} is {value!r}. {nearest(value, choices)}")
         for number in _numbers(value):
             _check_range(each, number)
+        if value != each.default and not fits(value, hints[each.name]):
+            raise UsageError(f"{each.name} is {value!r}, and must be {described(hints[each.name])}")
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:

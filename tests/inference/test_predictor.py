@@ -1,5 +1,6 @@
 """Predictions on pictures: their own pixels, any source, any batch."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,20 @@ def test_thresholds_are_those_of_the_call(detector: Detector, pictures: list[Pat
     assert len(every) == 50
     assert len(few) <= 5
     assert few.scores.min() >= np.median(every.scores)
-    with pytest.raises(UsageError, match="conf is 50"):
-        detector.predict(pictures[0], conf=50)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"conf": 50}, "conf is 50, and must be a number from 0 to 1"),
+        ({"iou": -0.5}, "iou is -0.5, and must be a number from 0 to 1"),
+        ({"max_det": 0}, "max_det is 0, and must be a whole number of at least 1"),
+        ({"batch": 0}, "batch is 0, and must be a whole number of at least 1"),
+    ],
+)
+def test_arguments_out_of_range_are_named(detector: Detector, pictures: list[Path], given, message) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        detector.predict(pictures[0], **given)
 
 
 def test_unreadable_picture_does_not_lose_the_others(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:

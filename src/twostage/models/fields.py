@@ -6,20 +6,12 @@ Faster R-CNN paper (Ren et al. 2015) with py-faster-rcnn's where the paper is si
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from math import inf, isfinite
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from twostage.data.resize import Resize
 from twostage.errors import UsageError, nearest
+from twostage.kinds import Within, described, fits, fitted
 from twostage.ops.deltas import CLAMP
-
-
-class Within(NamedTuple):
-    """The smallest and the largest value a number may have."""
-
-    lowest: float
-    highest: float = inf
-
 
 Positive = Annotated[float, Within(1e-3)]
 Count = Annotated[int, Within(1)]
@@ -129,10 +121,13 @@ class Fields:
         """
         require_known(changes)
         kinds = {f.name: f.type for f in fields(self)}
-        fitted = {name: _fitted(name, value, kinds[name]) for name, value in changes.items()}
-        if "size" in fitted and "max_size" not in fitted:
-            fitted["max_size"] = round(fitted["size"] * self.max_size / self.size)
-        return replace(self, **fitted)
+        values = {name: fitted(value, kinds[name]) for name, value in changes.items()}
+        for name, value in values.items():
+            if not fits(value, kinds[name]):
+                raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {described(kinds[name])}.")
+        if "size" in values and "max_size" not in values:
+            values["max_size"] = round(values["size"] * self.max_size / self.size)
+        return replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a weights file or a configuration."""
@@ -173,62 +168,3 @@ PAPER = Fields(
     nms=0.3,
     recipe="paper",
 )
-
-
-def _fitted(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type wants it: lists become tuples, whole numbers become floats."""
-    value = _converted(value, kind)
-    if not _is_a(value, kind):
-        raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {_described(kind)}.")
-    return value
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    options = get_args(kind)
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        kinds = [options[0]] * len(value) if options[-1] is Ellipsis else [*options, *[None] * len(value)]
-        return tuple(_converted(v, k) for v, k in zip(value, kinds, strict=False))
-    for option in options if get_origin(kind) is not Literal else ():
-        value = _converted(value, option)
-    return float(value) if kind is float and isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    options = get_args(kind)
-    if get_origin(kind) is Annotated:
-        plain, within = options
-        return _is_a(value, plain) and within.lowest <= value <= within.highest
-    if get_origin(kind) is Literal:
-        return value in options
-    if get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if options[-1] is Ellipsis:
-            return len(value) > 0 and all(_is_a(v, options[0]) for v in value)
-        return len(value) == len(options) and all(_is_a(v, k) for v, k in zip(value, options, strict=True))
-    if options:
-        return any(_is_a(value, k) for k in options)
-    if kind is float:
-        return isinstance(value, float) and isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _described(kind: Any) -> str:
-    options = get_args(kind)
-    if get_origin(kind) is Annotated:
-        plain, within = options
-        return f"{_described(plain)} " + (
-            f"of at least {within.lowest:g}"
-            if within.highest == inf
-            else f"from {within.lowest:g} to {within.highest:g}"
-        )
-    if get_origin(kind) is Literal:
-        return " or ".join(repr(v) for v in options)
-    if get_origin(kind) is tuple:
-        count = "one or more" if options[-1] is Ellipsis else str(len(options))
-        return f"a list of {count}, each {_described(options[0])}"
-    if options:
-        return " or ".join(_described(k) for k in options)
-    return {"float": "a number", "int": "a whole number", "bool": "true or false"}.get(kind.__name__, "nothing")
