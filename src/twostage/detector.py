@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields as fields_of
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from twostage.data.workers import default_workers
 from twostage.detections import Detections
 from twostage.errors import DataError, UsageError, nearest
 from twostage.evaluation.results import Accumulator, Results
-from twostage.inference.device import arithmetic, choose_device
+from twostage.inference.device import choose_device, require_precision
 from twostage.inference.predictor import detect_images, make_batch, run, to_arrays
+from twostage.inference.prepare import prepare
 from twostage.inference.sources import Item, expand, is_one_picture
 from twostage.kinds import described, fits, fitted
 from twostage.models.fields import Count, Fields, Share
@@ -45,12 +46,23 @@ class Detector:
         self, model: TwoStage, name: str, names: Sequence[str], *, device: str = "auto", precision: str = "fp32"
     ) -> None:
         self.device = choose_device(device)
-        with arithmetic(self.device, precision):
-            pass  # an impossible combination is said now, not at the first picture
+        self.dtype = require_precision(
+            self.device, precision
+        )  # an impossible one is said now, not at the first picture
         self.precision = precision
         self.name = name
         self.names = tuple(names)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self._fast: tuple[list[tuple[int, int]], TwoStage] | None = None
+
+    @property
+    def prepared(self) -> TwoStage:
+        """The model as predictions run it (`inference.prepare`); made anew where weights changed since."""
+        tensors = chain(self.model.parameters(), self.model.buffers())
+        weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if self._fast is None or self._fast[0] != weights:
+            self._fast = weights, prepare(self.model, self.dtype)
+        return self._fast[1]
 
     @classmethod
     def load(
@@ -132,7 +144,7 @@ class Detector:
         if item.image is None:
             raise item.error or UsageError(f"{source}: holds no picture.")
         batch = make_batch([item.image], self.model.fields)
-        return run(self.model, batch, output=self.model.fields, precision=self.precision)
+        return run(self.prepared, batch, output=self.model.fields)
 
     def detect_dataset(
         self,
@@ -170,8 +182,9 @@ class Detector:
             world=processes.world,
         )
         gathered = Accumulator()
+        model = self.prepared
         for one in loaded:
-            found = run(self.model, one.batch, output=output, precision=self.precision).found
+            found = run(model, one.batch, output=output).found
             indices = one.indices.tolist()
             originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
             for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals), strict=True):
@@ -196,11 +209,10 @@ class Detector:
             readable = [item for item in group if item.image is not None]
             if readable:
                 yield from detect_images(
-                    self.model,
+                    self.prepared,
                     [item.image for item in readable if item.image is not None],
                     self.names,
                     output=output,
-                    precision=self.precision,
                     paths=[_path(item) for item in readable],
                 )
         if unreadable:

@@ -137,13 +137,6 @@ def test_saved_detector_predicts_the_same(detector: Detector, pictures: list[Pat
     np.testing.assert_array_equal(a.boxes, b.boxes)
 
 
-def test_bf16_is_near_float32(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
-    detector.save(tmp_path / "d.safetensors")
-    half = Detector.load(tmp_path / "d.safetensors", device="cpu", precision="bf16")
-    a, b = (d.predict(pictures[0], conf=0.05) for d in (detector, half))
-    assert abs(a.scores.max() - b.scores.max()) < 0.1
-
-
 @pytest.mark.parametrize("names", [[], ["a", "a"], "abc"])
 def test_names_must_be_different_classes(names: list[str]) -> None:
     with pytest.raises(UsageError, match="names is"):

@@ -46,19 +46,22 @@ def has_bf16(device: torch.device) -> bool:
     return False
 
 
-def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context a forward pass runs in: autocast for bf16 and fp16, nothing for fp32.
-
-    Losses, box decoding and NMS compute in float32 in every case. Raises UsageError for an unknown precision, and for
-    fp16 on a processor, where few operations have it.
-    """
+def require_precision(device: torch.device, precision: str) -> torch.dtype:
+    """The dtype of a precision. Raises UsageError for an unknown one, and for fp16 on a processor."""
     if precision not in PRECISIONS:
         raise UsageError(f"There is no precision {precision!r}. Known: {', '.join(PRECISIONS)}.")
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("Precision fp16 needs a GPU; a processor has bf16.")
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, PRECISIONS[precision])
+    return PRECISIONS[precision]
+
+
+def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context a training step's forward pass runs in: autocast for bf16 and fp16, nothing for fp32.
+
+    Losses, box decoding and NMS compute in float32 in every case. Raises UsageError as `require_precision`.
+    """
+    dtype = require_precision(device, precision)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from twostage.data.batch import Batch, canvas_shape, stack_images
 from twostage.detections import Detections
-from twostage.inference.device import arithmetic
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import Found
 from twostage.models.two_stage import Stages, TwoStage
@@ -27,11 +26,9 @@ def make_batch(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], fields: Fields) -> 
 
 
 @torch.inference_mode()
-def run(model: TwoStage, batch: Batch, *, output: Fields, precision: str) -> Stages:
+def run(model: TwoStage, batch: Batch, *, output: Fields) -> Stages:
     """Every stage of the forward pass on the model's device."""
-    device = model.mean.device
-    with arithmetic(device, precision):
-        return model.stages(batch.to(device), output)
+    return model.stages(batch.to(model.mean.device), output)
 
 
 def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -69,7 +66,6 @@ def detect_images(
     names: tuple[str, ...],
     *,
     output: Fields,
-    precision: str = "fp32",
     paths: Sequence[str | None] | None = None,
 ) -> list[Detections]:
     """Detections in several pictures; those that have one canvas go through the model together.
@@ -84,7 +80,7 @@ def detect_images(
     arrays: dict[int, dict[str, Any]] = {}
     for some in alike.values():
         batch = make_batch([images[i] for i in some], model.fields)
-        found = run(model, batch, output=output, precision=precision).found
+        found = run(model, batch, output=output).found
         arrays.update(zip(some, to_arrays(found, batch.sizes, [originals[i] for i in some]), strict=True))
     return [
         Detections(names=names, size=size, image=image, path=path, **arrays[i])

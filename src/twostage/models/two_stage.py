@@ -57,6 +57,7 @@ class TwoStage(nn.Module):
         super().__init__()
         self.fields = fields
         self.num_classes = num_classes
+        self.dtype: torch.dtype | None = None  # of a prepared model's maps; None: that of the weights, or autocast's
         self.backbone = backbone
         self.rpn = rpn
         self.regions = regions
@@ -92,7 +93,8 @@ class TwoStage(nn.Module):
     def features(self, batch: Batch) -> Maps:
         """Feature maps of the normalised images; padding is 0 after normalisation, as if it were the mean colour."""
         images = (batch.images - self.mean) / self.std
-        return self.backbone(images * _on_image(batch.sizes, images.shape[2], images.shape[3])[:, None])
+        images = images * _on_image(batch.sizes, images.shape[2], images.shape[3])[:, None]
+        return self.backbone(images if self.dtype is None else images.to(self.dtype))
 
     def losses(
         self,

@@ -23,7 +23,7 @@ from twostage.errors import DataError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.folders import claimed
-from twostage.inference.device import arithmetic, has_bf16, reproducible
+from twostage.inference.device import has_bf16, reproducible, require_precision
 from twostage.training.average import Average
 from twostage.training.distributed import Processes, joined
 from twostage.training.folder import RunFolder
@@ -117,7 +117,7 @@ def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
 
 def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Session:
     device = processes.device(options.device)
-    arithmetic(device, options.precision or "fp32")  # an impossible combination is said before anything is written
+    require_precision(device, options.precision or "fp32")  # an impossible one is said before anything is written
     model, loaded = starting_model(options, train.names)
     recipe = resolve(
         options,

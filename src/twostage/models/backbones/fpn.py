@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
-from twostage.models.backbones.norm import Norm, conv_norm
+from twostage.models.backbones.norm import ConvNorm, Norm
 
 
 class Body(Protocol):
@@ -41,8 +41,8 @@ class FPN(nn.Module):
         maps = self.body(x)
         tops: list[Tensor] = []
         for lateral, x in zip(reversed(self.laterals), reversed(maps), strict=True):
-            top = lateral(x)
-            tops.append(top + interpolate(tops[-1], top.shape[2:], mode="nearest") if tops else top)
+            coarser = interpolate(tops[-1], x.shape[2:], mode="nearest") if tops else None
+            tops.append(lateral(x, add=coarser))
         levels = [output(top) for output, top in zip(self.outputs, reversed(tops), strict=True)]
         if self.extra:
             levels.append(max_pool2d(levels[-1], 1, stride=2))
@@ -53,19 +53,9 @@ class FPN(nn.Module):
         return cast(Body, self.body).parts()
 
 
-class ConvNorm(nn.Sequential):
-    """A convolution, followed by a normalisation if there is one."""
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
-        """See `conv_norm`."""
-        if len(self) == 1:
-            return self[0](x)
-        return conv_norm(x, self[0], self[1])  # type: ignore[arg-type]
-
-
 def _conv(inputs: int, width: int, kernel: int, norm: Norm | None) -> ConvNorm:
     conv = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=norm is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-    return ConvNorm(conv) if norm is None else ConvNorm(conv, norm(width))
+    return ConvNorm(conv, None if norm is None else norm(width))

@@ -5,7 +5,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twostage.models.backbones.norm import Norm, conv_norm
+from twostage.models.backbones.norm import ConvNorm, Norm
+from twostage.ops.fused import Activation
 
 
 class Row(NamedTuple):
@@ -15,11 +16,12 @@ class Row(NamedTuple):
     expanded: int
     outputs: int
     squeeze: bool
-    activation: type[nn.Module]
+    activation: Activation
     stride: int
 
 
-RE, HS = nn.ReLU, nn.Hardswish
+RE: Activation = "relu"
+HS: Activation = "hardswish"
 LARGE = (
     Row(3, 16, 16, False, RE, 1),
     Row(3, 64, 24, False, RE, 2),
@@ -77,16 +79,6 @@ class MobileNetV3Large(nn.Module):
         return [layers[a:b] for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]
 
 
-class ConvNormActivation(nn.Sequential):
-    """Convolution, normalisation and, if there is one, an activation."""
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
-        """A frozen normalisation is folded into the convolution: see `conv_norm`."""
-        conv, norm, *activation = self
-        x = conv_norm(x, conv, norm)  # type: ignore[arg-type]
-        return activation[0](x) if activation else x
-
-
 class SqueezeExcitation(nn.Module):
     """A weight for each channel from the mean of all (Hu et al. 2018), with hard sigmoid."""
 
@@ -112,7 +104,7 @@ class InvertedResidual(nn.Module):
         layers.append(_conv(row.expanded, row.expanded, row.kernel, row.stride, row.expanded, norm, row.activation))
         if row.squeeze:
             layers.append(SqueezeExcitation(row.expanded, _divisible_by_8(row.expanded / 4)))
-        layers.append(_conv(row.expanded, row.outputs, 1, 1, 1, norm, None))
+        layers.append(_conv(row.expanded, row.outputs, 1, 1, 1, norm, "none"))
         self.block = nn.Sequential(*layers)
         self.residual = row.stride == 1 and inputs == row.outputs
 
@@ -123,10 +115,10 @@ class InvertedResidual(nn.Module):
 
 
 def _conv(
-    inputs: int, outputs: int, kernel: int, stride: int, groups: int, norm: Norm, activation: type[nn.Module] | None
-) -> ConvNormActivation:
+    inputs: int, outputs: int, kernel: int, stride: int, groups: int, norm: Norm, activation: Activation
+) -> ConvNorm:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return ConvNormActivation(conv, norm(outputs), *([] if activation is None else [activation(inplace=True)]))
+    return ConvNorm(conv, norm(outputs), activation)
 
 
 def _divisible_by_8(channels: float) -> int:

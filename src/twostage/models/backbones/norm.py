@@ -1,4 +1,4 @@
-"""Normalisation layers of backbones, and how a convolution meets them."""
+"""Normalisation layers, and how a convolution meets them and what comes after."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+
+from twostage.models.fused import FusedConv
+from twostage.ops.fused import Activation, activate
 
 Norm = Callable[[int], nn.Module]
 
@@ -39,6 +42,21 @@ class FrozenBatchNorm(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
+class ConvNorm(nn.Sequential):
+    """A convolution, then its normalisation, if there is one, and an activation; see `conv_norm`."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None = None, activation: Activation = "none") -> None:
+        super().__init__(conv, *([] if norm is None else [norm]))
+        self.activation: Activation = activation
+
+    def forward(
+        self, x: Float[Tensor, "n c h w"], add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """The activated sum; `add` may be overwritten."""
+        conv, *norm = self
+        return conv_norm(x, conv, norm[0] if norm else None, self.activation, add)
+
+
 def norm_layer(kind: str, eps: float) -> Norm:
     """The constructor of a normalisation layer for so many channels: `frozen`, `batch`, or `group` (Wu and He 2018)."""
     if kind == "frozen":
@@ -48,14 +66,24 @@ def norm_layer(kind: str, eps: float) -> Norm:
     return lambda channels: nn.GroupNorm(min(32, channels // 8), channels, eps=eps)
 
 
-def conv_norm(x: Float[Tensor, "n c h w"], conv: nn.Conv2d, norm: nn.Module) -> Float[Tensor, "n d _ _"]:
-    """Convolve, then normalise.
+def conv_norm(
+    x: Float[Tensor, "n c h w"],
+    conv: nn.Module,
+    norm: nn.Module | None = None,
+    activation: Activation = "none",
+    add: Float[Tensor, "n d i j"] | None = None,
+) -> Float[Tensor, "n d i j"]:
+    """Convolve, normalise, add a second summand, activate. A prepared model overwrites `add`, and does all at once.
 
     A frozen normalisation scales the convolution's weights instead of its output, in training too: the gradient still
     reaches the weights, and a pass over the feature map is saved forward and backward.
     """
-    if isinstance(norm, FrozenBatchNorm):
+    if isinstance(conv, FusedConv) and norm is None:
+        return conv(x, activation, add)
+    if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
         scale, shift = norm.scale_and_shift()
         weight = conv.weight * scale[:, None, None, None]
-        return conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return norm(conv(x))
+        y = conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    else:
+        y = conv(x) if norm is None else norm(conv(x))
+    return activate(y if add is None else y + add, activation)

@@ -6,7 +6,7 @@ The stride of a bottleneck sits in its 3 x 3 convolution, as in torchvision; the
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twostage.models.backbones.norm import Norm, conv_norm
+from twostage.models.backbones.norm import ConvNorm, Norm, conv_norm
 
 
 class BasicBlock(nn.Module):
@@ -24,9 +24,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
         """The block's output, a `stride`-th of the size."""
-        y = conv_norm(x, self.conv1, self.bn1).relu_()
-        y = conv_norm(y, self.conv2, self.bn2)
-        return (y + _shortcut(x, self.downsample)).relu_()
+        y = conv_norm(x, self.conv1, self.bn1, "relu")
+        return conv_norm(y, self.conv2, self.bn2, "relu", add=_shortcut(x, self.downsample))
 
 
 class Bottleneck(nn.Module):
@@ -47,10 +46,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
         """The block's output, a `stride`-th of the size."""
-        y = conv_norm(x, self.conv1, self.bn1).relu_()
-        y = conv_norm(y, self.conv2, self.bn2).relu_()
-        y = conv_norm(y, self.conv3, self.bn3)
-        return (y + _shortcut(x, self.downsample)).relu_()
+        y = conv_norm(x, self.conv1, self.bn1, "relu")
+        y = conv_norm(y, self.conv2, self.bn2, "relu")
+        return conv_norm(y, self.conv3, self.bn3, "relu", add=_shortcut(x, self.downsample))
 
 
 class ResNet(nn.Module):
@@ -83,7 +81,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
         """The maps of the stages from `first` on, finest first."""
-        x = self.maxpool(conv_norm(x, self.conv1, self.bn1).relu_())
+        x = self.maxpool(conv_norm(x, self.conv1, self.bn1, "relu"))
         maps = []
         for name in self.names:
             x = self.get_submodule(name)(x)
@@ -125,17 +123,14 @@ def resnet101(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 23, 3), norm, first=first, stages=stages)
 
 
-def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequential | None:
+def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> ConvNorm | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+    return ConvNorm(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
 
-def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
-    if downsample is None:
-        return x
-    conv, norm = downsample
-    return conv_norm(x, conv, norm)  # type: ignore[arg-type]
+def _shortcut(x: Tensor, downsample: nn.Module | None) -> Tensor:
+    return x if downsample is None else downsample(x)
 
 
 def _initialise(net: nn.Module) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from twostage.models.backbones.norm import Norm
+from twostage.models.backbones.norm import ConvNorm, Norm
 from twostage.models.backbones.resnet import Bottleneck, residual_stage
 from twostage.models.fields import Fields
 
@@ -58,7 +58,7 @@ class ConvsAndLayer(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(
             *(
-                nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm(channels), nn.ReLU(True))
+                ConvNorm(nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm(channels), "relu")
                 for _ in range(convs)
             )
         )

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import pad
 
 from twostage.data.batch import Targets
+from twostage.models.backbones.norm import conv_norm
 from twostage.models.fields import Fields
+from twostage.models.fused import side_by_side
 from twostage.models.losses import Mean, alone, box_loss, objectness_loss, one_over_sampled
 from twostage.models.proposals.anchors import Anchors
 from twostage.models.targets.matching import match
@@ -74,14 +76,15 @@ class RPN(nn.Module):
         logits, deltas = [], []
         for x in maps:
             for conv in self.convs:
-                x = relu(conv(x))
-            scores = self.objectness(x).permute(0, 2, 3, 1)
+                x = conv_norm(x, conv, activation="relu")
+            both = side_by_side(x, self.objectness, self.deltas)
+            scores, moves = (found.permute(0, 2, 3, 1) for found in both)
             if self.fields.rpn_objectness == "softmax":
                 # Softmax over (background, object) is the sigmoid of their difference.
                 background, foreground = scores.unflatten(3, (-1, 2)).unbind(4)
                 scores = foreground - background
             logits.append(scores.flatten(1))
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).flatten(1, 3).unflatten(1, (-1, 4)))
+            deltas.append(moves.flatten(1, 3).unflatten(1, (-1, 4)))
         return Dense(logits, deltas, *self.anchors(maps, canvas, sizes))
 
     @torch.no_grad()

@@ -1,0 +1,133 @@
+"""From a trained model to a fast one that gives the same detections.
+
+1. Fold normalisations with fixed statistics into the convolutions before them.
+2. Let convolutions add and activate in the same pass, from weights packed for the processor.
+3. Compute in the precision asked for from the first convolution on: every map is written in it once.
+
+The trained model stays as it is. The prepared one is the same composition with other layers in its places, shares what
+needs no change, gives the same `Stages`, and cannot be trained.
+"""
+
+import copy
+from functools import singledispatch
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from twostage.models.backbones.norm import FrozenBatchNorm
+from twostage.models.fused import FusedConv, FusedLinear
+from twostage.models.proposals.rpn import RPN
+from twostage.models.two_stage import TwoStage
+from twostage.ops.fused import Activation, Window
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@torch.no_grad()
+def prepare(model: TwoStage, dtype: torch.dtype = torch.float32) -> TwoStage:
+    """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last.
+
+    Boxes are decoded and suppressed in float32 in every case. Run it under `torch.inference_mode`.
+    """
+    fast = prepared(model, dtype)
+    fast.dtype = dtype
+    return fast.eval()
+
+
+def prepared(module: M, dtype: torch.dtype) -> M:
+    """A module's fast form; its children's, where it has no form of its own."""
+    return cast(M, _prepared(module, dtype))
+
+
+@singledispatch
+def _prepared(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy that shares parameters, with its children in their fast forms: a convolution and its norm together."""
+    fast = copy.copy(module)
+    fast._modules = {}
+    children = list(module.named_children())
+    folded: nn.Module | None = None
+    for (name, child), (_, after) in zip(children, [*children[1:], ("", None)], strict=False):
+        if isinstance(child, nn.Conv2d):
+            folded = after if _folds(after) else None
+            fast._modules[name] = _fused(child, folded, dtype)
+        else:
+            fast._modules[name] = None if child is folded else prepared(child, dtype)
+    return fast
+
+
+@_prepared.register(nn.Sequential)
+def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
+    """In a plain sequence an activation follows by itself: the convolution takes it too, and both places close up."""
+    if type(sequence) is not nn.Sequential:
+        fast = _prepared.dispatch(nn.Module)(sequence, dtype)
+        fast._modules = {name: child for name, child in fast._modules.items() if child is not None}
+        return fast
+    layers: list[nn.Module] = []
+    rest = list(sequence)
+    while rest:
+        layer = rest.pop(0)
+        if not isinstance(layer, nn.Conv2d):
+            layers.append(prepared(layer, dtype))
+            continue
+        norm = rest.pop(0) if rest and _folds(rest[0]) else None
+        activated = bool(rest) and isinstance(rest[0], nn.ReLU)
+        if activated:
+            rest.pop(0)
+        layers.append(_fused(layer, norm, dtype, "relu" if activated else "none"))
+    return nn.Sequential(*layers)
+
+
+@_prepared.register(nn.Linear)
+def _linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
+    return FusedLinear(_cast(layer.weight, dtype), None if layer.bias is None else _cast(layer.bias, dtype))
+
+
+@_prepared.register(nn.GroupNorm)
+@_prepared.register(_BatchNorm)
+@_prepared.register(FrozenBatchNorm)
+def _norm(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A normalisation that follows no convolution, or has no fixed statistics."""
+    return copy.deepcopy(layer).to(dtype)
+
+
+@_prepared.register(RPN)
+def _rpn(rpn: RPN, dtype: torch.dtype) -> nn.Module:
+    """Objectness and deltas come from one convolution already."""
+    fast = copy.copy(rpn)
+    fast._modules = {
+        "anchors": rpn.anchors,
+        "convs": prepared(rpn.convs, dtype),
+        "objectness": copy.deepcopy(rpn.objectness).to(dtype),
+        "deltas": copy.deepcopy(rpn.deltas).to(dtype),
+    }
+    return fast
+
+
+def _folds(module: nn.Module | None) -> bool:
+    return isinstance(module, FrozenBatchNorm | _BatchNorm)
+
+
+def _fused(conv: nn.Conv2d, norm: nn.Module | None, dtype: torch.dtype, activation: Activation = "none") -> FusedConv:
+    """The convolution with its normalisation folded in, worked out in float64 and rounded once."""
+    weight, bias = conv.weight.double(), None if conv.bias is None else conv.bias.double()
+    if norm is not None:
+        scale, shift = _scale_and_shift(norm)
+        weight = weight * scale[:, None, None, None]
+        bias = shift if bias is None else shift + scale * bias
+    stride, padding, dilation = (cast(tuple[int, int], v) for v in (conv.stride, conv.padding, conv.dilation))
+    window = Window(stride, padding, dilation, conv.groups)
+    return FusedConv(_cast(weight, dtype), None if bias is None else _cast(bias, dtype), window, activation)
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A normalisation with fixed statistics as one multiplication and one addition, in float64."""
+    mean, variance = (cast(Tensor, value).double() for value in (norm.running_mean, norm.running_var))
+    eps = cast(float, norm.eps)
+    weight = cast(Tensor, norm.weight).double() * (variance + eps).rsqrt()
+    return weight, cast(Tensor, norm.bias).double() - mean * weight
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype)

@@ -1,0 +1,157 @@
+"""The prepared model gives what the trained one gives: every model of the zoo, with oneDNN's primitives and without."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from twostage import Detector
+from twostage.data.batch import Batch, stack_images, stack_targets
+from twostage.inference.predictor import make_batch
+from twostage.inference.prepare import prepare
+from twostage.models.fused import FusedConv, FusedLinear
+from twostage.models.two_stage import TwoStage
+from twostage.models.zoo import ZOO, build
+from twostage.ops import fused
+from twostage.ops.fused import Window
+
+
+@pytest.fixture(params=["packed", "plain"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With oneDNN's operators, and as on a machine that lacks them."""
+    if request.param == "plain":
+        monkeypatch.setattr(fused, "_serves", lambda device, dtype: False)
+    elif not fused._serves("cpu", torch.float32):
+        pytest.skip("this torch has no fused primitives here")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def lively(name: str, **fields: object) -> TwoStage:
+    """A model whose normalisations do something: random statistics, as after training."""
+    with torch.inference_mode(False):
+        torch.manual_seed(0)
+        model = build(name, 3, **fields).to(memory_format=torch.channels_last).eval()
+        for module in model.modules():
+            if hasattr(module, "running_var"):
+                module.running_var.uniform_(0.5, 2)
+                module.running_mean.normal_()
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.1)
+    return model
+
+
+def batch(*sizes: tuple[int, int]) -> Batch:
+    torch.manual_seed(0)
+    return stack_images([torch.rand(3, *size) for size in sizes])
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((found.float() - expected).abs().max() / expected.abs().max())
+
+
+def errors(fast: TwoStage, model: TwoStage, images: Batch) -> list[float]:
+    """Of every map, of what the proposal network says, and of the head on the trained model's own proposals."""
+    a, b = model.stages(images), fast.stages(images)
+    logits, deltas = fast.head(fast.regions(b.maps, a.proposals.boxes))
+    pairs = [*zip(b.maps, a.maps, strict=True), *zip(b.dense.logits, a.dense.logits, strict=True)]
+    pairs += [*zip(b.dense.deltas, a.dense.deltas, strict=True), (logits, a.logits), (deltas, a.deltas)]
+    return [error(found, expected) for found, expected in pairs]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_stage_of_every_model_is_that_of_the_trained_one(name: str, way: str) -> None:
+    model = lively(name, head_channels=64, rpn_keep_test=20)
+    assert max(errors(prepare(model), model, batch((96, 120), (80, 128)))) < 1e-4
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
+def test_every_normalisation_is_folded_or_kept(norm: str, way: str) -> None:
+    model = lively("faster_rcnn_tiny_fpn", norm=norm)
+    fast = prepare(model)
+    assert max(errors(fast, model, batch((96, 120)))) < 1e-4
+    kept = sum(isinstance(module, nn.GroupNorm) for module in fast.modules())
+    assert kept == (sum(isinstance(module, nn.GroupNorm) for module in model.modules()))
+    assert not any(hasattr(module, "running_var") for module in fast.modules())
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "faster_rcnn_mobilenet_v3_large_fpn", "faster_rcnn_zf"])
+def test_bf16_is_near_float32_and_boxes_are_float32(name: str, way: str) -> None:
+    model = lively(name, head_channels=64, rpn_keep_test=20)
+    fast = prepare(model, torch.bfloat16)
+    assert max(errors(fast, model, batch((96, 120)))) < 0.05
+    stages = fast.stages(batch((96, 120)))
+    assert {m.dtype for m in stages.maps} == {torch.bfloat16}
+    assert stages.found.boxes.dtype == stages.found.scores.dtype == stages.proposals.boxes.dtype == torch.float32
+
+
+def test_any_shape_after_any_other_runs_on_the_same_weights(way: str) -> None:
+    model = lively("faster_rcnn_tiny_fpn")
+    fast = prepare(model)
+    for sizes in ([(1, 1)], [(64, 64)], [(10, 700)], [(333, 35), (17, 90)], [(1, 1)]):
+        assert max(errors(fast, model, batch(*sizes))) < 1e-4
+
+
+def test_the_trained_model_is_untouched_and_trains_on() -> None:
+    model = lively("faster_rcnn_tiny_fpn")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prepare(model, torch.bfloat16).stages(batch((64, 64)))
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
+    with torch.inference_mode(False):
+        targets = stack_targets([torch.tensor([[4.0, 4, 40, 40]])], [torch.tensor([1])], seeds=[0])
+        sum(model.train()(batch((64, 64)), targets).values()).backward()  # type: ignore[union-attr]
+        assert model.rpn.objectness.weight.grad is not None
+
+
+def test_weights_are_kept_once(way: str) -> None:
+    fast = prepare(lively("faster_rcnn_tiny_fpn"))
+    layers = [module for module in fast.modules() if isinstance(module, FusedConv | FusedLinear)]
+    assert len(layers) > 20
+    assert all(hasattr(layer, "weight") == (way == "plain") for layer in layers)
+    assert all((layer.packed is None) == (way == "plain") for layer in layers)
+
+
+@torch.inference_mode(False)
+def test_a_detector_prepares_anew_when_its_weights_change() -> None:
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
+    first = detector.prepared
+    assert detector.prepared is first
+    with torch.no_grad():
+        detector.model.head.classes.bias.add_(1)
+    assert detector.prepared is not first
+    image = (torch.rand(64, 64, 3) * 255).to(torch.uint8).numpy()
+    with torch.inference_mode():
+        expected = detector.model.stages(make_batch([image], detector.model.fields)).logits
+    torch.testing.assert_close(detector.trace(image).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "hardswish"])
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_convolution_adds_and_activates(
+    way: str, activation: fused.Activation, groups: int, dtype: torch.dtype
+) -> None:
+    weight, bias = torch.randn(8, 8 // groups, 3, 3), torch.randn(8)
+    window = Window(stride=(2, 2), padding=(1, 1), groups=groups)
+    x = torch.randn(2, 8, 9, 7).contiguous(memory_format=torch.channels_last)
+    add = torch.randn(2, 8, 5, 4).contiguous(memory_format=torch.channels_last)
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "none": lambda y: y,
+        "relu": torch.relu,
+        "hardswish": nn.functional.hardswish,
+    }
+    conv = FusedConv(weight.to(dtype), bias.to(dtype), window)
+    y = nn.functional.conv2d(x, weight, bias, 2, 1, 1, groups)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.1}
+    torch.testing.assert_close(conv(x.to(dtype), activation).float(), functions[activation](y), **tolerance)
+    found = conv(x.to(dtype), activation, add.to(dtype, copy=True))
+    torch.testing.assert_close(found.float(), functions[activation](y + add), **tolerance)
