@@ -1,0 +1,175 @@
+"""Inference beside torchvision's: Faster R-CNN with ResNet-50 and a pyramid, real photos stretched to 800 x 1066.
+
+    python benchmarks/bench_inference.py --out benchmarks/results/inference.md
+
+Both start from the same float tensors and the same calibrated random weights (`_calibrated.py`), interleaved in one
+process; torchvision in float32. Memory is the peak of a process of its own with one of the two, after three calls.
+Detections are compared in the same run. VGG16 is beside the same layers run plainly, for torchvision has no such
+detector. Photos: $TWOSTAGE_DATA/data/coco-photos.
+"""
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _calibrated import calibrated
+from _timing import Times, compare, finish, hardware, table, versus
+from PIL import Image
+from torch import Tensor
+from torchvision.models import detection
+
+from twostage import Detector
+from twostage.data.batch import stack_images
+from twostage.inference.predictor import run, to_arrays
+from twostage.inference.prepare import prepare
+from twostage.models.two_stage import TwoStage
+from twostage.models.zoo import build
+
+MODEL = "faster_rcnn_resnet50_fpn"
+SHAPE = (800, 1066)
+NAMES = [str(i) for i in range(80)]
+
+
+def photos(shape: tuple[int, int], count: int) -> list[Tensor]:
+    """Photos [3, h, w] in 0..1, stretched to one shape."""
+    folder = Path(os.environ["TWOSTAGE_DATA"]) / "data" / "coco-photos"
+    paths = sorted(folder.rglob("*.jpg"))[:count]
+    images = [Image.open(path).convert("RGB").resize(shape[::-1], Image.Resampling.BILINEAR) for path in paths]
+    return [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in images]
+
+
+def peer(sample: Sequence[Tensor]) -> torch.nn.Module:
+    """torchvision's detector."""
+    return calibrated(detection.fasterrcnn_resnet50_fpn, len(NAMES), sample)
+
+
+def ours(theirs: torch.nn.Module, precision: str = "fp32") -> Detector:
+    """The same weights in ours."""
+    return Detector.from_state_dict(
+        theirs.state_dict(), source="torchvision", model=MODEL, names=NAMES, device="cpu", precision=precision
+    )
+
+
+def found_by(model: TwoStage, images: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Detections from tensors, as `predict` finds them."""
+    batch = stack_images(images, divisor=model.fields.divisor)
+    found = run(model, batch, output=model.fields).found
+    return to_arrays(found, batch.sizes, [tuple(size) for size in batch.sizes.tolist()])
+
+
+@torch.inference_mode()
+def found_by_peer(model: torch.nn.Module, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Detections of torchvision's."""
+    found: list[dict[str, Tensor]] = model(list(images))
+    return found
+
+
+def agreement(theirs: torch.nn.Module, model: TwoStage, images: Sequence[Tensor]) -> str:
+    """How many detections are the same, place by place, and how far their boxes lie apart."""
+    same, total, distances = 0, 0, []
+    for image in images:
+        (a,), (b,) = found_by_peer(theirs, [image]), found_by(model, [image])
+        count = min(len(a["scores"]), len(b["scores"]))
+        alike = a["labels"].numpy()[:count] - 1 == b["class_ids"][:count]
+        alike &= np.abs(a["scores"].numpy()[:count] - b["scores"][:count]) < 1e-3
+        distance = np.abs(a["boxes"].numpy()[:count] - b["boxes"][:count]).max(axis=1)
+        alike &= distance < 1
+        same, total = same + int(alike.sum()), total + max(len(a["scores"]), len(b["scores"]))
+        distances.append(distance[alike])
+    apart = np.concatenate(distances)
+    return f"{same} of {total} in the same place; boxes {np.median(apart):.1e} px apart in the median, {apart.max():.1e} at most"
+
+
+def peak(who: str, size: int) -> float:
+    """GiB of a process that predicts three batches; to be called in a process of its own."""
+    images = photos(SHAPE, size)
+    torch.manual_seed(0)
+    theirs = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(NAMES) + 1).eval()
+    call: Callable[[], object]
+    if who == "torchvision":
+        call = lambda: found_by_peer(theirs, images)  # noqa: E731
+    else:
+        detector = ours(theirs, who)
+        del theirs
+        call = lambda: found_by(detector.prepared, images)  # noqa: E731
+    for _ in range(3):
+        call()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def in_its_own_process(function: Callable[..., float], *arguments: object) -> float:
+    """The result of a function in a fresh process."""
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def of_resnet50(batches: Sequence[int], repeats: int) -> tuple[list[list[str]], list[str]]:
+    """Rows of times, and what the detections say."""
+    images = photos(SHAPE, max(batches))
+    theirs = peer(images)
+    models = {precision: ours(theirs, precision).prepared for precision in ("fp32", "bf16")}
+    rows = []
+    for size in batches:
+        some = images[:size]
+        cases: dict[str, Callable[[], object]] = {"torchvision": lambda some=some: found_by_peer(theirs, some)}  # type: ignore[misc]
+        for precision, model in models.items():
+            cases[precision] = lambda some=some, model=model: found_by(model, some)  # type: ignore[misc]
+        times = compare(cases, repeats=repeats)
+        for precision in models:
+            name = f"ResNet-50 FPN, 800 x 1066, batch {size}, {precision} against its float32"
+            rows.append(versus(name, times[precision], times["torchvision"]))
+    return rows, [f"{precision}: {agreement(theirs, model, images)}." for precision, model in models.items()]
+
+
+def of_vgg16(repeats: int) -> list[list[str]]:
+    """A row: the prepared VGG16 beside the trained one."""
+    images = photos((600, 800), 1)
+    model = build("faster_rcnn_vgg16", 20).eval()
+    fast = prepare(model)
+    times = compare({"plain": lambda: found_by(model, images), "fast": lambda: found_by(fast, images)}, repeats=repeats)
+    return [versus("VGG16, 600 x 800, 300 proposals, float32 against the same layers run plainly", *_pair(times))]
+
+
+def _pair(times: dict[str, Times]) -> tuple[Times, Times]:
+    return times["fast"], times["plain"]
+
+
+def main() -> None:
+    """Time, compare, measure memory, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
+    given = parser.parse_args()
+    if "TWOSTAGE_DATA" not in os.environ:
+        print("Left out: set TWOSTAGE_DATA to the folder that holds data/coco-photos.")
+        return
+    rows, agreed = of_resnet50(given.batches, given.repeats)
+    rows += of_vgg16(given.repeats)
+    memory = [
+        [f"batch {size}", *(f"{in_its_own_process(peak, who, size):.2f}" for who in ("fp32", "bf16", "torchvision"))]
+        for size in given.batches
+    ]
+    text = "\n\n".join(
+        [
+            "# Inference, milliseconds: median (minimum)",
+            "`python benchmarks/bench_inference.py`",
+            hardware(),
+            table(["case", "twostage", "peer", "times faster, by median (by minimum)"], rows),
+            "Detections beside torchvision's: " + " ".join(agreed),
+            "Peak memory of a process, GiB:",
+            table(["case", "twostage fp32", "twostage bf16", "torchvision fp32"], memory),
+        ]
+    )
+    finish(text, given.out)
+
+
+if __name__ == "__main__":
+    main()
