@@ -4,29 +4,19 @@ from _timing import arguments, compare, finish, hardware, table
 """
 
 import argparse
-import gc
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from twostage.environment import processor_flags
+from twostage.inference.timing import Times
+from twostage.inference.timing import interleaved as compare
 
-
-class Times(NamedTuple):
-    """Milliseconds."""
-
-    median: float
-    minimum: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.minimum:.2f})"
+__all__ = ["Times", "arguments", "compare", "finish", "hardware", "table", "versus"]
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -39,21 +29,6 @@ def arguments(description: str) -> argparse.Namespace:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     return chosen
-
-
-def compare(cases: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> dict[str, Times]:
-    """Median and minimum time of each case; one call of each in turn, `repeats` times."""
-    samples: dict[str, list[float]] = {name: [] for name in cases}
-    gc.collect()
-    for turn in range(warmup + repeats):
-        for name, function in cases.items():
-            start = time.perf_counter()
-            result = function()
-            elapsed = (time.perf_counter() - start) * 1e3
-            del result  # releasing large results is not part of the work, and must not fall into the next case
-            if turn >= warmup:
-                samples[name].append(elapsed)
-    return {name: Times(statistics.median(times), min(times)) for name, times in samples.items()}
 
 
 def hardware() -> str:

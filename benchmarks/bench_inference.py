@@ -83,7 +83,8 @@ def agreement(theirs: torch.nn.Module, model: TwoStage, images: Sequence[Tensor]
         same, total = same + int(alike.sum()), total + max(len(a["scores"]), len(b["scores"]))
         distances.append(distance[alike])
     apart = np.concatenate(distances)
-    return f"{same} of {total} in the same place; boxes {np.median(apart):.1e} px apart in the median, {apart.max():.1e} at most"
+    far = f"{np.median(apart):.1e} px apart in the median, {apart.max():.1e} at most"
+    return f"{same} of {total} in the same place; boxes {far}"
 
 
 def peak(who: str, size: int) -> float:

@@ -174,6 +174,26 @@ def plot_history(rows: Sequence[Mapping[str, Any]], *, x: str = "epoch") -> "Fig
     return figure
 
 
+def plot_stages(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> "Figure":
+    """A bar for each case, of its stages one behind the other: the medians of `bench`, in milliseconds."""
+    figure = _figure(9.0, 1.6 + 0.7 * len(cases))
+    axes = figure.subplots()
+    stages = list(dict.fromkeys(stage for taken in cases.values() for stage in taken))
+    left = np.zeros(len(cases))
+    for k, stage in enumerate(stages):
+        width = np.array([taken.get(stage, {}).get("median", 0.0) for taken in cases.values()])
+        axes.barh(list(cases), width, left=left, color=_hex(k), label=stage, height=0.6, edgecolor="white", lw=0.5)
+        left += width
+    for place, total in enumerate(left):
+        axes.text(total, place, f" {total:.0f} ms", va="center", color=_INK, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    _style(axes, "milliseconds", "", grid="x")
+    axes.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    axes.set_title("Where the time of a prediction goes", **_TITLE)
+    return figure
+
+
 def _plot_sizes(axes: "Axes", dataset: Dataset) -> None:
     side = np.sqrt((dataset.boxes[:, 2:] - dataset.boxes[:, :2]).clip(min=0).prod(axis=1))
     side = side[side > 0]

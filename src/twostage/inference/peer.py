@@ -1,0 +1,41 @@
+"""torchvision's detectors beside ours: the same network with the same classes, run as its users run it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from twostage.inference.device import arithmetic
+from twostage.models.fields import Fields
+
+PEERS = {
+    "faster_rcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn",
+    "faster_rcnn_resnet50_fpn_v2": "fasterrcnn_resnet50_fpn_v2",
+    "faster_rcnn_mobilenet_v3_large_fpn": "fasterrcnn_mobilenet_v3_large_fpn",
+    "faster_rcnn_mobilenet_v3_large_320_fpn": "fasterrcnn_mobilenet_v3_large_320_fpn",
+}
+"""torchvision's names of the models that it has too."""
+
+
+def build_peer(name: str, num_classes: int, fields: Fields, device: torch.device) -> nn.Module:
+    """torchvision's detector of that name with random weights, for images of the size in the fields."""
+    from torchvision.models import detection
+
+    torch.manual_seed(0)
+    build = getattr(detection, PEERS[name])
+    sizes = {"min_size": fields.size, "max_size": fields.max_size}
+    model: nn.Module = build(weights=None, weights_backbone=None, num_classes=num_classes + 1, **sizes)
+    return model.to(device).eval()
+
+
+@torch.inference_mode()
+def predict_peer(model: nn.Module, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], precision: str) -> list[Any]:
+    """Its detections from decoded pictures, on the host; another precision than fp32 by autocast."""
+    device = next(model.parameters()).device
+    tensors = [torch.tensor(image).permute(2, 0, 1).to(device).float() / 255 for image in images]
+    with arithmetic(device, precision):
+        found: list[dict[str, Tensor]] = model(tensors)
+    return [{name: value.cpu() for name, value in one.items()} for one in found]

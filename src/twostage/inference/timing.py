@@ -1,0 +1,142 @@
+"""How long a prediction takes, and each stage of it.
+
+Stages are told apart from outside: hooks on the model's parts note the time, so that what is timed is the forward pass
+that predicts, and no copy of it. A GPU is waited for at the end of each stage; whole predictions are timed without.
+"""
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import nn
+
+from twostage.data.images import read_image
+from twostage.inference.predictor import make_batch, run, to_arrays
+from twostage.models.two_stage import TwoStage
+
+STAGES = (
+    "read",
+    "resize",
+    "backbone",
+    "neck",
+    "rpn",
+    "proposals",
+    "region features",
+    "heads",
+    "post-processing",
+)
+
+
+class Times(NamedTuple):
+    """Milliseconds."""
+
+    median: float
+    minimum: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.minimum:.2f})"
+
+
+def interleaved(cases: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> dict[str, Times]:
+    """The time of each case: one call of each in turn, so that all meet the same machine."""
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    gc.collect()
+    for turn in range(warmup + repeats):
+        for name, call in cases.items():
+            start = time.perf_counter()
+            result = call()
+            elapsed = 1e3 * (time.perf_counter() - start)
+            del result  # releasing large results is not part of the work, and must not fall into the next case
+            if turn >= warmup:
+                samples[name].append(elapsed)
+    return {name: Times(statistics.median(times), min(times)) for name, times in samples.items()}
+
+
+def predict_arrays(model: TwoStage, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[dict[str, Any]]:
+    """Detections from decoded pictures (RGB): resized, on one canvas, found, on their own pixels."""
+    batch = make_batch(images, model.fields)
+    found = run(model, batch, output=model.fields).found
+    return to_arrays(found, batch.sizes, [(image.shape[0], image.shape[1]) for image in images])
+
+
+def stage_times(
+    model: TwoStage, pictures: Sequence[str | Path | bytes], *, repeats: int, warmup: int = 2
+) -> dict[str, Times]:
+    """The time of each of `STAGES` for these pictures together; a backbone without a pyramid has no neck."""
+    samples: dict[str, list[float]] = {}
+    for turn in range(warmup + repeats):
+        for name, elapsed in _once(model, pictures).items():
+            if turn >= warmup:
+                samples.setdefault(name, []).append(elapsed)
+    return {name: Times(statistics.median(samples[name]), min(samples[name])) for name in STAGES if name in samples}
+
+
+def peak_memory(device: torch.device, call: Callable[[], object]) -> int | None:
+    """Bytes at the peak of a call: of the GPU's memory, or of the whole process where Linux tells it; else None."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return None
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    call()
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def _once(model: TwoStage, pictures: Sequence[str | Path | bytes]) -> dict[str, float]:
+    device = model.mean.device
+    elapsed: dict[str, float] = {}
+    last = time.perf_counter()
+
+    def done(stage: str) -> None:
+        nonlocal last
+        _wait(device)
+        now = time.perf_counter()
+        elapsed[stage] = elapsed.get(stage, 0.0) + 1e3 * (now - last)
+        last = now
+
+    images = [read_image(picture) for picture in pictures]
+    done("read")
+    batch = make_batch(images, model.fields).to(device)
+    done("resize")
+    with _noting(model, done):
+        found = run(model, batch, output=model.fields).found
+    to_arrays(found, batch.sizes, [(image.shape[0], image.shape[1]) for image in images])
+    done("post-processing")
+    return elapsed
+
+
+@contextmanager
+def _noting(model: TwoStage, done: Callable[[str], None]) -> Iterator[None]:
+    """Within it `done` is told the name of each stage when it ends."""
+    body = getattr(model.backbone, "body", None)
+    ends = {model.backbone: "backbone", model.rpn: "rpn", model.regions: "region features", model.head: "heads"}
+    if isinstance(body, nn.Module):
+        ends |= {body: "backbone", model.backbone: "neck"}
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, _output, stage=stage: done(stage))  # type: ignore[misc]
+        for module, stage in ends.items()
+    ]
+    hooks.append(model.regions.register_forward_pre_hook(lambda _module, _inputs: done("proposals")))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,82 @@
+"""What is timed is the prediction itself, every stage of it, each in its order."""
+
+import io
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from twostage import Detector
+from twostage.inference.peer import PEERS, build_peer, predict_peer
+from twostage.inference.timing import STAGES, interleaved, peak_memory, predict_arrays, stage_times
+from twostage.models.zoo import ZOO
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_every_stage_has_its_time_and_the_model_is_as_before(picture: bytes) -> None:
+    model = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", size=64, max_size=96).prepared
+    times = stage_times(model, [picture], repeats=2, warmup=0)
+    assert tuple(times) == STAGES
+    assert all(0 < taken.minimum <= taken.median for taken in times.values())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_backbone_without_a_pyramid_has_no_neck(picture: bytes) -> None:
+    small = {"size": 64, "max_size": 96, "head_channels": 8}
+    model = Detector.build("faster_rcnn_zf", ["a"], device="cpu", **small).prepared
+    assert set(STAGES) - set(stage_times(model, [picture], repeats=1, warmup=0)) == {"neck"}
+
+
+def test_a_slow_stage_is_seen_where_it_is(picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", size=64, max_size=96).prepared
+    propose = model.rpn.propose
+
+    def slowly(*args: object) -> object:
+        time.sleep(0.5)
+        return propose(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model.rpn, "propose", slowly)
+    times = stage_times(model, [picture], repeats=1)
+    assert max(times, key=lambda stage: times[stage].median) == "proposals"
+    assert times["proposals"].median > 500
+
+
+def test_cases_take_turns() -> None:
+    calls: list[str] = []
+    interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warmup=1)
+    assert calls == ["a", "b"] * 3
+
+
+def test_peak_memory_is_that_of_the_call() -> None:
+    cpu = torch.device("cpu")
+    before = peak_memory(cpu, lambda: None)
+    if before is None:
+        pytest.skip("this system does not tell")
+    with_more = peak_memory(cpu, lambda: np.ones(1 << 28, dtype=np.uint8).sum())
+    after = peak_memory(cpu, lambda: None)
+    assert with_more is not None
+    assert after is not None
+    assert with_more > before + (200 << 20)
+    assert after < with_more - (200 << 20)
+
+
+def test_every_peer_has_a_model_of_ours_and_as_many_outputs(picture: bytes) -> None:
+    assert set(PEERS) <= set(ZOO)
+    image = np.array(Image.open(io.BytesIO(picture)))
+    name = "faster_rcnn_mobilenet_v3_large_320_fpn"
+    ours = Detector.build(name, ["a", "b"], device="cpu", size=64, max_size=96)
+    theirs = build_peer(name, 2, ours.model.fields, ours.device)
+    assert sum(p.numel() for p in theirs.parameters()) == pytest.approx(
+        sum(p.numel() for p in ours.model.parameters()), rel=0.01
+    )
+    (found,) = predict_peer(theirs, [image], "fp32")
+    assert set(found) == {"boxes", "labels", "scores"}
+    assert len(predict_arrays(ours.prepared, [image, image])) == 2
