@@ -28,7 +28,7 @@ from twostage.models.zoo import ZOO
 from twostage.models.zoo import build as build_model
 from twostage.training.distributed import ALONE, Processes
 from twostage.weights.file import Card, load_weights, save_weights
-from twostage.weights.fit import load_all
+from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.named import find_weights
 from twostage.weights.torchvision import from_torchvision
 
@@ -81,7 +81,8 @@ class Detector:
         """
         card, state = load_weights(find_weights(path, offline=offline))
         _require_known(card, path)
-        model = build_model(card.model, len(card.names), **card.fields_with(fields))
+        with Unfilled():
+            model = build_model(card.model, len(card.names), **card.fields_with(fields))
         load_all(model, state, str(path))
         return cls(model, card.model, card.names, device=device, precision=precision)
 

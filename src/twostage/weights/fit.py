@@ -1,14 +1,29 @@
 """Putting tensors into a model: all of them, or those that fit."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from twostage.errors import DataError
 from twostage.models.backbones.vgg import VGG16
 from twostage.models.heads.box import Stage5
 from twostage.models.two_stage import TwoStage
 from twostage.weights.torchvision import channel_last
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it models are built without random numbers, which take longer than reading the weights that replace them.
+
+    What `load_all` does not fill must not be read.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Random fills do nothing."""
+        if function in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def load_all(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

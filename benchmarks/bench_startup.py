@@ -1,0 +1,106 @@
+"""One prediction from a cold start, the whole process: our command line and script beside torchvision's shortest one.
+
+    python benchmarks/bench_startup.py --out benchmarks/results/startup.md
+
+`faster_rcnn_mobilenet_v3_large_320_fpn` with the same random weights, from each library's own kind of file, on a photo
+of $TWOSTAGE_DATA/data/coco-photos. The processes take turns; `import torch` alone, and with one forward pass of the
+prepared model on top, are the floor.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from _timing import compare, finish, hardware, table, versus
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+from twostage import Detector
+from twostage.data.images import read_image
+from twostage.inference.timing import predict_arrays
+
+MODEL = "faster_rcnn_mobilenet_v3_large_320_fpn"
+
+PEER = """
+import torch
+from torchvision.io import decode_image
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=81)
+model.load_state_dict(torch.load({weights!r}))
+with torch.inference_mode():
+    print(len(model.eval()([decode_image({photo!r}) / 255])[0]["boxes"]))
+"""
+
+OURS = """
+from twostage import Detector
+print(len(Detector.load({weights!r}).predict({photo!r}, conf=0.05)))
+"""
+
+
+def process(words: Sequence[str]) -> None:
+    """A process from start to end. Raises CalledProcessError where it fails."""
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+def write_weights(folder: Path) -> tuple[Path, Path]:
+    """The same weights as torchvision's users and ours keep them."""
+    torch.manual_seed(0)
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=81)
+    theirs, ours = folder / "theirs.pth", folder / "ours.safetensors"
+    torch.save(model.state_dict(), theirs)
+    names = [str(number) for number in range(80)]
+    Detector.from_state_dict(model.state_dict(), source="torchvision", model=MODEL, names=names, device="cpu").save(
+        ours
+    )
+    return theirs, ours
+
+
+def main() -> None:
+    """Time all, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=9)
+    given = parser.parse_args()
+    if "TWOSTAGE_DATA" not in os.environ:
+        print("Left out: set TWOSTAGE_DATA to the folder that holds data/coco-photos.")
+        return
+    photo = min((Path(os.environ["TWOSTAGE_DATA"]) / "data" / "coco-photos").rglob("*.jpg"))
+    with tempfile.TemporaryDirectory() as scratch:
+        theirs, ours = write_weights(Path(scratch))
+        predict = [sys.executable, "-m", "twostage", "predict", str(photo), "--weights", str(ours), "--conf", "0.05"]
+        scripts = {
+            "torchvision": [sys.executable, "-c", PEER.format(weights=str(theirs), photo=str(photo))],
+            "twostage predict": predict,
+            "Detector.load(...).predict(...)": [
+                sys.executable,
+                "-c",
+                OURS.format(weights=str(ours), photo=str(photo)),
+            ],
+            "import torch": [sys.executable, "-c", "import torch"],
+        }
+        cases: dict[str, Callable[[], object]] = {name: partial(process, words) for name, words in scripts.items()}
+        times = compare(cases, repeats=given.repeats, warmup=1)
+        detector, image = Detector.load(ours, device="cpu"), read_image(photo)
+        forward = compare({"": partial(predict_arrays, detector.prepared, [image])}, repeats=given.repeats)[""]
+    peer = times.pop("torchvision")
+    rows = [versus(name, taken, peer) for name, taken in times.items()]
+    floor = 1.3 * times["import torch"].median + forward.median
+    text = "\n\n".join(
+        [
+            "# One prediction from a cold start, milliseconds: median (minimum)",
+            "`python benchmarks/bench_startup.py`",
+            hardware(),
+            table(["whole process", "twostage", "torchvision's script", "times faster, by median (by minimum)"], rows),
+            f"A warm prediction takes {forward}; 1.3 times `import torch` and one of these are {floor:.0f}.",
+        ]
+    )
+    finish(text, given.out)
+
+
+if __name__ == "__main__":
+    main()
