@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 
 from twostage.errors import DataError
-from twostage.models.zoo import build
+from twostage.models.zoo import ZOO, build
 from twostage.weights.fit import Unfilled, as_backbone, load_all, load_fitting
 
 
@@ -114,11 +114,12 @@ def test_vggs_hidden_layer_reads_a_region_as_the_classifier_does() -> None:
         torch.testing.assert_close(model.head.body(region), theirs(region.flatten(2)).relu())
 
 
-def test_a_model_built_to_be_filled_draws_nothing_and_ends_with_the_files_weights() -> None:
-    full = build("faster_rcnn_tiny_fpn", 3)
+@pytest.mark.parametrize("name", ZOO)
+def test_a_model_built_to_be_filled_draws_nothing_and_ends_with_the_files_weights(name: str) -> None:
+    full = build(name, 3, head_channels=8)
     before = torch.get_rng_state()
     with Unfilled():
-        model = build("faster_rcnn_tiny_fpn", 3)
+        model = build(name, 3, head_channels=8)
     assert torch.equal(torch.get_rng_state(), before)
     load_all(model, full.state_dict(), "file")
     assert all(torch.equal(value, full.state_dict()[name]) for name, value in model.state_dict().items())
