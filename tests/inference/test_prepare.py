@@ -14,7 +14,14 @@ from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import ZOO, build
 from twostage.ops import fused
-from twostage.ops.fused import Window
+from twostage.ops.fused import PackedConv, PackedLinear, PlainConv, PlainLinear, Window
+from twostage.ops.winograd import WinogradConv
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": torch.relu,
+    "hardswish": nn.functional.hardswish,
+}
 
 
 @pytest.fixture(params=["packed", "plain"])
@@ -114,10 +121,11 @@ def test_the_trained_model_is_untouched_and_trains_on() -> None:
 
 def test_weights_are_kept_once(way: str) -> None:
     fast = prepare(lively("faster_rcnn_tiny_fpn"))
-    layers = [module for module in fast.modules() if isinstance(module, FusedConv | FusedLinear)]
-    assert len(layers) > 20
-    assert all(hasattr(layer, "weight") == (way == "plain") for layer in layers)
-    assert all((layer.packed is None) == (way == "plain") for layer in layers)
+    ways = [m.conv for m in fast.modules() if isinstance(m, FusedConv)]
+    ways += [m.linear for m in fast.modules() if isinstance(m, FusedLinear)]
+    assert len(ways) > 20
+    kept = (PackedConv, PackedLinear, WinogradConv) if way == "packed" else (PlainConv, PlainLinear)
+    assert all(isinstance(one, kept) for one in ways)
 
 
 @torch.inference_mode(False)
@@ -144,14 +152,9 @@ def test_a_fused_convolution_adds_and_activates(
     window = Window(stride=(2, 2), padding=(1, 1), groups=groups)
     x = torch.randn(2, 8, 9, 7).contiguous(memory_format=torch.channels_last)
     add = torch.randn(2, 8, 5, 4).contiguous(memory_format=torch.channels_last)
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "none": lambda y: y,
-        "relu": torch.relu,
-        "hardswish": nn.functional.hardswish,
-    }
     conv = FusedConv(weight.to(dtype), bias.to(dtype), window)
     y = nn.functional.conv2d(x, weight, bias, 2, 1, 1, groups)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.1}
-    torch.testing.assert_close(conv(x.to(dtype), activation).float(), functions[activation](y), **tolerance)
+    torch.testing.assert_close(conv(x.to(dtype), activation).float(), ACTIVATIONS[activation](y), **tolerance)
     found = conv(x.to(dtype), activation, add.to(dtype, copy=True))
-    torch.testing.assert_close(found.float(), functions[activation](y + add), **tolerance)
+    torch.testing.assert_close(found.float(), ACTIVATIONS[activation](y + add), **tolerance)

@@ -20,7 +20,8 @@ from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
-from twostage.ops.fused import Activation, Window
+from twostage.ops.activation import Activation
+from twostage.ops.fused import Window
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -3,24 +3,16 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import conv2d
 
-from twostage.ops.fused import (
-    Activation,
-    Window,
-    pack_conv,
-    pack_linear,
-    packed_conv,
-    packed_linear,
-    plain_conv,
-)
+from twostage.ops.activation import Activation
+from twostage.ops.fused import Window, best_conv, best_linear
 
 
 class FusedConv(nn.Module):
     """A convolution with its normalisation folded in; adds a summand and applies an activation in the same pass.
 
     `activation` is that of a convolution in a plain sequence; in the blocks of a network it is given with each call.
-    Weights are kept once: packed, or plain where oneDNN does not serve.
     """
 
     def __init__(
@@ -31,12 +23,8 @@ class FusedConv(nn.Module):
         activation: Activation = "none",
     ) -> None:
         super().__init__()
-        self.window = window
+        self.conv = best_conv(weight, bias, window)
         self.activation: Activation = activation
-        self.packed = pack_conv(weight, bias, window)
-        if self.packed is None:
-            self.weight = weight.contiguous(memory_format=torch.channels_last)
-            self.bias = bias
 
     def forward(
         self,
@@ -45,26 +33,19 @@ class FusedConv(nn.Module):
         add: Float[Tensor, "n d i j"] | None = None,
     ) -> Float[Tensor, "n d i j"]:
         """`activation(conv(x) + add)`; `add` may be overwritten."""
-        activation = activation or self.activation
-        if self.packed is None:
-            return plain_conv(x, self.weight, self.bias, self.window, activation, add)
-        return packed_conv(x, self.packed, self.window, activation, add)
+        return self.conv(x, activation or self.activation, add)
 
 
 class FusedLinear(nn.Module):
-    """A linear layer with packed weights, kept once."""
+    """A linear layer with packed weights."""
 
     def __init__(self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> None:
         super().__init__()
-        self.packed = pack_linear(weight, bias)
-        if self.packed is None:
-            self.weight, self.bias = weight, bias
+        self.linear = best_linear(weight, bias)
 
     def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.Linear`."""
-        if self.packed is None:
-            return linear(x, self.weight, self.bias)
-        return packed_linear(x, self.packed)
+        return self.linear(x)
 
 
 def side_by_side(x: Float[Tensor, "n c h w"], *convs: nn.Conv2d) -> tuple[Float[Tensor, "n _ h w"], ...]:

@@ -1,18 +1,20 @@
 """A convolution or a linear layer with all that follows it in one pass: bias, a second summand, an activation.
 
-On a processor these are oneDNN's fused primitives, with weights packed once into the layout they compute in. torch
-keeps their operators private, for its compiler: where they are missing, or fail a trial, plain operators serve.
+On a processor these are oneDNN's fused primitives, with weights packed once into the layout they compute in, and for
+float32 Winograd's convolution. torch keeps oneDNN's operators private, for its compiler: where they are missing, or
+fail a trial, plain operators serve.
 """
 
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import conv2d, hardswish, linear
+from torch.nn.functional import conv2d, linear
 
-Activation = Literal["none", "relu", "hardswish"]
+from twostage.ops import winograd
+from twostage.ops.activation import Activation, activate
 
 
 class Window(NamedTuple):
@@ -24,74 +26,99 @@ class Window(NamedTuple):
     groups: int = 1
 
 
-class Packed(NamedTuple):
-    """Weights in the layout of oneDNN; `bias` is an ordinary tensor."""
+class PlainConv(NamedTuple):
+    """A convolution by plain operators, on any device."""
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Float[Tensor, "d c k l"]
+    bias: Float[Tensor, " d"] | None
+    window: Window
 
-
-def pack_conv(weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> Packed | None:
-    """The weights of a convolution for `packed_conv`, on maps of any size; None where oneDNN does not serve."""
-    if not _serves(weight.device.type, weight.dtype):
-        return None
-    return _pack_conv(weight, bias, window)
-
-
-def pack_linear(weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> Packed | None:
-    """The weights of a linear layer for `packed_linear`, on any number of rows; None where oneDNN does not serve."""
-    if not _serves(weight.device.type, weight.dtype):
-        return None
-    return Packed(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """`activation(conv(x) + bias + add)`."""
+        y = conv2d(x, self.weight, self.bias, *self.window)
+        return activate(y if add is None else y + add, activation)
 
 
-def packed_conv(
-    x: Float[Tensor, "n c h w"],
-    packed: Packed,
-    window: Window,
-    activation: Activation = "none",
-    add: Float[Tensor, "n d i j"] | None = None,
-) -> Float[Tensor, "n d i j"]:
-    """`plain_conv` by one primitive. `add` is overwritten with the result: memory as large need not be found anew."""
-    stride, padding, dilation, groups = window
-    where = (padding, stride, dilation, groups)
-    if add is None:
-        return torch.ops.mkldnn._convolution_pointwise(x, *packed, *where, activation, [], "")
-    if groups > 1 or activation == "hardswish":  # such a sum has no primitive
-        return activate(packed_conv(x, packed, window).add_(add), activation)
-    after = None if activation == "none" else activation
-    return torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *packed, *where, "add", 1.0, after, [], None)
+class PackedConv(NamedTuple):
+    """A convolution by one primitive of oneDNN."""
+
+    weight: Tensor  # in its own layout
+    bias: Float[Tensor, " d"] | None
+    window: Window
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> "PackedConv":
+        """Pack the weights, for maps of any size."""
+        stride, padding, dilation, groups = window
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups)
+        return cls(packed, bias, window)
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """`activation(conv(x) + bias + add)`, in the memory of `add`: as much need not be found anew."""
+        stride, padding, dilation, groups = self.window
+        arguments = (self.weight, self.bias, padding, stride, dilation, groups)
+        found: Tensor
+        if add is None:
+            found = torch.ops.mkldnn._convolution_pointwise(x, *arguments, activation, [], "")
+        elif groups > 1 or activation == "hardswish":  # such a sum has no primitive
+            found = activate(self(x).add_(add), activation)
+        else:
+            after = None if activation == "none" else activation
+            found = torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *arguments, "add", 1.0, after, [], None)
+        return found
 
 
-def packed_linear(x: Float[Tensor, "*n c"], packed: Packed) -> Float[Tensor, "*n d"]:
-    """`torch.nn.functional.linear` by one primitive."""
-    return torch.ops.mkldnn._linear_pointwise(x, *packed, "none", [], "")
+class PlainLinear(NamedTuple):
+    """A linear layer by the plain operator, on any device."""
+
+    weight: Float[Tensor, "d c"]
+    bias: Float[Tensor, " d"] | None
+
+    def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
+        """See `torch.nn.functional.linear`."""
+        return linear(x, self.weight, self.bias)
 
 
-def plain_conv(
-    x: Float[Tensor, "n c h w"],
-    weight: Float[Tensor, "d c2 k l"],
-    bias: Float[Tensor, " d"] | None,
-    window: Window,
-    activation: Activation = "none",
-    add: Float[Tensor, "n d i j"] | None = None,
-) -> Float[Tensor, "n d i j"]:
-    """`activation(conv(x) + bias + add)`."""
-    y = conv2d(x, weight, bias, *window)
-    return activate(y if add is None else y + add, activation)
+class PackedLinear(NamedTuple):
+    """A linear layer by one primitive of oneDNN."""
+
+    weight: Tensor  # in its own layout
+    bias: Float[Tensor, " d"] | None
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> "PackedLinear":
+        """Pack the weights, for any number of rows."""
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
+
+    def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
+        """See `torch.nn.functional.linear`."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, *self, "none", [], "")
+        return found
 
 
-def activate(x: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
-    """The activation, in the memory of `x`, which is then lost."""
-    if activation == "none":
-        return x
-    return x.relu_() if activation == "relu" else hardswish(x, inplace=True)
+Conv = PlainConv | PackedConv | winograd.WinogradConv
+Linear = PlainLinear | PackedLinear
 
 
-def _pack_conv(weight: Tensor, bias: Tensor | None, window: Window) -> Packed:
-    stride, padding, dilation, groups = window
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    return Packed(torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups), bias)
+def best_conv(weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> Conv:
+    """The quickest way to do a convolution on the device of its weights; these are kept once, in the form it takes."""
+    if _serves(weight.device.type, weight.dtype):
+        if window.dilation == (1, 1) and winograd.suits(weight, window.stride, window.padding, window.groups):
+            return winograd.WinogradConv.of(weight, bias)
+        return PackedConv.of(weight, bias, window)
+    return PlainConv(weight.contiguous(memory_format=torch.channels_last), bias, window)
+
+
+def best_linear(weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> Linear:
+    """The quickest way to do a linear layer on the device of its weights; these are kept once, in the form it takes."""
+    if _serves(weight.device.type, weight.dtype):
+        return PackedLinear.of(weight, bias)
+    return PlainLinear(weight, bias)
 
 
 @cache
@@ -103,19 +130,15 @@ def _serves(device: str, dtype: torch.dtype) -> bool:
         torch.manual_seed(0)
         x = torch.rand(1, 8, 9, 9).to(dtype).contiguous(memory_format=torch.channels_last)
         weight, bias, window = torch.rand(8, 8, 3, 3).to(dtype), torch.rand(8).to(dtype), Window(padding=(1, 1))
-        flat = x.permute(0, 2, 3, 1).flatten(1, 2)
+        rows, matrix = x.permute(0, 2, 3, 1).flatten(1, 2), weight[:, :, 0, 0].clone()
+        plain, flat = PlainConv(weight, bias, window), PlainLinear(matrix, bias)
         try:
-            packed = _pack_conv(weight, bias, window)
-            found = [
-                packed_conv(x, packed, window, "hardswish"),
-                packed_conv(x, packed, window, "relu", x.clone(memory_format=torch.preserve_format)),
-                packed_linear(flat, Packed(torch.ops.mkldnn._reorder_linear_weight(weight[:, :, 0, 0].clone()), bias)),
+            packed = PackedConv.of(weight, bias, window)
+            pairs = [
+                (packed(x, "hardswish"), plain(x, "hardswish")),
+                (packed(x, "relu", x.clone(memory_format=torch.preserve_format)), plain(x, "relu", x)),
+                (PackedLinear.of(matrix, bias)(rows), flat(rows)),
             ]
         except (RuntimeError, AttributeError, TypeError):
             return False
-        expected: list[Any] = [
-            plain_conv(x, weight, bias, window, "hardswish"),
-            plain_conv(x, weight, bias, window, "relu", x),
-            linear(flat, weight[:, :, 0, 0], bias),
-        ]
-    return all(torch.allclose(a, b, rtol=1e-2) for a, b in zip(found, expected, strict=True))
+    return all(torch.allclose(found, expected, rtol=1e-2) for found, expected in pairs)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twostage.models.backbones.norm import ConvNorm, Norm
-from twostage.ops.fused import Activation
+from twostage.ops.activation import Activation
 
 
 class Row(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from twostage.models.fused import FusedConv
-from twostage.ops.fused import Activation, activate
+from twostage.ops.activation import Activation, activate
 
 Norm = Callable[[int], nn.Module]
 

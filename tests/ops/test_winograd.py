@@ -1,0 +1,57 @@
+"""Winograd's convolution beside torch's in float64: any map, any batch, with what follows."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import conv2d
+
+from twostage.ops.winograd import WinogradConv, suits
+
+
+@given(
+    n=st.integers(1, 5),
+    c=st.integers(1, 9),
+    d=st.integers(1, 9),
+    h=st.integers(1, 70),
+    w=st.integers(1, 70),
+    bias=st.booleans(),
+    add=st.booleans(),
+)
+def test_it_is_the_convolution(n: int, c: int, d: int, h: int, w: int, bias: bool, add: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, summand = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((n, c, h, w), (d, c, 3, 3), (n, d, h, w))
+    )
+    shift = torch.randn(d, generator=generator, dtype=torch.float64) if bias else None
+    expected = conv2d(x, weight, shift, padding=1)
+    expected = (expected + summand if add else expected).relu()
+    given_add = summand.clone(memory_format=torch.channels_last) if add else None
+    found = WinogradConv.of(weight, shift)(x, "relu", given_add)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_its_error_in_float32_is_a_few_hundred_thousandths_of_the_largest_output() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 256, 40, 40), torch.randn(128, 256, 3, 3) / 48
+    expected = conv2d(x.double(), weight.double(), padding=1)
+    error = (WinogradConv.of(weight, None)(x) - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 5e-5
+
+
+@pytest.mark.parametrize(
+    ("weight", "arguments", "expected"),
+    [
+        (torch.empty(128, 128, 3, 3), ((1, 1), (1, 1), 1), True),
+        (torch.empty(64, 256, 3, 3), ((1, 1), (1, 1), 1), False),
+        (torch.empty(128, 128, 1, 1), ((1, 1), (0, 0), 1), False),
+        (torch.empty(128, 128, 3, 3), ((2, 2), (1, 1), 1), False),
+        (torch.empty(128, 128, 3, 3), ((1, 1), (0, 0), 1), False),
+        (torch.empty(256, 128, 3, 3), ((1, 1), (1, 1), 2), False),
+        (torch.empty(128, 128, 3, 3, dtype=torch.bfloat16), ((1, 1), (1, 1), 1), False),
+    ],
+)
+def test_it_is_taken_where_it_gains(weight: torch.Tensor, arguments: tuple, expected: bool) -> None:
+    assert suits(weight, *arguments) is expected
