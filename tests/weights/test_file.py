@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -192,6 +193,24 @@ def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
 def test_a_header_that_describes_no_detector_is_named(tmp_path: Path, changes: dict) -> None:
     path = with_header(tmp_path / "odd.safetensors", **changes)
     with pytest.raises(DataError, match=r"odd\.safetensors: its header does not describe a detector"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"metrics": "many"}, "metrics 'many'"),
+        ({"metrics": 1}, "metrics 1"),
+        ({"metrics": {"AP": "high"}}, "metrics {'AP': 'high'}"),
+        ({"metrics": {"AP": float("nan")}}, "metrics {'AP': nan}"),
+        ({"licence": 3}, "licence and version [3, "),
+    ],
+    ids=str,
+)
+def test_what_a_header_says_wrongly_is_named(tmp_path: Path, changes: dict, named: str) -> None:
+    """Found by the fuzzer. By its name: the suite's own checks of types would refuse such a card, a user has none."""
+    path = with_header(tmp_path / "odd.safetensors", **changes)
+    with pytest.raises(DataError, match=re.escape(f'TypeError("{named}' if "'" in named else f"TypeError('{named}")):
         load_weights(path)
 
 
