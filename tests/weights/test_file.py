@@ -210,7 +210,7 @@ def test_a_header_that_describes_no_detector_is_named(tmp_path: Path, changes: d
 def test_what_a_header_says_wrongly_is_named(tmp_path: Path, changes: dict, named: str) -> None:
     """Found by the fuzzer. By its name: the suite's own checks of types would refuse such a card, a user has none."""
     path = with_header(tmp_path / "odd.safetensors", **changes)
-    with pytest.raises(DataError, match=re.escape(f'TypeError("{named}' if "'" in named else f"TypeError('{named}")):
+    with pytest.raises(DataError, match=r"TypeError\(." + re.escape(named)):
         load_weights(path)
 
 
