@@ -100,12 +100,13 @@ def test_nor_does_it_with_other_fields(fields: dict, make_batch: Callable[..., B
 
 def test_the_number_of_calls_depends_on_neither_images_nor_classes(make_batch: Callable[..., Batch]) -> None:
     """No loop over either in Python."""
+    reshaping = ("view", "_unsafe_view", "clone")  # a reshape of one image need not copy
 
     class Count(TorchDispatchMode):
         calls = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.calls += 1
+            self.calls += func.overloadpacket.__name__ not in reshaping
             return func(*args, **(kwargs or {}))
 
     counts = set()

@@ -1,8 +1,9 @@
 """NMS where the host must not look at the data: every shape and every count follows from the arguments.
 
-Boxes in order of score are worked off in blocks. Inside a block the greedy result is the fixed point of
-"kept unless a kept better one suppresses it"; a constant number of sweeps finds it unless suppression chains are longer
-than that, which is reported.
+Boxes in order of score are worked off in blocks, of which there is one unless memory is short. Inside a block the
+greedy result is the fixed point of "kept unless a kept better one suppresses it"; a constant number of sweeps finds it
+unless suppression chains are longer than that, which is reported. A sweep is a product of a vector with the matrix of
+who suppresses whom, two kernels of a GPU.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from twostage.ops._nms_cpu import exact_threshold
 from twostage.ops.boxes import precise
 
-_PAIRS = 1 << 24  # at most this many pairs at once, over all images: 64 MB in float32
+_PAIRS = 1 << 26  # at most this many pairs at once, over all images: 256 MB in float32
 _SWEEPS = 24
 
 
@@ -29,26 +30,29 @@ def nms(
     boxes = precise(boxes).gather(1, order[..., None].expand(-1, -1, 4))
     groups = None if groups is None else groups.gather(1, order)
     overflow = valid.sum(1) > taken
-    block = max(64, min(1024, _PAIRS // max(n * taken, 1)))
+    block = max(64, _PAIRS // max(n * taken, 1))
     for start in range(0, taken, block):
         stop = min(start + block, taken)
         suppresses = _overlap(boxes[:, start:stop], boxes[:, start:], iou)
         if groups is not None:
             suppresses &= groups[:, start:stop, None] == groups[:, None, start:]
         size = stop - start
-        keep, settled = _settle(suppresses[:, :, :size].triu(1), alive[:, start:stop])
+        matrix = suppresses.to(torch.bfloat16 if boxes.device.type == "cuda" else torch.float32)
+        matrix *= alive[:, start:stop, None]
+        keep, settled = _settle(matrix[:, :, :size].triu(1), alive[:, start:stop])
         overflow |= ~settled
-        touched = (suppresses[:, :, size:] & keep[:, :, None]).any(1)
-        alive = torch.cat([alive[:, :start], keep, alive[:, stop:] & ~touched], dim=1)
+        suppressed = torch.bmm(keep[:, None].to(matrix.dtype), matrix[:, :, size:]).squeeze(1) > 0
+        alive = torch.cat([alive[:, :start], keep, alive[:, stop:] & ~suppressed], dim=1)
     return *_pad(order, alive, top), overflow
 
 
 def _settle(suppresses: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Which boxes of a block survive, and for each image whether that is final."""
-    keep = before = alive
+    """Which boxes of a block survive, and for each image whether that is final; those not alive suppress none."""
+    ones = suppresses.new_ones(len(alive), 1, alive.shape[1])
+    keep = before = ones
     for _ in range(min(_SWEEPS, alive.shape[1] + 1)):
-        before, keep = keep, alive & ~(suppresses & keep[:, :, None]).any(1)
-    return keep, (before == keep).all(1)
+        before, keep = keep, torch.baddbmm(ones, keep, suppresses, alpha=-1).relu_()
+    return alive & (keep.squeeze(1) > 0), (before == keep).all(2).squeeze(1)
 
 
 def _overlap(a: Tensor, b: Tensor, iou: float) -> Tensor:

@@ -17,6 +17,8 @@ from twostage.ops.deltas import decode
 from twostage.ops.nms import nms
 from twostage.ops.soft_nms import soft_nms
 
+_ON_DEVICES = 4096  # boxes that enter the last NMS where it measures all of them against each other
+
 
 class Found(NamedTuple):
     """Detections on the pixels of the batch, best first. `labels` are 0..K-1; `proposals` is each one's parent.
@@ -59,7 +61,7 @@ def detect(
     label = torch.arange(k, device=scores.device).expand(n, p, k).flatten(1)
     flat_boxes, flat_scores = boxes.flatten(1, 2), scores.flatten(1)
     groups = None if fields.nms_across_classes else label
-    candidates = fields.candidates or p * _classes_above(fields.score_threshold, k)
+    candidates = fields.candidates or _all_above(fields.score_threshold, p, k, scores.device)
     competes = valid.flatten(1)
     if fields.soft_nms == "off":
         index, kept, overflow = nms(
@@ -96,6 +98,12 @@ def _best(scores: Float[Tensor, "n m"], valid: Bool[Tensor, "n m"], count: int) 
     """The places of the `count` best valid scores, or of all; of equal ones the first come first."""
     order = scores.masked_fill(~valid, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     return order[:, :count]
+
+
+def _all_above(threshold: float, proposals: int, classes: int, device: torch.device) -> int:
+    """How many boxes of an image can pass the threshold; away from the CPU at most `_ON_DEVICES`, and more are told."""
+    every = proposals * _classes_above(threshold, classes)
+    return every if device.type == "cpu" else min(every, _ON_DEVICES)
 
 
 def _classes_above(threshold: float, classes: int) -> int:

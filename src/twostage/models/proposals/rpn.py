@@ -26,7 +26,7 @@ from twostage.models.targets.matching import match
 from twostage.models.targets.sampling import RandomSampler, Sampler
 from twostage.ops.boxes import clip, precise
 from twostage.ops.deltas import decode, encode
-from twostage.ops.nms import nms
+from twostage.ops.nms import Kept, nms
 
 
 class Proposals(NamedTuple):
@@ -93,38 +93,31 @@ class RPN(nn.Module):
         fields = self.fields
         top = fields.rpn_top_train if self.training else fields.rpn_top_test
         keep = fields.rpn_keep_train if self.training else fields.rpn_keep_test
-        scores, deltas, boxes, index, level = [], [], [], [], []
+        logits, deltas, boxes, indices = [], [], [], []
         first = 0
-        for number, (logit, delta, anchor, inside) in enumerate(zip(*dense, strict=True)):
+        for logit, delta, anchor, inside in zip(*dense, strict=True):
             # A level may have fewer anchors than `top`: padding to `top` keeps the shape free of the map's size.
             best = pad(precise(logit).masked_fill(~inside, -torch.inf), (0, top), value=-torch.inf).topk(top, dim=1)
             place = best.indices.clamp(max=anchor.shape[0] - 1)
-            scores.append(best.values)
+            logits.append(best.values)
             deltas.append(delta.gather(1, place[..., None].expand(-1, -1, 4)))
             boxes.append(anchor[place])
-            index.append(place + first)
-            level.append(torch.full_like(place, number))
+            indices.append(place + first)
             first += anchor.shape[0]
-        score = torch.cat(scores, dim=1)
+        score = torch.cat(logits)  # [l * n, top], as all that follows: each level of each image is suppressed alone
         box = decode(
-            torch.cat(deltas, dim=1),
-            torch.cat(boxes, dim=1),
+            torch.cat(deltas),
+            torch.cat(boxes),
             weights=fields.rpn_delta_weights,
             clamp=fields.delta_clamp,
             two_sided=fields.delta_clamp_two_sided,
         )
-        box = clip(box, sizes)
+        box = clip(box, sizes.repeat(len(logits), 1))
         sides = box[..., 2:] - box[..., :2]
         valid = (sides >= fields.rpn_min_size).all(dim=-1) & (score > -torch.inf)
         valid &= score.sigmoid() >= fields.rpn_score_threshold
-        kept = nms(box, score, torch.cat(level, dim=1), valid, iou=fields.rpn_nms, top=keep)
-        return Proposals(
-            box.gather(1, kept.index[..., None].expand(-1, -1, 4)),
-            score.gather(1, kept.index),
-            torch.cat(index, dim=1).gather(1, kept.index),
-            kept.valid,
-            kept.overflow,
-        )
+        kept = nms(box, score, None, valid, iou=fields.rpn_nms, top=min(keep, top))
+        return _best_of_levels(box, score, torch.cat(indices), kept, levels=len(logits), keep=keep)
 
     def losses(
         self,
@@ -177,6 +170,35 @@ class RPN(nn.Module):
             locations = inside.sum(dim=1) / self.anchors.per_position[0]
             box_weight = 1 / (locations * images)
         return class_weight, box_weight
+
+
+def _best_of_levels(
+    boxes: Float[Tensor, "ln t 4"],
+    scores: Float[Tensor, "ln t"],
+    anchors: Int[Tensor, "ln t"],
+    kept: Kept,
+    *,
+    levels: int,
+    keep: int,
+) -> Proposals:
+    """The best of what suppression left on all levels of each image, from rows in the order level, image."""
+
+    def by_image(x: Tensor) -> Tensor:
+        return x.unflatten(0, (levels, -1)).transpose(0, 1).flatten(1, 2)
+
+    every_box, every_score, every_anchor = by_image(boxes), by_image(scores), by_image(anchors)
+    level = torch.arange(levels, device=scores.device).repeat_interleave(kept.index.shape[1])
+    place, valid = by_image(kept.index) + scores.shape[1] * level, by_image(kept.valid)
+    ranked = every_score.gather(1, place).masked_fill(~valid, -torch.inf)
+    best = ranked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
+    place = place.gather(1, pad(best, (0, keep - best.shape[1])))
+    return Proposals(
+        every_box.gather(1, place[..., None].expand(-1, -1, 4)),
+        every_score.gather(1, place),
+        every_anchor.gather(1, place),
+        torch.arange(keep, device=place.device) < valid.sum(dim=1, keepdim=True),
+        kept.overflow.unflatten(0, (levels, -1)).any(dim=0),
+    )
 
 
 def _within(anchors: Float[Tensor, "a 4"], sizes: Int[Tensor, "n 2"]) -> Bool[Tensor, "n a"]:
