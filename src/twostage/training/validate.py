@@ -10,6 +10,7 @@ from twostage.data.loader import evaluation_batches
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.predictor import to_arrays
+from twostage.inference.prepare import prepare
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import detect
 from twostage.models.two_stage import TwoStage
@@ -23,13 +24,14 @@ def detect_and_lose(
     """Detections on a split and the mean losses of its batches; several processes share it, and the leader gets all.
 
     The losses are those of training but for dropout, batch statistics and the number of proposals, which are as in
-    prediction; they draw the same samples every time. All is in float32, as in `twostage eval`.
+    prediction; they draw the same samples every time. The model is prepared, in float32, as in `twostage eval`.
     """
     fields, device = model.fields, model.mean.device
     model.eval()
     found_here = Accumulator()
     summed: dict[str, float] = {}
     processes.copy_buffers(model)
+    model = prepare(model)
     for loaded in evaluation_batches(
         dataset,
         resize=fields.resizing,

@@ -1,6 +1,6 @@
 """How time and memory grow: with the image, proposals, classes, the batch, and boxes to learn from.
 
-    python benchmarks/scaling.py --out benchmarks/results/scaling.md
+    python benchmarks/bench_scaling.py --out benchmarks/results/scaling.md
 
 Every point is a process of its own: three warm calls are timed, its peak memory is read at the end. Predictions are
 those of a prepared ResNet-18 with a pyramid whose class scores are spread as a trained head's are, so that suppression
@@ -142,8 +142,8 @@ def main() -> int:
     text = "\n\n".join(
         [
             "# How time and memory grow",
-            "`python benchmarks/scaling.py`: predictions of a prepared ResNet-18 with a pyramid (300 kilopixels, 1000 "
-            "proposals, 80 classes, one image, where nothing else is said); training steps of two images.",
+            "`python benchmarks/bench_scaling.py`: predictions of a prepared ResNet-18 with a pyramid (300 kilopixels, "
+            "1000 proposals, 80 classes, one image, where nothing else is said); training steps of two images.",
             hardware(),
             table(["what grows", "time and peak memory", "growth of time", "growth of memory"], rows),
         ]
