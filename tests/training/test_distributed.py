@@ -99,7 +99,10 @@ def test_two_processes_learn_and_score_as_one(plain: TrainOptions, tmp_path: Pat
         capture_output=True,
         check=True,
     )
-    assert json.loads(out) == json.loads(alone.stdout), err
+    shared, whole = json.loads(out), json.loads(alone.stdout)
+    lowest = [told["settings"].pop("lowest_score") for told in (shared, whole)]
+    assert shared == whole, err
+    assert lowest[0] == pytest.approx(lowest[1], rel=1e-4)  # another number of threads rounds otherwise
 
 
 def test_a_lost_process_ends_the_others_and_the_run_goes_on_with_one(plain: TrainOptions, tmp_path: Path) -> None:
