@@ -53,4 +53,6 @@ def test_scale_is_two_numbers() -> None:
     """Found by the fuzzer; in a process of its own, for here the types of all arguments are checked before."""
     code = "from twostage.training import TrainOptions; TrainOptions('data', scale=(1.0,))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "UsageError: scale is (1.0,), and must be two numbers" in ended.stderr.replace("twostage.errors.", "")
+    assert "UsageError: scale is (1.0,), and must be a list of 2, each a number" in ended.stderr.replace(
+        "twostage.errors.", ""
+    )

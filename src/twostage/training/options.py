@@ -104,8 +104,6 @@ class TrainOptions:
             raise UsageError("no data set given: name its folder or file, as in `twostage train DATA`")
         if self.epochs is not None and self.minutes is not None:
             raise UsageError("epochs and minutes are both given: choose one, the schedule is fitted to it")
-        if self.scale is not None and len(self.scale) != 2:
-            raise UsageError(f"scale is {self.scale!r}, and must be two numbers: the smallest factor and the largest")
         if self.scale is not None and self.scale[0] > self.scale[1]:
             raise UsageError(f"scale is {self.scale[0]:g} to {self.scale[1]:g}: the smaller factor comes first")
         if self.size is not None and self.max_size is not None and self.size > self.max_size:
