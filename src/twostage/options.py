@@ -54,7 +54,14 @@ def validate(options: Any) -> None:
         for number in _numbers(value):
             _check_range(each, number)
         if value != each.default and not fits(value, hints[each.name]):
-            raise UsageError(f"{each.name} is {value!r}, and must be {described(hints[each.name])}")
+            raise UsageError(f"{each.name} is {value!r}, and must be {_described(hints[each.name])}")
+
+
+def _described(hint: Any) -> str:
+    """The type in words, without the None of an option that nobody gave."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return described(hint)
+    return " or ".join(described(part) for part in get_args(hint) if part is not type(None))
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:
