@@ -27,7 +27,7 @@ from torchvision.models import detection
 
 from twostage import Detector
 from twostage.data.batch import stack_images
-from twostage.inference.predictor import run, to_arrays
+from twostage.inference.predictor import find, to_arrays
 from twostage.inference.prepare import prepare
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import build
@@ -60,7 +60,7 @@ def ours(theirs: torch.nn.Module, precision: str = "fp32") -> Detector:
 def found_by(model: TwoStage, images: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Detections from tensors, as `predict` finds them."""
     batch = stack_images(images, divisor=model.fields.divisor)
-    found = run(model, batch, output=model.fields).found
+    found = find(model, batch, output=model.fields)
     return to_arrays(found, batch.sizes, [tuple(size) for size in batch.sizes.tolist()])
 
 

@@ -18,7 +18,7 @@ from twostage.detections import Detections
 from twostage.errors import DataError, UsageError, nearest
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.device import choose_device, require_precision
-from twostage.inference.predictor import detect_images, make_batch, run, to_arrays
+from twostage.inference.predictor import detect_images, find, make_batch, run, to_arrays
 from twostage.inference.prepare import prepare
 from twostage.inference.sources import Item, expand, is_one_picture
 from twostage.kinds import described, fits, fitted
@@ -185,7 +185,7 @@ class Detector:
         gathered = Accumulator()
         model = self.prepared
         for one in loaded:
-            found = run(model, one.batch, output=output).found
+            found = find(model, one.batch, output=output)
             indices = one.indices.tolist()
             originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
             for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals), strict=True):

@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from twostage.data.images import read_image
 from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError, UsageError
+from twostage.inference.predictor import make_batch, run, suppressed_again
 from twostage.weights.file import Card, save_weights
 
 FIELDS = {"size": 96, "rpn_top_test": 100, "rpn_keep_test": 60, "anchors_in_padding": False}
@@ -147,7 +149,7 @@ def test_detections_that_may_be_missing_are_told(caplog: pytest.LogCaptureFixtur
     detector = Detector.build("faster_rcnn_tiny_fpn", ["a", "b"], device="cpu", candidates=1, score_threshold=0.0)
     with caplog.at_level("WARNING", "twostage"):
         detector.predict(np.zeros((64, 64, 3), np.uint8), conf=0.0)
-    assert "1 of 1 images: more boxes than can be suppressed" in caplog.text
+    assert "1 of 1 images: more boxes above the threshold than" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}, {"batch": 0}])
@@ -178,3 +180,14 @@ def test_a_file_of_a_later_version_is_named(tmp_path: Path, change: dict) -> Non
     save_weights(path, state, Card(**{"model": "faster_rcnn_tiny_fpn", "names": ("a",), "fields": {}, **change}))
     with pytest.raises(DataError, match=r"later\.safetensors: .*does not know the (model|field) .*later.*Update"):
         Detector.load(path)
+
+
+def test_suppression_repeated_by_the_processor_finds_the_same(detector: Detector, pictures: list[Path]) -> None:
+    """What a device could not finish; here the forward pass had nothing left to do."""
+    fields = detector.model.fields
+    batch = make_batch([read_image(path) for path in pictures[:2]], fields)
+    stages = run(detector.prepared, batch, output=fields)
+    again = suppressed_again(detector.prepared, stages, batch.sizes, fields)
+    assert again.valid.any()
+    for found, expected in zip(again, stages.found, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from twostage.data.batch import Batch, canvas_shape, stack_images
 from twostage.detections import Detections
 from twostage.models.fields import Fields
-from twostage.models.heads.detect import Found
+from twostage.models.heads.detect import Found, detect
+from twostage.models.proposals.rpn import Dense
 from twostage.models.two_stage import Stages, TwoStage
 
 log = logging.getLogger("twostage.inference")
@@ -31,6 +32,29 @@ def run(model: TwoStage, batch: Batch, *, output: Fields) -> Stages:
     return model.stages(batch.to(model.mean.device), output)
 
 
+@torch.inference_mode()
+def find(model: TwoStage, batch: Batch, *, output: Fields) -> Found:
+    """Detections of a batch, on the processor.
+
+    A device suppresses in a constant number of sweeps; the rare image that needs more (`Found.overflow`) is finished by
+    the processor, which knows no such limit.
+    """
+    stages = run(model, batch, output=output)
+    found = Found(*(value.cpu() for value in stages.found))
+    if model.mean.device.type != "cpu" and found.overflow.any():
+        return suppressed_again(model, stages, batch.sizes, output)
+    return found
+
+
+@torch.inference_mode()
+def suppressed_again(model: TwoStage, stages: Stages, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
+    """The detections of a forward pass with both suppressions repeated by the processor."""
+    sizes = sizes.cpu()
+    proposals = model.rpn.propose(Dense(*([level.cpu() for level in part] for part in stages.dense)), sizes)
+    logits, deltas = model.head(model.regions(stages.maps, proposals.boxes.to(model.mean.device)))
+    return detect(logits.cpu(), deltas.cpu(), proposals, sizes, output)
+
+
 def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """Detections of each image on its own pixels: boxes, scores, class_ids and proposals.
 
@@ -40,8 +64,8 @@ def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]])
     boxes, scores, labels, proposals, valid, overflow = (value.cpu() for value in found)
     if overflow.any():
         log.warning(
-            "%d of %d images: more boxes than can be suppressed at once, and the result may lack some. "
-            "Raise the field `candidates` or `score_threshold`, or run on the CPU.",
+            "%d of %d images: more boxes above the threshold than `candidates` allows, and the result may lack some. "
+            "Raise the field `candidates` or `score_threshold`.",
             *(int(overflow.sum()), len(overflow)),
         )
     scale = torch.tensor(originals, dtype=torch.float32) / sizes.cpu().float()
@@ -80,7 +104,7 @@ def detect_images(
     arrays: dict[int, dict[str, Any]] = {}
     for some in alike.values():
         batch = make_batch([images[i] for i in some], model.fields)
-        found = run(model, batch, output=output).found
+        found = find(model, batch, output=output)
         arrays.update(zip(some, to_arrays(found, batch.sizes, [originals[i] for i in some]), strict=True))
     return [
         Detections(names=names, size=size, image=image, path=path, **arrays[i])

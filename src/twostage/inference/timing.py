@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 from twostage.data.images import read_image
-from twostage.inference.predictor import make_batch, run, to_arrays
+from twostage.inference.predictor import find, make_batch, run, to_arrays
 from twostage.models.two_stage import TwoStage
 
 STAGES = (
@@ -63,7 +63,7 @@ def interleaved(cases: Mapping[str, Callable[[], object]], *, repeats: int, warm
 def predict_arrays(model: TwoStage, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[dict[str, Any]]:
     """Detections from decoded pictures (RGB): resized, on one canvas, found, on their own pixels."""
     batch = make_batch(images, model.fields)
-    found = run(model, batch, output=model.fields).found
+    found = find(model, batch, output=model.fields)
     return to_arrays(found, batch.sizes, [(image.shape[0], image.shape[1]) for image in images])
 
 
