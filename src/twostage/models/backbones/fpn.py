@@ -38,12 +38,15 @@ class FPN(nn.Module):
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
         """Maps of equal width, finest first, the extra level last."""
-        maps = self.body(x)
+        # What has been read is let go: the finest maps are as large as all others together.
+        maps = list(self.body(x))
         tops: list[Tensor] = []
-        for lateral, x in zip(reversed(self.laterals), reversed(maps), strict=True):
+        for lateral in reversed(self.laterals):
+            x = maps.pop()
             coarser = interpolate(tops[-1], x.shape[2:], mode="nearest") if tops else None
             tops.append(lateral(x, add=coarser))
-        levels = [output(top) for output, top in zip(self.outputs, reversed(tops), strict=True)]
+        del x
+        levels = [output(tops.pop()) for output in self.outputs]
         if self.extra:
             levels.append(max_pool2d(levels[-1], 1, stride=2))
         return tuple(levels)
