@@ -94,6 +94,25 @@ def test_a_configuration_file_may_ask_for_json_also_of_an_error(run_verb: Callab
     assert error["message"].startswith("no luck\n")
 
 
+@pytest.mark.parametrize(("rank", "waits"), [("0", 0), ("1", 1)])
+def test_one_that_follows_lets_the_first_of_torchruns_processes_say_what_is_wrong(
+    run_verb, monkeypatch: pytest.MonkeyPatch, rank: str, waits: int
+) -> None:
+    """torchrun ends all when one fails: the first was ended now and then before it had spoken."""
+    waited: list[float] = []
+    monkeypatch.setattr("twostage.cli.together.time.sleep", waited.append)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setenv("RANK", rank)
+
+    def fails() -> Outcome:
+        raise UsageError("no luck")
+
+    code, _, messages = run_verb(fails)
+    assert code == 2
+    assert len(waited) == waits
+    assert ("no luck" in messages) == (rank == "0")
+
+
 def test_debug_shows_the_traceback(run_verb: Callable[..., Shell]) -> None:
     def fail() -> Outcome:
         raise ValueError("no luck")

@@ -100,8 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message += _other_options(tokens, message)
         if "--debug" in tokens and code != _INTERRUPTED:
             traceback.print_exc()
-        from twostage.cli.together import follows, has_met, tell_launcher
+        from twostage.cli.together import follows, has_met, let_the_first_speak, tell_launcher
 
+        if code != _INTERRUPTED:
+            let_the_first_speak()
         tell_launcher(message)
         if not follows() or has_met():
             print(f"twostage: {message}", file=sys.stderr)

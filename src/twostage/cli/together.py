@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from twostage.training.distributed import Processes
 
 
+_HELD_BACK = 10.0  # seconds
+
+
 @contextlib.contextmanager
 def together() -> "Iterator[Processes]":
     """torchrun's processes, or this one alone; what the others print is not shown. Imports torch."""
@@ -34,6 +37,15 @@ def has_met() -> bool:
     """Whether the processes have found each other: what goes wrong before befalls all of them alike."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def let_the_first_speak() -> None:
+    """Wait a while where this process follows one that it has not met and that fails alike.
+
+    torchrun ends all processes as soon as one fails: the first would not get to say why.
+    """
+    if follows() and not has_met():
+        time.sleep(_HELD_BACK)
 
 
 def tell_launcher(message: str) -> None:
