@@ -46,9 +46,8 @@ class Detector:
         self, model: TwoStage, name: str, names: Sequence[str], *, device: str = "auto", precision: str = "fp32"
     ) -> None:
         self.device = choose_device(device)
-        self.dtype = require_precision(
-            self.device, precision
-        )  # an impossible one is said now, not at the first picture
+        # An impossible precision is said now, not at the first picture.
+        self.dtype = require_precision(self.device, precision)
         self.precision = precision
         self.name = name
         self.names = tuple(names)

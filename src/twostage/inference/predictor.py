@@ -65,7 +65,7 @@ def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]])
     if overflow.any():
         log.warning(
             "%d of %d images: more boxes above the threshold than `candidates` allows, and the result may lack some. "
-            "Raise the field `candidates` or `score_threshold`.",
+            "Raise the field `candidates` or `score_threshold`, or run on the CPU.",
             *(int(overflow.sum()), len(overflow)),
         )
     scale = torch.tensor(originals, dtype=torch.float32) / sizes.cpu().float()

@@ -112,22 +112,30 @@ def _folds(module: nn.Module | None) -> bool:
 
 def _fused(conv: nn.Conv2d, norm: nn.Module | None, dtype: torch.dtype, activation: Activation = "none") -> FusedConv:
     """The convolution with its normalisation folded in, worked out in float64 and rounded once."""
-    weight, bias = conv.weight.double(), None if conv.bias is None else conv.bias.double()
+    device = conv.weight.device
+    weight, bias = _exact(conv.weight), None if conv.bias is None else _exact(conv.bias)
     if norm is not None:
         scale, shift = _scale_and_shift(norm)
         weight = weight * scale[:, None, None, None]
         bias = shift if bias is None else shift + scale * bias
     stride, padding, dilation = (cast(tuple[int, int], v) for v in (conv.stride, conv.padding, conv.dilation))
     window = Window(stride, padding, dilation, conv.groups)
-    return FusedConv(_cast(weight, dtype), None if bias is None else _cast(bias, dtype), window, activation)
+    weight, bias = weight.to(device, dtype), None if bias is None else bias.to(device, dtype)
+    return FusedConv(weight, bias, window, activation)
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """A normalisation with fixed statistics as one multiplication and one addition, in float64."""
-    mean, variance = (cast(Tensor, value).double() for value in (norm.running_mean, norm.running_var))
-    eps = cast(float, norm.eps)
-    weight = cast(Tensor, norm.weight).double() * (variance + eps).rsqrt()
-    return weight, cast(Tensor, norm.bias).double() - mean * weight
+    mean, variance, weight, bias = (
+        _exact(cast(Tensor, value)) for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    scale = weight * (variance + cast(float, norm.eps)).rsqrt()
+    return scale, bias - mean * scale
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """In float64, on the processor: Apple's devices have none."""
+    return tensor.detach().cpu().double()
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
