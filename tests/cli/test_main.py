@@ -224,6 +224,7 @@ VERBS = [
     ["train"],
     ["eval"],
     ["predict"],
+    ["bench"],
     ["env"],
     ["data", "check"],
     ["data", "convert"],
