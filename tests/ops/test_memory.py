@@ -4,6 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twostage.ops import _memory
 
@@ -12,7 +14,7 @@ LARGE = (1 << 19, 4)
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory, "_free", [])
+    monkeypatch.setattr(_memory, "_slabs", [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -42,22 +44,47 @@ def test_freed_memory_serves_again_also_a_smaller_result_of_another_dtype() -> N
     assert again.data_ptr() == place
 
 
-def test_memory_twice_too_large_is_not_taken() -> None:
-    large = _memory.empty((3 * LARGE[0], 4), torch.float32)
+def test_small_results_share_the_memory_of_a_large_one() -> None:
+    large = _memory.empty((4 * LARGE[0], 4), torch.float32)
+    begin, end = large.data_ptr(), large.data_ptr() + large.nbytes
     del large
-    small = _memory.empty(LARGE, torch.float32)
-    del small
-    assert [block.nbytes // (1 << 23) for block in _memory._free] == [1]  # a block of its own, 8 MB
+    small = [_memory.empty(LARGE, torch.float32).fill_(number) for number in range(4)]
+    assert {begin <= one.data_ptr() < end for one in small} == {True}
+    assert [one.unique().tolist() for one in small] == [[0.0], [1.0], [2.0], [3.0]]
+    del small[1:3]  # neighbours become one gap
+    middle = _memory.empty((2 * LARGE[0], 4), torch.float32)
+    assert middle.data_ptr() == begin + small[0].nbytes
+    assert len(_memory._slabs) == 1
 
 
-def test_what_is_kept_is_bounded_and_follows_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 60)), max_size=40))
+def test_no_two_results_ever_overlap_and_gaps_add_up(moves: list[tuple[int, int]]) -> None:
+    """Taken and let go in any order: each holds what was written to it, and in the end all is one gap again."""
+    _memory._slabs.clear()
+    held: dict[int, tuple[torch.Tensor, int]] = {}
+    for turn, (place, size) in enumerate(moves):
+        if place in held:
+            tensor, written = held.pop(place)
+            assert (tensor == written).all()
+        else:
+            held[place] = _memory.empty((size, 1 << 17), torch.uint8).fill_(turn), turn
+    assert all((tensor == written).all() for tensor, written in held.values())
+    tensor = None
+    held.clear()
+    assert all(slab.unused for slab in _memory._slabs)
+
+
+def test_slabs_too_small_make_room_for_a_larger_one() -> None:
+    for size in (1, 2, 3):
+        _memory.empty((size * LARGE[0], 4), torch.float32)
+    assert [slab.memory.size for slab in _memory._slabs] == [3 << 23]
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_memory, "_KEEP", 24 << 20)
     results = [_memory.empty(LARGE, torch.float32) for _ in range(5)]  # 8 MB each
     results.clear()
-    assert sum(block.nbytes for block in _memory._free) <= 24 << 20
-    larger = [_memory.empty((5 << 19, 4), torch.float32) for _ in range(3)]
-    assert not _memory._free  # each of them found nothing that fits, and one old block went
-    del larger
+    assert sum(slab.memory.size for slab in _memory._slabs) <= 24 << 20
 
 
 def test_threads_do_not_get_the_same_block() -> None:
@@ -73,5 +100,5 @@ def test_threads_do_not_get_the_same_block() -> None:
 
 
 def test_nobody_waits_for_a_lock_that_a_fork_left_taken() -> None:
-    with _memory._taking:
+    with _memory._busy:
         assert _memory.empty(LARGE, torch.float32).shape == LARGE

@@ -1,11 +1,15 @@
 """Memory for large results on the CPU, kept for the next one.
 
-The C library maps blocks above 32 MB anew each time and gives them back when they are freed; filling fresh pages costs
-more than RoIAlign itself, the more so on virtual machines. Numpy asks the system for huge pages, torch does not.
+The C library maps large blocks anew each time and gives them back when they are freed; filling fresh pages costs more
+than RoIAlign itself, and a fifth of a whole prediction, the more so on virtual machines. Here blocks are cut from slabs
+that stay: the smallest gap that fits is taken, and neighbouring gaps become one again.
 """
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from threading import Lock
 
@@ -16,10 +20,45 @@ from torch import Tensor
 
 _LINE = 64  # bytes of a cache line
 _SMALL = 1 << 20  # bytes, up to which torch's own memory serves
-_KEEP = 1 << 28  # bytes kept while nobody uses them: the results of one training step of two large images
+_KEEP = 1 << 28  # bytes of slabs that stay though nobody uses them: one prediction, or one training step
 
-_free: list[NDArray] = []  # a cache, not state: who finds nothing in it asks the system
-_taking = Lock()
+
+@dataclass(eq=False)
+class _Slab:
+    memory: NDArray
+    gaps: list[tuple[int, int]]  # begin and end, in order, no two side by side
+
+    @classmethod
+    def of(cls, size: int) -> "_Slab":
+        memory = np.empty(size + _LINE, dtype=np.uint8)  # numpy asks the system for huge pages, torch does not
+        start = -memory.ctypes.data % _LINE
+        return cls(memory[start : start + size], [(0, size)])
+
+    @property
+    def unused(self) -> bool:
+        return self.gaps == [(0, self.memory.size)]
+
+    def take(self, gap: tuple[int, int], size: int) -> NDArray:
+        """The beginning of a gap."""
+        place, (begin, end) = self.gaps.index(gap), gap
+        self.gaps[place : place + 1] = [(begin + size, end)] if begin + size < end else []
+        return self.memory[begin : begin + size]
+
+    def give_back(self, begin: int, end: int) -> None:
+        """A gap again, one with those beside it."""
+        place = sum(other < begin for other, _ in self.gaps)
+        first, last = place, place
+        if first and self.gaps[first - 1][1] == begin:
+            first, begin = first - 1, self.gaps[first - 1][0]
+        if last < len(self.gaps) and self.gaps[last][0] == end:
+            last, end = last + 1, self.gaps[last][1]
+        self.gaps[first:last] = [(begin, end)]
+
+
+# A cache, not state: who finds nothing in it asks the system.
+_slabs: list[_Slab] = []
+_returned: list[tuple[_Slab, int, int]] = []
+_busy = Lock()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -27,28 +66,60 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = prod(shape) * dtype.itemsize
     if size <= _SMALL:
         return torch.empty(shape, dtype=dtype)
-    block = _taken(size + _LINE)
-    start = -block.ctypes.data % _LINE
-    memory = block[start : start + size]
-    weakref.finalize(memory, _release, block).atexit = False
-    return torch.from_numpy(memory).view(dtype).view(*shape)
+    return torch.from_numpy(_taken(size)).view(dtype).view(*shape)
+
+
+def give_back() -> None:
+    """Let the C library return what it holds for later, where it can: after work that is done once and takes much."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+        if trim is not None:
+            trim(0)
 
 
 def _taken(size: int) -> NDArray:
-    """The smallest free block of at least so many bytes that is not twice as large, or a new one."""
+    """So many bytes. They are given back when the array goes, not the memory that it shows."""
+    whole = -(-size // _LINE) * _LINE
     # Never waits: in a process forked while another thread was here, the lock stays taken.
-    if _taking.acquire(blocking=False):
+    if not _busy.acquire(blocking=False):
+        return np.empty(size, dtype=np.uint8)
+    try:
+        _tidy()
+        fitting = [(gap[1] - gap[0], i, gap) for i, slab in enumerate(_slabs) for gap in slab.gaps]
+        fitting = [one for one in fitting if one[0] >= whole]
+        if fitting:
+            _, i, gap = min(fitting)
+            slab = _slabs[i]
+        else:
+            # Sizes have changed: slabs without use were too small, and make room for one that may hold them all.
+            _slabs[:] = [one for one in _slabs if not one.unused]
+            slab = _Slab.of(whole)
+            _slabs.append(slab)
+            gap = slab.gaps[0]
+        memory = slab.take(gap, whole)[:size]
+        weakref.finalize(memory, _release, slab, gap[0], gap[0] + whole).atexit = False
+        return memory
+    finally:
+        _busy.release()
+
+
+def _release(slab: _Slab, begin: int, end: int) -> None:
+    """Runs whenever a tensor goes, even within `_taken`, which then sees to the rest."""
+    _returned.append((slab, begin, end))
+    if _busy.acquire(blocking=False):
         try:
-            fitting = [i for i, block in enumerate(_free) if size <= block.nbytes <= 2 * size]
-            if fitting:
-                return _free.pop(min(fitting, key=lambda i: _free[i].nbytes))
-            del _free[:1]  # sizes change: the one that waits longest goes
+            _tidy()
         finally:
-            _taking.release()
-    return np.empty(size, dtype=np.uint8)
+            _busy.release()
 
 
-def _release(block: NDArray) -> None:
-    """Keep a block, or let it go. May run at any time, even within `_taken`: it only appends."""
-    if sum(one.nbytes for one in _free) + block.nbytes <= _KEEP:
-        _free.append(block)
+def _tidy() -> None:
+    """Note what has come back, and let slabs go that nobody uses if too much is kept, the oldest first."""
+    while _returned:
+        slab, begin, end = _returned.pop()
+        slab.give_back(begin, end)
+    kept = sum(slab.memory.size for slab in _slabs)
+    for slab in [one for one in _slabs if one.unused]:
+        if kept > _KEEP:
+            _slabs.remove(slab)
+            kept -= slab.memory.size

@@ -19,7 +19,7 @@ from twostage.ops._memory import empty
 from twostage.ops._roi_bins import Grid, Reads, Regions
 from twostage.ops.boxes import precise
 
-_ENTRIES = 1 << 17  # read by a piece
+_ENTRIES = 1 << 16  # read by a piece
 _BYTES = 1 << 22  # of a piece of the gradient
 
 
