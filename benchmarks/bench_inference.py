@@ -91,14 +91,12 @@ def agreement(theirs: torch.nn.Module, model: TwoStage, images: Sequence[Tensor]
 def peak(who: str, size: int) -> float:
     """GiB of a process that predicts three batches; to be called in a process of its own."""
     images = photos(SHAPE, size)
-    torch.manual_seed(0)
-    theirs = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(NAMES) + 1).eval()
     call: Callable[[], object]
     if who == "torchvision":
-        call = lambda: found_by_peer(theirs, images)  # noqa: E731
+        theirs = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(NAMES) + 1)
+        call = partial(found_by_peer, theirs.eval(), images)
     else:
-        detector = ours(theirs, who)
-        del theirs
+        detector = Detector.build(MODEL, NAMES, device="cpu", precision=who)
         call = lambda: found_by(detector.prepared, images)  # noqa: E731
     for _ in range(3):
         call()

@@ -13,9 +13,10 @@ from twostage.inference.prepare import prepare
 from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import ZOO, build
-from twostage.ops import fused
-from twostage.ops.fused import PackedConv, PackedLinear, PlainConv, PlainLinear, Window
-from twostage.ops.winograd import WinogradConv
+from twostage.ops import packed
+from twostage.ops.activation import Activation
+from twostage.ops.fused import BySize, best_conv
+from twostage.ops.packed import PackedConv, PackedLinear, PackedPointwise, PlainConv, PlainLinear, Window
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
@@ -28,8 +29,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With oneDNN's operators, and as on a machine that lacks them."""
     if request.param == "plain":
-        monkeypatch.setattr(fused, "_serves", lambda device, dtype: False)
-    elif not fused._serves("cpu", torch.float32):
+        monkeypatch.setattr(packed, "serves", lambda device, dtype: False)
+    elif not packed.serves("cpu", torch.float32):
         pytest.skip("this torch has no fused primitives here")
     return request.param
 
@@ -124,7 +125,7 @@ def test_weights_are_kept_once(way: str) -> None:
     ways = [m.conv for m in fast.modules() if isinstance(m, FusedConv)]
     ways += [m.linear for m in fast.modules() if isinstance(m, FusedLinear)]
     assert len(ways) > 20
-    kept = (PackedConv, PackedLinear, WinogradConv) if way == "packed" else (PlainConv, PlainLinear)
+    kept = (PackedConv, PackedPointwise, PackedLinear, BySize) if way == "packed" else (PlainConv, PlainLinear)
     assert all(isinstance(one, kept) for one in ways)
 
 
@@ -144,17 +145,47 @@ def test_a_detector_prepares_anew_when_its_weights_change() -> None:
 
 @pytest.mark.parametrize("activation", ["none", "relu", "hardswish"])
 @pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fused_convolution_adds_and_activates(
-    way: str, activation: fused.Activation, groups: int, dtype: torch.dtype
+    way: str, activation: Activation, groups: int, kernel: int, dtype: torch.dtype
 ) -> None:
-    weight, bias = torch.randn(8, 8 // groups, 3, 3), torch.randn(8)
-    window = Window(stride=(2, 2), padding=(1, 1), groups=groups)
+    weight, bias = torch.randn(8, 8 // groups, kernel, kernel), torch.randn(8)
+    window = Window(stride=(2, 2), padding=(kernel // 2, kernel // 2), groups=groups)
     x = torch.randn(2, 8, 9, 7).contiguous(memory_format=torch.channels_last)
     add = torch.randn(2, 8, 5, 4).contiguous(memory_format=torch.channels_last)
     conv = FusedConv(weight.to(dtype), bias.to(dtype), window)
-    y = nn.functional.conv2d(x, weight, bias, 2, 1, 1, groups)
+    y = nn.functional.conv2d(x, weight, bias, 2, kernel // 2, 1, groups)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.1}
     torch.testing.assert_close(conv(x.to(dtype), activation).float(), ACTIVATIONS[activation](y), **tolerance)
     found = conv(x.to(dtype), activation, add.to(dtype, copy=True))
     torch.testing.assert_close(found.float(), ACTIVATIONS[activation](y + add), **tolerance)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_large_results_in_kept_memory_are_the_same(
+    kernel: int, activation: Activation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worked off in parts, or as a sum with zeros."""
+    if not packed.serves("cpu", torch.float32):
+        pytest.skip("this torch has no fused primitives here")
+    weight, bias, window = torch.randn(9, 8, kernel, kernel), torch.randn(9), Window((2, 1), (kernel // 2, kernel // 2))
+    x = torch.randn(2, 8, 33, 20).contiguous(memory_format=torch.channels_last)
+    expected = PlainConv.of(weight, bias, window)(x, activation)
+    monkeypatch.setattr(packed, "_LARGE", 0)
+    monkeypatch.setattr(packed, "_BYTES", 1000)
+    torch.testing.assert_close(best_conv(weight, bias, window)(x, activation), expected, rtol=1e-4, atol=1e-5)
+    add = torch.randn_like(expected)
+    found = best_conv(weight, bias, window)(x, activation, add.clone(memory_format=torch.preserve_format))
+    torch.testing.assert_close(found, PlainConv.of(weight, bias, window)(x, activation, add), rtol=1e-4, atol=1e-5)
+
+
+def test_large_maps_are_convolved_by_winograd_and_small_ones_directly(way: str) -> None:
+    weight, bias = torch.randn(128, 128, 3, 3) / 30, torch.randn(128)
+    conv = best_conv(weight, bias, Window(padding=(1, 1)))
+    for side in (9, 70, 9):
+        x = torch.randn(1, 128, side, side).contiguous(memory_format=torch.channels_last)
+        assert error(conv(x), nn.functional.conv2d(x, weight, bias, padding=1)) < 1e-4
+    if isinstance(conv, BySize):
+        assert conv._filtered is not None

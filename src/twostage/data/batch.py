@@ -76,8 +76,7 @@ def stack_images(images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32)
     """
     sizes = torch.tensor([image.shape[1:] for image in images])
     height, width = sizes.amax(dim=0).tolist()
-    canvas = images[0].new_zeros(len(images), 3, *canvas_shape(height, width, divisor))
-    canvas = canvas.contiguous(memory_format=torch.channels_last)
+    canvas = images[0].new_zeros(len(images), *canvas_shape(height, width, divisor), 3).permute(0, 3, 1, 2)
     for place, image in zip(canvas, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return Batch(canvas, sizes)

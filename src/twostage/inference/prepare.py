@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from twostage.models.backbones.fpn import Nearest
 from twostage.models.backbones.norm import FrozenBatchNorm
-from twostage.models.fused import FusedConv, FusedLinear
+from twostage.models.fused import FusedConv, FusedLinear, KeptNearest
 from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
+from twostage.ops._memory import give_back
 from twostage.ops.activation import Activation
-from twostage.ops.fused import Window
+from twostage.ops.packed import Window
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,6 +36,7 @@ def prepare(model: TwoStage, dtype: torch.dtype = torch.float32) -> TwoStage:
     """
     fast = prepared(model, dtype)
     fast.dtype = dtype
+    give_back()
     return fast.eval()
 
 
@@ -83,6 +86,11 @@ def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
 @_prepared.register(nn.Linear)
 def _linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     return FusedLinear(_cast(layer.weight, dtype), None if layer.bias is None else _cast(layer.bias, dtype))
+
+
+@_prepared.register(Nearest)
+def _nearest(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return KeptNearest()
 
 
 @_prepared.register(nn.GroupNorm)

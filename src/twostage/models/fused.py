@@ -1,12 +1,16 @@
 """Layers of a prepared model: what `inference.prepare` puts in the places of convolutions and linear layers."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, interpolate
 
+from twostage.ops._memory import empty
 from twostage.ops.activation import Activation
-from twostage.ops.fused import Window, best_conv, best_linear
+from twostage.ops.fused import best_conv, best_linear
+from twostage.ops.packed import Window
 
 
 class FusedConv(nn.Module):
@@ -46,6 +50,18 @@ class FusedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.Linear`."""
         return self.linear(x)
+
+
+class KeptNearest(nn.Module):
+    """`backbones.fpn.Nearest` into memory that was used before."""
+
+    def forward(self, x: Float[Tensor, "n c h w"], size: Sequence[int]) -> Float[Tensor, "n c _ _"]:
+        """The map at this height and width."""
+        if x.device.type != "cpu":
+            return interpolate(x, size, mode="nearest")
+        out = empty((len(x), *size, x.shape[1]), x.dtype).permute(0, 3, 1, 2)
+        torch.ops.aten.upsample_nearest2d.out(x, size, None, None, out=out)
+        return out
 
 
 def side_by_side(x: Float[Tensor, "n c h w"], *convs: nn.Conv2d) -> tuple[Float[Tensor, "n _ h w"], ...]:

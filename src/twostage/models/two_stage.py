@@ -92,8 +92,8 @@ class TwoStage(nn.Module):
 
     def features(self, batch: Batch) -> Maps:
         """Feature maps of the normalised images; padding is 0 after normalisation, as if it were the mean colour."""
-        images = (batch.images - self.mean) / self.std
-        images = images * _on_image(batch.sizes, images.shape[2], images.shape[3])[:, None]
+        images = (batch.images - self.mean).div_(self.std)
+        images.mul_(_on_image(batch.sizes, images.shape[2], images.shape[3])[:, None])
         return self.backbone(images if self.dtype is None else images.to(self.dtype))
 
     def losses(

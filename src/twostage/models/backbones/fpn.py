@@ -1,5 +1,6 @@
 """Feature pyramid network (Lin et al. 2017, section 3): every level as rich as the coarsest."""
 
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from jaxtyping import Float
@@ -32,6 +33,7 @@ class FPN(nn.Module):
         shape = cast(Body, body)
         self.laterals = nn.ModuleList(_conv(c, width, 1, norm) for c in shape.channels)
         self.outputs = nn.ModuleList(_conv(width, width, 3, norm) for _ in shape.channels)
+        self.upsample = Nearest()
         self.extra = extra
         self.strides = (*shape.strides, 2 * shape.strides[-1]) if extra else shape.strides
         self.channels = (width,) * len(self.strides)
@@ -43,7 +45,7 @@ class FPN(nn.Module):
         tops: list[Tensor] = []
         for lateral in reversed(self.laterals):
             x = maps.pop()
-            coarser = interpolate(tops[-1], x.shape[2:], mode="nearest") if tops else None
+            coarser = self.upsample(tops[-1], x.shape[2:]) if tops else None
             tops.append(lateral(x, add=coarser))
         del x
         levels = [output(tops.pop()) for output in self.outputs]
@@ -54,6 +56,14 @@ class FPN(nn.Module):
     def parts(self) -> list[list[nn.Module]]:
         """What may be frozen: the body's parts."""
         return cast(Body, self.body).parts()
+
+
+class Nearest(nn.Module):
+    """A map at another size: of each pixel the nearest of the old ones."""
+
+    def forward(self, x: Float[Tensor, "n c h w"], size: Sequence[int]) -> Float[Tensor, "n c _ _"]:
+        """The map at this height and width."""
+        return interpolate(x, size, mode="nearest")
 
 
 def _conv(inputs: int, width: int, kernel: int, norm: Norm | None) -> ConvNorm:
