@@ -65,12 +65,21 @@ def decode(
     dw and dh are at most `clamp` after the weights are divided out; with `two_sided` (mmdetection) also at least
     `-clamp`.
     """
-    dx, dy, dw, dh = (d / w for d, w in zip(precise(deltas).unbind(-1), weights, strict=True))
-    x1, y1, x2, y2 = precise(anchors).unbind(-1)
-    width, height = x2 - x1, y2 - y1
-    lowest = -clamp if two_sided else None
-    cx = dx * width + (x1 + 0.5 * width)
-    cy = dy * height + (y1 + 0.5 * height)
-    half_width = 0.5 * (torch.exp(dw.clamp(lowest, clamp)) * width)
-    half_height = 0.5 * (torch.exp(dh.clamp(lowest, clamp)) * height)
-    return torch.stack([cx - half_width, cy - half_height, cx + half_width, cy + half_height], dim=-1)
+    anchors = precise(anchors)
+    sides = anchors[..., 2:] - anchors[..., :2]
+    shift, growth = _unweighted(precise(deltas), weights)
+    centre = shift * sides + (anchors[..., :2] + 0.5 * sides)
+    half = 0.5 * (growth.clamp(-clamp if two_sided else None, clamp).exp() * sides)
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def _unweighted(
+    deltas: Float[Tensor, "*b 4"], weights: tuple[float, float, float, float]
+) -> tuple[Float[Tensor, "*b 2"], Float[Tensor, "*b 2"]]:
+    """dx, dy and dw, dh."""
+    if weights == (1, 1, 1, 1):
+        return deltas[..., :2], deltas[..., 2:]
+    if weights[0] == weights[1] and weights[2] == weights[3]:
+        return deltas[..., :2] / weights[0], deltas[..., 2:] / weights[2]
+    dx, dy, dw, dh = (d / w for d, w in zip(deltas.unbind(-1), weights, strict=True))
+    return torch.stack([dx, dy], dim=-1), torch.stack([dw, dh], dim=-1)

@@ -44,60 +44,52 @@ def detect(
 ) -> Found:
     """Every proposal gives a box for every class; those above the threshold compete within their class.
 
-    1. Softmax, background dropped. 2. Decode, clip. 3. Threshold, minimum size. 4. NMS per class. 5. The best D.
+    1. Softmax, background dropped. 2. Threshold, the best `candidates`. 3. Decode, clip, minimum size. 4. NMS per
+    class. 5. The best D.
     """
     scores = precise(logits).softmax(dim=2)[..., 1:]
-    n, p, k = scores.shape
+    p, k = scores.shape[1:]
+    above = (proposals.valid[..., None] & (scores > fields.score_threshold)).flatten(1)
+    candidates = fields.candidates or _all_above(fields.score_threshold, p, k, scores.device)
+    entering = scores.flatten(1).masked_fill(~above, -torch.inf).sort(dim=1, descending=True, stable=True)
+    score, place = entering.values[:, :candidates], entering.indices[:, :candidates]
+    proposal, label = place // k, place % k
+    own = proposal * deltas.shape[2] + label.clamp(max=deltas.shape[2] - 1)
     boxes = decode(
-        deltas,
-        proposals.boxes[:, :, None],
+        deltas.flatten(1, 2).gather(1, own[..., None].expand(-1, -1, 4)),
+        proposals.boxes.gather(1, proposal[..., None].expand(-1, -1, 4)),
         weights=fields.box_delta_weights,
         clamp=fields.delta_clamp,
         two_sided=fields.delta_clamp_two_sided,
     )
-    boxes = clip(boxes.flatten(1, 2), sizes).unflatten(1, (p, -1)).expand(n, p, k, 4)
-    large = ((boxes[..., 2:] - boxes[..., :2]) >= fields.min_box_size).all(dim=3)
-    valid = proposals.valid[..., None] & (scores > fields.score_threshold) & large
-    label = torch.arange(k, device=scores.device).expand(n, p, k).flatten(1)
-    flat_boxes, flat_scores = boxes.flatten(1, 2), scores.flatten(1)
+    boxes = clip(boxes, sizes)
+    large = ((boxes[..., 2:] - boxes[..., :2]) >= fields.min_box_size).all(dim=2)
+    competes = large & (score > -torch.inf)
     groups = None if fields.nms_across_classes else label
-    candidates = fields.candidates or _all_above(fields.score_threshold, p, k, scores.device)
-    competes = valid.flatten(1)
+    overflow = above.sum(dim=1) > candidates
     if fields.soft_nms == "off":
-        index, kept, overflow = nms(
-            flat_boxes, flat_scores, groups, competes, iou=fields.nms, top=fields.max_det, candidates=candidates
-        )
-        kept_scores = flat_scores.gather(1, index)
+        index, kept, unsettled = nms(boxes, score, groups, competes, iou=fields.nms, top=fields.max_det)
+        kept_scores, overflow = score.gather(1, index), overflow | unsettled
     else:
-        # Soft-NMS measures all that enter against every box it takes: only those above the threshold may.
-        entering = _best(flat_scores, competes, candidates)
-        place, kept_scores, kept = soft_nms(
-            flat_boxes.gather(1, entering[..., None].expand(-1, -1, 4)),
-            flat_scores.gather(1, entering),
-            None if groups is None else groups.gather(1, entering),
-            competes.gather(1, entering),
+        index, kept_scores, kept = soft_nms(
+            boxes,
+            score,
+            groups,
+            competes,
             method=fields.soft_nms,
             iou=fields.nms,
             sigma=fields.soft_nms_sigma,
             min_score=fields.score_threshold,
             top=fields.max_det,
         )
-        index = entering.gather(1, place)
-        overflow = competes.sum(dim=1) > candidates
     return Found(
-        boxes=flat_boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+        boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)),
         scores=kept_scores.where(kept, 0.0),
         labels=label.gather(1, index),
-        proposals=index // k,
+        proposals=proposal.gather(1, index),
         valid=kept,
         overflow=overflow | proposals.overflow,
     )
-
-
-def _best(scores: Float[Tensor, "n m"], valid: Bool[Tensor, "n m"], count: int) -> Int[Tensor, "n c"]:
-    """The places of the `count` best valid scores, or of all; of equal ones the first come first."""
-    order = scores.masked_fill(~valid, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    return order[:, :count]
 
 
 def _all_above(threshold: float, proposals: int, classes: int, device: torch.device) -> int:

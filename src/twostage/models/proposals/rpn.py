@@ -93,31 +93,33 @@ class RPN(nn.Module):
         fields = self.fields
         top = fields.rpn_top_train if self.training else fields.rpn_top_test
         keep = fields.rpn_keep_train if self.training else fields.rpn_keep_test
-        logits, deltas, boxes, indices = [], [], [], []
+        levels = len(dense.logits)
+        scores, places = [], []
         first = 0
-        for logit, delta, anchor, inside in zip(*dense, strict=True):
+        for logit, inside in zip(dense.logits, dense.inside, strict=True):
             # A level may have fewer anchors than `top`: padding to `top` keeps the shape free of the map's size.
             best = pad(precise(logit).masked_fill(~inside, -torch.inf), (0, top), value=-torch.inf).topk(top, dim=1)
-            place = best.indices.clamp(max=anchor.shape[0] - 1)
-            logits.append(best.values)
-            deltas.append(delta.gather(1, place[..., None].expand(-1, -1, 4)))
-            boxes.append(anchor[place])
-            indices.append(place + first)
-            first += anchor.shape[0]
-        score = torch.cat(logits)  # [l * n, top], as all that follows: each level of each image is suppressed alone
+            scores.append(best.values)
+            places.append((best.indices + first).clamp(max=first + logit.shape[1] - 1))
+            first += logit.shape[1]
+        # [l * n, top], as all that follows: each level of each image is suppressed alone.
+        score, place = torch.cat(scores), torch.cat(places)
+        of_image = place.unflatten(0, (levels, -1)).transpose(0, 1).flatten(1)
+        delta = torch.cat(dense.deltas, dim=1).gather(1, of_image[..., None].expand(-1, -1, 4))
+        delta = delta.unflatten(1, (levels, top)).transpose(0, 1).flatten(0, 1)
         box = decode(
-            torch.cat(deltas),
-            torch.cat(boxes),
+            delta,
+            torch.cat(dense.anchors)[place],
             weights=fields.rpn_delta_weights,
             clamp=fields.delta_clamp,
             two_sided=fields.delta_clamp_two_sided,
         )
-        box = clip(box, sizes.repeat(len(logits), 1))
+        box = clip(box, sizes.repeat(levels, 1))
         sides = box[..., 2:] - box[..., :2]
         valid = (sides >= fields.rpn_min_size).all(dim=-1) & (score > -torch.inf)
         valid &= score.sigmoid() >= fields.rpn_score_threshold
         kept = nms(box, score, None, valid, iou=fields.rpn_nms, top=min(keep, top))
-        return _best_of_levels(box, score, torch.cat(indices), kept, levels=len(logits), keep=keep)
+        return _best_of_levels(box, score, place, kept, levels=levels, keep=keep)
 
     def losses(
         self,
