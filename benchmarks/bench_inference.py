@@ -50,11 +50,10 @@ def peer(sample: Sequence[Tensor]) -> torch.nn.Module:
     return calibrated(detection.fasterrcnn_resnet50_fpn, len(NAMES), sample)
 
 
-def ours(theirs: torch.nn.Module, precision: str = "fp32") -> Detector:
+def ours(theirs: torch.nn.Module, precision: str = "fp32", **fields: Any) -> Detector:
     """The same weights in ours."""
-    return Detector.from_state_dict(
-        theirs.state_dict(), source="torchvision", model=MODEL, names=NAMES, device="cpu", precision=precision
-    )
+    given = {"source": "torchvision", "model": MODEL, "names": NAMES, "device": "cpu", "precision": precision}
+    return Detector.from_state_dict(theirs.state_dict(), **given, **fields)
 
 
 def found_by(model: TwoStage, images: Sequence[Tensor]) -> list[dict[str, Any]]:

@@ -1,12 +1,12 @@
 """The forward pass never makes the host wait for the data: DESIGN, section 2, decision 1.
 
 Ops that registered operators (`twostage::*`) issue in their CPU kernels are exempt and not seen here: a dispatch mode
-is off while it runs an operator, and so sees the operator alone.
+is off while it runs an operator, and so sees the operator alone. Their kernels for devices are run here on the CPU.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from twostage.data.batch import Batch, Targets
 from twostage.models.zoo import build
+from twostage.ops import _nms_device, _roi_align_device
 
 SIZES = [(64, 80), (48, 90)]
 SMALL = {"rpn_top_train": 60, "rpn_top_test": 40, "rpn_keep_train": 30, "rpn_keep_test": 12, "region_batch": 8}
@@ -59,6 +60,24 @@ class Watch(TorchDispatchMode):
         return to is not None and bool(given) and torch.device(to).type != given[0].device.type
 
 
+class WatchDevice(Watch):
+    """The same for the kernels that registered operators have on a device."""
+
+    KERNELS: ClassVar = {
+        "twostage.nms.default": _nms_device.nms,
+        "twostage.roi_align.default": _roi_align_device.forward,
+        "twostage.roi_align_features_gradient.default": _roi_align_device.features_gradient,
+        "twostage.roi_align_boxes_gradient.default": _roi_align_device.boxes_gradient,
+    }
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func) in self.KERNELS:
+            self.operators[str(func)] += 1
+            with self:
+                return self.KERNELS[str(func)](*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 def watched(work: Callable[[], Any]) -> Watch:
     with Watch() as watch:
         work()
@@ -75,6 +94,23 @@ def test_inference_never_looks_at_the_data(name: str, make_batch: Callable[..., 
     soft = watch.operators["twostage.soft_nms.default"]
     assert soft == (model.fields.soft_nms != "off")
     assert watch.operators["twostage.nms.default"] + soft == 2  # proposals and detections, whatever the batch
+
+
+def test_nor_do_the_kernels_of_devices(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+    fields = {**SMALL, "candidates": 50, "norm": "frozen"}
+    model = build("faster_rcnn_resnet18_fpn", 3, **fields).eval()
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [20, 0])
+    with torch.no_grad(), WatchDevice() as watch:
+        found = model(batch)
+    assert not watch.looks
+    assert watch.operators == {"twostage.nms.default": 2, "twostage.roi_align.default": 1}
+    expected = model(batch)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want)
+    with WatchDevice() as watch:
+        sum(model.train()(batch, targets).values()).backward()
+    assert not watch.looks
+    assert watch.operators["twostage.roi_align_features_gradient.default"] == 1
 
 
 @pytest.mark.parametrize("name", MODELS)

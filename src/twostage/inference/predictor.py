@@ -39,7 +39,7 @@ def find(model: TwoStage, batch: Batch, *, output: Fields) -> Found:
     A device suppresses in a constant number of sweeps; the rare image that needs more (`Found.overflow`) is finished by
     the processor, which knows no such limit.
     """
-    stages = run(model, batch, output=output)
+    stages = (model.recorded or model.stages)(batch.to(model.mean.device), output)
     found = Found(*(value.cpu() for value in stages.found))
     if model.mean.device.type != "cpu" and found.overflow.any():
         return suppressed_again(model, stages, batch.sizes, output)

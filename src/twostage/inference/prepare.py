@@ -3,6 +3,7 @@
 1. Fold normalisations with fixed statistics into the convolutions before them.
 2. Let convolutions add and activate in the same pass, from weights packed for the processor.
 3. Compute in the precision asked for from the first convolution on: every map is written in it once.
+4. On a GPU, record the forward pass for shapes that come again, and replay it (`inference.graphs`).
 
 The trained model stays as it is. The prepared one is the same composition with other layers in its places, shares what
 needs no change, gives the same `Stages`, and cannot be trained.
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from twostage.inference.graphs import Recordings, cuda_graphs
 from twostage.models.backbones.fpn import Nearest
 from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.fused import FusedConv, FusedLinear, KeptNearest
@@ -36,6 +38,8 @@ def prepare(model: TwoStage, dtype: torch.dtype = torch.float32) -> TwoStage:
     """
     fast = prepared(model, dtype)
     fast.dtype = dtype
+    if model.mean.device.type == "cuda":
+        fast.recorded = Recordings(fast.stages, cuda_graphs(model.mean.device))
     give_back()
     return fast.eval()
 

@@ -5,6 +5,7 @@
 Every shape follows from the configuration: N images, P proposals, D detections, padded, with a validity mask.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ class TwoStage(nn.Module):
         self.fields = fields
         self.num_classes = num_classes
         self.dtype: torch.dtype | None = None  # of a prepared model's maps; None: that of the weights, or autocast's
+        self.recorded: Callable[[Batch, Fields | None], Stages] | None = None  # `stages`, replayed: inference.graphs
         self.backbone = backbone
         self.rpn = rpn
         self.regions = regions

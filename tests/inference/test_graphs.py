@@ -1,0 +1,137 @@
+"""When a forward pass is recorded and replayed; on a GPU, that the recording gives the same."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from twostage.data.batch import Batch, stack_images
+from twostage.inference import graphs
+from twostage.inference.graphs import Recordings, cuda_graphs
+from twostage.inference.predictor import find
+from twostage.inference.prepare import prepare
+from twostage.models.two_stage import Stages
+from twostage.models.zoo import build
+
+
+def batch(height: int, width: int, seed: int = 0, count: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    return stack_images([torch.rand(3, height, width, generator=generator) for _ in range(count)])
+
+
+class Recorder:
+    """Stands for a GPU's: a replay runs the function again and writes its results over those of the recording."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, forward: Callable[[], Stages]) -> tuple[Stages, Callable[[], None]]:
+        self.recorded += 1
+        stages = forward()
+
+        def replay() -> None:
+            self.replayed += 1
+            for old, new in zip(stages.found, forward().found, strict=True):
+                old.copy_(new)
+
+        return stages, replay
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build("faster_rcnn_tiny_fpn", 3, score_threshold=0.0, rpn_keep_test=10, max_det=5).eval()
+
+
+@torch.inference_mode()
+def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on(model) -> None:
+    recorder = Recorder()
+    passes = Recordings(model.stages, recorder)
+    for turn in range(4):
+        one = batch(64, 96, seed=turn)
+        found = passes(one).found
+        for got, expected in zip(found, model.stages(one).found, strict=True):
+            assert torch.equal(got, expected)
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+
+
+@torch.inference_mode()
+def test_shapes_that_never_come_again_are_not_recorded(model) -> None:
+    recorder = Recorder()
+    passes = Recordings(model.stages, recorder)
+    for width in range(32, 320, 32):
+        passes(batch(32, width))
+    assert recorder.recorded == 0
+
+
+@torch.inference_mode()
+def test_few_recordings_are_kept_those_that_are_used(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_KEEP", 2)
+    recorder = Recorder()
+    passes = Recordings(model.stages, recorder)
+    for width in (32, 64, 32, 64, 96, 32, 96):  # the last makes room by letting 64 go
+        passes(batch(32, width))
+    assert recorder.recorded == 3
+    passes(batch(32, 32))
+    assert recorder.recorded == 3
+    passes(batch(32, 64))
+    assert recorder.recorded == 4
+
+
+@torch.inference_mode()
+def test_other_thresholds_are_another_recording(model) -> None:
+    recorder = Recorder()
+    passes = Recordings(model.stages, recorder)
+    for fields in (model.fields, model.fields.changed({"max_det": 2})) * 2:
+        assert passes(batch(32, 32), fields).found.boxes.shape[1] == fields.max_det
+    assert recorder.recorded == 2
+
+
+@torch.inference_mode()
+def test_where_recording_fails_passes_run_plainly_and_it_is_said_once(model, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(forward: Callable[[], Stages]) -> tuple[Stages, Callable[[], None]]:
+        raise torch.OutOfMemoryError("no room\nat all")
+
+    passes = Recordings(model.stages, fails)
+    with caplog.at_level(logging.WARNING, "twostage.inference"):
+        for turn in range(4):
+            one = batch(32, 32, seed=turn)
+            assert torch.equal(passes(one).found.boxes, model.stages(one).found.boxes)
+    assert [record.message for record in caplog.records] == ["Forward passes are not recorded as CUDA graphs: no room"]
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "faster_rcnn_resnet18_fpn", "faster_rcnn_resnet50_c4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_a_recording_finds_the_same_on_a_gpu(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    fast = prepare(build(name, 3, rpn_keep_test=50).cuda().eval(), dtype)
+    assert isinstance(fast.recorded, Recordings)
+    for turn in range(4):
+        one = batch(96, 128, seed=turn, count=2).to("cuda")
+        expected = fast.stages(one).found
+        for got, want in zip(find(fast, one, output=fast.fields), expected, strict=True):
+            torch.testing.assert_close(got, want.cpu(), rtol=1e-3, atol=1e-3)
+    assert fast.recorded._works
+    assert len(fast.recorded._kept) == 1
+
+
+@needs_gpu
+@torch.inference_mode()
+def test_a_replay_never_makes_the_host_wait() -> None:
+    torch.manual_seed(0)
+    fast = prepare(build("faster_rcnn_resnet18_fpn", 3).cuda().eval(), torch.bfloat16)
+    one = batch(96, 128).to("cuda")
+    passes = Recordings(fast.stages, cuda_graphs(torch.device("cuda")))
+    for _ in range(2):
+        passes(one)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        passes(one)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
