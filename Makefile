@@ -3,7 +3,7 @@
 #   make demo    a first look: scenes are made, a detector learns them, a page shows what it found
 #   make test    the tests
 #   make lint    style and types
-#   make bench   the speed tables of benchmarks/results, on this machine
+#   make bench   makes the speed tables of benchmarks/results anew, on this machine, and holds them against their goals
 #   make fuzz    MINUTES=5 of looking for files that break a reader
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
@@ -32,7 +32,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/bench_*.py; do \
+		name=$${file#benchmarks/bench_}; echo "== $$file"; \
+		$(BIN)/python $$file --out benchmarks/results/$${name%.py}.md || exit 1; \
+	done
+	@$(BIN)/python benchmarks/goals.py --out benchmarks/results/goals.md
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet atheris

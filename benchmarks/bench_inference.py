@@ -1,17 +1,16 @@
-"""Inference beside torchvision's: Faster R-CNN with ResNet-50 and a pyramid, real photos stretched to 800 x 1066.
+"""Inference beside torchvision's: Faster R-CNN with ResNet-50 and a pyramid, photos stretched to 800 x 1066.
 
     python benchmarks/bench_inference.py --out benchmarks/results/inference.md
 
 Both start from the same float tensors and the same calibrated random weights (`_calibrated.py`), interleaved in one
 process; torchvision in float32. Memory is the peak of a process of its own with one of the two, after three calls.
 Detections are compared in the same run. VGG16 is beside the same layers run plainly, for torchvision has no such
-detector. Photos: $TWOSTAGE_DATA/data/coco-photos.
+detector.
 """
 
 import argparse
 import concurrent.futures
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from _calibrated import calibrated
+from _pictures import photos, small_files, whence
 from _timing import Times, compare, finish, hardware, table, versus
-from PIL import Image
 from torch import Tensor
 from torchvision.models import detection
 
@@ -35,14 +34,6 @@ from twostage.models.zoo import build
 MODEL = "faster_rcnn_resnet50_fpn"
 SHAPE = (800, 1066)
 NAMES = [str(i) for i in range(80)]
-
-
-def photos(shape: tuple[int, int], count: int) -> list[Tensor]:
-    """Photos [3, h, w] in 0..1, stretched to one shape."""
-    folder = Path(os.environ["TWOSTAGE_DATA"]) / "data" / "coco-photos"
-    paths = sorted(folder.rglob("*.jpg"))[:count]
-    images = [Image.open(path).convert("RGB").resize(shape[::-1], Image.Resampling.BILINEAR) for path in paths]
-    return [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in images]
 
 
 def peer(sample: Sequence[Tensor]) -> torch.nn.Module:
@@ -138,7 +129,7 @@ def of_vgg16(repeats: int) -> list[list[str]]:
 
 def of_tiny(repeats: int) -> list[list[str]]:
     """Images a second of the tiny model at 320 px, from files to detections, eight at once."""
-    files = sorted((Path(os.environ["TWOSTAGE_DATA"]) / "data" / "blood-cells").rglob("*.jpg"))[:64]
+    files = small_files(64)
     torch.manual_seed(0)
     detectors = {
         precision: Detector.build("faster_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", precision=precision)
@@ -171,9 +162,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     given = parser.parse_args()
-    if "TWOSTAGE_DATA" not in os.environ:
-        print("Left out: set TWOSTAGE_DATA to the folder that holds data/coco-photos.")
-        return
     rows, agreed = of_resnet50(given.batches, given.repeats)
     rows += of_vgg16(given.repeats)
     quick = of_tiny(given.repeats)
@@ -184,7 +172,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             "# Inference, milliseconds: median (minimum)",
-            "`python benchmarks/bench_inference.py`",
+            f"`python benchmarks/bench_inference.py`. {whence()}",
             hardware(),
             table(["case", "twostage", "peer", "times faster, by median (by minimum)"], rows),
             "Images a second of `faster_rcnn_tiny_fpn` at 320 px, files read and decoded, eight at once, by median "

@@ -5,12 +5,11 @@
 Counted without a GPU: both models run on the processor, ours with the plain layers and with the kernels of its
 registered operators that every other device takes, and every primitive operator that computes is counted, one that only
 looks at memory in another way is not. Those of torchvision's that hide several (`nms`, `nonzero`) count as one, and
-each `nonzero` or read of a number makes the host wait. Calibrated random weights (`_calibrated.py`), photos of
-$TWOSTAGE_DATA/data/coco-photos at 320 x 416: the counts do not depend on the size.
+each `nonzero` or read of a number makes the host wait. Calibrated random weights (`_calibrated.py`), pictures
+at 320 x 416: ours do not depend on the size.
 """
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from _pictures import photos, whence
 from _timing import finish, hardware, table
-from bench_inference import MODEL, found_by_peer, ours, peer, photos
+from bench_inference import MODEL, found_by_peer, ours, peer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import boxes as tv_boxes
 
@@ -78,9 +78,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    if "TWOSTAGE_DATA" not in os.environ:
-        print("Left out: set TWOSTAGE_DATA to the folder that holds data/coco-photos.")
-        return
     images = photos((320, 416), 8)
     theirs = peer(images)
     theirs.transform.min_size, theirs.transform.max_size = (320,), 416
@@ -100,7 +97,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             "# Operators of a forward pass on a device",
-            f"`python benchmarks/bench_operators.py`: {MODEL}.",
+            f"`python benchmarks/bench_operators.py`: {MODEL}. {whence()}",
             hardware(),
             table(["case", "twostage", "torchvision", "times fewer", "twostage waits", "torchvision waits"], rows),
         ]

@@ -23,7 +23,7 @@ from _timing import finish, hardware, table
 from matplotlib.figure import Figure
 
 from twostage.data.batch import Batch, stack_images, stack_targets
-from twostage.inference.predictor import run
+from twostage.inference.predictor import find
 from twostage.inference.prepare import prepare
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import build
@@ -67,7 +67,7 @@ def prediction(curve: str, value: int) -> Callable[[], object]:
     batch = stack_images(list(images))
     spread(model, batch)
     fast = prepare(model)
-    return lambda: run(fast, batch, output=fast.fields)
+    return lambda: find(fast, batch, output=fast.fields)
 
 
 @torch.inference_mode()

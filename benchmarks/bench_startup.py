@@ -2,13 +2,12 @@
 
     python benchmarks/bench_startup.py --out benchmarks/results/startup.md
 
-`faster_rcnn_mobilenet_v3_large_320_fpn` with the same random weights, from each library's own kind of file, on a photo
-of $TWOSTAGE_DATA/data/coco-photos. The processes take turns; `import torch` alone, and with one forward pass of the
+`faster_rcnn_mobilenet_v3_large_320_fpn` with the same random weights, from each library's own kind of file, on a
+photo. The processes take turns; `import torch` alone, and with one forward pass of the
 prepared model on top, are the floor.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from _pictures import photo_files, whence
 from _timing import compare, finish, hardware, table, versus
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
@@ -66,10 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
-    if "TWOSTAGE_DATA" not in os.environ:
-        print("Left out: set TWOSTAGE_DATA to the folder that holds data/coco-photos.")
-        return
-    photo = min((Path(os.environ["TWOSTAGE_DATA"]) / "data" / "coco-photos").rglob("*.jpg"))
+    (photo,) = photo_files(1)
     with tempfile.TemporaryDirectory() as scratch:
         theirs, ours = write_weights(Path(scratch))
         predict = [sys.executable, "-m", "twostage", "predict", str(photo), "--weights", str(ours), "--conf", "0.05"]
@@ -93,7 +90,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             "# One prediction from a cold start, milliseconds: median (minimum)",
-            "`python benchmarks/bench_startup.py`",
+            f"`python benchmarks/bench_startup.py`. {whence()}",
             hardware(),
             table(["whole process", "twostage", "torchvision's script", "times faster, by median (by minimum)"], rows),
             f"A warm prediction takes {forward}; 1.3 times `import torch` and one of these are {floor:.0f}.",

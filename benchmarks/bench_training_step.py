@@ -2,8 +2,8 @@
 
     python benchmarks/bench_training_step.py --out benchmarks/results/training_step.md
 
-Forward, backward and optimizer, interleaved in one process. Images and boxes: photos of $TWOSTAGE_DATA/data/coco-photos
-for ResNet-50, generated scenes for the tiny net. Peak memory is that of a process of its own that takes four steps, as
+Forward, backward and optimizer, interleaved in one process. Images and boxes: photos for ResNet-50, generated
+scenes for the tiny net. Peak memory is that of a process of its own that takes four steps, as
 Linux tells it.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from _peer import build_peer, peer_inputs
+from _pictures import photo_data, whence
 from _timing import compare, finish, hardware, table, versus
 from torch import nn
 from torchvision.models.detection import FasterRCNN
@@ -44,9 +45,7 @@ def tiny_batches(scratch: Path, count: int = 6) -> list[Loaded]:
 
 def photo_batches(count: int = 3, crowd: int = 0) -> list[Loaded]:
     """Batches of 2 photos stretched to 480 x 640; with `crowd` so many boxes an image, drawn at random."""
-    root = Path(os.environ["TWOSTAGE_DATA"]) / "data" / "coco-photos"
-    data = open_dataset(root, split="instances")
-    stream = training_batches(data, resize=Resize("fixed", 480), augment=None, batch=2, seed=0)
+    stream = training_batches(photo_data(), resize=Resize("fixed", 480), augment=None, batch=2, seed=0)
     loaded = [next(stream) for _ in range(count)]
     return [widened(one, crowd) for one in loaded]
 
@@ -141,9 +140,7 @@ def main() -> None:
     if given.memory:
         memory_case(given.memory)
         return
-    crowds = (0, 300) if "TWOSTAGE_DATA" in os.environ else ()
-    if not crowds:
-        print("ResNet-50 is left out: set TWOSTAGE_DATA to the folder that holds data/coco-photos.")
+    crowds = (0, 300)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         scenes = tiny_batches(Path(scratch))
@@ -174,7 +171,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             "# Training step, milliseconds: median (minimum)",
-            "`python benchmarks/bench_training_step.py`",
+            f"`python benchmarks/bench_training_step.py`. {whence()}",
             hardware(),
             table(["case", "twostage", "torchvision", "times faster, by median (by minimum)"], rows),
             "Peak memory of a process, GiB, float32:",

@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from twostage.data.batch import stack_images
 from twostage.data.images import read_image
 from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError, UsageError
-from twostage.inference.predictor import make_batch, run, suppressed_again
+from twostage.inference import predictor
+from twostage.inference.predictor import find, make_batch, run, suppressed_again
 from twostage.weights.file import Card, save_weights
 
 FIELDS = {"size": 96, "rpn_top_test": 100, "rpn_keep_test": 60, "anchors_in_padding": False}
@@ -185,3 +187,20 @@ def test_suppression_repeated_by_the_processor_finds_the_same(detector: Detector
     assert again.valid.any()
     for found, expected in zip(again, stages.found, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_a_processor_takes_a_large_batch_in_parts_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Detector.build("faster_rcnn_tiny_fpn", ["a", "b"], device="cpu", score_threshold=0.0).prepared
+    batch = stack_images(list(torch.rand(5, 3, 64, 96)))
+    whole = find(model, batch, output=model.fields)
+    monkeypatch.setattr(predictor, "_PIXELS", 2 * 64 * 96 + 1)
+    seen = []
+    hook = model.rpn.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0][0])))
+    divided = find(model, batch, output=model.fields)
+    hook.remove()
+    assert seen == [2, 2, 1]
+    for got, expected in zip(divided, whole, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+    monkeypatch.setattr(predictor, "_PIXELS", 1)
+    assert len(find(model, batch, output=model.fields).boxes) == 5

@@ -31,6 +31,11 @@ class Batch:
         canvas[:, :, : self.images.shape[2], : self.images.shape[3]] = self.images
         return Batch(canvas, self.sizes)
 
+    def split(self, count: int) -> "list[Batch]":
+        """The same images, at most so many together."""
+        parts = zip(self.images.split(count), self.sizes.split(count), strict=True)
+        return [Batch(images, sizes) for images, sizes in parts]
+
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, from which copies to a GPU run beside the computation."""
         return Batch(self.images.pin_memory(), self.sizes.pin_memory())

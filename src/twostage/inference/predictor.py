@@ -18,6 +18,8 @@ from twostage.models.two_stage import Stages, TwoStage
 
 log = logging.getLogger("twostage.inference")
 
+_PIXELS = 1_500_000  # together in one pass on a processor
+
 
 def make_batch(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], fields: Fields) -> Batch:
     """Pictures (RGB) as the model takes them: resized by its rule, on one canvas."""
@@ -34,16 +36,36 @@ def run(model: TwoStage, batch: Batch, *, output: Fields) -> Stages:
 
 @torch.inference_mode()
 def find(model: TwoStage, batch: Batch, *, output: Fields) -> Found:
-    """Detections of a batch, on the processor.
+    """Detections of a batch, on the processor."""
+    found = []
+    for part in parts(model, batch):
+        stages = (model.recorded or model.stages)(part.to(model.mean.device), output)
+        found.append(finished(model, stages, part.sizes, output))
+    return found[0] if len(found) == 1 else Found(*(torch.cat(values) for values in zip(*found, strict=True)))
 
-    A device suppresses in a constant number of sweeps; the rare image that needs more (`Found.overflow`) is finished by
+
+def parts(model: TwoStage, batch: Batch) -> list[Batch]:
+    """The images that go through the model together: on a processor no more than keep it busy.
+
+    There a larger batch gains nothing, and its maps leave the cache and take the more memory.
+    """
+    if model.mean.device.type != "cpu":
+        return [batch]
+    height, width = batch.images.shape[2:]
+    return batch.split(max(1, _PIXELS // (height * width)))
+
+
+@torch.inference_mode()
+def finished(model: TwoStage, stages: Stages, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
+    """The detections of a forward pass, on the processor.
+
+    A device suppresses in a constant number of sweeps; the rare batch that needs more (`Found.overflow`) is finished by
     the processor, which knows no such limit.
     """
-    stages = (model.recorded or model.stages)(batch.to(model.mean.device), output)
     found = Found(*(value.cpu() for value in stages.found))
-    if model.mean.device.type != "cpu" and found.overflow.any():
-        return suppressed_again(model, stages, batch.sizes, output)
-    return found
+    if model.mean.device.type == "cpu" or not found.overflow.any():
+        return found
+    return suppressed_again(model, stages, sizes, output)
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 from twostage.data.images import read_image
-from twostage.inference.predictor import find, make_batch, run, to_arrays
+from twostage.inference.predictor import find, make_batch, parts, run, to_arrays
 from twostage.models.two_stage import TwoStage
 
 STAGES = (
@@ -107,12 +107,14 @@ def _once(model: TwoStage, pictures: Sequence[str | Path | bytes]) -> dict[str, 
 
     images = [read_image(picture) for picture in pictures]
     done("read")
-    batch = make_batch(images, model.fields).to(device)
+    batch = make_batch(images, model.fields)
     done("resize")
-    with _noting(model, done):
-        found = run(model, batch, output=model.fields).found
-    to_arrays(found, batch.sizes, [(image.shape[0], image.shape[1]) for image in images])
-    done("post-processing")
+    originals = iter([(image.shape[0], image.shape[1]) for image in images])
+    for part in parts(model, batch):
+        with _noting(model, done):
+            found = run(model, part, output=model.fields).found
+        to_arrays(found, part.sizes, [next(originals) for _ in part.sizes])
+        done("post-processing")
     return elapsed
 
 

@@ -9,10 +9,9 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import evaluation_batches
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
-from twostage.inference.predictor import to_arrays
+from twostage.inference.predictor import finished, to_arrays
 from twostage.inference.prepare import prepare
 from twostage.models.fields import Fields
-from twostage.models.heads.detect import detect
 from twostage.models.two_stage import TwoStage
 from twostage.training.distributed import ALONE, Processes
 
@@ -42,12 +41,9 @@ def detect_and_lose(
         world=processes.world,
     ):
         inputs, targets = loaded.batch.to(device), loaded.targets.to(device)
-        maps = model.features(inputs)
-        dense = model.rpn(maps, tuple(inputs.images.shape[2:]), inputs.sizes)
-        proposals = model.rpn.propose(dense, inputs.sizes)
-        logits, deltas = model.head(model.regions(maps, proposals.boxes))
-        found = detect(logits, deltas, proposals, inputs.sizes, output)
-        losses = model.losses(maps, dense, proposals, inputs.sizes, targets)
+        stages = model.stages(inputs, output)
+        found = finished(model, stages, inputs.sizes, output)
+        losses = model.losses(stages.maps, stages.dense, stages.proposals, inputs.sizes, targets)
         indices = loaded.indices.tolist()
         for name, value in losses.items():
             summed[name] = summed.get(name, 0.0) + float(value) * len(indices)

@@ -1,0 +1,111 @@
+"""What was to be reached in speed and memory, beside what the tables of benchmarks/results say.
+
+    python benchmarks/goals.py --out benchmarks/results/goals.md
+
+`make bench` ends with it. Where a table is missing, so is the number.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from _timing import finish, table
+
+RESULTS = Path(__file__).parent / "results"
+
+Cells = list[str]
+
+
+class Goal(NamedTuple):
+    """A number from the row of a table, to be reached or, where it says so, not to be passed."""
+
+    what: str
+    file: str
+    row: str
+    read: Callable[[Cells], str]
+    reach: str
+    stretch: str
+
+
+def faster(cells: Cells) -> str:
+    """Times faster than the peer, by median (by minimum)."""
+    return cells[-1]
+
+
+def share_of_time(cells: Cells) -> str:
+    """The share of the peer's time, by median (by minimum)."""
+    median, minimum = (float(number.strip("()")) for number in cells[-1].split())
+    return f"{1 / median:.2f} ({1 / minimum:.2f})"
+
+
+def share_of_last(column: int) -> Callable[[Cells], str]:
+    """A column's share of the last one."""
+    return lambda cells: f"{float(cells[column]) / float(cells[-1]):.2f}"
+
+
+R50, STEP = "ResNet-50 FPN, 800 x 1066", "ResNet-50 FPN, 480 x 640, batch 2"
+START = "one prediction from a cold start, of torchvision's time"
+GOALS = (
+    Goal("prediction, float32, batch 1", "inference", f"{R50}, batch 1, fp32", faster, "1.5", "2.0"),
+    Goal("prediction, bf16, batch 1", "inference", f"{R50}, batch 1, bf16", faster, "3.0", "3.4"),
+    Goal("prediction, float32, batch 4", "inference", f"{R50}, batch 4, fp32", faster, "2.0", "2.2"),
+    Goal("prediction, bf16, batch 4", "inference", f"{R50}, batch 4, bf16", faster, "3.5", "4.0"),
+    Goal("training step, float32", "training_step", f"{STEP}, float32", faster, "1.2", "1.4"),
+    Goal("training step, bf16", "training_step", f"{STEP}, bf16 against its float32", faster, "2.0", "2.5"),
+    Goal("peak memory, batch 1, float32, of torchvision's", "inference", "batch 1", share_of_last(0), "<= 1", "0.7"),
+    Goal("the same, bf16", "inference", "batch 1", share_of_last(1), "<= 1", "0.7"),
+    Goal("peak memory, batch 4, float32, of torchvision's", "inference", "batch 4", share_of_last(0), "<= 1", "0.7"),
+    Goal("the same, bf16", "inference", "batch 4", share_of_last(1), "<= 1", "0.7"),
+    Goal(
+        "peak memory, training, of torchvision's",
+        "training_step",
+        "own boxes an image",
+        share_of_last(0),
+        "<= 1",
+        "0.7",
+    ),
+    Goal(f"{START}: a script", "startup", "Detector.load(...).predict(...)", share_of_time, "0.6", ""),
+    Goal(f"{START}: the command line", "startup", "twostage predict", share_of_time, "0.6", ""),
+    Goal(
+        "VGG16, 600 x 800, 300 proposals",
+        "inference",
+        "VGG16",
+        faster,
+        "1.5",
+        "2.0",
+    ),
+    Goal("AP lost by bf16, scenes", "precision", "generated scenes", faster, "<= 0.3", "0.1"),
+    Goal("AP lost by bf16, blood cells", "precision", "blood cells", faster, "<= 0.3", "0.1"),
+    Goal("tiny at 320, images a second, bf16", "inference", "bf16, 64 files", faster, "40", "80"),
+    Goal("the same, float32", "inference", "fp32, 64 files", faster, "40", "80"),
+)
+
+
+def number(goal: Goal) -> str:
+    """What the table says; the row whose name begins as the goal's."""
+    path = RESULTS / f"{goal.file}.md"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line.startswith("|")]
+    return next((goal.read(cells) for name, *cells in rows if name.startswith(goal.row)), "no table")
+
+
+def main() -> None:
+    """Print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows = [[goal.what, goal.reach, goal.stretch, number(goal)] for goal in GOALS]
+    text = "\n\n".join(
+        [
+            "# Goals of speed and memory",
+            "`python benchmarks/goals.py`, from the tables beside this one, which name their hardware. Times faster "
+            "than torchvision in float32 where nothing else is said, by the median (by the minimum).",
+            table(["what", "reach", "stretch", "measured"], rows),
+        ]
+    )
+    finish(text, given.out)
+
+
+if __name__ == "__main__":
+    main()
