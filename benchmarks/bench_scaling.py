@@ -115,7 +115,7 @@ def plot(name: str, values: Sequence[int], points: Sequence[tuple[float, float]]
     for axes, measures, what in zip(
         figure.subplots(1, 2), zip(*points, strict=True), ("milliseconds", "MiB at the peak"), strict=True
     ):
-        axes.plot(values, measures, marker="o", color="#0072b2")
+        axes.plot(values, measures, marker="o", color="#0072b2", clip_on=False)
         axes.set(xlabel=name, ylabel=what, xlim=(0, None), ylim=(0, None))
         axes.grid(color="#dddddd", lw=0.7)
         axes.spines[["top", "right"]].set_visible(False)
