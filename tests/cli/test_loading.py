@@ -1,0 +1,23 @@
+"""What the command line does around loading a detector."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from twostage.cli.loading import collecting_later
+
+
+@pytest.fixture(autouse=True)
+def collecting() -> Iterator[None]:
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_cycles_are_looked_for_again_as_before_even_after_an_error(before: bool) -> None:
+    (gc.enable if before else gc.disable)()
+    with pytest.raises(ImportError), collecting_later():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled() is before
