@@ -67,7 +67,8 @@ def main() -> None:
             times = compare({"ours": ours, "theirs": theirs}, repeats=chosen.repeats)
             rows.append(versus(f"{name}, {kind}", times["ours"], times["theirs"]))
     header = ["exact NMS", "twostage, ms: median (minimum)", "torchvision, ms", "times faster"]
-    finish(f"{hardware()}\n\n{table(header, rows)}", chosen.out)
+    command = "# Suppression\n\n`python benchmarks/bench_nms.py`"
+    finish(f"{command}\n\n{hardware()}\n\n{table(header, rows)}", chosen.out)
 
 
 if __name__ == "__main__":

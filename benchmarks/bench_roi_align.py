@@ -123,7 +123,8 @@ def main() -> None:
     header = ["twostage, ms: median (minimum)", "torchvision, ms", "times faster"]
     align = table(["RoIAlign 7 x 7, ratio 2", *header], rows)
     pool = table(["RoIPool 7 x 7", *header], pooling(chosen.repeats))
-    finish(f"{hardware()}\n\n{align}\n\n{pool}", chosen.out)
+    command = "# Features of regions\n\n`python benchmarks/bench_roi_align.py`"
+    finish(f"{command}\n\n{hardware()}\n\n{align}\n\n{pool}", chosen.out)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,11 @@ def share_of_last(column: int) -> Callable[[Cells], str]:
     return lambda cells: f"{float(cells[column]) / float(cells[-1]):.2f}"
 
 
+def times_fewer(cells: Cells) -> str:
+    """How many times the operators of ours torchvision has."""
+    return cells[2]
+
+
 R50, STEP = "ResNet-50 FPN, 800 x 1066", "ResNet-50 FPN, 480 x 640, batch 2"
 START = "one prediction from a cold start, of torchvision's time"
 GOALS = (
@@ -75,6 +80,8 @@ GOALS = (
         "1.5",
         "2.0",
     ),
+    Goal("operators on a device, times fewer, batch 1", "operators", "batch 1", times_fewer, "2", ""),
+    Goal("the same, batch 8", "operators", "batch 8", times_fewer, "2", ""),
     Goal("AP lost by bf16, scenes", "precision", "generated scenes", faster, "<= 0.3", "0.1"),
     Goal("AP lost by bf16, blood cells", "precision", "blood cells", faster, "<= 0.3", "0.1"),
     Goal("tiny at 320, images a second, bf16", "inference", "bf16, 64 files", faster, "40", "80"),

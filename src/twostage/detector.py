@@ -52,16 +52,24 @@ class Detector:
         self.name = name
         self.names = tuple(names)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self._fast: tuple[list[tuple[int, int]], TwoStage] | None = None
+        self._fast: tuple[tuple[Any, ...], TwoStage] | None = None
 
     @property
     def prepared(self) -> TwoStage:
-        """The model as predictions run it (`inference.prepare`); made anew where weights changed since."""
+        """The model as predictions run it (`inference.prepare`); made anew where weights or fields changed since.
+
+        A change through a tensor's `.data` leaves no trace, and is not seen.
+        """
         tensors = chain(self.model.parameters(), self.model.buffers())
         weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        if self._fast is None or self._fast[0] != weights:
-            self._fast = weights, prepare(self.model, self.dtype)
+        now = (weights, self.model.fields, self.model.rpn.fields)
+        if self._fast is None or self._fast[0] != now:
+            self._fast = now, prepare(self.model, self.dtype)
         return self._fast[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the prepared model: packed weights cannot be copied, and are made again."""
+        return {**vars(self), "_fast": None}
 
     @classmethod
     def load(
@@ -126,7 +134,8 @@ class Detector:
         """Detections of one picture, or an iterator over those of many.
 
         One path, array (RGB), tensor or PIL image gives `Detections`; a folder, glob, list, video or `-` an iterator.
-        At most `batch` pictures go through the model together, those of one shape; no detection depends on it.
+        At most `batch` pictures go through the model together, those of one shape, on a processor no more than keep it
+        busy; but for rounding no detection depends on it.
         `conf` is the lowest score kept, `iou` the overlap above which the last NMS drops a box, `max_det` the most
         objects an image keeps; None is the model's field. Pictures that cannot be read are left out by the iterator,
         which then ends with a DataError that names them all.

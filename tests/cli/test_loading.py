@@ -14,10 +14,15 @@ def collecting() -> Iterator[None]:
     gc.enable()
 
 
+def fail_within() -> None:
+    with collecting_later():
+        assert not gc.isenabled()
+        raise ImportError
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_cycles_are_looked_for_again_as_before_even_after_an_error(before: bool) -> None:
     (gc.enable if before else gc.disable)()
-    with pytest.raises(ImportError), collecting_later():
-        assert not gc.isenabled()
-        raise ImportError
+    with pytest.raises(ImportError):
+        fail_within()
     assert gc.isenabled() is before

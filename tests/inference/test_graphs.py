@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from twostage.inference import graphs
 from twostage.inference.graphs import Recordings, cuda_graphs
 from twostage.inference.predictor import find
 from twostage.inference.prepare import prepare
-from twostage.models.two_stage import Stages
+from twostage.models.fields import Fields
+from twostage.models.heads.detect import Found
+from twostage.models.two_stage import Stages, TwoStage
 from twostage.models.zoo import build
 
 
@@ -39,66 +42,90 @@ class Recorder:
 
 
 @pytest.fixture
-def model():
+def model() -> TwoStage:
     torch.manual_seed(0)
     return build("faster_rcnn_tiny_fpn", 3, score_threshold=0.0, rpn_keep_test=10, max_det=5).eval()
 
 
+def run(passes: Recordings, model: TwoStage, one: Batch, fields: Fields | None = None) -> Found:
+    return passes(model, one, fields or model.fields, lambda stages: Found(*(value.clone() for value in stages.found)))
+
+
 @torch.inference_mode()
-def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on(model) -> None:
+def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on(model: TwoStage) -> None:
     recorder = Recorder()
-    passes = Recordings(model.stages, recorder)
+    passes = Recordings(recorder)
     for turn in range(4):
         one = batch(64, 96, seed=turn)
-        found = passes(one).found
-        for got, expected in zip(found, model.stages(one).found, strict=True):
+        for got, expected in zip(run(passes, model, one), model.stages(one).found, strict=True):
             assert torch.equal(got, expected)
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
 
 @torch.inference_mode()
-def test_shapes_that_never_come_again_are_not_recorded(model) -> None:
+def test_shapes_that_never_come_again_are_not_recorded(model: TwoStage) -> None:
     recorder = Recorder()
-    passes = Recordings(model.stages, recorder)
+    passes = Recordings(recorder)
     for width in range(32, 320, 32):
-        passes(batch(32, width))
+        run(passes, model, batch(32, width))
     assert recorder.recorded == 0
 
 
 @torch.inference_mode()
-def test_few_recordings_are_kept_those_that_are_used(model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_recordings_are_kept_those_that_are_used(model: TwoStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "_KEEP", 2)
     recorder = Recorder()
-    passes = Recordings(model.stages, recorder)
+    passes = Recordings(recorder)
     for width in (32, 64, 32, 64, 96, 32, 96):  # the last makes room by letting 64 go
-        passes(batch(32, width))
+        run(passes, model, batch(32, width))
     assert recorder.recorded == 3
-    passes(batch(32, 32))
+    run(passes, model, batch(32, 32))
     assert recorder.recorded == 3
-    passes(batch(32, 64))
+    run(passes, model, batch(32, 64))
     assert recorder.recorded == 4
 
 
 @torch.inference_mode()
-def test_other_thresholds_are_another_recording(model) -> None:
+def test_other_thresholds_are_another_recording(model: TwoStage) -> None:
     recorder = Recorder()
-    passes = Recordings(model.stages, recorder)
+    passes = Recordings(recorder)
     for fields in (model.fields, model.fields.changed({"max_det": 2})) * 2:
-        assert passes(batch(32, 32), fields).found.boxes.shape[1] == fields.max_det
+        assert run(passes, model, batch(32, 32), fields).boxes.shape[1] == fields.max_det
     assert recorder.recorded == 2
 
 
 @torch.inference_mode()
-def test_where_recording_fails_passes_run_plainly_and_it_is_said_once(model, caplog: pytest.LogCaptureFixture) -> None:
-    def fails(forward: Callable[[], Stages]) -> tuple[Stages, Callable[[], None]]:
-        raise torch.OutOfMemoryError("no room\nat all")
+def test_a_shape_that_cannot_be_recorded_runs_plainly_and_it_is_said_once(
+    model: TwoStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
 
-    passes = Recordings(model.stages, fails)
+    def fails_on_small_ones(forward: Callable[[], Stages]) -> tuple[Stages, Callable[[], None]]:
+        if forward().maps[0].shape[3] < 10:
+            raise torch.OutOfMemoryError("no room\nat all")
+        return recorder(forward)
+
+    passes = Recordings(fails_on_small_ones)
     with caplog.at_level(logging.WARNING, "twostage.inference"):
         for turn in range(4):
-            one = batch(32, 32, seed=turn)
-            assert torch.equal(passes(one).found.boxes, model.stages(one).found.boxes)
-    assert [record.message for record in caplog.records] == ["Forward passes are not recorded as CUDA graphs: no room"]
+            for one in (batch(32, 32, seed=turn), batch(32, 96, seed=turn)):
+                assert torch.equal(run(passes, model, one).boxes, model.stages(one).found.boxes)
+    assert [record.message for record in caplog.records] == ["A forward pass is not recorded as a CUDA graph: no room"]
+    assert recorder.recorded == 1
+
+
+def test_threads_read_their_own_results(model: TwoStage) -> None:
+    passes = Recordings(Recorder())
+    batches = [batch(32, 64, seed=seed) for seed in range(8)]
+    with torch.inference_mode():
+        expected = [model.stages(one).found.boxes for one in batches]
+
+    def many(seed: int) -> bool:
+        with torch.inference_mode():
+            return all(torch.equal(run(passes, model, batches[seed]).boxes, expected[seed]) for _ in range(10))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(many, range(8)))
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -117,7 +144,6 @@ def test_a_recording_finds_the_same_on_a_gpu(name: str, dtype: torch.dtype) -> N
         expected = fast.stages(one).found
         for got, want in zip(find(fast, one, output=fast.fields), expected, strict=True):
             torch.testing.assert_close(got, want.cpu(), rtol=1e-3, atol=1e-3)
-    assert fast.recorded._works
     assert len(fast.recorded._kept) == 1
 
 
@@ -127,11 +153,11 @@ def test_a_replay_never_makes_the_host_wait() -> None:
     torch.manual_seed(0)
     fast = prepare(build("faster_rcnn_resnet18_fpn", 3).cuda().eval(), torch.bfloat16)
     one = batch(96, 128).to("cuda")
-    passes = Recordings(fast.stages, cuda_graphs(torch.device("cuda")))
+    passes = Recordings(cuda_graphs(torch.device("cuda")))
     for _ in range(2):
-        passes(one)
+        run(passes, fast, one)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        passes(one)
+        run(passes, fast, one)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,5 +1,7 @@
 """The prepared model gives what the trained one gives: every model of the zoo, with oneDNN's primitives and without."""
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -189,3 +191,71 @@ def test_large_maps_are_convolved_by_winograd_and_small_ones_directly(way: str) 
         assert error(conv(x), nn.functional.conv2d(x, weight, bias, padding=1)) < 1e-4
     if isinstance(conv, BySize):
         assert conv._filtered is not None
+
+
+def test_moving_or_hooking_the_prepared_model_does_not_touch_the_trained_one() -> None:
+    model = lively("faster_rcnn_tiny_fpn")
+    fast = prepare(model)
+    fast.to(torch.float64)
+    fast.rpn.register_forward_hook(lambda *_: pytest.fail("hooked"))
+    assert model.mean.dtype == model.rpn.anchors.get_buffer("cell0").dtype == torch.float32
+    model.stages(batch((64, 64)))
+
+
+def test_what_a_trace_is_used_for_changes_no_later_prediction() -> None:
+    model = prepare(lively("faster_rcnn_tiny_fpn"))
+    images = batch((64, 96))
+    expected = model.stages(images)
+    boxes = expected.found.boxes.clone()
+    for level in expected.dense.anchors:
+        level.mul_(3)
+    expected.dense.anchors.pop()
+    assert torch.equal(model.stages(images).found.boxes, boxes)
+
+
+@torch.inference_mode(False)
+def test_a_detector_prepares_anew_when_its_fields_change() -> None:
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
+    first = detector.prepared
+    detector.model.rpn.fields = detector.model.fields.changed({"rpn_keep_test": 5})
+    assert detector.prepared is not first
+
+
+@torch.inference_mode(False)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda detector: pickle.loads(pickle.dumps(detector))])
+def test_a_detector_that_has_predicted_can_be_copied_and_sent(copied: Callable[[Detector], Detector]) -> None:
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", score_threshold=0.0)
+    image = (torch.rand(64, 64, 3) * 255).to(torch.uint8).numpy()
+    expected = detector.predict(image, conf=0)
+    found = copied(detector).predict(image, conf=0)
+    assert (found.boxes == expected.boxes).all()
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_onednn_is_not_used_where_it_is_switched_off_and_no_trial_is_spoilt_by_autocast() -> None:
+    if not packed.serves("cpu", torch.float32):
+        pytest.skip("this torch has no fused primitives here")
+    packed._passes.cache_clear()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not packed.serves("cpu", torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed.serves("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_summand_may_lie_in_memory_as_it_will(way: str, dtype: torch.dtype, kernel: int) -> None:
+    weight, window = torch.randn(8, 8, kernel, kernel), Window(padding=(kernel // 2, kernel // 2))
+    x = torch.randn(2, 8, 9, 7).contiguous(memory_format=torch.channels_last)
+    add = torch.randn(2, 16, 9, 7)[:, ::2]
+    expected = (nn.functional.conv2d(x, weight, padding=kernel // 2) + add).relu()
+    found = best_conv(weight.to(dtype), None, window)(x.to(dtype), "relu", add.to(dtype))
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.2}
+    torch.testing.assert_close(found.float(), expected, **tolerance)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_no_images_are_no_results(way: str, kernel: int) -> None:
+    conv = best_conv(torch.randn(130, 130, kernel, kernel), None, Window(padding=(kernel // 2, kernel // 2)))
+    x = torch.randn(0, 130, 70, 70).contiguous(memory_format=torch.channels_last)
+    assert conv(x).shape == conv(x, "relu", x.clone()).shape == (0, 130, 70, 70)

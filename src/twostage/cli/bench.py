@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, to_json, verb
+from twostage.errors import UsageError
 from twostage.folders import new_folder
 from twostage.options import option, validate
 
 if TYPE_CHECKING:
     from twostage.detector import Detector
+
+
+MODEL = "faster_rcnn_resnet50_fpn"
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,16 @@ class BenchOptions:
 
     sources: tuple[Path, ...] = option((), "Pictures to predict (default: a generated scene of the model's size).")
     _: KW_ONLY
-    model: str = option("faster_rcnn_resnet50_fpn", "Model of the zoo with random weights.", group="Model")
+    model: str | None = option(
+        None, "Model of the zoo with random weights (default: faster_rcnn_resnet50_fpn).", group="Model"
+    )
     weights: str | None = option(None, "Instead: a weights file, or a name of `twostage weights list`.", group="Model")
     model_fields: dict[str, Any] = option({}, "Fields of the model, as --set model.FIELD=VALUE.", group="Model")
     size: int | None = option(None, "Shortest side of the image (default: as trained).", group="Images", low=1)
     max_size: int | None = option(None, "Longest side of the image (default: as trained).", group="Images", low=1)
-    batch: tuple[int, ...] = option((1, 4), "Images at once, one or more numbers.", group="Run", low=1)
+    batch: tuple[int, ...] = option(
+        (1, 4), "Images at once, one or more numbers; large ones go one by one on a processor.", group="Run", low=1
+    )
     repeats: int = option(10, "Timed calls of each, behind two that are not.", group="Run", low=1)
     peer: bool = option(True, "Time torchvision's detector too, where it has the model.", group="Run")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
@@ -34,6 +42,8 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.model is not None and self.weights is not None:
+            raise UsageError("both --model and --weights are given: weights name their own model")
 
 
 @verb(BenchOptions)
@@ -81,7 +91,7 @@ def _detector(options: BenchOptions) -> "Detector":
     given = {"size": options.size, "max_size": options.max_size}
     fields = {**options.model_fields, **{name: value for name, value in given.items() if value is not None}}
     names = [str(number) for number in range(80)]
-    return Detector.build(options.model, names, device=options.device, precision=options.precision, **fields)
+    return Detector.build(options.model or MODEL, names, device=options.device, precision=options.precision, **fields)
 
 
 def _pictures(options: BenchOptions, detector: "Detector") -> list[Path | bytes]:
@@ -139,7 +149,10 @@ def _of_batch(detector: "Detector", pictures: list[Path | bytes], options: Bench
 def _print(row: dict[str, Any]) -> None:
     """The whole, then the peers, then each stage with its share."""
     whole = row["milliseconds"]
-    print(f"\nbatch {row['batch']}, {row['sizes'][0][0]} x {row['sizes'][0][1]} pixels; median (minimum) milliseconds")
+    sizes = list(dict.fromkeys(f"{height} x {width}" for height, width in row["sizes"]))
+    shown = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+    canvas = " on one canvas" if len(sizes) > 1 else ""
+    print(f"\nbatch {row['batch']}, {shown} pixels{canvas}; median (minimum) milliseconds")
     memory = "" if row["peak_memory_bytes"] is None else f", {row['peak_memory_bytes'] / 2**20:.0f} MiB"
     print(f"  {'whole prediction':18} {_times(whole)}   {row['images_per_second']:.2f} images a second{memory}")
     for name, taken in row["peers"].items():

@@ -8,25 +8,29 @@ are kept: where every image has another shape, nothing is recorded.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from threading import Lock
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from twostage.data.batch import Batch
 from twostage.models.fields import Fields
-from twostage.models.two_stage import Stages
+from twostage.models.two_stage import Stages, TwoStage
 
 log = logging.getLogger("twostage.inference")
 
-Forward = Callable[[Batch, Fields | None], Stages]
 Record = Callable[[Callable[[], Stages]], tuple[Stages, Callable[[], None]]]
+T = TypeVar("T")
 
 _KEEP = 4  # recordings; all share one pool of memory
 _REMEMBER = 64  # shapes that came once
 
 
 class Recording(NamedTuple):
-    """A forward pass on memory of its own: `replay` reads `inputs` and fills `stages`."""
+    """A forward pass on memory of its own: `replay` reads `inputs` and fills `stages`.
+
+    What the kernels read besides must live as long: weights do with the model, anchors by being among the stages.
+    """
 
     inputs: Batch
     stages: Stages
@@ -34,45 +38,46 @@ class Recording(NamedTuple):
 
 
 class Recordings:
-    """A forward pass that is replayed where its input shape came before.
+    """Forward passes of one model, replayed where their input shape came before.
 
-    The result lies in the recording's memory and holds until the next call. Where recording fails, for want of memory
-    or by an operation that no graph can hold, passes run as they would without.
+    Their results lie in memory that all recordings share: one thread at a time runs, and reads them before the next.
+    Where recording fails, for want of memory or by an operation that no graph can hold, passes of that shape run as
+    they would without. The model is given with each call, for it holds this object.
     """
 
-    def __init__(self, forward: Forward, record: Record) -> None:
-        self.forward = forward
+    def __init__(self, record: Record) -> None:
         self.record = record
         self._kept: OrderedDict[object, Recording] = OrderedDict()
-        self._came: OrderedDict[object, None] = OrderedDict()
-        self._works = True
+        self._came: OrderedDict[object, bool] = OrderedDict()  # whether the shape can be recorded
+        self._alone = Lock()
 
-    def __call__(self, batch: Batch, output: Fields | None = None) -> Stages:
-        """The stages of the forward pass."""
+    def __call__(self, model: TwoStage, batch: Batch, output: Fields, read: Callable[[Stages], T]) -> T:
+        """What `read` makes of the stages of the forward pass."""
         key = (tuple(batch.images.shape), batch.images.dtype, output)
-        if key not in self._kept and not (self._works and key in self._came):
-            self._came[key] = None
-            if len(self._came) > _REMEMBER:
-                self._came.popitem(last=False)
-            return self.forward(batch, output)
-        recording = self._kept.get(key) or self._recorded(key, batch, output)
-        if recording is None:
-            return self.forward(batch, output)
-        self._kept.move_to_end(key)
-        recording.inputs.images.copy_(batch.images)
-        recording.inputs.sizes.copy_(batch.sizes)
-        recording.replay()
-        return recording.stages
+        with self._alone:
+            recording = self._kept.get(key)
+            if recording is None and self._came.get(key):
+                recording = self._recorded(key, model, batch, output)
+            if recording is None:
+                self._came.setdefault(key, True)
+                if len(self._came) > _REMEMBER:
+                    self._came.popitem(last=False)
+                return read(model.stages(batch, output))
+            self._kept.move_to_end(key)
+            recording.inputs.images.copy_(batch.images)
+            recording.inputs.sizes.copy_(batch.sizes)
+            recording.replay()
+            return read(recording.stages)
 
-    def _recorded(self, key: object, batch: Batch, output: Fields | None) -> Recording | None:
+    def _recorded(self, key: object, model: TwoStage, batch: Batch, output: Fields) -> Recording | None:
         if len(self._kept) >= _KEEP:
             self._kept.popitem(last=False)
         inputs = Batch(batch.images.clone(memory_format=torch.preserve_format), batch.sizes.clone())
         try:
-            stages, replay = self.record(lambda: self.forward(inputs, output))
+            stages, replay = self.record(lambda: model.stages(inputs, output))
         except RuntimeError as error:  # torch's own of CUDA and of memory are such
-            self._works = False
-            log.warning("Forward passes are not recorded as CUDA graphs: %s", str(error).splitlines()[0][:200])
+            self._came[key] = False
+            log.warning("A forward pass is not recorded as a CUDA graph: %s", str(error).splitlines()[0][:200])
             return None
         self._kept[key] = Recording(inputs, stages, replay)
         return self._kept[key]
@@ -91,7 +96,7 @@ def cuda_graphs(device: torch.device) -> Record:
                 forward()
             torch.cuda.current_stream(device).wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 stages = forward()
         return stages, graph.replay
 

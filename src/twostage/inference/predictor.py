@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,9 @@ def find(model: TwoStage, batch: Batch, *, output: Fields) -> Found:
     """Detections of a batch, on the processor."""
     found = []
     for part in parts(model, batch):
-        stages = (model.recorded or model.stages)(part.to(model.mean.device), output)
-        found.append(finished(model, stages, part.sizes, output))
+        there, read = part.to(model.mean.device), partial(finished, model, sizes=part.sizes, output=output)
+        recorded = model.recorded
+        found.append(read(model.stages(there, output)) if recorded is None else recorded(model, there, output, read))
     return found[0] if len(found) == 1 else Found(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
@@ -87,7 +89,7 @@ def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]])
     if overflow.any():
         log.warning(
             "%d of %d images: more boxes above the threshold than `candidates` allows, and the result may lack some. "
-            "Raise the field `candidates` or `score_threshold`, or run on the CPU.",
+            "Raise the field `candidates`, or `score_threshold`.",
             *(int(overflow.sum()), len(overflow)),
         )
     scale = torch.tensor(originals, dtype=torch.float32) / sizes.cpu().float()

@@ -39,7 +39,7 @@ def prepare(model: TwoStage, dtype: torch.dtype = torch.float32) -> TwoStage:
     fast = prepared(model, dtype)
     fast.dtype = dtype
     if model.mean.device.type == "cuda":
-        fast.recorded = Recordings(fast.stages, cuda_graphs(model.mean.device))
+        fast.recorded = Recordings(cuda_graphs(model.mean.device))
     give_back()
     return fast.eval()
 
@@ -52,8 +52,7 @@ def prepared(module: M, dtype: torch.dtype) -> M:
 @singledispatch
 def _prepared(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy that shares parameters, with its children in their fast forms: a convolution and its norm together."""
-    fast = copy.copy(module)
-    fast._modules = {}
+    fast = _own(module)
     children = list(module.named_children())
     folded: nn.Module | None = None
     for (name, child), (_, after) in zip(children, [*children[1:], ("", None)], strict=False):
@@ -108,13 +107,23 @@ def _norm(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
 @_prepared.register(RPN)
 def _rpn(rpn: RPN, dtype: torch.dtype) -> nn.Module:
     """Objectness and deltas come from one convolution already."""
-    fast = copy.copy(rpn)
+    fast = _own(rpn)
     fast._modules = {
-        "anchors": rpn.anchors,
+        "anchors": prepared(rpn.anchors, dtype),
         "convs": prepared(rpn.convs, dtype),
         "objectness": copy.deepcopy(rpn.objectness).to(dtype),
         "deltas": copy.deepcopy(rpn.deltas).to(dtype),
     }
+    return fast
+
+
+def _own(module: M) -> M:
+    """The module without its children; its hooks and the places of its buffers are its own, its tensors shared."""
+    fast = copy.copy(module)
+    for name, value in vars(fast).items():
+        if isinstance(value, dict | set):
+            setattr(fast, name, copy.copy(value))
+    fast._modules = {}
     return fast
 
 

@@ -1,7 +1,8 @@
 """How long a prediction takes, and each stage of it.
 
 Stages are told apart from outside: hooks on the model's parts note the time, so that what is timed is the forward pass
-that predicts, and no copy of it. A GPU is waited for at the end of each stage; whole predictions are timed without.
+that predicts, and no copy of it. A GPU is waited for at the end of each stage, and no recording of the pass is
+replayed; whole predictions are timed without the one and with the other.
 """
 
 import gc

@@ -6,7 +6,7 @@ Every shape follows from the configuration: N images, P proposals, D detections,
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -59,7 +59,7 @@ class TwoStage(nn.Module):
         self.fields = fields
         self.num_classes = num_classes
         self.dtype: torch.dtype | None = None  # of a prepared model's maps; None: that of the weights, or autocast's
-        self.recorded: Callable[[Batch, Fields | None], Stages] | None = None  # `stages`, replayed: inference.graphs
+        self.recorded: Callable[..., Any] | None = None  # of a prepared model on a GPU: inference.graphs.Recordings
         self.backbone = backbone
         self.rpn = rpn
         self.regions = regions

@@ -102,6 +102,7 @@ class PackedConv(NamedTuple):
         elif not sums:
             found = activate(self(x).add_(add), activation)
         else:
+            add = add.contiguous(memory_format=torch.channels_last)
             after = None if activation == "none" else activation
             found = torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *arguments, "add", 1.0, after, [], None)
         return found
@@ -138,7 +139,7 @@ class PackedPointwise(NamedTuple):
         pixels = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]
         shape, rows = (*pixels.shape[:3], self.weight.shape[0]), pixels.reshape(-1, pixels.shape[3])
         if add is not None:
-            found = add.permute(0, 2, 3, 1).reshape(len(rows), -1)
+            found = add.permute(0, 2, 3, 1).reshape(len(rows), shape[3])
             self._by_parts(rows, activation, found, add=True)
         elif prod(shape) * x.element_size() > _LARGE:
             found = empty((len(rows), shape[3]), x.dtype)
@@ -191,12 +192,17 @@ class PackedLinear(NamedTuple):
         return found
 
 
-@cache
 def serves(device: str, dtype: torch.dtype) -> bool:
-    """Whether the private operators are here, take these arguments and give the results they should."""
-    if device != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    """Whether the private operators may be used here: oneDNN is there, not switched off, and passes a trial."""
+    return (
+        device == "cpu" and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled() and _passes(dtype)
+    )
+
+
+@cache
+def _passes(dtype: torch.dtype) -> bool:
+    """Whether they are here, take these arguments and give the results they should."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(), torch.autocast("cpu", enabled=False):
         torch.manual_seed(0)
         x = torch.rand(1, 8, 9, 9).to(dtype).contiguous(memory_format=torch.channels_last)
         weight, bias, window = torch.rand(8, 8, 3, 3).to(dtype), torch.rand(8).to(dtype), Window(padding=(1, 1))

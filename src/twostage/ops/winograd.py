@@ -72,7 +72,7 @@ class WinogradConv(NamedTuple):
         down, across = -(-h // _OUT), -(-w // _OUT)
         fit = max(1, _BAND // (_OUT * _OUT * c))  # tiles
         rows = min(down, max(1, fit // across))  # of tiles in a band
-        images = min(n, max(1, fit // (down * across)))  # several, where all of each fits
+        images = max(1, min(n, fit // (down * across)))  # several, where all of each fits
         band = x.new_zeros(images, _OUT * rows + 2, _OUT * across + 2, c)
         half = empty((images, rows, _IN, _OUT * across + 2, c), x.dtype)
         tiles = empty((images, rows, across, _IN, _IN, c), x.dtype)

@@ -174,3 +174,9 @@ def test_bf16_outputs_are_scored_in_float32() -> None:
     logits, deltas, proposals = outputs()
     found: Found = detect(logits.bfloat16(), deltas.bfloat16(), proposals, SIZES, Fields())
     assert found.scores.dtype == found.boxes.dtype == torch.float32
+
+
+def test_a_threshold_too_small_to_divide_by_admits_all() -> None:
+    fields = Fields(score_threshold=1e-320)
+    found, expected = (detect(*outputs(), SIZES, f) for f in (fields, Fields(score_threshold=0.0)))
+    assert torch.equal(found.boxes, expected.boxes)

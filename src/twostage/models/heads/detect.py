@@ -100,4 +100,4 @@ def _all_above(threshold: float, proposals: int, classes: int, device: torch.dev
 
 def _classes_above(threshold: float, classes: int) -> int:
     """How many classes of one proposal a softmax can put above the threshold: 19 above 0.05."""
-    return classes if threshold <= 0 else max(1, min(classes, ceil(1 / threshold) - 1))
+    return classes if threshold * (classes + 1) < 1 else max(1, min(classes, ceil(1 / threshold) - 1))

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from twostage.errors import UsageError
 from twostage.models.fields import Fields
 
-_KEEP = 4  # shapes whose anchors are kept: 4 MB each for an image of 800 x 1066
-
 
 class Anchors(nn.Module):
     """The anchors of maps with the given strides; see the anchor fields of `Fields`."""
@@ -31,7 +29,6 @@ class Anchors(nn.Module):
         for level, sizes in enumerate(fields.anchor_sizes):
             cell = _CELLS[fields.anchor_rounding](sizes, fields.anchor_ratios) + fields.anchor_offset
             self.register_buffer(f"cell{level}", cell, persistent=False)
-        self._kept: dict[object, list[Tensor]] = {}
 
     @property
     def per_position(self) -> tuple[int, ...]:
@@ -45,42 +42,27 @@ class Anchors(nn.Module):
 
         `canvas` is the height and width of the batch tensor, `sizes` those of each image.
         """
-        shapes = [(features.shape[2], features.shape[3]) for features in maps]
-        boxes = self._boxes(shapes, canvas)
-        if self.in_padding:
-            return boxes, [torch.ones_like(level[:, 0], dtype=torch.bool).expand(sizes.shape[0], -1) for level in boxes]
-        each = zip(shapes, self.strides, self.per_position, strict=True)
-        return boxes, [_on_image(shape, stride, sizes, count) for shape, stride, count in each]
-
-    def _boxes(self, shapes: list[tuple[int, int]], canvas: tuple[int, int]) -> list[Float[Tensor, "_ 4"]]:
-        """Each level's anchors; those of the last shapes are kept, for they depend on nothing else."""
-        device = self.get_buffer("cell0").device
-        # What is made in inference mode cannot serve in training.
-        key = (*shapes, canvas, device, torch.is_inference_mode_enabled())
-        if torch.compiler.is_compiling():  # sizes may be symbols
-            return self._made(shapes, canvas)
-        if key not in self._kept:
-            if len(self._kept) >= _KEEP:
-                self._kept.pop(next(iter(self._kept)), None)
-            self._kept[key] = self._made(shapes, canvas)
-        return self._kept[key]
-
-    def _made(self, shapes: list[tuple[int, int]], canvas: tuple[int, int]) -> list[Float[Tensor, "_ 4"]]:
-        boxes = []
-        for level, (rows, columns) in enumerate(shapes):
+        boxes, inside = [], []
+        for level, features in enumerate(maps):
+            rows, columns = features.shape[2:]
             stride = self.strides[level]
             step = (stride, stride) if self.fixed_stride else (canvas[0] // rows, canvas[1] // columns)
             cell = self.get_buffer(f"cell{level}")
             y = torch.arange(rows, device=cell.device)
             x = torch.arange(columns, device=cell.device)
             boxes.append(grid_anchors(cell, y * step[0], x * step[1]))
-        return boxes
+            if self.in_padding:
+                inside.append(torch.ones_like(boxes[-1][:, 0], dtype=torch.bool).expand(sizes.shape[0], -1))
+            else:
+                inside.append(_on_image(y, x, stride, sizes, self.per_position[level]))
+        return boxes, inside
 
 
-def _on_image(shape: tuple[int, int], stride: int, sizes: Int[Tensor, "n 2"], each: int) -> Bool[Tensor, "n _"]:
+def _on_image(
+    y: Int[Tensor, " h"], x: Int[Tensor, " w"], stride: int, sizes: Int[Tensor, "n 2"], each: int
+) -> Bool[Tensor, "n _"]:
     """Which anchors stand on each image's own part of the map: ceil(h / stride) rows of an image of h rows."""
     own = -(-sizes // stride)
-    y, x = (torch.arange(side, device=sizes.device) for side in shape)
     inside = (y < own[:, :1])[:, :, None] & (x < own[:, 1:])[:, None, :]
     return inside[..., None].expand(-1, -1, -1, each).flatten(1)
 
