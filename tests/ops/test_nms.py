@@ -245,7 +245,7 @@ def test_exports_as_one_node_at_any_batch() -> None:
 
     batch = torch.export.Dim("batch", min=1, max=16)
     example = random_boxes(2, 30), torch.rand(2, 30)
-    program = torch.export.export(Module(), example, dynamic_shapes=({0: batch}, {0: batch}))
+    program = torch.export.export(Module(), example, dynamic_shapes=({0: batch}, {0: batch}), strict=False)
     assert [node.target for node in program.graph.nodes].count(torch.ops.twostage.nms.default) == 1
     boxes, scores = random_boxes(5, 30, seed=3), torch.rand(5, 30)
     for got, expected in zip(program.module()(boxes, scores), Module()(boxes, scores), strict=True):

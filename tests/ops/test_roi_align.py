@@ -233,7 +233,9 @@ def test_exports_as_one_node_at_any_batch_and_image_size() -> None:
     features, boxes, levels = example()
     batch = torch.export.Dim("batch", min=1, max=64)
     sides = [{0: batch, 2: torch.export.Dim(f"h{i}", min=2), 3: torch.export.Dim(f"w{i}", min=2)} for i in range(3)]
-    program = torch.export.export(Module(), (features, boxes, levels), dynamic_shapes=(sides, {0: batch}, {0: batch}))
+    program = torch.export.export(
+        Module(), (features, boxes, levels), dynamic_shapes=(sides, {0: batch}, {0: batch}), strict=False
+    )
     assert [node.target for node in program.graph.nodes].count(torch.ops.twostage.roi_align.default) == 1
     others = [torch.randn(3, 5, 2 * h, h) for h in (20, 10, 5)]
     boxes, levels = boxes[:1].expand(3, -1, -1), levels[:1].expand(3, -1)
