@@ -153,11 +153,14 @@ def test_a_replay_never_makes_the_host_wait() -> None:
     torch.manual_seed(0)
     fast = prepare(build("faster_rcnn_resnet18_fpn", 3).cuda().eval(), torch.bfloat16)
     one = batch(96, 128).to("cuda")
+    expected = fast.stages(one).found
     passes = Recordings(cuda_graphs(torch.device("cuda")))
     for _ in range(2):
         run(passes, fast, one)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run(passes, fast, one)
+        found = run(passes, fast, one)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)

@@ -119,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _share_the_processor() -> None:
     """Let threads that wait for others sleep soon. Read when torch is loaded.
 
-    torch's threads meet several thousand times a step, and by default spin for milliseconds: beside one other busy
-    process that makes a step take two to twenty times as long. So short a spin costs nothing on a quiet machine.
+    torch's threads meet all the time: the longer they spin, the longer a step takes beside another busy process, up to
+    eight times as long. So short a spin costs nothing on a quiet machine (benchmarks/results/tried.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

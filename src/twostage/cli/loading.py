@@ -31,7 +31,7 @@ class Loading(Protocol):
 def collecting_later() -> Iterator[None]:
     """Within it Python looks for no cycles among objects.
 
-    Importing torch makes a million of them, which all stay: looking through them takes an eighth of that time.
+    Importing torch makes very many, which all stay: looking through them takes an eighth of that time.
     """
     before = gc.isenabled()
     gc.disable()

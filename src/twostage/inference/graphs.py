@@ -84,10 +84,11 @@ class Recordings:
 
 
 def cuda_graphs(device: torch.device) -> Record:
-    """Records on this GPU."""
+    """A recorder for this GPU; its recordings share one pool of memory."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(forward: Callable[[], Stages]) -> tuple[Stages, Callable[[], None]]:
+        """Run once, record once: the stages of the recording, and what replays it."""
         with torch.cuda.device(device):
             # Libraries choose their kernels and take their workspace in a run that is not recorded.
             beside = torch.cuda.Stream(device)

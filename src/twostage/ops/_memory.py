@@ -1,7 +1,7 @@
 """Memory for large results on the CPU, kept for the next one.
 
 The C library maps large blocks anew each time and gives them back when they are freed; filling fresh pages costs more
-than RoIAlign itself, and a fifth of a whole prediction, the more so on virtual machines. Here blocks are cut from slabs
+than RoIAlign itself, and a tenth of a whole prediction, the more so on virtual machines. Here blocks are cut from slabs
 that stay: the smallest gap that fits is taken, and neighbouring gaps become one again.
 """
 

@@ -159,6 +159,7 @@ class _Back(NamedTuple):
 
     @classmethod
     def empty(cls, x: Tensor, m: int, r: int, a: int, d: int) -> "_Back":
+        """For r rows of a tiles of m images, and at most d channels."""
         return cls(empty((m, r, a, _IN, _OUT, d), x.dtype), empty((m, r, _OUT, a, _OUT, d), x.dtype))
 
     def __call__(self, tiles: Float[Tensor, "m r a 6 6 d"]) -> Float[Tensor, "m y x d"]:
