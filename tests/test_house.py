@@ -13,7 +13,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # The rooms from the ground up: a module may import its own floor and those below.
 FLOORS = (
-    {"errors", "options", "kinds", "atomic", "folders", "environment", "download"},
+    {"errors", "options", "kinds", "atomic", "folders", "environment", "download", "progress"},
     {"ops", "data"},
     {"drawing", "detections"},
     {"models"},

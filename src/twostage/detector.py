@@ -1,8 +1,9 @@
 """A detector as its user holds it: a model with its class names, on a device, in a precision."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields as fields_of
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from twostage import __version__
 from twostage.data.dataset import Dataset
 from twostage.data.loader import evaluation_batches
+from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
 from twostage.errors import DataError, UsageError, nearest
@@ -20,9 +22,11 @@ from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.device import choose_device, require_precision
 from twostage.inference.predictor import detect_images, find, make_batch, run, to_arrays
 from twostage.inference.prepare import prepare
+from twostage.inference.proposing import network_proposals
 from twostage.inference.sources import Item, expand, is_one_picture
 from twostage.kinds import described, fits, fitted
 from twostage.models.fields import Count, Fields, Share
+from twostage.models.proposals.given import of_split
 from twostage.models.two_stage import Stages, TwoStage
 from twostage.models.zoo import ZOO
 from twostage.models.zoo import build as build_model
@@ -62,7 +66,7 @@ class Detector:
         """
         tensors = chain(self.model.parameters(), self.model.buffers())
         weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        now = (weights, self.model.fields, self.model.rpn.fields)
+        now = (weights, self.model.fields, self.model.rpn and self.model.rpn.fields)
         if self._fast is None or self._fast[0] != now:
             self._fast = now, prepare(self.model, self.dtype)
         return self._fast[1]
@@ -165,9 +169,11 @@ class Detector:
         iou: float | None = None,
         max_det: int | None = None,
         processes: Processes = ALONE,
+        proposals: Path | None = None,
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
+        `proposals` is a file of them, in place of what the model proposes or its source computes.
         Several `processes` (`training.distributed.joined`) share the images; the leader gets all detections.
         Raises UsageError where the data set's classes are not the detector's: `data.dataset.select_classes` chooses
         from a data set that has more.
@@ -181,6 +187,7 @@ class Detector:
         fields = self.model.fields
         if workers is None:
             workers = default_workers(on_cpu=self.device.type == "cpu", sharing=processes.local_world)
+        read = None if proposals is None else partial(read_proposals, proposals)
         loaded = evaluation_batches(
             dataset,
             resize=fields.resizing,
@@ -189,6 +196,7 @@ class Detector:
             divisor=fields.divisor,
             rank=processes.rank,
             world=processes.world,
+            proposals=of_split(dataset, fields, read, count=fields.rpn_keep_test),
         )
         gathered = Accumulator()
         model = self.prepared
@@ -199,6 +207,23 @@ class Detector:
             for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals), strict=True):
                 gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"])
         return Accumulator.join(processes.collect(gathered)).results()
+
+    def propose_dataset(
+        self,
+        dataset: Dataset,
+        *,
+        batch: int = 1,
+        workers: int | None = None,
+        after_image: Callable[[int, int], None] = lambda done, all: None,
+    ) -> ProposalSet:
+        """What the detector's network proposes on every image of a split, of whatever class, for others to use.
+
+        `after_image` is told how many images of how many are done. Raises UsageError where the detector has no such
+        network.
+        """
+        if workers is None:
+            workers = default_workers(on_cpu=self.device.type == "cpu")
+        return network_proposals(self.prepared, dataset, batch=batch, workers=workers, after_image=after_image)
 
     def output(self, conf: float | None, iou: float | None, max_det: int | None) -> Fields:
         """The model's fields with other thresholds of the last step; None keeps the model's."""

@@ -1,6 +1,7 @@
 """Folders a verb writes into: new ones, so that no earlier result is ever mixed up or lost."""
 
 import glob
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,14 @@ from filelock import FileLock, Timeout
 from twostage.errors import UsageError
 
 _PATIENCE = 20  # seconds
+
+
+def cache_folder(name: str) -> Path:
+    """Where what may be fetched or computed again is kept: `name` under $TWOSTAGE_HOME, else
+    $XDG_CACHE_HOME/twostage, else ~/.cache/twostage."""
+    home = os.environ.get("TWOSTAGE_HOME")
+    root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "twostage"
+    return root.expanduser() / name
 
 
 def new_folder(path: Path, flag: str) -> Path:

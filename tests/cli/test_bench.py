@@ -40,4 +40,4 @@ def test_bench_names_what_it_cannot_read(shell, tmp_path) -> None:
     assert answer.code == 3
     assert "broken.jpg" in answer.messages
     assert shell("bench", "--batch", "0").code == 2
-    assert shell("bench", "--model", "faster_rcnn_tiny").code == 2
+    assert shell("bench", "--model", "faster_rcnn_tinny").code == 2

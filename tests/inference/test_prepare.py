@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from proposing import with_proposals
 from torch import Tensor, nn
 
 from twostage import Detector
@@ -69,10 +70,12 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def errors(fast: TwoStage, model: TwoStage, images: Batch) -> list[float]:
     """Of every map, of what the proposal network says, and of the head on the trained model's own proposals."""
+    images = with_proposals(model, images)
     a, b = model.stages(images), fast.stages(images)
     logits, deltas = fast.head(fast.regions(b.maps, a.proposals.boxes))
-    pairs = [*zip(b.maps, a.maps, strict=True), *zip(b.dense.logits, a.dense.logits, strict=True)]
-    pairs += [*zip(b.dense.deltas, a.dense.deltas, strict=True), (logits, a.logits), (deltas, a.deltas)]
+    pairs = [*zip(b.maps, a.maps, strict=True), (logits, a.logits), (deltas, a.deltas)]
+    if a.dense is not None:
+        pairs += [*zip(b.dense.logits, a.dense.logits, strict=True), *zip(b.dense.deltas, a.dense.deltas, strict=True)]
     return [error(found, expected) for found, expected in pairs]
 
 

@@ -1,10 +1,11 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torchvision.models import detection
 
-from twostage.data.batch import Batch, Targets
+from twostage.data.batch import Batch, GivenProposals, Targets
 from twostage.errors import UsageError
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import Found
@@ -31,7 +32,7 @@ def small(name: str, **fields) -> TwoStage:
 
 
 def test_the_issues_names() -> None:
-    assert set(ZOO) == {
+    faster = {
         f"faster_rcnn_{name}"
         for name in (
             "vgg16",
@@ -45,8 +46,10 @@ def test_the_issues_names() -> None:
             "mobilenet_v3_large_fpn",
             "mobilenet_v3_large_320_fpn",
             "tiny_fpn",
+            "tiny",
         )
     }
+    assert set(ZOO) == faster | {f"fast_rcnn_{name}" for name in ("vgg16", "zf", "tiny")}
 
 
 # One of each kind of body, pyramid, regions and head. The rest differ in depth or fields, and run on the meta device.
@@ -89,14 +92,22 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
             valid=torch.empty(2, 9, dtype=torch.bool),
             seeds=torch.empty(2, dtype=torch.int64),
         )
+        fast = model.rpn is None
+        if fast:
+            shape = (2, model.fields.rpn_keep_test)
+            proposals = GivenProposals(torch.empty(*shape, 4), torch.empty(shape), torch.empty(shape, dtype=torch.bool))
+            batch = replace(batch, proposals=proposals)
         losses = model.train()(batch, targets)
         stages = model.eval().stages(batch)
-    assert [loss.shape for loss in losses.values()] == [()] * 4
+    assert [loss.shape for loss in losses.values()] == [()] * (2 if fast else 4)
     proposals = model.fields.rpn_keep_test
     assert stages.proposals.boxes.shape == (2, proposals, 4)
     assert stages.logits.shape == (2, proposals, 8)
     assert stages.deltas.shape == (2, proposals, 1 if model.fields.class_agnostic else 7, 4)
     assert stages.found.boxes.shape == (2, 100, 4)
+    if fast:
+        assert stages.dense is None
+        return
     anchors = [len(a) for a in stages.dense.anchors]
     per_position = len(model.fields.anchor_ratios) * len(model.fields.anchor_sizes[0])
     assert anchors == [m.shape[2] * m.shape[3] * per_position for m in stages.maps]

@@ -2,8 +2,9 @@ import pytest
 from torchvision.models import get_weight
 
 from twostage.errors import UsageError
+from twostage.folders import cache_folder
 from twostage.models.zoo import ZOO
-from twostage.weights.published import PUBLISHED, Published, cache_folder, published
+from twostage.weights.published import PUBLISHED, Published, published
 
 ENUMS = {
     "vgg16-imagenet": "VGG16_Weights.IMAGENET1K_V1",
@@ -43,8 +44,8 @@ def test_where_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("USERPROFILE", "/home/me")
     monkeypatch.delenv("TWOSTAGE_HOME", raising=False)
-    assert cache_folder().as_posix().endswith("home/me/.cache/twostage/weights")
+    assert cache_folder("weights").as_posix().endswith("home/me/.cache/twostage/weights")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert cache_folder().as_posix().endswith("/cache/twostage/weights")
+    assert cache_folder("weights").as_posix().endswith("/cache/twostage/weights")
     monkeypatch.setenv("TWOSTAGE_HOME", "/mine")
-    assert cache_folder().as_posix().endswith("/mine/weights")
+    assert cache_folder("weights").as_posix().endswith("/mine/weights")

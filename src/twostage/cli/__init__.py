@@ -38,6 +38,7 @@ _GROUPS = {
             "stats": "Tell its sizes, classes, objects an image, and what anchors reach.",
             "view": "Write a page of its pictures with their boxes.",
             "convert": "Write a data set in another layout, with nothing lost.",
+            "proposals": "Compute region proposals, and tell how many objects they reach.",
             "split": "Deal the pictures out into new splits, stratified by class.",
         },
     ),

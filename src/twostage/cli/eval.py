@@ -39,6 +39,9 @@ class EvalOptions:
         None, "COCO results file, or folder of VOC results, instead of --weights.", group="Model"
     )
     model_fields: dict[str, Any] = option({}, "Fields of the model, as --set model.FIELD=VALUE.", group="Model")
+    proposals: Path | None = option(
+        None, "File of `data proposals`, in place of what the detector proposes.", group="Model"
+    )
     split: str | None = option(None, "Split to score on (default: val, else valid, else test).", group="Data")
     images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
     voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
@@ -72,7 +75,9 @@ class EvalOptions:
         if (self.weights is None) == (self.predictions is None):
             given = "both" if self.weights else "neither"
             raise UsageError(f"{given} of weights and predictions given: give the one that is to be scored")
-        of_detector = {name: getattr(self, name) for name in ("conf", "iou", "size", "max_size", "model_fields")}
+        of_detector = {
+            name: getattr(self, name) for name in ("conf", "iou", "size", "max_size", "model_fields", "proposals")
+        }
         said = [name for name, value in of_detector.items() if value not in (None, {})]
         if self.predictions is not None and said:
             raise UsageError(f"{said[0]} is for --weights: results are scored as they stand in their file")
@@ -139,6 +144,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
             iou=options.iou,
             max_det=options.max_det,
             processes=processes,
+            proposals=options.proposals,
         )
         if not processes.leads:
             return Outcome(None)

@@ -14,7 +14,7 @@ from twostage.errors import UsageError
 from twostage.options import option
 
 # Sections of a help page, from top to bottom.
-_SECTIONS = ("Options", "Data", "Model", "Schedule", "Images", "Validation", "Detections", "Run", "Output")
+_SECTIONS = ("Options", "Data", "Model", "Proposals", "Schedule", "Images", "Validation", "Detections", "Run", "Output")
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,12 @@ class View(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image and its objects. `labels` are class ids."""
+    """An image and its objects. `labels` are class ids, `proposals` boxes and scores where the data set has them."""
 
     image: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]
     boxes: Float[Tensor, "g 4"]
     labels: Int[Tensor, " g"]
+    proposals: Float[Tensor, "p 5"] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,11 @@ class Augment:
         boxes, keep = clip(view.boxes(sample.boxes), view.shape, self.visible)
         scale = 1.0 if sample.image.is_floating_point() else 255.0
         beyond = (torch.tensor(self.beyond)[:, None, None] * scale).to(sample.image.dtype)
-        return Sample(view.image(sample.image, beyond), boxes[keep], sample.labels[keep])
+        proposals = sample.proposals
+        if proposals is not None:
+            moved, seen = clip(view.boxes(proposals[:, :4]), view.shape, self.visible)
+            proposals = torch.cat([moved, proposals[:, 4:]], dim=1)[seen]
+        return Sample(view.image(sample.image, beyond), boxes[keep], sample.labels[keep], proposals)
 
     def view(self, height: int, width: int, boxes: Float[Tensor, "g 4"], rng: np.random.Generator) -> View:
         """The view of an image of this size that the generator draws."""

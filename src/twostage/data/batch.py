@@ -4,7 +4,8 @@ Letters: N images, H, W the canvas, G ground-truth boxes of the fullest image; t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,16 +13,37 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
+class GivenProposals(NamedTuple):
+    """Proposals that come with the images, on the pixels of the batch, best first, padded to one number P."""
+
+    boxes: Float[Tensor, "n p 4"]
+    scores: Float[Tensor, "n p"]
+    valid: Bool[Tensor, "n p"]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "GivenProposals":
+        """All three tensors changed alike."""
+        return GivenProposals(*(change(tensor) for tensor in self))
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Images in RGB, 0 to 1, each in the top left corner of the canvas; `sizes` is each image's own (height, width)."""
+    """Images in RGB, 0 to 1, each in the top left corner of the canvas; `sizes` is each image's own (height, width).
+
+    `proposals` are there where another source than the model's own network proposes.
+    """
 
     images: Float[Tensor, "n 3 h w"]
     sizes: Int[Tensor, "n 2"]
+    proposals: GivenProposals | None = None
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the canvas."""
+        return self.images.shape[2], self.images.shape[3]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; the copy runs beside the computation where the memory is pinned."""
-        return Batch(self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def on_canvas(self, height: int, width: int) -> "Batch":
         """The same images on a larger canvas."""
@@ -29,16 +51,31 @@ class Batch:
             return self
         canvas = self.images.new_zeros(len(self.images), 3, height, width).contiguous(memory_format=torch.channels_last)
         canvas[:, :, : self.images.shape[2], : self.images.shape[3]] = self.images
-        return Batch(canvas, self.sizes)
+        return replace(self, images=canvas)
 
     def split(self, count: int) -> "list[Batch]":
         """The same images, at most so many together."""
-        parts = zip(self.images.split(count), self.sizes.split(count), strict=True)
-        return [Batch(images, sizes) for images, sizes in parts]
+        return [self._each(lambda x, i=i: x[i : i + count]) for i in range(0, len(self.images), count)]  # type: ignore[misc]
+
+    def clone(self) -> "Batch":
+        """The same batch in memory of its own."""
+        return self._each(lambda tensor: tensor.clone(memory_format=torch.preserve_format))
+
+    def copy_(self, other: "Batch") -> None:
+        """Take over the content of a batch of the same shapes."""
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            mine.copy_(theirs)
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.images, self.sizes, *(self.proposals or ())]
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, from which copies to a GPU run beside the computation."""
-        return Batch(self.images.pin_memory(), self.sizes.pin_memory())
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        given = None if self.proposals is None else self.proposals.each(change)
+        return Batch(change(self.images), change(self.sizes), given)
 
 
 @dataclass(frozen=True)
@@ -85,6 +122,14 @@ def stack_images(images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32)
     for place, image in zip(canvas, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return Batch(canvas, sizes)
+
+
+def stack_proposals(proposals: Sequence[Float[Tensor, "_ 5"]], count: int) -> GivenProposals:
+    """The first `count` proposals of each image, boxes xyxy and score side by side, padded to that number."""
+    some = [p[:count] for p in proposals]
+    padded = torch.stack([pad(p, (0, 0, 0, count - len(p))) for p in some])
+    number = torch.tensor([len(p) for p in some])
+    return GivenProposals(padded[..., :4], padded[..., 4], torch.arange(count) < number[:, None])
 
 
 def stack_targets(

@@ -8,6 +8,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from twostage.data.augment import Augment, Sample
-from twostage.data.batch import Batch, Targets, stack_images, stack_targets
+from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_targets
 from twostage.data.dataset import Dataset
 from twostage.data.images import read_image
 from twostage.data.order import Plan, evaluation_plans, training_plans
+from twostage.data.proposals import ProposalSet
 from twostage.data.randomness import generator, mix
 from twostage.data.resize import Resize
 from twostage.errors import DataError, TwostageError, UsageError
@@ -44,6 +46,13 @@ class Loaded(NamedTuple):
     epoch: int
 
 
+class Given(NamedTuple):
+    """Proposals of every image of a split, and how many of an image a batch holds."""
+
+    all: ProposalSet
+    keep: int
+
+
 def training_batches(
     dataset: Dataset,
     *,
@@ -57,6 +66,7 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
+    proposals: Given | None = None,
 ) -> Iterator[Loaded]:
     """Batches from step `start` on, without end; `steps_per_epoch` of them see every image.
 
@@ -68,7 +78,7 @@ def training_batches(
         raise UsageError(f"batch is {batch}; it must be a positive multiple of the {world} processes.")
     _need_images(dataset)
     plans = training_plans(dataset.sizes, batch=batch, seed=seed, start=start, rank=rank, world=world)
-    reader = Reader(dataset, resize, augment, seed, divisor)
+    reader = Reader(dataset, resize, augment, seed, divisor, proposals)
     return _stream(reader, plans, _affordable(workers, dataset, resize, batch // world), pin)
 
 
@@ -83,6 +93,7 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
+    proposals: Given | None = None,
 ) -> Iterator[Loaded]:
     """Every image once, grouped by canvas: `indices` tell which. With several processes each gets its share of batches.
 
@@ -90,15 +101,24 @@ def evaluation_batches(
     """
     _need_images(dataset)
     plans = evaluation_plans(dataset.sizes, resize=resize, divisor=divisor, batch=batch, rank=rank, world=world)
-    reader = Reader(dataset, resize, None, seed, divisor)
+    reader = Reader(dataset, resize, None, seed, divisor, proposals)
     return _stream(reader, plans, _affordable(min(workers, len(plans)), dataset, resize, batch), pin)
 
 
 class Reader:
     """Makes the batch of a plan; the part of the loader that runs in worker processes."""
 
-    def __init__(self, dataset: Dataset, resize: Resize, augment: Augment | None, seed: int, divisor: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        resize: Resize,
+        augment: Augment | None,
+        seed: int,
+        divisor: int,
+        proposals: Given | None = None,
+    ) -> None:
         self.dataset, self.resize, self.augment, self.seed, self.divisor = dataset, resize, augment, seed, divisor
+        self.proposals = proposals
 
     def __getitem__(self, plan: Plan) -> Loaded | DataError:
         """The batch, or the reason why it cannot be made: an exception that crosses processes would lose its type."""
@@ -107,6 +127,9 @@ class Reader:
         except DataError as error:
             return error
         batch = stack_images([s.image for s in samples], divisor=self.divisor)
+        if self.proposals is not None:
+            given = [s.proposals for s in samples if s.proposals is not None]
+            batch = replace(batch, proposals=stack_proposals(given, self.proposals.keep))
         seeds = [mix(self.seed, int(self.dataset.image_ids[i])) for i in plan.indices]
         targets = stack_targets([s.boxes for s in samples], [s.labels for s in samples], seeds)
         return Loaded(batch, targets, torch.from_numpy(plan.indices.copy()), plan.step, plan.epoch)
@@ -114,13 +137,20 @@ class Reader:
     def sample(self, index: int, epoch: int) -> Sample:
         """One image as it enters the network, float32 from 0 to 1, with its objects on its pixels."""
         sample = read_sample(self.dataset, index)
+        if self.proposals is not None:
+            boxes, scores = self.proposals.all.best(index, self.proposals.keep)
+            sample = sample._replace(proposals=torch.from_numpy(np.concatenate([boxes, scores[:, None]], axis=1)))
         if self.augment is None:
             image = self.resize(sample.image)
         else:
             rng = generator(self.seed, epoch, index)
             sample = self.augment.geometry(sample, rng)
             image = self.augment.recolour(self.resize(sample.image), rng)
-        return Sample(image, scale_boxes(sample.boxes, _shape(sample.image), _shape(image)), sample.labels)
+        old, new = _shape(sample.image), _shape(image)
+        given = sample.proposals
+        if given is not None:
+            given = torch.cat([scale_boxes(given[:, :4], old, new), given[:, 4:]], dim=1)
+        return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given)
 
 
 def read_sample(dataset: Dataset, index: int) -> Sample:

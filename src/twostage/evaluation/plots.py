@@ -17,6 +17,7 @@ from twostage.data.dataset import Dataset
 from twostage.drawing import colour_of
 from twostage.evaluation.confusion import Confusion
 from twostage.evaluation.curves import Curves
+from twostage.evaluation.recall import ProposalRecall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,6 +192,32 @@ def plot_stages(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> "Figu
     _style(axes, "milliseconds", "", grid="x")
     axes.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     axes.set_title("Where the time of a prediction goes", **_TITLE)
+    return figure
+
+
+def plot_recall(recalls: Mapping[str, ProposalRecall]) -> "Figure":
+    """Recall over IoU at each number of proposals (Faster R-CNN, figure 4), then over their number at IoU 0.5.
+
+    One line for each source; all must have been measured with the same numbers and thresholds.
+    """
+    first = next(iter(recalls.values()))
+    figure = _figure(3.4 * (len(first.counts) + 1), 3.8)
+    *by_iou, by_count = figure.subplots(1, len(first.counts) + 1, sharey=True)
+    for k, (name, recall) in enumerate(recalls.items()):
+        look: dict[str, Any] = {"color": _hex(k), "linestyle": _DASHES[k % len(_DASHES)], "lw": 1.8, "label": name}
+        for axes, count in zip(by_iou, recall.counts, strict=True):
+            axes.plot(recall.ious, [recall.at(count, iou=iou) for iou in recall.ious], **look)
+        by_count.plot(recall.counts, [recall.at(count, iou=0.5) for count in recall.counts], marker="o", ms=3, **look)
+    for axes, count in zip(by_iou, first.counts, strict=True):
+        _style(axes, "IoU", "recall" if axes is by_iou[0] else "")
+        axes.set_title(f"{count} proposals", **_TITLE)
+    _style(by_count, "proposals an image", "")
+    by_count.set_xscale("log")
+    by_count.set_xticks(first.counts, [str(count) for count in first.counts], fontsize=7)
+    by_count.set_xticks([], minor=True)
+    by_count.set_title("Recall at IoU 0.5", **_TITLE)
+    by_count.set_ylim(0, 1.02)
+    by_iou[0].legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from twostage.data.dataset import Dataset
+from twostage.data.proposals import ProposalSet
 from twostage.evaluation.coco import COCO_IOUS, SIZES, coco_scores
 from twostage.evaluation.groups import image_of_objects, images_between
 from twostage.evaluation.results import Results
@@ -63,6 +64,16 @@ def proposal_recall(
     total = np.array([np.count_nonzero(of_size) for of_size in sizes], dtype=float)[:, None]
     recall = np.where(total > 0, reached / np.maximum(total, 1), -1.0)
     return ProposalRecall(tuple(ious), tuple(sorted(counts)), recall)
+
+
+def as_results(proposals: ProposalSet) -> Results:
+    """Proposals in the form of detections of one class."""
+    return Results(
+        images=np.repeat(np.arange(len(proposals), dtype=np.int64), np.diff(proposals.offsets)),
+        boxes=proposals.boxes.astype(np.float64),
+        scores=proposals.scores.astype(np.float64),
+        class_ids=np.zeros(len(proposals.boxes), dtype=np.int64),
+    )
 
 
 def _best_of_each_image(proposals: Results, first: int, last: int, most: int) -> Results:

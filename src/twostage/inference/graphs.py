@@ -53,7 +53,8 @@ class Recordings:
 
     def __call__(self, model: TwoStage, batch: Batch, output: Fields, read: Callable[[Stages], T]) -> T:
         """What `read` makes of the stages of the forward pass."""
-        key = (tuple(batch.images.shape), batch.images.dtype, output)
+        given = None if batch.proposals is None else tuple(batch.proposals.scores.shape)
+        key = (tuple(batch.images.shape), batch.images.dtype, given, output)
         with self._alone:
             recording = self._kept.get(key)
             if recording is None and self._came.get(key):
@@ -64,15 +65,14 @@ class Recordings:
                     self._came.popitem(last=False)
                 return read(model.stages(batch, output))
             self._kept.move_to_end(key)
-            recording.inputs.images.copy_(batch.images)
-            recording.inputs.sizes.copy_(batch.sizes)
+            recording.inputs.copy_(batch)
             recording.replay()
             return read(recording.stages)
 
     def _recorded(self, key: object, model: TwoStage, batch: Batch, output: Fields) -> Recording | None:
         if len(self._kept) >= _KEEP:
             self._kept.popitem(last=False)
-        inputs = Batch(batch.images.clone(memory_format=torch.preserve_format), batch.sizes.clone())
+        inputs = batch.clone()
         try:
             stages, replay = self.record(lambda: model.stages(inputs, output))
         except RuntimeError as error:  # torch's own of CUDA and of memory are such

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ from twostage.data.batch import Batch, canvas_shape, stack_images
 from twostage.detections import Detections
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import Found, detect
-from twostage.models.proposals.rpn import Dense
+from twostage.models.proposals.given import of_pictures
+from twostage.models.proposals.rpn import Dense, Proposals
 from twostage.models.two_stage import Stages, TwoStage
 
 log = logging.getLogger("twostage.inference")
@@ -23,10 +25,20 @@ _PIXELS = 1_500_000  # together in one pass on a processor
 
 
 def make_batch(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], fields: Fields) -> Batch:
-    """Pictures (RGB) as the model takes them: resized by its rule, on one canvas."""
+    """Pictures (RGB) as the model takes them: resized by its rule, on one canvas, with proposals where it has none."""
+    return proposed(resized(images, fields), images, fields)
+
+
+def resized(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], fields: Fields) -> Batch:
+    """Pictures (RGB) resized by the model's rule, on one canvas."""
     resize = fields.resizing
     tensors = [resize(torch.tensor(image).permute(2, 0, 1)) for image in images]
     return stack_images(tensors, divisor=fields.divisor)
+
+
+def proposed(batch: Batch, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], fields: Fields) -> Batch:
+    """The batch of these pictures with proposals, for a model that does not propose by itself."""
+    return replace(batch, proposals=of_pictures(images, [(int(h), int(w)) for h, w in batch.sizes], fields))
 
 
 @torch.inference_mode()
@@ -74,7 +86,9 @@ def finished(model: TwoStage, stages: Stages, sizes: Int[Tensor, "n 2"], output:
 def suppressed_again(model: TwoStage, stages: Stages, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
     """The detections of a forward pass with both suppressions repeated by the processor."""
     sizes = sizes.cpu()
-    proposals = model.rpn.propose(Dense(*([level.cpu() for level in part] for part in stages.dense)), sizes)
+    proposals = Proposals(*(value.cpu() for value in stages.proposals))
+    if model.rpn is not None and stages.dense is not None:
+        proposals = model.rpn.propose(Dense(*([level.cpu() for level in part] for part in stages.dense)), sizes)
     logits, deltas = model.head(model.regions(stages.maps, proposals.boxes.to(model.mean.device)))
     return detect(logits.cpu(), deltas.cpu(), proposals, sizes, output)
 

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 from twostage.data.images import read_image
-from twostage.inference.predictor import find, make_batch, parts, run, to_arrays
+from twostage.inference.predictor import find, make_batch, parts, proposed, resized, run, to_arrays
 from twostage.models.two_stage import TwoStage
 
 STAGES = (
@@ -108,8 +108,10 @@ def _once(model: TwoStage, pictures: Sequence[str | Path | bytes]) -> dict[str, 
 
     images = [read_image(picture) for picture in pictures]
     done("read")
-    batch = make_batch(images, model.fields)
+    batch = resized(images, model.fields)
     done("resize")
+    batch = proposed(batch, images, model.fields)
+    done("proposals")
     originals = iter([(image.shape[0], image.shape[1]) for image in images])
     for part in parts(model, batch):
         with _noting(model, done):
@@ -123,7 +125,9 @@ def _once(model: TwoStage, pictures: Sequence[str | Path | bytes]) -> dict[str, 
 def _noting(model: TwoStage, done: Callable[[str], None]) -> Iterator[None]:
     """Within it `done` is told the name of each stage when it ends."""
     body = getattr(model.backbone, "body", None)
-    ends = {model.backbone: "backbone", model.rpn: "rpn", model.regions: "region features", model.head: "heads"}
+    ends = {model.backbone: "backbone", model.regions: "region features", model.head: "heads"}
+    if model.rpn is not None:
+        ends[model.rpn] = "rpn"
     if isinstance(body, nn.Module):
         ends |= {body: "backbone", model.backbone: "neck"}
     hooks = [

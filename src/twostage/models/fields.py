@@ -38,6 +38,11 @@ class Fields:
     # Backbone
     norm: Literal["frozen", "batch", "group"] = "frozen"
     norm_eps: NotNegative = 1e-5  # torchvision's COCO_V1 ResNet-50 wants 0.0
+    # How models named *_fpn see objects of every size; see models.backbones.pyramids.
+    pyramid: Literal["top_down", "levels", "single", "image"] = "top_down"
+
+    # Where proposals come from: the model's own network, the pixels (models.proposals.sources), or a file.
+    proposals: Literal["network", "selective_search", "selective_search_quality", "sliding_window", "file"] = "network"
 
     # Anchors: side lengths in pixels per level, height / width ratios.
     anchor_sizes: tuple[tuple[Positive, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
@@ -65,13 +70,17 @@ class Fields:
     rpn_beta: NotNegative = 1 / 9  # smooth L1 turns from square to linear here
     rpn_top_train: Count = 2000  # before NMS, per level
     rpn_top_test: Count = 1000
-    rpn_keep_train: Count = 2000  # after NMS, all levels together
+    rpn_keep_train: Count = 2000  # after NMS, all levels together; of proposals from elsewhere the best so many
     rpn_keep_test: Count = 1000
     rpn_nms: Share = 0.7
     rpn_min_size: NotNegative = 1e-3  # pixels of the resized image (py-faster-rcnn: of the original)
     rpn_score_threshold: Share = 0.0  # probability of being an object
 
+    # True: the regions' loss also moves the proposals' corners (section 3.2, "non-approximate joint training").
+    proposal_gradient: bool = False
+
     # Regions
+    roi: Literal["align", "pool"] = "align"  # Mask R-CNN's, or Fast R-CNN's from a single map
     roi_size: Count = 7
     roi_sampling_ratio: CountFromZero = 2  # 0: as many points as the bin has pixels
     roi_max_samples: Count | None = 8  # then at most so many along each axis of a bin; None, on a CPU only: no limit
@@ -106,7 +115,8 @@ class Fields:
     candidates: Count | None = None  # boxes an image that enter the last NMS; None: all, on a GPU the best 4096
 
     # Training
-    recipe: Literal["finetune", "paper", "paper_zf", "scratch"] = "finetune"  # see training.recipe
+    # See training.recipe.
+    recipe: Literal["finetune", "paper", "paper_zf", "paper_fast", "paper_fast_zf", "scratch"] = "finetune"
 
     @property
     def resizing(self) -> Resize:
@@ -161,10 +171,21 @@ PAPER = Fields(
     rpn_keep_train=2000,
     rpn_keep_test=300,
     rpn_min_size=16.0,
+    roi="pool",
     head_channels=4096,
     dropout=0.5,
     region_batch=128,
     box_beta=1.0,
     nms=0.3,
     recipe="paper",
+)
+
+# Fast R-CNN (Girshick 2015), sections 2.3 and 4.1: 2 images of 64 regions, background at IoU 0.1 to 0.5.
+FAST = replace(
+    PAPER,
+    proposals="selective_search",
+    rpn_keep_test=2000,
+    region_batch=64,
+    region_background_iou=(0.1, 0.5),
+    recipe="paper_fast",
 )

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from twostage.errors import UsageError, nearest
 from twostage.models.backbones import resnet
 from twostage.models.backbones.fpn import FPN
 from twostage.models.backbones.mobilenet import MobileNetV3Large
-from twostage.models.backbones.norm import norm_layer
+from twostage.models.backbones.norm import Norm, norm_layer
+from twostage.models.backbones.pyramids import ImagePyramid, Levels, pyramid
 from twostage.models.backbones.tiny import Tiny
 from twostage.models.backbones.vgg import VGG16
 from twostage.models.backbones.zf import ZF
-from twostage.models.fields import PAPER, Fields
+from twostage.models.fields import FAST, PAPER, Fields
 from twostage.models.heads.box import BoxHead, ConvsAndLayer, Stage5, TwoLayers
 from twostage.models.proposals.rpn import RPN
 from twostage.models.regions.pooling import AlignedRegions, PooledRegions
@@ -57,6 +60,13 @@ TINY = replace(
     soft_nms="linear",
     recipe="scratch",
 )
+TINY_SINGLE = replace(
+    TINY,
+    anchor_sizes=((16.0, 32.0, 64.0, 128.0),),
+    rpn_top_train=2000,
+    rpn_top_test=1000,
+    roi="pool",
+)
 
 
 def faster_rcnn_vgg16(num_classes: int, **fields: Any) -> TwoStage:
@@ -71,17 +81,27 @@ def faster_rcnn_zf(num_classes: int, **fields: Any) -> TwoStage:
     return _single_map(chosen, num_classes, ZF())
 
 
+def fast_rcnn_vgg16(num_classes: int, **fields: Any) -> TwoStage:
+    """Fast R-CNN as in its paper, with VGG16 and selective search's proposals (Girshick 2015)."""
+    return _single_map(FAST.changed(fields), num_classes, VGG16())
+
+
+def fast_rcnn_zf(num_classes: int, **fields: Any) -> TwoStage:
+    """Fast R-CNN with the five-layer net of Zeiler and Fergus, on selective search's proposals."""
+    return _single_map(replace(FAST, roi_size=6, recipe="paper_fast_zf").changed(fields), num_classes, ZF())
+
+
 def faster_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-50 up to stage 4 for the map, stage 5 on every region (He et al. 2016, appendix A)."""
-    chosen = C4.changed(fields)
+    chosen = _require_top_down(C4.changed(fields))
     norm = norm_layer(chosen.norm, chosen.norm_eps)
     body = resnet.resnet50(norm, first=3, stages=3)
     return TwoStage(
         chosen,
         num_classes,
         backbone=body,
-        rpn=RPN(chosen, body.channels[0], body.strides),
-        regions=AlignedRegions(chosen, body.strides),
+        rpn=_rpn(chosen, body.channels[0], body.strides),
+        regions=_regions(chosen, body.strides),
         head=BoxHead(chosen, Stage5(norm), Stage5.channels, num_classes),
     )
 
@@ -108,7 +128,7 @@ def faster_rcnn_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
 
 def faster_rcnn_resnet50_fpn_v2(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-50 with normalised pyramid and a head of four convolutions (Li et al. 2021); torchvision's `_v2`."""
-    chosen = V2.changed(fields)
+    chosen = _require_top_down(V2.changed(fields))
     norm = norm_layer(chosen.norm, chosen.norm_eps)
     backbone = FPN(resnet.resnet50(norm), 256, norm)
     body = ConvsAndLayer(256, chosen.roi_size, chosen.head_convs, chosen.head_channels, norm)
@@ -127,16 +147,29 @@ def faster_rcnn_mobilenet_v3_large_320_fpn(num_classes: int, **fields: Any) -> T
 
 def faster_rcnn_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """A small net of our own that learns from scratch in minutes on two processor cores."""
-    chosen = TINY.changed(fields)
-    backbone = FPN(Tiny(norm_layer(chosen.norm, chosen.norm_eps)), 64, extra=False)
-    return TwoStage(
-        chosen,
-        num_classes,
-        backbone=backbone,
-        rpn=RPN(chosen, 64, backbone.strides),
-        regions=AlignedRegions(chosen, backbone.strides),
-        head=_two_layers(chosen, 64, num_classes),
+    chosen = _with_levels(TINY.changed(fields))
+    norm = norm_layer(chosen.norm, chosen.norm_eps)
+    backbone = pyramid(
+        chosen.pyramid,
+        lambda: Tiny(norm),
+        lambda: tiny_single(norm),
+        64,
+        extra=False,
+        levels=len(chosen.anchor_sizes),
     )
+    return _pyramid(chosen, num_classes, backbone, _two_layers(chosen, 64, num_classes))
+
+
+def faster_rcnn_tiny(num_classes: int, **fields: Any) -> TwoStage:
+    """The small net with a single map of stride 16, as the detectors before pyramids have it."""
+    chosen = TINY_SINGLE.changed(fields)
+    return _single_map(chosen, num_classes, tiny_single(norm_layer(chosen.norm, chosen.norm_eps)))
+
+
+def fast_rcnn_tiny(num_classes: int, **fields: Any) -> TwoStage:
+    """Fast R-CNN with the small net of a single map, on selective search's proposals."""
+    chosen = replace(TINY_SINGLE, proposals="selective_search", region_background_iou=(0.1, 0.5)).changed(fields)
+    return _single_map(chosen, num_classes, tiny_single(norm_layer(chosen.norm, chosen.norm_eps)))
 
 
 ZOO: dict[str, Callable[..., TwoStage]] = {
@@ -144,6 +177,8 @@ ZOO: dict[str, Callable[..., TwoStage]] = {
     for function in (
         faster_rcnn_vgg16,
         faster_rcnn_zf,
+        fast_rcnn_vgg16,
+        fast_rcnn_zf,
         faster_rcnn_resnet50_c4,
         faster_rcnn_resnet18_fpn,
         faster_rcnn_resnet34_fpn,
@@ -153,6 +188,8 @@ ZOO: dict[str, Callable[..., TwoStage]] = {
         faster_rcnn_mobilenet_v3_large_fpn,
         faster_rcnn_mobilenet_v3_large_320_fpn,
         faster_rcnn_tiny_fpn,
+        faster_rcnn_tiny,
+        fast_rcnn_tiny,
     )
 }
 
@@ -172,36 +209,82 @@ def require_model(name: str) -> None:
         raise UsageError(f"There is no model {name!r}. {nearest(name, ZOO)}")
 
 
-def _single_map(fields: Fields, num_classes: int, backbone: VGG16 | ZF) -> TwoStage:
-    channels, stride = backbone.channels[0], backbone.strides[0]
+def _single_map(fields: Fields, num_classes: int, backbone: VGG16 | ZF | Tiny) -> TwoStage:
+    _require_top_down(fields)
+    channels = backbone.channels[0]
     return TwoStage(
         fields,
         num_classes,
         backbone=backbone,
-        rpn=RPN(fields, channels, backbone.strides),
-        regions=PooledRegions(fields, stride),
+        rpn=_rpn(fields, channels, backbone.strides),
+        regions=_regions(fields, backbone.strides),
         head=_two_layers(fields, channels, num_classes),
     )
 
 
+def _require_top_down(fields: Fields) -> Fields:
+    """Raises UsageError where another pyramid is asked of a model that has none to choose."""
+    if fields.pyramid != "top_down":
+        raise UsageError(f"pyramid is {fields.pyramid!r}, which this model has not: choose a ResNet's or tiny's *_fpn.")
+    return fields
+
+
+def _rpn(fields: Fields, channels: int, strides: tuple[int, ...]) -> RPN | None:
+    """The network that proposes, where proposals do not come from elsewhere."""
+    return RPN(fields, channels, strides) if fields.proposals == "network" else None
+
+
+def _regions(fields: Fields, strides: tuple[int, ...]) -> nn.Module:
+    """The pooling of the field `roi`. Raises UsageError where it cannot do what other fields ask."""
+    if fields.roi == "align":
+        return AlignedRegions(fields, strides)
+    if len(strides) > 1:
+        raise UsageError(f"roi is 'pool', which reads a single map; this model has {len(strides)}: choose roi=align.")
+    if fields.proposal_gradient:
+        raise UsageError("proposal_gradient needs roi=align: RoIPool's corners are whole cells, and have no gradient.")
+    return PooledRegions(fields, strides[0])
+
+
+def tiny_single(norm: Norm) -> Tiny:
+    """The small net up to its map of stride 16."""
+    return Tiny(norm, (32, 64, 128), (1, 1, 1), first=2)
+
+
+def _with_levels(fields: Fields) -> Fields:
+    """The same, but a single map has the anchors of all levels."""
+    if fields.pyramid != "single":
+        return fields
+    return replace(fields, anchor_sizes=(tuple(size for sizes in fields.anchor_sizes for size in sizes),))
+
+
 def _resnet_fpn(fields: Fields, num_classes: int, body: Callable[..., resnet.ResNet]) -> TwoStage:
-    backbone = FPN(body(norm_layer(fields.norm, fields.norm_eps)), 256)
+    fields = _with_levels(fields)
+    norm = norm_layer(fields.norm, fields.norm_eps)
+    backbone = pyramid(
+        fields.pyramid,
+        lambda: body(norm),
+        lambda: body(norm, first=3, stages=3),
+        256,
+        extra=True,
+        levels=len(fields.anchor_sizes),
+    )
     return _pyramid(fields, num_classes, backbone, _two_layers(fields, 256, num_classes))
 
 
 def _mobilenet(fields: Fields, num_classes: int) -> TwoStage:
+    _require_top_down(fields)
     backbone = FPN(MobileNetV3Large(norm_layer(fields.norm, fields.norm_eps)), 256)
     return _pyramid(fields, num_classes, backbone, _two_layers(fields, 256, num_classes))
 
 
-def _pyramid(fields: Fields, num_classes: int, backbone: FPN, head: BoxHead) -> TwoStage:
+def _pyramid(fields: Fields, num_classes: int, backbone: FPN | Levels | ImagePyramid, head: BoxHead) -> TwoStage:
     """The proposal network reads every level, the regions all but the extra one."""
     return TwoStage(
         fields,
         num_classes,
         backbone=backbone,
-        rpn=RPN(fields, backbone.channels[0], backbone.strides),
-        regions=AlignedRegions(fields, backbone.strides[:-1]),
+        rpn=_rpn(fields, backbone.channels[0], backbone.strides),
+        regions=_regions(fields, backbone.strides[:-1] if backbone.extra else backbone.strides),
         head=head,
     )
 

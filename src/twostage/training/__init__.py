@@ -14,6 +14,9 @@ def train(options: TrainOptions) -> dict[str, Any]:
     KeyboardInterrupt on Ctrl-C, after saving.
     """
     # torch comes with it: options alone, and so the command line's help, do without.
+    from twostage.training.alternating import alternate
+    from twostage.training.folder import read_options
     from twostage.training.run import run
 
-    return run(options)
+    scheme = options.scheme if options.resume is None else read_options(options.resume).scheme
+    return alternate(options) if scheme == "alternating" else run(options)

@@ -154,7 +154,11 @@ def read_options(folder: Path) -> TrainOptions:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         fitted: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else Path(value) if name in ("data", "images") else value
+            name: tuple(value)
+            if isinstance(value, list)
+            else Path(value)
+            if name in ("data", "images", "proposals")
+            else value
             for name, value in values.items()
         }
         return TrainOptions(**fitted)

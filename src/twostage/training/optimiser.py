@@ -26,6 +26,20 @@ def freeze(model: TwoStage, stages: int) -> None:
             module.requires_grad_(False)
 
 
+def only(model: TwoStage, parts: Collection[str]) -> None:
+    """Let these of backbone, rpn and head learn, and fix the others; losses of a fixed rpn or head do not count.
+
+    Raises UsageError where nothing is left that learns.
+    """
+    model.learns = tuple(parts)
+    for name in ("backbone", "rpn", "head"):
+        part = getattr(model, name)
+        if part is not None and name not in parts:
+            part.requires_grad_(False)
+    if model.rpn is None and "head" not in parts:
+        raise UsageError(f"learn is {', '.join(parts)}; this model has no network that proposes: its head must learn")
+
+
 def whole_stages(model: TwoStage, loaded: Collection[str]) -> int:
     """How many of the backbone's first parts are made of loaded tensors alone."""
     name_of = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -37,13 +51,14 @@ def whole_stages(model: TwoStage, loaded: Collection[str]) -> int:
 
 
 def train_mode(model: TwoStage, stages: int) -> None:
-    """Training mode, but for the statistics of frozen stages."""
+    """Training mode, but for the statistics of frozen stages and of parts that do not learn."""
     model.train()
-    for part in _parts(model)[:stages]:
-        for module in part:
-            for norm in module.modules():
-                if isinstance(norm, _BatchNorm):
-                    norm.eval()
+    frozen = [module for part in _parts(model)[:stages] for module in part]
+    frozen += [model.get_submodule(name) for name in ("backbone", "rpn", "head") if _rests(model, name)]
+    for module in frozen:
+        for norm in module.modules():
+            if isinstance(norm, _BatchNorm):
+                norm.eval()
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
@@ -56,6 +71,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     if recipe.optimizer == "sgd":
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=_fused(learning))
     return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=_fused(learning))
+
+
+def _rests(model: TwoStage, name: str) -> bool:
+    return getattr(model, name) is not None and name not in model.learns
 
 
 def _parts(model: TwoStage) -> list[list[nn.Module]]:

@@ -7,8 +7,10 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from twostage.errors import UsageError
+from twostage.errors import UsageError, nearest
 from twostage.options import option, validate
+
+PARTS = ("backbone", "rpn", "head")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,21 @@ class TrainOptions:
     model: str = option("faster_rcnn_resnet50_fpn", "Model, by its name in the zoo.", group="Model")
     weights: str | None = option(
         None, "Weights to begin with, a detector's or a backbone's: a file, or a name of `weights list`.", group="Model"
+    )
+    scheme: Literal["joint", "alternating"] = option(
+        "joint",
+        "How proposals and detections are learned: together, or in Faster R-CNN's four steps, each of which takes "
+        "--epochs, or its share of --minutes.",
+        group="Model",
+    )
+    rounds: int = option(1, "How often the four steps are gone through.", group="Model", low=1)
+    learn: tuple[str, ...] = option(
+        ("backbone", "rpn", "head"),
+        "Parts of the model that learn; the losses of the others do not count.",
+        group="Model",
+    )
+    proposals: Path | None = option(
+        None, "File of `data proposals`, in place of what the model proposes or its source computes.", group="Model"
     )
     freeze: int | None = option(None, "Backbone stages kept as they are, counted from the image.", group="Model", low=0)
     names: tuple[str, ...] | None = option(
@@ -106,5 +123,14 @@ class TrainOptions:
             raise UsageError("epochs and minutes are both given: choose one, the schedule is fitted to it")
         if self.scale is not None and self.scale[0] > self.scale[1]:
             raise UsageError(f"scale is {self.scale[0]:g} to {self.scale[1]:g}: the smaller factor comes first")
+        for part in self.learn:
+            if part not in PARTS:
+                raise UsageError(f"learn: a model has no part {part!r}. {nearest(part, PARTS)}")
+        if self.rounds > 1 and self.scheme == "joint":
+            raise UsageError("rounds is for --scheme alternating: there are none in joint training")
+        if not {"rpn", "head"} & set(self.learn):
+            raise UsageError("learn: name rpn or head, or both: without either there is no loss")
+        if self.proposals is not None and "head" not in self.learn:
+            raise UsageError("proposals: nothing reads them where the head does not learn")
         if self.size is not None and self.max_size is not None and self.size > self.max_size:
             raise UsageError(f"size is {self.size} and max_size {self.max_size}: the shortest side comes first")

@@ -1,7 +1,8 @@
 """What a model is trained with when nothing else is said, and what a run is trained with in the end.
 
-A model's field `recipe` names one: `finetune` (Detectron's, for pretrained backbones), `paper` and `paper_zf` (Fast and
-Faster R-CNN's) or `scratch` (ours, for small nets that begin from random weights).
+A model's field `recipe` names one: `finetune` (Detectron's, for pretrained backbones), `paper` and `paper_zf` (Faster
+R-CNN's), `paper_fast` and `paper_fast_zf` (Fast R-CNN's) or `scratch` (ours, for small nets that begin from random
+weights).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -67,6 +68,9 @@ FINETUNE = Recipe(
 PAPER = replace(FINETUNE, batch=1, lr=0.001, reference=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0)
 # Section 3.1.3: "we tune all layers of the ZF net".
 PAPER_ZF = replace(PAPER, freeze=0)
+# Fast R-CNN, section 2.3: 2 images a step, 30 of 40 thousand steps at 0.001.
+PAPER_FAST = replace(PAPER, batch=2, reference=2)
+PAPER_FAST_ZF = replace(PAPER_FAST, freeze=0)
 SCRATCH = replace(
     FINETUNE,
     epochs=60,
@@ -85,7 +89,14 @@ SCRATCH = replace(
     validations=6,
     precision="bf16",
 )
-RECIPES = {"finetune": FINETUNE, "paper": PAPER, "paper_zf": PAPER_ZF, "scratch": SCRATCH}
+RECIPES = {
+    "finetune": FINETUNE,
+    "paper": PAPER,
+    "paper_zf": PAPER_ZF,
+    "paper_fast": PAPER_FAST,
+    "paper_fast_zf": PAPER_FAST_ZF,
+    "scratch": SCRATCH,
+}
 
 
 def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool, processes: int = 1) -> Recipe:

@@ -8,6 +8,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,22 @@ import torch
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
-from twostage.data.loader import training_batches
+from twostage.data.loader import Given, training_batches
 from twostage.data.order import steps_per_epoch
+from twostage.data.proposals import read_proposals
 from twostage.data.workers import default_workers
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.folders import claimed
 from twostage.inference.device import has_bf16, reproducible, require_precision
+from twostage.models.fields import Fields
+from twostage.models.proposals.given import of_split
+from twostage.progress import images_bar
 from twostage.training.average import Average
 from twostage.training.distributed import Processes, joined
 from twostage.training.folder import RunFolder
-from twostage.training.optimiser import build_optimizer, freeze, whole_stages
+from twostage.training.optimiser import build_optimizer, freeze, only, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, Recipe, resolve
@@ -52,6 +57,7 @@ class Run:
     session: Session
     folder: RunFolder
     workers: int
+    given: tuple[Given | None, Given | None] = (None, None)  # proposals of both splits that are not the model's own
     metrics: dict[str, float] | None = None  # of the best weights
     report: Report | None = None  # the same at length, in the process that leads
     results: Results | None = None
@@ -82,7 +88,9 @@ def run(options: TrainOptions) -> dict[str, Any]:
         with processes.one_voice():
             _begin_or_go_on(options, splits, session, folder)
         session.learner = processes.learner(session.model)
-        one = Run(options, splits, session, folder, _workers(session, options))
+        with processes.one_voice():
+            given = _given(options, splits, session.model.fields)
+        one = Run(options, splits, session, folder, _workers(session, options), given)
         _learn(one)
         return _finish(one)
 
@@ -102,6 +110,21 @@ def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, fol
         session.scaler.load_state_dict(scaler)
         require_same_images(session.progress, splits.train)
         folder.go_on(session.progress)
+
+
+def _given(options: TrainOptions, splits: Splits, fields: Fields) -> tuple[Given | None, Given | None]:
+    """Proposals of the training and of the validation split, from a file or computed; None where the model proposes."""
+    if "head" not in options.learn:
+        return None, None
+    read = None if options.proposals is None else partial(read_proposals, options.proposals)
+    found: list[Given | None] = []
+    for split, keep in ((splits.train, fields.rpn_keep_train), (splits.val, fields.rpn_keep_test)):
+        if split is None:
+            found.append(None)
+            continue
+        with images_bar(f"proposals, {split.split}", quiet=options.quiet) as after_image:
+            found.append(of_split(split, fields, read, count=keep, after_image=after_image))
+    return found[0], found[1]
 
 
 def _workers(session: Session, options: TrainOptions) -> int:
@@ -130,6 +153,7 @@ def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Ses
     if total is not None and options.warmup is None:
         recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))  # short runs would never reach the rate
     freeze(model, recipe.freeze)
+    only(model, options.learn)
     model = model.to(device).to(memory_format=torch.channels_last)
     return Session(
         model=model,
@@ -173,6 +197,7 @@ def _learn(run: Run) -> None:
         rank=session.processes.rank,
         world=session.processes.world,
         pin=session.device.type == "cuda",
+        proposals=run.given[0],
     )
     drawn = run.folder.with_picture(batches, names)
     quiet = options.quiet or not session.processes.leads
@@ -284,6 +309,7 @@ def _score(run: Run) -> tuple[Report | None, Results, dict[str, float], dict[str
         batch=run.session.recipe.batch,
         workers=run.workers,
         processes=processes,
+        proposals=run.given[1],
     )
     return report, results, *processes.share((report.scores.metrics if report else {}, losses))
 

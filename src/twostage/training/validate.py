@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from twostage.data.dataset import Dataset
-from twostage.data.loader import evaluation_batches
+from twostage.data.loader import Given, evaluation_batches
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.predictor import finished, to_arrays
@@ -18,7 +18,14 @@ from twostage.training.distributed import ALONE, Processes
 
 @torch.inference_mode()
 def detect_and_lose(
-    model: TwoStage, dataset: Dataset, output: Fields, *, batch: int, workers: int, processes: Processes = ALONE
+    model: TwoStage,
+    dataset: Dataset,
+    output: Fields,
+    *,
+    batch: int,
+    workers: int,
+    processes: Processes = ALONE,
+    proposals: Given | None = None,
 ) -> tuple[Results, dict[str, float]]:
     """Detections on a split and the mean losses of its batches; several processes share it, and the leader gets all.
 
@@ -39,6 +46,7 @@ def detect_and_lose(
         divisor=fields.divisor,
         rank=processes.rank,
         world=processes.world,
+        proposals=proposals,
     ):
         inputs, targets = loaded.batch.to(device), loaded.targets.to(device)
         stages = model.stages(inputs, output)
@@ -67,6 +75,7 @@ def validate(
     batch: int,
     workers: int,
     processes: Processes = ALONE,
+    proposals: Given | None = None,
 ) -> tuple[Report | None, Results, dict[str, float]]:
     """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written.
 
@@ -74,6 +83,8 @@ def validate(
     """
     given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
     output = replace(model.fields, **{k: v for k, v in given.items() if v is not None})
-    results, losses = detect_and_lose(model, dataset, output, batch=batch, workers=workers, processes=processes)
+    results, losses = detect_and_lose(
+        model, dataset, output, batch=batch, workers=workers, processes=processes, proposals=proposals
+    )
     report = evaluate(truth, results, score_floor=output.score_threshold) if processes.leads else None
     return report, results, losses

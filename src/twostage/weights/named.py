@@ -7,9 +7,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from twostage.errors import MissingError, TwostageError, nearest
+from twostage.folders import cache_folder
 from twostage.weights.file import require_file
 from twostage.weights.pickled import coco_names, convert_backbone, convert_detector
-from twostage.weights.published import LICENCE, PUBLISHED, Published, cache_folder, cached
+from twostage.weights.published import LICENCE, PUBLISHED, Published, cached
 
 log = logging.getLogger("twostage.weights")
 
@@ -33,7 +34,7 @@ def bring(one: Published, *, offline: bool = False) -> Path:
     target = cached(one)
     if target.exists():
         return target
-    folder = cache_folder()
+    folder = cache_folder("weights")
     original = folder / one.file
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,13 @@ All are BSD-3-Clause, the licence of torchvision, which gives none of its own to
 terms of their own. Their file names hold the first eight digits of their SHA-256, which every download is held against.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from twostage.errors import UsageError, nearest
+from twostage.folders import cache_folder
 
 _HOST = "https://download.pytorch.org/models/"
 LICENCE = "BSD-3-Clause"
@@ -100,13 +100,6 @@ def published(name: str) -> Published:
     return PUBLISHED[name]
 
 
-def cache_folder() -> Path:
-    """Where weights are kept: under $TWOSTAGE_HOME, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage."""
-    home = os.environ.get("TWOSTAGE_HOME")
-    root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "twostage"
-    return root.expanduser() / "weights"
-
-
 def cached(one: Published) -> Path:
     """Where the converted file of published weights is, or will be."""
-    return cache_folder() / f"{one.name}.safetensors"
+    return cache_folder("weights") / f"{one.name}.safetensors"

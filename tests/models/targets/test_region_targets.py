@@ -7,7 +7,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from twostage.data.batch import Targets, stack_targets
 from twostage.models.fields import PAPER, Fields
-from twostage.models.targets.regions import RegionTargets, region_targets
+from twostage.models.targets.regions import RegionTargets, joined, region_targets
 from twostage.models.targets.sampling import RandomSampler
 from twostage.ops.boxes import iou
 
@@ -61,7 +61,7 @@ def test_equal_to_torchvisions(
     boxes, valid = proposals(64, targets)
     fields = FIELDS.changed({"region_batch": batch})
     sampler = every_first(batch, 0.25)
-    found = region_targets(boxes, valid, targets, sampler, fields)
+    found = region_targets(*joined(boxes, valid, targets, fields), targets, sampler, fields)
     truth = zip(targets.boxes, targets.labels, targets.valid, strict=True)
     dicts = [{"boxes": b[v], "labels": c[v] + 1} for b, c, v in truth]
     expected = torchvisions(fields, sampler.for_torchvision).select_training_samples(
@@ -80,17 +80,18 @@ def sampled(fields: Fields, targets: Targets, **changes) -> RegionTargets:
     fields = fields.changed(changes)
     boxes, valid = proposals(100, targets)
     sampler = RandomSampler(fields.region_batch, fields.region_positive_fraction)
-    return region_targets(boxes, valid, targets, sampler, fields)
+    return region_targets(*joined(boxes, valid, targets, fields), targets, sampler, fields)
 
 
 def test_ground_truth_joins_the_proposals(make_targets: Callable[..., Targets]) -> None:
     targets = make_targets(SIZES, [3, 6])
     far = targets.boxes + 1000
     nothing = torch.zeros(2, 6, dtype=torch.bool)
-    found = region_targets(far, nothing, targets, RandomSampler(16, 0.5), FIELDS)
+    found = region_targets(*joined(far, nothing, targets, FIELDS), targets, RandomSampler(16, 0.5), FIELDS)
     assert found.positive.sum(dim=1).tolist() == [3, 6]
     assert found.deltas[found.positive].abs().max() == 0
-    without = region_targets(far, nothing, targets, RandomSampler(16, 0.5), FIELDS.changed({"region_truth": False}))
+    alone = FIELDS.changed({"region_truth": False})
+    without = region_targets(*joined(far, nothing, targets, alone), targets, RandomSampler(16, 0.5), alone)
     assert not without.valid.any()
 
 
@@ -117,13 +118,15 @@ def test_fast_rcnns_background_begins_at_a_tenth(make_targets: Callable[..., Tar
 def test_an_image_with_only_zero_area_ground_truth_gives_finite_targets() -> None:
     targets = stack_targets([torch.tensor([[5.0, 5, 5, 9]])], [torch.tensor([1])], [3])
     boxes = torch.tensor([[[0.0, 0, 10, 10], [5, 5, 5, 9]]])
-    found = region_targets(boxes, torch.ones(1, 2, dtype=torch.bool), targets, RandomSampler(4, 0.5), FIELDS)
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    found = region_targets(*joined(boxes, valid, targets, FIELDS), targets, RandomSampler(4, 0.5), FIELDS)
     assert found.deltas.isfinite().all()
 
 
 def test_no_gradient(make_targets: Callable[..., Targets]) -> None:
     targets = make_targets(SIZES, [3, 6])
     boxes, valid = proposals(20, targets)
-    found = region_targets(boxes.requires_grad_(), valid, targets, RandomSampler(16, 0.5), FIELDS)
+    boxes, valid = joined(boxes.requires_grad_(), valid, targets, FIELDS)
+    found = region_targets(boxes, valid, targets, RandomSampler(16, 0.5), FIELDS)
     assert not found.boxes.requires_grad
     assert not found.deltas.requires_grad

@@ -31,8 +31,8 @@ class FPN(nn.Module):
         super().__init__()
         self.body = body
         shape = cast(Body, body)
-        self.laterals = nn.ModuleList(_conv(c, width, 1, norm) for c in shape.channels)
-        self.outputs = nn.ModuleList(_conv(width, width, 3, norm) for _ in shape.channels)
+        self.laterals = nn.ModuleList(neck_conv(c, width, 1, norm) for c in shape.channels)
+        self.outputs = nn.ModuleList(neck_conv(width, width, 3, norm) for _ in shape.channels)
         self.upsample = Nearest()
         self.extra = extra
         self.strides = (*shape.strides, 2 * shape.strides[-1]) if extra else shape.strides
@@ -66,7 +66,8 @@ class Nearest(nn.Module):
         return interpolate(x, size, mode="nearest")
 
 
-def _conv(inputs: int, width: int, kernel: int, norm: Norm | None) -> ConvNorm:
+def neck_conv(inputs: int, width: int, kernel: int, norm: Norm | None) -> ConvNorm:
+    """A convolution of a pyramid, with a bias where no normalisation follows."""
     conv = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=norm is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:

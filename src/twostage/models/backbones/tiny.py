@@ -10,15 +10,23 @@ from twostage.models.backbones.resnet import BasicBlock
 
 
 class Tiny(nn.Module):
-    """A stem of stride 4, then one or more residual blocks at strides 4, 8, 16 and 32; returns all four maps."""
+    """A stem of stride 4, then one or more residual blocks at strides 4, 8, 16 and 32; returns the map of each stage.
 
-    strides = (4, 8, 16, 32)
+    `widths` and `depths` list the stages; the maps begin with stage `first`.
+    """
 
     def __init__(
-        self, norm: Norm, widths: Sequence[int] = (32, 64, 128, 192), depths: Sequence[int] = (1, 1, 1, 1)
+        self,
+        norm: Norm,
+        widths: Sequence[int] = (32, 64, 128, 192),
+        depths: Sequence[int] = (1, 1, 1, 1),
+        *,
+        first: int = 0,
     ) -> None:
         super().__init__()
-        self.channels = tuple(widths)
+        self.first = first
+        self.channels = tuple(widths[first:])
+        self.strides = tuple(4 << stage for stage in range(first, len(widths)))
         self.stem = nn.Sequential(
             nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False),
             norm(24),
@@ -39,13 +47,13 @@ class Tiny(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
-        """The maps of all stages, finest first."""
+        """The maps of the stages from `first` on, finest first."""
         x = self.stem(x)
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return tuple(maps)
+        return tuple(maps[self.first :])
 
     def parts(self) -> list[list[nn.Module]]:
         """What may be frozen, from the input on: the stem, then each stage."""

@@ -87,9 +87,15 @@ class RPN(nn.Module):
             deltas.append(moves.flatten(1, 3).unflatten(1, (-1, 4)))
         return Dense(logits, deltas, *self.anchors(maps, canvas, sizes))
 
-    @torch.no_grad()
     def propose(self, dense: Dense, sizes: Int[Tensor, "n 2"]) -> Proposals:
-        """The best boxes of each image, at most `rpn_keep_train` or `rpn_keep_test`."""
+        """The best boxes of each image, at most `rpn_keep_train` or `rpn_keep_test`.
+
+        No gradient passes through them but with `proposal_gradient`.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.fields.proposal_gradient):
+            return self._propose(dense, sizes)
+
+    def _propose(self, dense: Dense, sizes: Int[Tensor, "n 2"]) -> Proposals:
         fields = self.fields
         top = fields.rpn_top_train if self.training else fields.rpn_top_test
         keep = fields.rpn_keep_train if self.training else fields.rpn_keep_test

@@ -42,7 +42,7 @@ class AlignedRegions(nn.Module):
 
 
 class PooledRegions(nn.Module):
-    """RoIPool (Fast R-CNN, section 2.1) from a single map."""
+    """RoIPool (Fast R-CNN, section 2.1) from a single map: one level of spatial pyramid pooling."""
 
     def __init__(self, fields: Fields, stride: int) -> None:
         super().__init__()

@@ -17,7 +17,8 @@ from twostage.ops.deltas import encode
 
 
 class RegionTargets(NamedTuple):
-    """Sampled regions. `classes` counts background as 0; `truth` is the ground truth of a positive region."""
+    """Sampled regions. `classes` counts background as 0; `truth` is the ground truth of a positive region, `index` its
+    place among the proposals."""
 
     boxes: Float[Tensor, "n s 4"]
     classes: Int[Tensor, "n s"]
@@ -25,19 +26,26 @@ class RegionTargets(NamedTuple):
     truth: Int[Tensor, "n s"]
     positive: Bool[Tensor, "n s"]
     valid: Bool[Tensor, "n s"]
+    index: Int[Tensor, "n s"]  # type: ignore[assignment]  # hides tuple.index
+
+
+def joined(
+    boxes: Float[Tensor, "n p 4"], valid: Bool[Tensor, "n p"], targets: Targets, fields: Fields
+) -> tuple[Float[Tensor, "n q 4"], Bool[Tensor, "n q"]]:
+    """Proposals and behind them, where `region_truth` says so, the ground truth itself.
+
+    Without it early training would have hardly any positive region.
+    """
+    if not fields.region_truth:
+        return boxes, valid
+    return torch.cat([boxes, targets.boxes], dim=1), torch.cat([valid, targets.valid], dim=1)
 
 
 @torch.no_grad()
 def region_targets(
     boxes: Float[Tensor, "n p 4"], valid: Bool[Tensor, "n p"], targets: Targets, sampler: Sampler, fields: Fields
 ) -> RegionTargets:
-    """Match proposals, joined by the ground truth itself where `region_truth` says so, and sample from them.
-
-    Without the ground truth among them, early training would have hardly any positive region.
-    """
-    if fields.region_truth:
-        boxes = torch.cat([boxes, targets.boxes], dim=1)
-        valid = torch.cat([valid, targets.valid], dim=1)
+    """Match regions with the ground truth, and sample from them."""
     matches = match(
         boxes,
         targets.boxes,
@@ -58,4 +66,5 @@ def region_targets(
         truth=truth,
         positive=sample.positive,
         valid=sample.valid,
+        index=sample.index,
     )

@@ -1,0 +1,102 @@
+"""Four ways to see objects of every size, beside each other (FPN, figure 1): a field of the model chooses.
+
+single    (b) one map, anchors of all sizes on it
+image     (a) one map of the image at several sizes
+levels    (c) the maps of several stages, each by itself
+top_down  (d) the feature pyramid network: `backbones.fpn`
+"""
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool2d
+
+from twostage.models.backbones.fpn import FPN, Body, neck_conv
+from twostage.models.backbones.norm import Norm
+
+Kind = Literal["top_down", "levels", "single", "image"]
+
+
+class Levels(nn.Module):
+    """A body whose maps are brought to one width, each by itself; with `extra` the coarsest once more at half its size.
+
+    The layers are those of a feature pyramid without its top-down pathway (FPN, table 1, e), so that nothing but that
+    pathway tells the two apart.
+    """
+
+    def __init__(self, body: nn.Module, width: int, norm: Norm | None = None, *, extra: bool) -> None:
+        super().__init__()
+        self.body = body
+        shape = cast(Body, body)
+        self.laterals = nn.ModuleList(neck_conv(c, width, 1, norm) for c in shape.channels)
+        self.outputs = nn.ModuleList(neck_conv(width, width, 3, norm) for _ in shape.channels)
+        self.extra = extra
+        self.strides = (*shape.strides, 2 * shape.strides[-1]) if extra else shape.strides
+        self.channels = (width,) * len(self.strides)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
+        """Maps of equal width, finest first, the extra level last."""
+        neck = zip(self.laterals, self.outputs, self.body(x), strict=True)
+        levels = [output(lateral(x)) for lateral, output, x in neck]
+        if self.extra:
+            levels.append(max_pool2d(levels[-1], 1, stride=2))
+        return tuple(levels)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What may be frozen: the body's parts."""
+        return cast(Body, self.body).parts()
+
+
+class ImagePyramid(nn.Module):
+    """One network over the image at twice its size, its own, half, a quarter ...: the level k has 2^(k - 1) times the
+    network's stride on the image itself."""
+
+    extra = False
+
+    def __init__(self, level: Levels, count: int) -> None:
+        super().__init__()
+        self.level = level
+        self.factors = tuple(2.0 ** (1 - k) for k in range(count))
+        self.strides = tuple(round(level.strides[0] / factor) for factor in self.factors)
+        self.channels = level.channels * count
+
+    @property
+    def body(self) -> nn.Module:
+        """The network without the layers that bring its map to a width."""
+        return self.level.body
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
+        """The map of the image at every size, finest first."""
+        maps = []
+        for factor in self.factors:
+            size = [max(1, round(side * factor)) for side in x.shape[2:]]
+            scaled = x if factor == 1 else interpolate(x, size, mode="bilinear", antialias=factor < 1)
+            maps += self.level(scaled)
+        return tuple(maps)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What may be frozen: the body's parts."""
+        return self.level.parts()
+
+
+def pyramid(
+    kind: Kind,
+    whole: Callable[[], nn.Module],
+    one: Callable[[], nn.Module],
+    width: int,
+    *,
+    extra: bool,
+    levels: int,
+) -> FPN | Levels | ImagePyramid:
+    """The pyramid of a kind over a body: `whole` gives its maps of all stages, `one` that of stride 16 alone.
+
+    `levels` is how many sizes an image pyramid has.
+    """
+    if kind == "top_down":
+        return FPN(whole(), width, extra=extra)
+    if kind == "levels":
+        return Levels(whole(), width, extra=extra)
+    single = Levels(one(), width, extra=False)
+    return single if kind == "single" else ImagePyramid(single, levels)

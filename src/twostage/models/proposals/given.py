@@ -1,0 +1,61 @@
+"""Proposals for a model that does not propose by itself: for pictures as they come, and for a split of a data set."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from twostage.data.batch import GivenProposals, stack_proposals
+from twostage.data.dataset import Dataset
+from twostage.data.loader import Given, scale_boxes
+from twostage.data.proposals import ProposalSet, tell_shortage
+from twostage.errors import UsageError
+from twostage.models.fields import Fields
+from twostage.models.proposals.sources import NAMES, Name, Source, propose, ranks
+
+
+def of_pictures(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], shapes: Sequence[tuple[int, int]], fields: Fields
+) -> GivenProposals | None:
+    """Proposals of pictures (RGB), on their pixels once they are resized to `shapes` (height, width).
+
+    None for a model that proposes by itself. Raises UsageError for one whose proposals come from a file.
+    """
+    if fields.proposals == "network":
+        return None
+    source = Source(_computed(fields))
+    found = []
+    for image, shape in zip(images, shapes, strict=True):
+        boxes = source(image)
+        placed = scale_boxes(torch.from_numpy(boxes), (image.shape[0], image.shape[1]), shape)
+        found.append(torch.cat([placed, torch.from_numpy(ranks(len(boxes)))[:, None]], dim=1))
+    return stack_proposals(found, fields.rpn_keep_test)
+
+
+def of_split(
+    dataset: Dataset,
+    fields: Fields,
+    read: Callable[[Dataset], ProposalSet] | None,
+    *,
+    count: int,
+    after_image: Callable[[int, int], None] = lambda done, all: None,
+) -> Given | None:
+    """Proposals of every image of a split: those that `read` brings, or what the model's source computes or has kept.
+
+    None where the model proposes by itself and nothing else is wanted. Raises UsageError where a file is needed.
+    """
+    if read is None and fields.proposals == "network":
+        return None
+    found = read(dataset) if read else propose(Source(_computed(fields)), dataset, after_image=after_image)
+    tell_shortage(found, dataset, count)
+    return Given(found, count)
+
+
+def _computed(fields: Fields) -> Name:
+    if fields.proposals not in NAMES:
+        raise UsageError(
+            "This detector's proposals come from a file: give one by --proposals, or have them computed by "
+            "--set model.proposals=selective_search."
+        )
+    return fields.proposals

@@ -1,0 +1,132 @@
+"""Proposals that need no network, of one picture or a whole split; what was once computed is kept.
+
+The cache holds a small file for each picture, named by the picture's content and the source's settings: who is killed
+half-way goes on where he was, equal pictures are searched once, and a picture that changes is searched anew.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from filelock import FileLock
+from jaxtyping import Float32, UInt8
+
+from twostage.atomic import write_bytes
+from twostage.data.dataset import Dataset
+from twostage.data.images import read_image
+from twostage.data.proposals import ProposalSet
+from twostage.errors import DataError, TwostageError
+from twostage.folders import cache_folder
+from twostage.models.proposals.selective_search import WIDTH, selective_search
+from twostage.models.proposals.sliding_window import sliding_windows
+
+log = logging.getLogger("twostage.proposals")
+
+Name = Literal["selective_search", "selective_search_quality", "sliding_window"]
+NAMES: tuple[Name, ...] = get_args(Name)
+_VERSION = 1  # raised when a source gives other boxes for the same settings
+
+
+@dataclass(frozen=True)
+class Source:
+    """A way to propose boxes from pixels alone; `width` is what selective search shrinks wider pictures to."""
+
+    name: Name
+    seed: int = 0
+    width: int = WIDTH
+
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "p 4"]:
+        """The boxes of a picture (RGB), xyxy pixels, best first. Raises MissingError without the extra `lineage`."""
+        if self.name == "sliding_window":
+            return sliding_windows(*image.shape[:2], seed=self.seed)
+        mode: Literal["fast", "quality"] = "fast" if self.name == "selective_search" else "quality"
+        return selective_search(image, mode, seed=self.seed, width=self.width)
+
+    @property
+    def key(self) -> str:
+        """A name for a folder, another one for other settings."""
+        settings = json.dumps(asdict(self) | {"version": _VERSION}, sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+
+def propose(
+    source: Source,
+    dataset: Dataset,
+    *,
+    folder: Path | None = None,
+    threads: int | None = None,
+    after_image: Callable[[int, int], None] = lambda done, all: None,
+) -> ProposalSet:
+    """The proposals of every image of a split; from the cache `folder` where it has them.
+
+    Images are searched side by side in `threads` (default: one for each core), since OpenCV frees Python's lock. Of
+    several processes that want the same one searches, the others wait and find it done. `after_image` is told how many
+    of how many are done. Raises DataError for a picture that cannot be read.
+    """
+    place = (folder or cache_folder("proposals")) / source.key
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TwostageError(
+            f"{place}: cannot be made ({error.strerror or error}). TWOSTAGE_HOME names another folder."
+        ) from error
+    boxes: list[np.ndarray] = []
+    with FileLock(place / ".lock"), ThreadPoolExecutor(threads or _cores()) as pool:
+        try:
+            for found in pool.map(lambda i: _of_image(source, dataset.path(i), place), range(len(dataset))):
+                boxes.append(found)
+                after_image(len(boxes), len(dataset))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is done stays in the cache
+            raise
+    return ProposalSet.of(((b, ranks(len(b))) for b in boxes), source.name)
+
+
+def ranks(count: int) -> Float32[np.ndarray, " {count}"]:
+    """Scores of boxes that are ranked without scores: minus the place."""
+    return -np.arange(count, dtype=np.float32)
+
+
+def _of_image(source: Source, picture: Path, place: Path) -> np.ndarray:
+    try:
+        content = picture.read_bytes()
+    except OSError as error:
+        raise DataError(f"{picture}: cannot be read ({error.strerror or error}).") from None
+    name = hashlib.sha256(content).hexdigest()
+    kept = place / name[:2] / f"{name}.npy"
+    found = _kept(kept)
+    if found is None:
+        found = source(_read(picture, content))
+        buffer = io.BytesIO()
+        np.save(buffer, found)
+        write_bytes(kept, buffer.getvalue())
+    return found
+
+
+def _read(picture: Path, content: bytes) -> np.ndarray:
+    try:
+        return read_image(content)
+    except DataError:
+        return read_image(picture)  # the same error, with the picture's name
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    """What an earlier run has kept; None where there is nothing, or something that is no boxes."""
+    try:
+        found = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    good = found.dtype == np.float32 and found.ndim == 2 and found.shape[1] == 4 and np.isfinite(found).all()
+    return found if good else None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

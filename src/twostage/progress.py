@@ -1,0 +1,20 @@
+"""A progress bar over images, on standard error; nothing where that is no terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def images_bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function to be told how many images of how many are done."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, all: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, all: bar.update(task, completed=done, total=all)

@@ -1,0 +1,146 @@
+"""Fast R-CNN: any proposals, one map, one multi-task loss (Girshick 2015)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from proposing import given
+from torch import nn
+from torchvision.ops import roi_pool as torchvisions_pool
+
+from twostage.data.batch import Batch, Targets
+from twostage.errors import UsageError
+from twostage.models.fields import FAST, PAPER
+from twostage.models.two_stage import TwoStage
+from twostage.models.zoo import build
+
+SIZES = [(96, 128), (80, 112)]
+SMALL = {"rpn_keep_train": 30, "rpn_keep_test": 20, "region_batch": 16, "head_channels": 32, "score_threshold": 0.0}
+
+
+def small(name: str = "fast_rcnn_tiny", **fields: object) -> TwoStage:
+    return build(name, 3, **{**SMALL, **fields})
+
+
+def test_the_papers_numbers() -> None:
+    """Sections 2.3, 3.1 and 4.1: two images, 64 regions each, a quarter positive, background from 0.1 to 0.5."""
+    assert (FAST.region_batch, FAST.region_positive_fraction, FAST.region_background_iou) == (64, 0.25, (0.1, 0.5))
+    assert (FAST.size, FAST.max_size, FAST.dropout, FAST.box_beta, FAST.box_lambda) == (600, 1000, 0.5, 1.0, 1.0)
+    assert (PAPER.region_batch, PAPER.region_background_iou) == (128, (0.0, 0.5))
+
+
+def test_a_classification_network_changes_in_three_ways() -> None:
+    """Section 2.2: RoIPool for the last pooling, two sibling layers for the last one, images and regions as input."""
+    with torch.device("meta"):
+        model = build("fast_rcnn_vgg16", 20)
+    assert model.rpn is None
+    assert not isinstance(list(model.backbone.features)[-1], nn.MaxPool2d)
+    assert (model.regions.size, model.regions.scale) == (7, 1 / 16)
+    assert (model.head.body.fc6.in_features, model.head.body.fc7.out_features) == (512 * 49, 4096)
+    assert (model.head.classes.out_features, model.head.deltas.out_features) == (21, 4 * 20)
+
+
+def test_regions_are_pooled_from_the_proposals_given(make_batch: Callable[..., Batch]) -> None:
+    model = small().eval()
+    batch = make_batch(*SIZES)
+    batch = replace(batch, proposals=given(batch, 20))
+    seen = {}
+    model.head.body.register_forward_pre_hook(lambda _, inputs: seen.update(regions=inputs[0]))
+    with torch.no_grad():
+        stages = model.stages(batch)
+    rois = [torch.cat([torch.full((20, 1), float(i)), boxes], dim=1) for i, boxes in enumerate(batch.proposals.boxes)]
+    theirs = torchvisions_pool(stages.maps[0].contiguous(), torch.cat(rois), 7, 1 / 16)
+    torch.testing.assert_close(seen["regions"].flatten(0, 1), theirs)
+    assert stages.dense is None
+    assert stages.proposals.anchors[0].tolist() == list(range(20))
+    assert not (stages.found.proposals[stages.found.valid] == 19).any()  # padding proposes nothing
+
+
+def test_background_learns_no_box(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+    """Equation 1: the box loss counts where u >= 1 alone, and the class loss everywhere."""
+    model = small(region_truth=False).train()
+    batch = make_batch(*SIZES)
+    batch, targets = replace(batch, proposals=given(batch, 30)), make_targets(SIZES, [3, 1])
+    far = replace(targets, boxes=targets.boxes * 0 + torch.tensor([500.0, 500, 520, 520]))
+    losses = model(batch, far)
+    assert set(losses) == {"class", "box"}
+    assert losses["box"] == 0
+    model = small(region_truth=True).train()
+    losses = model(batch, targets)
+    assert losses["box"] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_detector_without_proposals_says_so(make_batch: Callable[..., Batch]) -> None:
+    with pytest.raises(UsageError, match="give proposals"):
+        small().eval()(make_batch(*SIZES))
+
+
+def test_given_proposals_take_the_place_of_the_networks(make_batch: Callable[..., Batch]) -> None:
+    model = small("faster_rcnn_tiny").eval()
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        own = model.stages(batch)
+        others = model.stages(replace(batch, proposals=given(batch, 20)))
+    assert own.dense is not None
+    assert others.dense is None
+    torch.testing.assert_close(others.proposals.boxes, given(batch, 20).boxes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"proposal_gradient": True}, "needs roi=align"),
+        ({"pyramid": "levels"}, "has not"),
+    ],
+)
+def test_fields_that_contradict_each_other(fields: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        small("faster_rcnn_tiny", **fields)
+    with pytest.raises(UsageError, match="reads a single map"):
+        small("faster_rcnn_tiny_fpn", roi="pool")
+
+
+@pytest.mark.parametrize("flows", [False, True])
+def test_the_regions_loss_reaches_the_network_that_proposes(
+    flows: bool, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """Faster R-CNN, section 3.2 (iii): only in non-approximate joint training."""
+    model = small("faster_rcnn_tiny", roi="align", proposal_gradient=flows, norm="frozen", region_truth=False).train()
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
+    maps = model.features(batch)
+    _, proposals = model.proposals(maps, batch)
+    assert proposals.boxes.requires_grad == flows
+    losses = model.region_losses(maps, proposals, targets)
+    sum(losses.values()).backward()
+    moved = model.rpn.deltas.weight.grad
+    assert (moved is not None and bool(moved.abs().sum() > 0)) == flows
+
+
+def test_that_gradient_is_the_slope(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+    """The loss after a small step of the deltas' bias against what the gradient foretells."""
+    torch.manual_seed(0)
+    model = small("faster_rcnn_tiny", roi="align", proposal_gradient=True, norm="frozen", head_channels=16).double()
+    model = model.train()
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
+    batch = Batch(batch.images.double(), batch.sizes)
+    targets = replace(targets, boxes=targets.boxes.double())
+    maps = tuple(m.detach() for m in model.features(batch))
+    dense = model.rpn(maps, batch.canvas, batch.sizes)
+    fixed = model.rpn.propose(dense, batch.sizes)
+
+    def loss(shift: torch.Tensor) -> torch.Tensor:
+        proposals = fixed._replace(boxes=fixed.boxes.detach() + shift)
+        logits, _ = model.head(model.regions(maps, proposals.boxes))
+        return logits.square().sum()
+
+    shift = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(shift), shift)
+    step = 1e-5
+    for axis in range(4):
+        moved = torch.zeros(4, dtype=torch.float64)
+        moved[axis] = step
+        numeric = (loss(moved) - loss(-moved)) / (2 * step)
+        torch.testing.assert_close(numeric, slope[axis], rtol=2e-2, atol=1e-3)

@@ -1,0 +1,126 @@
+"""Faster R-CNN's four steps: what each learns, what is shared, how it goes on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from twostage.cli import main
+from twostage.data.proposals import read_proposals
+from twostage.data.recognise import open_dataset
+from twostage.detector import Detector
+from twostage.errors import UsageError
+from twostage.training import TrainOptions, alternating, train
+from twostage.training.alternating import steps
+
+
+@pytest.fixture
+def options(options: TrainOptions) -> TrainOptions:
+    """One epoch a step of the small net with a single map."""
+    return replace(options, model="faster_rcnn_tiny", epochs=1, scheme="alternating")
+
+
+def part(path: Path, name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in load_file(path).items() if key.startswith(name + ".")}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    assert a
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_papers_steps() -> None:
+    learned = [(step.learn, step.begins, step.proposals) for step in steps(1)]
+    assert learned == [
+        (("backbone", "rpn"), None, None),
+        (("backbone", "head"), None, "step-1"),
+        (("rpn",), "step-2", None),
+        (("head",), "step-3", "step-3"),
+    ]
+    again = list(steps(2))[4:]
+    assert [step.begins for step in again] == ["step-4", "step-4", "round-2-step-2", "round-2-step-3"]
+
+
+def test_both_nets_share_their_convolutions_to_the_last_bit(options: TrainOptions) -> None:
+    result = train(options)
+    root = Path(result["out"])
+    begun, one, two, three = (root / f"step-{k}" / "weights" / "last.safetensors" for k in (1, 1, 2, 3))
+    four = Path(result["weights"])
+    assert not same(part(one, "backbone"), part(two, "backbone"))  # nothing is shared yet
+    assert same(part(two, "backbone"), part(three, "backbone"))
+    assert same(part(three, "backbone"), part(four, "backbone"))
+    assert same(part(three, "rpn"), part(four, "rpn"))
+    assert not same(part(two, "rpn"), part(three, "rpn"))
+    assert same(part(two, "head"), part(three, "head"))
+    assert not same(part(three, "head"), part(four, "head"))
+    assert begun.exists()
+    assert result["steps"] == 4 * 2
+    assert result["metrics"]["AP"] >= 0
+    assert Detector.load(four).model.rpn is not None
+
+
+def test_proposals_of_step_three_are_those_of_the_final_detector(options: TrainOptions) -> None:
+    """So that the numbers of step 4 are those of the one network that both have become."""
+    result = train(options)
+    detector = Detector.load(result["weights"])
+    val = open_dataset(options.data, split="val")
+    read = read_proposals(Path(result["out"]) / "proposals" / "step-3.safetensors", val)
+    own = detector.propose_dataset(val)
+    torch.testing.assert_close(torch.from_numpy(read.boxes), torch.from_numpy(own.boxes), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3, 4])
+def test_a_stopped_training_ends_as_an_unbroken_one(
+    options: TrainOptions, tmp_path: Path, stopped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the steps, and within one: after its folder was made and before its result was kept."""
+    whole = train(options)
+    finish = alternating._finish
+
+    def stop(told: TrainOptions, root: Path, step: alternating.Step, result: dict) -> None:
+        if step.name == f"step-{stopped}":
+            raise KeyboardInterrupt
+        finish(told, root, step, result)
+
+    broken = replace(options, out=tmp_path / "broken")
+    monkeypatch.setattr(alternating, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken)
+    monkeypatch.setattr(alternating, "_finish", finish)
+    if stopped == 2:  # killed before its first state
+        (tmp_path / "broken" / "step-2" / "state" / "state.safetensors").unlink()
+    again = train(TrainOptions(resume=tmp_path / "broken", quiet=True))
+    assert load_file(again["weights"]).keys() == load_file(whole["weights"]).keys()
+    assert all(torch.equal(v, load_file(again["weights"])[k]) for k, v in load_file(whole["weights"]).items())
+    assert again["metrics"] == whole["metrics"]
+
+
+def test_contradictions(options: TrainOptions) -> None:
+    with pytest.raises(UsageError, match="says itself what learns"):
+        train(replace(options, learn=("rpn",)))
+    with pytest.raises(UsageError, match="no network that proposes"):
+        train(replace(options, model="fast_rcnn_tiny"))
+    with pytest.raises(UsageError, match="rounds is for"):
+        replace(options, scheme="joint", rounds=2)
+    with pytest.raises(UsageError, match="learn: a model has no part 'neck'"):
+        replace(options, scheme="joint", learn=("neck",))
+    with pytest.raises(UsageError, match="there is no loss"):
+        replace(options, scheme="joint", learn=("backbone",))
+
+
+def test_command_line_from_training_to_evaluation(
+    options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [f"--set=model.{name}={value}" for name, value in options.model_fields.items()]
+    call = ["train", str(options.data), "--model", "faster_rcnn_tiny", "--scheme", "alternating", "--epochs", "1"]
+    call += ["--size", "64", "--workers", "0", "--out", str(tmp_path / "run"), "--json", *sets]
+    assert main(call) == 0
+    weights = json.loads(capsys.readouterr().out)["weights"]
+    assert main(["eval", str(options.data), "--weights", weights, "--json"]) == 0
+    assert "AP" in json.loads(capsys.readouterr().out)["metrics"]
+    assert main(["train", "--resume", str(tmp_path / "run"), "--json"]) == 0  # nothing is left to do
+    assert json.loads(capsys.readouterr().out)["weights"] == weights
