@@ -19,7 +19,7 @@ FLOORS = (
     {"models"},
     {"training", "evaluation", "inference", "weights"},
     {"detector"},
-    {"serving", "inspection", "export"},
+    {"serving", "inspection", "export", "lineage"},
     {"cli", "__main__"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import roi_pool as torchvisions_pool
 
 from twostage.ops import max_bins
+from twostage.ops.roi_pool import roi_pool
 from twostage.ops.spp import spp
 
 
@@ -70,3 +72,21 @@ def test_gradient_bf16_and_no_boxes() -> None:
     half = features.bfloat16()
     assert torch.equal(spp(half, boxes).float(), spp(half.float(), boxes))
     assert spp(features, boxes[:, :0]).shape == (2, 0, 100)
+
+
+@pytest.mark.parametrize("bins", [1, 6, 7])
+def test_one_level_of_rounded_boxes_is_roi_pool(bins: int) -> None:
+    """Fast R-CNN, section 2.1: "the RoI layer is simply the special case of the spatial pyramid pooling layer"."""
+    features, boxes = example()
+    one = spp(features, boxes, pyramid=(bins,), projection="rounded")
+    assert torch.equal(one, roi_pool(features, boxes, scale=1 / 16, output_size=bins).flatten(2))
+    rois = [torch.cat([torch.full((len(some), 1), float(i)), some], dim=1) for i, some in enumerate(boxes)]
+    theirs = torchvisions_pool(features, torch.cat(rois), bins, 1 / 16)
+    assert torch.equal(one.flatten(0, 1), theirs.flatten(1))
+
+
+def test_levels_come_in_the_order_asked_for() -> None:
+    features, boxes = example()
+    forth, back = spp(features, boxes, pyramid=(4, 3, 2)), spp(features, boxes, pyramid=(2, 3, 4))
+    parts = forth.split([3 * 16, 3 * 9, 3 * 4], dim=-1)
+    assert torch.equal(torch.cat(parts[::-1], dim=-1), back)

@@ -24,6 +24,7 @@ _VERBS = {
     "train": "Train a detector on a data set.",
     "eval": "Score a detector, or a file of its results, on a data set.",
     "predict": "Find objects in pictures.",
+    "lineage": "Train R-CNN, SPPnet, Fast and Faster R-CNN side by side: the history on your data.",
     "bench": "Time a detector on this machine, stage by stage, beside torchvision's.",
     "env": "Versions, devices and threads, for a bug report.",
 }

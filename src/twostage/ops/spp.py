@@ -5,13 +5,16 @@ levels stand one after another in a flat vector.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from twostage.ops.boxes import precise
 from twostage.ops.max_bins import max_bins
+from twostage.ops.roi_pool import rounded_bins
 
 DETECTION = (6, 3, 2, 1)
 """50 bins: the pyramid of the detection experiments (section 4.1)."""
@@ -23,24 +26,39 @@ def spp(
     *,
     stride: int | float = 16,
     pyramid: Sequence[int] = DETECTION,
+    projection: Literal["centres", "rounded"] = "centres",
     max_cells: tuple[int, int] | None = None,
 ) -> Float[Tensor, "n p d"]:
     """The maximum of every bin of every level, d = c * sum(b²), each level as [c, b, b].
 
     Along an axis of k cells bin i of b is [floor(i k / b), ceil((i + 1) k / b)) (section 4.1), so that no bin is empty.
-    A box covers the cells whose receptive fields are centred inside it, from floor(x1 / stride) + 1 to
-    ceil(x2 / stride) - 1 (appendix A), at least one. `max_cells` limits the rows and columns of a bin that devices
-    other than the CPU look at; by default it holds all bins.
+    By "centres" a box covers the cells whose receptive fields are centred inside it, from floor(x1 / stride) + 1 to
+    ceil(x2 / stride) - 1 (appendix A), at least one; by "rounded" those of Fast R-CNN, and one level is then its
+    RoIPool. `max_cells` limits the rows and columns of a bin that devices other than the CPU look at; by default it
+    holds all bins.
     """
     h, w = features.shape[2:]
     x1, y1, x2, y2 = precise(boxes.detach()).unbind(-1)
-    rows, columns = _cells(y1, y2, stride, h), _cells(x1, x2, stride, w)
-    levels = []
-    for bins in pyramid:
+    levels: dict[int, Tensor] = {}
+    for bins in sorted(pyramid, reverse=True):
+        if projection == "rounded":
+            rows, columns = (
+                rounded_bins(a, b, 1 / stride, bins, extent) for a, b, extent in ((y1, y2, h), (x1, x2, w))
+            )
+            most = max_cells or (min(h, -(-(h + 1) // bins) + 1), min(w, -(-(w + 1) // bins) + 1))
+            levels[bins] = max_bins(features, rows, columns, most=most)
+            continue
+        finer = [level for level in levels if level % bins == 0]
+        if finer:
+            # Each of its bins is exactly a block of those: floor(m i k / (m b)) = floor(i k / b), and so with ceil.
+            size = min(finer) // bins
+            level = levels[min(finer)].flatten(0, 1)
+            levels[bins] = max_pool2d(level, size).unflatten(0, boxes.shape[:2])
+            continue
+        rows, columns = _bins(_cells(y1, y2, stride, h), bins), _bins(_cells(x1, x2, stride, w), bins)
         most = max_cells or (min(h, -(-h // bins) + 1), min(w, -(-w // bins) + 1))
-        level = max_bins(features, _bins(rows, bins), _bins(columns, bins), most=most)
-        levels.append(level.flatten(2))
-    return torch.cat(levels, dim=-1)
+        levels[bins] = max_bins(features, rows, columns, most=most)
+    return torch.cat([levels[bins].flatten(2) for bins in pyramid], dim=-1)
 
 
 def _cells(

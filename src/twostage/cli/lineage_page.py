@@ -1,0 +1,85 @@
+"""The page of a lineage run: one HTML file that holds its pictures and asks nothing of the network."""
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from twostage.atomic import write_text
+from twostage.cli.page import figure, style
+from twostage.lineage.papers import MAP, RATIOS
+from twostage.lineage.rows import Row
+
+
+def write_page(result: Mapping[str, Any]) -> Path:
+    """Write `index.html` into the run's folder and return its path."""
+    root = Path(result["out"])
+    rows = [Row(**row) for row in result["rows"]]
+    template = Template(files("twostage.cli").joinpath("lineage_page.html").read_text(encoding="utf-8"))
+    text = template.substitute(
+        style=style(),
+        lead=html.escape(_lead(result)),
+        rows="\n".join(map(_row, rows)),
+        backbone=html.escape(_backbone(result["backbone"])),
+        ratios="\n".join(_ratios({row.key: row for row in rows})),
+        pictures="\n".join(_pictures(root, rows)),
+        bounds=html.escape(_bounds(result)),
+    )
+    write_text(root / "index.html", text)
+    return root / "index.html"
+
+
+def _lead(result: Mapping[str, Any]) -> str:
+    images = result["images"]
+    return (
+        f"{len(result['rows'])} detectors, one small backbone, {images['train']} pictures to learn from, "
+        f"{images['val']} others to be scored on. Each row puts in what the paper of its name brought."
+    )
+
+
+def _row(row: Row) -> str:
+    papers = f"{MAP[row.key][0]:.1f} <small>{MAP[row.key][1]}</small>" if row.key in MAP else ""
+    cells = [
+        f"{html.escape(row.name)}<br><small>{html.escape(row.detail)}</small>",
+        f"{100 * row.metrics['voc07']:.1f}",
+        papers,
+        f"{100 * row.metrics['AP50']:.1f}",
+        f"{100 * row.metrics['AP']:.1f}",
+        f"{row.train_seconds:.0f} s",
+        f"{1e3 * row.proposals:.1f} ms",
+        f"{1e3 * row.network:.1f} ms",
+    ]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _backbone(row: Mapping[str, Any]) -> str:
+    return f"The backbone before them: {row['detail']}, {row['train_seconds']:.0f} s."
+
+
+def _ratios(rows: Mapping[str, Row]) -> Iterator[str]:
+    for ratio in RATIOS:
+        ours = ratio.ours(rows)
+        if ours is not None:
+            papers = f"{ratio.papers:g} <small>{ratio.where}</small>"
+            yield f"<tr><td>{html.escape(ratio.what)}</td><td>{ours:.1f}</td><td>{papers}</td></tr>"
+
+
+def _pictures(root: Path, rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        picture = root / "pictures" / f"{row.key}.jpg"
+        if picture.exists():
+            yield figure(picture.read_bytes(), "jpeg", row.name)
+
+
+def _bounds(result: Mapping[str, Any]) -> str:
+    settings, images = result["settings"], result["images"]
+    return (
+        f"Selective search's best {settings['windows']} proposals of a picture, in training and at test. SVMs and box "
+        f"regressors learn from {images['learned']} pictures. Each network is tuned for {settings['minutes']:g} min, "
+        "SPPnet's two layers for a third of that, the four steps together for twice as long. Where a network sees a "
+        f"whole picture its shortest side is {settings['size']} pixels; R-CNN cuts its windows from the picture as it "
+        "is. Times are medians on this machine, reading not counted. SVMs give distances and no probabilities: on the "
+        "pictures they are squeezed into numbers between 0.5 and 1."
+    )

@@ -1,0 +1,204 @@
+"""One detector of the comparison: trained, scored on the validation split, timed. Each leaves a row."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from twostage.atomic import write_bytes, write_text
+from twostage.data.images import read_image
+from twostage.data.proposals import ProposalSet
+from twostage.detections import Detections
+from twostage.detector import Detector
+from twostage.evaluation.evaluate import evaluate
+from twostage.evaluation.results import Accumulator, Results
+from twostage.inference.prepare import prepared
+from twostage.inference.timing import stage_times
+from twostage.lineage.options import LineageOptions
+from twostage.models.lineage.stagewise import Stagewise
+from twostage.models.proposals.sources import Source
+from twostage.training.splits import Splits
+
+_METRICS = ("AP", "AP50", "AP75", "voc07")
+_SHOWN = {"svm": 0.0}  # a score from which a detection is drawn; of a softmax 0.5
+
+
+@dataclass
+class Row:
+    """What is told of a detector. Seconds of training are of its own stages, those of test of an image.
+
+    `proposals` are the seconds that proposing takes of an image at test, `network` those of all the rest but reading.
+    """
+
+    key: str
+    name: str
+    metrics: dict[str, float]
+    train_seconds: float
+    proposals: float
+    network: float
+    detail: str
+    weights: str
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write it, so that a run that is resumed finds it."""
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Row":
+        """A row that was saved."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all detectors of a run have in common."""
+
+    options: LineageOptions
+    splits: Splits
+    train: ProposalSet
+    val: ProposalSet
+    source: Source
+    root: Path
+    shown: int  # the image of the validation split that is drawn
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.splits.train.names
+
+    def timed(self) -> list[int]:
+        """Images of the validation split that are timed, spread over it."""
+        assert self.splits.val is not None
+        count = min(self.options.timed, len(self.splits.val))
+        return np.linspace(0, len(self.splits.val) - 1, count).round().astype(int).tolist()
+
+
+def score(setting: Setting, results: Results) -> dict[str, float]:
+    """The numbers of detections on the validation split."""
+    assert setting.splits.truth is not None
+    metrics = evaluate(setting.splits.truth, results).scores.metrics
+    return {name: metrics[name] for name in _METRICS}
+
+
+def seconds_of_search(setting: Setting) -> float:
+    """What the source takes of an image, computed anew: the median of those that are timed."""
+    val, taken = setting.splits.val, []
+    assert val is not None
+    for index in setting.timed():
+        image = read_image(val.path(index))
+        begun = time.perf_counter()
+        setting.source(image)
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+@torch.inference_mode()
+def stagewise_row(setting: Setting, model: Stagewise, key: str, name: str, seconds: float, detail: str) -> Row:
+    """Score and time an R-CNN or SPPnet on selective search's proposals."""
+    val, count = setting.splits.val, setting.options.windows
+    assert val is not None
+    weights = setting.root / key / "weights.safetensors"
+    write_bytes(weights, save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
+    model.net.backbone = prepared(model.regions.backbone, torch.float32)
+    gathered, taken = Accumulator(), []
+    timed = set(setting.timed())
+    for index in range(len(val)):
+        image, boxes = torch.from_numpy(read_image(val.path(index))).permute(2, 0, 1), setting.val.best(index, count)[0]
+        begun = time.perf_counter()
+        found = model(image, torch.from_numpy(boxes))
+        if index in timed:
+            taken.append(time.perf_counter() - begun)
+        arrays = [value.cpu().numpy() for value in found]
+        gathered.add(index, *arrays[:3])
+        if index == setting.shown:
+            _draw(setting, key, index, *arrays, least=_SHOWN["svm"])
+    return Row(
+        key=key,
+        name=name,
+        metrics=score(setting, gathered.results()),
+        train_seconds=seconds,
+        proposals=seconds_of_search(setting),
+        network=statistics.median(taken),
+        detail=detail,
+        weights=str(weights.relative_to(setting.root)),
+    )
+
+
+def detector_row(setting: Setting, weights: Path, key: str, name: str, seconds: float, detail: str) -> Row:
+    """Score and time a detector of the zoo."""
+    val = setting.splits.val
+    assert val is not None
+    detector = Detector.load(weights, device=setting.options.device)
+    found = detector.detect_dataset(val, max_det=100)
+    shown = detector.predict(val.path(setting.shown), conf=0.5)
+    _save_picture(setting, key, shown)
+    parts: dict[str, list[float]] = {}
+    for index in setting.timed():
+        for stage, times in stage_times(detector.prepared, [val.path(index)], repeats=3, warmup=1).items():
+            parts.setdefault(stage, []).append(times.median / 1e3)
+    median = {stage: statistics.median(taken) for stage, taken in parts.items()}
+    proposing = sum(median.get(stage, 0.0) for stage in ("rpn", "proposals"))
+    return Row(
+        key=key,
+        name=name,
+        metrics=score(setting, found),
+        train_seconds=seconds,
+        proposals=proposing,
+        network=sum(median.values()) - proposing - median["read"],
+        detail=detail,
+        weights=str(weights.relative_to(setting.root)),
+        parts=median,
+    )
+
+
+def kept(setting_root: Path, key: str, make: Callable[[], Row]) -> Row:
+    """The row of an earlier run, or a new one, which is kept."""
+    path = setting_root / "rows" / f"{key}.json"
+    if path.exists():
+        return Row.load(path)
+    row = make()
+    row.save(path)
+    return row
+
+
+def _draw(
+    setting: Setting,
+    key: str,
+    index: int,
+    boxes: Any,
+    scores: Any,
+    labels: Any,
+    proposals: Any,
+    *,
+    least: float,
+) -> None:
+    val = setting.splits.val
+    assert val is not None
+    image = read_image(val.path(index))
+    keep = scores > least
+    # Distances from a hyperplane as numbers between 0 and 1, so that they can be drawn as scores.
+    found = Detections(
+        boxes=boxes[keep],
+        scores=1 / (1 + np.exp(-scores[keep])),
+        class_ids=labels[keep],
+        proposals=proposals[keep],
+        names=setting.names,
+        size=image.shape[:2],
+        image=image,
+        path=str(val.path(index)),
+    )
+    _save_picture(setting, key, found)
+
+
+def _save_picture(setting: Setting, key: str, found: Detections) -> None:
+    folder = setting.root / "pictures"
+    folder.mkdir(exist_ok=True)
+    found.save(folder / f"{key}.jpg")

@@ -1,0 +1,138 @@
+"""R-CNN and SPPnet from a pretrained network to a detector, and that network before them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from twostage.data.dataset import Dataset
+from twostage.data.proposals import ProposalSet
+from twostage.data.randomness import generator
+from twostage.models.lineage.nets import PyramidNet, WindowNet
+from twostage.models.lineage.stagewise import Stagewise
+from twostage.training.lineage.fit import FitSettings, fit_stages
+from twostage.training.lineage.regions import Kept, pictures_of, regions_of
+from twostage.training.lineage.tune import TuneSettings, tune
+
+AfterImage = Callable[[int, int], None]
+
+
+def silent(done: int, all: int) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much of the data set is learned from: `images` of it, drawn with `seed`, and `windows` of each."""
+
+    images: int = 200
+    windows: int = 300
+    seed: int = 0
+
+    def of(self, dataset: Dataset) -> list[int]:
+        """The images, in order."""
+        some = generator(self.seed, len(dataset)).permutation(len(dataset))[: self.images]
+        return sorted(some.tolist())
+
+
+def pretrain(net: WindowNet, make: Callable[[nn.Module], Stagewise], dataset: Dataset, settings: TuneSettings) -> int:
+    """Let a network tell crops of the ground truth and background apart; the number of steps.
+
+    Its windows are the objects, moved and scaled a little, and windows of the objects' sizes anywhere.
+    """
+    model, pictures = make(net), pictures_of(dataset)
+    of_images = crops(dataset, settings.seed)
+    regions = [regions_of(dataset, i, of_images, len(of_images.boxes)) for i in range(len(dataset))]
+
+    def windows(index: int, boxes: Tensor) -> Tensor:
+        return net.windows(model.normalised(pictures[index]), boxes)
+
+    return tune(net.train(), list(net.parameters()), windows, regions, settings)
+
+
+def train_rcnn(
+    net: WindowNet,
+    make: Callable[[nn.Module], Stagewise],
+    dataset: Dataset,
+    proposals: ProposalSet,
+    bounds: Bounds,
+    tuning: TuneSettings,
+    fitting: FitSettings,
+    after_image: AfterImage = silent,
+) -> Stagewise:
+    """R-CNN: the whole network is tuned on windows, then its vectors teach SVMs and regressors."""
+    model = make(net)
+    pictures, images = pictures_of(dataset), bounds.of(dataset)
+    regions = [regions_of(dataset, i, proposals, bounds.windows) for i in images]
+
+    def windows(index: int, boxes: Tensor) -> Tensor:
+        return net.windows(model.normalised(pictures[images[index]]), boxes)
+
+    tune(net.train(), list(net.parameters()), windows, regions, tuning)
+    model.eval()
+    fit_stages(model, _of(pictures, images), regions, dataset.names, fitting, after_image)
+    return model
+
+
+def train_sppnet(
+    net: PyramidNet,
+    make: Callable[[nn.Module], Stagewise],
+    dataset: Dataset,
+    proposals: ProposalSet,
+    bounds: Bounds,
+    tuning: TuneSettings,
+    fitting: FitSettings,
+    after_image: AfterImage = silent,
+) -> Stagewise:
+    """SPPnet: only fc6, fc7 and the classifier are tuned, on regions pooled from fixed maps; then as R-CNN."""
+    model = make(net)
+    pictures, images = pictures_of(dataset), bounds.of(dataset)
+    regions = [regions_of(dataset, i, proposals, bounds.windows) for i in images]
+    net.eval()
+
+    @torch.no_grad()
+    def maps(index: int) -> list[Tensor]:
+        return net.maps(model.normalised(pictures[images[index]]))
+
+    kept = Kept(maps, lambda found: sum(4 * x.numel() for x in found))
+
+    @torch.no_grad()
+    def pooled(index: int, boxes: Tensor) -> Tensor:
+        return net.pooled(kept[index], min(pictures[images[index]].shape[1:]), boxes)
+
+    head = nn.Sequential(net.body, net.classes).train()
+    tune(head, list(head.parameters()), pooled, regions, replace(tuning, negative=(0.1, 0.5)))
+    model.eval()
+    fit_stages(model, _of(pictures, images), regions, dataset.names, fitting, after_image)
+    return model
+
+
+def crops(dataset: Dataset, seed: int, copies: int = 4, others: int = 40) -> ProposalSet:
+    """For each image its objects moved and scaled by up to a sixth, and windows of all objects' sizes anywhere."""
+    sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
+
+    def of_image(index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = generator(seed, 7, index)
+        height, width = dataset.sizes[index].tolist()
+        own = dataset.objects(index).boxes.repeat(copies, axis=0)
+        size = (own[:, 2:] - own[:, :2]).repeat(2, axis=0).reshape(-1, 4)
+        near = own + rng.uniform(-1 / 6, 1 / 6, own.shape) * size
+        side = (
+            np.minimum(sides[rng.integers(len(sides), size=others)], [width, height])
+            if len(sides)
+            else np.zeros((0, 2))
+        )
+        corner = rng.random((len(side), 2)) * ([width, height] - side)
+        boxes = np.concatenate([near, np.concatenate([corner, corner + side], axis=1)])
+        boxes = np.clip(boxes, 0, [width, height, width, height])
+        boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)]
+        return boxes, np.zeros(len(boxes))
+
+    return ProposalSet.of((of_image(i) for i in range(len(dataset))), "crops")
+
+
+def _of(pictures: Kept[Tensor], images: Sequence[int]) -> Kept[Tensor]:
+    """The pictures by their place among those chosen."""
+    return Kept(lambda place: pictures[images[place]], lambda image: image.numel(), held=0)

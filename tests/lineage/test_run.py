@@ -1,0 +1,123 @@
+"""`twostage lineage` as a whole, on few scenes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from twostage.cli import main
+from twostage.data.scenes import write_scenes
+from twostage.errors import DataError
+from twostage.lineage import rows
+from twostage.lineage.options import DETECTORS
+from twostage.lineage.papers import RATIOS
+from twostage.lineage.rows import Row
+from twostage.lineage.small import load_backbone, save_backbone, window_net
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("lineage") / "scenes", train=8, val=3)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
+    call = ["lineage", str(scenes), "--out", str(out), "--minutes", "0.01", "--size", "96", "--windows", "20"]
+    return [*call, "--learn-images", "3", "--timed", "2", "--quiet", "--json", *more]
+
+
+def test_every_detector_leaves_a_row_and_a_picture(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out)) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["key"] for row in result["rows"]] == list(DETECTORS)
+    for row in result["rows"]:
+        assert 0 <= row["metrics"]["AP50"] <= 1
+        assert row["network"] > 0
+        assert row["proposals"] > 0
+        assert (out / row["weights"]).exists()
+        assert (out / "pictures" / f"{row['key']}.jpg").exists()
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for row in result["rows"]:
+        assert page.count(f"<b>{row['name']}</b>") == 1
+    assert page.count("data:image/jpeg") == len(DETECTORS)
+    by_key = {row["key"]: Row(**row) for row in result["rows"]}
+    assert all(ratio.ours(by_key) for ratio in RATIOS)
+
+    # Going on with it trains nothing anew, and says the same.
+    (out / "rows" / "sppnet.json").unlink()
+    assert main(["lineage", "--resume", str(out), "--quiet", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    others = [row for row in result["rows"] if row["key"] != "sppnet"]
+    assert [row for row in again["rows"] if row["key"] != "sppnet"] == others
+
+
+def test_a_backbone_of_an_earlier_run_is_taken(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    net = window_net(5)
+    save_backbone(tmp_path / "backbone.safetensors", net)
+    out = tmp_path / "run"
+    more = ("--weights", str(tmp_path / "backbone.safetensors"), "--only", "sppnet")
+    assert main(arguments(scenes, out, *more)) == 0
+    assert "read from" in json.loads(capsys.readouterr().out)["backbone"]["detail"]
+    kept = window_net(5)
+    load_backbone(out / "backbone.safetensors", kept)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), kept.parameters(), strict=True))
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "b.safetensors", window_net(5))
+    other = window_net(3)
+    load_backbone(tmp_path / "b.safetensors", other)  # other classes: the rest is taken
+    other.backbone.stages = other.backbone.stages[:1]
+    with pytest.raises(DataError, match="not the backbone of a lineage run"):
+        load_backbone(tmp_path / "b.safetensors", other)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["lineage"], 2, "no data set given"),
+        (["lineage", "x", "--only", "fast-rcnn"], 2, "Did you mean 'fast_rcnn'"),
+        (["lineage", "--resume", "nowhere"], 4, "no lineage run"),
+        (["lineage", "nowhere"], 3, "nowhere: does not exist"),
+    ],
+)
+def test_wrong_starts(
+    words: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    assert says in capsys.readouterr().err
+
+
+def test_without_the_extra_nothing_begins(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn.svm", None)
+    assert main(arguments(scenes, tmp_path / "run")) == 4
+    assert "pip install 'twostage[lineage]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    row = Row("a", "A", {"AP": 0.5}, 1.0, 2.0, 3.0, "how", "w", {"read": 0.1})
+    assert rows.kept(tmp_path, "a", lambda: row) is row
+    (tmp_path / "rows").mkdir(exist_ok=True)
+    assert rows.kept(tmp_path, "a", lambda: pytest.fail("made anew")) == row
