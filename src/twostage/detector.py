@@ -169,11 +169,11 @@ class Detector:
         iou: float | None = None,
         max_det: int | None = None,
         processes: Processes = ALONE,
-        proposals: Path | None = None,
+        proposals: Path | ProposalSet | None = None,
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
-        `proposals` is a file of them, in place of what the model proposes or its source computes.
+        `proposals`, or a file of them, take the place of what the model proposes or its source computes.
         Several `processes` (`training.distributed.joined`) share the images; the leader gets all detections.
         Raises UsageError where the data set's classes are not the detector's: `data.dataset.select_classes` chooses
         from a data set that has more.
@@ -187,7 +187,9 @@ class Detector:
         fields = self.model.fields
         if workers is None:
             workers = default_workers(on_cpu=self.device.type == "cpu", sharing=processes.local_world)
-        read = None if proposals is None else partial(read_proposals, proposals)
+        read: Callable[[Dataset], ProposalSet] | None = None
+        if proposals is not None:
+            read = partial(read_proposals, proposals) if isinstance(proposals, Path) else lambda _: proposals
         loaded = evaluation_batches(
             dataset,
             resize=fields.resizing,

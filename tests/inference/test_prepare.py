@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from twostage import Detector
 from twostage.data.batch import Batch, stack_images, stack_targets
 from twostage.inference.predictor import make_batch
-from twostage.inference.prepare import prepare
+from twostage.inference.prepare import prepare, truncated
 from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import ZOO, build
@@ -262,3 +262,28 @@ def test_no_images_are_no_results(way: str, kernel: int) -> None:
     conv = best_conv(torch.randn(130, 130, kernel, kernel), None, Window(padding=(kernel // 2, kernel // 2)))
     x = torch.randn(0, 130, 70, 70).contiguous(memory_format=torch.channels_last)
     assert conv(x).shape == conv(x, "relu", x.clone()).shape == (0, 130, 70, 70)
+
+
+def test_truncated_layers_are_the_nearest_of_their_rank() -> None:
+    """Fast R-CNN, section 3.1; no two such layers come nearer (Eckart and Young 1936)."""
+    layer = nn.Linear(30, 20)
+    first, second = truncated(layer, 7)
+    found = second.weight @ first.weight
+    singular = torch.linalg.svdvals(layer.weight)
+    torch.testing.assert_close((layer.weight - found).norm(), singular[7:].norm())
+    assert first.weight.numel() + second.weight.numel() == 7 * (30 + 20)
+    whole = truncated(layer, 20)
+    x = torch.rand(5, 30)
+    torch.testing.assert_close(whole[1](whole[0](x)), layer(x))
+
+
+def test_ranks_of_the_head_take_effect_at_test_alone() -> None:
+    model = lively("fast_rcnn_tiny", head_channels=64, rpn_keep_test=20)
+    plain = errors(prepare(model), model, batch((96, 120)))
+    cut = lively("fast_rcnn_tiny", head_channels=64, rpn_keep_test=20, head_ranks=(16, 8))
+    assert cut.state_dict().keys() == model.state_dict().keys()
+    cut.load_state_dict(model.state_dict())
+    assert max(plain) < 1e-4 < max(errors(prepare(cut), model, batch((96, 120)))) < 1
+    full = lively("fast_rcnn_tiny", head_channels=64, rpn_keep_test=20, head_ranks=(64, 64))
+    full.load_state_dict(model.state_dict())
+    assert max(errors(prepare(full), model, batch((96, 120)))) < 1e-4

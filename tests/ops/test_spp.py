@@ -37,7 +37,7 @@ def by_the_paper(feature: Tensor, box: list[float], pyramid: tuple[int, ...], st
                 rows = slice(y + math.floor(i * h / b), y + math.ceil((i + 1) * h / b))
                 columns = slice(x + math.floor(j * w / b), x + math.ceil((j + 1) * w / b))
                 level[:, i, j] = feature[:, rows, columns].amax((1, 2))
-        out.append(level.flatten())
+        out.append(level.permute(1, 2, 0).flatten())
     return torch.cat(out)
 
 
@@ -61,8 +61,9 @@ def test_the_whole_map_is_adaptive_max_pooling() -> None:
     features, _ = example()
     # A box that reaches half a cell beyond the map covers all of it.
     whole = torch.tensor([[[-8.0, -8.0, 18 * 16.0, 14 * 16.0]]]).expand(2, -1, -1)
-    expected = [torch.nn.functional.adaptive_max_pool2d(features, b).flatten(1) for b in (6, 3, 2, 1)]
-    assert torch.equal(spp(features, whole)[:, 0], torch.cat(expected, dim=1))
+    pooled = [torch.nn.functional.adaptive_max_pool2d(features, b) for b in (6, 3, 2, 1)]
+    expected = torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in pooled], dim=1)
+    assert torch.equal(spp(features, whole)[:, 0], expected)
 
 
 def test_gradient_bf16_and_no_boxes() -> None:
@@ -79,10 +80,11 @@ def test_one_level_of_rounded_boxes_is_roi_pool(bins: int) -> None:
     """Fast R-CNN, section 2.1: "the RoI layer is simply the special case of the spatial pyramid pooling layer"."""
     features, boxes = example()
     one = spp(features, boxes, pyramid=(bins,), projection="rounded")
-    assert torch.equal(one, roi_pool(features, boxes, scale=1 / 16, output_size=bins).flatten(2))
+    pooled = roi_pool(features, boxes, scale=1 / 16, output_size=bins)
+    assert torch.equal(one, pooled.permute(0, 1, 3, 4, 2).flatten(2))
     rois = [torch.cat([torch.full((len(some), 1), float(i)), some], dim=1) for i, some in enumerate(boxes)]
     theirs = torchvisions_pool(features, torch.cat(rois), bins, 1 / 16)
-    assert torch.equal(one.flatten(0, 1), theirs.flatten(1))
+    assert torch.equal(one.flatten(0, 1), theirs.permute(0, 2, 3, 1).flatten(1))
 
 
 def test_levels_come_in_the_order_asked_for() -> None:

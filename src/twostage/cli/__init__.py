@@ -25,6 +25,7 @@ _VERBS = {
     "eval": "Score a detector, or a file of its results, on a data set.",
     "predict": "Find objects in pictures.",
     "lineage": "Train R-CNN, SPPnet, Fast and Faster R-CNN side by side: the history on your data.",
+    "ablate": "Run the papers' ablations on your data, and put their tables beside yours.",
     "bench": "Time a detector on this machine, stage by stage, beside torchvision's.",
     "env": "Versions, devices and threads, for a bug report.",
 }

@@ -21,6 +21,7 @@ from twostage.inference.graphs import Recordings, cuda_graphs
 from twostage.models.backbones.fpn import Nearest
 from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.fused import FusedConv, FusedLinear, KeptNearest
+from twostage.models.heads.box import TwoLayers
 from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
 from twostage.ops._memory import give_back
@@ -89,6 +90,35 @@ def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
 @_prepared.register(nn.Linear)
 def _linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     return FusedLinear(_cast(layer.weight, dtype), None if layer.bias is None else _cast(layer.bias, dtype))
+
+
+@_prepared.register(TwoLayers)
+def _two_layers(body: TwoLayers, dtype: torch.dtype) -> nn.Module:
+    """With the head's ranks each of its layers becomes two (`truncated`)."""
+    fast = _own(body)
+    layers = {"fc6": body.fc6, "fc7": body.fc7}
+    for (name, layer), rank in zip(layers.items(), body.ranks or (None, None), strict=True):
+        split = nn.Sequential(*truncated(layer, rank)) if rank and rank < min(layer.weight.shape) else layer
+        fast._modules[name] = prepared(split, dtype)
+    return fast
+
+
+def truncated(layer: nn.Linear, rank: int) -> tuple[nn.Linear, nn.Linear]:
+    """The two layers without anything between them that come nearest to one (Fast R-CNN, section 3.1).
+
+    W = U S V^T becomes S V^T of the `rank` largest singular values, then U: rank (inputs + outputs) numbers in place of
+    inputs * outputs. Worked out in float64.
+    """
+    u, s, v = torch.linalg.svd(_exact(layer.weight), full_matrices=False)
+    outputs, inputs = layer.weight.shape
+    first, second = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=layer.bias is not None)
+    with torch.no_grad():
+        first.weight.copy_(s[:rank, None] * v[:rank])
+        second.weight.copy_(u[:, :rank])
+        if layer.bias is not None:
+            second.bias.copy_(layer.bias)
+    device = layer.weight.device
+    return first.to(device), second.to(device)
 
 
 @_prepared.register(Nearest)

@@ -6,25 +6,23 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
 from twostage.atomic import write_bytes, write_text
+from twostage.data.dataset import Dataset
 from twostage.data.images import read_image
-from twostage.data.proposals import ProposalSet
 from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.evaluation.evaluate import evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.prepare import prepared
 from twostage.inference.timing import stage_times
-from twostage.lineage.options import LineageOptions
+from twostage.lineage.begin import Setting
 from twostage.models.lineage.stagewise import Stagewise
-from twostage.models.proposals.sources import Source
-from twostage.training.splits import Splits
 
 _METRICS = ("AP", "AP50", "AP75", "voc07")
 _SHOWN = {"svm": 0.0}  # a score from which a detection is drawn; of a softmax 0.5
@@ -57,28 +55,23 @@ class Row:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all detectors of a run have in common."""
+class Named(NamedTuple):
+    """A detector's key, its name, and what is special about it."""
 
-    options: LineageOptions
-    splits: Splits
-    train: ProposalSet
-    val: ProposalSet
-    source: Source
-    root: Path
-    shown: int  # the image of the validation split that is drawn
+    key: str
+    name: str
+    detail: str
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes."""
-        return self.splits.train.names
 
-    def timed(self) -> list[int]:
-        """Images of the validation split that are timed, spread over it."""
-        assert self.splits.val is not None
-        count = min(self.options.timed, len(self.splits.val))
-        return np.linspace(0, len(self.splits.val) - 1, count).round().astype(int).tolist()
+class Shown(NamedTuple):
+    """How many images of the validation split are timed, and which one is drawn."""
+
+    timed: int
+    drawn: int
+
+    def indices(self, val: Dataset) -> list[int]:
+        """Those that are timed, spread over the split."""
+        return np.linspace(0, len(val) - 1, min(self.timed, len(val))).round().astype(int).tolist()
 
 
 def score(setting: Setting, results: Results) -> dict[str, float]:
@@ -88,11 +81,11 @@ def score(setting: Setting, results: Results) -> dict[str, float]:
     return {name: metrics[name] for name in _METRICS}
 
 
-def seconds_of_search(setting: Setting) -> float:
+def seconds_of_search(setting: Setting, shown: Shown) -> float:
     """What the source takes of an image, computed anew: the median of those that are timed."""
     val, taken = setting.splits.val, []
     assert val is not None
-    for index in setting.timed():
+    for index in shown.indices(val):
         image = read_image(val.path(index))
         begun = time.perf_counter()
         setting.source(image)
@@ -101,15 +94,15 @@ def seconds_of_search(setting: Setting) -> float:
 
 
 @torch.inference_mode()
-def stagewise_row(setting: Setting, model: Stagewise, key: str, name: str, seconds: float, detail: str) -> Row:
+def stagewise_row(setting: Setting, shown: Shown, model: Stagewise, named: Named, seconds: float) -> Row:
     """Score and time an R-CNN or SPPnet on selective search's proposals."""
     val, count = setting.splits.val, setting.options.windows
     assert val is not None
-    weights = setting.root / key / "weights.safetensors"
+    weights = setting.root / named.key / "weights.safetensors"
     write_bytes(weights, save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
     model.net.backbone = prepared(model.regions.backbone, torch.float32)
     gathered, taken = Accumulator(), []
-    timed = set(setting.timed())
+    timed = set(shown.indices(val))
     for index in range(len(val)):
         image, boxes = torch.from_numpy(read_image(val.path(index))).permute(2, 0, 1), setting.val.best(index, count)[0]
         begun = time.perf_counter()
@@ -118,42 +111,41 @@ def stagewise_row(setting: Setting, model: Stagewise, key: str, name: str, secon
             taken.append(time.perf_counter() - begun)
         arrays = [value.cpu().numpy() for value in found]
         gathered.add(index, *arrays[:3])
-        if index == setting.shown:
-            _draw(setting, key, index, *arrays, least=_SHOWN["svm"])
+        if index == shown.drawn:
+            _draw(setting, named.key, index, *arrays, least=_SHOWN["svm"])
     return Row(
-        key=key,
-        name=name,
+        key=named.key,
+        name=named.name,
         metrics=score(setting, gathered.results()),
         train_seconds=seconds,
-        proposals=seconds_of_search(setting),
+        proposals=seconds_of_search(setting, shown),
         network=statistics.median(taken),
-        detail=detail,
+        detail=named.detail,
         weights=str(weights.relative_to(setting.root)),
     )
 
 
-def detector_row(setting: Setting, weights: Path, key: str, name: str, seconds: float, detail: str) -> Row:
+def detector_row(setting: Setting, shown: Shown, weights: Path, named: Named, seconds: float) -> Row:
     """Score and time a detector of the zoo."""
     val = setting.splits.val
     assert val is not None
     detector = Detector.load(weights, device=setting.options.device)
     found = detector.detect_dataset(val, max_det=100)
-    shown = detector.predict(val.path(setting.shown), conf=0.5)
-    _save_picture(setting, key, shown)
+    _save_picture(setting, named.key, detector.predict(val.path(shown.drawn), conf=0.5))
     parts: dict[str, list[float]] = {}
-    for index in setting.timed():
+    for index in shown.indices(val):
         for stage, times in stage_times(detector.prepared, [val.path(index)], repeats=3, warmup=1).items():
             parts.setdefault(stage, []).append(times.median / 1e3)
     median = {stage: statistics.median(taken) for stage, taken in parts.items()}
     proposing = sum(median.get(stage, 0.0) for stage in ("rpn", "proposals"))
     return Row(
-        key=key,
-        name=name,
+        key=named.key,
+        name=named.name,
         metrics=score(setting, found),
         train_seconds=seconds,
         proposals=proposing,
         network=sum(median.values()) - proposing - median["read"],
-        detail=detail,
+        detail=named.detail,
         weights=str(weights.relative_to(setting.root)),
         parts=median,
     )

@@ -7,41 +7,35 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 
 from twostage.atomic import write_text
-from twostage.data.proposals import write_proposals
-from twostage.environment import environment
-from twostage.errors import DataError, MissingError, UsageError
-from twostage.folders import claimed, new_folder, next_folder
+from twostage.folders import claimed
 from twostage.inference.device import choose_device
+from twostage.lineage.begin import (
+    BACKBONE,
+    PROPOSALS,
+    Compared,
+    Setting,
+    begin_backbone,
+    begun_net,
+    folder_of,
+    setting_of,
+    trained,
+)
 from twostage.lineage.options import LineageOptions
-from twostage.lineage.rows import Row, Setting, detector_row, kept, stagewise_row
-from twostage.lineage.small import load_backbone, pyramid_net, save_backbone, stagewise, window_net
-from twostage.models.lineage.nets import WindowNet
-from twostage.models.proposals.selective_search import selective_search
-from twostage.models.proposals.sources import Source, propose
-from twostage.progress import images_bar
-from twostage.training import train
+from twostage.lineage.rows import Named, Row, Shown, detector_row, kept, stagewise_row
+from twostage.lineage.small import pyramid_net, stagewise
 from twostage.training.lineage.fit import FitSettings
-from twostage.training.lineage.svm import linear_svc
-from twostage.training.lineage.train import Bounds, pretrain, train_rcnn, train_sppnet
+from twostage.training.lineage.train import Bounds, train_rcnn, train_sppnet
 from twostage.training.lineage.tune import TuneSettings
-from twostage.training.options import TrainOptions
-from twostage.training.splits import open_splits
 
 log = logging.getLogger("twostage.lineage")
-
-CONFIG = "config.yaml"
-BACKBONE = "backbone.safetensors"
-_PATHS = ("data", "weights", "images", "out")
 
 
 def lineage(options: LineageOptions) -> dict[str, Any]:
@@ -49,25 +43,15 @@ def lineage(options: LineageOptions) -> dict[str, Any]:
 
     Raises MissingError without the extra `lineage`, and as `twostage.training.train`.
     """
-    selective_search(np.zeros((8, 8, 3), np.uint8))  # the extra is there, or nothing begins
-    linear_svc()
-    choose_device(options.device)
-    if options.resume is not None:
-        options = _told(options.resume)
-        root = options.out
-        assert root is not None
-    else:
-        root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / "lineage", "run")
-        options = replace(options, out=root)
-        write_text(root / CONFIG, _to_yaml(options))
-        write_text(root / "env.json", json.dumps(environment(), indent=2) + "\n")
+    options, root = folder_of(options, "lineage")
     with claimed(root / "state"):
-        setting = _setting(options, root)
+        setting = setting_of(options, root)
+        shown = Shown(options.timed, _crowded(setting))
         backbone = kept(root, "backbone", lambda: _backbone(setting))
         rows = []
         for key in options.only:
             log.info("%s", key)
-            row = kept(root, key, lambda key=key: _DETECTORS[key](setting, key))  # type: ignore[misc]
+            row = kept(root, key, lambda key=key: _DETECTORS[key](setting, shown, key))  # type: ignore[misc]
             rows.append(row)
             log.info("%s: AP50 %.3f, voc07 %.3f", row.name, row.metrics["AP50"], row.metrics["voc07"])
     train_split, val = setting.splits.train, setting.splits.val
@@ -84,71 +68,32 @@ def lineage(options: LineageOptions) -> dict[str, Any]:
         },
         "backbone": asdict(backbone),
         "rows": [asdict(row) for row in rows],
-        "shown": str(val.path(setting.shown)),
+        "shown": str(val.path(shown.drawn)),
     }
     write_text(root / "lineage.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
-def _setting(options: LineageOptions, root: Path) -> Setting:
-    splits = open_splits(
-        TrainOptions(
-            options.data,
-            train_split=options.train_split,
-            val_split=options.val_split,
-            images=options.images,
-            voc_offset=options.voc_offset,
-        )
-    )
-    if splits.val is None:
-        raise UsageError("val_split is none: detectors are compared on a split that they did not learn from")
-    source = Source("selective_search", seed=options.seed)
-    found = {}
-    for split in (splits.train, splits.val):
-        with images_bar(f"selective search, {split.split}", quiet=options.quiet) as after_image:
-            found[split.split] = propose(source, split, after_image=after_image)
-    train_set, val_set = found[splits.train.split], found[splits.val.split]
-    file = root / "proposals.safetensors"
-    if not file.exists():
-        write_proposals(file, [(splits.train, train_set), (splits.val, val_set)], options.windows)
-    shown = int(np.argmax(np.minimum(np.diff(splits.val.offsets), 12)))
-    return Setting(options, splits, train_set, val_set, source, root, shown)
+def _crowded(setting: Setting) -> int:
+    """An image of the validation split with many objects, but not too many to see."""
+    assert setting.splits.val is not None
+    return int(np.argmax(np.minimum(np.diff(setting.splits.val.offsets), 12)))
 
 
 def _backbone(setting: Setting) -> Row:
-    """The network that all begin with: a classifier of crops, trained or read."""
-    options, names = setting.options, setting.names
-    torch.manual_seed(options.seed)
-    net = window_net(len(names)).to(choose_device(options.device))
-    begun = time.perf_counter()
-    if options.weights is not None:
-        load_backbone(options.weights, net)
-        detail = f"read from {options.weights}"
-    else:
-        settings = TuneSettings(
-            minutes=options.minutes, positives=64, negatives=64, negative=(0.0, 0.3), lr=2e-3, seed=options.seed
-        )
-        steps = pretrain(net, partial(stagewise, num_classes=len(names)), setting.splits.train, settings)
-        detail = f"{steps} steps of 128 crops, half of them objects"
-    save_backbone(setting.root / BACKBONE, net)
-    return Row("backbone", "Backbone", {}, time.perf_counter() - begun, 0.0, 0.0, detail, BACKBONE)
+    detail, seconds = begin_backbone(setting)
+    return Row("backbone", "Backbone", {}, seconds, 0.0, 0.0, detail, BACKBONE)
 
 
-def _begun(setting: Setting) -> WindowNet:
-    net = window_net(len(setting.names))
-    load_backbone(setting.root / BACKBONE, net)
-    return net.to(choose_device(setting.options.device))
-
-
-def _bounds(options: LineageOptions) -> Bounds:
+def _bounds(options: Compared) -> Bounds:
     return Bounds(options.learn_images, options.windows, options.seed)
 
 
-def _rcnn(setting: Setting, key: str) -> Row:
+def _rcnn(setting: Setting, shown: Shown, key: str) -> Row:
     options, names = setting.options, setting.names
     begun = time.perf_counter()
     model = train_rcnn(
-        _begun(setting),
+        begun_net(setting),
         partial(stagewise, num_classes=len(names)),
         setting.splits.train,
         setting.train,
@@ -157,15 +102,16 @@ def _rcnn(setting: Setting, key: str) -> Row:
         FitSettings(pair=0.6, seed=options.seed),
     )
     seconds = time.perf_counter() - begun
-    return stagewise_row(setting, model, key, "R-CNN", seconds, "every window through the network, SVMs, ridge")
+    named = Named(key, "R-CNN", "every window through the network, SVMs, ridge")
+    return stagewise_row(setting, shown, model, named, seconds)
 
 
-def _sppnet(setting: Setting, key: str) -> Row:
+def _sppnet(setting: Setting, shown: Shown, key: str) -> Row:
     options, names = setting.options, setting.names
     five = key.endswith("5_scales")
     begun = time.perf_counter()
     model = train_sppnet(
-        pyramid_net(_begun(setting), len(names), options.size, five=five).to(choose_device(options.device)),
+        pyramid_net(begun_net(setting), len(names), options.size, five=five).to(choose_device(options.device)),
         partial(stagewise, num_classes=len(names)),
         setting.splits.train,
         setting.train,
@@ -176,67 +122,38 @@ def _sppnet(setting: Setting, key: str) -> Row:
     )
     seconds = time.perf_counter() - begun
     name = "SPPnet, five scales" if five else "SPPnet"
-    return stagewise_row(setting, model, key, name, seconds, "the map once, pyramid 6-3-2-1, fixed convolutions")
+    named = Named(key, name, "the map once, pyramid 6-3-2-1, fixed convolutions")
+    return stagewise_row(setting, shown, model, named, seconds)
 
 
-def _trained(setting: Setting, key: str, model: str, about: str, name: str, **changes: Any) -> Row:
+def _zoo(setting: Setting, shown: Shown, named: Named, model: str, **changes: Any) -> Row:
     """A detector of the zoo, trained as `twostage train` does."""
-    options, folder = setting.options, setting.root / key
-    fields: dict[str, Any] = {"nms": 0.3, "soft_nms": "off", "roi_size": 6}
-    if model == "fast_rcnn_tiny":
-        fields |= {"rpn_keep_train": options.windows, "rpn_keep_test": options.windows}
-    told = TrainOptions(
-        options.data,
-        model=model,
-        weights=str(setting.root / BACKBONE),
-        model_fields=fields,
-        train_split=options.train_split,
-        val_split=options.val_split,
-        images=options.images,
-        voc_offset=options.voc_offset,
-        size=options.size,
-        max_size=2 * options.size,
-        minutes=options.minutes,
-        device=options.device,
-        seed=options.seed,
-        eval_every=10**6,  # at the end alone
-        out=folder,
-        quiet=options.quiet,
-    )
-    told = replace(told, **changes)
-    result = train(TrainOptions(resume=folder, quiet=options.quiet) if _resumable(folder) else told)
-    return detector_row(setting, Path(result["weights"]), key, name, result["seconds"], about)
+    result = trained(setting, setting.root / named.key, model, **changes)
+    return detector_row(setting, shown, Path(result["weights"]), named, result["seconds"])
 
 
-def _resumable(folder: Path) -> bool:
-    return (folder / "state" / "state.safetensors").exists() or (folder / "config.yaml").exists()
+def _fast(setting: Setting, shown: Shown, key: str) -> Row:
+    named = Named(key, "Fast R-CNN", "RoIPool, one loss for classes and boxes")
+    return _zoo(setting, shown, named, "fast_rcnn_tiny", proposals=setting.root / PROPOSALS)
 
 
-def _fast(setting: Setting, key: str) -> Row:
-    file = setting.root / "proposals.safetensors"
-    return _trained(
-        setting, key, "fast_rcnn_tiny", "RoIPool, one loss for classes and boxes", "Fast R-CNN", proposals=file
-    )
-
-
-def _alternating(setting: Setting, key: str) -> Row:
-    name, about = "Faster R-CNN, four steps", "the network proposes; its steps share convolutions in the end"
+def _alternating(setting: Setting, shown: Shown, key: str) -> Row:
+    named = Named(key, "Faster R-CNN, four steps", "the network proposes; its steps share convolutions in the end")
     twice = 2 * setting.options.minutes
-    return _trained(setting, key, "faster_rcnn_tiny", about, name, scheme="alternating", minutes=twice)
+    return _zoo(setting, shown, named, "faster_rcnn_tiny", scheme="alternating", minutes=twice)
 
 
-def _joint(setting: Setting, key: str) -> Row:
-    return _trained(
-        setting, key, "faster_rcnn_tiny", "proposals and detections learned together", "Faster R-CNN, joint"
-    )
+def _joint(setting: Setting, shown: Shown, key: str) -> Row:
+    named = Named(key, "Faster R-CNN, joint", "proposals and detections learned together")
+    return _zoo(setting, shown, named, "faster_rcnn_tiny")
 
 
-def _fpn(setting: Setting, key: str) -> Row:
-    about = "anchors and regions on the level of their size, RoIAlign"
-    return _trained(setting, key, "faster_rcnn_tiny_fpn", about, "Faster R-CNN + FPN")
+def _fpn(setting: Setting, shown: Shown, key: str) -> Row:
+    named = Named(key, "Faster R-CNN + FPN", "anchors and regions on the level of their size, RoIAlign")
+    return _zoo(setting, shown, named, "faster_rcnn_tiny_fpn")
 
 
-_DETECTORS: dict[str, Callable[[Setting, str], Row]] = {
+_DETECTORS: dict[str, Callable[[Setting, Shown, str], Row]] = {
     "rcnn": _rcnn,
     "sppnet": _sppnet,
     "sppnet_5_scales": _sppnet,
@@ -245,26 +162,3 @@ _DETECTORS: dict[str, Callable[[Setting, str], Row]] = {
     "faster_rcnn_joint": _joint,
     "faster_rcnn_fpn": _fpn,
 }
-
-
-def _to_yaml(options: LineageOptions) -> str:
-    values = {
-        name: str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(options).items()
-        if value is not None and name not in ("resume", "quiet")
-    }
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _told(folder: Path) -> LineageOptions:
-    """The options of a run. Raises MissingError or DataError."""
-    path = folder / CONFIG
-    if not path.exists():
-        raise MissingError(f"{folder}: no lineage run to go on with: it holds no {CONFIG}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        # Texts become paths, and lists tuples, as `options.validate` would make them.
-        paths = {name: Path(values[name]) for name in _PATHS if name in values}
-        return LineageOptions(**{**values, **paths, "only": tuple(values["only"]), "out": folder})
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, UsageError) as error:
-        raise DataError(f"{path}: not the configuration of a lineage run ({error}).") from None

@@ -59,8 +59,7 @@ def pyramid_net(begun: WindowNet, num_classes: int, size: int, *, five: bool) ->
     with torch.no_grad():
         own, theirs = net.body.fc6.weight, begun.body.fc6.weight
         own.zero_()
-        finest = theirs.unflatten(1, (SIDE, SIDE, CHANNELS)).permute(0, 3, 1, 2).flatten(1)
-        own[:, : finest.shape[1]] = finest
+        own[:, : theirs.shape[1]] = theirs
         net.body.fc6.bias.copy_(begun.body.fc6.bias)
     net.body.fc7.load_state_dict(begun.body.fc7.state_dict())
     net.classes.load_state_dict(begun.classes.state_dict())

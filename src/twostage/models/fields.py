@@ -91,6 +91,8 @@ class Fields:
     # Box head
     head_channels: Count = 1024
     head_convs: CountFromZero = 0
+    # At test fc6 and fc7 as products of two matrices of these ranks (Fast R-CNN, section 3.1: 1024 and 256).
+    head_ranks: tuple[Count, Count] | None = None
     dropout: Share = 0.0
     class_agnostic: bool = False
     box_delta_weights: Quad = (10.0, 10.0, 5.0, 5.0)  # deltas divided by 0.1, 0.1, 0.2, 0.2

@@ -138,7 +138,7 @@ class TwoStage(nn.Module):
         losses: Losses = {}
         if self.rpn is not None and dense is not None and "rpn" in self.learns:
             losses |= self.rpn.losses(dense, sizes, targets, samplers.anchors, mean)
-        if "head" in self.learns:
+        if "head" in self.learns or "boxes" in self.learns:
             losses |= self.region_losses(maps, proposals, targets, samplers.regions, mean)
         return losses
 

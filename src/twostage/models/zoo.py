@@ -290,5 +290,5 @@ def _pyramid(fields: Fields, num_classes: int, backbone: FPN | Levels | ImagePyr
 
 
 def _two_layers(fields: Fields, channels: int, num_classes: int) -> BoxHead:
-    body = TwoLayers(channels, fields.roi_size, fields.head_channels, fields.dropout)
+    body = TwoLayers(channels, fields.roi_size, fields.head_channels, fields.dropout, fields.head_ranks)
     return BoxHead(fields, body, fields.head_channels, num_classes)

@@ -13,7 +13,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-_REGIONS = 16  # whose gradient is worked out together on the CPU
+_RESULT = 1 << 24  # bytes of the cells that are found together for a gradient on the CPU
+_MORE = 4  # times the bins are as many rectangles as a table may have,
+_TABLE = 1 << 26  # and so many bytes: beyond, the regions by themselves are quicker
 
 
 def max_bins(
@@ -35,8 +37,13 @@ def max_bins(
 def _cpu(feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) -> Tensor:
     """The CPU kernel."""
     exact = feature if feature.dtype == torch.float64 else feature.float()  # numpy has no bf16
-    maps = exact.permute(0, 2, 3, 1).contiguous().numpy()
-    return torch.from_numpy(_largest(maps, rows, columns, empty=0)).to(feature.dtype)
+    maps = exact.permute(0, 2, 3, 1).contiguous()
+    if len(maps) == 1:  # no copy
+        return _largest(maps[0], rows[0], columns[0], empty=0)[None].to(feature.dtype)
+    out = feature.new_empty(*rows.shape[:3], columns.shape[2], feature.shape[1])
+    for image, one in enumerate(zip(maps, rows, columns, strict=True)):
+        out[image] = _largest(*one, empty=0)
+    return out
 
 
 def _cpu_gradient(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) -> Tensor:
@@ -45,10 +52,12 @@ def _cpu_gradient(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Tens
     cell = torch.arange(n * h * w).view(n, h, w, 1)
     keys = (_ranked(feature.permute(0, 2, 3, 1)).long() << 32) | (0x7FFFFFFF - cell)
     out = _sums(gradient, feature)
-    for start in range(0, rows.shape[1], _REGIONS):
-        part = slice(start, start + _REGIONS)
-        found = torch.from_numpy(_largest(keys.numpy(), rows[:, part], columns[:, part], empty=-1))
-        _scatter(out, gradient[:, part], 0x7FFFFFFF - (found & 0x7FFFFFFF), found != -1)
+    together = max(16, _RESULT // max(8 * c * rows.shape[2] * columns.shape[2], 1))
+    for image in range(n):
+        for start in range(0, rows.shape[1], together):
+            part = image, slice(start, start + together)
+            found = _largest(keys[image], rows[part], columns[part], empty=-1)
+            _scatter(out, gradient[part], 0x7FFFFFFF - (found & 0x7FFFFFFF), found != -1)
     return out.to(gradient.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -60,22 +69,56 @@ def _ranked(values: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _largest(maps: NDArray, rows: Tensor, columns: Tensor, *, empty: int) -> NDArray:
-    """[n, p, by, bx, c]: the maximum of each bin, for each region first over the rows and then over the columns."""
-    (n, p, by, _), bx = rows.shape, columns.shape[2]
-    found = np.full((n, p, by, bx, maps.shape[3]), empty, dtype=maps.dtype)
-    for image, (of_rows, of_columns) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
-        for region, (down, across) in enumerate(zip(of_rows, of_columns, strict=True)):
-            left, right = min(start for start, _ in across), max(end for _, end in across)
-            if left >= right:
-                continue
-            filled = [k for k, (start, end) in enumerate(down) if start < end]
-            band = np.empty((len(filled), right - left, maps.shape[3]), dtype=maps.dtype)
-            for k, row in zip(filled, band, strict=True):
-                np.max(maps[image, slice(*down[k]), left:right], axis=0, out=row)
-            for k, (start, end) in enumerate(across):
-                if start < end:
-                    found[image, region, filled, k] = band[:, start - left : end - left].max(axis=1)
+def _largest(cells: Tensor, rows: Tensor, columns: Tensor, *, empty: int) -> Tensor:
+    """[p, by, bx, c]: the maximum of each bin of one image's regions over its cells [h, w, c]."""
+    h, w, c = cells.shape
+    p, by, bx = *rows.shape[:2], columns.shape[1]
+    tall, wide = (max(1, int((x[..., 1] - x[..., 0]).max())) if p else 1 for x in (rows, columns))
+    entries = tall * h * wide * w
+    if entries > _MORE * p * by * bx or entries * c * cells.element_size() > _TABLE:
+        return torch.from_numpy(_by_region(cells.numpy(), rows, columns, empty=empty))
+    return _from_table(cells, rows.long(), columns.long(), tall, wide).masked_fill_(
+        ((rows[..., 1] <= rows[..., 0])[:, :, None] | (columns[..., 1] <= columns[..., 0])[:, None])[..., None], empty
+    )
+
+
+def _from_table(cells: Tensor, rows: Tensor, columns: Tensor, tall: int, wide: int) -> Tensor:
+    """Each bin's maximum, looked up among those of all rectangles up to `tall` x `wide`.
+
+    Small maps have fewer such rectangles than many regions have bins, and each costs one comparison.
+    """
+    h, w, c = cells.shape
+    down = cells.expand(tall, h, w, c).clone()
+    for k in range(1, tall):
+        down[k] = down[k - 1]
+        torch.maximum(down[k - 1, : h - k], cells[k:], out=down[k, : h - k])
+    table = cells.new_empty(wide, tall, h, w, c)
+    table[0] = down
+    for k in range(1, wide):
+        table[k] = table[k - 1]
+        torch.maximum(table[k - 1, :, :, : w - k], down[:, :, k:], out=table[k, :, :, : w - k])
+    height, width = ((x[..., 1] - x[..., 0]).clamp(min=1) - 1 for x in (rows, columns))
+    top, left = rows[..., 0].clamp(max=h - 1), columns[..., 0].clamp(max=w - 1)
+    place = (width[:, None, :] * tall + height[:, :, None]) * h + top[:, :, None]
+    place = place * w + left[:, None, :]
+    return table.view(-1, c).index_select(0, place.flatten()).view(*place.shape, c)
+
+
+def _by_region(cells: NDArray, rows: Tensor, columns: Tensor, *, empty: int) -> NDArray:
+    """The same for each region by itself, first over the rows and then over the columns."""
+    (p, by, _), bx = rows.shape, columns.shape[1]
+    found = np.full((p, by, bx, cells.shape[2]), empty, dtype=cells.dtype)
+    for region, (down, across) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        left, right = min(start for start, _ in across), max(end for _, end in across)
+        if left >= right:
+            continue
+        filled = [k for k, (start, end) in enumerate(down) if start < end]
+        band = np.empty((len(filled), right - left, cells.shape[2]), dtype=cells.dtype)
+        for k, row in zip(filled, band, strict=True):
+            np.max(cells[slice(*down[k]), left:right], axis=0, out=row)
+        for k, (start, end) in enumerate(across):
+            if start < end:
+                found[region, filled, k] = band[:, start - left : end - left].max(axis=1)
     return found
 
 

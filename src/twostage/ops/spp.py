@@ -1,7 +1,7 @@
 """Spatial pyramid pooling of regions of a feature map (SPPnet, He et al. 2014).
 
 Letters: n images, p boxes of each, padded, c channels. A pyramid level of b bins has b x b of them; the results of all
-levels stand one after another in a flat vector.
+levels stand one after another in a flat vector, each row, column, channel, as fc6 reads regions here.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def spp(
     projection: Literal["centres", "rounded"] = "centres",
     max_cells: tuple[int, int] | None = None,
 ) -> Float[Tensor, "n p d"]:
-    """The maximum of every bin of every level, d = c * sum(b²), each level as [c, b, b].
+    """The maximum of every bin of every level, d = c * sum(b²), each level as [b, b, c].
 
     Along an axis of k cells bin i of b is [floor(i k / b), ceil((i + 1) k / b)) (section 4.1), so that no bin is empty.
     By "centres" a box covers the cells whose receptive fields are centred inside it, from floor(x1 / stride) + 1 to
@@ -58,7 +58,7 @@ def spp(
         rows, columns = _bins(_cells(y1, y2, stride, h), bins), _bins(_cells(x1, x2, stride, w), bins)
         most = max_cells or (min(h, -(-h // bins) + 1), min(w, -(-w // bins) + 1))
         levels[bins] = max_bins(features, rows, columns, most=most)
-    return torch.cat([levels[bins].flatten(2) for bins in pyramid], dim=-1)
+    return torch.cat([levels[bins].permute(0, 1, 3, 4, 2).flatten(2) for bins in pyramid], dim=-1)
 
 
 def _cells(

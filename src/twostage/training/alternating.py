@@ -105,7 +105,7 @@ def alternate(options: TrainOptions) -> dict[str, Any]:
 
 
 def _require_alternating(options: TrainOptions) -> None:
-    if options.learn != TrainOptions.learn or options.proposals is not None:
+    if set(options.learn) != {"backbone", "rpn", "head"} or options.proposals is not None:
         raise UsageError("scheme is alternating, which says itself what learns on which proposals: leave those out")
     with Unfilled():
         model = build(options.model, 1, **options.model_fields)

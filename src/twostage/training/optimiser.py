@@ -29,6 +29,8 @@ def freeze(model: TwoStage, stages: int) -> None:
 def only(model: TwoStage, parts: Collection[str]) -> None:
     """Let these of backbone, rpn and head learn, and fix the others; losses of a fixed rpn or head do not count.
 
+    "boxes" is the head's last layer for boxes: alone it learns as in stage-wise training (Fast R-CNN, section 5.1).
+
     Raises UsageError where nothing is left that learns.
     """
     model.learns = tuple(parts)
@@ -36,7 +38,9 @@ def only(model: TwoStage, parts: Collection[str]) -> None:
         part = getattr(model, name)
         if part is not None and name not in parts:
             part.requires_grad_(False)
-    if model.rpn is None and "head" not in parts:
+    if "boxes" in parts:
+        model.head.deltas.requires_grad_(True)
+    if model.rpn is None and not {"head", "boxes"} & set(parts):
         raise UsageError(f"learn is {', '.join(parts)}; this model has no network that proposes: its head must learn")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from twostage.errors import UsageError, nearest
 from twostage.options import option, validate
 
-PARTS = ("backbone", "rpn", "head")
+PARTS = ("backbone", "rpn", "head", "boxes")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TrainOptions:
     rounds: int = option(1, "How often the four steps are gone through.", group="Model", low=1)
     learn: tuple[str, ...] = option(
         ("backbone", "rpn", "head"),
-        "Parts of the model that learn; the losses of the others do not count.",
+        "Parts of the model that learn; the losses of others do not count. boxes is the head's last layer alone.",
         group="Model",
     )
     proposals: Path | None = option(
@@ -128,9 +128,9 @@ class TrainOptions:
                 raise UsageError(f"learn: a model has no part {part!r}. {nearest(part, PARTS)}")
         if self.rounds > 1 and self.scheme == "joint":
             raise UsageError("rounds is for --scheme alternating: there are none in joint training")
-        if not {"rpn", "head"} & set(self.learn):
-            raise UsageError("learn: name rpn or head, or both: without either there is no loss")
-        if self.proposals is not None and "head" not in self.learn:
+        if not {"rpn", "head", "boxes"} & set(self.learn):
+            raise UsageError("learn: name rpn, head or boxes: without any of them there is no loss")
+        if self.proposals is not None and not {"head", "boxes"} & set(self.learn):
             raise UsageError("proposals: nothing reads them where the head does not learn")
         if self.size is not None and self.max_size is not None and self.size > self.max_size:
             raise UsageError(f"size is {self.size} and max_size {self.max_size}: the shortest side comes first")

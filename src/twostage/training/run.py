@@ -114,7 +114,7 @@ def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, fol
 
 def _given(options: TrainOptions, splits: Splits, fields: Fields) -> tuple[Given | None, Given | None]:
     """Proposals of the training and of the validation split, from a file or computed; None where the model proposes."""
-    if "head" not in options.learn:
+    if not {"head", "boxes"} & set(options.learn):
         return None, None
     read = None if options.proposals is None else partial(read_proposals, options.proposals)
     found: list[Given | None] = []

@@ -35,11 +35,14 @@ class TwoLayers(nn.Module):
     """fc6 and fc7: VGG's 4096 with dropout (Fast R-CNN, section 2.2), or FPN's 1024 (Lin et al. 2017, section 5.2).
 
     fc6 reads a region row, column, channel, as RoIAlign leaves it in memory; torchvision's and Caffe's files have the
-    channel first, and the importers turn their weights.
+    channel first, and the importers turn their weights. `ranks` are what a prepared head keeps of fc6 and fc7.
     """
 
-    def __init__(self, channels: int, size: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, size: int, width: int, dropout: float, ranks: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
+        self.ranks = ranks
         self.fc6 = nn.Linear(channels * size * size, width)
         self.fc7 = nn.Linear(width, width)
         self.dropout = dropout

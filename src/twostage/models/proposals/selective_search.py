@@ -44,17 +44,15 @@ def selective_search(
 
 
 def rank(boxes: Float32[np.ndarray, "p 4"], seed: int) -> np.ndarray:
-    """The order in which boxes are proposed: large ones tend to come first, with chance in it (section 4.3).
+    """The order in which boxes are proposed: drawn from the seed, whatever order they come in.
 
-    The paper multiplies a box's place in its hierarchy, counted from the whole picture down, by a random number. OpenCV
-    keeps the place to itself and draws from the C library's generator, whose state is anyone's; a region is never
-    smaller than its parts, so the place by area stands for it here, and the draw is ours.
+    The paper multiplies a box's place in its hierarchy, counted from the whole picture down, by a random number, so
+    that large boxes tend to come first (section 4.3). OpenCV counts from the smallest regions up, and draws from the C
+    library's generator, whose state is anyone's. It does not tell the places; a plain draw reaches as many objects with
+    300 boxes as OpenCV's order and more than an order by area (benchmarks/results/proposals.md).
     """
-    sides = boxes[:, 2:] - boxes[:, :2]
-    # By place in the picture where areas are equal: OpenCV's own order is not always the same.
-    by_area = np.lexsort((*boxes.T[::-1], -sides.prod(axis=1)))
-    drawn = generator(seed, len(boxes)).random(len(boxes))
-    return by_area[np.argsort(drawn * np.arange(1, len(boxes) + 1), kind="stable")]
+    alike = np.lexsort(boxes.T[::-1])  # one order, whatever OpenCV's was
+    return alike[generator(seed, len(boxes)).permutation(len(boxes))]
 
 
 def _opencv() -> Any:

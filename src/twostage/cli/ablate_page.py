@@ -1,0 +1,49 @@
+"""The page of an ablation: one HTML file that asks nothing of the network."""
+
+import html
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from twostage.atomic import write_text
+from twostage.cli.page import style
+
+
+def write_page(result: Mapping[str, Any]) -> Path:
+    """Write `index.html` into the run's folder and return its path."""
+    root = Path(result["out"])
+    template = Template(files("twostage.cli").joinpath("ablate_page.html").read_text(encoding="utf-8"))
+    settings, images = result["settings"], result["images"]
+    seeds = f"{settings['seeds']} seeds" if settings["seeds"] > 1 else "one seed"
+    lead = (
+        f"{images['train']} pictures to learn from, {images['val']} others to be scored on; the small backbone, "
+        f"{settings['minutes']:g} minutes of training each, {seeds}, shortest side {settings['size']} pixels."
+    )
+    studies = "\n".join(_study(study) for study in result["studies"].values())
+    text = template.substitute(style=style(), lead=html.escape(lead), studies=studies)
+    write_text(root / "index.html", text)
+    return root / "index.html"
+
+
+def _study(study: Mapping[str, Any]) -> str:
+    most = max([1e-9, *(case["mean"] for case in study["cases"])])
+    return (
+        f"<h2>{html.escape(study['title'])}</h2>\n"
+        f'<p class="soft">{html.escape(study["source"])}</p>\n'
+        '<div class="scroll"><table>\n'
+        f"<tr><th>case</th><th>here, {html.escape(study['unit'])}</th><th>least to most</th><th></th>"
+        f"<th>paper</th></tr>\n{chr(10).join(_rows(study, most))}\n</table></div>"
+    )
+
+
+def _rows(study: Mapping[str, Any], most: float) -> Iterator[str]:
+    for case in study["cases"]:
+        papers = "" if case["papers"] is None else f"{case['papers']:.1f}"
+        spread = f"{case['least']:.1f} to {case['most']:.1f}" if len(case["values"]) > 1 else ""
+        bar = f'<i style="width:{100 * max(0.0, case["mean"]) / most:.1f}%"></i>'
+        yield (
+            f"<tr><td>{html.escape(case['case'])}</td><td>{case['mean']:.1f}</td><td>{spread}</td>"
+            f'<td class="bar">{bar}</td><td>{papers}</td></tr>'
+        )

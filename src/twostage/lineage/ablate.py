@@ -1,0 +1,68 @@
+"""`twostage ablate`: the papers' tables as runs, with seeds, resumable."""
+
+import json
+import logging
+import statistics
+from typing import Any
+
+from twostage.atomic import write_text
+from twostage.folders import claimed
+from twostage.lineage.begin import BACKBONE, Setting, begin_backbone, folder_of, setting_of
+from twostage.lineage.bench import Bench
+from twostage.lineage.options import AblateOptions
+from twostage.lineage.studies import ALL, Values
+
+log = logging.getLogger("twostage.lineage")
+
+
+def ablate(options: AblateOptions) -> dict[str, Any]:
+    """Run the studies; returns {"out", "settings", "studies": {name: {"title", "source", "unit", "cases": [...]}}}.
+
+    A case has the papers' value, those of each seed, their mean, and the smallest and largest. Raises MissingError
+    without the extra `lineage`, and as `twostage.training.train`.
+    """
+    options, root = folder_of(options, "ablate")
+    with claimed(root / "state"):
+        setting = setting_of(options, root)
+        if not (root / BACKBONE).exists():
+            begin_backbone(setting)
+        values = {name: _of_all_seeds(setting, name, options) for name in options.only}
+    result = {
+        "out": str(root),
+        "data": str(setting.splits.train.root),
+        "images": {"train": len(setting.splits.train), "val": len(setting.val)},
+        "settings": {name: getattr(options, name) for name in ("size", "windows", "minutes", "seeds", "seed")},
+        "studies": {name: _told(name, of_seeds) for name, of_seeds in values.items()},
+    }
+    write_text(root / "ablate.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _of_all_seeds(setting: Setting, name: str, options: AblateOptions) -> list[Values]:
+    found = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        path = setting.root / "results" / f"{name}-{seed}.json"
+        if not path.exists():
+            log.info("%s, seed %d", ALL[name].title, seed)
+            values = ALL[name].run(Bench(setting, seed))
+            write_text(path, json.dumps(values, indent=2) + "\n")
+        found.append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def _told(name: str, of_seeds: list[Values]) -> dict[str, Any]:
+    study = ALL[name]
+    cases = []
+    for case, papers in study.papers.items():
+        values = [values[case] for values in of_seeds]
+        cases.append(
+            {
+                "case": case,
+                "papers": papers,
+                "values": values,
+                "mean": statistics.mean(values),
+                "least": min(values),
+                "most": max(values),
+            }
+        )
+    return {"title": study.title, "source": study.source, "unit": study.unit, "cases": cases}

@@ -1,0 +1,218 @@
+"""What comparisons begin with: their folder, the data, everybody's proposals, and the one backbone."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+import numpy as np
+import torch
+import yaml
+
+from twostage.atomic import write_text
+from twostage.data.proposals import ProposalSet, write_proposals
+from twostage.environment import environment
+from twostage.errors import DataError, MissingError, UsageError
+from twostage.folders import new_folder, next_folder
+from twostage.inference.device import choose_device
+from twostage.lineage.small import load_backbone, save_backbone, stagewise, window_net
+from twostage.models.lineage.nets import WindowNet
+from twostage.models.proposals.selective_search import selective_search
+from twostage.models.proposals.sources import Source, propose
+from twostage.progress import images_bar
+from twostage.training import train
+from twostage.training.lineage.svm import linear_svc
+from twostage.training.lineage.train import pretrain
+from twostage.training.lineage.tune import TuneSettings
+from twostage.training.options import TrainOptions
+from twostage.training.splits import Splits, open_splits
+
+CONFIG = "config.yaml"
+BACKBONE = "backbone.safetensors"
+PROPOSALS = "proposals.safetensors"
+_PATHS = ("data", "weights", "images")
+
+O = TypeVar("O", bound="Compared")  # noqa: E741
+
+
+@runtime_checkable
+class Compared(Protocol):
+    """What the options of every comparison hold."""
+
+    @property
+    def data(self) -> Path | None: ...
+    @property
+    def only(self) -> tuple[str, ...]: ...
+    @property
+    def weights(self) -> Path | None: ...
+    @property
+    def train_split(self) -> str | None: ...
+    @property
+    def val_split(self) -> str | None: ...
+    @property
+    def images(self) -> Path | None: ...
+    @property
+    def voc_offset(self) -> Any: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def windows(self) -> int: ...
+    @property
+    def learn_images(self) -> int: ...
+    @property
+    def minutes(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def out(self) -> Path | None: ...
+    @property
+    def resume(self) -> Path | None: ...
+    @property
+    def quiet(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all detectors of a comparison have in common; `root` is its folder."""
+
+    options: Compared
+    splits: Splits
+    train: ProposalSet
+    val: ProposalSet
+    source: Source
+    root: Path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.splits.train.names
+
+
+def folder_of(options: O, verb: str) -> tuple[O, Path]:
+    """The folder of a new comparison, or of one to go on with, and what that one was told.
+
+    Raises MissingError where the extra `lineage` or a run to go on with is not there, DataError for a configuration
+    that is none, UsageError for a folder with something in it.
+    """
+    selective_search(np.zeros((8, 8, 3), np.uint8))  # the extra is there, or nothing begins
+    linear_svc()
+    choose_device(options.device)
+    if options.resume is not None:
+        return _told(options, options.resume), options.resume
+    root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / verb, "run")
+    write_text(root / CONFIG, _to_yaml(options))
+    write_text(root / "env.json", json.dumps(environment(), indent=2) + "\n")
+    return options, root
+
+
+def setting_of(options: Compared, root: Path) -> Setting:
+    """The data opened, and selective search done on all of it."""
+    splits = open_splits(
+        TrainOptions(
+            options.data,
+            train_split=options.train_split,
+            val_split=options.val_split,
+            images=options.images,
+            voc_offset=options.voc_offset,
+        )
+    )
+    if splits.val is None:
+        raise UsageError("val_split is none: detectors are compared on a split that they did not learn from")
+    source = Source("selective_search", seed=options.seed)
+    found = []
+    for split in (splits.train, splits.val):
+        with images_bar(f"selective search, {split.split}", quiet=options.quiet) as after_image:
+            found.append(propose(source, split, after_image=after_image))
+    file = root / PROPOSALS
+    if not file.exists():
+        write_proposals(file, [(splits.train, found[0]), (splits.val, found[1])], options.windows)
+    return Setting(options, splits, found[0], found[1], source, root)
+
+
+def begin_backbone(setting: Setting) -> tuple[str, float]:
+    """Train the network that all begin with, a classifier of crops, or read it; what was done, and its seconds."""
+    options, names = setting.options, setting.names
+    torch.manual_seed(options.seed)
+    net = window_net(len(names)).to(choose_device(options.device))
+    begun = time.perf_counter()
+    if options.weights is not None:
+        load_backbone(options.weights, net)
+        detail = f"read from {options.weights}"
+    else:
+        settings = TuneSettings(
+            minutes=options.minutes, positives=64, negatives=64, negative=(0.0, 0.3), lr=2e-3, seed=options.seed
+        )
+        steps = pretrain(net, partial(stagewise, num_classes=len(names)), setting.splits.train, settings)
+        detail = f"{steps} steps of 128 crops, half of them objects"
+    save_backbone(setting.root / BACKBONE, net)
+    return detail, time.perf_counter() - begun
+
+
+def begun_net(setting: Setting) -> WindowNet:
+    """That network, to be trained further."""
+    net = window_net(len(setting.names))
+    load_backbone(setting.root / BACKBONE, net)
+    return net.to(choose_device(setting.options.device))
+
+
+def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[str, Any]:
+    """A detector of the zoo trained from the backbone as `twostage train` does, or gone on with; that verb's result.
+
+    `changes` are of its options; `model_fields` join those that all comparisons share.
+    """
+    options = setting.options
+    fields_of_model = {"nms": 0.3, "soft_nms": "off", "roi_size": 6, **changes.pop("model_fields", {})}
+    if model == "fast_rcnn_tiny":
+        fields_of_model = {"rpn_keep_train": options.windows, "rpn_keep_test": options.windows, **fields_of_model}
+    told = TrainOptions(
+        options.data,
+        model=model,
+        weights=str(setting.root / BACKBONE),
+        model_fields=fields_of_model,
+        train_split=options.train_split,
+        val_split=options.val_split,
+        images=options.images,
+        voc_offset=options.voc_offset,
+        size=options.size,
+        max_size=2 * options.size,
+        minutes=options.minutes,
+        device=options.device,
+        seed=options.seed,
+        eval_every=10**6,  # at the end alone
+        out=folder,
+        quiet=options.quiet,
+    )
+    # A folder without a state was stopped before its first step; the four steps have none at their top.
+    again = (folder / "state" / "state.safetensors").exists() or (folder / "config.yaml").exists()
+    return train(TrainOptions(resume=folder, quiet=options.quiet) if again else replace(told, **changes))
+
+
+def _to_yaml(options: Compared) -> str:
+    values = {
+        name: str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(cast(Any, options)).items()
+        if value is not None and name not in ("resume", "quiet", "out")
+    }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _told(options: O, folder: Path) -> O:
+    """The options of a comparison, from its folder."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise MissingError(f"{folder}: no run to go on with: it holds no {CONFIG}.")
+    known = {f.name for f in fields(cast(Any, options))}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read = {name: Path(value) if name in _PATHS else value for name, value in values.items()}
+        read = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+        if set(read) - known:
+            raise ValueError(f"it tells {', '.join(sorted(set(read) - known))}")
+        made: Any = type(options)
+        return made(**read, quiet=options.quiet)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, UsageError, RecursionError) as error:
+        raise DataError(f"{path}: not the configuration of such a run ({error}).") from None
