@@ -91,6 +91,7 @@ def main() -> None:
         for what, order in (("OpenCV's", opencvs), ("ours: a seeded draw", module.rank), ("by area", by_area)):
             shares = recall(some, ordered(some, order), FEW)
             orders.append([name, what, *(f"{value:.3f}" for value in shares)])
+    at_tight = ("2000 at 0.7", "all at 0.7")
     text = "\n\n".join(
         [
             "# Proposals without a network",

@@ -88,7 +88,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     [
         (["lineage"], 2, "no data set given"),
         (["lineage", "x", "--only", "fast-rcnn"], 2, "Did you mean 'fast_rcnn'"),
-        (["lineage", "--resume", "nowhere"], 4, "no lineage run"),
+        (["lineage", "--resume", "nowhere"], 4, "no run to go on with"),
         (["lineage", "nowhere"], 3, "nowhere: does not exist"),
     ],
 )
@@ -103,6 +103,7 @@ def test_wrong_starts(
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_extra_nothing_begins(

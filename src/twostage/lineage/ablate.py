@@ -7,7 +7,7 @@ from typing import Any
 
 from twostage.atomic import write_text
 from twostage.folders import claimed
-from twostage.lineage.begin import BACKBONE, Setting, begin_backbone, folder_of, setting_of
+from twostage.lineage.begin import BACKBONE, Setting, begin, begin_backbone, setting_of
 from twostage.lineage.bench import Bench
 from twostage.lineage.options import AblateOptions
 from twostage.lineage.studies import ALL, Values
@@ -21,9 +21,9 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
     A case has the papers' value, those of each seed, their mean, and the smallest and largest. Raises MissingError
     without the extra `lineage`, and as `twostage.training.train`.
     """
-    options, root = folder_of(options, "ablate")
+    options, root, splits = begin(options, "ablate")
     with claimed(root / "state"):
-        setting = setting_of(options, root)
+        setting = setting_of(options, root, splits)
         if not (root / BACKBONE).exists():
             begin_backbone(setting)
         values = {name: _of_all_seeds(setting, name, options) for name in options.only}

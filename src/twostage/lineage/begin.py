@@ -92,25 +92,27 @@ class Setting:
         return self.splits.train.names
 
 
-def folder_of(options: O, verb: str) -> tuple[O, Path]:
-    """The folder of a new comparison, or of one to go on with, and what that one was told.
+def begin(options: O, verb: str) -> tuple[O, Path, Splits]:
+    """What a comparison was told, the folder of a new one or of one to go on with, and its data, opened.
 
-    Raises MissingError where the extra `lineage` or a run to go on with is not there, DataError for a configuration
-    that is none, UsageError for a folder with something in it.
+    Nothing is written where anything is wrong. Raises MissingError where the extra `lineage` or a run to go on with is
+    not there, DataError for a configuration that is none, UsageError for a folder with something in it, and as
+    `training.splits.open_splits`.
     """
     selective_search(np.zeros((8, 8, 3), np.uint8))  # the extra is there, or nothing begins
     linear_svc()
     choose_device(options.device)
     if options.resume is not None:
-        return _told(options, options.resume), options.resume
+        told = _told(options, options.resume)
+        return told, options.resume, _splits(told)
+    splits = _splits(options)
     root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / verb, "run")
     write_text(root / CONFIG, _to_yaml(options))
     write_text(root / "env.json", json.dumps(environment(), indent=2) + "\n")
-    return options, root
+    return options, root, splits
 
 
-def setting_of(options: Compared, root: Path) -> Setting:
-    """The data opened, and selective search done on all of it."""
+def _splits(options: Compared) -> Splits:
     splits = open_splits(
         TrainOptions(
             options.data,
@@ -122,6 +124,12 @@ def setting_of(options: Compared, root: Path) -> Setting:
     )
     if splits.val is None:
         raise UsageError("val_split is none: detectors are compared on a split that they did not learn from")
+    return splits
+
+
+def setting_of(options: Compared, root: Path, splits: Splits) -> Setting:
+    """Selective search done on all pictures."""
+    assert splits.val is not None
     source = Source("selective_search", seed=options.seed)
     found = []
     for split in (splits.train, splits.val):

@@ -22,9 +22,9 @@ from twostage.lineage.begin import (
     PROPOSALS,
     Compared,
     Setting,
+    begin,
     begin_backbone,
     begun_net,
-    folder_of,
     setting_of,
     trained,
 )
@@ -43,9 +43,9 @@ def lineage(options: LineageOptions) -> dict[str, Any]:
 
     Raises MissingError without the extra `lineage`, and as `twostage.training.train`.
     """
-    options, root = folder_of(options, "lineage")
+    options, root, splits = begin(options, "lineage")
     with claimed(root / "state"):
-        setting = setting_of(options, root)
+        setting = setting_of(options, root, splits)
         shown = Shown(options.timed, _crowded(setting))
         backbone = kept(root, "backbone", lambda: _backbone(setting))
         rows = []
