@@ -99,21 +99,7 @@ def main() -> None:
             + ", ".join(f"{len(d.labels)} objects on {len(d)} images ({n})" for n, d in sets.items())
             + ".",
             hardware(),
-            table(
-                [
-                    "pictures",
-                    "source",
-                    "s an image",
-                    "boxes",
-                    "500",
-                    "1000",
-                    "2000",
-                    "all",
-                    "2000 at 0.7",
-                    "all at 0.7",
-                ],
-                rows,
-            ),
+            table(["pictures", "source", "s an image", "boxes", *map(str, COUNTS), "all", *at_tight], rows),
             "Orders of the fast mode's boxes, at most 40 images each: recall at IoU 0.5 with the first 50 to 1000.",
             table(["pictures", "order", *map(str, FEW)], orders),
         ]
