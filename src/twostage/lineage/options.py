@@ -34,7 +34,7 @@ class LineageOptions:
     voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
     size: int = option(384, "Shortest side of the picture where a network sees it whole.", group="Images", low=32)
     windows: int = option(
-        300, "Proposals of a picture that are looked at, in training and at test.", group="Proposals", low=1
+        500, "Proposals of a picture that are looked at, in training and at test.", group="Proposals", low=1
     )
     learn_images: int = option(
         200, "Pictures whose windows the SVMs and regressors learn from.", group="Proposals", low=1
@@ -88,7 +88,7 @@ class AblateOptions:
     voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
     size: int = option(384, "Shortest side of the picture where a network sees it whole.", group="Images", low=32)
     windows: int = option(
-        300, "Proposals of a picture that are looked at, in training and at test.", group="Proposals", low=1
+        500, "Proposals of a picture that are looked at, in training and at test.", group="Proposals", low=1
     )
     learn_images: int = option(
         200, "Pictures whose windows the SVMs and regressors learn from.", group="Proposals", low=1

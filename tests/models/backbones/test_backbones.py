@@ -16,6 +16,7 @@ from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.tiny import Tiny
 from twostage.models.backbones.vgg import VGG16
 from twostage.models.backbones.zf import ZF, LocalNorm
+from twostage.models.zoo import build as build_model
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -190,3 +191,38 @@ def test_zfs_normalisation_is_caffes_within_a_channel() -> None:
         near = padded[0, channel, y : y + 3, column : column + 3]
         expected[0, channel, y, column] = x[0, channel, y, column] * (1 + 5e-5 / 9 * near.square().sum()) ** -0.75
     torch.testing.assert_close(LocalNorm()(x), expected)
+
+
+def described(layer: nn.Module) -> str:
+    """A layer as papers write it: kernel, stride, channels."""
+    if isinstance(layer, nn.Conv2d):
+        return f"conv{layer.kernel_size[0]}/{layer.stride[0]}-{layer.out_channels}"
+    if isinstance(layer, nn.MaxPool2d):
+        return f"pool{layer.kernel_size}/{layer.stride}"
+    return {"ReLU": "relu", "LocalNorm": "norm"}[type(layer).__name__]
+
+
+def test_vgg16_layer_by_layer() -> None:
+    """Simonyan and Zisserman 2015, table 1, configuration D; the last pooling is RoIPool's place."""
+    blocks = [[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3]
+    convs = [[layer for width in block for layer in (f"conv3/1-{width}", "relu")] for block in blocks]
+    expected = [layer for block in convs for layer in [*block, "pool2/2"]][:-1]
+    assert [described(layer) for layer in VGG16().features] == expected
+
+
+def test_zf_layer_by_layer() -> None:
+    """Zeiler and Fergus 2014, figure 3, as Faster R-CNN's ZF: two strides of 2, two poolings, five convolutions."""
+    expected = [
+        *("conv7/2-96", "relu", "norm", "pool3/2", "conv5/2-256", "relu", "norm", "pool3/2"),
+        *("conv3/1-384", "relu", "conv3/1-384", "relu", "conv3/1-256", "relu"),
+    ]
+    assert [described(layer) for layer in ZF().features] == expected
+
+
+@pytest.mark.parametrize(("name", "inputs"), [("vgg16", 512 * 7 * 7), ("zf", 256 * 6 * 6)])
+def test_their_hidden_layers_have_4096_units(name: str, inputs: int) -> None:
+    with torch.device("meta"):
+        body = build_model(f"faster_rcnn_{name}", 20).head.body
+    assert body.fc6.weight.shape == (4096, inputs)
+    assert body.fc7.weight.shape == (4096, 4096)
+    assert body.dropout == 0.5
