@@ -14,7 +14,15 @@ from twostage.data.augment import Augment, Sample
 from twostage.data.dataset import Dataset
 from twostage.data.flat import FlatStrings
 from twostage.data.loader import Given, evaluation_batches, training_batches
-from twostage.data.proposals import ProposalSet, is_proposals_file, read_proposals, tell_shortage, write_proposals
+from twostage.data.proposals import (
+    ProposalSet,
+    is_proposals_file,
+    read_proposals,
+    require_told_apart,
+    tell_shortage,
+    together,
+    write_proposals,
+)
 from twostage.data.recognise import open_dataset
 from twostage.data.resize import Resize
 from twostage.errors import DataError, MissingError, UsageError
@@ -91,13 +99,48 @@ def test_json_is_read_and_clipped(dataset: Dataset, tmp_path: Path, caplog: pyte
         ({"bbox": [100, 2, 3, 4]}, r"1\.jpg \(60 x 40\).*lies outside the image"),
         ({"score": float("inf")}, "is not a number"),
         ({"score": "high"}, "entry 0 .*is no proposal"),
-        ({"image_id": 9}, r"no proposals for 1 of the 2 images .*\(1\.jpg\)"),
+        ({"score": 10**400}, "entry 0 .*is no proposal"),
         ({"image_id": None}, "entry 0"),
     ],
 )
 def test_faulty_entries_are_named(dataset: Dataset, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
         read_proposals(written(tmp_path, entries(**changes)), dataset)
+
+
+def test_an_image_without_entries_has_no_proposals_but_not_all_of_them(dataset: Dataset, tmp_path: Path) -> None:
+    found = read_proposals(written(tmp_path, entries(image_id=9)), dataset)
+    assert np.diff(found.offsets).tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"no proposals for 2 of the 2 images .*is of other images"):
+        read_proposals(written(tmp_path, [{**entries()[0], "image_id": 9}]), dataset)
+
+
+def test_entries_of_another_split_are_passed_over(dataset: Dataset, tmp_path: Path) -> None:
+    both = [{**entries()[0], "split": "train"}, {**entries()[0], "split": "val", "bbox": [5, 5, 5, 5]}]
+    path = written(tmp_path, both)
+    found = read_proposals(path, dataset)
+    np.testing.assert_array_equal(found.boxes, np.float32([[1, 2, 11, 22]]))
+    require_told_apart(path, dataset, replace(dataset, split="val"))
+
+
+def test_a_json_that_would_serve_two_splits_alike_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    """VOC's and YOLO's ids begin at 1 in every split."""
+    path = written(tmp_path, entries())
+    with pytest.raises(DataError, match='Add "split" to each'):
+        require_told_apart(path, dataset, replace(dataset, split="val"))
+    other = replace(dataset, split="val", image_ids=dataset.image_ids + 10, files=FlatStrings.of(["a", "b"]))
+    require_told_apart(path, dataset, other)
+
+
+def test_shares_of_several_processes_come_together() -> None:
+    whole = some((3, 2, 4))
+    shares = [
+        ProposalSet.of((whole.best(i, 9) if i % 2 == rank else (np.zeros((0, 4)), np.zeros(0)) for i in range(3)), "x")
+        for rank in range(2)
+    ]
+    found = together(shares)
+    np.testing.assert_array_equal(found.boxes, whole.boxes)
+    np.testing.assert_array_equal(found.offsets, whole.offsets)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '[1, "x"]', "[" * 100000])

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from twostage.cli import main
 from twostage.data.recognise import open_dataset
@@ -55,6 +55,14 @@ def test_studies_run_and_go_on(scenes: Path, tmp_path: Path, capsys: pytest.Capt
     assert "selective search" in page
     trained = sorted(path.name for path in (out / "runs").iterdir())
     assert trained == ["alternating-0", "fast-0", "fast-model_fields___box_lambda___0.0_-0", "fast-stagewise-0"]
+
+    # The layer for boxes has learned, and nothing else.
+    classes, after = (
+        load_file(next((out / "runs" / name / "weights").glob("best.safetensors")))
+        for name in ("fast-model_fields___box_lambda___0.0_-0", "fast-stagewise-0")
+    )
+    moved = {name for name in classes if not torch.equal(classes[name], after[name])}
+    assert moved == {"head.deltas.weight", "head.deltas.bias"}
 
     # What is done is not done again.
     (out / "results" / "features-0.json").unlink()
@@ -109,10 +117,10 @@ def test_what_is_taken_away(scenes: Path) -> None:
     assert not torch.allclose(stages.proposals.boxes[0], found.proposals.boxes[0])
     drawn = fresh()
     without_ranking(drawn.model, 0)
-    ranked = drawn.model.eval()
-    assert not np.array_equal(
-        fresh().propose_dataset(dataset).boxes[:20], Detector(ranked, "x", NAMES).propose_dataset(dataset).boxes[:20]
-    )
+    own, random = (made.trace(dataset.path(0)).proposals.anchors[0] for made in (fresh(), drawn))
+    # Of several hundred anchors fifty: those drawn are spread over all, and mostly others than the best.
+    assert len(set(own.tolist()) & set(random.tolist())) < 25
+    assert len(set(random.tolist())) == 50
     still = without_boxes(fresh(score_threshold=0.0)).trace(dataset.path(0))
     boxes, parents = still.found.boxes[0], still.found.proposals[0]
     torch.testing.assert_close(boxes, still.proposals.boxes[0][parents], atol=1e-4, rtol=1e-5)

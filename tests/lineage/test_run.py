@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from twostage.cli import main
+from twostage.data.dataset import Dataset
+from twostage.data.proposals import ProposalSet, read_proposals
+from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
+from twostage.detector import Detector
 from twostage.errors import DataError
+from twostage.evaluation.evaluate import evaluate
 from twostage.lineage import rows
 from twostage.lineage.options import DETECTORS
 from twostage.lineage.papers import RATIOS
@@ -24,6 +29,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+def score_of(detector: Detector, val: Dataset, given: ProposalSet) -> float:
+    return evaluate(val, detector.detect_dataset(val, proposals=given)).scores.metrics["AP50"]
 
 
 def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
@@ -50,6 +59,12 @@ def test_every_detector_leaves_a_row_and_a_picture(
     assert page.count("data:image/jpeg") == len(DETECTORS)
     by_key = {row["key"]: Row(**row) for row in result["rows"]}
     assert all(ratio.ours(by_key) for ratio in RATIOS)
+
+    # Fast R-CNN is scored on the proposals that R-CNN is scored on.
+    val = open_dataset(scenes, split="val")
+    fast = Detector.load(out / by_key["fast_rcnn"].weights)
+    given = read_proposals(out / "proposals.safetensors", val)
+    assert score_of(fast, val, given) == pytest.approx(by_key["fast_rcnn"].metrics["AP50"], abs=1e-6)
 
     # Going on with it trains nothing anew, and says the same.
     (out / "rows" / "sppnet.json").unlink()
@@ -81,6 +96,27 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     other.backbone.stages = other.backbone.stages[:1]
     with pytest.raises(DataError, match="not the backbone of a lineage run"):
         load_backbone(tmp_path / "b.safetensors", other)
+
+
+def test_what_a_run_was_told_stays(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out, "--only", "sppnet")) == 0
+    capsys.readouterr()
+    for words in (["--minutes", "9"], ["--only", "rcnn"], ["--seed", "4"]):
+        assert main(["lineage", "--resume", str(out), *words]) == 2
+        assert "goes on with what it was told" in capsys.readouterr().err
+
+
+def test_a_detector_killed_before_its_first_step_begins_again(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out, "--only", "faster_rcnn_joint")) == 0
+    (out / "rows" / "faster_rcnn_joint.json").unlink()
+    (out / "faster_rcnn_joint" / "state" / "state.safetensors").unlink()
+    capsys.readouterr()
+    assert main(["lineage", "--resume", str(out), "--quiet", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from twostage.errors import UsageError
 from twostage.models.fields import FAST, PAPER
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import build
+from twostage.training.optimiser import only
 
 SIZES = [(96, 128), (80, 112)]
 SMALL = {"rpn_keep_train": 30, "rpn_keep_test": 20, "region_batch": 16, "head_channels": 32, "score_threshold": 0.0}
@@ -89,6 +90,24 @@ def test_given_proposals_take_the_place_of_the_networks(make_batch: Callable[...
     torch.testing.assert_close(others.proposals.boxes, given(batch, 20).boxes)
 
 
+def test_a_network_that_learns_is_asked_beside_proposals_that_are_given(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """Else `train --proposals` would leave it random without a word."""
+    model = small("faster_rcnn_tiny").train()
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
+    batch = replace(batch, proposals=given(batch, 30))
+    losses = model(batch, targets)
+    assert set(losses) == {"rpn_class", "rpn_box", "class", "box"}
+    sum(losses.values()).backward()
+    assert model.rpn.deltas.weight.grad.abs().sum() > 0
+    only(model, ("backbone", "head"))
+    assert set(model(batch, targets)) == {"class", "box"}
+    only(model, ("boxes",))
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert learning == ["head.deltas.weight", "head.deltas.bias"]
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -120,7 +139,7 @@ def test_the_regions_loss_reaches_the_network_that_proposes(
 
 
 def test_that_gradient_is_the_slope(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
-    """The loss after a small step of the deltas' bias against what the gradient foretells."""
+    """The loss after a small step of all proposals' corners against what the gradient foretells."""
     torch.manual_seed(0)
     model = small("faster_rcnn_tiny", roi="align", proposal_gradient=True, norm="frozen", head_channels=16).double()
     model = model.train()

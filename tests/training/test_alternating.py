@@ -1,6 +1,7 @@
 """Faster R-CNN's four steps: what each learns, what is shared, how it goes on."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,10 +82,10 @@ def test_a_stopped_training_ends_as_an_unbroken_one(
     whole = train(options)
     finish = alternating._finish
 
-    def stop(told: TrainOptions, root: Path, step: alternating.Step, result: dict) -> None:
+    def stop(told: TrainOptions, root: Path, step: alternating.Step, *rest: object) -> None:
         if step.name == f"step-{stopped}":
             raise KeyboardInterrupt
-        finish(told, root, step, result)
+        finish(told, root, step, *rest)
 
     broken = replace(options, out=tmp_path / "broken")
     monkeypatch.setattr(alternating, "_finish", stop)
@@ -97,6 +98,39 @@ def test_a_stopped_training_ends_as_an_unbroken_one(
     assert load_file(again["weights"]).keys() == load_file(whole["weights"]).keys()
     assert all(torch.equal(v, load_file(again["weights"])[k]) for k, v in load_file(whole["weights"]).items())
     assert again["metrics"] == whole["metrics"]
+
+
+def test_a_folder_with_a_run_is_never_taken_over(options: TrainOptions) -> None:
+    result = train(options)
+    before = Path(result["weights"]).read_bytes()
+    with pytest.raises(UsageError, match="is not empty"):
+        train(replace(options, epochs=2))
+    assert Path(result["weights"]).read_bytes() == before
+
+
+def test_it_goes_on_where_the_data_lie_now(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(options.data, moved)
+    own = replace(options, data=moved)
+    finish = alternating._finish
+
+    def stop(told: TrainOptions, root: Path, step: alternating.Step, *rest: object) -> None:
+        if step.name == "step-2":
+            raise KeyboardInterrupt
+        finish(told, root, step, *rest)
+
+    monkeypatch.setattr(alternating, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(own)
+    monkeypatch.setattr(alternating, "_finish", finish)
+    again, root = tmp_path / "again", tmp_path / "elsewhere"
+    moved.rename(again)
+    (tmp_path / "run").rename(root)
+    result = train(TrainOptions(again, resume=root, quiet=True))
+    assert Path(result["out"]) == root
+    assert result["steps"] == 8
 
 
 def test_contradictions(options: TrainOptions) -> None:

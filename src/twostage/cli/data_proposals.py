@@ -11,6 +11,7 @@ from twostage.cli.verb import Outcome, to_json, verb
 from twostage.errors import UsageError, nearest
 from twostage.folders import whole_folder
 from twostage.options import option, validate
+from twostage.weights.published import PUBLISHED
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
@@ -58,7 +59,7 @@ class ProposalsOptions:
         if not self.source or not self.counts:
             raise UsageError(f"{'counts' if self.source else 'source'} is empty: name at least one")
         for name in self.source:
-            if name not in _COMPUTED and not Path(name).suffix and not Path(name).exists():
+            if name not in (*_COMPUTED, *PUBLISHED) and not Path(name).suffix and not Path(name).exists():
                 raise UsageError(
                     f"source: there is no source {name!r}, nor a file of that name. {nearest(name, _COMPUTED)}"
                 )
@@ -81,9 +82,7 @@ def proposals(options: ProposalsOptions) -> Outcome:
     for split, dataset in datasets.items():
         computed[split], told[split] = {}, {}
         for source in options.source:
-            started = time.perf_counter()
-            found = _propose(source, dataset, options)
-            seconds = time.perf_counter() - started
+            found, seconds = _timed(source, dataset, options)
             computed[split][source] = found, _recall(found, dataset, options.counts)
             told[split][source] = _summary(found, computed[split][source][1], seconds, dataset)
         print("\n".join(_lines(split, len(dataset), told[split])))
@@ -93,6 +92,21 @@ def proposals(options: ProposalsOptions) -> Outcome:
             _save(folder, datasets, computed, options.keep, to_json(result))
         print(f"\nSaved to {options.out}")
     return Outcome(result)
+
+
+def _timed(source: str, dataset: "Dataset", options: ProposalsOptions) -> "tuple[ProposalSet, float | None]":
+    """The proposals, and the seconds of a picture, None where all were kept from before."""
+    from twostage.models.proposals.sources import Source, count_kept
+
+    if source not in _COMPUTED:
+        started = time.perf_counter()
+        found = _propose(source, dataset, options)
+        return found, (time.perf_counter() - started) / max(len(dataset), 1)
+    settings = Source(source, seed=options.seed, width=options.width)  # type: ignore[arg-type]
+    before, started = count_kept(settings), time.perf_counter()
+    found = _propose(source, dataset, options)
+    seconds, fresh = time.perf_counter() - started, count_kept(settings) - before
+    return found, seconds / fresh if fresh > 0 else None
 
 
 def _propose(source: str, dataset: "Dataset", options: ProposalsOptions) -> "ProposalSet":
@@ -118,14 +132,16 @@ def _recall(found: "ProposalSet", dataset: "Dataset", counts: tuple[int, ...]) -
     return proposal_recall(dataset, as_results(found), counts=counts, ious=every_fifth_hundredth)
 
 
-def _summary(found: "ProposalSet", recall: "ProposalRecall", seconds: float, dataset: "Dataset") -> dict[str, Any]:
+def _summary(
+    found: "ProposalSet", recall: "ProposalRecall", seconds: float | None, dataset: "Dataset"
+) -> dict[str, Any]:
     images = max(len(dataset), 1)
-    most = max(1, *(found.offsets[1:] - found.offsets[:-1]).tolist())
+    most = max([1, *(found.offsets[1:] - found.offsets[:-1]).tolist()])
     of_all = _recall(found, dataset, (most,))
     rows = {str(count): {iou: recall.at(count, iou=iou) for iou in recall.ious} for count in recall.counts}
     return {
         "proposals_an_image": len(found.boxes) / images,
-        "seconds_an_image": seconds / images,
+        "seconds_an_image": seconds,
         "recall": rows | {"all": {iou: of_all.at(most, iou=iou) for iou in of_all.ious}},
     }
 
@@ -138,7 +154,8 @@ def _lines(split: str, images: int, rows: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'':{width}}  boxes   s/image" + "".join(f"{count:>20}" for count in counts)
     for name, row in rows.items():
         cells = (" ".join(f"{row['recall'][count][iou]:.3f}" for iou in _SHOWN_IOUS) for count in counts)
-        line = f"{name:{width}} {row['proposals_an_image']:6.0f} {row['seconds_an_image']:9.3f}"
+        seconds = "kept" if row["seconds_an_image"] is None else f"{row['seconds_an_image']:.3f}"
+        line = f"{name:{width}} {row['proposals_an_image']:6.0f} {seconds:>9}"
         yield line + "".join(f"{cell:>20}" for cell in cells)
 
 

@@ -78,8 +78,10 @@ def _bounds(result: Mapping[str, Any]) -> str:
     return (
         f"Selective search's best {settings['windows']} proposals of a picture, in training and at test. SVMs and box "
         f"regressors learn from {images['learned']} pictures. Each network is tuned for {settings['minutes']:g} min, "
-        "SPPnet's two layers for a third of that, the four steps together for twice as long. Where a network sees a "
-        f"whole picture its shortest side is {settings['size']} pixels; R-CNN cuts its windows from the picture as it "
+        "SPPnet's two layers for a third of that, the four steps together for twice as long; the seconds of training "
+        "are those of steps and fitting alone. Fast and Faster R-CNN also learn from pictures of other scales, and "
+        "keep a running average of their weights; R-CNN and SPPnet from mirrored pictures alone. Where a network sees "
+        f"a whole picture its shortest side is {settings['size']} pixels; R-CNN cuts its windows from the picture as it "
         "is. Times are medians on this machine, reading not counted. SVMs give distances and no probabilities: on the "
         "pictures they are squeezed into numbers between 0.5 and 1."
     )

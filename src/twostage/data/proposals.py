@@ -69,6 +69,16 @@ class ProposalSet:
         return ProposalSet.of((self.best(i, everything) for i in indices), self.source)
 
 
+def together(shares: Sequence[ProposalSet]) -> ProposalSet:
+    """The proposals of all images from sets of which each has only some images'."""
+    first, *_ = shares
+    every = len(first.boxes) + sum(len(share.boxes) for share in shares)
+    parts = ([share.best(i, every) for share in shares] for i in range(len(first)))
+    return ProposalSet.of(
+        ((np.concatenate([b for b, _ in some]), np.concatenate([s for _, s in some])) for some in parts), first.source
+    )
+
+
 def write_proposals(path: Path, splits: Sequence[tuple[Dataset, ProposalSet]], keep: int) -> None:
     """A safetensors file of splits of one data set, at most `keep` boxes an image, that also names the images."""
     parts = [proposals.best(i, keep) for dataset, proposals in splits for i in range(len(dataset))]
@@ -102,10 +112,10 @@ def is_proposals_file(path: Path) -> bool:
 def read_proposals(path: Path, dataset: Dataset) -> ProposalSet:
     """The proposals of a split's images from a file of `write_proposals`, or a JSON list in the form of COCO's results.
 
-    The JSON's entries are {"image_id" or "file_name", "bbox": [x, y, w, h], "score"}. A file may hold more images than
-    the split. Boxes that reach over an image's border are clipped, and that is said. Raises MissingError where there is
-    no such file, DataError for what is no number, no box, lies wholly outside its image, or where images of the split
-    are missing.
+    The JSON's entries are {"image_id" or "file_name", "bbox": [x, y, w, h], "score"}, and "split" where several splits
+    share ids or names; an image without entries has no proposals. A file may hold more images than the split. Boxes
+    that reach over an image's border are clipped, and that is said. Raises MissingError where there is no such file,
+    DataError for what is no number, no box, lies wholly outside its image, or where images of the split are missing.
     """
     if not path.exists():
         bring = f"twostage data proposals {dataset.root} --source selective_search --out FOLDER"
@@ -115,6 +125,19 @@ def read_proposals(path: Path, dataset: Dataset) -> ProposalSet:
     read = _read_json if path.suffix == ".json" else _read_own
     proposals = read(path, dataset)
     return _checked(path, proposals, dataset)
+
+
+def require_told_apart(path: Path, one: Dataset, other: Dataset) -> None:
+    """Raises DataError for a JSON file without splits where two splits share ids or names: it would serve both."""
+    if path.suffix != ".json" or not path.is_file():
+        return
+    ids = set(one.image_ids.tolist()) & set(other.image_ids.tolist())
+    names = {one.file_name(i) for i in range(len(one))} & {other.file_name(i) for i in range(len(other))}
+    if (ids or names) and '"split"' not in path.read_text(encoding="utf-8", errors="replace"):
+        raise DataError(
+            f"{path}: the splits {one.split!r} and {other.split!r} share ids or names of images, and its entries do "
+            'not say of which split they are. Add "split" to each.'
+        )
 
 
 def tell_shortage(proposals: ProposalSet, dataset: Dataset, wanted: int) -> None:
@@ -180,8 +203,9 @@ def _read_json(path: Path, dataset: Dataset) -> ProposalSet:
     by_id = {int(image_id): i for i, image_id in enumerate(dataset.image_ids)}
     by_name = {dataset.file_name(i): i for i in range(len(dataset))}
     found: dict[int, list[list[float]]] = {}
-    seen = set()
     for number, entry in enumerate(entries):
+        if isinstance(entry, dict) and entry.get("split", dataset.split) != dataset.split:
+            continue
         image = _image_of(entry, by_id, by_name)
         row = _row(entry)
         if row is None or (image is None and not _names_image(entry)):
@@ -189,11 +213,11 @@ def _read_json(path: Path, dataset: Dataset) -> ProposalSet:
                 f"{path}: entry {number} (counted from 0) is no proposal: it needs an image_id or file_name, a bbox of "
                 "four numbers [x, y, w, h] and a score."
             )
-        seen.add(image)
         if image is not None:  # another split's
             found.setdefault(image, []).append(row)
-    _require_images(path, dataset, {dataset.file_name(i) for i in seen if i is not None})
-    rows = [np.array(found[i], dtype=np.float64) for i in range(len(dataset))]
+    if not found:
+        _require_images(path, dataset, ())
+    rows = [np.array(found.get(i, []), dtype=np.float64).reshape(-1, 5) for i in range(len(dataset))]
     return ProposalSet.of(
         ((np.concatenate([r[:, :2], r[:, :2] + r[:, 2:4]], axis=1), r[:, 4]) for r in rows), f"the file {path}"
     )
@@ -219,7 +243,12 @@ def _row(entry: Any) -> list[float] | None:
     if not isinstance(box, list) or len(box) != 4:
         return None
     row = [*box, entry.get("score")]
-    return row if all(isinstance(v, int | float) and not isinstance(v, bool) for v in row) else None
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in row):
+        return None
+    try:
+        return [float(v) for v in row]
+    except OverflowError:  # JSON's whole numbers have no end
+        return None
 
 
 def _require_images(path: Path, dataset: Dataset, known: Iterable[str]) -> None:

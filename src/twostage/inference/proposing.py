@@ -19,12 +19,15 @@ def network_proposals(
     *,
     batch: int = 1,
     workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
     after_image: Callable[[int, int], None] = lambda done, all: None,
 ) -> ProposalSet:
     """What the model's proposal network proposes, at most `rpn_keep_test` boxes an image, with its probabilities.
 
-    Boxes are on the original images. The device's suppression is taken as it is, also where its chains were too long
-    to come to an end: a box too many does no harm here. Raises UsageError for a model without a proposal network.
+    Boxes are on the original images; of several processes (`rank` of `world`) each has those of its share of the
+    images, and none for the others. The device's suppression is taken as it is, also where its chains were too long to
+    come to an end: a box too many does no harm here. Raises UsageError for a model without a proposal network.
     """
     if model.rpn is None:
         raise UsageError("The model has no network that proposes: it takes its proposals from elsewhere.")
@@ -32,7 +35,13 @@ def network_proposals(
     found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros((0, 4)), np.zeros(0))] * len(dataset)
     done = 0
     for loaded in evaluation_batches(
-        dataset, resize=fields.resizing, batch=batch, workers=workers, divisor=fields.divisor
+        dataset,
+        resize=fields.resizing,
+        batch=batch,
+        workers=workers,
+        divisor=fields.divisor,
+        rank=rank,
+        world=world,
     ):
         there = loaded.batch.to(model.mean.device)
         proposals = model.rpn.propose(model.rpn(model.features(there), there.canvas, there.sizes), there.sizes)

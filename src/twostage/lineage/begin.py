@@ -1,6 +1,7 @@
 """What comparisons begin with: their folder, the data, everybody's proposals, and the one backbone."""
 
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -19,12 +20,14 @@ from twostage.folders import new_folder, next_folder
 from twostage.inference.device import choose_device
 from twostage.lineage.small import load_backbone, save_backbone, stagewise, window_net
 from twostage.models.lineage.nets import WindowNet
+from twostage.models.lineage.stagewise import Stagewise
 from twostage.models.proposals.selective_search import selective_search
 from twostage.models.proposals.sources import Source, propose
 from twostage.progress import images_bar
 from twostage.training import train
+from twostage.training.lineage.fit import FitSettings
 from twostage.training.lineage.svm import linear_svc
-from twostage.training.lineage.train import pretrain
+from twostage.training.lineage.train import Bounds, pretrain, train_rcnn
 from twostage.training.lineage.tune import TuneSettings
 from twostage.training.options import TrainOptions
 from twostage.training.splits import Splits, open_splits
@@ -33,6 +36,7 @@ CONFIG = "config.yaml"
 BACKBONE = "backbone.safetensors"
 PROPOSALS = "proposals.safetensors"
 _PATHS = ("data", "weights", "images")
+_NOT_TOLD = ("resume", "out", "quiet")
 
 O = TypeVar("O", bound="Compared")  # noqa: E741
 
@@ -167,13 +171,28 @@ def begun_net(setting: Setting) -> WindowNet:
     return net.to(choose_device(setting.options.device))
 
 
+def rcnn(setting: Setting, seed: int) -> Stagewise:
+    """R-CNN, tuned from that network and fitted behind it."""
+    options = setting.options
+    return train_rcnn(
+        begun_net(setting),
+        partial(stagewise, num_classes=len(setting.names)),
+        setting.splits.train,
+        setting.train,
+        Bounds(options.learn_images, options.windows, seed),
+        TuneSettings(minutes=options.minutes, lr=5e-4, seed=seed),
+        FitSettings(pair=0.6, seed=seed),
+    )
+
+
 def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[str, Any]:
     """A detector of the zoo trained from the backbone as `twostage train` does, or gone on with; that verb's result.
 
     `changes` are of its options; `model_fields` join those that all comparisons share.
     """
     options = setting.options
-    fields_of_model = {"nms": 0.3, "soft_nms": "off", "roi_size": 6, **changes.pop("model_fields", {})}
+    common = {"nms": 0.3, "soft_nms": "off", "roi_size": 6, "proposals_seed": options.seed}
+    fields_of_model = {**common, **changes.pop("model_fields", {})}
     if model == "fast_rcnn_tiny":
         fields_of_model = {"rpn_keep_train": options.windows, "rpn_keep_test": options.windows, **fields_of_model}
     told = TrainOptions(
@@ -194,16 +213,19 @@ def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[
         out=folder,
         quiet=options.quiet,
     )
-    # A folder without a state was stopped before its first step; the four steps have none at their top.
-    again = (folder / "state" / "state.safetensors").exists() or (folder / "config.yaml").exists()
-    return train(TrainOptions(resume=folder, quiet=options.quiet) if again else replace(told, **changes))
+    told = replace(told, **changes)
+    has = "config.yaml" if told.scheme == "alternating" else "state/state.safetensors"
+    if (folder / has).exists():
+        return train(TrainOptions(resume=folder, quiet=options.quiet))
+    shutil.rmtree(folder, ignore_errors=True)  # it was stopped before its first step
+    return train(told)
 
 
 def _to_yaml(options: Compared) -> str:
     values = {
         name: str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in asdict(cast(Any, options)).items()
-        if value is not None and name not in ("resume", "quiet", "out")
+        if value is not None and name not in _NOT_TOLD
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
@@ -221,6 +243,13 @@ def _told(options: O, folder: Path) -> O:
         if set(read) - known:
             raise ValueError(f"it tells {', '.join(sorted(set(read) - known))}")
         made: Any = type(options)
-        return made(**read, quiet=options.quiet)
+        told = made(**read)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, UsageError, RecursionError) as error:
         raise DataError(f"{path}: not the configuration of such a run ({error}).") from None
+    said = {f.name: getattr(options, f.name) for f in fields(cast(Any, options)) if f.name not in _NOT_TOLD}
+    for f in fields(cast(Any, options)):
+        if f.name in said and said[f.name] not in (f.default, getattr(told, f.name)):
+            raise UsageError(
+                f"{f.name}: a run goes on with what it was told. Leave it out, or begin a new one by --out."
+            )
+    return cast(O, replace(told, quiet=options.quiet))

@@ -5,7 +5,6 @@ Letters: a case is a row of a paper's table; its value is VOC07 mAP in percent w
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,17 +19,16 @@ from twostage.evaluation.evaluate import evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.prepare import prepare
 from twostage.inference.proposing import network_proposals
-from twostage.lineage.begin import PROPOSALS, Setting, begun_net, trained
+from twostage.lineage.begin import PROPOSALS, Setting, rcnn, trained
 from twostage.lineage.small import stagewise
 from twostage.models.fields import Fields
 from twostage.models.heads.box import TwoLayers
 from twostage.models.lineage.nets import Hidden
 from twostage.models.lineage.stagewise import Stagewise
 from twostage.models.two_stage import TwoStage
-from twostage.training.lineage.fit import FitSettings, fit_stages
+from twostage.training.lineage.fit import FitSettings
 from twostage.training.lineage.regions import pictures_of, regions_of
-from twostage.training.lineage.train import Bounds, train_rcnn
-from twostage.training.lineage.tune import TuneSettings
+from twostage.training.lineage.train import Bounds, fit_some
 
 RESULT = "result.json"
 
@@ -107,26 +105,15 @@ class Bench:
 
     def rcnn(self) -> Stagewise:
         """R-CNN, tuned from the backbone."""
-        options = self.setting.options
-        return train_rcnn(
-            begun_net(self.setting),
-            partial(stagewise, num_classes=len(self.setting.names)),
-            self.setting.splits.train,
-            self.setting.train,
-            Bounds(options.learn_images, options.windows, self.seed),
-            TuneSettings(minutes=options.minutes, lr=5e-4, seed=self.seed),
-            FitSettings(pair=0.6, seed=self.seed),
-        )
+        return rcnn(self.setting, self.seed)
 
     def stages_behind(self, detector: Detector) -> Stagewise:
         """SVMs and regressors that learn from a Fast R-CNN's own vectors (Fast R-CNN, section 5.4)."""
         options, train = self.setting.options, self.setting.splits.train
-        model = stagewise(FastNet(detector.model), len(self.setting.names)).eval()
-        images = Bounds(options.learn_images, options.windows, self.seed).of(train)
-        regions = [regions_of(train, i, self.setting.train, options.windows) for i in images]
-        pictures = pictures_of(train)
-        pictures_by_place = type(pictures)(lambda i: pictures[images[i]], lambda image: image.numel(), held=0)
-        fit_stages(model, pictures_by_place, regions, self.setting.names, FitSettings(seed=self.seed))
+        model = stagewise(FastNet(detector.model), len(self.setting.names))
+        regions = [regions_of(train, i, self.setting.train, options.windows) for i in range(len(train))]
+        bounds, fitting = Bounds(options.learn_images, options.windows, self.seed), FitSettings(seed=self.seed)
+        fit_some(model, train, pictures_of(train), regions, bounds, fitting)
         return model
 
 

@@ -54,7 +54,4 @@ RATIOS = (
         ("fast_rcnn", "proposals"),
         ("faster_rcnn_alternating", "proposals"),
     ),
-    Ratio(
-        "Training of R-CNN against Fast R-CNN", 8.8, "VGG16", ("rcnn", "train_seconds"), ("fast_rcnn", "train_seconds")
-    ),
 )

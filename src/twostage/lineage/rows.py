@@ -25,7 +25,6 @@ from twostage.lineage.begin import Setting
 from twostage.models.lineage.stagewise import Stagewise
 
 _METRICS = ("AP", "AP50", "AP75", "voc07")
-_SHOWN = {"svm": 0.0}  # a score from which a detection is drawn; of a softmax 0.5
 
 
 @dataclass
@@ -112,7 +111,7 @@ def stagewise_row(setting: Setting, shown: Shown, model: Stagewise, named: Named
         arrays = [value.cpu().numpy() for value in found]
         gathered.add(index, *arrays[:3])
         if index == shown.drawn:
-            _draw(setting, named.key, index, *arrays, least=_SHOWN["svm"])
+            _draw(setting, named.key, index, *arrays)
     return Row(
         key=named.key,
         name=named.name,
@@ -130,7 +129,7 @@ def detector_row(setting: Setting, shown: Shown, weights: Path, named: Named, se
     val = setting.splits.val
     assert val is not None
     detector = Detector.load(weights, device=setting.options.device)
-    found = detector.detect_dataset(val, max_det=100)
+    found = detector.detect_dataset(val, max_det=100, proposals=setting.val if detector.model.rpn is None else None)
     _save_picture(setting, named.key, detector.predict(val.path(shown.drawn), conf=0.5))
     parts: dict[str, list[float]] = {}
     for index in shown.indices(val):
@@ -169,13 +168,11 @@ def _draw(
     scores: Any,
     labels: Any,
     proposals: Any,
-    *,
-    least: float,
 ) -> None:
     val = setting.splits.val
     assert val is not None
     image = read_image(val.path(index))
-    keep = scores > least
+    keep = scores > 0
     # Distances from a hyperplane as numbers between 0 and 1, so that they can be drawn as scores.
     found = Detections(
         boxes=boxes[keep],

@@ -20,11 +20,11 @@ from twostage.inference.device import choose_device
 from twostage.lineage.begin import (
     BACKBONE,
     PROPOSALS,
-    Compared,
     Setting,
     begin,
     begin_backbone,
     begun_net,
+    rcnn,
     setting_of,
     trained,
 )
@@ -32,7 +32,7 @@ from twostage.lineage.options import LineageOptions
 from twostage.lineage.rows import Named, Row, Shown, detector_row, kept, stagewise_row
 from twostage.lineage.small import pyramid_net, stagewise
 from twostage.training.lineage.fit import FitSettings
-from twostage.training.lineage.train import Bounds, train_rcnn, train_sppnet
+from twostage.training.lineage.train import Bounds, train_sppnet
 from twostage.training.lineage.tune import TuneSettings
 
 log = logging.getLogger("twostage.lineage")
@@ -85,22 +85,9 @@ def _backbone(setting: Setting) -> Row:
     return Row("backbone", "Backbone", {}, seconds, 0.0, 0.0, detail, BACKBONE)
 
 
-def _bounds(options: Compared) -> Bounds:
-    return Bounds(options.learn_images, options.windows, options.seed)
-
-
 def _rcnn(setting: Setting, shown: Shown, key: str) -> Row:
-    options, names = setting.options, setting.names
     begun = time.perf_counter()
-    model = train_rcnn(
-        begun_net(setting),
-        partial(stagewise, num_classes=len(names)),
-        setting.splits.train,
-        setting.train,
-        _bounds(options),
-        TuneSettings(minutes=options.minutes, lr=5e-4, seed=options.seed),
-        FitSettings(pair=0.6, seed=options.seed),
-    )
+    model = rcnn(setting, setting.options.seed)
     seconds = time.perf_counter() - begun
     named = Named(key, "R-CNN", "every window through the network, SVMs, ridge")
     return stagewise_row(setting, shown, model, named, seconds)
@@ -115,7 +102,7 @@ def _sppnet(setting: Setting, shown: Shown, key: str) -> Row:
         partial(stagewise, num_classes=len(names)),
         setting.splits.train,
         setting.train,
-        _bounds(options),
+        Bounds(options.learn_images, options.windows, options.seed),
         # Only two layers learn: a third of the time.
         TuneSettings(minutes=options.minutes / 3, lr=5e-4, seed=options.seed),
         FitSettings(pair=0.5, seed=options.seed),

@@ -13,6 +13,8 @@ import torch
 
 from twostage.data.augment import Augment
 from twostage.data.loader import Given, training_batches
+from twostage.inference.device import choose_device
+from twostage.lineage.begin import PROPOSALS
 from twostage.lineage.bench import Bench, without_boxes, without_ranking, without_regression
 from twostage.models.zoo import build
 
@@ -30,7 +32,7 @@ class Study:
     unit: str = "mAP"
 
 
-SCALES = (32.0, 64.0, 128.0)  # of an image whose shorter side is 384, as 128, 256 and 512 of one of 600
+SCALES = (32.0, 64.0, 128.0)  # pixels of the resized image: octaves, as the paper's 128, 256 and 512 are
 RATIOS = (0.5, 1.0, 2.0)
 
 
@@ -62,13 +64,14 @@ def _at_test(bench: Bench) -> Values:
     fields = network.fields
     found: Values = {}
     for count in (100, 300, 1000, 2000):
-        own = replace(fields, rpn_top_test=max(count, fields.rpn_top_test), rpn_keep_test=count)
+        own = replace(fields, rpn_top_test=6000, rpn_keep_test=count)
         found[f"{count} proposals"] = _on(bench, fast, network, own, count)
     every = replace(fields, rpn_top_test=6000, rpn_keep_test=6000, rpn_nms=1.0)
     found["6000, without NMS"] = _on(bench, fast, network, every, 6000)
     random = without_ranking(bench.detector(bench.joint()).model, bench.seed)
     for count in (100, 300, 1000):
-        own = replace(fields, rpn_top_test=6000, rpn_keep_test=count)
+        # Neither NMS nor ranking: so many anchors, drawn, and moved by their deltas.
+        own = replace(fields, rpn_top_test=6000, rpn_keep_test=count, rpn_nms=1.0)
         found[f"{count}, without ranking"] = _on(bench, fast, random, own, count)
     plain = without_regression(bench.detector(bench.joint()).model)
     for count in (300, 1000):
@@ -85,27 +88,29 @@ def _on(bench: Bench, detector: Any, network: Any, fields: Any, count: int) -> f
 
 def _features(bench: Bench) -> Values:
     """Where proposals are from, and whether the network that proposes shares its convolutions."""
-    last = bench.alternating()
-    root = last.parents[1]
-    unshared = bench.detector(root / "step-2" / "weights" / "best.safetensors")
     return {
-        "selective search": bench.score(bench.detector(bench.fast())),
-        "RPN, unshared": bench.score(unshared, root / "proposals" / "step-1.safetensors"),
-        "RPN, shared": bench.score(bench.detector(last)),
+        "selective search": bench.score(bench.detector(bench.fast()), bench.setting.val),
+        "RPN, unshared": _unshared(bench),
+        "RPN, shared": bench.score(bench.detector(bench.alternating())),
     }
 
 
 def _stages(bench: Bench) -> Values:
-    count = 2000
+    """All windows of twelve kinds, some 4500 of a picture, against proposals of a network of its own (table 10)."""
+    count = 5000
     dense = bench.train(
         "dense",
         "fast_rcnn_tiny",
         model_fields={"proposals": "sliding_window", "rpn_keep_train": count, "rpn_keep_test": count},
     )
-    return {
-        "one stage: dense windows": bench.score(bench.detector(dense)),
-        "two stages": bench.score(bench.detector(bench.alternating())),
-    }
+    return {"one stage: dense windows": bench.score(bench.detector(dense)), "two stages": _unshared(bench)}
+
+
+def _unshared(bench: Bench) -> float:
+    """Step 2's detector on step 1's proposals: two networks."""
+    root = bench.alternating().parents[1]
+    detector = bench.detector(root / "step-2" / "weights" / "best.safetensors")
+    return bench.score(detector, root / "proposals" / "step-1.safetensors")
 
 
 def _svm(bench: Bench) -> Values:
@@ -126,8 +131,9 @@ def _multi_task(bench: Bench) -> Values:
         "fast-stagewise",
         "fast_rcnn_tiny",
         weights=str(classes),
+        model_fields={"box_lambda": 1.0},  # or the detector's own 0 would go on
         learn=("boxes",),
-        proposals=bench.setting.root / "proposals.safetensors",
+        proposals=bench.setting.root / PROPOSALS,
         minutes=bench.setting.options.minutes / 2,
     )
     return {
@@ -145,15 +151,18 @@ def _sampling(bench: Bench) -> Values:
 
 
 def _seconds_of_128(bench: Bench, images: int) -> float:
+    """Reading, forward and backward; many images go through the network 16 at a time, lest their maps fill memory."""
     train, options = bench.setting.splits.train, bench.setting.options
+    together, device = min(images, 16), choose_device(options.device)
     torch.manual_seed(bench.seed)
     fields = {"size": options.size, "max_size": 2 * options.size, "region_batch": 128 // images, "roi_size": 6}
-    model = build("fast_rcnn_tiny", len(train.names), **fields).to(memory_format=torch.channels_last).train()
+    model = build("fast_rcnn_tiny", len(train.names), **fields).to(device).to(memory_format=torch.channels_last)
+    model.train()
     batches = training_batches(
         train,
         resize=model.fields.resizing,
         augment=Augment(),
-        batch=images,
+        batch=together,
         seed=bench.seed,
         divisor=model.fields.divisor,
         proposals=Given(bench.setting.train, options.windows),
@@ -161,9 +170,11 @@ def _seconds_of_128(bench: Bench, images: int) -> float:
     taken = []
     for _ in range(4):
         begun = time.perf_counter()
-        loaded = next(batches)
-        losses = model(loaded.batch, loaded.targets)
-        torch.stack(list(losses.values())).sum().backward()
+        for _ in range(images // together):
+            loaded = next(batches)
+            loss = torch.stack(list(model(loaded.batch.to(device), loaded.targets.to(device)).values())).sum()
+            loss.backward()
+            float(loss.detach())  # a device is waited for
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken[1:])
 

@@ -44,6 +44,8 @@ class Fields:
     # Where proposals come from: the model's own network, the pixels (models.proposals.sources), or a file.
     proposals: Literal["network", "selective_search", "selective_search_quality", "sliding_window", "file"] = "network"
 
+    proposals_seed: CountFromZero = 0  # of the draw that orders selective search's regions, or windows
+
     # Anchors: side lengths in pixels per level, height / width ratios.
     anchor_sizes: tuple[tuple[Positive, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)

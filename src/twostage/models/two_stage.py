@@ -113,16 +113,17 @@ class TwoStage(nn.Module):
         return self.backbone(images if self.dtype is None else images.to(self.dtype))
 
     def proposals(self, maps: Maps, batch: Batch) -> tuple[Dense | None, Proposals]:
-        """What the network says of every anchor and the best of its boxes, or the boxes that came with the batch.
+        """What the network says of every anchor, and the best of its boxes, or the boxes that came with the batch.
 
-        Raises UsageError where there is neither.
+        With those the network is not asked, unless it learns. Raises UsageError where there is neither.
         """
-        if batch.proposals is not None:
-            return None, as_proposals(batch.proposals, batch.sizes)
-        if self.rpn is None:
-            raise UsageError("This detector has no network that proposes: give proposals with the batch.")
+        given = None if batch.proposals is None else as_proposals(batch.proposals, batch.sizes)
+        if self.rpn is None or (given is not None and not (self.training and "rpn" in self.learns)):
+            if given is None:
+                raise UsageError("This detector has no network that proposes: give proposals with the batch.")
+            return None, given
         dense = self.rpn(maps, batch.canvas, batch.sizes)
-        return dense, self.rpn.propose(dense, batch.sizes)
+        return dense, self.rpn.propose(dense, batch.sizes) if given is None else given
 
     def losses(
         self,

@@ -66,6 +66,9 @@ TINY_SINGLE = replace(
     rpn_top_train=2000,
     rpn_top_test=1000,
     roi="pool",
+    # As the papers: a quarter of the regions positive, a box for every class.
+    region_positive_fraction=0.25,
+    class_agnostic=False,
 )
 
 

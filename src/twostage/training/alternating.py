@@ -13,21 +13,21 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twostage.atomic import write_bytes, write_text
-from twostage.data.proposals import write_proposals
+from twostage.data.proposals import together, write_proposals
 from twostage.data.workers import default_workers
 from twostage.errors import UsageError
-from twostage.inference.device import choose_device
+from twostage.folders import claimed
 from twostage.inference.prepare import prepare
 from twostage.inference.proposing import network_proposals
 from twostage.models.zoo import build
 from twostage.progress import images_bar
-from twostage.training.distributed import joined
+from twostage.training.distributed import Processes, joined
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
 from twostage.training.resume import resumed
@@ -74,14 +74,19 @@ def alternate(options: TrainOptions) -> dict[str, Any]:
 
     Raises UsageError for options that contradict the scheme.
     """
-    with joined() as processes:
+    with joined() as processes, ExitStack() as held:
         with processes.one_voice():
             if options.resume is None:
                 _require_alternating(options)
                 require_start(options)
             else:
-                options = replace(resumed(options, options.resume), resume=None, out=options.resume)
-        root = processes.led(lambda: _root(options))
+                options = replace(resumed(options, options.resume), out=options.resume)
+        root = processes.led(lambda: _claimed_root(options, held))
+        options = replace(options, resume=None)
+        return _all_steps(options, root)
+
+
+def _all_steps(options: TrainOptions, root: Path) -> dict[str, Any]:
     results = []
     for step in steps(options.rounds):
         log.info("%s: %s", step.name, step.about)
@@ -91,7 +96,7 @@ def alternate(options: TrainOptions) -> dict[str, Any]:
             log.warning("The whole training goes on with: twostage train --resume %s", root)
             raise
         with joined() as processes:
-            processes.led(partial(_finish, options, root, step, results[-1]))
+            _finish(options, root, step, results[-1], processes)
     last = results[-1]
     best = root / "weights" / "best.safetensors"
     with joined() as processes:
@@ -113,22 +118,34 @@ def _require_alternating(options: TrainOptions) -> None:
         raise UsageError(f"scheme is alternating: {options.model} has no network that proposes, choose a faster_rcnn_*")
 
 
-def _root(options: TrainOptions) -> Path:
-    """The folder of all steps, with what the whole training was told."""
-    if options.out is not None and (options.out / "config.yaml").exists():
-        return options.out
-    folder = RunFolder.create(options)
-    folder.begin(options)
+def _claimed_root(options: TrainOptions, held: ExitStack) -> Path:
+    """The folder of all steps, kept to this process, with what the whole training was told."""
+    folder = RunFolder.create(options) if options.resume is None else RunFolder(options.resume)
+    held.enter_context(claimed(folder.state.parent))
+    if options.resume is None:
+        folder.begin(options)
     return folder.path
 
 
 def _train(step: Step, options: TrainOptions, root: Path) -> dict[str, Any]:
     folder = root / step.name
+    proposals = _proposals(root, step.proposals) if step.proposals else None
     if RunFolder(folder).state.exists():
-        return run(TrainOptions(resume=folder, quiet=options.quiet))
+        # Where it computes and where its data lie may be said anew.
+        return run(
+            TrainOptions(
+                options.data,
+                resume=folder,
+                images=options.images,
+                proposals=proposals,
+                device=options.device,
+                workers=options.workers,
+                offline=options.offline,
+                quiet=options.quiet,
+            )
+        )
     with joined() as processes:
         processes.led(lambda: shutil.rmtree(folder, ignore_errors=True))  # it stopped before there was anything in it
-    proposals = step.proposals and _proposals(root, step.proposals)
     return run(
         replace(
             options,
@@ -138,27 +155,30 @@ def _train(step: Step, options: TrainOptions, root: Path) -> dict[str, Any]:
             minutes=options.minutes and options.minutes / (4 * options.rounds),
             learn=step.learn,
             weights=options.weights if step.begins is None else str(_weights(root / step.begins)),
-            proposals=proposals or None,
+            proposals=proposals,
             # Without both a detector says nothing: there is no number to choose weights by.
             val_split=options.val_split if "head" in step.learn else NONE,
         )
     )
 
 
-def _finish(options: TrainOptions, root: Path, step: Step, result: dict[str, Any]) -> None:
+def _finish(options: TrainOptions, root: Path, step: Step, result: dict[str, Any], processes: Processes) -> None:
     """What the later steps need of this one, and then the mark that it is done."""
-    if "rpn" in step.learn and not _proposals(root, step.name).exists():
-        _propose(options, root, step)
-    write_text(root / step.name / RESULT, json.dumps(result))
+    if "rpn" in step.learn and not processes.led(_proposals(root, step.name).exists):
+        _propose(options, root, step, processes)
+    processes.led(lambda: write_text(root / step.name / RESULT, json.dumps(result)))
 
 
-def _propose(options: TrainOptions, root: Path, step: Step) -> None:
-    """Write the proposals of a step's network: as many as training takes of one split, as at test of the other."""
+def _propose(options: TrainOptions, root: Path, step: Step, processes: Processes) -> None:
+    """Write the proposals of a step's network: as many as training takes of one split, as at test of the other.
+
+    Several processes share the images.
+    """
     card, state = load_weights(_weights(root / step.name))
     with Unfilled():
         model = build(card.model, len(card.names), **card.fields)
     load_all(model, state, step.name)
-    device = choose_device(options.device)
+    device = processes.device(options.device)
     fields = model.fields
     splits = open_splits(options)
     found = []
@@ -173,8 +193,14 @@ def _propose(options: TrainOptions, root: Path, step: Step) -> None:
         fast.rpn.fields = replace(fields, rpn_top_test=top, rpn_keep_test=keep)
         workers = default_workers(on_cpu=device.type == "cpu") if options.workers is None else options.workers
         with images_bar(f"proposals, {split.split}", quiet=options.quiet) as after_image:
-            found.append((split, network_proposals(fast, split, workers=workers, after_image=after_image)))
-    write_proposals(_proposals(root, step.name), found, max(fields.rpn_keep_train, fields.rpn_keep_test))
+            own = network_proposals(
+                fast, split, workers=workers, after_image=after_image, rank=processes.rank, world=processes.world
+            )
+        shares = processes.collect(own)
+        if processes.leads:
+            found.append((split, together(shares)))
+    most = max(fields.rpn_keep_train, fields.rpn_keep_test)
+    processes.led(lambda: write_proposals(_proposals(root, step.name), found, most))
 
 
 def _weights(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from twostage.training.options import TrainOptions
 from twostage.training.state import Progress
 
 # Where a run computes and where its data lie do not change what it learns.
-FREE = ("data", "images", "device", "workers", "quiet", "offline", "resume")
+FREE = ("data", "images", "proposals", "device", "workers", "quiet", "offline", "resume")
 
 
 def resumed(options: TrainOptions, folder: Path) -> TrainOptions:

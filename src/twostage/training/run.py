@@ -19,7 +19,7 @@ from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Given, training_batches
 from twostage.data.order import steps_per_epoch
-from twostage.data.proposals import read_proposals
+from twostage.data.proposals import read_proposals, require_told_apart
 from twostage.data.workers import default_workers
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import Report
@@ -117,6 +117,8 @@ def _given(options: TrainOptions, splits: Splits, fields: Fields) -> tuple[Given
     if not {"head", "boxes"} & set(options.learn):
         return None, None
     read = None if options.proposals is None else partial(read_proposals, options.proposals)
+    if options.proposals is not None and splits.val is not None:
+        require_told_apart(options.proposals, splits.train, splits.val)
     found: list[Given | None] = []
     for split, keep in ((splits.train, fields.rpn_keep_train), (splits.val, fields.rpn_keep_test)):
         if split is None:
@@ -154,6 +156,8 @@ def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Ses
         recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))  # short runs would never reach the rate
     freeze(model, recipe.freeze)
     only(model, options.learn)
+    if options.proposals is not None and model.rpn is not None and "rpn" not in options.learn:
+        log.info("The model's own network does not learn to propose: to predict, it must have learned before.")
     model = model.to(device).to(memory_format=torch.channels_last)
     return Session(
         model=model,
@@ -285,7 +289,9 @@ def _validate(run: Run) -> dict[str, float]:
     report, results, metrics, losses = _score(run)
     if metrics["AP"] < 0:
         log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
-    if metrics["AP"] > progress.best or metrics["AP"] < 0:
+    # Where the head does not learn, its numbers choose nothing.
+    newest = metrics["AP"] < 0 or not {"head", "boxes"} & set(run.options.learn)
+    if metrics["AP"] > progress.best or newest:
         progress.best, progress.validations_since_best = metrics["AP"], 0
         run.metrics, run.report, run.results = metrics, report, results
         run.folder.save_best(run.options.model, run.session, run.splits.train.names, metrics)

@@ -65,7 +65,9 @@ def as_backbone(model: TwoStage, state: Mapping[str, Tensor]) -> dict[str, Tenso
     VGG's two hidden layers become the head's, with their columns turned; ResNet's last stage becomes the C4 head's.
     What is named as the head's already stays so.
     """
-    prefix = "backbone.body." if hasattr(model.backbone, "body") else "backbone."
+    own = model.state_dict()
+    prefixes = ("backbone.", "backbone.body.", "backbone.level.body.")
+    prefix = max(prefixes, key=lambda prefix: sum(prefix + name in own for name in state))
     renamed = {name if name.startswith("head.") else prefix + name: tensor for name, tensor in state.items()}
     if isinstance(model.backbone, VGG16) and "classifier.0.weight" in state:
         renamed["head.body.fc6.weight"] = channel_last(state["classifier.0.weight"], 512)

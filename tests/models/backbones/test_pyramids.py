@@ -10,6 +10,7 @@ from twostage.data.batch import Batch, Targets
 from twostage.models.backbones.fpn import FPN
 from twostage.models.backbones.pyramids import ImagePyramid, Levels
 from twostage.models.zoo import build
+from twostage.weights.fit import as_backbone, load_fitting
 
 STRIDES = {"top_down": (4, 8, 16, 32), "levels": (4, 8, 16, 32), "single": (16,), "image": (8, 16, 32, 64)}
 SIZES = [(96, 128), (80, 112)]
@@ -49,6 +50,16 @@ def test_only_the_top_down_pathway_tells_levels_and_fpn_apart() -> None:
     assert [m.shape for m in a] == [m.shape for m in b]
     torch.testing.assert_close(a[3], b[3])  # nothing is coarser
     assert not torch.allclose(a[0], b[0])
+
+
+@pytest.mark.parametrize("kind", STRIDES)
+def test_each_takes_the_whole_body_from_a_file(kind: str) -> None:
+    model = build("faster_rcnn_tiny_fpn", 3, pyramid=kind)
+    body = model.backbone.body
+    state = {name: torch.full_like(value, 3) for name, value in body.state_dict().items()}
+    loaded, _ = load_fitting(model, as_backbone(model, state))
+    assert len([name for name in loaded if name.startswith("backbone.")]) == len(state)
+    assert all((value == 3).all() for value in body.state_dict().values())
 
 
 def test_an_image_pyramid_is_one_network_over_several_sizes() -> None:

@@ -22,7 +22,7 @@ Kind = Literal["top_down", "levels", "single", "image"]
 class Levels(nn.Module):
     """A body whose maps are brought to one width, each by itself; with `extra` the coarsest once more at half its size.
 
-    The layers are those of a feature pyramid without its top-down pathway (FPN, table 1, e), so that nothing but that
+    The layers are those of a feature pyramid without its top-down pathway (FPN, table 1, d), so that nothing but that
     pathway tells the two apart.
     """
 

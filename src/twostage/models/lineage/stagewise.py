@@ -93,6 +93,8 @@ class Stagewise(nn.Module):
         flat = score.flatten()[None]
         sides = moved[..., 2:] - moved[..., :2]
         valid = (flat > self.floor) & (sides >= 1).all(dim=2)
+        # On the processor, where suppression has no limit: nothing here is captured or exported.
+        moved, flat, label, valid = moved.cpu(), flat.cpu(), label.cpu(), valid.cpu()
         kept = nms(moved, flat, label, valid, iou=self.overlap, top=self.max_det)
         place = kept.index[0][kept.valid[0]]
         return Objects(moved[0][place], flat[0][place], label[0][place], place // k)

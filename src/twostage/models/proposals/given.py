@@ -12,7 +12,7 @@ from twostage.data.loader import Given, scale_boxes
 from twostage.data.proposals import ProposalSet, tell_shortage
 from twostage.errors import UsageError
 from twostage.models.fields import Fields
-from twostage.models.proposals.sources import NAMES, Name, Source, propose, ranks
+from twostage.models.proposals.sources import NAMES, Source, propose, ranks
 
 
 def of_pictures(
@@ -24,7 +24,7 @@ def of_pictures(
     """
     if fields.proposals == "network":
         return None
-    source = Source(_computed(fields))
+    source = source_of(fields)
     found = []
     for image, shape in zip(images, shapes, strict=True):
         boxes = source(image)
@@ -47,15 +47,16 @@ def of_split(
     """
     if read is None and fields.proposals == "network":
         return None
-    found = read(dataset) if read else propose(Source(_computed(fields)), dataset, after_image=after_image)
+    found = read(dataset) if read else propose(source_of(fields), dataset, after_image=after_image)
     tell_shortage(found, dataset, count)
     return Given(found, count)
 
 
-def _computed(fields: Fields) -> Name:
+def source_of(fields: Fields) -> Source:
+    """The source that a model's fields name. Raises UsageError where that is a file."""
     if fields.proposals not in NAMES:
         raise UsageError(
-            "This detector's proposals come from a file: give one by --proposals, or have them computed by "
-            "--set model.proposals=selective_search."
+            "This detector's proposals come from a file. `train` and `eval` take one by --proposals; elsewhere have "
+            "them computed: --set model.proposals=selective_search."
         )
-    return fields.proposals
+    return Source(fields.proposals, fields.proposals_seed)

@@ -27,7 +27,7 @@ def selective_search(
     "fast" takes 2 colour spaces, 2 segmentations and 2 measures of similarity, "quality" 5, 4 and 4
     (Uijlings et al. 2013, table 5, as OpenCV has it). Raises MissingError without the extra `lineage`.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     height, full = image.shape[:2]
     scale = min(1.0, width / full)
     small = image
@@ -55,7 +55,7 @@ def rank(boxes: Float32[np.ndarray, "p 4"], seed: int) -> np.ndarray:
     return alike[generator(seed, len(boxes)).permutation(len(boxes))]
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
     """OpenCV with its contributed modules. Raises MissingError."""
     try:
         import cv2

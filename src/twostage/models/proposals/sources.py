@@ -25,7 +25,7 @@ from twostage.data.images import read_image
 from twostage.data.proposals import ProposalSet
 from twostage.errors import DataError, TwostageError
 from twostage.folders import cache_folder
-from twostage.models.proposals.selective_search import WIDTH, selective_search
+from twostage.models.proposals.selective_search import WIDTH, opencv, selective_search
 from twostage.models.proposals.sliding_window import sliding_windows
 
 log = logging.getLogger("twostage.proposals")
@@ -53,7 +53,8 @@ class Source:
     @property
     def key(self) -> str:
         """A name for a folder, another one for other settings."""
-        settings = json.dumps(asdict(self) | {"version": _VERSION}, sort_keys=True)
+        by = "" if self.name == "sliding_window" else opencv().__version__
+        settings = json.dumps(asdict(self) | {"version": _VERSION, "opencv": by}, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
@@ -68,8 +69,8 @@ def propose(
     """The proposals of every image of a split; from the cache `folder` where it has them.
 
     Images are searched side by side in `threads` (default: one for each core), since OpenCV frees Python's lock. Of
-    several processes that want the same one searches, the others wait and find it done. `after_image` is told how many
-    of how many are done. Raises DataError for a picture that cannot be read.
+    several processes that want those of one split one searches, the others wait and find it done. `after_image` is told
+    how many of how many are done. Raises DataError for a picture that cannot be read.
     """
     place = (folder or cache_folder("proposals")) / source.key
     try:
@@ -79,7 +80,8 @@ def propose(
             f"{place}: cannot be made ({error.strerror or error}). TWOSTAGE_HOME names another folder."
         ) from error
     boxes: list[np.ndarray] = []
-    with FileLock(place / ".lock"), ThreadPoolExecutor(threads or _cores()) as pool:
+    which = hashlib.sha256(f"{dataset.root.absolute()}\n{dataset.split}".encode()).hexdigest()[:16]
+    with FileLock(place / f".{which}.lock"), ThreadPoolExecutor(threads or _cores()) as pool:
         try:
             for found in pool.map(lambda i: _of_image(source, dataset.path(i), place), range(len(dataset))):
                 boxes.append(found)
@@ -88,6 +90,11 @@ def propose(
             pool.shutdown(cancel_futures=True)  # what is done stays in the cache
             raise
     return ProposalSet.of(((b, ranks(len(b))) for b in boxes), source.name)
+
+
+def count_kept(source: Source, folder: Path | None = None) -> int:
+    """How many pictures' proposals the cache holds."""
+    return sum(1 for _ in ((folder or cache_folder("proposals")) / source.key).glob("*/*.npy"))
 
 
 def ranks(count: int) -> Float32[np.ndarray, " {count}"]:

@@ -42,19 +42,18 @@ def fit_stages(
 ) -> None:
     """Fill the model's SVMs and regressors from these images' regions; `regions[i]` are those of `pictures[i]`."""
     classes = range(len(names))
-    positives: list[list[np.ndarray]] = [[] for _ in classes]
-    negatives: list[list[np.ndarray]] = [[] for _ in classes]
+    seen = [one for one in regions if len(one.boxes)]
+    fc7s: list[np.ndarray] = []
     pool5s: list[list[np.ndarray]] = [[] for _ in classes]
     deltas: list[list[np.ndarray]] = [[] for _ in classes]
     rng = np.random.default_rng(settings.seed)
-    enough = -(-settings.pairs // max(len(regions), 1)) * 2
+    enough = -(-settings.pairs // max(len(regions), 1)) * 4  # of an image, lest all be held
     for index, one in enumerate(regions):
         if len(one.boxes):
             pool5, fc7 = (x.float().cpu().numpy() for x in model.vectors(pictures[index], torch.from_numpy(one.boxes)))
+            fc7s.append(fc7)
             label = np.where(one.truth >= 0, one.labels[np.maximum(one.truth, 0)] if len(one.labels) else -1, -1)
             for k in classes:
-                positives[k].append(fc7[: one.objects][one.labels == k])
-                negatives[k].append(fc7[one.overlap[:, k] < NEGATIVE])
                 pairs = np.flatnonzero((label == k) & (one.best > settings.pair))
                 if len(pairs) > enough:
                     pairs = rng.choice(pairs, enough, replace=False)
@@ -62,9 +61,14 @@ def fit_stages(
                 deltas[k].append(_deltas(one, pairs))
         after_image(index + 1, len(regions))
     for k in classes:
-        svm = fit_svm(_all(positives[k]), negatives[k], settings.svm, name=names[k], seed=settings.seed)
+        # One class after the other: the vectors of all classes' negatives are nearly the same.
+        positives = _all([fc7[: one.objects][one.labels == k] for fc7, one in zip(fc7s, seen, strict=True)])
+        negatives = [fc7[one.overlap[:, k] < NEGATIVE] for fc7, one in zip(fc7s, seen, strict=True)]
+        svm = fit_svm(positives, negatives, settings.svm, name=names[k], seed=settings.seed)
         model.svms.weight[k], model.svms.bias[k] = torch.from_numpy(svm[0]), svm[1]
-        x, y = _all(pool5s[k])[: settings.pairs], _all(deltas[k])[: settings.pairs]
+        x, y = _all(pool5s[k]), _all(deltas[k])
+        drawn = np.sort(rng.permutation(len(x))[: settings.pairs])
+        x, y = x[drawn], y[drawn]
         scale = settings.norm / max(float(np.linalg.norm(x, axis=1).mean()), 1e-12) if len(x) else 1.0
         weight, offset = fit_ridge(x * np.float32(scale), y, strength=settings.strength)
         model.ridges.weight[4 * k : 4 * k + 4] = torch.from_numpy(weight * np.float32(scale))

@@ -13,10 +13,11 @@ from twostage.data.randomness import generator
 from twostage.models.lineage.nets import PyramidNet, WindowNet
 from twostage.models.lineage.stagewise import Stagewise
 from twostage.training.lineage.fit import FitSettings, fit_stages
-from twostage.training.lineage.regions import Kept, pictures_of, regions_of
+from twostage.training.lineage.regions import Kept, Regions, pictures_of, regions_of
 from twostage.training.lineage.tune import TuneSettings, tune
 
 AfterImage = Callable[[int, int], None]
+Make = Callable[[nn.Module], Stagewise]
 
 
 def silent(done: int, all: int) -> None:
@@ -25,7 +26,7 @@ def silent(done: int, all: int) -> None:
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much of the data set is learned from: `images` of it, drawn with `seed`, and `windows` of each."""
+    """How many proposals of an image are looked at, and how many images, drawn with `seed`, teach the SVMs."""
 
     images: int = 200
     windows: int = 300
@@ -37,24 +38,19 @@ class Bounds:
         return sorted(some.tolist())
 
 
-def pretrain(net: WindowNet, make: Callable[[nn.Module], Stagewise], dataset: Dataset, settings: TuneSettings) -> int:
+def pretrain(net: WindowNet, make: Make, dataset: Dataset, settings: TuneSettings) -> int:
     """Let a network tell crops of the ground truth and background apart; the number of steps.
 
     Its windows are the objects, moved and scaled a little, and windows of the objects' sizes anywhere.
     """
-    model, pictures = make(net), pictures_of(dataset)
     of_images = crops(dataset, settings.seed)
     regions = [regions_of(dataset, i, of_images, len(of_images.boxes)) for i in range(len(dataset))]
-
-    def windows(index: int, boxes: Tensor) -> Tensor:
-        return net.windows(model.normalised(pictures[index]), boxes)
-
-    return tune(net.train(), list(net.parameters()), windows, regions, settings)
+    return _tune_windows(net, make(net), pictures_of(dataset), regions, settings)
 
 
 def train_rcnn(
     net: WindowNet,
-    make: Callable[[nn.Module], Stagewise],
+    make: Make,
     dataset: Dataset,
     proposals: ProposalSet,
     bounds: Bounds,
@@ -62,23 +58,17 @@ def train_rcnn(
     fitting: FitSettings,
     after_image: AfterImage = silent,
 ) -> Stagewise:
-    """R-CNN: the whole network is tuned on windows, then its vectors teach SVMs and regressors."""
-    model = make(net)
-    pictures, images = pictures_of(dataset), bounds.of(dataset)
-    regions = [regions_of(dataset, i, proposals, bounds.windows) for i in images]
-
-    def windows(index: int, boxes: Tensor) -> Tensor:
-        return net.windows(model.normalised(pictures[images[index]]), boxes)
-
-    tune(net.train(), list(net.parameters()), windows, regions, tuning)
-    model.eval()
-    fit_stages(model, _of(pictures, images), regions, dataset.names, fitting, after_image)
+    """R-CNN: the whole network is tuned on windows of all images; vectors of some teach SVMs and regressors."""
+    model, pictures = make(net), pictures_of(dataset)
+    regions = [regions_of(dataset, i, proposals, bounds.windows) for i in range(len(dataset))]
+    _tune_windows(net, model, pictures, regions, tuning)
+    fit_some(model, dataset, pictures, regions, bounds, fitting, after_image)
     return model
 
 
 def train_sppnet(
     net: PyramidNet,
-    make: Callable[[nn.Module], Stagewise],
+    make: Make,
     dataset: Dataset,
     proposals: ProposalSet,
     bounds: Bounds,
@@ -87,26 +77,56 @@ def train_sppnet(
     after_image: AfterImage = silent,
 ) -> Stagewise:
     """SPPnet: only fc6, fc7 and the classifier are tuned, on regions pooled from fixed maps; then as R-CNN."""
-    model = make(net)
-    pictures, images = pictures_of(dataset), bounds.of(dataset)
-    regions = [regions_of(dataset, i, proposals, bounds.windows) for i in images]
+    model, pictures = make(net), pictures_of(dataset)
+    regions = [regions_of(dataset, i, proposals, bounds.windows) for i in range(len(dataset))]
     net.eval()
 
     @torch.no_grad()
-    def maps(index: int) -> list[Tensor]:
-        return net.maps(model.normalised(pictures[images[index]]))
+    def maps(key: int) -> list[Tensor]:
+        """Of an image, or, where the key is odd, of its mirror image."""
+        image = model.normalised(pictures[key // 2])
+        return net.maps(image.flip(2) if key % 2 else image)
 
     kept = Kept(maps, lambda found: sum(4 * x.numel() for x in found))
 
     @torch.no_grad()
-    def pooled(index: int, boxes: Tensor) -> Tensor:
-        return net.pooled(kept[index], min(pictures[images[index]].shape[1:]), boxes)
+    def pooled(index: int, boxes: Tensor, mirrored: bool) -> Tensor:
+        height, width = pictures[index].shape[1:]
+        if mirrored:
+            boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+        return net.pooled(kept[2 * index + mirrored], min(height, width), boxes)
 
     head = nn.Sequential(net.body, net.classes).train()
     tune(head, list(head.parameters()), pooled, regions, replace(tuning, negative=(0.1, 0.5)))
-    model.eval()
-    fit_stages(model, _of(pictures, images), regions, dataset.names, fitting, after_image)
+    fit_some(model, dataset, pictures, regions, bounds, fitting, after_image)
     return model
+
+
+def fit_some(
+    model: Stagewise,
+    dataset: Dataset,
+    pictures: Kept[Tensor],
+    regions: Sequence[Regions],
+    bounds: Bounds,
+    fitting: FitSettings,
+    after_image: AfterImage = silent,
+) -> None:
+    """Fill a model's SVMs and regressors from some of a data set's images."""
+    images = bounds.of(dataset)
+    some = Kept(lambda place: pictures[images[place]], lambda image: image.numel(), held=0)
+    fit_stages(model.eval(), some, [regions[i] for i in images], dataset.names, fitting, after_image)
+
+
+def _tune_windows(
+    net: WindowNet, model: Stagewise, pictures: Kept[Tensor], regions: Sequence[Regions], settings: TuneSettings
+) -> int:
+    """Let a whole network tell windows apart."""
+
+    def windows(index: int, boxes: Tensor, mirrored: bool) -> Tensor:
+        found = net.windows(model.normalised(pictures[index]), boxes)
+        return found.flip(3) if mirrored else found
+
+    return tune(net.train(), list(net.parameters()), windows, regions, settings)
 
 
 def crops(dataset: Dataset, seed: int, copies: int = 4, others: int = 40) -> ProposalSet:
@@ -131,8 +151,3 @@ def crops(dataset: Dataset, seed: int, copies: int = 4, others: int = 40) -> Pro
         return boxes, np.zeros(len(boxes))
 
     return ProposalSet.of((of_image(i) for i in range(len(dataset))), "crops")
-
-
-def _of(pictures: Kept[Tensor], images: Sequence[int]) -> Kept[Tensor]:
-    """The pictures by their place among those chosen."""
-    return Kept(lambda place: pictures[images[place]], lambda image: image.numel(), held=0)

@@ -22,8 +22,8 @@ from twostage.training.lineage.regions import Regions
 
 log = logging.getLogger("twostage.lineage")
 
-Inputs = Callable[[int, Tensor], Tensor]
-"""What the network is given of an image's regions, from the image's index and boxes Float[p 4]."""
+Inputs = Callable[[int, Tensor, bool], Tensor]
+"""What the network is given of an image's regions: its index, boxes Float[p 4], and whether it is mirrored."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class TuneSettings:
     """R-CNN's batch of 32 positive windows (IoU from `positive`) and 96 others (IoU in [low, high) of `negative`).
 
     The paper draws each window from any image; here a step's windows are drawn from `images` images, which lets a
-    decoded picture serve several of them. `minutes` end the tuning, or `steps` where they are given. The optimizer is
-    AdamW with a rate that falls to 0 as a cosine, for nets that begin small and know little; the papers' SGD at 0.001
-    suits nets of ImageNet alone.
+    decoded picture serve several of them; half of them are mirrored. `minutes` end the tuning, or `steps` where they
+    are given. The optimizer is AdamW with a rate that falls to 0 as a cosine, for nets that begin small and know
+    little; the papers' SGD at 0.001 suits nets of ImageNet alone.
     """
 
     minutes: float = 1.0
@@ -85,7 +85,7 @@ def tune(
                     _some(negatives[index], settings.negatives // settings.images, rng),
                 ]
             )
-            parts.append(inputs(index, torch.from_numpy(regions[index].boxes[rows])))
+            parts.append(inputs(index, torch.from_numpy(regions[index].boxes[rows]), bool(rng.random() < 0.5)))
             labels.append(labels_of(regions[index], rows, settings.positive))
         batch, goal = torch.cat(parts), torch.from_numpy(np.concatenate(labels))
         with arithmetic(batch.device, precision):
