@@ -81,7 +81,7 @@ def _bounds(result: Mapping[str, Any]) -> str:
         "SPPnet's two layers for a third of that, the four steps together for twice as long; the seconds of training "
         "are those of steps and fitting alone. Fast and Faster R-CNN also learn from pictures of other scales, and "
         "keep a running average of their weights; R-CNN and SPPnet from mirrored pictures alone. Where a network sees "
-        f"a whole picture its shortest side is {settings['size']} pixels; R-CNN cuts its windows from the picture as it "
-        "is. Times are medians on this machine, reading not counted. SVMs give distances and no probabilities: on the "
-        "pictures they are squeezed into numbers between 0.5 and 1."
+        f"a whole picture its shortest side is {settings['size']} pixels; R-CNN cuts its windows from the picture as "
+        "it is. Times are medians on this machine, reading not counted. SVMs give distances and no probabilities: on "
+        "the pictures they are squeezed into numbers between 0.5 and 1."
     )
