@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from twostage.environment import environment
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.folders import new_folder, next_folder
 from twostage.inference.device import choose_device
+from twostage.lineage.options import CompareOptions
 from twostage.lineage.small import load_backbone, save_backbone, stagewise, window_net
 from twostage.models.lineage.nets import WindowNet
 from twostage.models.lineage.stagewise import Stagewise
@@ -38,52 +39,14 @@ PROPOSALS = "proposals.safetensors"
 _PATHS = ("data", "weights", "images")
 _NOT_TOLD = ("resume", "out", "quiet")
 
-O = TypeVar("O", bound="Compared")  # noqa: E741
-
-
-@runtime_checkable
-class Compared(Protocol):
-    """What the options of every comparison hold."""
-
-    @property
-    def data(self) -> Path | None: ...
-    @property
-    def only(self) -> tuple[str, ...]: ...
-    @property
-    def weights(self) -> Path | None: ...
-    @property
-    def train_split(self) -> str | None: ...
-    @property
-    def val_split(self) -> str | None: ...
-    @property
-    def images(self) -> Path | None: ...
-    @property
-    def voc_offset(self) -> Any: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def windows(self) -> int: ...
-    @property
-    def learn_images(self) -> int: ...
-    @property
-    def minutes(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def out(self) -> Path | None: ...
-    @property
-    def resume(self) -> Path | None: ...
-    @property
-    def quiet(self) -> bool: ...
+O = TypeVar("O", bound=CompareOptions)  # noqa: E741
 
 
 @dataclass(frozen=True)
 class Setting:
     """What all detectors of a comparison have in common; `root` is its folder."""
 
-    options: Compared
+    options: CompareOptions
     splits: Splits
     train: ProposalSet
     val: ProposalSet
@@ -116,7 +79,7 @@ def begin(options: O, verb: str) -> tuple[O, Path, Splits]:
     return options, root, splits
 
 
-def _splits(options: Compared) -> Splits:
+def _splits(options: CompareOptions) -> Splits:
     splits = open_splits(
         TrainOptions(
             options.data,
@@ -131,7 +94,7 @@ def _splits(options: Compared) -> Splits:
     return splits
 
 
-def setting_of(options: Compared, root: Path, splits: Splits) -> Setting:
+def setting_of(options: CompareOptions, root: Path, splits: Splits) -> Setting:
     """Selective search done on all pictures."""
     assert splits.val is not None
     source = Source("selective_search", seed=options.seed)
@@ -221,10 +184,10 @@ def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[
     return train(told)
 
 
-def _to_yaml(options: Compared) -> str:
+def _to_yaml(options: CompareOptions) -> str:
     values = {
         name: str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(cast(Any, options)).items()
+        for name, value in asdict(options).items()
         if value is not None and name not in _NOT_TOLD
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -235,21 +198,20 @@ def _told(options: O, folder: Path) -> O:
     path = folder / CONFIG
     if not path.exists():
         raise MissingError(f"{folder}: no run to go on with: it holds no {CONFIG}.")
-    known = {f.name for f in fields(cast(Any, options))}
+    known = {f.name for f in fields(options)}
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        read = {name: Path(value) if name in _PATHS else value for name, value in values.items()}
+        read: dict[str, Any] = {name: Path(v) if name in _PATHS else v for name, v in values.items()}
         read = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
         if set(read) - known:
             raise ValueError(f"it tells {', '.join(sorted(set(read) - known))}")
-        made: Any = type(options)
-        told = made(**read)
+        told = type(options)(**read)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, UsageError, RecursionError) as error:
         raise DataError(f"{path}: not the configuration of such a run ({error}).") from None
-    said = {f.name: getattr(options, f.name) for f in fields(cast(Any, options)) if f.name not in _NOT_TOLD}
-    for f in fields(cast(Any, options)):
+    said = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in _NOT_TOLD}
+    for f in fields(options):
         if f.name in said and said[f.name] not in (f.default, getattr(told, f.name)):
             raise UsageError(
                 f"{f.name}: a run goes on with what it was told. Leave it out, or begin a new one by --out."
             )
-    return cast(O, replace(told, quiet=options.quiet))
+    return replace(told, quiet=options.quiet)
