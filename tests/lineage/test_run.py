@@ -8,17 +8,19 @@ import torch
 
 from twostage.cli import main
 from twostage.data.dataset import Dataset
+from twostage.data.images import read_image
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import evaluate
+from twostage.evaluation.results import Accumulator
 from twostage.lineage import rows
 from twostage.lineage.options import DETECTORS
 from twostage.lineage.papers import RATIOS
 from twostage.lineage.rows import Row
-from twostage.lineage.small import load_backbone, save_backbone, window_net
+from twostage.lineage.small import load_backbone, load_stagewise, save_backbone, window_net
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,21 @@ def test_every_detector_leaves_a_row_and_a_picture(
     fast = Detector.load(out / by_key["fast_rcnn"].weights)
     given = read_proposals(out / "proposals.safetensors", val)
     assert score_of(fast, val, given) == pytest.approx(by_key["fast_rcnn"].metrics["AP50"], abs=1e-6)
+
+    # R-CNN and SPPnet come back from their files as they were.
+    for key in ("rcnn", "sppnet", "sppnet_5_scales"):
+        model, names = load_stagewise(out / by_key[key].weights)
+        assert names == val.names
+        gathered = Accumulator()
+        for index in range(len(val)):
+            image = torch.from_numpy(read_image(val.path(index))).permute(2, 0, 1)
+            with torch.no_grad():
+                found = model(image, torch.from_numpy(given.best(index, 20)[0]))
+            gathered.add(index, *(value.numpy() for value in found[:3]))
+        again = evaluate(val, gathered.results()).scores.metrics["AP50"]
+        assert again == pytest.approx(by_key[key].metrics["AP50"], abs=0.02)
+    with pytest.raises(DataError, match="not an R-CNN or SPPnet"):
+        load_stagewise(out / "backbone.safetensors")
 
     # Going on with it trains nothing anew, and says the same.
     (out / "rows" / "sppnet.json").unlink()

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
-from twostage.atomic import write_bytes, write_text
+from twostage.atomic import write_text
 from twostage.data.dataset import Dataset
 from twostage.data.images import read_image
 from twostage.detections import Detections
@@ -22,6 +21,7 @@ from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.prepare import prepared
 from twostage.inference.timing import stage_times
 from twostage.lineage.begin import Setting
+from twostage.lineage.small import save_stagewise
 from twostage.models.lineage.stagewise import Stagewise
 
 _METRICS = ("AP", "AP50", "AP75", "voc07")
@@ -98,7 +98,7 @@ def stagewise_row(setting: Setting, shown: Shown, model: Stagewise, named: Named
     val, count = setting.splits.val, setting.options.windows
     assert val is not None
     weights = setting.root / named.key / "weights.safetensors"
-    write_bytes(weights, save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
+    save_stagewise(weights, model, setting.names)
     model.net.backbone = prepared(model.regions.backbone, torch.float32)
     gathered, taken = Accumulator(), []
     timed = set(shown.indices(val))

@@ -39,7 +39,7 @@ log = logging.getLogger("twostage.lineage")
 
 
 def lineage(options: LineageOptions) -> dict[str, Any]:
-    """Train, score and time the detectors; returns {"out", "backbone", "rows", "images", "settings"}.
+    """Train, score and time the detectors; returns {"out", "backbone", "rows", "images", "settings", ...}.
 
     Raises MissingError without the extra `lineage`, and as `twostage.training.train`.
     """
@@ -66,6 +66,7 @@ def lineage(options: LineageOptions) -> dict[str, Any]:
             "minutes": options.minutes,
             "seed": options.seed,
         },
+        "proposals_an_image": float(np.minimum(np.diff(setting.val.offsets), options.windows).mean()),
         "backbone": asdict(backbone),
         "rows": [asdict(row) for row in rows],
         "shown": str(val.path(shown.drawn)),

@@ -1,7 +1,8 @@
 """The one small network that every detector of the comparison begins with, in the form that each needs."""
 
 import copy
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ SIDE = 6
 PYRAMID = (6, 3, 2, 1)
 SCALES = (480, 576, 688, 864, 1200)  # SPPnet's five (section 4.1); its one is 688
 CHANNELS = 128
+KEY = "twostage-lineage"
 
 
 def window_net(num_classes: int) -> WindowNet:
@@ -70,6 +72,33 @@ def stagewise(net: nn.Module, num_classes: int) -> Stagewise:
     """The detector around a network."""
     model = Stagewise(net, num_classes, mean=TINY_SINGLE.mean, std=TINY_SINGLE.std)
     return model.to(next(net.parameters()).device).to(memory_format=torch.channels_last)
+
+
+def save_stagewise(path: Path, model: Stagewise, names: Sequence[str]) -> None:
+    """Write an R-CNN or SPPnet around the small backbone, with its classes."""
+    sizes = model.net.sizes if isinstance(model.net, PyramidNet) else None
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_bytes(path, save(state, metadata={KEY: json.dumps({"names": list(names), "sizes": sizes})}))
+
+
+def load_stagewise(path: Path) -> tuple[Stagewise, tuple[str, ...]]:
+    """The detector of such a file, and its classes: `detector(image, boxes)` finds objects among proposals.
+
+    Raises MissingError where there is none, DataError where it is none.
+    """
+    metadata, state = load_tensors(path)
+    try:
+        told = json.loads(metadata[KEY])
+        names, sizes = tuple(map(str, told["names"])), told["sizes"]
+        net: nn.Module = window_net(len(names))
+        if sizes is not None:
+            size = sizes[SCALES.index(688)] if len(sizes) > 1 else sizes[0]
+            net = pyramid_net(window_net(len(names)), len(names), size, five=len(sizes) > 1)
+        model = stagewise(net, len(names))
+        model.load_state_dict(state)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise DataError(f"{path}: not an R-CNN or SPPnet of a lineage run ({str(error).splitlines()[0]}).") from None
+    return model.eval(), names
 
 
 def save_backbone(path: Path, net: WindowNet) -> None:
