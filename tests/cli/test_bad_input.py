@@ -201,7 +201,7 @@ def test_what_is_no_field_of_the_model_is_refused_as_such(
 @pytest.mark.parametrize(
     ("given", "code", "says"),
     [
-        (["--model", "faster_rcnn_tinny"], 2, "faster_rcnn_tiny_fpn"),
+        (["--model", "faster_rcnn_tiny_fnp"], 2, "faster_rcnn_tiny_fpn"),
         (["--set", "model.rpn_nsm=0.5"], 2, "rpn_nms"),
         (["--device", "gpu"], 2, "gpu"),
         (["--weights", "nowhere.safetensors"], 4, "nowhere.safetensors"),
