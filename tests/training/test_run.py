@@ -62,6 +62,7 @@ def test_config_repeats_the_run(options: TrainOptions, tmp_path: Path) -> None:
     first = train(options)
     config = yaml.safe_load((Path(first["out"]) / "config.yaml").read_text())
     config["scale"] = tuple(config["scale"]) if "scale" in config else None
+    config["learn"] = tuple(config["learn"])
     second = train(TrainOptions(**{**config, "data": Path(config["data"]), "out": tmp_path / "again"}))
     assert_same_weights(Path(first["out"]), Path(second["out"]))
 
