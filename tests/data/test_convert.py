@@ -117,6 +117,13 @@ def test_any_boxes_survive(
     assert_same(opened(source), opened(root))
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_box_far_outside_its_picture_survives(make_coco: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    """As a fraction of the picture its centre is above 2, which a foreign YOLO file has by mistake alone."""
+    source = make_coco([annotation(1, bbox=[3, 60, 20, 50])])
+    assert_same(opened(source), opened(convert(source, tmp_path / "out", kind).path))
+
+
 def test_pictures_of_like_names_are_told_apart(
     make_coco: Callable[..., Path], make_picture: Any, tmp_path: Path
 ) -> None:

@@ -60,12 +60,17 @@ class Extras:
         """A free id for an object that has none."""
         return next(self._object_ids)
 
+    def vouch_for(self, path: Path, shown: str) -> bool:
+        """Whether an annotation file is as it was when the extras were written: by us, from boxes that were read."""
+        entry = self._files.get(shown)
+        return entry is not None and hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+
     def objects(self, builder: Builder, path: Path, shown: str, stated: tuple[int, int]) -> Sequence[Extra]:
         """Those of the objects in an annotation file, [] where there are none or the file is not as it was."""
         entry = self._files.get(shown)
         if entry is None:
             return []
-        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+        if not self.vouch_for(path, shown):
             message = f"was changed after {NAME} was written; ids, crowds, areas and masks there are not used"
             builder.report("stale-extras", shown, "", message, "Nothing to do, or convert the data set anew")
             return []

@@ -14,6 +14,7 @@ from twostage.atomic import write_text
 from twostage.data import write_coco, write_voc, write_yolo
 from twostage.data.dataset import Dataset, difference
 from twostage.data.extras import NAME, extras_document
+from twostage.data.faults import FaultyDataError
 from twostage.data.names import flat_names, nested_names
 from twostage.data.recognise import Options, check_same_classes, find_layout, opener
 from twostage.errors import TwostageError
@@ -81,7 +82,10 @@ def _lost(folder: Path, datasets: Sequence[Dataset], places: Sequence[Sequence[P
     """What the written splits say otherwise than the given ones; "" where nothing."""
     open_split = opener(find_layout(folder), Options(mend=False))
     for dataset, paths in zip(datasets, places, strict=True):
-        written = open_split(dataset.split)
+        try:
+            written = open_split(dataset.split)
+        except FaultyDataError as error:  # a box that the layout by itself takes for a mistake
+            return f"the split {dataset.split!r} does not read back: {error}"
         index_of = {written.path(index): index for index in range(len(written))}
         if len(index_of) != len(paths) or any(path not in index_of for path in paths):
             return f"the split {dataset.split!r} has {len(paths)} images, of which it reads {len(index_of)}"

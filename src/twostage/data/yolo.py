@@ -71,7 +71,8 @@ def read_yolo(
         shown_labels.append(shown(label_file, root))
         image = builder.add_image(shown(picture, root), picture, extras.image_id(shown_labels[-1]))
         if exists(label_file):
-            rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names))))
+            own = extras.vouch_for(label_file, shown_labels[-1])
+            rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names), own=own)))
         else:
             rows.append([])
             bare.append(picture.name)
@@ -121,8 +122,13 @@ def _add(
     )
 
 
-def _rows(builder: Builder, path: Path, shown: str, image: int, classes: int) -> Iterator[tuple[int, list[float]]]:
-    """Line number, and [class, numbers ...] of every good row; the others are reported."""
+def _rows(
+    builder: Builder, path: Path, shown: str, image: int, classes: int, *, own: bool
+) -> Iterator[tuple[int, list[float]]]:
+    """Line number, and [class, numbers ...] of every good row; the others are reported.
+
+    Numbers above 2 are taken for pixels, but not in a file of our `own`: there a box may lie far outside its picture.
+    """
     fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the picture"
     try:
         require_regular(path)
@@ -148,7 +154,7 @@ def _rows(builder: Builder, path: Path, shown: str, image: int, classes: int) ->
         elif not (0 <= label < classes and label == int(label)):
             message = f"there is no class {fields[0]} among {classes} (0 to {classes - 1})"
             builder.report("unknown-class", shown, where, message, "Correct the class, or add its name to data.yaml")
-        elif max(map(abs, values[1:])) > 2:
+        elif max(map(abs, values[1:])) > 2 and not own:
             message = f"{max(values[1:], key=abs):g} is no fraction of the picture"
             builder.report(
                 "not-normalised", shown, where, message, "Divide x and w by the width, y and h by the height"
