@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from twostage.errors import UsageError
+from twostage.errors import TwostageError, UsageError
 
 _PATIENCE = 20  # seconds
 
@@ -21,6 +21,17 @@ def cache_folder(name: str) -> Path:
     home = os.environ.get("TWOSTAGE_HOME")
     root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "twostage"
     return root.expanduser() / name
+
+
+def made_in_cache(path: Path) -> Path:
+    """The folder, made where there is none. Raises TwostageError where the system refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TwostageError(
+            f"{path}: cannot be made ({error.strerror or error}). TWOSTAGE_HOME names another folder."
+        ) from error
+    return path
 
 
 def new_folder(path: Path, flag: str) -> Path:

@@ -86,6 +86,12 @@ def test_a_networks_proposals_beside_others(
     assert read["splits"]["val"][str(tmp_path / "p" / "w.safetensors")]["recall"] == rows[str(weights)]["recall"]
 
 
+def test_two_sources_of_one_name_would_write_one_file(capsys: pytest.CaptureFixture[str]) -> None:
+    both = ["selective_search", "p/selective_search.safetensors"]
+    assert main(["data", "proposals", "x", "--source", *both]) == 2
+    assert "two are called 'selective_search'" in capsys.readouterr().err
+
+
 def test_unknown_source(options: TrainOptions, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "proposals", str(options.data), "--source", "selective-search"]) == 2
     assert "Did you mean 'selective_search'" in capsys.readouterr().err

@@ -50,7 +50,7 @@ class ProposalsOptions:
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Arithmetic of the detector.", group="Run")
     offline: bool = option(False, "Never reach for the network.", group="Run")
     out: Path | None = option(
-        None, "New folder for a file a split and source, the recall and its plot.", group="Output"
+        None, "New folder for a file of each source, to give by --proposals, and the recall's plot.", group="Output"
     )
     quiet: bool = option(False, "Results and warnings only.", group="Output")
 
@@ -63,6 +63,9 @@ class ProposalsOptions:
                 raise UsageError(
                     f"source: there is no source {name!r}, nor a file of that name. {nearest(name, _COMPUTED)}"
                 )
+        names = [_short(name) for name in self.source]
+        if len(set(names)) < len(names):
+            raise UsageError(f"source: two are called {max(names, key=names.count)!r}, and their files would be one")
 
 
 @verb(ProposalsOptions)

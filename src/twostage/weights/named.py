@@ -6,8 +6,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from twostage.errors import MissingError, TwostageError, nearest
-from twostage.folders import cache_folder
+from twostage.errors import MissingError, nearest
+from twostage.folders import cache_folder, made_in_cache
 from twostage.weights.file import require_file
 from twostage.weights.pickled import coco_names, convert_backbone, convert_detector
 from twostage.weights.published import LICENCE, PUBLISHED, Published, cached
@@ -36,12 +36,7 @@ def bring(one: Published, *, offline: bool = False) -> Path:
         return target
     folder = cache_folder("weights")
     original = folder / one.file
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TwostageError(
-            f"{folder}: cannot be made ({error.strerror or error}). TWOSTAGE_HOME names another folder."
-        ) from error
+    made_in_cache(folder)
     with FileLock(folder / f".{one.name}.lock"):  # two that want the same fetch it once
         if target.exists():
             return target

@@ -23,8 +23,8 @@ from twostage.atomic import write_bytes
 from twostage.data.dataset import Dataset
 from twostage.data.images import read_image
 from twostage.data.proposals import ProposalSet
-from twostage.errors import DataError, TwostageError
-from twostage.folders import cache_folder
+from twostage.errors import DataError
+from twostage.folders import cache_folder, made_in_cache
 from twostage.models.proposals.selective_search import WIDTH, opencv, selective_search
 from twostage.models.proposals.sliding_window import sliding_windows
 
@@ -72,13 +72,7 @@ def propose(
     several processes that want those of one split one searches, the others wait and find it done. `after_image` is told
     how many of how many are done. Raises DataError for a picture that cannot be read.
     """
-    place = (folder or cache_folder("proposals")) / source.key
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TwostageError(
-            f"{place}: cannot be made ({error.strerror or error}). TWOSTAGE_HOME names another folder."
-        ) from error
+    place = made_in_cache((folder or cache_folder("proposals")) / source.key)
     boxes: list[np.ndarray] = []
     which = hashlib.sha256(f"{dataset.root.absolute()}\n{dataset.split}".encode()).hexdigest()[:16]
     with FileLock(place / f".{which}.lock"), ThreadPoolExecutor(threads or _cores()) as pool:

@@ -91,6 +91,7 @@ def train_sppnet(
 
     @torch.no_grad()
     def pooled(index: int, boxes: Tensor, mirrored: bool) -> Tensor:
+        """Float[p d]: the pyramids of an image's regions."""
         height, width = pictures[index].shape[1:]
         if mirrored:
             boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
@@ -123,6 +124,7 @@ def _tune_windows(
     """Let a whole network tell windows apart."""
 
     def windows(index: int, boxes: Tensor, mirrored: bool) -> Tensor:
+        """Float[p 3 s s]: the windows of an image's regions."""
         found = net.windows(model.normalised(pictures[index]), boxes)
         return found.flip(3) if mirrored else found
 
@@ -134,16 +136,14 @@ def crops(dataset: Dataset, seed: int, copies: int = 4, others: int = 40) -> Pro
     sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
 
     def of_image(index: int) -> tuple[np.ndarray, np.ndarray]:
+        """An image's boxes; as scores they have none, zeros."""
         rng = generator(seed, 7, index)
         height, width = dataset.sizes[index].tolist()
         own = dataset.objects(index).boxes.repeat(copies, axis=0)
         size = (own[:, 2:] - own[:, :2]).repeat(2, axis=0).reshape(-1, 4)
         near = own + rng.uniform(-1 / 6, 1 / 6, own.shape) * size
-        side = (
-            np.minimum(sides[rng.integers(len(sides), size=others)], [width, height])
-            if len(sides)
-            else np.zeros((0, 2))
-        )
+        drawn = rng.integers(len(sides), size=others) if len(sides) else np.zeros(0, np.int64)
+        side = np.minimum(sides[drawn], [width, height])
         corner = rng.random((len(side), 2)) * ([width, height] - side)
         boxes = np.concatenate([near, np.concatenate([corner, corner + side], axis=1)])
         boxes = np.clip(boxes, 0, [width, height, width, height])
