@@ -25,6 +25,6 @@ def warp(
     x, y = 2 * x / width - 1, 2 * y / height - 1
     p = len(boxes)
     grid = torch.stack([x[:, None, :].expand(p, size, size), y[:, :, None].expand(p, size, size)], dim=-1)
-    # All windows as one tall picture: the image is read where it is, and not repeated for each.
-    found = grid_sample(image[None], grid.view(1, p * size, size, 2), mode="bilinear", align_corners=False)
-    return found.view(len(image), p, size, size).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    # The image is read where it is, not repeated; threads share the windows.
+    found = grid_sample(image.expand(p, -1, -1, -1), grid, mode="bilinear", align_corners=False)
+    return found.contiguous(memory_format=torch.channels_last)
