@@ -8,7 +8,8 @@ import pytest
 
 from twostage.evaluation.confusion import Confusion
 from twostage.evaluation.curves import Curves
-from twostage.evaluation.plots import plot_confusion, plot_curves, plot_history, plot_labels, save_figure
+from twostage.evaluation.plots import plot_confusion, plot_curves, plot_history, plot_labels, plot_recall, save_figure
+from twostage.evaluation.recall import ProposalRecall
 
 
 def curves_of(classes, defined):
@@ -79,6 +80,21 @@ def test_a_loss_has_one_colour_in_training_and_in_validation():
 
 def test_history_of_nothing():
     assert len(plot_history([]).axes) == 1
+
+
+def test_recall_has_a_panel_for_every_number_of_proposals_and_a_line_for_every_source():
+    ious, counts = (0.5, 0.75, 1.0), (10, 20, 40, 80)
+    share = np.array([0.9, 0.5, 0.1])[:, None, None] * np.linspace(0.25, 1, 4)[None, None]
+    recalls = {
+        name: ProposalRecall(ious, counts, np.repeat(share * f, 4, axis=1)) for name, f in (("a", 1), ("b", 0.5))
+    }
+    figure = plot_recall(recalls)
+    *by_iou, by_count = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in by_iou] == [f"{count} proposals" for count in counts]
+    for axes, factor in zip(by_iou, np.linspace(0.25, 1, 4), strict=True):
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), np.array([0.9, 0.5, 0.1]) * factor)
+    np.testing.assert_allclose(by_count.lines[1].get_ydata(), 0.45 * np.linspace(0.25, 1, 4))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
 def test_pyplot_and_its_global_state_are_never_touched():

@@ -201,15 +201,21 @@ def plot_recall(recalls: Mapping[str, ProposalRecall]) -> "Figure":
     One line for each source; all must have been measured with the same numbers and thresholds.
     """
     first = next(iter(recalls.values()))
-    figure = _figure(3.4 * (len(first.counts) + 1), 3.8)
-    *by_iou, by_count = figure.subplots(1, len(first.counts) + 1, sharey=True)
+    panels = len(first.counts) + 1
+    down = math.ceil(panels / 4)
+    across = math.ceil(panels / down)
+    figure = _figure(3.2 * across, 0.5 + 3.1 * down)
+    grid = figure.subplots(down, across, sharey=True, squeeze=False).flat
+    *by_iou, by_count = grid[:panels]
+    for empty in grid[panels:]:
+        empty.set_axis_off()
     for k, (name, recall) in enumerate(recalls.items()):
         look: dict[str, Any] = {"color": _hex(k), "linestyle": _DASHES[k % len(_DASHES)], "lw": 1.8, "label": name}
         for axes, count in zip(by_iou, recall.counts, strict=True):
             axes.plot(recall.ious, [recall.at(count, iou=iou) for iou in recall.ious], **look)
         by_count.plot(recall.counts, [recall.at(count, iou=0.5) for count in recall.counts], marker="o", ms=3, **look)
-    for axes, count in zip(by_iou, first.counts, strict=True):
-        _style(axes, "IoU", "recall" if axes is by_iou[0] else "")
+    for place, (axes, count) in enumerate(zip(by_iou, first.counts, strict=True)):
+        _style(axes, "IoU", "" if place % across else "recall")
         axes.set_title(f"{count} proposals", **_TITLE)
     _style(by_count, "proposals an image", "")
     by_count.set_xscale("log")
@@ -217,7 +223,7 @@ def plot_recall(recalls: Mapping[str, ProposalRecall]) -> "Figure":
     by_count.set_xticks([], minor=True)
     by_count.set_title("Recall at IoU 0.5", **_TITLE)
     by_count.set_ylim(0, 1.02)
-    by_iou[0].legend(frameon=False, fontsize=8, loc="lower left")
+    figure.legend(*by_count.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 
