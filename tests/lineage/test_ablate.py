@@ -72,6 +72,17 @@ def test_studies_run_and_go_on(scenes: Path, tmp_path: Path, capsys: pytest.Capt
     assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
 
 
+def test_more_seeds_of_a_run_that_is_done(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out, "--only", "sampling", "--seeds", "1")) == 0
+    first = json.loads(capsys.readouterr().out)["studies"]["sampling"]["cases"][1]["values"]
+    assert main(["ablate", "--resume", str(out), "--seeds", "3", "--quiet", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    values = result["studies"]["sampling"]["cases"][1]["values"]
+    assert len(values) == result["settings"]["seeds"] == 3
+    assert values[:1] == first
+
+
 def test_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ablate", "x", "--only", "anchor"]) == 2
     assert "Did you mean 'anchors'" in capsys.readouterr().err

@@ -119,9 +119,23 @@ def test_what_a_run_was_told_stays(scenes: Path, tmp_path: Path, capsys: pytest.
     out = tmp_path / "run"
     assert main(arguments(scenes, out, "--only", "sppnet")) == 0
     capsys.readouterr()
-    for words in (["--minutes", "9"], ["--only", "rcnn"], ["--seed", "4"]):
+    for words in (["--minutes", "9"], ["--windows", "30"], ["--seed", "4"]):
         assert main(["lineage", "--resume", str(out), *words]) == 2
         assert "goes on with what it was told" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_can_be_asked_for_more(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out, "--only", "sppnet")) == 0
+    kept = (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(["lineage", "--resume", str(out), "--only", "sppnet", "fast_rcnn", "--quiet", "--json"]) == 0
+    assert [row["key"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["sppnet", "fast_rcnn"]
+    assert (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns == kept
+    assert main(["lineage", "--resume", str(out), "--quiet", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
 
 
 def test_a_detector_killed_before_its_first_step_begins_again(

@@ -105,6 +105,21 @@ def test_two_processes_learn_and_score_as_one(plain: TrainOptions, tmp_path: Pat
     assert lowest[0] == pytest.approx(lowest[1], rel=1e-4)  # another number of threads rounds otherwise
 
 
+def test_two_processes_take_the_four_steps_together(plain: TrainOptions, tmp_path: Path) -> None:
+    plain = replace(plain, model="faster_rcnn_tiny", scheme="alternating", epochs=1)
+    result = train(replace(plain, out=tmp_path / "one"))
+    out, err = ended(start(*told(plain, tmp_path), "--out", tmp_path / "two", "--json"))
+    assert out, err
+    assert json.loads(out)["steps"] == result["steps"]
+    for step in ("step-1", "step-3"):
+        sets = [load_file(tmp_path / run / "proposals" / f"{step}.safetensors") for run in ("one", "two")]
+        assert sets[0].keys() == sets[1].keys()
+        # Every image's, in the order of the split, whoever has proposed them.
+        assert all(abs(len(a) - len(sets[1][key])) <= 0.1 * len(a) for key, a in sets[0].items())
+    weights = [load_file(tmp_path / run / "weights" / "best.safetensors") for run in ("one", "two")]
+    assert all((weights[0][key] - weights[1][key]).abs().max() < 1e-3 for key in weights[0])
+
+
 def test_a_lost_process_ends_the_others_and_the_run_goes_on_with_one(plain: TrainOptions, tmp_path: Path) -> None:
     plain = replace(plain, epochs=25, eval_every=25)
     process = start(*told(plain, tmp_path), "--out", tmp_path / "run")

@@ -3,6 +3,7 @@
 import json
 import logging
 import statistics
+from dataclasses import replace
 from typing import Any
 
 from twostage.atomic import write_text
@@ -13,6 +14,7 @@ from twostage.lineage.options import AblateOptions
 from twostage.lineage.studies import ALL, Values
 
 log = logging.getLogger("twostage.lineage")
+SEEDS = 3
 
 
 def ablate(options: AblateOptions) -> dict[str, Any]:
@@ -22,6 +24,7 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
     without the extra `lineage`, and as `twostage.training.train`.
     """
     options, root, splits = begin(options, "ablate")
+    options = replace(options, seeds=options.seeds or SEEDS)
     with claimed(root / "state"):
         setting = setting_of(options, root, splits)
         if not (root / BACKBONE).exists():
@@ -40,7 +43,7 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
 
 def _of_all_seeds(setting: Setting, name: str, options: AblateOptions) -> list[Values]:
     found = []
-    for seed in range(options.seed, options.seed + options.seeds):
+    for seed in range(options.seed, options.seed + (options.seeds or SEEDS)):
         path = setting.root / "results" / f"{name}-{seed}.json"
         if not path.exists():
             log.info("%s, seed %d", ALL[name].title, seed)

@@ -38,6 +38,7 @@ BACKBONE = "backbone.safetensors"
 PROPOSALS = "proposals.safetensors"
 _PATHS = ("data", "weights", "images")
 _NOT_TOLD = ("resume", "out", "quiet")
+_MORE = ("only", "seeds")  # what a run that goes on may be told anew: how much is to be done
 
 O = TypeVar("O", bound=CompareOptions)  # noqa: E741
 
@@ -71,6 +72,7 @@ def begin(options: O, verb: str) -> tuple[O, Path, Splits]:
     choose_device(options.device)
     if options.resume is not None:
         told = _told(options, options.resume)
+        write_text(options.resume / CONFIG, _to_yaml(told))
         return told, options.resume, _splits(told)
     splits = _splits(options)
     root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / verb, "run")
@@ -208,10 +210,12 @@ def _told(options: O, folder: Path) -> O:
         told = type(options)(**read)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, UsageError, RecursionError) as error:
         raise DataError(f"{path}: not the configuration of such a run ({error}).") from None
-    said = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in _NOT_TOLD}
+    default = {f.name: f.default for f in fields(options)}
+    said = {name: getattr(options, name) for name in default if name not in _NOT_TOLD}
     for f in fields(options):
-        if f.name in said and said[f.name] not in (f.default, getattr(told, f.name)):
+        if f.name in said and said[f.name] not in (f.default, getattr(told, f.name)) and f.name not in _MORE:
             raise UsageError(
                 f"{f.name}: a run goes on with what it was told. Leave it out, or begin a new one by --out."
             )
-    return replace(told, quiet=options.quiet)
+    more = {name: said[name] for name in _MORE if name in said and said[name] != default[name]}
+    return replace(told, quiet=options.quiet, **more)

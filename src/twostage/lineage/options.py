@@ -56,7 +56,9 @@ class CompareOptions:
     )
     seed: int = option(0, "Everything random follows from it.", group="Run", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
-    resume: Path | None = option(None, "Folder of a run to go on with; what is done stays.", group="Run")
+    resume: Path | None = option(
+        None, "Folder of a run to go on with; what is done stays, and --only can ask for more.", group="Run"
+    )
     out: Path | None = option(None, "New folder (default: the next free one under runs/).", group="Output")
     quiet: bool = option(False, "Warnings and results only.", group="Output")
 
@@ -88,7 +90,7 @@ class AblateOptions(CompareOptions):
     minutes: float = option(
         1.0, "Training of each network; the four steps together take twice as long.", group="Schedule", above=0
     )
-    seeds: int = option(3, "How often each is trained, from --seed on.", group="Schedule", low=1)
+    seeds: int | None = option(None, "How often each is trained, from --seed on (default: 3).", group="Schedule", low=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,10 @@
 """Selective search, sliding windows, and what is kept of them."""
 
+import logging
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,3 +189,29 @@ def test_two_processes_share_the_work(pictures: Dataset, tmp_path: Path) -> None
     assert one[0] == two[0]
     assert float(one[0]) > 0
     assert sorted([one[1], two[1]]) == ["0", "3"]  # one of them made all
+
+
+def test_who_waits_for_another_process_is_told(
+    pictures: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, begun, waited = Source("sliding_window"), threading.Event(), threading.Event()
+
+    def hold(done: int, all: int) -> None:
+        begun.set()
+        waited.wait(20)
+
+    first = threading.Thread(
+        target=propose, args=(source, pictures), kwargs={"folder": tmp_path / "c", "after_image": hold}
+    )
+    first.start()
+    assert begun.wait(20)
+    with caplog.at_level(logging.INFO, "twostage.proposals"):
+        second = threading.Thread(target=propose, args=(source, pictures), kwargs={"folder": tmp_path / "c"})
+        second.start()
+        deadline = time.monotonic() + 20
+        while not caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+        waited.set()
+        first.join()
+        second.join()
+    assert caplog.messages == ["train: another process proposes boxes for these images; waiting for it"]

@@ -24,6 +24,7 @@ class Hidden(nn.Module):
 
     def __init__(self, inputs: int, width: int, dropout: float) -> None:
         super().__init__()
+        self.inputs = inputs
         self.fc6 = nn.Linear(inputs, width)
         self.fc7 = nn.Linear(width, width)
         self.dropout = dropout
@@ -88,7 +89,7 @@ class WindowNet(nn.Module):
     def pool5(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "p 4"]) -> Float[Tensor, "p d"]:
         """pool5 of a picture's regions, some of them at a time."""
         parts = [self.of_windows(self.windows(image, some)) for some in boxes.split(_WINDOWS)]
-        return torch.cat(parts) if parts else image.new_zeros(0, self.body.fc6.in_features)
+        return torch.cat(parts) if parts else image.new_zeros(0, self.body.inputs)
 
 
 class PyramidNet(nn.Module):
@@ -136,14 +137,20 @@ class PyramidNet(nn.Module):
     ) -> Float[Tensor, "p d"]:
         """The pyramid of each region from the maps of a picture whose shortest side is so many pixels."""
         boxes = boxes.to(maps[0].device)
-        out = boxes.new_zeros(len(boxes), self.body.fc6.in_features)
+        if len(maps) == 1:  # nothing to choose, nothing to copy
+            return self._of_map(maps[0], boxes, self.sizes[0] / shortest)
+        out = boxes.new_zeros(len(boxes), self.body.inputs)
         choice = self.choose(boxes, shortest)
         for k, (size, features) in enumerate(zip(self.sizes, maps, strict=True)):
             rows = (choice == k).nonzero()[:, 0]
             if len(rows):
-                scaled = boxes[rows] * (size / shortest)
-                out[rows] = spp(features, scaled[None], stride=self.stride, pyramid=self.pyramid)[0].to(out.dtype)
+                out[rows] = self._of_map(features, boxes[rows], size / shortest).to(out.dtype)
         return out
+
+    def _of_map(
+        self, features: Float[Tensor, "1 c _ _"], boxes: Float[Tensor, "p 4"], scale: float
+    ) -> Float[Tensor, "p d"]:
+        return spp(features, (boxes * scale)[None], stride=self.stride, pyramid=self.pyramid)[0]
 
     def choose(self, boxes: Float[Tensor, "p 4"], shortest: int) -> Tensor:
         """Which of the sizes each region is pooled at (section 4.1)."""

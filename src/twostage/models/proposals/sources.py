@@ -9,14 +9,15 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Float32, UInt8
 
 from twostage.atomic import write_bytes
@@ -75,7 +76,7 @@ def propose(
     place = made_in_cache((folder or cache_folder("proposals")) / source.key)
     boxes: list[np.ndarray] = []
     which = hashlib.sha256(f"{dataset.root.absolute()}\n{dataset.split}".encode()).hexdigest()[:16]
-    with FileLock(place / f".{which}.lock"), ThreadPoolExecutor(threads or _cores()) as pool:
+    with _alone(place / f".{which}.lock", dataset.split), ThreadPoolExecutor(threads or _cores()) as pool:
         try:
             for found in pool.map(lambda i: _of_image(source, dataset.path(i), place), range(len(dataset))):
                 boxes.append(found)
@@ -84,6 +85,21 @@ def propose(
             pool.shutdown(cancel_futures=True)  # what is done stays in the cache
             raise
     return ProposalSet.of(((b, ranks(len(b))) for b in boxes), source.name)
+
+
+@contextmanager
+def _alone(path: Path, split: str) -> Iterator[None]:
+    """One process searches a split; who has to wait is told so."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process proposes boxes for these images; waiting for it", split)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def count_kept(source: Source, folder: Path | None = None) -> int:
