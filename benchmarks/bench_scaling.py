@@ -73,7 +73,7 @@ def prediction(curve: str, value: int) -> Callable[[], object]:
 @torch.inference_mode()
 def spread(model: TwoStage, batch: Batch) -> None:
     """Scale the last layer so that class scores differ as a trained head's do."""
-    logits = model.stages(Batch(batch.images[:1], batch.sizes[:1])).logits
+    logits = model.stages(Batch(batch.images[:1], batch.sizes[:1])).looks[-1].logits
     model.head.classes.weight.data.mul_(SPREAD / logits.std())
 
 

@@ -72,8 +72,9 @@ def errors(fast: TwoStage, model: TwoStage, images: Batch) -> list[float]:
     """Of every map, of what the proposal network says, and of the head on the trained model's own proposals."""
     images = with_proposals(model, images)
     a, b = model.stages(images), fast.stages(images)
-    logits, deltas = fast.head(fast.regions(b.maps, a.proposals.boxes))
-    pairs = [*zip(b.maps, a.maps, strict=True), (logits, a.logits), (deltas, a.deltas)]
+    looks = fast.head.looks(b.maps, a.proposals, images.sizes)
+    pairs = [*zip(b.maps, a.maps, strict=True)]
+    pairs += [pair for one, two in zip(looks, a.looks, strict=True) for pair in zip(one, two, strict=True)]
     if a.dense is not None:
         pairs += [*zip(b.dense.logits, a.dense.logits, strict=True), *zip(b.dense.deltas, a.dense.deltas, strict=True)]
     return [error(found, expected) for found, expected in pairs]

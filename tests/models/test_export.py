@@ -26,7 +26,7 @@ class Inference(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model(Batch(images, sizes)))
+        return tuple(value for value in self.model(Batch(images, sizes)) if value is not None)
 
 
 def example(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:

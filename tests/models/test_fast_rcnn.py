@@ -37,7 +37,7 @@ def test_a_classification_network_changes_in_three_ways() -> None:
         model = build("fast_rcnn_vgg16", 20)
     assert model.rpn is None
     assert not isinstance(list(model.backbone.features)[-1], nn.MaxPool2d)
-    assert (model.regions.size, model.regions.scale) == (7, 1 / 16)
+    assert (model.head.regions.size, model.head.regions.scale) == (7, 1 / 16)
     assert (model.head.body.fc6.in_features, model.head.body.fc7.out_features) == (512 * 49, 4096)
     assert (model.head.classes.out_features, model.head.deltas.out_features) == (21, 4 * 20)
 
@@ -132,7 +132,7 @@ def test_the_regions_loss_reaches_the_network_that_proposes(
     maps = model.features(batch)
     _, proposals = model.proposals(maps, batch)
     assert proposals.boxes.requires_grad == flows
-    losses = model.region_losses(maps, proposals, targets)
+    losses = model.head.losses(maps, proposals, batch.sizes, targets)
     sum(losses.values()).backward()
     moved = model.rpn.deltas.weight.grad
     assert (moved is not None and bool(moved.abs().sum() > 0)) == flows
@@ -152,8 +152,7 @@ def test_that_gradient_is_the_slope(make_batch: Callable[..., Batch], make_targe
 
     def loss(shift: torch.Tensor) -> torch.Tensor:
         proposals = fixed._replace(boxes=fixed.boxes.detach() + shift)
-        logits, _ = model.head(model.regions(maps, proposals.boxes))
-        return logits.square().sum()
+        return model.head(maps, proposals.boxes).logits.square().sum()
 
     shift = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(loss(shift), shift)

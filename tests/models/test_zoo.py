@@ -102,8 +102,8 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
     assert [loss.shape for loss in losses.values()] == [()] * (2 if fast else 4)
     proposals = model.fields.rpn_keep_test
     assert stages.proposals.boxes.shape == (2, proposals, 4)
-    assert stages.logits.shape == (2, proposals, 8)
-    assert stages.deltas.shape == (2, proposals, 1 if model.fields.class_agnostic else 7, 4)
+    assert stages.looks[-1].logits.shape == (2, proposals, 8)
+    assert stages.looks[-1].deltas.shape == (2, proposals, 1 if model.fields.class_agnostic else 7, 4)
     assert stages.found.boxes.shape == (2, 100, 4)
     if fast:
         assert stages.dense is None

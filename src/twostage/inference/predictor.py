@@ -14,7 +14,8 @@ from torch import Tensor
 from twostage.data.batch import Batch, canvas_shape, stack_images
 from twostage.detections import Detections
 from twostage.models.fields import Fields
-from twostage.models.heads.detect import Found, detect
+from twostage.models.heads.box import Look
+from twostage.models.heads.detect import Found
 from twostage.models.proposals.given import of_pictures
 from twostage.models.proposals.rpn import Dense, Proposals
 from twostage.models.two_stage import Stages, TwoStage
@@ -55,7 +56,15 @@ def find(model: TwoStage, batch: Batch, *, output: Fields) -> Found:
         there, read = part.to(model.mean.device), partial(finished, model, sizes=part.sizes, output=output)
         recorded = model.recorded
         found.append(read(model.stages(there, output)) if recorded is None else recorded(model, there, output, read))
-    return found[0] if len(found) == 1 else Found(*(torch.cat(values) for values in zip(*found, strict=True)))
+    return joined(found)
+
+
+def joined(parts: Sequence[Found]) -> Found:
+    """The detections of all images of several passes."""
+    if len(parts) == 1:
+        return parts[0]
+    columns: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    return Found(*columns)
 
 
 def parts(model: TwoStage, batch: Batch) -> list[Batch]:
@@ -76,7 +85,7 @@ def finished(model: TwoStage, stages: Stages, sizes: Int[Tensor, "n 2"], output:
     A device suppresses in a constant number of sweeps; the rare batch that needs more (`Found.overflow`) is finished by
     the processor, which knows no such limit.
     """
-    found = Found(*(value.cpu() for value in stages.found))
+    found = stages.found.each(Tensor.cpu)
     if model.mean.device.type == "cpu" or not found.overflow.any():
         return found
     return suppressed_again(model, stages, sizes, output)
@@ -89,8 +98,12 @@ def suppressed_again(model: TwoStage, stages: Stages, sizes: Int[Tensor, "n 2"],
     proposals = Proposals(*(value.cpu() for value in stages.proposals))
     if model.rpn is not None and stages.dense is not None:
         proposals = model.rpn.propose(Dense(*([level.cpu() for level in part] for part in stages.dense)), sizes)
-    logits, deltas = model.head(model.regions(stages.maps, proposals.boxes.to(model.mean.device)))
-    return detect(logits.cpu(), deltas.cpu(), proposals, sizes, output)
+    device = model.mean.device
+    there = Proposals(*(value.to(device) for value in proposals))
+    looks = model.second.looks(stages.maps, there, sizes.to(device))
+    looks = tuple(Look(*(value.cpu() for value in look)) for look in looks)
+    found = model.second.detect(looks, proposals, sizes, output).each(lambda value: value.to(device))
+    return model.second.masks(stages.maps, found).each(Tensor.cpu)
 
 
 def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -99,7 +112,7 @@ def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]])
     `sizes` are the heights and widths the images had in the batch, `originals` their own. Each axis is scaled by its
     own factor, since rounding to whole pixels changes the two differently.
     """
-    boxes, scores, labels, proposals, valid, overflow = (value.cpu() for value in found)
+    boxes, scores, labels, proposals, valid, overflow, *_ = (value.cpu() for value in found if value is not None)
     if overflow.any():
         log.warning(
             "%d of %d images: more boxes above the threshold than `candidates` allows, and the result may lack some. "

@@ -21,7 +21,7 @@ from twostage.inference.graphs import Recordings, cuda_graphs
 from twostage.models.backbones.fpn import Nearest
 from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.fused import FusedConv, FusedLinear, KeptNearest
-from twostage.models.heads.box import TwoLayers
+from twostage.models.heads.bodies import TwoLayers
 from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
 from twostage.ops._memory import give_back

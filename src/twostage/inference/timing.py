@@ -21,6 +21,7 @@ from torch import nn
 
 from twostage.data.images import read_image
 from twostage.inference.predictor import find, make_batch, parts, proposed, resized, run, to_arrays
+from twostage.models.heads.box import BoxHead
 from twostage.models.two_stage import TwoStage
 
 STAGES = (
@@ -125,16 +126,24 @@ def _once(model: TwoStage, pictures: Sequence[str | Path | bytes]) -> dict[str, 
 def _noting(model: TwoStage, done: Callable[[str], None]) -> Iterator[None]:
     """Within it `done` is told the name of each stage when it ends."""
     body = getattr(model.backbone, "body", None)
-    ends = {model.backbone: "backbone", model.regions: "region features", model.head: "heads"}
+    ends: dict[nn.Module, str] = {model.backbone: "backbone"}
     if model.rpn is not None:
         ends[model.rpn] = "rpn"
+    for head in model.head.modules():
+        if isinstance(head, BoxHead):
+            ends |= {head: "heads", head.regions: "region features"}
     if isinstance(body, nn.Module):
         ends |= {body: "backbone", model.backbone: "neck"}
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, _output, stage=stage: done(stage))  # type: ignore[misc]
         for module, stage in ends.items()
     ]
-    hooks.append(model.regions.register_forward_pre_hook(lambda _module, _inputs: done("proposals")))
+    before = "proposals"
+    for head in model.head.modules():
+        if isinstance(head, BoxHead):
+            # What lies between the heads of a cascade is theirs.
+            hooks.append(head.register_forward_pre_hook(lambda _m, _i, stage=before: done(stage)))  # type: ignore[misc]
+            before = "heads"
     try:
         yield
     finally:

@@ -22,7 +22,8 @@ from twostage.inference.proposing import network_proposals
 from twostage.lineage.begin import PROPOSALS, Setting, rcnn, trained
 from twostage.lineage.small import stagewise
 from twostage.models.fields import Fields
-from twostage.models.heads.box import TwoLayers
+from twostage.models.heads.bodies import TwoLayers
+from twostage.models.heads.box import BoxHead
 from twostage.models.lineage.nets import Hidden
 from twostage.models.lineage.stagewise import Stagewise
 from twostage.models.two_stage import TwoStage
@@ -124,25 +125,27 @@ class FastNet(nn.Module):
         super().__init__()
         self.model = model.eval()
         self.backbone = model.backbone
-        layers = cast(TwoLayers, model.head.body)
+        self.head = cast(BoxHead, model.head)
+        layers = cast(TwoLayers, self.head.body)
         self.body = Hidden(layers.fc6.in_features, layers.fc6.out_features, 0.0)
         self.body.fc6, self.body.fc7 = layers.fc6, layers.fc7
-        self.classes = model.head.classes
+        self.classes = self.head.classes
 
     def pool5(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Float[p d]: the pooled regions of a normalised picture, in the order in which fc6 reads them."""
         shape = self.model.fields.resizing.shape(image.shape[1], image.shape[2])
         scale = torch.tensor([shape[1] / image.shape[2], shape[0] / image.shape[1]]).repeat(2)
         resized = nn.functional.interpolate(image[None], shape, mode="bilinear")
-        regions = self.model.regions(self.model.backbone(resized), (boxes * scale).to(image.device)[None])
+        regions = self.head.regions(self.model.backbone(resized), (boxes * scale).to(image.device)[None])
         return regions[0].permute(0, 2, 3, 1).flatten(1)
 
 
 def without_boxes(detector: Detector) -> Detector:
     """The detector with boxes that stay where the proposals are."""
     with torch.no_grad():
-        detector.model.head.deltas.weight.zero_()
-        detector.model.head.deltas.bias.zero_()
+        deltas = cast(BoxHead, detector.model.head).deltas
+        deltas.weight.zero_()
+        deltas.bias.zero_()
     return detector
 
 

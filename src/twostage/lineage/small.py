@@ -14,7 +14,8 @@ from twostage.errors import DataError
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.lineage.nets import PyramidNet, WindowNet
 from twostage.models.lineage.stagewise import Stagewise
-from twostage.models.zoo import TINY_SINGLE, tiny_single
+from twostage.models.zoo.defaults import TINY_SINGLE
+from twostage.models.zoo.parts import tiny_single
 from twostage.weights.file import load_tensors
 
 WINDOW = 96  # R-CNN's input: six cells of stride 16, as AlexNet's 227 are six at pool5

@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 
+Losses = dict[str, Float[Tensor, ""]]
+
 Mean = Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
 """From a number of this process to its mean over all processes that share a batch (`training.distributed`)."""
 

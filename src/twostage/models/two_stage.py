@@ -1,13 +1,13 @@
-"""The composition: an image flows through four rooms, and each may be another part (Faster R-CNN, Figure 2).
+"""The composition: an image flows through three rooms, and each may be another part (Faster R-CNN, Figure 2).
 
-    batch ── backbone ──> maps ── proposal network ──> proposals ── regions ──> features ── head ──> detections
+    batch ── backbone ──> maps ── proposal network ──> proposals ── head ──> detections
 
 Fast R-CNN is the same without the network that proposes: its proposals come with the batch.
 Every shape follows from the configuration: N images, P proposals, D detections, padded, with a validity mask.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,16 +16,12 @@ from torch import Tensor, nn
 from twostage.data.batch import Batch, GivenProposals, Targets
 from twostage.errors import UsageError
 from twostage.models.fields import Fields
-from twostage.models.heads.box import BoxHead
-from twostage.models.heads.detect import Found, detect
-from twostage.models.losses import Mean, alone, box_loss, class_loss, one_over_sampled
+from twostage.models.heads.box import Look, Maps
+from twostage.models.heads.detect import Found
+from twostage.models.losses import Losses, Mean, alone
 from twostage.models.proposals.rpn import RPN, Dense, Proposals
-from twostage.models.targets.regions import joined, region_targets
-from twostage.models.targets.sampling import RandomSampler, Sampler
+from twostage.models.targets.sampling import Sampler
 from twostage.ops.boxes import clip
-
-Maps = tuple[Float[Tensor, "n _ _ _"], ...]
-Losses = dict[str, Float[Tensor, ""]]
 
 
 class Samplers(NamedTuple):
@@ -44,13 +40,41 @@ class Stages(NamedTuple):
     maps: Maps
     dense: Dense | None  # None where the proposals came with the batch
     proposals: Proposals
-    logits: Float[Tensor, "n p k1"]
-    deltas: Float[Tensor, "n p kd 4"]
+    looks: tuple[Look, ...]  # one, or one of each stage of a cascade
     found: Found
 
 
+@runtime_checkable
+class Head(Protocol):
+    """The second stage: all that happens to proposals. `heads.box.BoxHead` is Fast R-CNN's, others are built on it."""
+
+    def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
+        """What is said of every proposal, once or stage after stage."""
+        ...
+
+    def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
+        """The detections that come of it."""
+        ...
+
+    def masks(self, maps: Maps, found: Found) -> Found:
+        """The detections with their masks, where the head knows any."""
+        ...
+
+    def losses(
+        self,
+        maps: Maps,
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        targets: Targets,
+        sampler: Sampler | None,
+        mean: Mean,
+    ) -> Losses:
+        """What is to be minimised, by name."""
+        ...
+
+
 class TwoStage(nn.Module):
-    """A two-stage detector of four parts: `backbone`, `rpn`, `regions` and `head`.
+    """A two-stage detector of three parts: `backbone`, `rpn` and `head`.
 
     Without an `rpn` it is Fast R-CNN (Girshick 2015), and needs proposals in every batch; with one, proposals that come
     with a batch take the place of its own.
@@ -66,8 +90,7 @@ class TwoStage(nn.Module):
         *,
         backbone: nn.Module,
         rpn: RPN | None,
-        regions: nn.Module,
-        head: BoxHead,
+        head: nn.Module,
     ) -> None:
         super().__init__()
         self.fields = fields
@@ -77,11 +100,14 @@ class TwoStage(nn.Module):
         self.learns: tuple[str, ...] = ("backbone", "rpn", "head")  # whose losses count; see training.optimiser
         self.backbone = backbone
         self.rpn = rpn
-        self.regions = regions
         self.head = head
-        self.region_sampler: Sampler = RandomSampler(fields.region_batch, fields.region_positive_fraction)
         self.register_buffer("mean", torch.tensor(fields.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(fields.std)[:, None, None], persistent=False)
+
+    @property
+    def second(self) -> Head:
+        """The head, as the composition sees it."""
+        return cast(Head, self.head)
 
     def forward(
         self, batch: Batch, targets: Targets | None = None, samplers: Samplers = RANDOM, mean: Mean = alone
@@ -102,9 +128,9 @@ class TwoStage(nn.Module):
         """The forward pass with everything it computed; `output` replaces the fields of the last step."""
         maps = self.features(batch)
         dense, proposals = self.proposals(maps, batch)
-        logits, deltas = self.head(self.regions(maps, proposals.boxes))
-        found = detect(logits, deltas, proposals, batch.sizes, output or self.fields)
-        return Stages(maps, dense, proposals, logits, deltas, found)
+        looks = self.second.looks(maps, proposals, batch.sizes)
+        found = self.second.detect(looks, proposals, batch.sizes, output or self.fields)
+        return Stages(maps, dense, proposals, looks, self.second.masks(maps, found))
 
     def features(self, batch: Batch) -> Maps:
         """Feature maps of the normalised images; padding is 0 after normalisation, as if it were the mean colour."""
@@ -140,32 +166,8 @@ class TwoStage(nn.Module):
         if self.rpn is not None and dense is not None and "rpn" in self.learns:
             losses |= self.rpn.losses(dense, sizes, targets, samplers.anchors, mean)
         if "head" in self.learns or "boxes" in self.learns:
-            losses |= self.region_losses(maps, proposals, targets, samplers.regions, mean)
+            losses |= self.second.losses(maps, proposals, sizes, targets, samplers.regions, mean)
         return losses
-
-    def region_losses(
-        self, maps: Maps, proposals: Proposals, targets: Targets, sampler: Sampler | None = None, mean: Mean = alone
-    ) -> Losses:
-        """The multi-task loss of sampled regions (Fast R-CNN, section 2.3, equation 1).
-
-        With `proposal_gradient` it also flows through the corners of the regions into the network that proposed them:
-        Faster R-CNN's non-approximate joint training (section 3.2, iii).
-        """
-        fields = self.fields
-        boxes, valid = joined(proposals.boxes, proposals.valid, targets, fields)
-        goal = region_targets(boxes, valid, targets, sampler or self.region_sampler, fields)
-        regions = goal.boxes
-        if fields.proposal_gradient:
-            regions = boxes.gather(1, goal.index[..., None].expand(-1, -1, 4))
-        logits, deltas = self.head(self.regions(maps, regions))
-        kind = (goal.classes - 1).clamp(min=0) if deltas.shape[2] > 1 else torch.zeros_like(goal.classes)
-        own = deltas.gather(2, kind[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
-        # All regions count, so that an image with few positives weighs no more than one with many.
-        weight = one_over_sampled(goal.valid, mean)
-        return {
-            "class": class_loss(logits, goal.classes, goal.valid, weight),
-            "box": fields.box_lambda * box_loss(own, goal.deltas, goal.positive, weight, beta=fields.box_beta),
-        }
 
 
 def as_proposals(given: GivenProposals, sizes: Int[Tensor, "n 2"]) -> Proposals:

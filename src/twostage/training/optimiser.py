@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from twostage.errors import UsageError
 from twostage.models.backbones.fpn import Body
+from twostage.models.heads.box import BoxHead
 from twostage.models.two_stage import TwoStage
 from twostage.training.recipe import Recipe
 
@@ -39,6 +40,8 @@ def only(model: TwoStage, parts: Collection[str]) -> None:
         if part is not None and name not in parts:
             part.requires_grad_(False)
     if "boxes" in parts:
+        if not isinstance(model.head, BoxHead):
+            raise UsageError("learn is boxes, a layer of Fast and Faster R-CNN's heads; this model has more than one")
         model.head.deltas.requires_grad_(True)
     if model.rpn is None and not {"head", "boxes"} & set(parts):
         raise UsageError(f"learn is {', '.join(parts)}; this model has no network that proposes: its head must learn")

@@ -6,7 +6,8 @@ from torchvision.models.resnet import resnet50
 
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.fields import Fields
-from twostage.models.heads.box import BoxHead, ConvsAndLayer, Stage5, TwoLayers
+from twostage.models.heads.bodies import ConvsAndLayer, Stage5, TwoLayers
+from twostage.models.heads.box import BoxHead
 from twostage.weights.torchvision import channel_last
 
 N, P, C, S, WIDTH = 2, 3, 8, 7, 24
@@ -38,6 +39,17 @@ def test_convs_and_layer_are_torchvisions() -> None:
     torch.testing.assert_close(ours(regions()), theirs(regions().flatten(0, 1)).unflatten(0, (N, P)))
 
 
+class Pooled(nn.Module):
+    """Stands for the pooling: features that are there already."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, maps: object, boxes: object) -> torch.Tensor:
+        return self.features
+
+
 def test_stage_5_is_resnets_last_and_the_mean() -> None:
     with torch.device("meta"):
         theirs, ours = resnet50().layer4, Stage5(norm_layer("frozen", 1e-5))
@@ -50,8 +62,10 @@ def test_stage_5_is_resnets_last_and_the_mean() -> None:
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_logits_and_deltas_are_torchvisions_less_the_background_row(agnostic: bool) -> None:
     k = 5
-    head = BoxHead(Fields(class_agnostic=agnostic), nn.Flatten(2), C * S * S, k)
-    logits, deltas = head(regions())
+    pooled = regions()
+    head = BoxHead(Fields(class_agnostic=agnostic), Pooled(pooled), nn.Flatten(2), C * S * S, k)
+    boxes, logits, deltas = head([], torch.zeros(N, P, 4))
+    assert boxes.shape == (N, P, 4)
     assert logits.shape == (N, P, k + 1)
     assert deltas.shape == (N, P, 1 if agnostic else k, 4)
     if not agnostic:
@@ -59,14 +73,14 @@ def test_logits_and_deltas_are_torchvisions_less_the_background_row(agnostic: bo
         theirs.cls_score.load_state_dict(head.classes.state_dict())
         theirs.bbox_pred.weight.data[4:] = head.deltas.weight.data
         theirs.bbox_pred.bias.data[4:] = head.deltas.bias.data
-        scores, boxes = theirs(regions().flatten(2).flatten(0, 1))
+        scores, moves = theirs(pooled.flatten(2).flatten(0, 1))
         torch.testing.assert_close(logits.flatten(0, 1), scores)
-        torch.testing.assert_close(deltas.flatten(0, 1), boxes.view(N * P, k + 1, 4)[:, 1:])
+        torch.testing.assert_close(deltas.flatten(0, 1), moves.view(N * P, k + 1, 4)[:, 1:])
 
 
 def test_new_layers_begin_as_in_the_paper() -> None:
     """Fast R-CNN, section 2.3: N(0, 0.01) for classes, N(0, 0.001) for boxes, biases 0."""
-    head = BoxHead(Fields(), nn.Identity(), 1000, 100)
+    head = BoxHead(Fields(), nn.Identity(), nn.Identity(), 1000, 100)
     assert float(head.classes.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
     assert float(head.deltas.weight.detach().std()) == pytest.approx(0.001, rel=0.02)
     assert not head.classes.bias.any()

@@ -1,22 +1,52 @@
 """The second stage: what each region is, and where exactly (Fast R-CNN, section 2).
 
-Letters: N images, P regions an image, s the pooled side, K classes; class 0 of K + 1 is background.
+Letters: N images, P regions an image, K classes; class 0 of K + 1 is background.
 """
 
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.functional import dropout
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from twostage.models.backbones.norm import ConvNorm, Norm
-from twostage.models.backbones.resnet import Bottleneck, residual_stage
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from twostage.data.batch import Targets
 from twostage.models.fields import Fields
+from twostage.models.heads.detect import Found, detect
+from twostage.models.losses import Losses, Mean, alone, box_loss, class_loss, one_over_sampled
+from twostage.models.proposals.rpn import Proposals
+from twostage.models.targets.regions import RegionTargets, joined, region_targets
+from twostage.models.targets.sampling import RandomSampler, Sampler
+
+Maps = Sequence[Float[Tensor, "n _ _ _"]]
+
+
+class Look(NamedTuple):
+    """What a box head says of each region: K + 1 logits, and deltas that move `boxes`.
+
+    The deltas are per class (kd = K), or for all classes together (kd = 1).
+    """
+
+    boxes: Float[Tensor, "n p 4"]
+    logits: Float[Tensor, "n p k1"]
+    deltas: Float[Tensor, "n p kd 4"]
+
+
+class Learned(NamedTuple):
+    """The losses of a head, the regions they are of, and what it said of them."""
+
+    losses: Losses
+    goal: RegionTargets
+    look: Look
 
 
 class BoxHead(nn.Module):
-    """A body that turns each region into one vector, then two linear layers: K + 1 logits and 4 deltas a class."""
+    """`regions` pools each box, `body` makes one vector of it, two linear layers the logits and the deltas."""
 
-    def __init__(self, fields: Fields, body: nn.Module, width: int, num_classes: int) -> None:
+    def __init__(self, fields: Fields, regions: nn.Module, body: nn.Module, width: int, num_classes: int) -> None:
         super().__init__()
+        self.fields = fields
+        self.regions = regions
         self.body = body
         self.classes = nn.Linear(width, num_classes + 1)
         self.deltas = nn.Linear(width, 4 * (1 if fields.class_agnostic else num_classes))
@@ -24,70 +54,64 @@ class BoxHead(nn.Module):
         nn.init.normal_(self.deltas.weight, std=0.001)
         nn.init.zeros_(self.classes.bias)
         nn.init.zeros_(self.deltas.bias)
+        self.sampler: Sampler = RandomSampler(fields.region_batch, fields.region_positive_fraction)
 
-    def forward(self, regions: Float[Tensor, "n p c s s"]) -> tuple[Float[Tensor, "n p k1"], Float[Tensor, "n p kd 4"]]:
-        """Class logits, and deltas per class (kd = K) or for all classes together (kd = 1)."""
-        x = self.body(regions)
-        return self.classes(x), self.deltas(x).unflatten(2, (-1, 4))
+    def forward(self, maps: Maps, boxes: Float[Tensor, "n p 4"]) -> Look:
+        """What it says of boxes."""
+        x = self.body(self.regions(maps, boxes))
+        return Look(boxes, self.classes(x), self.deltas(x).unflatten(2, (-1, 4)))
 
+    def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
+        """The one look at the proposals."""
+        return (self(maps, proposals.boxes),)
 
-class TwoLayers(nn.Module):
-    """fc6 and fc7: VGG's 4096 with dropout (Fast R-CNN, section 2.2), or FPN's 1024 (Lin et al. 2017, section 5.2).
+    def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
+        """The detections that come of it."""
+        return detect(looks[-1].logits, looks[-1].deltas, proposals, sizes, output)
 
-    fc6 reads a region row, column, channel, as RoIAlign leaves it in memory; torchvision's and Caffe's files have the
-    channel first, and the importers turn their weights. `ranks` are what a prepared head keeps of fc6 and fc7.
-    """
+    def masks(self, maps: Maps, found: Found) -> Found:
+        """The same: this head knows no masks."""
+        return found
 
-    def __init__(
-        self, channels: int, size: int, width: int, dropout: float, ranks: tuple[int, int] | None = None
-    ) -> None:
-        super().__init__()
-        self.ranks = ranks
-        self.fc6 = nn.Linear(channels * size * size, width)
-        self.fc7 = nn.Linear(width, width)
-        self.dropout = dropout
+    def losses(
+        self,
+        maps: Maps,
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        targets: Targets,
+        sampler: Sampler | None = None,
+        mean: Mean = alone,
+    ) -> Losses:
+        """The multi-task loss of sampled proposals."""
+        return self.learn(maps, proposals.boxes, proposals.valid, targets, sampler, mean).losses
 
-    def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
-        """One vector a region."""
-        x = regions.permute(0, 1, 3, 4, 2).flatten(2)
-        x = dropout(self.fc6(x).relu_(), self.dropout, self.training)
-        return dropout(self.fc7(x).relu_(), self.dropout, self.training)
+    def learn(
+        self,
+        maps: Maps,
+        boxes: Float[Tensor, "n p 4"],
+        valid: Bool[Tensor, "n p"],
+        targets: Targets,
+        sampler: Sampler | None = None,
+        mean: Mean = alone,
+    ) -> Learned:
+        """The multi-task loss of boxes sampled from these (Fast R-CNN, section 2.3, equation 1).
 
-
-class ConvsAndLayer(nn.Module):
-    """3 x 3 convolutions with normalisation, then one linear layer (Wu and He 2018, section 4.2: "4conv1fc")."""
-
-    def __init__(self, channels: int, size: int, convs: int, width: int, norm: Norm) -> None:
-        super().__init__()
-        self.convs = nn.Sequential(
-            *(
-                ConvNorm(nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm(channels), "relu")
-                for _ in range(convs)
-            )
-        )
-        self.fc = nn.Linear(channels * size * size, width)
-        for module in self.convs.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
-        """One vector a region."""
-        x = self.convs(regions.flatten(0, 1)).permute(0, 2, 3, 1).flatten(1)
-        return self.fc(x).relu_().unflatten(0, regions.shape[:2])
-
-
-class Stage5(nn.Module):
-    """ResNet's last stage on every region, then the mean over positions (He et al. 2016, appendix A: "C4")."""
-
-    channels = 2048
-
-    def __init__(self, norm: Norm) -> None:
-        super().__init__()
-        self.layer4 = residual_stage(Bottleneck, 1024, 3, 4, norm)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
-        """One vector a region."""
-        return self.layer4(regions.flatten(0, 1)).mean((2, 3)).unflatten(0, regions.shape[:2])
+        With `proposal_gradient` it also flows through their corners into the network that proposed them: Faster
+        R-CNN's non-approximate joint training (section 3.2, iii).
+        """
+        fields = self.fields
+        boxes, valid = joined(boxes, valid, targets, fields)
+        goal = region_targets(boxes, valid, targets, sampler or self.sampler, fields)
+        regions = goal.boxes
+        if fields.proposal_gradient:
+            regions = boxes.gather(1, goal.index[..., None].expand(-1, -1, 4))
+        look = self(maps, regions)
+        kind = (goal.classes - 1).clamp(min=0) if look.deltas.shape[2] > 1 else torch.zeros_like(goal.classes)
+        own = look.deltas.gather(2, kind[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+        # All regions count, so that an image with few positives weighs no more than one with many.
+        weight = one_over_sampled(goal.valid, mean)
+        losses = {
+            "class": class_loss(look.logits, goal.classes, goal.valid, weight),
+            "box": fields.box_lambda * box_loss(own, goal.deltas, goal.positive, weight, beta=fields.box_beta),
+        }
+        return Learned(losses, goal, look)

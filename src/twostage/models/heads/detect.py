@@ -3,6 +3,7 @@
 Letters: N images, P proposals, K classes, D detections (padded).
 """
 
+from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ class Found(NamedTuple):
     """Detections on the pixels of the batch, best first. `labels` are 0..K-1; `proposals` is each one's parent.
 
     `overflow` is True where the result may be wrong: more boxes passed the threshold than `candidates` allows, or a
-    suppression of proposals or detections had not come to its end.
+    suppression of proposals or detections had not come to its end. `masks` are the probabilities that each cell of a
+    grid over the box belongs to the object.
     """
 
     boxes: Float[Tensor, "n d 4"]
@@ -33,6 +35,11 @@ class Found(NamedTuple):
     proposals: Int[Tensor, "n d"]
     valid: Bool[Tensor, "n d"]
     overflow: Bool[Tensor, " n"]
+    masks: Float[Tensor, "n d m m"] | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Found":
+        """All tensors changed alike."""
+        return Found(*(None if value is None else change(value) for value in self))  # type: ignore[arg-type]
 
 
 def detect(

@@ -1,0 +1,41 @@
+"""The named detectors: each a plain function that puts parts together. Every field of `Fields` is a keyword.
+
+A family is a module here; its functions are its names.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from twostage.errors import UsageError, nearest
+from twostage.models.two_stage import TwoStage
+from twostage.models.zoo import fast_rcnn, faster_rcnn
+
+FAMILIES: tuple[ModuleType, ...] = (faster_rcnn, fast_rcnn)
+
+
+def _named(family: ModuleType) -> dict[str, Callable[..., TwoStage]]:
+    """The detectors of a family: the public functions that are defined there."""
+    return {
+        name: value
+        for name, value in vars(family).items()
+        if callable(value) and not name.startswith("_") and value.__module__ == family.__name__
+    }
+
+
+ZOO: dict[str, Callable[..., TwoStage]] = {name: make for family in FAMILIES for name, make in _named(family).items()}
+
+
+def build(name: str, num_classes: int, **fields: Any) -> TwoStage:
+    """The detector of that name for so many classes, with some fields changed.
+
+    Raises UsageError for an unknown name; the nearest is shown.
+    """
+    require_model(name)
+    return ZOO[name](num_classes, **fields)
+
+
+def require_model(name: str) -> None:
+    """Raises UsageError for what is no detector of the zoo; the nearest is shown."""
+    if name not in ZOO:
+        raise UsageError(f"There is no model {name!r}. {nearest(name, ZOO)}")
