@@ -51,7 +51,7 @@ def found_by(model: TwoStage, images: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Detections from tensors, as `predict` finds them."""
     batch = stack_images(images, divisor=model.fields.divisor)
     found = find(model, batch, output=model.fields)
-    return to_arrays(found, batch.sizes, [tuple(size) for size in batch.sizes.tolist()])
+    return to_arrays(found, batch.sizes, [tuple(size) for size in batch.sizes.tolist()], model.fields)
 
 
 @torch.inference_mode()

@@ -34,7 +34,7 @@ def as_trained(detector: Detector, data: Dataset) -> Results:
         stages = run(detector.model, loaded.batch, output=fields)
         indices = loaded.indices.tolist()
         originals = [(int(h), int(w)) for h, w in data.sizes[indices]]
-        for index, one in zip(indices, to_arrays(stages.found, loaded.batch.sizes, originals), strict=True):
+        for index, one in zip(indices, to_arrays(stages.found, loaded.batch.sizes, originals, fields), strict=True):
             found.add(index, one["boxes"], one["scores"], one["class_ids"])
     return found.results()
 

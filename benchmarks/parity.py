@@ -252,7 +252,7 @@ def our_detections(model: TwoStage, group: Sequence[Photo]) -> list[Found]:
     images = [model.fields.resizing(torch.from_numpy(p.image).permute(2, 0, 1).to(dtype) / 255) for p in group]
     batch = stack_images(images, divisor=model.fields.divisor)
     found = model.eval()(batch)
-    arrays = to_arrays(found, batch.sizes, [p.image.shape[:2] for p in group])
+    arrays = to_arrays(found, batch.sizes, [p.image.shape[:2] for p in group], model.fields)
     return [Found(*(torch.from_numpy(one[key]) for key in ("boxes", "scores", "class_ids"))) for one in arrays]
 
 

@@ -206,8 +206,8 @@ class Detector:
             found = find(model, one.batch, output=output)
             indices = one.indices.tolist()
             originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
-            for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals), strict=True):
-                gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"])
+            for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals, output), strict=True):
+                gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"], found_one["masks"])
         return Accumulator.join(processes.collect(gathered)).results()
 
     def propose_dataset(

@@ -5,10 +5,10 @@ apart; more classes take the same hues darker, then lighter. Lines and letters g
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
@@ -63,7 +63,7 @@ def draw_boxes(
     scores: Float[np.ndarray, " n"] | None = None,
     *,
     class_ids: Int[np.ndarray, " n"] | None = None,
-    masks: Sequence[dict] | None = None,
+    masks: Sequence[Mapping[str, Any]] | None = None,
     min_side: int = 0,
 ) -> Image.Image:
     """A copy of the picture with one box and one label an object; `boxes` are xyxy pixels, `masks` COCO RLEs.
@@ -112,7 +112,7 @@ def draw_pair(
     found: tuple[Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]],
     names: Sequence[str],
     *,
-    masks: tuple[Sequence[dict], Sequence[dict]] | None = None,
+    masks: tuple[Sequence[Mapping[str, Any]] | None, Sequence[Mapping[str, Any]] | None] | None = None,
     min_side: int = 384,
 ) -> Image.Image:
     """Ground truth (boxes, class ids) on the left, detections (boxes, class ids, scores) on the right, captioned."""
@@ -261,7 +261,7 @@ def _legend(
     return placed
 
 
-def _blend_masks(picture: Image.Image, masks: Sequence[dict], colours: Sequence[Colour]) -> Image.Image:
+def _blend_masks(picture: Image.Image, masks: Sequence[Mapping[str, Any]], colours: Sequence[Colour]) -> Image.Image:
     """The masks as veils of 35 % colour over the picture."""
     for rle, colour in zip(masks, colours, strict=True):
         stencil = Image.fromarray(coco_mask.decode(rle) * np.uint8(90)).resize(picture.size, Image.Resampling.NEAREST)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from twostage.data.coverage import Coverage
 from twostage.errors import UsageError
 
 # The strongest factors at colour = 1: of brightness, contrast and saturation; of hue in turns of the colour circle.
@@ -58,6 +59,12 @@ class View(NamedTuple):
             image = F.vertical_flip_image(image)
         return image.transpose(-1, -2) if self.transpose else image
 
+    def cells(self, cells: UInt8[Tensor, "g m m"]) -> UInt8[Tensor, "g m m"]:
+        """Grids over objects, mirrored and turned with them; their frames move as boxes do."""
+        axes = [axis for axis, turned in ((2, self.flip), (1, self.vertical_flip)) if turned]
+        cells = cells.flip(axes) if axes else cells
+        return cells.transpose(1, 2) if self.transpose else cells
+
     def boxes(self, boxes: Float[Tensor, "g 4"]) -> Float[Tensor, "g 4"]:
         """Where boxes xyxy of the image lie in what is seen; they may reach over its borders."""
         x1, y1, x2, y2 = boxes.unbind(1)
@@ -70,12 +77,16 @@ class View(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image and its objects. `labels` are class ids, `proposals` boxes and scores where the data set has them."""
+    """An image and its objects. `labels` are class ids, `proposals` boxes and scores where the data set has them.
+
+    `masks` are there where they are to be learned.
+    """
 
     image: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]
     boxes: Float[Tensor, "g 4"]
     labels: Int[Tensor, " g"]
     proposals: Float[Tensor, "p 5"] | None = None
+    masks: Coverage | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,10 @@ class Augment:
         if proposals is not None:
             moved, seen = clip(view.boxes(proposals[:, :4]), view.shape, self.visible)
             proposals = torch.cat([moved, proposals[:, 4:]], dim=1)[seen]
-        return Sample(view.image(sample.image, beyond), boxes[keep], sample.labels[keep], proposals)
+        masks = sample.masks
+        if masks is not None:
+            masks = Coverage(view.boxes(masks.frames)[keep], view.cells(masks.cells[keep]))
+        return Sample(view.image(sample.image, beyond), boxes[keep], sample.labels[keep], proposals, masks)
 
     def view(self, height: int, width: int, boxes: Float[Tensor, "g 4"], rng: np.random.Generator) -> View:
         """The view of an image of this size that the generator draws."""

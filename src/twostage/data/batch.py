@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from twostage.data.coverage import Coverage
+
 
 class GivenProposals(NamedTuple):
     """Proposals that come with the images, on the pixels of the batch, best first, padded to one number P."""
@@ -84,14 +86,14 @@ class Targets:
 
     `boxes` are xyxy, `labels` class ids 0..K-1 without background, `valid` is False where a row is padding.
     `seeds` are one integer an image from which anchor and region sampling draw; equal seeds draw equal samples,
-    whatever the image's place in the batch.
+    whatever the image's place in the batch. `masks` are there where they are to be learned.
     """
 
     boxes: Float[Tensor, "n g 4"]
     labels: Int[Tensor, "n g"]
     valid: Bool[Tensor, "n g"]
     seeds: Int[Tensor, " n"]
-    masks: Bool[Tensor, "n g h w"] | None = None
+    masks: Coverage | None = None
 
     def to(self, device: torch.device | str) -> "Targets":
         """The same targets on another device."""
@@ -102,7 +104,7 @@ class Targets:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
-        masks = None if self.masks is None else change(self.masks)
+        masks = None if self.masks is None else self.masks.each(change)
         return Targets(change(self.boxes), change(self.labels), change(self.valid), change(self.seeds), masks)
 
 
@@ -133,13 +135,21 @@ def stack_proposals(proposals: Sequence[Float[Tensor, "_ 5"]], count: int) -> Gi
 
 
 def stack_targets(
-    boxes: Sequence[Float[Tensor, "_ 4"]], labels: Sequence[Int[Tensor, " _"]], seeds: Sequence[int]
+    boxes: Sequence[Float[Tensor, "_ 4"]],
+    labels: Sequence[Int[Tensor, " _"]],
+    seeds: Sequence[int],
+    masks: Sequence[Coverage] | None = None,
 ) -> Targets:
     """Ground truth of several images padded to the fullest one, and to at least one row, so that no axis is empty."""
     most = max([1, *(len(b) for b in boxes)])
+    grids = None
+    if masks is not None:
+        frames = torch.stack([pad(m.frames, (0, 0, 0, most - len(m.frames))) for m in masks])
+        grids = Coverage(frames, torch.stack([pad(m.cells, (0, 0, 0, 0, 0, most - len(m.cells))) for m in masks]))
     return Targets(
         boxes=torch.stack([pad(b, (0, 0, 0, most - len(b))) for b in boxes]),
         labels=torch.stack([pad(c, (0, most - len(c))) for c in labels]),
         valid=torch.stack([torch.arange(most) < len(b) for b in boxes]),
         seeds=torch.tensor(seeds, dtype=torch.int64),
+        masks=grids,
     )

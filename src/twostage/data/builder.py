@@ -254,7 +254,9 @@ class Builder:
         if missing.all():
             return None
         if missing.any():
-            message = f"{missing.sum()} of {len(masks)} objects have no mask; their box stands in"
+            first = self.place(int(table.image[missing.argmax()]), int(table.source[missing.argmax()]))
+            which = f"{': '.join(first)}" + (" the first" if missing.sum() > 1 else "")
+            message = f"{missing.sum()} of {len(masks)} objects have no mask ({which}); their box stands in"
             self.report("missing-mask", self.split, "", message, "Add the masks, or train boxes only")
         for row in np.flatnonzero(missing):
             masks[row] = box_mask(table.boxes[row])

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from twostage.data.augment import Augment, Sample
 from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_targets
+from twostage.data.coverage import coverage
 from twostage.data.dataset import Dataset
 from twostage.data.images import read_image
 from twostage.data.order import Plan, evaluation_plans, training_plans
@@ -67,18 +68,20 @@ def training_batches(
     world: int = 1,
     pin: bool = False,
     proposals: Given | None = None,
+    masks: bool = False,
 ) -> Iterator[Loaded]:
     """Batches from step `start` on, without end; `steps_per_epoch` of them see every image.
 
     `batch` is the number of images of all `world` processes together; each gets its share. Crowds and difficult objects
-    are left out of the targets, as py-faster-rcnn does. Raises UsageError where processes cannot share `batch`,
-    DataError for an image that cannot be read any more or a data set without images.
+    are left out of the targets, as py-faster-rcnn does. With `masks` the targets have them. Raises UsageError where
+    processes cannot share `batch`, DataError for an image that cannot be read any more, a data set without images, or
+    without the masks asked for.
     """
     if batch < 1 or batch % world:
         raise UsageError(f"batch is {batch}; it must be a positive multiple of the {world} processes.")
-    _need_images(dataset)
+    _need(dataset, masks=masks)
     plans = training_plans(dataset.sizes, batch=batch, seed=seed, start=start, rank=rank, world=world)
-    reader = Reader(dataset, resize, augment, seed, divisor, proposals)
+    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks=masks)
     return _stream(reader, plans, _affordable(workers, dataset, resize, batch // world), pin)
 
 
@@ -94,14 +97,15 @@ def evaluation_batches(
     world: int = 1,
     pin: bool = False,
     proposals: Given | None = None,
+    masks: bool = False,
 ) -> Iterator[Loaded]:
     """Every image once, grouped by canvas: `indices` tell which. With several processes each gets its share of batches.
 
     The targets are those of training, for a validation loss. Raises DataError as `training_batches` does.
     """
-    _need_images(dataset)
+    _need(dataset, masks=masks)
     plans = evaluation_plans(dataset.sizes, resize=resize, divisor=divisor, batch=batch, rank=rank, world=world)
-    reader = Reader(dataset, resize, None, seed, divisor, proposals)
+    reader = Reader(dataset, resize, None, seed, divisor, proposals, masks=masks)
     return _stream(reader, plans, _affordable(min(workers, len(plans)), dataset, resize, batch), pin)
 
 
@@ -116,9 +120,11 @@ class Reader:
         seed: int,
         divisor: int,
         proposals: Given | None = None,
+        *,
+        masks: bool = False,
     ) -> None:
         self.dataset, self.resize, self.augment, self.seed, self.divisor = dataset, resize, augment, seed, divisor
-        self.proposals = proposals
+        self.proposals, self.masks = proposals, masks
 
     def __getitem__(self, plan: Plan) -> Loaded | DataError:
         """The batch, or the reason why it cannot be made: an exception that crosses processes would lose its type."""
@@ -131,12 +137,13 @@ class Reader:
             given = [s.proposals for s in samples if s.proposals is not None]
             batch = replace(batch, proposals=stack_proposals(given, self.proposals.keep))
         seeds = [mix(self.seed, int(self.dataset.image_ids[i])) for i in plan.indices]
-        targets = stack_targets([s.boxes for s in samples], [s.labels for s in samples], seeds)
+        masks = [s.masks for s in samples if s.masks is not None] if self.masks else None
+        targets = stack_targets([s.boxes for s in samples], [s.labels for s in samples], seeds, masks)
         return Loaded(batch, targets, torch.from_numpy(plan.indices.copy()), plan.step, plan.epoch)
 
     def sample(self, index: int, epoch: int) -> Sample:
         """One image as it enters the network, float32 from 0 to 1, with its objects on its pixels."""
-        sample = read_sample(self.dataset, index)
+        sample = read_sample(self.dataset, index, masks=self.masks)
         if self.proposals is not None:
             boxes, scores = self.proposals.all.best(index, self.proposals.keep)
             sample = sample._replace(proposals=torch.from_numpy(np.concatenate([boxes, scores[:, None]], axis=1)))
@@ -150,11 +157,14 @@ class Reader:
         given = sample.proposals
         if given is not None:
             given = torch.cat([scale_boxes(given[:, :4], old, new), given[:, 4:]], dim=1)
-        return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given)
+        masks = sample.masks
+        if masks is not None:
+            masks = masks._replace(frames=scale_boxes(masks.frames, old, new))
+        return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given, masks)
 
 
-def read_sample(dataset: Dataset, index: int) -> Sample:
-    """An image of a data set with the objects to learn, those that are neither crowd nor difficult.
+def read_sample(dataset: Dataset, index: int, *, masks: bool = False) -> Sample:
+    """An image of a data set with the objects to learn, those that are neither crowd nor difficult; with their masks.
 
     Raises DataError where the picture cannot be read, or is not the one that was there when the data set was opened.
     """
@@ -168,7 +178,11 @@ def read_sample(dataset: Dataset, index: int) -> Sample:
     objects = dataset.objects(index)
     learn = ~(objects.crowd | objects.difficult)
     boxes, labels = (torch.from_numpy(np.ascontiguousarray(a[learn])) for a in (objects.boxes, objects.labels))
-    return Sample(torch.from_numpy(pixels).permute(2, 0, 1), boxes, labels)
+    grids = None
+    if masks:
+        rows = int(dataset.offsets[index]) + np.flatnonzero(learn)
+        grids = coverage([dataset.masks[int(row)] for row in rows] if dataset.masks is not None else [], height, width)
+    return Sample(torch.from_numpy(pixels).permute(2, 0, 1), boxes, labels, masks=grids)
 
 
 def scale_boxes(boxes: Float[Tensor, "g 4"], old: tuple[int, int], new: tuple[int, int]) -> Float[Tensor, "g 4"]:
@@ -181,9 +195,14 @@ def _shape(image: Tensor) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def _need_images(dataset: Dataset) -> None:
+def _need(dataset: Dataset, *, masks: bool) -> None:
     if not len(dataset):
         raise DataError(f"{dataset.root}: the split {dataset.split!r} has no images.")
+    if masks and dataset.masks is None and len(dataset.labels):
+        raise DataError(
+            f"{dataset.root}: the split {dataset.split!r} has no masks, and this model learns them. Add masks "
+            "(COCO's segmentation, YOLO's segments, VOC's SegmentationObject), or choose a model without them."
+        )
 
 
 def _affordable(workers: int, dataset: Dataset, resize: Resize, batch: int) -> int:

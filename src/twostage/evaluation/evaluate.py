@@ -47,6 +47,12 @@ class Report:
     confusion: Confusion
     curves: Curves | None
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All numbers of all classes together; those of masks as `segm_AP` and so on."""
+        segm = {} if self.segm is None else {f"segm_{name}": value for name, value in self.segm.metrics.items()}
+        return self.scores.metrics | segm
+
     def to_dict(self) -> dict[str, Any]:
         """Plain Python: {"metrics", "per_class", "settings"}, and with masks the same keys under "segm"."""
         settings = {"settings": self.settings}
@@ -59,10 +65,10 @@ class Report:
         """Raises ThresholdError if a metric is below what is asked, or undefined; UsageError for an unknown metric."""
         failed = []
         for name, value in least.items():
-            if name not in self.scores.metrics:
-                raise UsageError(f"No metric {name!r}. {nearest(name, self.scores.metrics)}")
-            if self.scores.metrics[name] < value:
-                failed.append(f"{name} is {self.scores.metrics[name]:.4f}, below {value:g}")
+            if name not in self.metrics:
+                raise UsageError(f"No metric {name!r}. {nearest(name, self.metrics)}")
+            if self.metrics[name] < value:
+                failed.append(f"{name} is {self.metrics[name]:.4f}, below {value:g}")
         if failed:
             raise ThresholdError("; ".join(failed) + ".")
 

@@ -19,6 +19,8 @@ from twostage.models.heads.detect import Found
 from twostage.models.proposals.given import of_pictures
 from twostage.models.proposals.rpn import Dense, Proposals
 from twostage.models.two_stage import Stages, TwoStage
+from twostage.ops.masks import RLE
+from twostage.ops.paste import paste
 
 log = logging.getLogger("twostage.inference")
 
@@ -106,13 +108,16 @@ def suppressed_again(model: TwoStage, stages: Stages, sizes: Int[Tensor, "n 2"],
     return model.second.masks(stages.maps, found).each(Tensor.cpu)
 
 
-def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Detections of each image on its own pixels: boxes, scores, class_ids and proposals.
+def to_arrays(
+    found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]], fields: Fields
+) -> list[dict[str, Any]]:
+    """Detections of each image on its own pixels: boxes, scores, class_ids and proposals, and masks (RLEs) or None.
 
     `sizes` are the heights and widths the images had in the batch, `originals` their own. Each axis is scaled by its
     own factor, since rounding to whole pixels changes the two differently.
     """
-    boxes, scores, labels, proposals, valid, overflow, *_ = (value.cpu() for value in found if value is not None)
+    found = found.each(Tensor.cpu)
+    boxes, scores, labels, proposals, valid, overflow, masks = found
     if overflow.any():
         log.warning(
             "%d of %d images: more boxes above the threshold than `candidates` allows, and the result may lack some. "
@@ -130,9 +135,14 @@ def to_arrays(found: Found, sizes: Tensor, originals: Sequence[tuple[int, int]])
             "scores": scores[i][valid[i]].numpy(),
             "class_ids": labels[i][valid[i]].numpy(),
             "proposals": proposals[i][valid[i]].numpy(),
+            "masks": None if masks is None else _pasted(masks[i][valid[i]], boxes[i][valid[i]], originals[i], fields),
         }
         for i in range(len(originals))
     ]
+
+
+def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int], fields: Fields) -> list[RLE]:
+    return paste(masks.float().numpy(), boxes.numpy(), *size, threshold=fields.mask_threshold, way=fields.mask_paste)
 
 
 def detect_images(
@@ -156,7 +166,7 @@ def detect_images(
     for some in alike.values():
         batch = make_batch([images[i] for i in some], model.fields)
         found = find(model, batch, output=output)
-        arrays.update(zip(some, to_arrays(found, batch.sizes, [originals[i] for i in some]), strict=True))
+        arrays.update(zip(some, to_arrays(found, batch.sizes, [originals[i] for i in some], output), strict=True))
     return [
         Detections(names=names, size=size, image=image, path=path, **arrays[i])
         for i, (image, size, path) in enumerate(zip(images, originals, paths or [None] * len(images), strict=True))

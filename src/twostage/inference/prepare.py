@@ -22,6 +22,7 @@ from twostage.models.backbones.fpn import Nearest
 from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.fused import FusedConv, FusedLinear, KeptNearest
 from twostage.models.heads.bodies import TwoLayers
+from twostage.models.heads.mask import Doubling, OwnClass
 from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
 from twostage.ops._memory import give_back
@@ -145,6 +146,13 @@ def _rpn(rpn: RPN, dtype: torch.dtype) -> nn.Module:
         "deltas": copy.deepcopy(rpn.deltas).to(dtype),
     }
     return fast
+
+
+@_prepared.register(Doubling)
+@_prepared.register(OwnClass)
+def _of_masks(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Plain matrix products."""
+    return copy.deepcopy(layer).to(dtype)
 
 
 def _own(module: M) -> M:

@@ -22,6 +22,7 @@ from torch import nn
 from twostage.data.images import read_image
 from twostage.inference.predictor import find, make_batch, parts, proposed, resized, run, to_arrays
 from twostage.models.heads.box import BoxHead
+from twostage.models.heads.mask import MaskHead
 from twostage.models.two_stage import TwoStage
 
 STAGES = (
@@ -66,7 +67,7 @@ def predict_arrays(model: TwoStage, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     """Detections from decoded pictures (RGB): resized, on one canvas, found, on their own pixels."""
     batch = make_batch(images, model.fields)
     found = find(model, batch, output=model.fields)
-    return to_arrays(found, batch.sizes, [(image.shape[0], image.shape[1]) for image in images])
+    return to_arrays(found, batch.sizes, [(image.shape[0], image.shape[1]) for image in images], model.fields)
 
 
 def stage_times(
@@ -117,7 +118,7 @@ def _once(model: TwoStage, pictures: Sequence[str | Path | bytes]) -> dict[str, 
     for part in parts(model, batch):
         with _noting(model, done):
             found = run(model, part, output=model.fields).found
-        to_arrays(found, part.sizes, [next(originals) for _ in part.sizes])
+        to_arrays(found, part.sizes, [next(originals) for _ in part.sizes], model.fields)
         done("post-processing")
     return elapsed
 
@@ -130,7 +131,7 @@ def _noting(model: TwoStage, done: Callable[[str], None]) -> Iterator[None]:
     if model.rpn is not None:
         ends[model.rpn] = "rpn"
     for head in model.head.modules():
-        if isinstance(head, BoxHead):
+        if isinstance(head, BoxHead | MaskHead):
             ends |= {head: "heads", head.regions: "region features"}
     if isinstance(body, nn.Module):
         ends |= {body: "backbone", model.backbone: "neck"}
@@ -144,6 +145,8 @@ def _noting(model: TwoStage, done: Callable[[str], None]) -> Iterator[None]:
             # What lies between the heads of a cascade is theirs.
             hooks.append(head.register_forward_pre_hook(lambda _m, _i, stage=before: done(stage)))  # type: ignore[misc]
             before = "heads"
+        elif isinstance(head, MaskHead):
+            hooks.append(head.register_forward_pre_hook(lambda _module, _inputs: done("post-processing")))
     try:
         yield
     finally:

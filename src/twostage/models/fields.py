@@ -108,6 +108,15 @@ class Fields:
     box_beta: NotNegative = 1 / 9
     box_lambda: NotNegative = 1.0  # of the box loss against the class loss (Fast R-CNN, equation 1)
 
+    # Mask head (Mask R-CNN, sections 3 and 3.1)
+    mask_size: Count = 14  # side of the pooled region; masks have twice as many cells
+    mask_channels: Count = 256
+    mask_convs: CountFromZero = 4
+    mask_lambda: NotNegative = 1.0  # of the mask loss against the others
+    mask_threshold: Share = 0.5  # of the probability, in the picture
+    # torchvision lays a mask over the box of whole pixels around an object, detectron2 and mmdetection over the box.
+    mask_paste: Literal["exact", "rounded"] = "exact"
+
     # Detections
     score_threshold: Share = 0.05
     nms: Share = 0.5

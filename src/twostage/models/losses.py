@@ -54,6 +54,20 @@ def box_loss(
     return (loss.where(positive, 0.0).sum(dim=1) * weight).sum()
 
 
+def mask_loss(
+    logits: Float[Tensor, "n s m m"],
+    goal: Float[Tensor, "n s m m"],
+    positive: Bool[Tensor, "n s"],
+    weight: Float[Tensor, "n"],
+) -> Float[Tensor, ""]:
+    """Binary cross-entropy of each positive's own mask, its mean over the cells, summed with each image's `weight`.
+
+    (Mask R-CNN, section 3.)
+    """
+    loss = binary_cross_entropy_with_logits(logits.float(), goal, reduction="none").mean(dim=(2, 3))
+    return (loss.where(positive, 0.0).sum(dim=1) * weight).sum()
+
+
 def class_loss(
     logits: Float[Tensor, "n s k1"], classes: Int[Tensor, "n s"], valid: Bool[Tensor, "n s"], weight: Float[Tensor, "n"]
 ) -> Float[Tensor, ""]:

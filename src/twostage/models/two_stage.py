@@ -48,6 +48,8 @@ class Stages(NamedTuple):
 class Head(Protocol):
     """The second stage: all that happens to proposals. `heads.box.BoxHead` is Fast R-CNN's, others are built on it."""
 
+    knows_masks: bool
+
     def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
         """What is said of every proposal, once or stage after stage."""
         ...

@@ -9,12 +9,13 @@ from twostage.data.dataset import Dataset
 from twostage.data.images import read_image
 from twostage.drawing import draw_boxes, draw_pair, save_picture, tile
 from twostage.evaluation.results import Results
+from twostage.ops.paste import paste
 
 SHOWN = 8
 
 
 def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple[str, ...]) -> None:
-    """The first images of a training batch as the model sees them, with the boxes it should learn."""
+    """The first images of a training batch as the model sees them, with the boxes and masks it should learn."""
     pictures = []
     for i in range(min(SHOWN, len(batch.images))):
         height, width = batch.sizes[i].tolist()
@@ -22,7 +23,12 @@ def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple
         valid = targets.valid[i]
         labels = targets.labels[i][valid].numpy()
         boxes = targets.boxes[i][valid].numpy()
-        pictures.append(draw_boxes(np.ascontiguousarray(pixels), boxes, [names[c] for c in labels], class_ids=labels))
+        masks = None
+        if targets.masks is not None:
+            grids = targets.masks.each(lambda value, i=i, valid=valid: value[i][valid])  # type: ignore[misc]
+            masks = paste(grids.cells.float().numpy() / 255, grids.frames.numpy(), height, width)
+        labelled = [names[c] for c in labels]
+        pictures.append(draw_boxes(np.ascontiguousarray(pixels), boxes, labelled, class_ids=labels, masks=masks))
     save_picture(tile(pictures), path)
 
 
@@ -33,6 +39,10 @@ def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: 
         objects = dataset.objects(index)
         mine = (results.images == index) & (results.scores >= conf)
         found = (results.boxes[mine].astype(np.float32), results.class_ids[mine], results.scores[mine])
-        pair = draw_pair(read_image(dataset.path(index)), (objects.boxes, objects.labels), found, dataset.names)
+        masks = None
+        if results.masks is not None:
+            masks = (dataset.masks_of(index) or None, [results.masks[int(row)] for row in np.flatnonzero(mine)])
+        truth = (objects.boxes, objects.labels)
+        pair = draw_pair(read_image(dataset.path(index)), truth, found, dataset.names, masks=masks)
         name = "-".join(Path(dataset.file_name(index)).with_suffix("").parts)
         save_picture(pair, folder / f"{name}.jpg")

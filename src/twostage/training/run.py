@@ -37,7 +37,7 @@ from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, Recipe, resolve
 from twostage.training.resume import require_same_images, resumed
-from twostage.training.splits import Splits, open_splits
+from twostage.training.splits import Splits, open_splits, require_masks
 from twostage.training.start import require_start, starting_model
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
@@ -79,6 +79,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
             held.enter_context(reproducible(options.deterministic))
             splits = open_splits(options)
             session = _session(options, splits.train, processes)
+            if session.model.second.knows_masks:
+                require_masks(splits, options.on_error)
             if options.resume is None:
                 # A resumed run does not read the weights again, which say how much is frozen, and may be on another
                 # device, or with other processes that share a batch.
@@ -202,6 +204,7 @@ def _learn(run: Run) -> None:
         world=session.processes.world,
         pin=session.device.type == "cuda",
         proposals=run.given[0],
+        masks=session.model.second.knows_masks,
     )
     drawn = run.folder.with_picture(batches, names)
     quiet = options.quiet or not session.processes.leads
@@ -269,6 +272,8 @@ def _end_epoch(run: Run) -> None:
     scores = (
         f", validation loss {row['val_loss']:.3f}, AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}" if "AP" in row else ""
     )
+    if "segm_AP" in row:
+        scores += f", masks AP {row['segm_AP']:.3f}, AP50 {row['segm_AP50']:.3f}"
     log.info("epoch %d, step %d%s: loss %.3f%s", row["epoch"], progress.step, total, row["train_loss"], scores)
     run.folder.save_last(run.options.model, run.session, run.splits.train.names)
 
@@ -284,15 +289,19 @@ def _due(run: Run, epoch: int) -> bool:
 
 
 def _validate(run: Run) -> dict[str, float]:
-    """Validation losses and numbers; the weights are kept as best where AP rose, or has no value."""
+    """Validation losses and numbers; the weights are kept as best where AP rose, or has no value.
+
+    With masks it is the mean of the boxes' and the masks' AP that must rise.
+    """
     progress = run.session.progress
     report, results, metrics, losses = _score(run)
+    quality = (metrics["AP"] + metrics.get("segm_AP", metrics["AP"])) / 2
     if metrics["AP"] < 0:
         log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
     # Where the head does not learn, its numbers choose nothing.
     newest = metrics["AP"] < 0 or not {"head", "boxes"} & set(run.options.learn)
-    if metrics["AP"] > progress.best or newest:
-        progress.best, progress.validations_since_best = metrics["AP"], 0
+    if quality > progress.best or newest:
+        progress.best, progress.validations_since_best = quality, 0
         run.metrics, run.report, run.results = metrics, report, results
         run.folder.save_best(run.options.model, run.session, run.splits.train.names, metrics)
     else:
@@ -317,7 +326,7 @@ def _score(run: Run) -> tuple[Report | None, Results, dict[str, float], dict[str
         processes=processes,
         proposals=run.given[1],
     )
-    return report, results, *processes.share((report.scores.metrics if report else {}, losses))
+    return report, results, *processes.share((report.metrics if report else {}, losses))
 
 
 def _finish(run: Run) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import logging
 from typing import NamedTuple
 
 from twostage.data.dataset import Dataset, select_classes
-from twostage.data.faults import Fault, FaultyDataError, format_faults
+from twostage.data.faults import Fault, FaultyDataError, OnError, format_faults
 from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
 from twostage.errors import DataError, UsageError
 from twostage.training.options import TrainOptions
@@ -58,6 +58,27 @@ def open_splits(options: TrainOptions) -> Splits:
         _tell(dataset)
     _require_objects(opened[0])
     return Splits(*opened) if len(opened) == 3 else Splits(opened[0], None, None)
+
+
+def require_masks(splits: Splits, on_error: OnError) -> None:
+    """Raises DataError where a model with masks has none to learn from, or lacks some.
+
+    With `on_error` "skip" the box of an object stands in for its mask.
+    """
+    for dataset in splits[:2]:
+        if dataset is None or not len(dataset.labels):
+            continue
+        fix = "Add masks (`twostage data check` names the objects), or choose a model without them"
+        if dataset.masks is None:
+            raise DataError(
+                f"{dataset.root}: the split {dataset.split!r} has no masks, and this model learns them. {fix}."
+            )
+        lacking = [fault.message for fault in dataset.faults if fault.code == "missing-mask"]
+        if lacking and on_error != "skip":
+            raise DataError(
+                f"{dataset.root}: the split {dataset.split!r}: {lacking[0]}, and this model learns masks. {fix}; "
+                "--on-error skip lets the box stand in."
+            )
 
 
 def _choose(layout: Layout, options: TrainOptions) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """What a run begins from: random weights, a detector of ours, or a classification network's weights."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from twostage.weights.fit import as_backbone, load_fitting
 from twostage.weights.named import find_weights
 
 log = logging.getLogger("twostage.training")
+
+_OF_CLASSES = re.compile(r"head\.(.*\.)?(classes|deltas)\.")  # whatever parts a head is made of
 
 
 class Start(NamedTuple):
@@ -108,7 +111,7 @@ def _of_same_classes(state: dict[str, Tensor], card: Card, names: tuple[str, ...
         "%s knows the classes %s, the data set has %s: the layers that tell classes apart begin anew.",
         *(path, ", ".join(card.names), ", ".join(names)),
     )
-    return {name: t for name, t in state.items() if not name.startswith(("head.classes.", "head.deltas."))}
+    return {name: t for name, t in state.items() if not _OF_CLASSES.match(name)}
 
 
 def _grouped(names: list[str]) -> list[str]:

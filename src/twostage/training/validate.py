@@ -47,6 +47,7 @@ def detect_and_lose(
         rank=processes.rank,
         world=processes.world,
         proposals=proposals,
+        masks=model.second.knows_masks,
     ):
         inputs, targets = loaded.batch.to(device), loaded.targets.to(device)
         stages = model.stages(inputs, output)
@@ -56,8 +57,8 @@ def detect_and_lose(
         for name, value in losses.items():
             summed[name] = summed.get(name, 0.0) + float(value) * len(indices)
         originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
-        for index, one in zip(indices, to_arrays(found, loaded.batch.sizes, originals), strict=True):
-            found_here.add(index, one["boxes"], one["scores"], one["class_ids"])
+        for index, one in zip(indices, to_arrays(found, loaded.batch.sizes, originals, output), strict=True):
+            found_here.add(index, one["boxes"], one["scores"], one["class_ids"], one["masks"])
     shares = processes.collect((found_here, summed))
     names = dict.fromkeys(name for _, losses in shares for name in losses)  # a process may have had no image
     means = {name: sum(losses.get(name, 0.0) for _, losses in shares) / len(dataset) for name in names}

@@ -1,7 +1,8 @@
-"""torchvision's Faster R-CNN weights under our names.
+"""torchvision's Faster and Mask R-CNN weights under our names.
 
-What differs: names of modules; fc6 reads a region channel first there, channel last here; the background row of the
-box regressor, which nothing reads, is dropped; COCO's 91 outputs with holes become 80 when 80 names are given.
+What differs: names of modules; fc6 reads a region channel first there, channel last here; the background rows of the
+box regressor and of the masks, which nothing reads, are dropped; a transposed convolution is four matrices here; COCO's
+91 outputs with holes become 80 when 80 names are given.
 """
 
 import re
@@ -25,6 +26,10 @@ RENAMES = (
     (r"^rpn\.head\.conv\.(\d+)\.0\.", r"rpn.convs.\1."),
     (r"^rpn\.head\.cls_logits\.", "rpn.objectness."),
     (r"^rpn\.head\.bbox_pred\.", "rpn.deltas."),
+    *((rf"^roi_heads\.mask_head\.mask_fcn{k + 1}\.", f"head.mask.convs.{k}.0.") for k in range(4)),  # < 0.13
+    (r"^roi_heads\.mask_head\.(\d)\.([01])\.", r"head.mask.convs.\1.\2."),
+    (r"^roi_heads\.mask_predictor\.conv5_mask\.", "head.mask.up."),
+    (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", "head.mask.classes."),
     (r"^roi_heads\.box_head\.fc([67])\.", r"head.body.fc\1."),
     (r"^roi_heads\.box_head\.(\d)\.([01])\.", r"head.body.convs.\1.\2."),
     (r"^roi_heads\.box_head\.5\.", "head.body.fc."),
@@ -35,7 +40,7 @@ RENAMES = (
 
 
 def from_torchvision(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
-    """The state dict of a torchvision Faster R-CNN as ours takes it.
+    """The state dict of a torchvision Faster or Mask R-CNN as ours takes it.
 
     Raises DataError when the file predicts another number of classes.
     """
@@ -46,7 +51,10 @@ def from_torchvision(state: Mapping[str, Tensor], num_classes: int) -> dict[str,
     for name, convert in _CONVERSIONS.items():
         if name in renamed:
             renamed[name] = convert(renamed[name], keep)
-    return renamed
+    if not any(name.startswith("head.mask.") for name in renamed):
+        return renamed
+    # Beside a mask head the box head is one of two.
+    return {re.sub(r"^head\.(?!mask\.)", "head.box.", name): tensor for name, tensor in renamed.items()}
 
 
 def _renamed(name: str) -> str:
@@ -77,6 +85,15 @@ def _box_rows(weight: Tensor, keep: Tensor) -> Tensor:
     return weight.unflatten(0, (-1, 4))[keep[1:]].flatten(0, 1)
 
 
+def _object_rows(weight: Tensor, keep: Tensor) -> Tensor:
+    """Of a layer that tells a mask of background as well; a convolution of one cell is a matrix."""
+    return weight[keep[1:]].flatten(1) if weight.ndim > 1 else weight[keep[1:]]
+
+
+def _doubling(weight: Float[Tensor, "c d 2 2"], keep: Tensor) -> Float[Tensor, "4 d c"]:
+    return weight.permute(2, 3, 1, 0).flatten(0, 1)
+
+
 def channel_last(weight: Float[Tensor, "d csS"], channels: int) -> Float[Tensor, "d sSc"]:
     """fc6's columns turned from (channel, row, column) to (row, column, channel)."""
     side = round((weight.shape[1] / channels) ** 0.5)
@@ -94,4 +111,7 @@ _CONVERSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "head.deltas.bias": _box_rows,
     "head.body.fc6.weight": _fc6,
     "head.body.fc.weight": _fc6,
+    "head.mask.up.weight": _doubling,
+    "head.mask.classes.weight": _object_rows,
+    "head.mask.classes.bias": _object_rows,
 }

@@ -43,6 +43,8 @@ class Learned(NamedTuple):
 class BoxHead(nn.Module):
     """`regions` pools each box, `body` makes one vector of it, two linear layers the logits and the deltas."""
 
+    knows_masks = False
+
     def __init__(self, fields: Fields, regions: nn.Module, body: nn.Module, width: int, num_classes: int) -> None:
         super().__init__()
         self.fields = fields

@@ -16,6 +16,7 @@ from twostage.models.backbones.zf import ZF
 from twostage.models.fields import Fields
 from twostage.models.heads.bodies import ConvsAndLayer, TwoLayers
 from twostage.models.heads.box import BoxHead
+from twostage.models.heads.mask import MaskHead
 from twostage.models.proposals.rpn import RPN
 from twostage.models.regions.pooling import AlignedRegions, PooledRegions
 from twostage.models.two_stage import TwoStage
@@ -103,6 +104,13 @@ def four_convs(fields: Fields, channels: int, strides: tuple[int, ...], num_clas
     norm = norm_layer(fields.norm, fields.norm_eps)
     body = ConvsAndLayer(channels, fields.roi_size, fields.head_convs, fields.head_channels, norm)
     return BoxHead(fields, pooling(fields, strides), body, fields.head_channels, num_classes)
+
+
+def mask_head(
+    fields: Fields, channels: int, strides: tuple[int, ...], num_classes: int, norm: Norm | None = None
+) -> MaskHead:
+    """A mask head with a pooling of its own, finer than the boxes'."""
+    return MaskHead(fields, AlignedRegions(fields, strides, fields.mask_size), channels, num_classes, norm)
 
 
 def rpn(fields: Fields, channels: int, strides: tuple[int, ...]) -> RPN | None:

@@ -1,0 +1,54 @@
+"""Masks as a detector learns them: how much of each cell of a grid over the object belongs to it.
+
+A mask head predicts some 28 cells along the side of a box, whatever the picture's size. So a mask is kept as a fixed
+grid over its object: an object costs as much memory in a large picture as in a small one, and where the object moves,
+only the grid's frame moves. Letters: g objects, m cells along a side.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from twostage.data.flat import Mask, to_rle
+
+SIDE = 112  # four times a mask head's 28: a mask shifted against its box is still sampled finer than it is predicted
+
+
+class Coverage(NamedTuple):
+    """Grids of the objects of an image, or of a batch [n, g, ...]; `frames` are the boxes xyxy that they lie over.
+
+    A frame may reach over the image's border: what is cut off there stays on the grid, and is not looked at.
+    """
+
+    frames: Float[Tensor, "*n g 4"]
+    cells: UInt8[Tensor, "*n g m m"]  # 0 none of the cell to 255 all of it
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Coverage":
+        """Both tensors changed alike."""
+        return Coverage(change(self.frames), change(self.cells))
+
+
+def coverage(masks: Sequence[Mask], height: int, width: int) -> Coverage:
+    """The grids of masks on an image of this size, each over the pixels from its first to its last."""
+    frames, cells = torch.zeros(len(masks), 4), torch.zeros(len(masks), SIDE, SIDE, dtype=torch.uint8)
+    for row, mask in enumerate(masks):
+        x1, y1, inside = _cropped(mask, height, width)
+        if inside.size:
+            frames[row] = torch.tensor([x1, y1, x1 + inside.shape[1], y1 + inside.shape[0]], dtype=torch.float32)
+            grid = Image.fromarray(inside * np.uint8(255)).resize((SIDE, SIDE), Image.Resampling.BOX)
+            cells[row] = torch.from_numpy(np.array(grid))
+    return Coverage(frames, cells)
+
+
+def _cropped(mask: Mask, height: int, width: int) -> tuple[int, int, UInt8[np.ndarray, "h w"]]:
+    """Where a mask begins, left and top, and its pixels from there to its end; no pixels where it is empty."""
+    from faster_coco_eval.core import mask as coco
+
+    rle = to_rle(mask, height, width)
+    x, y, across, down = (int(v) for v in np.asarray(coco.toBbox([rle])).reshape(-1, 4)[0])
+    return x, y, np.ascontiguousarray(coco.decode(rle)[y : y + down, x : x + across])

@@ -1,0 +1,173 @@
+"""Masks of detections: a small fully convolutional network on every box (Mask R-CNN, He et al. 2017).
+
+Letters: N images, D boxes an image, C channels, m the pooled side, K classes.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from twostage.data.batch import Targets
+from twostage.models.backbones.norm import ConvNorm, Norm
+from twostage.models.fields import Fields
+from twostage.models.heads.box import BoxHead, Look, Maps
+from twostage.models.heads.detect import Found
+from twostage.models.heads.filled import filled
+from twostage.models.losses import Losses, Mean, alone, mask_loss, one_over_sampled
+from twostage.models.proposals.rpn import Proposals
+from twostage.models.targets.masks import mask_targets
+from twostage.models.targets.regions import RegionTargets
+from twostage.models.targets.sampling import Sampler
+
+
+class Doubling(nn.Module):
+    """A transposed convolution of 2 x 2 with stride 2: every cell becomes four, each by a matrix of its own.
+
+    `weight` is [4, out, in], cells in reading order; torch has [in, out, 2, 2].
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(4, channels, channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        nn.init.normal_(self.weight, std=(2 / (4 * channels)) ** 0.5)  # He et al. 2015, by what leaves
+
+    def forward(self, x: Float[Tensor, "*r c"]) -> Float[Tensor, "*r 4 c"]:
+        """The four cells that each cell becomes."""
+        return linear(x, self.weight.flatten(0, 1), self.bias.repeat(4)).unflatten(-1, (4, -1))
+
+
+class OwnClass(nn.Module):
+    """The last layer: one linear map a class, of which each region needs its own class's alone."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+        nn.init.normal_(self.weight, std=0.001)  # detectron2's: at first every cell is as likely in as out
+
+    def forward(self, x: Float[Tensor, "r q c"], labels: Int[Tensor, " r"]) -> Float[Tensor, "r q"]:
+        """The logit of every cell."""
+        return torch.baddbmm(self.bias[labels, None, None], x, self.weight[labels, :, None]).squeeze(2)
+
+
+class MaskHead(nn.Module):
+    """`regions` pools each box, `convs` look at it, `up` doubles its cells, `classes` tells each cell's logit."""
+
+    def __init__(
+        self, fields: Fields, regions: nn.Module, channels: int, num_classes: int, norm: Norm | None = None
+    ) -> None:
+        super().__init__()
+        self.fields = fields
+        self.regions = regions
+        width = fields.mask_channels
+        self.convs = nn.Sequential(
+            *(
+                ConvNorm(
+                    nn.Conv2d(channels if k == 0 else width, width, 3, padding=1, bias=norm is None),
+                    norm and norm(width),
+                    "relu",
+                )
+                for k in range(fields.mask_convs)
+            )
+        )
+        self.up = Doubling(width if fields.mask_convs else channels)
+        self.classes = OwnClass(self.up.weight.shape[1], num_classes)
+        for module in self.convs.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self, maps: Maps, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]
+    ) -> Float[Tensor, "n d M M"]:
+        """The logits of each box's mask for its class."""
+        return self.of_regions(self.regions(maps, boxes), labels)
+
+    def of_regions(self, regions: Float[Tensor, "n d c m m"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
+        """The same of regions that are pooled already."""
+        return self.tell(self.convs(regions.flatten(0, 1)), labels)
+
+    def tell(self, x: Float[Tensor, "r c m m"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
+        """Logits from what the convolutions say.
+
+        The four cells of one stay together until their logit is known: one number each is moved, and not C.
+        """
+        side = x.shape[2]
+        cells = self.up(x.permute(0, 2, 3, 1).flatten(1, 2)).relu_()
+        logits = self.classes(cells.flatten(1, 2), labels.flatten())
+        return logits.view(*labels.shape, side, side, 2, 2).transpose(3, 4).reshape(*labels.shape, 2 * side, 2 * side)
+
+    def masks(self, maps: Maps, found: Found) -> Found:
+        """Detections with their masks."""
+        count = filled(found.valid)
+        logits = self(maps, found.boxes[:, :count], found.labels[:, :count])
+        return found._replace(masks=pad(logits.float().sigmoid(), (0, 0, 0, 0, 0, found.boxes.shape[1] - count)))
+
+    def loss(self, maps: Maps, goal: RegionTargets, targets: Targets, mean: Mean = alone) -> Float[Tensor, ""]:
+        """The loss of the positives among sampled regions, which come first.
+
+        Raises ValueError for targets without masks.
+        """
+        boxes, classes, truth, positive = self.positives(goal)
+        logits = self(maps, boxes, (classes - 1).clamp(min=0))
+        return self.loss_of(logits, boxes, truth, positive, targets, mean)
+
+    def loss_of(
+        self,
+        logits: Float[Tensor, "n s M M"],
+        boxes: Float[Tensor, "n s 4"],
+        truth: Int[Tensor, "n s"],
+        positive: Tensor,
+        targets: Targets,
+        mean: Mean = alone,
+    ) -> Float[Tensor, ""]:
+        """The loss of logits that are known."""
+        if targets.masks is None:
+            raise ValueError("A model with masks needs them to learn from: these targets have none.")
+        goal = mask_targets(boxes, truth, targets.masks, logits.shape[-1])
+        return self.fields.mask_lambda * mask_loss(logits, goal, positive, one_over_sampled(positive, mean))
+
+    def positives(self, goal: RegionTargets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes, classes, truth and validity of the positives, as many columns as there can be."""
+        most = max(1, int(self.fields.region_batch * self.fields.region_positive_fraction))
+        count = max(1, filled(goal.positive[:, :most]))
+        return goal.boxes[:, :count], goal.classes[:, :count], goal.truth[:, :count], goal.positive[:, :count]
+
+
+class BoxesAndMasks(nn.Module):
+    """Mask R-CNN's second stage: boxes first, then a mask of each that is found (section 3.1, inference)."""
+
+    knows_masks = True
+
+    def __init__(self, box: BoxHead, mask: MaskHead) -> None:
+        super().__init__()
+        self.box = box
+        self.mask = mask
+
+    def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
+        """What the box head says."""
+        return self.box.looks(maps, proposals, sizes)
+
+    def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
+        """The boxes that come of it."""
+        return self.box.detect(looks, proposals, sizes, output)
+
+    def masks(self, maps: Maps, found: Found) -> Found:
+        """The same with masks."""
+        return self.mask.masks(maps, found)
+
+    def losses(
+        self,
+        maps: Maps,
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        targets: Targets,
+        sampler: Sampler | None = None,
+        mean: Mean = alone,
+    ) -> Losses:
+        """The multi-task loss, and that of the masks of its positives."""
+        learned = self.box.learn(maps, proposals.boxes, proposals.valid, targets, sampler, mean)
+        return {**learned.losses, "mask": self.mask.loss(maps, learned.goal, targets, mean)}

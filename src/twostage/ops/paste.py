@@ -1,0 +1,135 @@
+"""From a grid of probabilities over a box to a mask of the picture, only where the box is.
+
+Bilinear interpolation along each axis is a matrix product with two numbers a row, so a mask of any size takes two small
+products. The result is a run-length code (RLE), made from the box alone: a mask costs what its box does, whatever the
+picture's size. Letters: n masks, m cells along a grid's side.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32
+from numpy.typing import NDArray
+
+from twostage.ops.masks import RLE
+
+Paste = Literal["exact", "rounded"]
+
+
+class Patch(NamedTuple):
+    """The pixels of a mask in the window of the picture that its box covers."""
+
+    top: int
+    left: int
+    inside: Bool[np.ndarray, "h w"]
+
+
+def paste(
+    masks: Float32[np.ndarray, "n m m"],
+    boxes: Float32[np.ndarray, "n 4"],
+    height: int,
+    width: int,
+    *,
+    threshold: float = 0.5,
+    way: Paste = "exact",
+) -> list[RLE]:
+    """The masks of a picture of this size as RLEs: a pixel is inside where the grid says at least `threshold`.
+
+    `boxes` are xyxy pixels. The grid's cells tile the box; beyond the middle of the outer cells the probability falls
+    to 0 within one cell. `way` "exact" (detectron2, mmdetection) samples at the pixels' middles; "rounded"
+    (torchvision) widens the box by a cell, rounds it to whole pixels and stretches the grid to them.
+    """
+    return [_rle(patch, height, width) for patch in patches(masks, boxes, height, width, threshold, way)]
+
+
+def pasted(
+    masks: Float32[np.ndarray, "n m m"],
+    boxes: Float32[np.ndarray, "n 4"],
+    height: int,
+    width: int,
+    *,
+    threshold: float = 0.5,
+    way: Paste = "exact",
+) -> Bool[np.ndarray, "n {height} {width}"]:
+    """The same as pixels of the whole picture."""
+    out = np.zeros((len(masks), height, width), dtype=bool)
+    for whole, (top, left, inside) in zip(out, patches(masks, boxes, height, width, threshold, way), strict=True):
+        whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return out
+
+
+def patches(
+    masks: Float32[np.ndarray, "n m m"],
+    boxes: Float32[np.ndarray, "n 4"],
+    height: int,
+    width: int,
+    threshold: float,
+    way: Paste,
+) -> Iterator[Patch]:
+    """Each mask in its window."""
+    spread = _exact if way == "exact" else _rounded
+    cells = masks.shape[1]
+    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))  # beyond the grid lies nothing
+    for grid, box in zip(padded, boxes, strict=True):
+        left, across = _weights(*spread(box[0], box[2], cells), cells, width)
+        top, down = _weights(*spread(box[1], box[3], cells), cells, height)
+        yield Patch(top, left, down @ grid @ across.T >= threshold)
+
+
+def _exact(low: np.float32, high: np.float32, cells: int) -> tuple[int, NDArray]:
+    """The first pixel that a side of a box reaches, and the place of that and all later ones among the cells.
+
+    Place k is the middle of cell k, counted from 1; 0 and `cells` + 1 are the middles of nothing around them.
+    """
+    cell = max(float(high) - float(low), 1e-6) / cells
+    first, last = math.floor(low - cell / 2), math.ceil(high + cell / 2)
+    return first, (np.arange(first, last) + 0.5 - low) / cell + 0.5
+
+
+def _rounded(low: np.float32, high: np.float32, cells: int) -> tuple[int, NDArray]:
+    """The same as torchvision has it, in its float32."""
+    middle, half = (low + high) / np.float32(2), (high - low) / np.float32(2) * np.float32((cells + 2) / cells)
+    first = int(middle - half)  # towards 0, as a conversion to whole numbers goes
+    count = max(int(middle + half) + 1 - first, 1)
+    return first, (np.arange(count) + 0.5) * ((cells + 2) / count) - 0.5
+
+
+def _weights(first: int, places: NDArray, cells: int, limit: int) -> tuple[int, Float32[np.ndarray, "p c"]]:
+    """The first pixel on the picture, and of that and all later ones the weights of cells and nothing around them."""
+    begin = min(max(first, 0), limit)
+    places = np.clip(places[begin - first : max(limit - first, 0)], 0, cells + 1)
+    lower = np.minimum(np.floor(places), cells).astype(np.int64)
+    rows, weights = np.arange(len(places)), np.zeros((len(places), cells + 2), dtype=np.float32)
+    weights[rows, lower] = 1 - (places - lower)
+    weights[rows, lower + 1] = places - lower
+    return begin, weights
+
+
+def _rle(patch: Patch, height: int, width: int) -> RLE:
+    """Runs down the columns of the picture, from where a window changes."""
+    from faster_coco_eval.core import mask as coco
+
+    top, left, inside = patch
+    # A row of zeros below each column ends its run, unless the next column goes on where it ends.
+    rows = inside.shape[0]
+    column = np.zeros((inside.shape[1], rows + 1), dtype=np.int8)
+    column[:, :rows] = inside.T
+    flat = column.ravel()
+    changes = np.flatnonzero(np.diff(flat, prepend=np.int8(0), append=np.int8(0)))
+    at = (left + changes // (rows + 1)) * height + top + changes % (rows + 1)
+    if rows == height:
+        at = _touching(at)
+    runs = np.diff(at, prepend=0, append=height * width).tolist()
+    rle: RLE = coco.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return rle
+
+
+def _touching(at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Changes without those where one run ends and the next begins: windows as high as the picture."""
+    ends, begins = at[1:-1:2], at[2::2]
+    keep = np.ones(len(at), dtype=bool)
+    same = ends == begins
+    keep[1:-1:2], keep[2::2] = ~same, ~same
+    return at[keep]
