@@ -108,6 +108,16 @@ class Fields:
     box_beta: NotNegative = 1 / 9
     box_lambda: NotNegative = 1.0  # of the box loss against the class loss (Fast R-CNN, equation 1)
 
+    # Cascade (Cai and Vasconcelos 2018): one value a stage
+    cascade_ious: tuple[Share, ...] = (0.5, 0.6, 0.7)
+    cascade_delta_weights: tuple[Quad, ...] = (
+        (10.0, 10.0, 5.0, 5.0),
+        (20.0, 20.0, 10.0, 10.0),
+        (30.0, 30.0, 15.0, 15.0),
+    )
+    cascade_loss_weights: tuple[NotNegative, ...] = (1.0, 0.5, 0.25)  # mmdetection's; detectron2 has 1, 1, 1
+    cascade_gradient: NotNegative = 1.0  # of the gradient that each stage sends to the maps; detectron2 has 1/3
+
     # Mask head (Mask R-CNN, sections 3 and 3.1)
     mask_size: Count = 14  # side of the pooled region; masks have twice as many cells
     mask_channels: Count = 256
