@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from twostage.data.coverage import Coverage
+from twostage.data.stuff import UNKNOWN
 from twostage.errors import UsageError
 
 # The strongest factors at colour = 1: of brightness, contrast and saturation; of hue in turns of the colour circle.
@@ -79,7 +80,7 @@ class View(NamedTuple):
 class Sample(NamedTuple):
     """An image and its objects. `labels` are class ids, `proposals` boxes and scores where the data set has them.
 
-    `masks` are there where they are to be learned.
+    `masks` and the map of `stuff` are there where they are to be learned.
     """
 
     image: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]
@@ -87,6 +88,7 @@ class Sample(NamedTuple):
     labels: Int[Tensor, " g"]
     proposals: Float[Tensor, "p 5"] | None = None
     masks: Coverage | None = None
+    stuff: UInt8[Tensor, "i j"] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,10 @@ class Augment:
         masks = sample.masks
         if masks is not None:
             masks = Coverage(view.boxes(masks.frames)[keep], view.cells(masks.cells[keep]))
-        return Sample(view.image(sample.image, beyond), boxes[keep], sample.labels[keep], proposals, masks)
+        stuff = sample.stuff
+        if stuff is not None:
+            stuff = view.image(stuff[None], UNKNOWN)[0]
+        return Sample(view.image(sample.image, beyond), boxes[keep], sample.labels[keep], proposals, masks, stuff)
 
     def view(self, height: int, width: int, boxes: Float[Tensor, "g 4"], rng: np.random.Generator) -> View:
         """The view of an image of this size that the generator draws."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
 from twostage.data.coverage import Coverage
+from twostage.data.stuff import STRIDE, UNKNOWN
 
 
 class GivenProposals(NamedTuple):
@@ -86,7 +87,8 @@ class Targets:
 
     `boxes` are xyxy, `labels` class ids 0..K-1 without background, `valid` is False where a row is padding.
     `seeds` are one integer an image from which anchor and region sampling draw; equal seeds draw equal samples,
-    whatever the image's place in the batch. `masks` are there where they are to be learned.
+    whatever the image's place in the batch. `masks` are there where they are to be learned, and so is `stuff`, the
+    class of each cell of `data.stuff.STRIDE` pixels of the canvas.
     """
 
     boxes: Float[Tensor, "n g 4"]
@@ -94,6 +96,7 @@ class Targets:
     valid: Bool[Tensor, "n g"]
     seeds: Int[Tensor, " n"]
     masks: Coverage | None = None
+    stuff: UInt8[Tensor, "n i j"] | None = None
 
     def to(self, device: torch.device | str) -> "Targets":
         """The same targets on another device."""
@@ -105,7 +108,8 @@ class Targets:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
         masks = None if self.masks is None else self.masks.each(change)
-        return Targets(change(self.boxes), change(self.labels), change(self.valid), change(self.seeds), masks)
+        stuff = None if self.stuff is None else change(self.stuff)
+        return Targets(change(self.boxes), change(self.labels), change(self.valid), change(self.seeds), masks, stuff)
 
 
 def canvas_shape(height: int, width: int, divisor: int) -> tuple[int, int]:
@@ -132,6 +136,15 @@ def stack_proposals(proposals: Sequence[Float[Tensor, "_ 5"]], count: int) -> Gi
     padded = torch.stack([pad(p, (0, 0, 0, count - len(p))) for p in some])
     number = torch.tensor([len(p) for p in some])
     return GivenProposals(padded[..., :4], padded[..., 4], torch.arange(count) < number[:, None])
+
+
+def stack_stuff(maps: Sequence[UInt8[Tensor, "_ _"]], canvas: tuple[int, int]) -> UInt8[Tensor, "n i j"]:
+    """Maps of several images in the corner of one canvas, of which the rest is not known."""
+    cells = [-(-side // STRIDE) for side in canvas]
+    whole = maps[0].new_full((len(maps), *cells), UNKNOWN)
+    for place, stuff in zip(whole, maps, strict=True):
+        place[: stuff.shape[0], : stuff.shape[1]] = stuff
+    return whole
 
 
 def stack_targets(

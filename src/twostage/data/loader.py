@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from twostage.data.augment import Augment, Sample
-from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_targets
+from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_stuff, stack_targets
 from twostage.data.coverage import coverage
 from twostage.data.dataset import Dataset
 from twostage.data.images import read_image
@@ -27,6 +27,7 @@ from twostage.data.order import Plan, evaluation_plans, training_plans
 from twostage.data.proposals import ProposalSet
 from twostage.data.randomness import generator, mix
 from twostage.data.resize import Resize
+from twostage.data.stuff import Stuff, coarse
 from twostage.errors import DataError, TwostageError, UsageError
 
 log = logging.getLogger("twostage.data")
@@ -69,19 +70,20 @@ def training_batches(
     pin: bool = False,
     proposals: Given | None = None,
     masks: bool = False,
+    stuff: Stuff | None = None,
 ) -> Iterator[Loaded]:
     """Batches from step `start` on, without end; `steps_per_epoch` of them see every image.
 
     `batch` is the number of images of all `world` processes together; each gets its share. Crowds and difficult objects
-    are left out of the targets, as py-faster-rcnn does. With `masks` the targets have them. Raises UsageError where
-    processes cannot share `batch`, DataError for an image that cannot be read any more, a data set without images, or
-    without the masks asked for.
+    are left out of the targets, as py-faster-rcnn does. With `masks` the targets have them, with `stuff` its maps.
+    Raises UsageError where processes cannot share `batch`, DataError for an image that cannot be read any more, a data
+    set without images, or without the masks asked for.
     """
     if batch < 1 or batch % world:
         raise UsageError(f"batch is {batch}; it must be a positive multiple of the {world} processes.")
     _need(dataset, masks=masks)
     plans = training_plans(dataset.sizes, batch=batch, seed=seed, start=start, rank=rank, world=world)
-    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks=masks)
+    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks=masks, stuff=stuff)
     return _stream(reader, plans, _affordable(workers, dataset, resize, batch // world), pin)
 
 
@@ -98,6 +100,7 @@ def evaluation_batches(
     pin: bool = False,
     proposals: Given | None = None,
     masks: bool = False,
+    stuff: Stuff | None = None,
 ) -> Iterator[Loaded]:
     """Every image once, grouped by canvas: `indices` tell which. With several processes each gets its share of batches.
 
@@ -105,7 +108,7 @@ def evaluation_batches(
     """
     _need(dataset, masks=masks)
     plans = evaluation_plans(dataset.sizes, resize=resize, divisor=divisor, batch=batch, rank=rank, world=world)
-    reader = Reader(dataset, resize, None, seed, divisor, proposals, masks=masks)
+    reader = Reader(dataset, resize, None, seed, divisor, proposals, masks=masks, stuff=stuff)
     return _stream(reader, plans, _affordable(min(workers, len(plans)), dataset, resize, batch), pin)
 
 
@@ -122,9 +125,10 @@ class Reader:
         proposals: Given | None = None,
         *,
         masks: bool = False,
+        stuff: Stuff | None = None,
     ) -> None:
         self.dataset, self.resize, self.augment, self.seed, self.divisor = dataset, resize, augment, seed, divisor
-        self.proposals, self.masks = proposals, masks
+        self.proposals, self.masks, self.stuff = proposals, masks, stuff
 
     def __getitem__(self, plan: Plan) -> Loaded | DataError:
         """The batch, or the reason why it cannot be made: an exception that crosses processes would lose its type."""
@@ -139,11 +143,16 @@ class Reader:
         seeds = [mix(self.seed, int(self.dataset.image_ids[i])) for i in plan.indices]
         masks = [s.masks for s in samples if s.masks is not None] if self.masks else None
         targets = stack_targets([s.boxes for s in samples], [s.labels for s in samples], seeds, masks)
+        if self.stuff is not None:
+            maps = [s.stuff for s in samples if s.stuff is not None]
+            targets = replace(targets, stuff=stack_stuff(maps, batch.canvas))
         return Loaded(batch, targets, torch.from_numpy(plan.indices.copy()), plan.step, plan.epoch)
 
     def sample(self, index: int, epoch: int) -> Sample:
         """One image as it enters the network, float32 from 0 to 1, with its objects on its pixels."""
         sample = read_sample(self.dataset, index, masks=self.masks)
+        if self.stuff is not None:
+            sample = sample._replace(stuff=torch.from_numpy(self.stuff.read(index, *_shape(sample.image))))
         if self.proposals is not None:
             boxes, scores = self.proposals.all.best(index, self.proposals.keep)
             sample = sample._replace(proposals=torch.from_numpy(np.concatenate([boxes, scores[:, None]], axis=1)))
@@ -160,7 +169,8 @@ class Reader:
         masks = sample.masks
         if masks is not None:
             masks = masks._replace(frames=scale_boxes(masks.frames, old, new))
-        return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given, masks)
+        stuff = None if sample.stuff is None else coarse(sample.stuff, *new)
+        return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given, masks, stuff)
 
 
 def read_sample(dataset: Dataset, index: int, *, masks: bool = False) -> Sample:

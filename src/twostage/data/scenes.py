@@ -55,6 +55,7 @@ class Scene(NamedTuple):
 def write_scenes(folder: str | Path, *, train: int = 600, val: int = 100, seed: int = 0, hard: bool = False) -> Path:
     """Writes annotations/instances_{train,val}.json with the pictures in train/ and val/; the folder.
 
+    Masks are in the JSON, the class of every pixel in stuff/{train,val}/ (`data.stuff`).
     It appears when it is complete. Raises UsageError where `folder` exists already, TwostageError where it cannot be
     written.
     """
@@ -68,8 +69,10 @@ def write_scenes(folder: str | Path, *, train: int = 600, val: int = 100, seed: 
         style = HARD if hard else EASY
         for number, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True)):
             (part / split).mkdir()
-            document = _write_split(part / split, count, (seed, number), style)
+            (part / "stuff" / split).mkdir(parents=True)
+            document = _write_split(part / split, part / "stuff" / split, count, (seed, number), style)
             (part / "annotations" / f"instances_{split}.json").write_text(json.dumps(document), encoding="utf-8")
+        (part / "stuff" / "names.txt").write_text("\n".join([*NAMES, "ground"]) + "\n", encoding="utf-8")
         part.rename(folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -92,7 +95,9 @@ def make_scene(*numbers: int, style: SceneStyle = EASY) -> Scene:
     return Scene(image, [labels[i] for i in seen], [_bounds(masks[i]) for i in seen], masks[seen])
 
 
-def _write_split(folder: Path, count: int, numbers: tuple[int, int], style: SceneStyle) -> dict[str, object]:
+def _write_split(
+    folder: Path, stuff: Path, count: int, numbers: tuple[int, int], style: SceneStyle
+) -> dict[str, object]:
     from faster_coco_eval.core import mask as coco
 
     images: list[dict[str, object]] = []
@@ -102,6 +107,7 @@ def _write_split(folder: Path, count: int, numbers: tuple[int, int], style: Scen
         name = f"{index:06d}.jpg"
         Image.fromarray(scene.image).save(folder / name, quality=95, subsampling=0)
         images.append({"id": index + 1, "file_name": name, "height": style.size, "width": style.size})
+        Image.fromarray(_stuff(scene)).save(stuff / f"{index:06d}.png")
         for label, (x1, y1, x2, y2), mask in zip(scene.labels, scene.boxes, scene.masks, strict=True):
             counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
             annotations.append(
@@ -117,6 +123,14 @@ def _write_split(folder: Path, count: int, numbers: tuple[int, int], style: Scen
             )
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _stuff(scene: Scene) -> UInt8[np.ndarray, "h w"]:
+    """The class of each pixel's object, and after all of them that of the ground."""
+    found = np.full(scene.image.shape[:2], len(NAMES), dtype=np.uint8)
+    for label, mask in zip(scene.labels, scene.masks, strict=True):
+        found[mask] = label
+    return found
 
 
 def _ground(rng: np.random.Generator, style: SceneStyle) -> Float[np.ndarray, "h w 3"]:

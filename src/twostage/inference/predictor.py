@@ -102,10 +102,11 @@ def suppressed_again(model: TwoStage, stages: Stages, sizes: Int[Tensor, "n 2"],
         proposals = model.rpn.propose(Dense(*([level.cpu() for level in part] for part in stages.dense)), sizes)
     device = model.mean.device
     there = Proposals(*(value.to(device) for value in proposals))
-    looks = model.second.looks(stages.maps, there, sizes.to(device))
+    read = model.second.reads(stages.maps)
+    looks = model.second.looks(read, there, sizes.to(device))
     looks = tuple(Look(*(value.cpu() for value in look)) for look in looks)
     found = model.second.detect(looks, proposals, sizes, output).each(lambda value: value.to(device))
-    return model.second.masks(stages.maps, found).each(Tensor.cpu)
+    return model.second.masks(read, found).each(Tensor.cpu)
 
 
 def to_arrays(

@@ -127,6 +127,14 @@ class Fields:
     # torchvision lays a mask over the box of whole pixels around an object, detectron2 and mmdetection over the box.
     mask_paste: Literal["exact", "rounded"] = "exact"
 
+    # Hybrid Task Cascade (Chen et al. 2019)
+    htc_interleaved: bool = True
+    htc_mask_flow: bool = True
+    # Classes of stuff that a semantic branch tells apart: 0 without the branch, "data" as many as the data set has.
+    semantic_classes: CountFromZero | Literal["data"] = 0
+    semantic_convs: CountFromZero = 4
+    semantic_lambda: NotNegative = 0.2  # mmdetection's; the paper has 1
+
     # Detections
     score_threshold: Share = 0.05
     nms: Share = 0.5

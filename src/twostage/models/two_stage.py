@@ -50,6 +50,10 @@ class Head(Protocol):
 
     knows_masks: bool
 
+    def reads(self, maps: Maps) -> Maps:
+        """What its regions are pooled from: the maps, and what it makes of them for all regions together."""
+        ...
+
     def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
         """What is said of every proposal, once or stage after stage."""
         ...
@@ -130,9 +134,10 @@ class TwoStage(nn.Module):
         """The forward pass with everything it computed; `output` replaces the fields of the last step."""
         maps = self.features(batch)
         dense, proposals = self.proposals(maps, batch)
-        looks = self.second.looks(maps, proposals, batch.sizes)
+        read = self.second.reads(maps)
+        looks = self.second.looks(read, proposals, batch.sizes)
         found = self.second.detect(looks, proposals, batch.sizes, output or self.fields)
-        return Stages(maps, dense, proposals, looks, self.second.masks(maps, found))
+        return Stages(maps, dense, proposals, looks, self.second.masks(read, found))
 
     def features(self, batch: Batch) -> Maps:
         """Feature maps of the normalised images; padding is 0 after normalisation, as if it were the mean colour."""

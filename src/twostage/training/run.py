@@ -20,6 +20,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import Given, training_batches
 from twostage.data.order import steps_per_epoch
 from twostage.data.proposals import read_proposals, require_told_apart
+from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import Report
@@ -58,6 +59,7 @@ class Run:
     folder: RunFolder
     workers: int
     given: tuple[Given | None, Given | None] = (None, None)  # proposals of both splits that are not the model's own
+    stuff: tuple[Stuff | None, Stuff | None] = (None, None)  # of both splits, where a semantic branch learns them
     metrics: dict[str, float] | None = None  # of the best weights
     report: Report | None = None  # the same at length, in the process that leads
     results: Results | None = None
@@ -92,7 +94,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
         session.learner = processes.learner(session.model)
         with processes.one_voice():
             given = _given(options, splits, session.model.fields)
-        one = Run(options, splits, session, folder, _workers(session, options), given)
+            stuff = _stuff(splits, session.model.fields)
+        one = Run(options, splits, session, folder, _workers(session, options), given, stuff)
         _learn(one)
         return _finish(one)
 
@@ -131,6 +134,20 @@ def _given(options: TrainOptions, splits: Splits, fields: Fields) -> tuple[Given
     return found[0], found[1]
 
 
+def _stuff(splits: Splits, fields: Fields) -> tuple[Stuff | None, Stuff | None]:
+    """The maps of stuff of both splits. Raises DataError where a model that learns them has none."""
+    if not isinstance(fields.semantic_classes, int) or not fields.semantic_classes:
+        return None, None
+    found = [None if split is None else find_stuff(split) for split in (splits.train, splits.val)]
+    for split, stuff in zip(splits, found, strict=False):
+        if split is not None and stuff is None:
+            raise DataError(
+                f"{split.root}: the split {split.split!r} has no maps of stuff, which this model's semantic branch "
+                "learns. Bring them, or leave the branch out by --set model.semantic_classes=0."
+            )
+    return found[0], found[1]
+
+
 def _workers(session: Session, options: TrainOptions) -> int:
     if options.workers is not None:
         return options.workers
@@ -145,7 +162,7 @@ def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
 def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Session:
     device = processes.device(options.device)
     require_precision(device, options.precision or "fp32")  # an impossible one is said before anything is written
-    model, loaded = starting_model(options, train.names)
+    model, loaded = starting_model(options, train.names, find_stuff(train))
     recipe = resolve(
         options,
         RECIPES[model.fields.recipe],
@@ -205,6 +222,7 @@ def _learn(run: Run) -> None:
         pin=session.device.type == "cuda",
         proposals=run.given[0],
         masks=session.model.second.knows_masks,
+        stuff=run.stuff[0],
     )
     drawn = run.folder.with_picture(batches, names)
     quiet = options.quiet or not session.processes.leads
@@ -325,6 +343,7 @@ def _score(run: Run) -> tuple[Report | None, Results, dict[str, float], dict[str
         workers=run.workers,
         processes=processes,
         proposals=run.given[1],
+        stuff=run.stuff[1],
     )
     return report, results, *processes.share((report.metrics if report else {}, losses))
 

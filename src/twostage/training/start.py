@@ -4,11 +4,12 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from twostage.data.stuff import Stuff
 from twostage.errors import DataError
 from twostage.inference.device import choose_device
 from twostage.models.backbones.norm import FrozenBatchNorm
@@ -18,7 +19,7 @@ from twostage.models.zoo import build, require_model
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
 from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
-from twostage.weights.fit import as_backbone, load_fitting
+from twostage.weights.fit import Unfilled, as_backbone, load_fitting
 from twostage.weights.named import find_weights
 
 log = logging.getLogger("twostage.training")
@@ -45,14 +46,18 @@ def require_start(options: TrainOptions) -> None:
         find_weights(options.weights, offline=options.offline)
 
 
-def starting_model(options: TrainOptions, names: tuple[str, ...]) -> Start:
+def starting_model(options: TrainOptions, names: tuple[str, ...], stuff: Stuff | None = None) -> Start:
     """The model as the first step finds it; of a resumed run its shape alone, since its state holds the weights.
 
     A detector of ours passes on its fields as well as its weights. Raises as `weights.file.load_weights`, DataError
     when no weight fits, and UsageError for a wrong model or field.
     """
     sizes = {"size": options.size, "max_size": options.max_size}
-    given = {**options.model_fields, **{name: value for name, value in sizes.items() if value is not None}}
+    given: dict[str, Any] = {
+        **options.model_fields,
+        **{name: value for name, value in sizes.items() if value is not None},
+    }
+    given |= _of_stuff(options.model, given, stuff)
     torch.manual_seed(options.seed)
     if options.resume is not None:
         last = RunFolder.existing(options.resume).last
@@ -79,6 +84,17 @@ def starting_model(options: TrainOptions, names: tuple[str, ...]) -> Start:
         torch.manual_seed(options.seed)
         model = build(options.model, len(names), **given, norm="group")
     return Start(model, frozenset())
+
+
+def _of_stuff(name: str, given: Mapping[str, Any], stuff: Stuff | None) -> dict[str, int]:
+    """How many classes of stuff a model that asks the data is to tell apart."""
+    with Unfilled():
+        asks = build(name, 1, **given).fields.semantic_classes == "data"
+    if not asks:
+        return {}
+    if stuff is None:
+        log.info("The data set has no maps of stuff: the model learns without its semantic branch.")
+    return {"semantic_classes": 0 if stuff is None else stuff.classes}
 
 
 def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[str, object]) -> Start:

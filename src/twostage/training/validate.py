@@ -7,6 +7,7 @@ import torch
 
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Given, evaluation_batches
+from twostage.data.stuff import Stuff
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.predictor import finished, to_arrays
@@ -26,6 +27,7 @@ def detect_and_lose(
     workers: int,
     processes: Processes = ALONE,
     proposals: Given | None = None,
+    stuff: Stuff | None = None,
 ) -> tuple[Results, dict[str, float]]:
     """Detections on a split and the mean losses of its batches; several processes share it, and the leader gets all.
 
@@ -48,6 +50,7 @@ def detect_and_lose(
         world=processes.world,
         proposals=proposals,
         masks=model.second.knows_masks,
+        stuff=stuff,
     ):
         inputs, targets = loaded.batch.to(device), loaded.targets.to(device)
         stages = model.stages(inputs, output)
@@ -77,6 +80,7 @@ def validate(
     workers: int,
     processes: Processes = ALONE,
     proposals: Given | None = None,
+    stuff: Stuff | None = None,
 ) -> tuple[Report | None, Results, dict[str, float]]:
     """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written.
 
@@ -85,7 +89,7 @@ def validate(
     given: dict[str, Any] = {"score_threshold": conf, "nms": iou, "max_det": max_det}
     output = replace(model.fields, **{k: v for k, v in given.items() if v is not None})
     results, losses = detect_and_lose(
-        model, dataset, output, batch=batch, workers=workers, processes=processes, proposals=proposals
+        model, dataset, output, batch=batch, workers=workers, processes=processes, proposals=proposals, stuff=stuff
     )
     report = evaluate(truth, results, score_floor=output.score_threshold) if processes.leads else None
     return report, results, losses

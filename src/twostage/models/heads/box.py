@@ -48,7 +48,7 @@ class BoxHead(nn.Module):
     def __init__(self, fields: Fields, regions: nn.Module, body: nn.Module, width: int, num_classes: int) -> None:
         super().__init__()
         self.fields = fields
-        self.regions = regions
+        self.regions: nn.Module = regions
         self.body = body
         self.classes = nn.Linear(width, num_classes + 1)
         self.deltas = nn.Linear(width, 4 * (1 if fields.class_agnostic else num_classes))
@@ -62,6 +62,10 @@ class BoxHead(nn.Module):
         """What it says of boxes."""
         x = self.body(self.regions(maps, boxes))
         return Look(boxes, self.classes(x), self.deltas(x).unflatten(2, (-1, 4)))
+
+    def reads(self, maps: Maps) -> Maps:
+        """The maps and nothing else."""
+        return maps
 
     def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
         """The one look at the proposals."""

@@ -39,6 +39,10 @@ class Cascade(nn.Module):
         """Whether there are mask heads."""
         return len(self.mask) > 0
 
+    def reads(self, maps: Maps) -> Maps:
+        """The maps and nothing else."""
+        return maps
+
     def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
         """What each stage says of the boxes that the one before has moved."""
         found, boxes = [], proposals.boxes

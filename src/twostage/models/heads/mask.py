@@ -60,7 +60,7 @@ class MaskHead(nn.Module):
     ) -> None:
         super().__init__()
         self.fields = fields
-        self.regions = regions
+        self.regions: nn.Module = regions
         width = fields.mask_channels
         self.convs = nn.Sequential(
             *(
@@ -146,6 +146,10 @@ class BoxesAndMasks(nn.Module):
         super().__init__()
         self.box = box
         self.mask = mask
+
+    def reads(self, maps: Maps) -> Maps:
+        """The maps and nothing else."""
+        return maps
 
     def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
         """What the box head says."""

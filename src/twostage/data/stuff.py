@@ -1,0 +1,88 @@
+"""Maps of stuff: the class of every pixel, ground and things alike, for a semantic branch (Chen et al. 2019, HTC).
+
+A data set has them as 8-bit PNGs of its pictures' names in `stuff/<split>/`, as generated scenes do, or in
+`stuffthingmaps/<split>/`, as COCO does. 255 is a pixel of which nothing is known. `names.txt` beside the splits lists
+the classes, one a line; without it they are COCO's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from twostage.data.dataset import Dataset
+from twostage.data.flat import FlatStrings
+from twostage.errors import DataError
+
+FOLDERS = ("stuff", "stuffthingmaps")
+UNKNOWN = 255
+COCO_CLASSES = 183  # COCO-Stuff's stuffthingmaps: category ids less one, and some to spare
+STRIDE = 8  # pixels of the resized image between what a semantic branch learns
+
+
+@dataclass(frozen=True)
+class Stuff:
+    """Where the map of each image of a split is, and how many classes the maps tell apart."""
+
+    paths: FlatStrings
+    classes: int
+
+    def read(self, index: int, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
+        """The map of an image of this size. Raises DataError for another size, for other classes, for no map."""
+        path = Path(self.paths[index])
+        try:
+            with Image.open(path) as picture:
+                if picture.mode not in ("L", "P"):
+                    raise DataError(f"{path}: holds {picture.mode} pixels. Write a map as 8-bit numbers, one a pixel.")
+                found = np.array(picture)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{path}: cannot be read as a map of stuff ({error}). Bring it, or write it anew."
+            ) from None
+        if found.shape != (height, width):
+            raise DataError(
+                f"{path}: the map is {found.shape[1]} x {found.shape[0]}, its picture {width} x {height}. "
+                "Make the map for this picture."
+            )
+        strange = found[(found >= self.classes) & (found != UNKNOWN)]
+        if len(strange):
+            raise DataError(
+                f"{path}: holds the class {strange[0]}; there are {self.classes}, counted from 0, and {UNKNOWN} for "
+                f"what is not known. List all classes in {path.parent.parent / 'names.txt'}."
+            )
+        return found
+
+
+def find_stuff(dataset: Dataset) -> Stuff | None:
+    """The maps of a split, None where the data set has none. Raises DataError where only some images have one."""
+    for name in FOLDERS:
+        folder = dataset.root / name / dataset.split
+        if folder.is_dir():
+            paths = [folder / Path(dataset.file_name(i)).with_suffix(".png") for i in range(len(dataset))]
+            lacking = [path for path in paths if not path.is_file()]
+            if lacking:
+                raise DataError(
+                    f"{lacking[0]}: does not exist, and {len(lacking)} of {len(paths)} images have no map of stuff. "
+                    "Bring them, or remove the folder to learn without."
+                )
+            return Stuff(FlatStrings.of([str(path) for path in paths]), _classes(folder.parent / "names.txt"))
+    return None
+
+
+def coarse(stuff: UInt8[Tensor, "h w"], height: int, width: int) -> UInt8[Tensor, "i j"]:
+    """The map of an image that was resized to this size, at the middle of every cell of `STRIDE` pixels."""
+    rows, columns = (
+        (torch.arange(0, new, STRIDE).add(STRIDE / 2).clamp(max=new - 0.5) * (old / new)).long().clamp(max=old - 1)
+        for new, old in ((height, stuff.shape[0]), (width, stuff.shape[1]))
+    )
+    return stuff[rows[:, None], columns]
+
+
+def _classes(names: Path) -> int:
+    if not names.is_file():
+        return COCO_CLASSES
+    return len([line for line in names.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()])

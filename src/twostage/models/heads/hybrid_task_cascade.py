@@ -1,0 +1,141 @@
+"""Hybrid Task Cascade: boxes and masks refine each other, in the light of the whole picture (Chen et al. 2019).
+
+It differs from Cascade Mask R-CNN in three things, each of which a field turns off:
+
+1. Interleaved execution: a stage's mask head sees the boxes that its box head has just moved (section 3.1, b).
+2. Mask information flow: it also reads what the mask heads before it have made of the same region (section 3.2).
+3. A semantic branch reads all levels; what it sees is added to the features of every box and mask (section 3.3).
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from twostage.data.batch import Targets
+from twostage.models.backbones.norm import ConvNorm
+from twostage.models.fields import Fields
+from twostage.models.heads.box import BoxHead, Look, Maps
+from twostage.models.heads.cascade import Cascade, drawing_otherwise, mean_masks, moved, scaled_gradient
+from twostage.models.heads.detect import Found
+from twostage.models.heads.filled import filled
+from twostage.models.heads.mask import MaskHead
+from twostage.models.heads.semantic import SemanticBranch
+from twostage.models.losses import Losses, Mean, alone
+from twostage.models.proposals.rpn import Proposals
+from twostage.models.targets.regions import RegionTargets, joined, region_targets
+from twostage.models.targets.sampling import Sampler
+
+
+class WithContext(nn.Module):
+    """Pooled regions, and the same regions of the semantic branch's map added to them; that map is the last."""
+
+    def __init__(self, regions: nn.Module, context: nn.Module) -> None:
+        super().__init__()
+        self.regions = regions
+        self.context = context
+
+    def forward(self, maps: Maps, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
+        """Features of each box."""
+        return self.regions(maps[:-1], boxes) + self.context(maps[-1:], boxes)
+
+
+class HybridTaskCascade(nn.Module):
+    """The boxes of a `Cascade`, mask heads that hand on what they see by `flows`, and a `semantic` branch or none."""
+
+    knows_masks = True
+
+    def __init__(
+        self,
+        fields: Fields,
+        boxes: Sequence[BoxHead],
+        masks: Sequence[MaskHead],
+        semantic: SemanticBranch | None,
+    ) -> None:
+        super().__init__()
+        self.fields = fields
+        self.cascade = Cascade(fields, boxes)
+        self.mask = nn.ModuleList(masks)
+        width = masks[0].up.weight.shape[2]
+        flows = [ConvNorm(nn.Conv2d(width, width, 1), None, "relu") for _ in masks[1:]] if fields.htc_mask_flow else []
+        self.flows = nn.ModuleList(flows)
+        self.semantic = semantic
+
+    def reads(self, maps: Maps) -> Maps:
+        """The maps, and behind them what the semantic branch sees."""
+        return maps if self.semantic is None else (*maps, self.semantic.embedding(self.semantic.seen(maps)))
+
+    def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
+        """What each stage says of the boxes that the one before has moved."""
+        return self.cascade.looks(maps, proposals, sizes)
+
+    def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
+        """Detections as a cascade's."""
+        return self.cascade.detect(looks, proposals, sizes, output)
+
+    def masks(self, maps: Maps, found: Found) -> Found:
+        """Detections with the mean of the masks of all stages, each with what the ones before have seen."""
+        count = filled(found.valid)
+        boxes, labels = found.boxes[:, :count], found.labels[:, :count]
+        told = self.told(self.pooled(maps, boxes), labels, len(self.mask))
+        padding = (0, 0, 0, 0, 0, found.boxes.shape[1] - count)
+        return mean_masks([found._replace(masks=pad(logits.float().sigmoid(), padding)) for logits in told])
+
+    def losses(
+        self,
+        maps: Maps,
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        targets: Targets,
+        sampler: Sampler | None = None,
+        mean: Mean = alone,
+    ) -> Losses:
+        """The losses of every stage's boxes and masks, each with its weight, and that of the semantic branch."""
+        losses: Losses = {}
+        if self.semantic is not None:
+            if targets.stuff is None:
+                raise ValueError("A model with a semantic branch needs maps of stuff: these targets have none.")
+            seen = self.semantic.seen(maps)
+            losses["semantic"] = self.fields.semantic_lambda * self.semantic.loss(seen, targets.stuff, mean)
+            maps = (*maps, self.semantic.embedding(seen))
+        maps = [scaled_gradient(x, self.fields.cascade_gradient) for x in maps]
+        boxes, valid = proposals.boxes, proposals.valid
+        for k, (head, weight) in enumerate(zip(self.cascade.heads, self.fields.cascade_loss_weights, strict=True)):
+            own = drawing_otherwise(targets, k)
+            learned = head.learn(maps, boxes, valid, own, sampler, mean)
+            boxes, valid = moved(head, learned, boxes.shape[1], sizes)
+            goal = learned.goal
+            if self.fields.htc_interleaved:
+                again = joined(boxes, valid, targets, head.fields)
+                goal = region_targets(
+                    *again, drawing_otherwise(own, len(self.mask)), sampler or head.sampler, head.fields
+                )
+            stage = {**learned.losses, "mask": self._mask_loss(k, maps, goal, targets, mean)}
+            losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}
+        return losses
+
+    def pooled(self, maps: Maps, boxes: Float[Tensor, "n d 4"]) -> Float[Tensor, "n d c m m"]:
+        """What mask heads see of boxes: the same for all of them."""
+        return cast(MaskHead, self.mask[0]).regions(maps, boxes)
+
+    def told(
+        self, regions: Float[Tensor, "n d c m m"], labels: Int[Tensor, "n d"], stages: int
+    ) -> list[Float[Tensor, "n d M M"]]:
+        """The logits of the masks of the first so many stages."""
+        x, seen, told = regions.flatten(0, 1), None, []
+        for k, head in enumerate(cast(list[MaskHead], list(self.mask)[:stages])):
+            flows = k > 0 and len(self.flows) > 0
+            seen = head.convs(x + self.flows[k - 1](seen) if flows else x)
+            told.append(head.tell(seen, labels))
+        return told
+
+    def _mask_loss(
+        self, stage: int, maps: Maps, goal: RegionTargets, targets: Targets, mean: Mean
+    ) -> Float[Tensor, ""]:
+        head = cast(MaskHead, self.mask[stage])
+        boxes, classes, truth, positive = head.positives(goal)
+        labels = (classes - 1).clamp(min=0)
+        logits = self.told(self.pooled(maps, boxes), labels, stage + 1)[-1]
+        return head.loss_of(logits, boxes, truth, positive, targets, mean)
