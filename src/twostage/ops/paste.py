@@ -121,6 +121,8 @@ def _rle(patch: Patch, height: int, width: int) -> RLE:
     at = (left + changes // (rows + 1)) * height + top + changes % (rows + 1)
     if rows == height:
         at = _touching(at)
+    if len(at) and at[-1] == height * width:
+        at = at[:-1]  # a mask that ends with the picture has no run behind it
     runs = np.diff(at, prepend=0, append=height * width).tolist()
     rle: RLE = coco.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     return rle

@@ -1,0 +1,135 @@
+"""Cascade R-CNN: boxes refined stage by stage, thresholds that rise, probabilities averaged."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from twostage.data.batch import Batch, Targets
+from twostage.errors import UsageError
+from twostage.models.fields import Fields
+from twostage.models.heads.cascade import refined, scaled_gradient, stage_fields
+from twostage.models.heads.detect import detect
+from twostage.models.zoo import build
+from twostage.ops.boxes import iou
+from twostage.ops.deltas import decode
+
+SIZES = [(64, 96), (60, 80)]
+
+
+def cascade(**fields: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = build("cascade_rcnn_tiny_fpn", 3, rpn_keep_train=30, rpn_keep_test=30, region_batch=16, **fields)
+    for head in model.head.boxes:
+        torch.nn.init.normal_(head.deltas.weight, std=0.02)
+        torch.nn.init.normal_(head.classes.weight, std=0.2)
+    return model
+
+
+def test_the_papers_stages() -> None:
+    """Section 4.3 and mmdetection's and detectron2's configurations."""
+    stages = stage_fields(Fields(class_agnostic=True))
+    assert [s.region_positive_iou for s in stages] == [0.5, 0.6, 0.7]
+    assert [s.region_background_iou for s in stages] == [(0, 0.5), (0, 0.6), (0, 0.7)]
+    assert [s.box_delta_weights for s in stages] == [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
+
+
+def test_each_stage_looks_at_what_the_one_before_has_moved(make_batch: Callable[..., Batch]) -> None:
+    model = cascade().eval()
+    with torch.no_grad():
+        stages = model.stages(make_batch(*SIZES))
+    assert torch.equal(stages.looks[0].boxes, stages.proposals.boxes)
+    limits = torch.tensor(SIZES).flip(1).repeat(1, 2)[:, None].float()
+    for weights, before, after in zip(
+        model.fields.cascade_delta_weights, stages.looks[:-1], stages.looks[1:], strict=False
+    ):
+        expected = decode(before.deltas[:, :, 0], before.boxes, weights=weights)
+        torch.testing.assert_close(after.boxes, expected.clamp(min=0).minimum(limits))
+    assert not torch.equal(stages.looks[0].boxes, stages.looks[2].boxes)
+
+
+def test_detections_have_the_mean_of_the_probabilities_and_the_last_stages_boxes(
+    make_batch: Callable[..., Batch],
+) -> None:
+    model = cascade(score_threshold=0.0, nms=1.0, soft_nms="off", max_det=90).eval()
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        stages = model.stages(batch)
+    mean = sum(look.logits.softmax(dim=2) for look in stages.looks)[..., 1:] / 3
+    last = refined(model.head.boxes[2], stages.looks[2], batch.sizes)
+    found = stages.found
+    for image in range(2):
+        rows = found.valid[image]
+        parents, labels = found.proposals[image][rows], found.labels[image][rows]
+        torch.testing.assert_close(found.scores[image][rows], mean[image][parents, labels])
+        torch.testing.assert_close(found.boxes[image][rows], last[image][parents], rtol=1e-4, atol=1e-3)
+
+
+def test_one_stage_is_a_plain_head(make_batch: Callable[..., Batch]) -> None:
+    one = {"cascade_ious": [0.5], "cascade_delta_weights": [[10, 10, 5, 5]], "cascade_loss_weights": [1.0]}
+    model = cascade(**one).eval()
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        stages = model.stages(batch)
+        plain = detect(stages.looks[0].logits, stages.looks[0].deltas, stages.proposals, batch.sizes, model.fields)
+    torch.testing.assert_close(stages.found.boxes, plain.boxes)
+    torch.testing.assert_close(stages.found.scores, plain.scores)
+
+
+def test_stages_learn_from_boxes_that_overlap_ever_more(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    model = cascade(region_positive_fraction=1.0).train()
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
+    goals = []
+    for head in model.head.boxes:
+        own = head.learn
+        head.learn = lambda *a, own=own, **k: goals.append(own(*a, **k)) or goals[-1]
+    losses = model(batch, targets)
+    assert set(losses) == {"rpn_class", "rpn_box", *(f"{n}_{k}" for n in ("class", "box") for k in (1, 2, 3))}
+    for goal, least in zip(goals, (0.5, 0.6, 0.7), strict=True):
+        overlap = iou(goal.goal.boxes, targets.boxes).masked_fill(~targets.valid[:, None], 0).amax(dim=2)
+        assert (overlap[goal.goal.positive] >= least).all()
+        assert goal.goal.positive.any()
+        assert (overlap[goal.goal.valid & ~goal.goal.positive] < least).all()
+    # What a stage hands on are moved boxes: the objects themselves join anew.
+    assert goals[1].goal.valid.sum(dim=1).max() <= goals[0].goal.valid.sum(dim=1).max() + 3
+
+
+def test_loss_weights_and_gradients_are_fields(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
+    plain = cascade(cascade_loss_weights=[1, 1, 1], norm="frozen").train()
+    weighed = cascade(cascade_loss_weights=[1, 0.5, 0.25], norm="frozen").train()
+    one, two = plain(batch, targets), weighed(batch, targets)
+    for name, factor in (("class_1", 1), ("box_2", 0.5), ("class_3", 0.25)):
+        torch.testing.assert_close(two[name], factor * one[name])
+
+    def gradient(model: torch.nn.Module) -> torch.Tensor:
+        losses = model(batch, targets)
+        (value,) = torch.autograd.grad(losses["class_2"], [model.backbone.outputs[0][0].weight])
+        return value
+
+    thirds = cascade(cascade_loss_weights=[1, 1, 1], cascade_gradient=1 / 3, norm="frozen").train()
+    torch.testing.assert_close(gradient(thirds), gradient(plain) / 3, rtol=1e-4, atol=1e-7)
+
+
+def test_scaled_gradient() -> None:
+    x = torch.ones(3, requires_grad=True)
+    y = scaled_gradient(x, 0.25)
+    assert torch.equal(x, y)
+    y.sum().backward()
+    assert x.grad.tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"cascade_ious": [0.5, 0.6]}, "have 2, 3, 3 values: give each one a stage"),
+        ({"class_agnostic": False}, "leave it true"),
+    ],
+)
+def test_fields_that_contradict_each_other(fields: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        build("cascade_rcnn_tiny_fpn", 3, **fields)

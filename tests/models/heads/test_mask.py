@@ -1,0 +1,163 @@
+"""Mask R-CNN's head: torchvision's layers, the own class alone, positives alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+
+from twostage.data.batch import Batch, Targets
+from twostage.data.coverage import Coverage
+from twostage.models.fields import Fields
+from twostage.models.heads.detect import Found
+from twostage.models.heads.filled import filled
+from twostage.models.heads.mask import BoxesAndMasks, MaskHead
+from twostage.models.zoo import build
+
+C, K, M = 12, 4, 14
+
+
+class Pooled(torch.nn.Module):
+    """Stands for the pooling: features of as many boxes as are asked for."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__()
+        self.features = features
+        self.asked: list[int] = []
+
+    def forward(self, maps: object, boxes: torch.Tensor) -> torch.Tensor:
+        self.asked.append(boxes.shape[1])
+        return self.features[:, : boxes.shape[1]]
+
+
+@pytest.fixture
+def features() -> torch.Tensor:
+    return torch.rand(2, 5, C, M, M, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def head(features: torch.Tensor) -> MaskHead:
+    torch.manual_seed(0)
+    made = MaskHead(Fields(mask_channels=C), Pooled(features), C, K)
+    torch.nn.init.normal_(made.classes.weight)
+    torch.nn.init.normal_(made.up.bias)
+    return made
+
+
+def test_logits_are_torchvisions_of_the_own_class(head: MaskHead, features: torch.Tensor) -> None:
+    convs, last = MaskRCNNHeads(C, [C] * 4, 1), MaskRCNNPredictor(C, C, K + 1)
+    for mine, theirs in zip(head.convs, convs, strict=True):
+        theirs[0].load_state_dict(mine[0].state_dict())
+    last.conv5_mask.weight.data = head.up.weight.detach().view(2, 2, C, C).permute(3, 2, 0, 1)
+    last.conv5_mask.bias.data = head.up.bias.detach()
+    last.mask_fcn_logits.weight.data[1:, :, 0, 0] = head.classes.weight.detach()
+    last.mask_fcn_logits.bias.data[1:] = head.classes.bias.detach()
+    labels = torch.tensor([[0, 1, 2, 3, 0], [3, 3, 1, 0, 2]])
+    ours = head([], torch.zeros(2, 5, 4), labels)
+    every = last(convs(features.flatten(0, 1)))
+    expected = every[torch.arange(10), labels.flatten() + 1].view(2, 5, 2 * M, 2 * M)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_at_first_every_cell_is_as_likely_in_as_out() -> None:
+    torch.manual_seed(0)
+    made = MaskHead(Fields(mask_channels=C), Pooled(torch.rand(1, 2, C, M, M)), C, K)
+    logits = made([], torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64))
+    assert logits.abs().max() < 0.1
+
+
+def test_what_no_image_fills_is_not_computed(head: MaskHead) -> None:
+    valid = torch.tensor([[True, True, False, False, False], [True, False, False, False, False]])
+    assert filled(valid) == 2
+    assert filled(valid & False) == 0
+    assert filled(valid.to("meta")) == 5
+    found = Found(
+        torch.zeros(2, 5, 4), torch.ones(2, 5), torch.zeros(2, 5).long(), torch.zeros(2, 5).long(), valid, valid.any(1)
+    )
+    masks = head.masks([], found).masks
+    assert head.regions.asked == [2]
+    assert masks.shape == (2, 5, 2 * M, 2 * M)
+    assert not masks[:, 2:].any()
+    assert ((masks[:, :2] > 0) & (masks[:, :2] < 1)).all()
+    assert head.masks([], found._replace(valid=valid & False)).masks.shape == (2, 5, 2 * M, 2 * M)
+
+
+def with_masks(targets: Targets) -> Targets:
+    """Each object's mask is the left half of its box."""
+    cells = torch.zeros(*targets.labels.shape, 112, 112, dtype=torch.uint8)
+    cells[..., :56] = 255
+    return replace(targets, masks=Coverage(targets.boxes.clone(), cells))
+
+
+SIZES = [(64, 96), (60, 80)]
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade"])
+def test_a_small_model_learns_half_boxes(
+    kind: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """By heart, in a few steps: then its masks are those halves."""
+    torch.manual_seed(0)
+    model = build(f"{kind}_tiny_fpn", 3, rpn_keep_train=20, region_batch=16).train()
+    batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
+    optimizer = torch.optim.Adam(model.head.parameters(), lr=3e-3)
+    first = None
+    for _ in range(25):
+        losses = model(batch, targets)
+        loss = sum(value for name, value in losses.items() if name.startswith("mask"))
+        first = first or float(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.5 * first
+    model.eval()
+    boxes, labels = targets.boxes[:1, :1], targets.labels[:1, :1]
+    found = Found(
+        boxes,
+        torch.ones(1, 1),
+        labels,
+        labels * 0,
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.zeros(1, dtype=torch.bool),
+    )
+    with torch.no_grad():
+        (mask,) = model.head.masks(model.features(Batch(batch.images[:1], batch.sizes[:1])), found).masks[0]
+    assert mask[4:-4, 2:11].mean() > 0.7
+    assert mask[4:-4, 17:-2].mean() < 0.3
+
+
+def test_the_loss_is_that_of_positives_and_their_own_class(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    torch.manual_seed(0)
+    model = build("mask_rcnn_tiny_fpn", 3, mask_lambda=3.0).train()
+    batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
+    head: BoxesAndMasks = model.head
+    seen = {}
+    head.mask.register_forward_hook(lambda _m, inputs, output: seen.update(labels=inputs[2], logits=output))
+    learned = {}
+    own = head.box.learn
+    head.box.learn = lambda *a, **k: learned.setdefault("it", own(*a, **k))  # type: ignore[method-assign]
+    loss = model(batch, targets)["mask"]
+    goal = learned["it"].goal
+    count = seen["logits"].shape[1]
+    positive = goal.positive[:, :count]
+    assert int(goal.positive.sum()) == int(positive.sum()) > 0
+    assert torch.equal(seen["labels"][positive], goal.classes[:, :count][positive] - 1)
+    from twostage.models.targets.masks import mask_targets
+
+    expected = mask_targets(goal.boxes[:, :count], goal.truth[:, :count], targets.masks, 28)
+    each = binary_cross_entropy_with_logits(seen["logits"], expected, reduction="none")[positive]
+    torch.testing.assert_close(loss, 3 * each.mean())
+
+
+def test_without_positives_the_loss_is_zero_and_without_masks_it_is_said(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    model = build("mask_rcnn_tiny_fpn", 3).train()
+    nothing = with_masks(make_targets(SIZES, [0, 0]))
+    assert float(model(make_batch(*SIZES), nothing)["mask"]) == 0
+    with pytest.raises(ValueError, match="needs them to learn from"):
+        model(make_batch(*SIZES), make_targets(SIZES, [2, 1]))
