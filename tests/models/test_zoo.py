@@ -6,6 +6,7 @@ import torch
 from torchvision.models import detection
 
 from twostage.data.batch import Batch, GivenProposals, Targets
+from twostage.data.coverage import Coverage
 from twostage.errors import UsageError
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import Found
@@ -49,7 +50,11 @@ def test_the_issues_names() -> None:
             "tiny",
         )
     }
-    assert set(ZOO) == faster | {f"fast_rcnn_{name}" for name in ("vgg16", "zf", "tiny")}
+    fast = {f"fast_rcnn_{name}" for name in ("vgg16", "zf", "tiny")}
+    pyramids = ("tiny_fpn", "resnet18_fpn", "resnet50_fpn", "resnet101_fpn")
+    families = ("mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade")
+    others = {f"{family}_{name}" for family in families for name in pyramids}
+    assert set(ZOO) == faster | fast | others | {"mask_rcnn_resnet50_fpn_v2"}
 
 
 # One of each kind of body, pyramid, regions and head. The rest differ in depth or fields, and run on the meta device.
@@ -91,6 +96,7 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
             labels=torch.empty(2, 9, dtype=torch.int64),
             valid=torch.empty(2, 9, dtype=torch.bool),
             seeds=torch.empty(2, dtype=torch.int64),
+            masks=Coverage(torch.empty(2, 9, 4), torch.empty(2, 9, 112, 112, dtype=torch.uint8)),
         )
         fast = model.rpn is None
         if fast:
@@ -99,12 +105,17 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
             batch = replace(batch, proposals=proposals)
         losses = model.train()(batch, targets)
         stages = model.eval().stages(batch)
-    assert [loss.shape for loss in losses.values()] == [()] * (2 if fast else 4)
+    stages_of_head = len(stages.looks)
+    assert [loss.shape for loss in losses.values()] == [()] * (
+        (0 if fast else 2) + stages_of_head * (3 if model.head.knows_masks else 2)
+    )
     proposals = model.fields.rpn_keep_test
     assert stages.proposals.boxes.shape == (2, proposals, 4)
     assert stages.looks[-1].logits.shape == (2, proposals, 8)
     assert stages.looks[-1].deltas.shape == (2, proposals, 1 if model.fields.class_agnostic else 7, 4)
     assert stages.found.boxes.shape == (2, 100, 4)
+    if model.head.knows_masks:
+        assert stages.found.masks.shape == (2, 100, 28, 28)
     if fast:
         assert stages.dense is None
         return

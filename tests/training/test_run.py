@@ -67,8 +67,16 @@ def test_config_repeats_the_run(options: TrainOptions, tmp_path: Path) -> None:
     assert_same_weights(Path(first["out"]), Path(second["out"]))
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "ema": 0.0}, {"accumulate": 2, "precision": "bf16"}])
-@pytest.mark.parametrize("epochs", [0, 1])
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({}, 0),
+        ({}, 1),
+        ({"optimizer": "sgd", "ema": 0.0}, 1),
+        ({"accumulate": 2, "precision": "bf16"}, 1),
+        ({"model": "hybrid_task_cascade_tiny_fpn"}, 1),
+    ],
+)
 def test_resumed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: Path, changes: dict, epochs: int) -> None:
     options = replace(options, epochs=3, eval_every=1, **changes)
     whole = train(options)

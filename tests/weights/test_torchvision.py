@@ -20,6 +20,8 @@ from twostage.weights.torchvision import COCO_HOLES, channel_last, from_torchvis
 MODELS = {
     "faster_rcnn_resnet50_fpn": detection.fasterrcnn_resnet50_fpn,
     "faster_rcnn_resnet50_fpn_v2": detection.fasterrcnn_resnet50_fpn_v2,
+    "mask_rcnn_resnet50_fpn": detection.maskrcnn_resnet50_fpn,
+    "mask_rcnn_resnet50_fpn_v2": detection.maskrcnn_resnet50_fpn_v2,
     "faster_rcnn_mobilenet_v3_large_fpn": detection.fasterrcnn_mobilenet_v3_large_fpn,
     "faster_rcnn_mobilenet_v3_large_320_fpn": detection.fasterrcnn_mobilenet_v3_large_320_fpn,
 }
@@ -34,7 +36,7 @@ def shapes(name: str, outputs: int) -> dict[str, Tensor]:
 
 def numbered(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Row i of the last layers holds i, so that one sees where it went."""
-    last = {n: t for n, t in state.items() if "box_predictor" in n}
+    last = {n: t for n, t in state.items() if "box_predictor" in n or "mask_fcn_logits" in n}
     rows = {n: torch.arange(len(t)).float().view(-1, *[1] * (t.ndim - 1)).expand(t.shape) for n, t in last.items()}
     return state | rows
 
@@ -68,6 +70,14 @@ def test_91_outputs_become_80_classes() -> None:
     assert found["head.deltas.bias"].tolist() == boxes
 
 
+def test_masks_keep_the_classes_that_boxes_keep_and_none_of_background() -> None:
+    found = from_torchvision(numbered(shapes("mask_rcnn_resnet50_fpn", 91)), 80)
+    ids = [i for i in range(1, 91) if i not in COCO_HOLES]
+    assert found["head.mask.classes.weight"][:, 0].tolist() == ids
+    assert found["head.mask.classes.bias"].tolist() == ids
+    assert found["head.box.classes.bias"].tolist() == [0, *ids]
+
+
 def test_other_heads_keep_every_class_and_lose_the_background_box() -> None:
     found = from_torchvision(numbered(shapes(MOBILE, 91)), 90)
     assert found["head.classes.bias"].tolist() == [*range(91)]
@@ -90,6 +100,7 @@ def test_names_before_torchvision_0_13(name: str) -> None:
     old = {}
     for key, tensor in new.items():
         key = re.sub(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.0\.", r"\1.", key)
+        key = re.sub(r"mask_head\.(\d)\.0\.", lambda match: f"mask_head.mask_fcn{int(match[1]) + 1}.", key)
         old[key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = tensor
     assert old.keys() != new.keys()
     a, b = from_torchvision(old, 7), from_torchvision(new, 7)

@@ -14,6 +14,8 @@ from twostage.models.fields import Fields
 PEERS = {
     "faster_rcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn",
     "faster_rcnn_resnet50_fpn_v2": "fasterrcnn_resnet50_fpn_v2",
+    "mask_rcnn_resnet50_fpn": "maskrcnn_resnet50_fpn",
+    "mask_rcnn_resnet50_fpn_v2": "maskrcnn_resnet50_fpn_v2",
     "faster_rcnn_mobilenet_v3_large_fpn": "fasterrcnn_mobilenet_v3_large_fpn",
     "faster_rcnn_mobilenet_v3_large_320_fpn": "fasterrcnn_mobilenet_v3_large_320_fpn",
 }

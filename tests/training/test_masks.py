@@ -1,0 +1,101 @@
+"""Models with masks, cascades and semantic branches from training to results, and data that lack what they learn."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from twostage.cli import main
+from twostage.data.recognise import open_dataset
+from twostage.detector import Detector
+from twostage.errors import DataError
+from twostage.ops import masks as rle_masks
+from twostage.training import TrainOptions, train
+
+KINDS = ["mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade"]
+
+
+def of(options: TrainOptions, kind: str, **changes: object) -> TrainOptions:
+    return replace(options, model=f"{kind}_tiny_fpn", **changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_evaluates_and_predicts(
+    options: TrainOptions, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(of(options, kind))
+    masks = kind != "cascade_rcnn"
+    assert ("segm_AP" in result["metrics"]) == masks
+    with (Path(result["out"]) / "metrics.csv").open(newline="") as file:
+        columns = next(csv.reader(file))
+    expected = {"train_loss_semantic", "val_loss_semantic"} if kind == "hybrid_task_cascade" else set()
+    assert {c for c in columns if "semantic" in c} == expected
+    assert ("train_loss_mask_3" in columns) == (kind in KINDS[2:])
+    assert main(["eval", str(options.data), "--weights", result["weights"], "--workers", "0", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert ("segm" in scored) == masks
+    assert scored["metrics"]["AP"] == pytest.approx(result["metrics"]["AP"])
+    picture = str(next((options.data / "val").iterdir()))
+    assert main(["predict", picture, "--weights", result["weights"], "--conf", "0.0", "--json"]) == 0
+    (image,) = json.loads(capsys.readouterr().out)["images"]
+    assert image["detections"]
+    for found in image["detections"]:
+        assert ("mask" in found) == masks
+        if masks:
+            (mask,) = rle_masks.decode([found["mask"]])
+            assert mask.shape == (image["height"], image["width"])
+
+
+def test_the_file_knows_how_many_classes_of_stuff_there_are(options: TrainOptions) -> None:
+    detector = Detector.load(train(of(options, "hybrid_task_cascade", epochs=1))["weights"])
+    assert detector.model.fields.semantic_classes == 6
+    found = detector.predict(next((options.data / "val").iterdir()), conf=0.0)
+    assert found.masks is not None
+    assert len(found.masks) == len(found)
+    assert (rle_masks.area(found.masks) <= found.size[0] * found.size[1]).all()
+
+
+def changed(scenes: Path, folder: Path, change) -> Path:
+    """A copy of the scenes with other annotations."""
+    shutil.copytree(scenes, folder)
+    for path in (folder / "annotations").iterdir():
+        document = json.loads(path.read_text())
+        for annotation in document["annotations"]:
+            change(annotation)
+        path.write_text(json.dumps(document))
+    return folder
+
+
+def test_without_masks_a_mask_model_says_so_before_it_writes(options: TrainOptions, tmp_path: Path) -> None:
+    data = changed(options.data, tmp_path / "boxes", lambda a: a.pop("segmentation"))
+    with pytest.raises(DataError, match=r"'train' has no masks, and this model learns them\. Add masks"):
+        train(of(options, "mask_rcnn", data=data))
+    assert not options.out.exists()
+    train(replace(options, data=data, epochs=1))  # boxes alone can be learned
+
+
+def test_an_object_without_a_mask_is_named(options: TrainOptions, tmp_path: Path) -> None:
+    data = changed(options.data, tmp_path / "some", lambda a: a.update(segmentation=[]) if a["id"] == 3 else None)
+    with pytest.raises(DataError, match=r"1 of \d+ objects have no mask \(.*annotations\[2\] \(id 3.*--on-error skip"):
+        train(of(options, "mask_rcnn", data=data))
+    assert open_dataset(data, split="train").masks is not None
+    result = train(of(options, "mask_rcnn", data=data, on_error="skip", epochs=1))
+    assert "segm_AP" in result["metrics"]
+
+
+def test_without_stuff_the_branch_is_left_out_and_a_half_of_it_is_an_error(
+    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "scenes"
+    shutil.copytree(options.data, data)
+    shutil.rmtree(data / "stuff" / "val")
+    with pytest.raises(DataError, match=r"'val' has no maps of stuff.*semantic_classes=0"):
+        train(of(options, "hybrid_task_cascade", data=data))
+    shutil.rmtree(data / "stuff")
+    with caplog.at_level("INFO", "twostage.training"):
+        result = train(of(options, "hybrid_task_cascade", data=data, out=tmp_path / "without", epochs=1))
+    assert "learns without its semantic branch" in caplog.text
+    assert Detector.load(result["weights"]).model.head.semantic is None
