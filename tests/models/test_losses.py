@@ -1,9 +1,20 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchvision import ops
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from twostage.models.losses import alone, box_loss, class_loss, objectness_loss, one_over_sampled
+from twostage.models.losses import (
+    alone,
+    box_loss,
+    class_loss,
+    class_losses,
+    mask_loss,
+    objectness_loss,
+    one_over_sampled,
+    overlap_loss,
+)
 
 N, S, K = 3, 16, 5
 
@@ -91,3 +102,52 @@ def test_arithmetic_is_float32_whatever_the_networks_precision() -> None:
     assert class_loss(logits.bfloat16(), classes, valid, torch.ones(N)).dtype == torch.float32
     assert box_loss(own(deltas, classes).bfloat16(), goal, valid, torch.ones(N), beta=1.0).dtype == torch.float32
     assert objectness_loss(logits[..., 0].bfloat16(), valid, valid, torch.ones(N)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [("giou", ops.generalized_box_iou_loss), ("diou", ops.distance_box_iou_loss), ("ciou", ops.complete_box_iou_loss)],
+)
+def test_overlap_losses_of_positives_and_no_gradient_of_the_rest(kind: str, theirs) -> None:
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(2, N, S, 2, generator=g) * 30
+    boxes, truth = torch.cat([corner, corner + 5 + torch.rand(2, N, S, 2, generator=g) * 40], dim=-1)
+    positive = torch.rand(N, S, generator=g) < 0.4
+    wild = boxes.masked_fill(~positive[..., None], torch.inf).requires_grad_()
+    found = overlap_loss(wild, truth, positive, torch.full((N,), 0.5), kind)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, 0.5 * theirs(boxes[positive], truth[positive]).sum())
+    found.backward()
+    assert wild.grad.isfinite().all()
+    assert not wild.grad[~positive].any()
+    same = overlap_loss(truth, truth, positive, torch.ones(N), kind)  # type: ignore[arg-type]
+    torch.testing.assert_close(same, torch.tensor(0.0), atol=1e-4, rtol=0)
+
+
+def test_class_losses_by_their_formulas() -> None:
+    logits, _, classes, _ = regions()
+    p = logits.softmax(dim=2).gather(2, classes[..., None])[..., 0]
+    torch.testing.assert_close(class_losses(logits, classes), -p.log())
+    torch.testing.assert_close(class_losses(logits, classes, gamma=2.0), -((1 - p) ** 2) * p.log())
+    weights = torch.linspace(0.5, 2, K + 1)
+    torch.testing.assert_close(class_losses(logits, classes, class_weights=weights), -weights[classes] * p.log())
+    smooth = cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(class_losses(logits, classes, smoothing=0.1).flatten(), smooth)
+
+
+def test_focal_objectness_is_torchvisions() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, positive = torch.randn(N, S, generator=g), torch.rand(N, S, generator=g) < 0.3
+    valid, weight = torch.ones(N, S, dtype=torch.bool), torch.ones(N)
+    found = objectness_loss(logits, positive, valid, weight, focal=(2.0, 0.25))
+    torch.testing.assert_close(found, ops.sigmoid_focal_loss(logits, positive.float(), 0.25, 2.0, "sum"))
+
+
+def test_mask_loss_is_the_mean_over_cells_of_positives() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(N, S, 4, 4, generator=g)
+    goal = (torch.rand(N, S, 4, 4, generator=g) < 0.5).float()
+    positive = torch.rand(N, S, generator=g) < 0.4
+    found = mask_loss(logits, goal, positive, one_over_sampled(positive, alone))
+    p = logits.sigmoid()[positive]
+    each = -(goal[positive] * p.log() + (1 - goal[positive]) * (1 - p).log())
+    torch.testing.assert_close(found, each.mean())

@@ -70,6 +70,7 @@ class Fields:
     rpn_box_normaliser: Literal["sampled", "locations"] = "sampled"  # N_reg: sampled anchors, or map positions
     rpn_lambda: NotNegative = 1.0
     rpn_beta: NotNegative = 1 / 9  # smooth L1 turns from square to linear here
+    objectness_loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     rpn_top_train: Count = 2000  # before NMS, per level
     rpn_top_test: Count = 1000
     rpn_keep_train: Count = 2000  # after NMS, all levels together; of proposals from elsewhere the best so many
@@ -105,8 +106,17 @@ class Fields:
     region_positive_iou: Share = 0.5
     region_background_iou: tuple[Share, Share] = (0.0, 0.5)
     region_truth: bool = True  # ground-truth boxes join the proposals in training
+    # "ohem" takes the regions that are told worst (Shrivastava et al. 2016), and looks at all of them to know.
+    region_sampling: Literal["random", "ohem"] = "random"
+    box_loss: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"  # the last three of the moved box
     box_beta: NotNegative = 1 / 9
     box_lambda: NotNegative = 1.0  # of the box loss against the class loss (Fast R-CNN, equation 1)
+
+    class_loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    class_weights: tuple[NotNegative, ...] | None = None  # one a class, background counts 1; None: all alike
+    label_smoothing: Share = 0.0
+    focal_gamma: NotNegative = 2.0  # of every focal loss (Lin et al. 2017)
+    focal_alpha: Share = 0.25  # of those of one logit
 
     # Cascade (Cai and Vasconcelos 2018): one value a stage
     cascade_ious: tuple[Share, ...] = (0.5, 0.6, 0.7)

@@ -4,6 +4,7 @@ Letters: N images, S sampled anchors or regions, K classes. All arithmetic is fl
 """
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -30,11 +31,59 @@ def one_over_sampled(valid: Bool[Tensor, "n s"], mean: Mean) -> Float[Tensor, " 
 
 
 def objectness_loss(
-    logits: Float[Tensor, "n s"], positive: Bool[Tensor, "n s"], valid: Bool[Tensor, "n s"], weight: Float[Tensor, "n"]
+    logits: Float[Tensor, "n s"],
+    positive: Bool[Tensor, "n s"],
+    valid: Bool[Tensor, "n s"],
+    weight: Float[Tensor, "n"],
+    *,
+    focal: tuple[float, float] | None = None,
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy of each sampled anchor, summed with each image's `weight` (one over N_cls)."""
-    loss = binary_cross_entropy_with_logits(logits.float(), positive.float(), reduction="none")
+    """Binary cross-entropy of each sampled anchor, summed with each image's `weight` (one over N_cls).
+
+    With `focal`, its gamma and alpha, what is told right already counts less (Lin et al. 2017, "Focal Loss").
+    """
+    loss = binary_focal(logits, positive.float(), *(focal or (0.0, -1.0)))
     return ((loss * valid).sum(dim=1) * weight).sum()
+
+
+def binary_focal(
+    logits: Float[Tensor, "*s"], goal: Float[Tensor, "*s"], gamma: float, alpha: float
+) -> Float[Tensor, "*s"]:
+    """-alpha_t (1 - p_t)^gamma log p_t (Focal Loss, equation 5); without alpha where it is below 0."""
+    loss = binary_cross_entropy_with_logits(logits.float(), goal, reduction="none")
+    if gamma == 0 and alpha < 0:
+        return loss
+    p = logits.float().sigmoid()
+    loss = loss * (1 - (p * goal + (1 - p) * (1 - goal))) ** gamma
+    return loss if alpha < 0 else loss * (alpha * goal + (1 - alpha) * (1 - goal))
+
+
+Overlap = Literal["giou", "diou", "ciou"]
+
+
+def overlap_loss(
+    boxes: Float[Tensor, "n s 4"],
+    truth: Float[Tensor, "n s 4"],
+    positive: Bool[Tensor, "n s"],
+    weight: Float[Tensor, "n"],
+    kind: Overlap,
+) -> Float[Tensor, ""]:
+    """1 less an overlap of the positives' boxes with their objects, summed with each image's `weight`.
+
+    GIoU (Rezatofighi et al. 2019), DIoU and CIoU (Zheng et al. 2020), as torchvision computes them.
+    """
+    from torchvision import ops
+
+    losses = {
+        "giou": ops.generalized_box_iou_loss,
+        "diou": ops.distance_box_iou_loss,
+        "ciou": ops.complete_box_iou_loss,
+    }
+    # Boxes of other rows may be infinite, and their gradient would be NaN behind a `where`.
+    unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    boxes, truth = (b.where(positive[..., None], unit).flatten(0, 1) for b in (boxes, truth))
+    loss = losses[kind](boxes, truth, reduction="none").view_as(positive)
+    return (loss.where(positive, 0.0).sum(dim=1) * weight).sum()
 
 
 def box_loss(
@@ -69,8 +118,34 @@ def mask_loss(
 
 
 def class_loss(
-    logits: Float[Tensor, "n s k1"], classes: Int[Tensor, "n s"], valid: Bool[Tensor, "n s"], weight: Float[Tensor, "n"]
+    logits: Float[Tensor, "n s k1"],
+    classes: Int[Tensor, "n s"],
+    valid: Bool[Tensor, "n s"],
+    weight: Float[Tensor, "n"],
+    **how: Any,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over K + 1 classes of the valid regions, summed with each image's `weight`; background is 0."""
-    loss = cross_entropy(logits.float().flatten(0, 1), classes.flatten(), reduction="none").view_as(valid)
-    return ((loss * valid).sum(dim=1) * weight).sum()
+    """Cross-entropy over K + 1 classes of the valid regions, summed with each image's `weight`; background is 0.
+
+    `how` is that of `class_losses`.
+    """
+    return ((class_losses(logits, classes, **how) * valid).sum(dim=1) * weight).sum()
+
+
+def class_losses(
+    logits: Float[Tensor, "n s k1"],
+    classes: Int[Tensor, "n s"],
+    *,
+    gamma: float = 0.0,
+    smoothing: float = 0.0,
+    class_weights: Float[Tensor, " k1"] | None = None,
+) -> Float[Tensor, "n s"]:
+    """The cross-entropy of every region; with `gamma` times (1 - p)^gamma, p what its class is given (Focal Loss).
+
+    `smoothing` shares so much of the truth among all classes (Szegedy et al. 2016, section 7), `class_weights` says
+    how much each class counts.
+    """
+    flat, goal = logits.float().flatten(0, 1), classes.flatten()
+    loss = cross_entropy(flat, goal, class_weights, reduction="none", label_smoothing=smoothing)
+    if gamma:
+        loss = loss * (1 - flat.softmax(dim=1).gather(1, goal[:, None])[:, 0]) ** gamma
+    return loss.view_as(classes)

@@ -4,19 +4,30 @@ Letters: N images, P regions an image, K classes; class 0 of K + 1 is background
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from twostage.data.batch import Targets
+from twostage.errors import UsageError
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import Found, detect
-from twostage.models.losses import Losses, Mean, alone, box_loss, class_loss, one_over_sampled
+from twostage.models.losses import (
+    Losses,
+    Mean,
+    alone,
+    box_loss,
+    class_loss,
+    class_losses,
+    one_over_sampled,
+    overlap_loss,
+)
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.targets.regions import RegionTargets, joined, region_targets
-from twostage.models.targets.sampling import RandomSampler, Sampler
+from twostage.models.targets.sampling import RandomSampler, Sample, Sampler, largest
+from twostage.ops.deltas import decode
 
 Maps = Sequence[Float[Tensor, "n _ _ _"]]
 
@@ -44,6 +55,7 @@ class BoxHead(nn.Module):
     """`regions` pools each box, `body` makes one vector of it, two linear layers the logits and the deltas."""
 
     knows_masks = False
+    class_weights: Tensor | None
 
     def __init__(self, fields: Fields, regions: nn.Module, body: nn.Module, width: int, num_classes: int) -> None:
         super().__init__()
@@ -57,6 +69,11 @@ class BoxHead(nn.Module):
         nn.init.zeros_(self.classes.bias)
         nn.init.zeros_(self.deltas.bias)
         self.sampler: Sampler = RandomSampler(fields.region_batch, fields.region_positive_fraction)
+        weights = fields.class_weights
+        if weights is not None and len(weights) != num_classes:
+            raise UsageError(f"class_weights has {len(weights)} numbers: give one for each of {num_classes} classes")
+        counts = None if weights is None else torch.tensor([1.0, *weights])
+        self.register_buffer("class_weights", counts, persistent=False)
 
     def forward(self, maps: Maps, boxes: Float[Tensor, "n p 4"]) -> Look:
         """What it says of boxes."""
@@ -107,6 +124,8 @@ class BoxHead(nn.Module):
         """
         fields = self.fields
         boxes, valid = joined(boxes, valid, targets, fields)
+        if sampler is None and fields.region_sampling == "ohem":
+            sampler = self._hardest(maps, boxes, targets)
         goal = region_targets(boxes, valid, targets, sampler or self.sampler, fields)
         regions = goal.boxes
         if fields.proposal_gradient:
@@ -117,7 +136,47 @@ class BoxHead(nn.Module):
         # All regions count, so that an image with few positives weighs no more than one with many.
         weight = one_over_sampled(goal.valid, mean)
         losses = {
-            "class": class_loss(look.logits, goal.classes, goal.valid, weight),
-            "box": fields.box_lambda * box_loss(own, goal.deltas, goal.positive, weight, beta=fields.box_beta),
+            "class": class_loss(look.logits, goal.classes, goal.valid, weight, **self._how),
+            "box": fields.box_lambda * self._box_loss(own, goal, targets, weight),
         }
         return Learned(losses, goal, look)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        """How classes are learned."""
+        fields = self.fields
+        gamma = fields.focal_gamma if fields.class_loss == "focal" else 0.0
+        return {"gamma": gamma, "smoothing": fields.label_smoothing, "class_weights": self.class_weights}
+
+    def _box_loss(
+        self, deltas: Float[Tensor, "n s 4"], goal: RegionTargets, targets: Targets, weight: Float[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        fields = self.fields
+        if fields.box_loss == "smooth_l1" or fields.box_loss == "l1":
+            beta = 0.0 if fields.box_loss == "l1" else fields.box_beta
+            return box_loss(deltas, goal.deltas, goal.positive, weight, beta=beta)
+        moved = decode(
+            deltas,
+            goal.boxes,
+            weights=fields.box_delta_weights,
+            clamp=fields.delta_clamp,
+            two_sided=fields.delta_clamp_two_sided,
+        )
+        truth = targets.boxes.gather(1, goal.truth[..., None].expand(-1, -1, 4))
+        return overlap_loss(moved, truth, goal.positive, weight, fields.box_loss)
+
+    @torch.no_grad()
+    def _hardest(self, maps: Maps, boxes: Float[Tensor, "n q 4"], targets: Targets) -> Sampler:
+        """A sampler that takes what is told worst (Shrivastava et al. 2016), by the class loss of every box.
+
+        Positives and negatives compete among themselves, as in mmdetection.
+        """
+        logits = self([x.detach() for x in maps], boxes).logits
+        fields = self.fields
+
+        def sample(matches: Int[Tensor, "n q"], seeds: Int[Tensor, " n"]) -> Sample:
+            labels = targets.labels.gather(1, matches.clamp(min=0)) + 1
+            keys = class_losses(logits, labels.where(matches >= 0, 0), **self._how)
+            return largest(matches, keys, fields.region_batch, fields.region_positive_fraction)
+
+        return sample

@@ -159,8 +159,9 @@ class RPN(nn.Module):
             class_weight, box_weight = self._weights(sample.valid, inside, mean)
         logits = torch.cat(dense.logits, dim=1).gather(1, sample.index)
         deltas = torch.cat(dense.deltas, dim=1).gather(1, sample.index[..., None].expand(-1, -1, 4))
+        focal = (fields.focal_gamma, fields.focal_alpha) if fields.objectness_loss == "focal" else None
         return {
-            "rpn_class": objectness_loss(logits, sample.positive, sample.valid, class_weight),
+            "rpn_class": objectness_loss(logits, sample.positive, sample.valid, class_weight, focal=focal),
             "rpn_box": fields.rpn_lambda * box_loss(deltas, goal, sample.positive, box_weight, beta=fields.rpn_beta),
         }
 

@@ -37,21 +37,26 @@ class RandomSampler:
 
     def __call__(self, matches: Int[Tensor, "n a"], seeds: Int[Tensor, " n"]) -> Sample:
         """The sample of each image. Negatives fill up what positives leave."""
-        count = min(self.count, matches.shape[1])
-        keys = uniform(seeds, matches.shape[1])
-        positives, is_positive = _draw(matches >= 0, keys, min(int(self.count * self.positive_fraction), count))
-        negatives, is_negative = _draw(matches == NEGATIVE, keys, count)
-        # Slot j holds the j-th positive while there are any, then the negatives: a shift, not a loop.
-        found = is_positive.sum(dim=1, keepdim=True)
-        slot = torch.arange(count, device=matches.device).expand(len(matches), -1)
-        positive = slot < found
-        later = (slot - found).clamp(min=0)
-        index = torch.where(
-            positive,
-            positives.gather(1, slot.clamp(max=max(positives.shape[1] - 1, 0))) if positives.shape[1] else slot,
-            negatives.gather(1, later),
-        )
-        return Sample(index, positive, positive | is_negative.gather(1, later))
+        return largest(matches, uniform(seeds, matches.shape[1]), self.count, self.positive_fraction)
+
+
+def largest(matches: Int[Tensor, "n a"], keys: Float[Tensor, "n a"], count: int, positive_fraction: float) -> Sample:
+    """The boxes with the largest keys, which are from 0 up; positives as far as their share goes, then negatives."""
+    most = int(count * positive_fraction)
+    count = min(count, matches.shape[1])
+    positives, is_positive = _draw(matches >= 0, keys, min(most, count))
+    negatives, is_negative = _draw(matches == NEGATIVE, keys, count)
+    # Slot j holds the j-th positive while there are any, then the negatives: a shift, not a loop.
+    found = is_positive.sum(dim=1, keepdim=True)
+    slot = torch.arange(count, device=matches.device).expand(len(matches), -1)
+    positive = slot < found
+    later = (slot - found).clamp(min=0)
+    index = torch.where(
+        positive,
+        positives.gather(1, slot.clamp(max=max(positives.shape[1] - 1, 0))) if positives.shape[1] else slot,
+        negatives.gather(1, later),
+    )
+    return Sample(index, positive, positive | is_negative.gather(1, later))
 
 
 def uniform(seeds: Int[Tensor, " n"], count: int) -> Float[Tensor, "n {count}"]:

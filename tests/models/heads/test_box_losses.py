@@ -1,0 +1,107 @@
+"""What a box head learns by: losses by fields, hard examples, and fields that cannot be."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from twostage.data.batch import Batch, Targets
+from twostage.errors import UsageError
+from twostage.models.heads.cascade import refined
+from twostage.models.losses import class_losses, overlap_loss
+from twostage.models.zoo import build
+from twostage.ops.boxes import iou
+
+SIZES = [(64, 96), (60, 80)]
+
+
+def model(**fields: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    small = {"rpn_keep_train": 30, "region_batch": 16, "norm": "frozen", **fields}
+    made = build("faster_rcnn_tiny_fpn", 3, **small).train()
+    torch.nn.init.normal_(made.head.deltas.weight, std=0.02)
+    torch.nn.init.normal_(made.head.classes.weight, std=0.5)
+    return made
+
+
+@pytest.fixture
+def batch(make_batch: Callable[..., Batch]) -> Batch:
+    return make_batch(*SIZES)
+
+
+@pytest.fixture
+def targets(make_targets: Callable[..., Targets]) -> Targets:
+    return make_targets(SIZES, [3, 2])
+
+
+def learned(made: torch.nn.Module, batch: Batch, targets: Targets):
+    maps = made.features(batch)
+    _, proposals = made.proposals(maps, batch)
+    return made.head.learn(maps, proposals.boxes, proposals.valid, targets)
+
+
+@pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
+def test_overlap_losses_are_of_the_moved_box_and_its_object(kind: str, batch: Batch, targets: Targets) -> None:
+    made = model(box_loss=kind)
+    one = learned(made, batch, targets)
+    moved = refined(made.head, one.look, batch.sizes * 100)  # without a border to clip at
+    truth = targets.boxes.gather(1, one.goal.truth[..., None].expand(-1, -1, 4))
+    weight = torch.full((2,), 1 / float(one.goal.valid.sum()))
+    expected = overlap_loss(moved, truth, one.goal.positive, weight, kind)  # type: ignore[arg-type]
+    assert one.goal.positive.any()
+    torch.testing.assert_close(one.losses["box"], expected, rtol=1e-3, atol=1e-4)
+    one.losses["box"].backward()
+    assert made.head.deltas.weight.grad.isfinite().all()
+    assert made.head.deltas.weight.grad.any()
+
+
+def test_l1_is_the_plain_distance_of_deltas(batch: Batch, targets: Targets) -> None:
+    one = learned(model(box_loss="l1"), batch, targets)
+    distance = (one.look.deltas[:, :, 0] - one.goal.deltas).abs().sum(dim=2)[one.goal.positive].sum()
+    torch.testing.assert_close(one.losses["box"], distance / one.goal.valid.sum())
+
+
+@pytest.mark.parametrize(
+    ("fields", "how"),
+    [
+        ({"class_loss": "focal", "focal_gamma": 1.5}, {"gamma": 1.5}),
+        ({"label_smoothing": 0.2}, {"smoothing": 0.2}),
+        ({"class_weights": [0.5, 2, 1]}, {"class_weights": torch.tensor([1, 0.5, 2, 1])}),
+    ],
+)
+def test_class_losses_are_fields(fields: dict, how: dict, batch: Batch, targets: Targets) -> None:
+    one = learned(model(**fields), batch, targets)
+    each = class_losses(one.look.logits, one.goal.classes, **how)[one.goal.valid]
+    torch.testing.assert_close(one.losses["class"], each.mean())
+    plain = learned(model(), batch, targets)
+    assert not torch.isclose(one.losses["class"], plain.losses["class"])
+
+
+def test_focal_objectness_is_a_field(batch: Batch, targets: Targets) -> None:
+    plain, focal = (model(objectness_loss=kind)(batch, targets) for kind in ("cross_entropy", "focal"))
+    assert 0 < focal["rpn_class"] < 0.5 * plain["rpn_class"]
+
+
+def test_hard_examples_are_those_told_worst(batch: Batch, targets: Targets) -> None:
+    made = model(region_sampling="ohem", region_batch=8, region_positive_fraction=0.5)
+    maps = made.features(batch)
+    _, proposals = made.proposals(maps, batch)
+    one = made.head.learn(maps, proposals.boxes, proposals.valid, targets)
+    boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
+    valid = torch.cat([proposals.valid, targets.valid], dim=1)
+    overlap = iou(boxes, targets.boxes).masked_fill(~targets.valid[:, None], 0).amax(dim=2)
+    with torch.no_grad():
+        logits = made.head(maps, boxes).logits
+    hard = class_losses(logits, torch.zeros(boxes.shape[:2], dtype=torch.int64))  # of background
+    for image in range(2):
+        negative = (overlap[image] < 0.5) & valid[image]
+        taken = one.goal.index[image][one.goal.valid[image] & ~one.goal.positive[image]]
+        assert len(taken) > 0
+        left = negative.clone()
+        left[taken] = False
+        assert hard[image][taken].min() >= hard[image][left].max()
+
+
+def test_class_weights_of_another_number_are_refused() -> None:
+    with pytest.raises(UsageError, match="class_weights has 2 numbers: give one for each of 3 classes"):
+        model(class_weights=[1, 2])
