@@ -52,7 +52,7 @@ def test_the_issues_names() -> None:
     }
     fast = {f"fast_rcnn_{name}" for name in ("vgg16", "zf", "tiny")}
     pyramids = ("tiny_fpn", "resnet18_fpn", "resnet50_fpn", "resnet101_fpn")
-    families = ("mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade")
+    families = ("mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade", "retinanet")
     others = {f"{family}_{name}" for family in families for name in pyramids}
     assert set(ZOO) == faster | fast | others | {"mask_rcnn_resnet50_fpn_v2"}
 
@@ -105,6 +105,10 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
             batch = replace(batch, proposals=proposals)
         losses = model.train()(batch, targets)
         stages = model.eval().stages(batch)
+    if name.startswith("retinanet"):
+        assert set(losses) == {"class", "box"}
+        assert stages.found.boxes.shape == (2, 100, 4)
+        return
     stages_of_head = len(stages.looks)
     assert [loss.shape for loss in losses.values()] == [()] * (
         (0 if fast else 2) + stages_of_head * (3 if model.head.knows_masks else 2)

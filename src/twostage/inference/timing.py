@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ def _noting(model: TwoStage, done: Callable[[str], None]) -> Iterator[None]:
     body = getattr(model.backbone, "body", None)
     ends: dict[nn.Module, str] = {model.backbone: "backbone"}
     if model.rpn is not None:
-        ends[model.rpn] = "rpn"
+        ends[cast(nn.Module, model.rpn)] = "rpn"
     for head in model.head.modules():
         if isinstance(head, BoxHead | MaskHead):
             ends |= {head: "heads", head.regions: "region features"}

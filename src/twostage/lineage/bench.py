@@ -26,6 +26,7 @@ from twostage.models.heads.bodies import TwoLayers
 from twostage.models.heads.box import BoxHead
 from twostage.models.lineage.nets import Hidden
 from twostage.models.lineage.stagewise import Stagewise
+from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
 from twostage.training.lineage.fit import FitSettings
 from twostage.training.lineage.regions import pictures_of, regions_of
@@ -157,16 +158,16 @@ def without_ranking(model: TwoStage, seed: int) -> TwoStage:
     def draw(_module: nn.Module, _inputs: Any, dense: Any) -> Any:
         return dense._replace(logits=[torch.rand(x.shape, generator=g).to(x.device) for x in dense.logits])
 
-    model.rpn.register_forward_hook(draw)
+    cast(RPN, model.rpn).register_forward_hook(draw)
     return model
 
 
 def without_regression(model: TwoStage) -> TwoStage:
     """The model whose proposals are the anchors themselves (table 2, "no reg")."""
-    assert model.rpn is not None
+    deltas = cast(RPN, model.rpn).deltas
     with torch.no_grad():
-        model.rpn.deltas.weight.zero_()
-        model.rpn.deltas.bias.zero_()  # type: ignore[union-attr]
+        deltas.weight.zero_()
+        deltas.bias.zero_()  # type: ignore[union-attr]
     return model
 
 

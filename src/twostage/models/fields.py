@@ -79,6 +79,9 @@ class Fields:
     rpn_min_size: NotNegative = 1e-3  # pixels of the resized image (py-faster-rcnn: of the original)
     rpn_score_threshold: Share = 0.0  # probability of being an object
 
+    # RetinaNet's towers (Lin et al. 2017, "Focal Loss"): a proposal network that tells classes.
+    dense_convs: CountFromZero = 4
+
     # True: the regions' loss also moves the proposals' corners (section 3.2, "non-approximate joint training").
     proposal_gradient: bool = False
 

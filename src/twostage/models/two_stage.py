@@ -19,7 +19,7 @@ from twostage.models.fields import Fields
 from twostage.models.heads.box import Look, Maps
 from twostage.models.heads.detect import Found
 from twostage.models.losses import Losses, Mean, alone
-from twostage.models.proposals.rpn import RPN, Dense, Proposals
+from twostage.models.proposals.rpn import Dense, Proposals
 from twostage.models.targets.sampling import Sampler
 from twostage.ops.boxes import clip
 
@@ -42,6 +42,27 @@ class Stages(NamedTuple):
     proposals: Proposals
     looks: tuple[Look, ...]  # one, or one of each stage of a cascade
     found: Found
+
+
+@runtime_checkable
+class Proposer(Protocol):
+    """The first stage. `proposals.rpn.RPN` is Faster R-CNN's; `proposals.dense.DenseNetwork` leaves no second to do."""
+
+    fields: Fields
+
+    def __call__(self, maps: Maps, canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]) -> Dense:
+        """What it says of every anchor."""
+        ...
+
+    def propose(self, dense: Dense, sizes: Int[Tensor, "n 2"]) -> Proposals:
+        """The best of its boxes."""
+        ...
+
+    def losses(
+        self, dense: Dense, sizes: Int[Tensor, "n 2"], targets: Targets, sampler: Sampler | None, mean: Mean
+    ) -> Losses:
+        """What is to be minimised, by name."""
+        ...
 
 
 @runtime_checkable
@@ -95,7 +116,7 @@ class TwoStage(nn.Module):
         num_classes: int,
         *,
         backbone: nn.Module,
-        rpn: RPN | None,
+        rpn: nn.Module | None,
         head: nn.Module,
     ) -> None:
         super().__init__()
@@ -105,7 +126,7 @@ class TwoStage(nn.Module):
         self.recorded: Callable[..., Any] | None = None  # of a prepared model on a GPU: inference.graphs.Recordings
         self.learns: tuple[str, ...] = ("backbone", "rpn", "head")  # whose losses count; see training.optimiser
         self.backbone = backbone
-        self.rpn = rpn
+        self.rpn = cast(Proposer | None, rpn)
         self.head = head
         self.register_buffer("mean", torch.tensor(fields.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(fields.std)[:, None, None], persistent=False)

@@ -69,11 +69,22 @@ def detect(
         clamp=fields.delta_clamp,
         two_sided=fields.delta_clamp_two_sided,
     )
-    boxes = clip(boxes, sizes)
-    large = ((boxes[..., 2:] - boxes[..., :2]) >= fields.min_box_size).all(dim=2)
-    competes = large & (score > -torch.inf)
+    overflow = proposals.overflow | (above.sum(dim=1) > candidates)
+    return suppressed(clip(boxes, sizes), score, label, proposal, score > -torch.inf, overflow, fields)
+
+
+def suppressed(
+    boxes: Float[Tensor, "n c 4"],
+    score: Float[Tensor, "n c"],
+    label: Int[Tensor, "n c"],
+    proposal: Int[Tensor, "n c"],
+    competes: Bool[Tensor, "n c"],
+    overflow: Bool[Tensor, " n"],
+    fields: Fields,
+) -> Found:
+    """Of candidates, best first, those that overlap no better one of their class; `overflow` is what came before."""
+    competes = competes & ((boxes[..., 2:] - boxes[..., :2]) >= fields.min_box_size).all(dim=2)
     groups = None if fields.nms_across_classes else label
-    overflow = above.sum(dim=1) > candidates
     if fields.soft_nms == "off":
         index, kept, unsettled = nms(boxes, score, groups, competes, iou=fields.nms, top=fields.max_det)
         kept_scores, overflow = score.gather(1, index), overflow | unsettled
@@ -95,7 +106,7 @@ def detect(
         labels=label.gather(1, index),
         proposals=proposal.gather(1, index),
         valid=kept,
-        overflow=overflow | proposals.overflow,
+        overflow=overflow,
     )
 
 

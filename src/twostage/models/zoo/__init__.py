@@ -9,9 +9,9 @@ from typing import Any
 
 from twostage.errors import UsageError, nearest
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import cascade_rcnn, fast_rcnn, faster_rcnn, hybrid_task_cascade, mask_rcnn
+from twostage.models.zoo import cascade_rcnn, fast_rcnn, faster_rcnn, hybrid_task_cascade, mask_rcnn, retinanet
 
-FAMILIES: tuple[ModuleType, ...] = (faster_rcnn, fast_rcnn, mask_rcnn, cascade_rcnn, hybrid_task_cascade)
+FAMILIES: tuple[ModuleType, ...] = (faster_rcnn, fast_rcnn, mask_rcnn, cascade_rcnn, hybrid_task_cascade, retinanet)
 
 
 def _named(family: ModuleType) -> dict[str, Callable[..., TwoStage]]:

@@ -1,0 +1,71 @@
+"""RetinaNet: a yardstick of one stage on the same pyramid (Lin et al. 2017, "Focal Loss")."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from twostage.models.backbones import resnet
+from twostage.models.backbones.fpn import FPN
+from twostage.models.backbones.norm import norm_layer
+from twostage.models.backbones.tiny import Tiny
+from twostage.models.fields import Fields
+from twostage.models.heads.suppress import Suppress
+from twostage.models.proposals.dense import DenseNetwork
+from twostage.models.two_stage import TwoStage
+from twostage.models.zoo.defaults import MODERN, TINY
+from twostage.models.zoo.parts import require_top_down
+
+_OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # three sizes in each (section 4)
+_MODERN = replace(
+    MODERN,
+    anchor_sizes=tuple(tuple(size * step for step in _OCTAVE) for size in (32.0, 64.0, 128.0, 256.0)),
+    anchor_rounding="none",
+    anchor_stride="fixed",
+    rpn_positive_iou=0.5,
+    rpn_negative_iou=0.4,
+    rpn_top_test=1000,
+)
+_TINY = replace(
+    TINY,
+    anchor_sizes=tuple(tuple(size * step for step in _OCTAVE) for size in (16.0, 32.0, 64.0, 128.0)),
+    rpn_positive_iou=0.5,
+    rpn_negative_iou=0.4,
+    rpn_top_test=300,
+    dense_convs=2,
+)
+
+
+def retinanet_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """RetinaNet with ResNet-18 and a feature pyramid from stride 8 on."""
+    return _on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet18)
+
+
+def retinanet_resnet50_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """RetinaNet with ResNet-50 and a feature pyramid from stride 8 on."""
+    return _on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet50)
+
+
+def retinanet_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """RetinaNet with ResNet-101 and a feature pyramid from stride 8 on."""
+    return _on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet101)
+
+
+def retinanet_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
+    """RetinaNet with the small net, on the very pyramid of `faster_rcnn_tiny_fpn`."""
+    chosen = require_top_down(_TINY.changed(fields))
+    return _dense(chosen, num_classes, FPN(Tiny(norm_layer(chosen.norm, chosen.norm_eps)), 64, extra=False))
+
+
+def _on_resnet(fields: Fields, num_classes: int, body: Callable[..., resnet.ResNet]) -> TwoStage:
+    require_top_down(fields)
+    return _dense(fields, num_classes, FPN(body(norm_layer(fields.norm, fields.norm_eps), first=2), 256))
+
+
+def _dense(fields: Fields, num_classes: int, backbone: FPN) -> TwoStage:
+    return TwoStage(
+        fields,
+        num_classes,
+        backbone=backbone,
+        rpn=DenseNetwork(fields, backbone.channels[0], backbone.strides, num_classes),
+        head=Suppress(num_classes),
+    )

@@ -1,0 +1,111 @@
+"""RetinaNet: torchvision's losses and detections from the same logits, on anchors of ours."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead, RetinaNetRegressionHead
+from torchvision.ops import batched_nms, sigmoid_focal_loss
+
+from twostage.data.batch import Batch, Targets
+from twostage.models.proposals.dense import PRIOR
+from twostage.models.zoo import build
+from twostage.ops.boxes import iou
+
+SIZES = [(64, 96), (60, 80)]
+K = 3
+
+
+def net(**fields: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    made = build("retinanet_tiny_fpn", K, **{"norm": "frozen", "soft_nms": "off", **fields})
+    torch.nn.init.normal_(made.rpn.classes.weight, std=20)
+    torch.nn.init.normal_(made.rpn.deltas.weight, std=0.05)
+    return made
+
+
+def test_towers_are_torchvisions(make_batch: Callable[..., Batch]) -> None:
+    model = net(dense_convs=4).eval()
+    each = model.rpn.anchors.per_position[0]
+    theirs = RetinaNetHead(64, each, K)
+    assert isinstance(theirs.classification_head, RetinaNetClassificationHead)
+    assert isinstance(theirs.regression_head, RetinaNetRegressionHead)
+    for tower, last, head, name in (
+        (model.rpn.class_tower, model.rpn.classes, theirs.classification_head, "cls_logits"),
+        (model.rpn.box_tower, model.rpn.deltas, theirs.regression_head, "bbox_reg"),
+    ):
+        for mine, other in zip(tower, head.conv, strict=True):
+            other[0].load_state_dict(mine[0].state_dict())
+        getattr(head, name).load_state_dict(last.state_dict())
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        maps = model.features(batch)
+        dense, told = model.rpn(maps, batch.canvas, batch.sizes), theirs(list(maps))
+    torch.testing.assert_close(
+        torch.cat(dense.logits, 1).unflatten(1, (-1, K)), told["cls_logits"], rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(torch.cat(dense.deltas, 1), told["bbox_regression"], rtol=1e-4, atol=1e-4)
+
+
+def test_at_first_background_costs_little(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """Section 3.3: with a prior of 0.01 the first loss is of the order of one."""
+    torch.manual_seed(0)
+    model = build("retinanet_tiny_fpn", K).train()
+    dense = model.rpn(model.features(make_batch(*SIZES)), (64, 96), torch.tensor(SIZES))
+    assert float(torch.cat(dense.logits, 1).sigmoid().mean().detach()) == pytest.approx(PRIOR, rel=0.2)
+    losses = model(make_batch(*SIZES), make_targets(SIZES, [3, 1]))
+    assert set(losses) == {"class", "box"}
+    assert 0.3 < losses["class"] < 3
+
+
+def test_losses_by_their_formulas(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+    model = net().train()
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 0])
+    dense = model.rpn(model.features(batch), batch.canvas, batch.sizes)
+    losses = model.rpn.losses(dense, batch.sizes, targets)
+    anchors, logits = torch.cat(dense.anchors), torch.cat(dense.logits, 1).unflatten(1, (-1, K))
+    overlap = iou(anchors.expand(2, -1, -1), targets.boxes) * targets.valid[:, None]
+    best, truth = overlap.max(dim=2)
+    most = overlap.amax(dim=1, keepdim=True)
+    positive = (best >= 0.5) | ((overlap == most) & (most > 0)).any(dim=2)
+    counts = positive | (best < 0.4)
+    one = torch.zeros_like(logits)
+    for image, anchor in positive.nonzero().tolist():
+        one[image, anchor, targets.labels[image, truth[image, anchor]]] = 1
+    each = sigmoid_focal_loss(logits, one, 0.25, 2.0) * counts[..., None]
+    torch.testing.assert_close(losses["class"], each.sum() / positive.sum())
+    assert positive[0].any()
+    assert not positive[1].any()
+    assert losses["box"] > 0
+
+
+def test_detections_are_what_suppression_leaves_of_the_best_pairs(make_batch: Callable[..., Batch]) -> None:
+    model = net(rpn_top_test=200, score_threshold=0.05, nms=0.5).eval()
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        stages = model.stages(batch)
+    assert stages.looks == ()
+    logits = torch.cat(stages.dense.logits, 1).unflatten(1, (-1, K))
+    for image in range(2):
+        proposals = stages.proposals
+        score = proposals.scores[image].sigmoid()
+        keep = proposals.valid[image] & (score > 0.05)
+        label, anchor = proposals.anchors[image][keep] % K, proposals.anchors[image][keep] // K
+        torch.testing.assert_close(logits[image, anchor, label].sigmoid(), score[keep])
+        order = batched_nms(proposals.boxes[image][keep], score[keep], label, 0.5)[:100]
+        found = stages.found
+        rows = found.valid[image]
+        assert rows.any()
+        torch.testing.assert_close(found.boxes[image][rows], proposals.boxes[image][keep][order])
+        torch.testing.assert_close(found.scores[image][rows], score[keep][order])
+        assert torch.equal(found.labels[image][rows], label[order])
+
+
+def test_in_training_nothing_is_proposed(make_batch: Callable[..., Batch]) -> None:
+    model = net().train()
+    batch = make_batch(*SIZES)
+    _, proposals = model.proposals(model.features(batch), batch)
+    assert proposals.boxes.shape[1] <= 4
+    assert not proposals.valid.any()
