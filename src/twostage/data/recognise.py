@@ -8,11 +8,13 @@ from typing import Literal, NamedTuple
 
 from twostage.data.coco import read_coco
 from twostage.data.dataset import Dataset
+from twostage.data.duplicates import VOC_MASKED
 from twostage.data.faults import OnError
 from twostage.data.files import exists
 from twostage.data.images import EXTENSIONS, Header
 from twostage.data.probe import probe
 from twostage.data.voc import VocFiles, VocFolders, VocOffset, read_annotations, read_voc
+from twostage.data.voc_masks import FOLDER as SEGMENTATIONS
 from twostage.data.yolo import YAML_NAMES, read_yolo, yolo_splits
 from twostage.errors import DataError, UsageError, nearest
 
@@ -210,7 +212,11 @@ def _voc(root: Path) -> Layout | None:
         # Not that of the pictures: they may be elsewhere, or away while results are scored.
         if folder.is_dir() and _has(folder, {".xml"}):
             lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main")) or {"all": None}
-            folders = VocFolders(dict.fromkeys(lists, folder), dict.fromkeys(lists, root / pictures), lists)
+            # VOC draws masks for some pictures alone, and lists these as splits of their own.
+            drawn = _lists(root / "ImageSets" / "Segmentation")
+            lists |= {f"{VOC_MASKED}{split}": path for split, path in drawn.items()}
+            pictured = dict.fromkeys(lists, root / pictures)
+            folders = VocFolders(dict.fromkeys(lists, folder), pictured, lists, root / SEGMENTATIONS)
             return Layout("voc", root, {split: lists[split] or folder for split in lists}, folders)
     beside = {p.name: p for p in _subfolders(root) if _has(p, {".xml"})}
     if not beside and _has(root, {".xml"}) and _has(root, EXTENSIONS):

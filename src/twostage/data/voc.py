@@ -16,7 +16,9 @@ from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
 from twostage.data.files import exists, require_regular, shown
+from twostage.data.flat import NO_MASK, NONE, Mask
 from twostage.data.images import EXTENSIONS, Header
+from twostage.data.voc_masks import object_masks
 
 VocOffset = Literal["auto", "0", "1"]
 LARGEST_FILE = 64 << 20  # bytes; a hundred thousand objects fit
@@ -50,6 +52,7 @@ class VocFolders(NamedTuple):
     annotations: Mapping[str, Path]
     images: Mapping[str, Path]
     lists: Mapping[str, Path | None]
+    masks: Path | None = None
 
 
 def read_annotations(folders: VocFolders, root: Path) -> VocFiles:
@@ -104,6 +107,7 @@ def read_voc(
         faults=faults,
     )
     label_of = {name: label for label, name in enumerate(classes)}
+    masked = _masked(folders.masks, stems)
     bare = []
     for stem in stems:
         found = files.get((folder, stem))
@@ -118,7 +122,7 @@ def read_voc(
                 builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
             bare.append(picture.name)
             continue
-        _add(builder, image, found, first, label_of, extras, xml)
+        _add(builder, image, found, first, label_of, extras, xml, masked.get(stem))
     if bare and not listed:
         message = f"pictures without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", shown(folder, root), "", message, "Annotate them, or take them away")
@@ -133,12 +137,21 @@ def _add(
     label_of: Mapping[str, int],
     extras: Extras,
     xml: Path,
+    masked: Path | None,
 ) -> None:
     builder.faults.extend(found.faults)
     if found.broken:
         builder.spoil(image)
         return
     kept = extras.objects(builder, xml, shown(xml, builder.root), found.stated)
+    masks: dict[int, Mask] = {}
+    if masked is not None:
+        try:
+            count = max((o.number for o in found.objects), default=0)
+            masks = dict(enumerate(object_masks(masked, count, found.stated), start=1))
+        except ValueError as error:
+            fix = "Make the mask for this picture and its XML, or remove it"
+            builder.report("broken-mask", shown(masked, builder.root), "", str(error), fix, image=image)
     for item in found.objects:
         left, top, right, bottom = item.box
         extra = kept[item.number - 1] if item.number <= len(kept) else Extra()
@@ -151,8 +164,16 @@ def _add(
             crowd=extra.crowd,
             difficult=item.difficult,
             area=extra.area,
-            mask=extra.mask,
+            mask=extra.mask if extra.mask.kind != NONE else masks.get(item.number, NO_MASK),
         )
+
+
+def _masked(folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
+    """The picture of each image's objects, where all images of a split have one: few of VOC's have."""
+    if folder is None or not folder.is_dir():
+        return {}
+    found = {stem: folder / f"{stem}.png" for stem in stems}
+    return found if all(exists(path) for path in found.values()) else {}
 
 
 def read_xml(path: Path, root: Path) -> VocFile:

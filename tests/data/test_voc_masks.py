@@ -1,0 +1,83 @@
+"""VOC's SegmentationObject: every object its pixels, and pictures that cannot be theirs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from twostage.data.faults import FaultyDataError
+from twostage.data.recognise import find_layout, open_dataset
+from twostage.data.voc_masks import MOST, object_masks
+from twostage.ops import masks as rle_masks
+
+HEIGHT, WIDTH = 40, 60
+
+
+def numbers() -> np.ndarray:
+    """Two objects, and between them pixels nobody decided."""
+    found = np.zeros((HEIGHT, WIDTH), np.uint8)
+    found[5:15, 4:12] = 1
+    found[5:15, 12:14] = 255
+    found[10:28, 14:36] = 2
+    return found
+
+
+@pytest.fixture
+def voc(make_voc: Callable[..., Path]) -> Path:
+    """Two images with masks, listed for segmentation, and one without."""
+    objects = [("cell", (5, 6, 12, 15)), ("dot", (15, 11, 36, 28))]
+    root = make_voc(dict.fromkeys("abc", objects))
+    for folder in ("SegmentationObject", "ImageSets/Segmentation"):
+        (root / folder).mkdir()
+    for stem in ("a", "b"):
+        picture = Image.fromarray(numbers())
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        picture.save(root / "SegmentationObject" / f"{stem}.png")
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\n")
+    return root
+
+
+def test_objects_have_their_pixels_in_the_order_of_the_xml(voc: Path) -> None:
+    assert set(find_layout(voc).splits) == {"train", "segmentation_train"}
+    dataset = open_dataset(voc, split="segmentation_train")
+    assert [fault.code for fault in dataset.faults] == []
+    first, second = rle_masks.decode(dataset.masks_of(1))
+    assert (first == (numbers() == 1)).all()
+    assert (second == (numbers() == 2)).all()
+    assert dataset.areas.tolist()[:2] == [80, 18 * 22]
+
+
+def test_a_split_of_which_only_some_have_masks_has_none(voc: Path) -> None:
+    assert open_dataset(voc, split="train").masks is None
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        (np.zeros((20, 20), np.uint8), "is 20 x 20, its picture 60 x 40"),
+        (np.full((HEIGHT, WIDTH), 7, np.uint8), "holds the object 7, and the XML lists 2"),
+        (np.zeros((HEIGHT, WIDTH, 3), np.uint8), "holds RGB pixels"),
+    ],
+)
+def test_pictures_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.ndarray, says: str) -> None:
+    Image.fromarray(pixels).save(voc / "SegmentationObject" / "b.png")
+    with pytest.raises(FaultyDataError, match=rf"SegmentationObject/b\.png.*{says}") as caught:
+        open_dataset(voc, split="segmentation_train")
+    assert [fault.code for fault in caught.value.faults] == ["broken-mask"]
+    assert len(open_dataset(voc, split="segmentation_train", on_error="skip")) == 1
+
+
+def test_more_objects_than_numbers_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    assert len(object_masks(tmp_path / "a.png", MOST, (4, 4))) == MOST
+    with pytest.raises(ValueError, match="cannot tell 255 objects apart"):
+        object_masks(tmp_path / "a.png", MOST + 1, (4, 4))
+
+
+def test_an_object_without_pixels_is_said_to_have_none(voc: Path) -> None:
+    Image.fromarray(np.where(numbers() == 2, 0, numbers())).save(voc / "SegmentationObject" / "a.png")
+    (fault,) = open_dataset(voc, split="segmentation_train").faults
+    assert fault.code == "missing-mask"
+    assert "1 of 4 objects have no mask (Annotations/a.xml: object 2)" in fault.message
