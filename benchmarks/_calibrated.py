@@ -18,6 +18,7 @@ OBJECTNESS = (3.0, -2.0)  # standard deviation and mean of the logits
 RPN_DELTAS = (0.1, 0.0)
 CLASSES = (2.0, 0.0)  # with 80 classes the best scores of an image lie between 0.1 and 0.9
 BOX_DELTAS = (0.5, 0.0)  # a twentieth of a box's width, a tenth of its logarithm
+MASKS = (2.0, 0.0)
 RESIDUAL = 0.15
 SIDE = 400  # photos are no larger than this while statistics are taken, so that many fit into memory
 
@@ -47,6 +48,13 @@ def calibrated(
     vectors = _standardise(heads.box_head, lambda: heads.box_head(regions))
     for layer, spread in ((heads.box_predictor.cls_score, CLASSES), (heads.box_predictor.bbox_pred, BOX_DELTAS)):
         _spread(layer, lambda: heads.box_predictor(vectors), *spread)
+    if heads.mask_head is not None:
+        some = [boxes[:50] for boxes in proposals]
+        seen = _standardise(
+            heads.mask_head, lambda: heads.mask_head(heads.mask_roi_pool(maps, some, images.image_sizes))
+        )
+        _standardise(heads.mask_predictor, lambda: heads.mask_predictor(seen))
+        _spread(heads.mask_predictor.mask_fcn_logits, lambda: heads.mask_predictor(seen), *MASKS)
     return model
 
 
@@ -75,7 +83,11 @@ def _standardise(module: nn.Module, forward: Callable[[], Any]) -> Any:
         norm.eval()
     squeezing = {layer for m in module.modules() if type(m).__name__ == "SqueezeExcitation" for layer in m.modules()}
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None and layer not in squeezing:
+        if (
+            isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+            and layer.bias is not None
+            and layer not in squeezing
+        ):
             _spread(layer, forward)
     return forward()
 
@@ -88,5 +100,6 @@ def _spread(layer: nn.Module, forward: Callable[[], Any], std: float = 1.0, mean
     hook.remove()
     flat = torch.cat([y.movedim(1, -1).flatten(0, -2) for y in seen])
     scale = std / flat.std(dim=0).clamp(min=1e-6)
-    layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+    outputs = (1, -1, 1, 1) if isinstance(layer, nn.ConvTranspose2d) else (-1, *[1] * (layer.weight.ndim - 1))
+    layer.weight.mul_(scale.view(outputs))
     layer.bias.sub_(flat.mean(dim=0)).mul_(scale).add_(mean)
