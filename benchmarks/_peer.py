@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import BasicBlock
 
 from twostage.data.augment import Augment
@@ -23,6 +24,8 @@ from twostage.data.loader import Loaded, evaluation_batches, training_batches
 from twostage.data.resize import Resize
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.device import arithmetic
+from twostage.ops.masks import encode
+from twostage.ops.paste import pasted
 from twostage.training.schedule import steps_in
 
 WIDTHS = (32, 64, 128, 256)
@@ -52,14 +55,22 @@ class Body(nn.Sequential):
         super().__init__(stem, *stages)
 
 
-def build_peer(num_classes: int, size: int, seed: int = 0) -> FasterRCNN:
-    """The detector; `num_classes` does not count background."""
+def build_peer(num_classes: int, size: int, seed: int = 0, *, masks: bool = False) -> FasterRCNN:
+    """The detector; `num_classes` does not count background. With `masks` it is a Mask R-CNN of 64 channels."""
     torch.manual_seed(seed)
     backbone = BackboneWithFPN(Body(), {str(i + 1): str(i) for i in range(4)}, list(WIDTHS), 64)
     anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
-    model = FasterRCNN(
+    heads = {}
+    if masks:
+        heads = {
+            "mask_head": MaskRCNNHeads(64, [64] * 4, 1),
+            "mask_predictor": MaskRCNNPredictor(64, 64, num_classes + 1),
+        }
+    model = (MaskRCNN if masks else FasterRCNN)(
         backbone,
-        num_classes + 1,
+        None if masks else num_classes + 1,
+        box_predictor=Predictor(256, num_classes + 1) if masks else None,
+        **heads,
         min_size=size,
         max_size=10 * size,
         rpn_anchor_generator=anchors,
@@ -97,6 +108,10 @@ def peer_inputs(loaded: Loaded) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         valid = loaded.targets.valid[i]
         images.append(loaded.batch.images[i, :, :height, :width].contiguous())
         targets.append({"boxes": loaded.targets.boxes[i][valid], "labels": loaded.targets.labels[i][valid] + 1})
+        if loaded.targets.masks is not None:
+            frames, cells = (value[i][valid].numpy() for value in loaded.targets.masks)
+            pixels = pasted(cells.astype(np.float32) / 255, frames, height, width)
+            targets[-1]["masks"] = torch.from_numpy(pixels).to(torch.uint8)
     return images, targets
 
 
@@ -105,7 +120,13 @@ def train_peer(
 ) -> int:
     """Train for so many minutes; the number of steps, which it returns, is fitted as ours is."""
     batches: Iterator[Loaded] = training_batches(
-        data, resize=resize, augment=Augment(flip=0.5), batch=batch, seed=seed, workers=0
+        data,
+        resize=resize,
+        augment=Augment(flip=0.5),
+        batch=batch,
+        seed=seed,
+        workers=0,
+        masks=isinstance(model, MaskRCNN),
     )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     model.train()
@@ -146,5 +167,10 @@ def detect_peer(model: FasterRCNN, data: Dataset, resize: Resize) -> Results:
         for index, image, found in zip(loaded.indices.tolist(), images, model(images), strict=True):
             height, width = data.sizes[index].tolist()
             scale = np.array([width / image.shape[2], height / image.shape[1]] * 2)
-            gathered.add(index, found["boxes"].numpy() * scale, found["scores"].numpy(), found["labels"].numpy() - 1)
+            masks = None
+            if "masks" in found:
+                assert (scale == 1).all(), "masks are compared on pictures that are not resized"
+                masks = encode((found["masks"][:, 0] >= 0.5).numpy())
+            boxes = found["boxes"].numpy() * scale
+            gathered.add(index, boxes, found["scores"].numpy(), found["labels"].numpy() - 1, masks)
     return gathered.results()

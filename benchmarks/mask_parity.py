@@ -27,8 +27,8 @@ MODELS = {
     "mask_rcnn_resnet50_fpn": detection.maskrcnn_resnet50_fpn,
     "mask_rcnn_resnet50_fpn_v2": detection.maskrcnn_resnet50_fpn_v2,
 }
-# Largest differences: of boxes, of probabilities on the same boxes, of pasted pixels; and of probabilities on each one's
-# own boxes, which rounding has moved by a thousandth of a pixel, in the median.
+# Largest differences: of boxes, of probabilities on the same boxes, of pasted pixels. And in the median that of
+# probabilities on each one's own boxes, which rounding has moved by a thousandth of a pixel.
 PIXELS, PROBABILITY, SHARE, MEDIAN = 1e-2, 1e-4, 1e-4, 1e-5
 TIE = 1e-5  # detections whose scores differ by less may change places
 HEADER = (
@@ -117,7 +117,8 @@ def main() -> None:
         rows.append(row)
         faults += missed
     verdict = "\n".join(faults) or (
-        f"Within {PIXELS} px, {MEDIAN} of probability in the median, {PROBABILITY} on the same boxes, {SHARE} of all pixels."
+        f"Within {PIXELS} px, {MEDIAN} of probability in the median, {PROBABILITY} on the same boxes, "
+        f"{SHARE} of all pixels."
     )
     finish(f"`python benchmarks/mask_parity.py`\n\n{hardware()}\n\n{table(HEADER, rows)}\n\n{verdict}", given.out)
     sys.exit(1 if faults else 0)

@@ -1,0 +1,167 @@
+"""The family's members on one data set: the same small net, the same minutes, and torchvision's Mask R-CNN beside.
+
+    python benchmarks/families.py nuclei --seeds 0 1 2 --out benchmarks/results
+
+Each member is trained from scratch by its recipe's defaults and scored once, on the val split, of which nothing was
+chosen. The peer is that of `train_from_scratch.py` with a mask head of our width, fed by our loader, scored by our
+evaluation, in our precision. Members take turns, seed by seed.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _peer import build_peer, detect_peer, train_peer
+from _timing import hardware, table
+from train_from_scratch import folder_of
+
+from twostage.data.images import read_image
+from twostage.data.recognise import open_dataset
+from twostage.detector import Detector
+from twostage.evaluation.evaluate import evaluate
+from twostage.inference.timing import peak_memory, predict_arrays
+from twostage.training import TrainOptions, train
+from twostage.training.folder import read_options
+
+PEER = "torchvision Mask R-CNN"
+MEMBERS = (
+    "faster_rcnn",
+    "retinanet",
+    "mask_rcnn",
+    "cascade_rcnn",
+    "cascade_mask_rcnn",
+    "hybrid_task_cascade",
+)
+SIZE, BATCH = 256, 4
+SHOWN = ("AP", "AP50", "AP75", "AP90", "segm_AP", "segm_AP50", "segm_AP75", "segm_AP90")
+CPU = torch.device("cpu")
+
+
+def run_member(member: str, data: Path, minutes: float, seed: int, out: Path) -> dict[str, Any]:
+    """Train, score and time a member."""
+    options = TrainOptions(
+        data, model=f"{member}_tiny_fpn", val_split="none", size=SIZE, minutes=minutes, seed=seed, out=out, quiet=True
+    )
+    done: dict[str, Any] = {}
+    memory = peak_memory(CPU, lambda: done.update(train(options)))
+    test = open_dataset(data, split="val")
+    detector = Detector.load(done["weights"], device="cpu")
+    metrics = evaluate(test, detector.detect_dataset(test)).metrics
+    pictures = [read_image(test.path(i)) for i in range(10)]
+    taken = []
+    for turn in range(4):
+        begun = time.perf_counter()
+        for picture in pictures:
+            predict_arrays(detector.prepared, [picture])
+        if turn:
+            taken.append((time.perf_counter() - begun) / len(pictures))
+    return {
+        "precision": read_options(out).precision or "fp32",
+        "steps": done["steps"],
+        "parameters": sum(p.numel() for p in detector.model.parameters()),
+        "milliseconds": 1e3 * statistics.median(taken),
+        "training_bytes": memory,
+        **metrics,
+    }
+
+
+def run_peer(data: Path, minutes: float, seed: int, precision: str) -> dict[str, Any]:
+    """The same of torchvision's."""
+    learn, test = (open_dataset(data, split=split) for split in ("train", "val"))
+    model = build_peer(len(test.names), SIZE, seed, masks=True)
+    resize = Detector.build("mask_rcnn_tiny_fpn", test.names, size=SIZE).model.fields.resizing
+    steps: list[int] = []
+    memory = peak_memory(
+        CPU,
+        lambda: steps.append(
+            train_peer(model, learn, resize, minutes=minutes, batch=BATCH, seed=seed, precision=precision)
+        ),
+    )
+    metrics = evaluate(test, detect_peer(model, test, resize)).metrics
+    tensors = [torch.from_numpy(read_image(test.path(i))).permute(2, 0, 1).float() / 255 for i in range(10)]
+    taken = []
+    with torch.inference_mode():
+        for turn in range(4):
+            begun = time.perf_counter()
+            for tensor in tensors:
+                model([tensor])
+            if turn:
+                taken.append((time.perf_counter() - begun) / len(tensors))
+    return {
+        "precision": precision,
+        "steps": steps[0],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "milliseconds": 1e3 * statistics.median(taken),
+        "training_bytes": memory,
+        **metrics,
+    }
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The mean of each member over its seeds, with the smallest and the largest, and what it takes."""
+    lines = []
+    for who in dict.fromkeys(row["who"] for row in rows):
+        mine = [row for row in rows if row["who"] == who]
+        cells = []
+        for name in SHOWN:
+            values = [100 * row[name] for row in mine if name in row]
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+        steps = statistics.mean(row["steps"] for row in mine)
+        memory = max(row["training_bytes"] or 0 for row in mine) / 2**20
+        milliseconds = statistics.median(row["milliseconds"] for row in mine)
+        lines.append(
+            [
+                who,
+                len(mine),
+                *cells,
+                f"{steps:.0f}",
+                f"{milliseconds:.1f}",
+                f"{memory:.0f}",
+                f"{mine[0]['parameters'] / 1e6:.2f}",
+            ]
+        )
+    header = ("member", "seeds", *SHOWN, "steps", "ms an image", "MiB in training", "million parameters")
+    return table(header, lines)
+
+
+def main() -> None:
+    """Run seed by seed and write the table after every member, so that an interrupted run leaves what it has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("nuclei", "scenes-hard"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--members", nargs="+", default=[*MEMBERS, PEER])
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--out", type=Path, help="folder for families_<task>.md and .json; rows there are kept")
+    given = parser.parse_args()
+    kept = given.out / f"families_{given.task}.json" if given.out else None
+    rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept is not None and kept.exists() else []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = folder_of(given.task, Path(scratch))
+        for seed in given.seeds:
+            for who in given.members:
+                if any((row["who"], row["seed"], row["minutes"]) == (who, seed, given.minutes) for row in rows):
+                    continue
+                if who == PEER:
+                    found = run_peer(data, given.minutes, seed, rows[-1]["precision"] if rows else "bf16")
+                else:
+                    found = run_member(who, data, given.minutes, seed, Path(scratch) / f"{who}-{seed}")
+                rows.append({"who": who, "seed": seed, "minutes": given.minutes, **found})
+                text = report(rows)
+                print(f"{who}, seed {seed}\n{text}", flush=True)
+                if given.out:
+                    spread = f"{given.minutes:g} minutes of training each; percent, mean (smallest to largest)."
+                    about = f"{hardware()}\n\n{spread}"
+                    command = f"`python benchmarks/families.py {given.task} --minutes {given.minutes:g}`"
+                    path = given.out / f"families_{given.task}.md"
+                    path.write_text(f"# The family on {given.task}\n\n{command}\n\n{about}\n\n{text}\n")
+                    path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
