@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twostage import __version__
 from twostage.data.dataset import Dataset
+from twostage.data.images import read_image
 from twostage.data.loader import evaluation_batches
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
@@ -24,6 +25,7 @@ from twostage.inference.predictor import detect_images, find, make_batch, run, t
 from twostage.inference.prepare import prepare
 from twostage.inference.proposing import network_proposals
 from twostage.inference.sources import Item, expand, is_one_picture
+from twostage.inference.views import Views, detect_by_views
 from twostage.kinds import described, fits, fitted
 from twostage.models.fields import Count, Fields, Share
 from twostage.models.proposals.given import of_split
@@ -37,6 +39,7 @@ from twostage.weights.named import find_weights
 from twostage.weights.torchvision import from_torchvision
 
 SOURCES = {"torchvision": from_torchvision}
+ONE_VIEW = Views()
 
 
 class Detector:
@@ -133,7 +136,14 @@ class Detector:
         save_weights(Path(path), self.model.state_dict(), card)
 
     def predict(
-        self, source: Any, *, conf: float = 0.5, iou: float | None = None, max_det: int | None = None, batch: int = 1
+        self,
+        source: Any,
+        *,
+        conf: float = 0.5,
+        iou: float | None = None,
+        max_det: int | None = None,
+        batch: int = 1,
+        views: Views = ONE_VIEW,
     ) -> Any:
         """Detections of one picture, or an iterator over those of many.
 
@@ -141,12 +151,13 @@ class Detector:
         At most `batch` pictures go through the model together, those of one shape, on a processor no more than keep it
         busy; but for rounding no detection depends on it.
         `conf` is the lowest score kept, `iou` the overlap above which the last NMS drops a box, `max_det` the most
-        objects an image keeps; None is the model's field. Pictures that cannot be read are left out by the iterator,
+        objects an image keeps; None is the model's field. `views` looks at a picture more than once: mirrored, at other
+        sizes, in tiles (`inference.views`). Pictures that cannot be read are left out by the iterator,
         which then ends with a DataError that names them all.
         """
         output = self.output(conf, iou, max_det)
         batch = _required("batch", batch, Count)
-        found = self._stream(expand(source), output, batch)
+        found = self._stream(expand(source), output, batch, views)
         return next(iter(found)) if is_one_picture(source) else found
 
     def trace(self, source: Any) -> Stages:
@@ -170,13 +181,14 @@ class Detector:
         max_det: int | None = None,
         processes: Processes = ALONE,
         proposals: Path | ProposalSet | None = None,
+        views: Views = ONE_VIEW,
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
         `proposals`, or a file of them, take the place of what the model proposes or its source computes.
-        Several `processes` (`training.distributed.joined`) share the images; the leader gets all detections.
-        Raises UsageError where the data set's classes are not the detector's: `data.dataset.select_classes` chooses
-        from a data set that has more.
+        `views` as in `predict`, one picture after the other. Several `processes` (`training.distributed.joined`) share
+        the images; the leader gets all detections. Raises UsageError where the data set's classes are not the
+        detector's: `data.dataset.select_classes` chooses from a data set that has more.
         """
         if dataset.names != self.names:
             raise UsageError(
@@ -185,6 +197,10 @@ class Detector:
             )
         output = self.output(conf, iou, max_det)
         fields = self.model.fields
+        if not views.plain:
+            if proposals is not None:
+                raise UsageError("proposals are of whole pictures as they are: leave them out, or the views.")
+            return self._looked_at(dataset, output, views, processes)
         if workers is None:
             workers = default_workers(on_cpu=self.device.type == "cpu", sharing=processes.local_world)
         read: Callable[[Dataset], ProposalSet] | None = None
@@ -208,6 +224,15 @@ class Detector:
             originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
             for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals, output), strict=True):
                 gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"], found_one["masks"])
+        return Accumulator.join(processes.collect(gathered)).results()
+
+    def _looked_at(self, dataset: Dataset, output: Fields, views: Views, processes: Processes) -> Results:
+        """Detections by several views; each of the processes takes every so many images."""
+        gathered = Accumulator()
+        for index in range(processes.rank, len(dataset), processes.world):
+            image = read_image(dataset.path(index))
+            found = detect_by_views(self.prepared, image, self.names, output=output, views=views)
+            gathered.add(index, found.boxes, found.scores, found.class_ids, found.masks)
         return Accumulator.join(processes.collect(gathered)).results()
 
     def propose_dataset(
@@ -238,12 +263,18 @@ class Detector:
             given["max_det"] = _required("max_det", max_det, Count)
         return replace(self.model.fields, **given)
 
-    def _stream(self, items: Iterator[Item], output: Fields, batch: int) -> Iterator[Detections]:
+    def _stream(self, items: Iterator[Item], output: Fields, batch: int, views: Views) -> Iterator[Detections]:
         unreadable: list[DataError] = []
         while group := list(islice(items, batch)):
             unreadable += [item.error for item in group if item.error]
             readable = [item for item in group if item.image is not None]
-            if readable:
+            if not views.plain:
+                for item in readable:
+                    assert item.image is not None
+                    yield detect_by_views(
+                        self.prepared, item.image, self.names, output=output, views=views, path=_path(item)
+                    )
+            elif readable:
                 yield from detect_images(
                     self.prepared,
                     [item.image for item in readable if item.image is not None],

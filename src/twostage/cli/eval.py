@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twostage.cli.loading import load_detector
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, to_json, verb
+from twostage.cli.viewing import ViewOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
 from twostage.options import option, validate
@@ -29,7 +30,7 @@ _COMPUTED = {
 
 
 @dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(ViewOptions):
     """What to score, on which split, and how good it must be."""
 
     data: Path = option(help="Data set in VOC, COCO or YOLO layout.")
@@ -145,6 +146,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
             max_det=options.max_det,
             processes=processes,
             proposals=options.proposals,
+            views=options.views,
         )
         if not processes.leads:
             return Outcome(None)

@@ -14,7 +14,10 @@ from twostage.errors import UsageError
 from twostage.options import option
 
 # Sections of a help page, from top to bottom.
-_SECTIONS = ("Options", "Data", "Model", "Proposals", "Schedule", "Images", "Validation", "Detections", "Run", "Output")
+_SECTIONS = (
+    *("Options", "Data", "Model", "Proposals", "Schedule", "Images", "Validation", "Detections", "Views", "Run"),
+    "Output",
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, to_json, verb
+from twostage.cli.viewing import ViewOptions
 from twostage.errors import DataError, UsageError, nearest
 from twostage.folders import new_folder
 from twostage.options import option, validate
@@ -18,7 +19,7 @@ FORMATS = ("json", "coco", "voc")
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(ViewOptions):
     """What to look at, with which detector, and what to keep."""
 
     sources: tuple[str, ...] = option(help="Files, folders, globs, or - for paths on standard input.")
@@ -69,7 +70,12 @@ def predict(options: PredictOptions) -> Outcome:
     """
     detector = load_detector(options.weights, options)
     found = detector.predict(
-        list(options.sources), conf=options.conf, iou=options.iou, max_det=options.max_det, batch=options.batch
+        list(options.sources),
+        conf=options.conf,
+        iou=options.iou,
+        max_det=options.max_det,
+        batch=options.batch,
+        views=options.views,
     )
     keeper = Keeper(new_folder(options.save, "--save"), options.formats) if options.save else None
     images = []

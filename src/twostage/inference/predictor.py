@@ -153,19 +153,22 @@ def detect_images(
     *,
     output: Fields,
     paths: Sequence[str | None] | None = None,
+    resizing: Fields | None = None,
 ) -> list[Detections]:
     """Detections in several pictures; those that have one canvas go through the model together.
 
-    What lies beside a picture on a larger canvas changes features near its border: here no picture meets another.
+    They are resized as the model says, or as the fields `resizing` do. What lies beside a picture on a larger canvas
+    changes features near its border: here no picture meets another.
     """
     originals = [(image.shape[0], image.shape[1]) for image in images]
+    fields = resizing or model.fields
     alike: dict[tuple[int, int], list[int]] = {}
     for i, shape in enumerate(originals):
-        canvas = canvas_shape(*model.fields.resizing.shape(*shape), model.fields.divisor)
+        canvas = canvas_shape(*fields.resizing.shape(*shape), fields.divisor)
         alike.setdefault(canvas, []).append(i)
     arrays: dict[int, dict[str, Any]] = {}
     for some in alike.values():
-        batch = make_batch([images[i] for i in some], model.fields)
+        batch = make_batch([images[i] for i in some], fields)
         found = find(model, batch, output=output)
         arrays.update(zip(some, to_arrays(found, batch.sizes, [originals[i] for i in some], output), strict=True))
     return [

@@ -1,0 +1,262 @@
+"""Several looks at one picture: mirrored, at other sizes, in tiles; and one answer from all of them.
+
+Letters: n detections.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+
+from twostage.detections import Detections
+from twostage.errors import UsageError
+from twostage.inference.predictor import detect_images
+from twostage.models.fields import Fields
+from twostage.models.two_stage import TwoStage
+from twostage.ops.boxes import iou
+from twostage.ops.masks import RLE, decode, encode
+from twostage.ops.nms import nms
+
+SAME = 0.55  # IoU from which on boxes are one object's (Solovyev et al. 2021, section 3)
+COVERED = 0.7  # of a cut box within a whole one: then it is a part of that
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a picture is looked at; the default is once, as it is.
+
+    `flip`: also mirrored. `scales`: at these factors of the model's size. `tile`: also in square windows of so many
+    pixels, which share `overlap` of their side with the next one. `fuse`: "nms" keeps the best of overlapping boxes,
+    "wbf" takes their mean, weighed by their scores (weighted boxes fusion, Solovyev et al. 2021). Raises UsageError for
+    values out of range.
+    """
+
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    tile: int | None = None
+    overlap: float = 0.25
+    fuse: Literal["nms", "wbf"] = "nms"
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
+            raise UsageError(f"scales is {self.scales}, and must be factors from 0.1 to 10, as 0.75 1 1.25.")
+        if self.tile is not None and self.tile < 32:
+            raise UsageError(f"tile is {self.tile}, and must be 32 pixels or more.")
+        if not 0 <= self.overlap < 0.9:
+            raise UsageError(f"overlap is {self.overlap}, and must be from 0 to below 0.9.")
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one look and no more."""
+        return not self.flip and self.scales == (1.0,) and self.tile is None
+
+
+class Window(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Seen(NamedTuple):
+    """What one look found, on the pixels of the whole picture; `cut` says which boxes end at a tile's inner border."""
+
+    window: Window
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+    class_ids: Int[np.ndarray, " n"]
+    masks: list[RLE] | None
+    cut: Bool[np.ndarray, " n"]
+
+
+def detect_by_views(
+    model: TwoStage,
+    image: UInt8[np.ndarray, "h w 3"],
+    names: tuple[str, ...],
+    *,
+    output: Fields,
+    views: Views,
+    path: str | None = None,
+) -> Detections:
+    """Detections of a picture from all views together; `proposals` are not told, for they are of several passes."""
+    height, width = image.shape[:2]
+    seen = [
+        _seen(model, image, names, output, window, scale, flip)
+        for window, scale, flip in product(
+            windows(height, width, views), views.scales, (False, True) if views.flip else (False,)
+        )
+    ]
+    boxes, scores, class_ids = (
+        np.concatenate([getattr(one, name) for one in seen]) for name in ("boxes", "scores", "class_ids")
+    )
+    masks = None if seen[0].masks is None else [rle for one in seen for rle in one.masks or []]
+    whole = ~_parts_of_others(boxes, class_ids, np.concatenate([one.cut for one in seen]))
+    kept = np.flatnonzero(whole)
+    boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
+    if views.fuse == "nms":
+        best = _suppressed(boxes, scores, class_ids, output)
+        fused = boxes[best], scores[best]
+    else:
+        looks = np.array([_looks_at(box, seen) for box in boxes], dtype=np.float64)
+        fused_boxes, fused_scores, best = fuse(boxes, scores, class_ids, looks)
+        fused = fused_boxes[: output.max_det], fused_scores[: output.max_det]
+        best = best[: output.max_det]
+    return Detections(
+        boxes=fused[0].astype(np.float32),
+        scores=fused[1].astype(np.float32),
+        class_ids=class_ids[best],
+        masks=None if masks is None else [dict(masks[kept[i]]) for i in best],
+        names=names,
+        size=(height, width),
+        image=image,
+        path=path,
+    )
+
+
+def windows(height: int, width: int, views: Views) -> Iterator[Window]:
+    """The whole picture, and the tiles where there are some and it is larger than one."""
+    yield Window(0, 0, height, width)
+    tile = views.tile
+    if tile is None or (height <= tile and width <= tile):
+        return
+    rows, columns = (_starts(side, tile, views.overlap) for side in (height, width))
+    for top, left in product(rows, columns):
+        yield Window(top, left, min(tile, height), min(tile, width))
+
+
+def fuse(
+    boxes: Float[np.ndarray, "n 4"],
+    scores: Float[np.ndarray, " n"],
+    class_ids: Int[np.ndarray, " n"],
+    looks: Float[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, "c 4"], Float[np.ndarray, " c"], Int[np.ndarray, " c"]]:
+    """Weighted boxes fusion: boxes, scores and the best member of each cluster, best first.
+
+    `looks` is how many views could have seen each box: what few of them saw counts less (Solovyev et al. 2021,
+    section 3).
+    """
+    clusters: list[list[int]] = []
+    middles: list[np.ndarray] = []
+    for i in np.argsort(-scores, kind="stable").tolist():
+        same = [k for k, members in enumerate(clusters) if class_ids[members[0]] == class_ids[i]]
+        place = None
+        if same:
+            overlap = _iou(boxes[i : i + 1], np.stack([middles[k] for k in same]))[0]
+            if overlap.max() > SAME:
+                place = same[int(overlap.argmax())]
+        if place is None:
+            clusters.append([i])
+            middles.append(boxes[i].astype(np.float64))
+        else:
+            clusters[place].append(i)
+            members = clusters[place]
+            middles[place] = np.average(boxes[members], axis=0, weights=scores[members])
+    together = np.array(
+        [scores[m].mean() * min(1.0, len(m) / max(1.0, looks[m].max())) for m in clusters], dtype=np.float64
+    )
+    order = np.argsort(-together, kind="stable")
+    best = np.array([members[0] for members in clusters], dtype=np.int64)
+    return np.array(middles).reshape(-1, 4)[order], together[order], best[order]
+
+
+def _seen(
+    model: TwoStage,
+    image: np.ndarray,
+    names: tuple[str, ...],
+    output: Fields,
+    window: Window,
+    scale: float,
+    flip: bool,
+) -> Seen:
+    top, left, height, width = window
+    part = image[top : top + height, left : left + width]
+    part = np.ascontiguousarray(part[:, ::-1] if flip else part)
+    fields = replace(output, size=max(1, round(output.size * scale)), max_size=max(1, round(output.max_size * scale)))
+    (found,) = detect_images(model, [part], names, output=fields, resizing=fields)
+    boxes = found.boxes.astype(np.float64)
+    if flip:
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    inner = np.array([left > 0, top > 0, left + width < image.shape[1], top + height < image.shape[0]])
+    near = np.abs(boxes - np.array([0, 0, width, height])) < 1.0
+    masks = None
+    if found.masks is not None:
+        masks = [_placed(rle, window, image.shape[:2], flip) for rle in found.masks]
+    return Seen(
+        window,
+        boxes + np.array([left, top, left, top]),
+        found.scores.astype(np.float64),
+        found.class_ids,
+        masks,
+        (near & inner).any(axis=1),
+    )
+
+
+def _placed(rle: Any, window: Window, size: tuple[int, ...], flip: bool) -> RLE:
+    """A window's mask on the whole picture."""
+    if not flip and (window.height, window.width) == tuple(size[:2]):
+        return rle
+    (inside,) = decode([rle])
+    whole = np.zeros((1, *size[:2]), dtype=bool)
+    part = inside[:, ::-1] if flip else inside
+    whole[0, window.top : window.top + window.height, window.left : window.left + window.width] = part
+    return encode(whole)[0]
+
+
+def _parts_of_others(
+    boxes: Float[np.ndarray, "n 4"], class_ids: Int[np.ndarray, " n"], cut: Bool[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Which boxes a tile's border has cut, and a whole one of their class holds most of."""
+    rows = np.flatnonzero(cut)
+    whole = ~cut
+    if not len(rows) or not whole.any():
+        return np.zeros(len(boxes), dtype=bool)
+    low = np.maximum(boxes[rows, None, :2], boxes[None, whole, :2])
+    high = np.minimum(boxes[rows, None, 2:], boxes[None, whole, 2:])
+    shared = (high - low).clip(min=0).prod(axis=2)
+    own = (boxes[rows, 2:] - boxes[rows, :2]).prod(axis=1).clip(min=1e-9)
+    same = class_ids[rows, None] == class_ids[None, whole]
+    parts = np.zeros(len(boxes), dtype=bool)
+    parts[rows] = ((shared / own[:, None] > COVERED) & same).any(axis=1)
+    return parts
+
+
+def _suppressed(boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, output: Fields) -> Int[np.ndarray, " k"]:
+    groups = None if output.nms_across_classes else torch.from_numpy(class_ids)[None]
+    kept = nms(
+        torch.from_numpy(boxes).float()[None],
+        torch.from_numpy(scores).float()[None],
+        groups,
+        torch.ones(1, len(boxes), dtype=torch.bool),
+        iou=output.nms,
+        top=output.max_det,
+    )
+    return kept.index[0][kept.valid[0]].numpy()
+
+
+def _looks_at(box: np.ndarray, seen: Sequence[Seen]) -> int:
+    """How many views show the middle of a box."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return sum(
+        1
+        for one in seen
+        if one.window.left <= x < one.window.left + one.window.width
+        and one.window.top <= y < one.window.top + one.window.height
+    )
+
+
+def _starts(side: int, tile: int, overlap: float) -> list[int]:
+    """Where tiles begin along a side: the first at its beginning, the last at its end, evenly between."""
+    if side <= tile:
+        return [0]
+    count = int(np.ceil((side - tile) / (tile * (1 - overlap)))) + 1
+    return np.linspace(0, side - tile, count).round().astype(int).tolist()
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return iou(torch.from_numpy(a).double(), torch.from_numpy(b).double()).numpy()

@@ -1,0 +1,169 @@
+"""Several looks at one picture: each comes back to its pixels, and all become one answer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from twostage.cli import main
+from twostage.data.recognise import open_dataset
+from twostage.data.scenes import write_scenes
+from twostage.detections import Detections
+from twostage.detector import Detector
+from twostage.errors import UsageError
+from twostage.inference import views as module
+from twostage.inference.views import Views, detect_by_views, fuse, windows
+from twostage.ops import masks as rle_masks
+
+HEIGHT, WIDTH = 90, 140
+OBJECTS = np.array([[10, 10, 30, 40], [60, 20, 100, 60], [110, 50, 138, 88]], dtype=np.float32)
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    """Rectangles of three colours, which `seeing` finds."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for k, (x1, y1, x2, y2) in enumerate(OBJECTS.astype(int)):
+        pixels[y1:y2, x1:x2, k] = 200
+    return pixels
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """In the place of a network: boxes and masks of the rectangles that are seen; the sizes of pictures looked at."""
+    asked: list[tuple[int, int, int]] = []
+
+    def seeing(
+        model: object, images: list[np.ndarray], names: tuple[str, ...], *, output, resizing
+    ) -> list[Detections]:
+        (pixels,) = images
+        asked.append((*pixels.shape[:2], resizing.size))
+        boxes, masks, ids = [], [], []
+        for k in range(3):
+            inside = pixels[..., k] > 100
+            if inside.any():
+                y, x = np.nonzero(inside)
+                boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
+                masks.append(inside)
+                ids.append(k)
+        return [
+            Detections(
+                boxes=np.array(boxes, np.float32).reshape(-1, 4),
+                scores=np.linspace(0.9, 0.8, len(ids)).astype(np.float32),
+                class_ids=np.array(ids, np.int64),
+                masks=rle_masks.encode(np.array(masks, dtype=bool).reshape(-1, *pixels.shape[:2])),
+                names=names,
+                size=pixels.shape[:2],
+            )
+        ]
+
+    monkeypatch.setattr(module, "detect_images", seeing)
+    return asked
+
+
+def seen(image: np.ndarray, **how: object) -> Detections:
+    model = Detector.build("mask_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu").model
+    return detect_by_views(model, image, ("a", "b", "c"), output=model.fields, views=Views(**how))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fused", ["nms", "wbf"])
+@pytest.mark.parametrize(
+    "how", [{"flip": True}, {"scales": (0.5, 1.0, 2.0)}, {"tile": 64}, {"flip": True, "tile": 50, "scales": (1.0, 1.5)}]
+)
+def test_all_views_agree_on_one_answer(
+    image: np.ndarray, looks: list[tuple[int, int, int]], how: dict, fused: str
+) -> None:
+    found = seen(image, **how, fuse=fused)
+    order = np.argsort(found.class_ids)
+    assert found.class_ids[order].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(found.boxes[order], OBJECTS, atol=1e-3)
+    for k, mask in zip(found.class_ids, rle_masks.decode(found.masks), strict=True):
+        assert (mask == (image[..., k] > 100)).all()
+    assert len(looks) > 1
+
+
+def test_scales_are_of_the_models_size(image: np.ndarray, looks: list[tuple[int, int, int]]) -> None:
+    seen(image, scales=(0.5, 2.0))
+    assert [size for *_, size in looks] == [160, 640]
+
+
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    tile=st.integers(32, 200),
+    overlap=st.floats(0, 0.89),
+)
+def test_tiles_cover_the_picture_and_overlap(height: int, width: int, tile: int, overlap: float) -> None:
+    whole, *tiles = windows(height, width, Views(tile=tile, overlap=overlap))
+    assert whole == (0, 0, height, width)
+    if max(height, width) <= tile:
+        assert not tiles
+        return
+    covered = np.zeros((height, width), dtype=int)
+    for top, left, rows, columns in tiles:
+        assert top >= 0
+        assert top + rows <= height
+        assert left + columns <= width
+        covered[top : top + rows, left : left + columns] += 1
+    assert covered.min() >= 1
+    for axis, side in ((0, height), (1, width)):
+        starts = sorted({one[axis] for one in tiles})
+        steps = np.diff(starts)
+        assert side <= tile or (steps <= tile * (1 - overlap) + 1).all()
+
+
+def test_a_cut_box_yields_to_the_whole_one(image: np.ndarray, looks: list[tuple[int, int, int]]) -> None:
+    """Tiles of 50 cut the second rectangle in several pieces."""
+    found = seen(image, tile=50, overlap=0.0)
+    assert sorted(found.class_ids.tolist()) == [0, 1, 2]
+
+
+def test_fusion_is_the_papers() -> None:
+    """Section 3: the mean weighed by scores; what one of two models saw has half its score."""
+    boxes = np.array([[0, 0, 10, 10], [2, 0, 12, 10], [50, 50, 60, 60], [0, 0, 10, 10]], dtype=float)
+    scores, ids = np.array([0.9, 0.3, 0.8, 0.5]), np.array([0, 0, 0, 1])
+    fused, together, best = fuse(boxes, scores, ids, np.full(4, 2.0))
+    assert best.tolist() == [0, 2, 3]
+    np.testing.assert_allclose(fused[0], [0.5, 0, 10.5, 10])
+    np.testing.assert_allclose(together, [0.6, 0.4, 0.25])
+    nothing = fuse(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zeros(0))
+    assert [len(part) for part in nothing] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("how", "says"), [({"scales": ()}, "factors"), ({"tile": 5}, "32 pixels"), ({"overlap": 0.95}, "below 0.9")]
+)
+def test_values_out_of_range(how: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Views(**how)
+
+
+def test_one_view_is_the_plain_prediction(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = Detector.build("mask_rcnn_tiny_fpn", ["a", "b"], device="cpu", score_threshold=0.0, soft_nms="off")
+    image = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
+    plain = detector.predict(image, conf=0.0)
+    again = detect_by_views(
+        detector.prepared, image, detector.names, output=detector.output(0.0, None, None), views=Views()
+    )
+    np.testing.assert_allclose(again.boxes, plain.boxes, atol=1e-3)
+    assert again.masks == plain.masks
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = write_scenes(tmp_path / "scenes", train=1, val=2)
+    detector = Detector.build("mask_rcnn_tiny_fpn", open_dataset(scenes, split="val").names, device="cpu", size=64)
+    detector.save(tmp_path / "w.safetensors")
+    more = ["--flip", "--scales", "1", "1.5", "--tile", "128", "--fuse", "wbf", "--conf", "0.0", "--json"]
+    call = ["--weights", str(tmp_path / "w.safetensors"), *more]
+    assert main(["eval", str(scenes), *call]) == 0
+    assert "segm" in json.loads(capsys.readouterr().out)
+    picture = tmp_path / "p.png"
+    Image.fromarray(np.zeros((200, 300, 3), np.uint8)).save(picture)
+    assert main(["predict", str(picture), *call]) == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["width"] == 300
