@@ -85,7 +85,7 @@ def errors(fast: TwoStage, model: TwoStage, images: Batch) -> list[float]:
 
 
 # Of the later families one of each; the rest differ in depth.
-EACH = [name for name in ZOO if name.startswith("fast") or "tiny" in name or "v2" in name]
+EACH = [name for name in ZOO if name.startswith("fast") or "tiny" in name or "v2" in name or "c4" in name]
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -65,6 +65,8 @@ def test_what_fits() -> None:
 CLASSIFIERS: list[tuple[str, Callable[[], nn.Module]]] = [
     ("faster_rcnn_vgg16", torchvision.models.vgg16),
     ("faster_rcnn_resnet50_c4", torchvision.models.resnet50),
+    ("faster_rcnn_resnet50_dc5", torchvision.models.resnet50),
+    ("mask_rcnn_resnet50_c4", torchvision.models.resnet50),
     ("faster_rcnn_resnet18_fpn", torchvision.models.resnet18),
     ("faster_rcnn_resnet34_fpn", torchvision.models.resnet34),
     ("faster_rcnn_resnet50_fpn", torchvision.models.resnet50),
@@ -84,13 +86,14 @@ def test_an_image_net_file_fills_the_whole_backbone(name: str, classifier: Calla
         model, state = build(name, 3), classifier().state_dict()
     loaded, left = load_fitting(model, as_backbone(model, state))
     assert all(key.startswith("backbone.") or "c4" in name or "vgg" in name for key in loaded)
-    assert all(key.startswith((*NEW, "head.body.convs.")) for key in left)
+    assert all(key.replace("head.box.", "head.").startswith((*NEW, "head.body.convs.", "head.mask.")) for key in left)
     if "vgg" in name:
         assert {key for key in loaded if key.startswith("head.")} == {
             f"head.body.fc{i}.{kind}" for i in (6, 7) for kind in ("weight", "bias")
         }
     if "c4" in name:
-        assert not [key for key in left if key.startswith("head.body.")]
+        assert not [key for key in left if key.startswith(("head.body.", "head.box.body."))]
+        assert any("body.layer4" in key for key in loaded)
         assert not [key for key in loaded if key.startswith("backbone.layer4")]
 
 

@@ -9,7 +9,6 @@ from torch.overrides import TorchFunctionMode
 from twostage.errors import DataError
 from twostage.models.backbones.vgg import VGG16
 from twostage.models.heads.bodies import Stage5
-from twostage.models.heads.box import BoxHead
 from twostage.models.two_stage import TwoStage
 from twostage.weights.torchvision import channel_last
 
@@ -75,8 +74,9 @@ def as_backbone(model: TwoStage, state: Mapping[str, Tensor]) -> dict[str, Tenso
         renamed["head.body.fc6.bias"] = state["classifier.0.bias"]
         renamed["head.body.fc7.weight"] = state["classifier.3.weight"]
         renamed["head.body.fc7.bias"] = state["classifier.3.bias"]
-    if isinstance(model.head, BoxHead) and isinstance(model.head.body, Stage5):
-        renamed |= {"head.body." + name: t for name, t in state.items() if name.startswith("layer4.")}
+    for place, part in model.head.named_modules(prefix="head"):
+        if isinstance(part, Stage5):
+            renamed |= {f"{place}.{name}": t for name, t in state.items() if name.startswith("layer4.")}
     return renamed
 
 

@@ -226,3 +226,26 @@ def test_their_hidden_layers_have_4096_units(name: str, inputs: int) -> None:
     assert body.fc6.weight.shape == (4096, inputs)
     assert body.fc7.weight.shape == (4096, 4096)
     assert body.dropout == 0.5
+
+
+def test_a_dilated_last_stage_keeps_its_map_and_its_weights() -> None:
+    """Stride 16 in the place of 32; what it tells is what torchvision's tells with all strides of layer4 taken away."""
+    torch.manual_seed(0)
+    ours = resnet.dilated(resnet.resnet50(norm_layer("batch", 1e-5), first=4)).eval()
+    theirs = torchvision.models.resnet50(weights=None).eval()
+    names = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert not names.unexpected_keys
+    assert names.missing_keys == ["fc.weight", "fc.bias"]
+    for module in theirs.layer4.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.stride = (1, 1)
+            if module.kernel_size == (3, 3):
+                module.padding = module.dilation = (2, 2)
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        (found,) = ours(x)
+        y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+        expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(y))))
+    assert ours.strides == (16,)
+    assert found.shape == (1, 2048, 4, 6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

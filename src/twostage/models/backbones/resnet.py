@@ -103,6 +103,21 @@ def residual_stage(
     return nn.Sequential(*blocks)
 
 
+def dilated(net: ResNet) -> ResNet:
+    """The network with stage 4 at stride 16: its strides become 1, its 3 x 3 convolutions skip every second cell.
+
+    ("DC5": Dai et al. 2017, "Deformable Convolutional Networks", section 4.2; detectron2 dilates all of its blocks.)
+    """
+    for block in net.get_submodule("layer4").children():
+        for conv in block.modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.stride = (1, 1)
+                if conv.kernel_size == (3, 3):
+                    conv.dilation = conv.padding = (2, 2)
+    net.strides = (*net.strides[:-1], net.strides[-1] // 2)
+    return net
+
+
 def resnet18(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
     """ResNet-18: 512 channels at stride 32."""
     return ResNet(BasicBlock, (2, 2, 2, 2), norm, first=first, stages=stages)

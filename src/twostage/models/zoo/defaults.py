@@ -17,6 +17,7 @@ C4 = replace(
     roi_sampling_ratio=0,
     roi_aligned=True,
 )
+DC5 = replace(C4, roi_size=7, rpn_channels=512)
 V2 = replace(MODERN, norm="batch", rpn_convs=2, head_convs=4)
 MOBILE = replace(MODERN, anchor_sizes=((32.0, 64.0, 128.0, 256.0, 512.0),) * 3, rpn_score_threshold=0.05)
 MOBILE_320 = replace(MOBILE, size=320, max_size=640, rpn_top_test=150, rpn_keep_test=150)

@@ -13,7 +13,7 @@ from twostage.models.fields import PAPER, Fields
 from twostage.models.heads.bodies import Stage5
 from twostage.models.heads.box import BoxHead
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo.defaults import C4, MOBILE, MOBILE_320, MODERN, TINY, TINY_SINGLE, V2
+from twostage.models.zoo.defaults import C4, DC5, MOBILE, MOBILE_320, MODERN, TINY, TINY_SINGLE, V2
 from twostage.models.zoo.parts import (
     four_convs,
     on_normalised_resnet,
@@ -52,6 +52,19 @@ def faster_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
         backbone=body,
         rpn=rpn(chosen, body.channels[0], body.strides),
         head=BoxHead(chosen, pooling(chosen, body.strides), Stage5(norm), Stage5.channels, num_classes),
+    )
+
+
+def faster_rcnn_resnet50_dc5(num_classes: int, **fields: Any) -> TwoStage:
+    """ResNet-50 with a dilated last stage for the map, fc6 and fc7 of 1024 (detectron2's "DC5")."""
+    chosen = require_top_down(DC5.changed(fields))
+    body = resnet.dilated(resnet.resnet50(norm_layer(chosen.norm, chosen.norm_eps), first=4))
+    return TwoStage(
+        chosen,
+        num_classes,
+        backbone=body,
+        rpn=rpn(chosen, body.channels[0], body.strides),
+        head=two_layers(chosen, body.channels[0], body.strides, num_classes),
     )
 
 

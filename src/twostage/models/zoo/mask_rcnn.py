@@ -8,15 +8,46 @@ from torch import nn
 from twostage.models.backbones import resnet
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.fields import Fields
-from twostage.models.heads.mask import BoxesAndMasks
+from twostage.models.heads.bodies import Stage5
+from twostage.models.heads.box import BoxHead
+from twostage.models.heads.mask import BoxesAndMasks, MaskHead
+from twostage.models.heads.shared import BoxesAndSharedMasks
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo.defaults import MODERN, TINY, V2
-from twostage.models.zoo.parts import four_convs, mask_head, on_normalised_resnet, on_resnet, on_tiny, two_layers
+from twostage.models.zoo.defaults import C4, MODERN, TINY, V2
+from twostage.models.zoo.parts import (
+    four_convs,
+    mask_head,
+    on_normalised_resnet,
+    on_resnet,
+    on_tiny,
+    pooling,
+    require_top_down,
+    rpn,
+    two_layers,
+)
 
 # torchvision's way to lay a mask over the picture, for its weights.
 _MODERN = replace(MODERN, mask_paste="rounded")
+_C4 = replace(C4, mask_convs=0)
 _V2 = replace(V2, mask_paste="rounded")
 _TINY = replace(TINY, mask_channels=64)
+
+
+def mask_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
+    """Mask R-CNN on ResNet-50's stage 4; stage 5 serves boxes and masks alike."""
+    chosen = require_top_down(_C4.changed(fields))
+    norm = norm_layer(chosen.norm, chosen.norm_eps)
+    body = resnet.resnet50(norm, first=3, stages=3)
+    box = BoxHead(chosen, pooling(chosen, body.strides), Stage5(norm), Stage5.channels, num_classes)
+    # Its regions are those of the box head.
+    mask = MaskHead(chosen, nn.Identity(), Stage5.channels, num_classes)
+    return TwoStage(
+        chosen,
+        num_classes,
+        backbone=body,
+        rpn=rpn(chosen, body.channels[0], body.strides),
+        head=BoxesAndSharedMasks(box, mask),
+    )
 
 
 def mask_rcnn_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
