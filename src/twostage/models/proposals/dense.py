@@ -91,7 +91,7 @@ class DenseNetwork(nn.Module):
                 two_sided=fields.delta_clamp_two_sided,
             )
             valid = (score > -torch.inf) & (not self.training)
-            overflow = torch.zeros(len(score), dtype=torch.bool, device=score.device)
+            overflow = torch.zeros(score.shape[0], dtype=torch.bool, device=score.device)
             return Proposals(clip(boxes, sizes), score, place, valid, overflow)
 
     def losses(
