@@ -27,7 +27,7 @@ def cascade(**fields: object) -> torch.nn.Module:
 
 
 def test_the_papers_stages() -> None:
-    """Section 4.3 and mmdetection's and detectron2's configurations."""
+    """Section 4 and mmdetection's and detectron2's configurations."""
     stages = stage_fields(Fields(class_agnostic=True))
     assert [s.region_positive_iou for s in stages] == [0.5, 0.6, 0.7]
     assert [s.region_background_iou for s in stages] == [(0, 0.5), (0, 0.6), (0, 0.7)]

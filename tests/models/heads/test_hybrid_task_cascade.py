@@ -94,7 +94,7 @@ def test_masks_at_test_are_the_mean_of_all_stages(make_batch: Callable[..., Batc
     with torch.no_grad():
         stages = model.stages(make_batch(*SIZES))
         read = model.head.reads(stages.maps)
-        told = model.head.told(model.head.pooled(read, stages.found.boxes), stages.found.labels, 3)
+        told = model.head.told(read, stages.found.boxes, stages.found.labels, 3)
     expected = torch.stack([logits.sigmoid() for logits in told]).mean(dim=0)
     valid = stages.found.valid
     assert valid.any()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -76,12 +77,12 @@ def test_what_no_image_fills_is_not_computed(head: MaskHead) -> None:
     found = Found(
         torch.zeros(2, 5, 4), torch.ones(2, 5), torch.zeros(2, 5).long(), torch.zeros(2, 5).long(), valid, valid.any(1)
     )
-    masks = head.masks([], found).masks
+    masks = head.masks(found, partial(head, [])).masks
     assert head.regions.asked == [2]
     assert masks.shape == (2, 5, 2 * M, 2 * M)
     assert not masks[:, 2:].any()
     assert ((masks[:, :2] > 0) & (masks[:, :2] < 1)).all()
-    assert head.masks([], found._replace(valid=valid & False)).masks.shape == (2, 5, 2 * M, 2 * M)
+    assert head.masks(found._replace(valid=valid & False), partial(head, [])).masks.shape == (2, 5, 2 * M, 2 * M)
 
 
 def with_masks(targets: Targets) -> Targets:

@@ -6,6 +6,7 @@ while there are positives enough, because every stage samples anew from the boxe
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -26,7 +27,7 @@ from twostage.ops.deltas import decode
 
 
 class Cascade(nn.Module):
-    """Box heads one after the other, and with `masks` a mask head beside each (Cascade Mask R-CNN, section 4.4)."""
+    """Box heads one after the other, and with `masks` a mask head beside each (Cascade Mask R-CNN, 2019)."""
 
     def __init__(self, fields: Fields, boxes: Sequence[BoxHead], masks: Sequence[MaskHead] = ()) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class Cascade(nn.Module):
         return tuple(found)
 
     def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
-        """Detections from the mean of all stages' probabilities and the last one's boxes (section 4.1)."""
+        """Detections from the mean of all stages' probabilities and the last one's boxes."""
         last = looks[-1]
         probabilities = torch.stack([look.logits.float().softmax(dim=2) for look in looks]).mean(dim=0)
         fields = replace(output, box_delta_weights=self.heads[-1].fields.box_delta_weights)
@@ -61,7 +62,11 @@ class Cascade(nn.Module):
 
     def masks(self, maps: Maps, found: Found) -> Found:
         """Detections with the mean of the masks of all stages."""
-        return mean_masks([head.masks(maps, found) for head in self.mask_heads]) if self.knows_masks else found
+        return (
+            mean_masks([head.masks(found, partial(head, maps)) for head in self.mask_heads])
+            if self.knows_masks
+            else found
+        )
 
     def losses(
         self,
@@ -81,7 +86,8 @@ class Cascade(nn.Module):
             learned = head.learn(maps, boxes, valid, own, sampler, mean)
             stage = dict(learned.losses)
             if self.knows_masks:
-                stage["mask"] = self.mask_heads[k].loss(maps, learned.goal, targets, mean)
+                mask = self.mask_heads[k]
+                stage["mask"] = mask.loss(learned.goal, targets, partial(mask, maps), mean)
             losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}
             boxes, valid = moved(head, learned, boxes.shape[1], sizes)
         return losses

@@ -2,30 +2,31 @@
 
 It differs from Cascade Mask R-CNN in three things, each of which a field turns off:
 
-1. Interleaved execution: a stage's mask head sees the boxes that its box head has just moved (section 3.1, b).
-2. Mask information flow: it also reads what the mask heads before it have made of the same region (section 3.2).
-3. A semantic branch reads all levels; what it sees is added to the features of every box and mask (section 3.3).
+1. Interleaved execution: a stage's mask head sees the boxes that its box head has just moved (section 3.1).
+2. Mask information flow: it also reads what the mask heads before it have made of the same region (section 3.1).
+3. A semantic branch reads all levels; what it sees is added to the features of every box and mask (section 3.2).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import ConvNorm
 from twostage.models.fields import Fields
 from twostage.models.heads.box import BoxHead, Look, Maps
-from twostage.models.heads.cascade import Cascade, drawing_otherwise, mean_masks, moved, scaled_gradient
+from twostage.models.heads.cascade import Cascade, drawing_otherwise, moved, scaled_gradient
 from twostage.models.heads.detect import Found
 from twostage.models.heads.filled import filled
-from twostage.models.heads.mask import MaskHead
+from twostage.models.heads.mask import MaskHead, with_masks
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.losses import Losses, Mean, alone
 from twostage.models.proposals.rpn import Proposals
-from twostage.models.targets.regions import RegionTargets, joined, region_targets
+from twostage.models.targets.regions import joined, region_targets
 from twostage.models.targets.sampling import Sampler
 
 
@@ -78,10 +79,8 @@ class HybridTaskCascade(nn.Module):
     def masks(self, maps: Maps, found: Found) -> Found:
         """Detections with the mean of the masks of all stages, each with what the ones before have seen."""
         count = filled(found.valid)
-        boxes, labels = found.boxes[:, :count], found.labels[:, :count]
-        told = self.told(self.pooled(maps, boxes), labels, len(self.mask))
-        padding = (0, 0, 0, 0, 0, found.boxes.shape[1] - count)
-        return mean_masks([found._replace(masks=pad(logits.float().sigmoid(), padding)) for logits in told])
+        told = self.told(maps, found.boxes[:, :count], found.labels[:, :count], len(self.mask))
+        return with_masks(found, torch.stack(told).float().sigmoid().mean(dim=0))
 
     def losses(
         self,
@@ -112,30 +111,28 @@ class HybridTaskCascade(nn.Module):
                 goal = region_targets(
                     *again, drawing_otherwise(own, len(self.mask)), sampler or head.sampler, head.fields
                 )
-            stage = {**learned.losses, "mask": self._mask_loss(k, maps, goal, targets, mean)}
+            tell = partial(self._last_told, maps, stages=k + 1)
+            stage = {**learned.losses, "mask": self.mask_heads[k].loss(goal, targets, tell, mean)}
             losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}
         return losses
 
-    def pooled(self, maps: Maps, boxes: Float[Tensor, "n d 4"]) -> Float[Tensor, "n d c m m"]:
-        """What mask heads see of boxes: the same for all of them."""
-        return cast(MaskHead, self.mask[0]).regions(maps, boxes)
-
     def told(
-        self, regions: Float[Tensor, "n d c m m"], labels: Int[Tensor, "n d"], stages: int
+        self, maps: Maps, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"], stages: int
     ) -> list[Float[Tensor, "n d M M"]]:
-        """The logits of the masks of the first so many stages."""
-        x, seen, told = regions.flatten(0, 1), None, []
-        for k, head in enumerate(cast(list[MaskHead], list(self.mask)[:stages])):
+        """The logits of the masks of the first so many stages; all of them see the same regions."""
+        x, seen, told = self.mask_heads[0].regions(maps, boxes).flatten(0, 1), None, []
+        for k, head in enumerate(self.mask_heads[:stages]):
             flows = k > 0 and len(self.flows) > 0
             seen = head.convs(x + self.flows[k - 1](seen) if flows else x)
             told.append(head.tell(seen, labels))
         return told
 
-    def _mask_loss(
-        self, stage: int, maps: Maps, goal: RegionTargets, targets: Targets, mean: Mean
-    ) -> Float[Tensor, ""]:
-        head = cast(MaskHead, self.mask[stage])
-        boxes, classes, truth, positive = head.positives(goal)
-        labels = (classes - 1).clamp(min=0)
-        logits = self.told(self.pooled(maps, boxes), labels, stage + 1)[-1]
-        return head.loss_of(logits, boxes, truth, positive, targets, mean)
+    def _last_told(
+        self, maps: Maps, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"], *, stages: int
+    ) -> Float[Tensor, "n d M M"]:
+        return self.told(maps, boxes, labels, stages)[-1]
+
+    @property
+    def mask_heads(self) -> list[MaskHead]:
+        """The mask heads in order."""
+        return cast(list[MaskHead], list(self.mask))

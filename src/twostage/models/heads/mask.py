@@ -3,6 +3,10 @@
 Letters: N images, D boxes an image, C channels, m the pooled side, K classes.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -11,6 +15,7 @@ from torch.nn.functional import linear, pad
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import ConvNorm, Norm
 from twostage.models.fields import Fields
+from twostage.models.heads.bodies import Stage5
 from twostage.models.heads.box import BoxHead, Look, Maps
 from twostage.models.heads.detect import Found
 from twostage.models.heads.filled import filled
@@ -19,6 +24,9 @@ from twostage.models.proposals.rpn import Proposals
 from twostage.models.targets.masks import mask_targets
 from twostage.models.targets.regions import RegionTargets
 from twostage.models.targets.sampling import Sampler
+
+Tell = Callable[[Float[Tensor, "n d 4"], Int[Tensor, "n d"]], Float[Tensor, "n d M M"]]
+"""From boxes and their classes to the logits of their masks."""
 
 
 class Doubling(nn.Module):
@@ -84,11 +92,7 @@ class MaskHead(nn.Module):
         self, maps: Maps, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]
     ) -> Float[Tensor, "n d M M"]:
         """The logits of each box's mask for its class."""
-        return self.of_regions(self.regions(maps, boxes), labels)
-
-    def of_regions(self, regions: Float[Tensor, "n d c m m"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
-        """The same of regions that are pooled already."""
-        return self.tell(self.convs(regions.flatten(0, 1)), labels)
+        return self.tell(self.convs(self.regions(maps, boxes).flatten(0, 1)), labels)
 
     def tell(self, x: Float[Tensor, "r c m m"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
         """Logits from what the convolutions say.
@@ -100,52 +104,58 @@ class MaskHead(nn.Module):
         logits = self.classes(cells.flatten(1, 2), labels.flatten())
         return logits.view(*labels.shape, side, side, 2, 2).transpose(3, 4).reshape(*labels.shape, 2 * side, 2 * side)
 
-    def masks(self, maps: Maps, found: Found) -> Found:
-        """Detections with their masks."""
+    def masks(self, found: Found, tell: Tell) -> Found:
+        """Detections with the masks whose logits `tell` gives."""
         count = filled(found.valid)
-        logits = self(maps, found.boxes[:, :count], found.labels[:, :count])
-        return found._replace(masks=pad(logits.float().sigmoid(), (0, 0, 0, 0, 0, found.boxes.shape[1] - count)))
+        return with_masks(found, tell(found.boxes[:, :count], found.labels[:, :count]).float().sigmoid())
 
-    def loss(self, maps: Maps, goal: RegionTargets, targets: Targets, mean: Mean = alone) -> Float[Tensor, ""]:
-        """The loss of the positives among sampled regions, which come first.
+    def loss(self, goal: RegionTargets, targets: Targets, tell: Tell, mean: Mean = alone) -> Float[Tensor, ""]:
+        """The loss of the positives among sampled regions, which come first, by the logits that `tell` gives.
 
         Raises ValueError for targets without masks.
         """
-        boxes, classes, truth, positive = self.positives(goal)
-        logits = self(maps, boxes, (classes - 1).clamp(min=0))
-        return self.loss_of(logits, boxes, truth, positive, targets, mean)
-
-    def loss_of(
-        self,
-        logits: Float[Tensor, "n s M M"],
-        boxes: Float[Tensor, "n s 4"],
-        truth: Int[Tensor, "n s"],
-        positive: Tensor,
-        targets: Targets,
-        mean: Mean = alone,
-    ) -> Float[Tensor, ""]:
-        """The loss of logits that are known."""
         if targets.masks is None:
             raise ValueError("A model with masks needs them to learn from: these targets have none.")
-        goal = mask_targets(boxes, truth, targets.masks, logits.shape[-1])
-        return self.fields.mask_lambda * mask_loss(logits, goal, positive, one_over_sampled(positive, mean))
-
-    def positives(self, goal: RegionTargets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes, classes, truth and validity of the positives, as many columns as there can be."""
         most = max(1, int(self.fields.region_batch * self.fields.region_positive_fraction))
-        count = max(1, filled(goal.positive[:, :most]))
-        return goal.boxes[:, :count], goal.classes[:, :count], goal.truth[:, :count], goal.positive[:, :count]
+        first = slice(max(1, filled(goal.positive[:, :most])))
+        boxes, truth, positive = goal.boxes[:, first], goal.truth[:, first], goal.positive[:, first]
+        logits = tell(boxes, (goal.classes[:, first] - 1).clamp(min=0))
+        wanted = mask_targets(boxes, truth, targets.masks, logits.shape[-1])
+        return self.fields.mask_lambda * mask_loss(logits, wanted, positive, one_over_sampled(positive, mean))
+
+
+def with_masks(found: Found, masks: Float[Tensor, "n _ M M"]) -> Found:
+    """Detections with the masks of the first ones; the others, which are padding, have none."""
+    return found._replace(masks=pad(masks, (0, 0, 0, 0, 0, found.boxes.shape[1] - masks.shape[1])))
+
+
+def apart(box: BoxHead, mask: MaskHead, maps: Maps) -> Tell:
+    """The mask head pools regions of its own."""
+    return partial(mask, maps)
+
+
+def shared(box: BoxHead, mask: MaskHead, maps: Maps) -> Tell:
+    """The mask head reads what the box head's `Stage5` makes of a region ("C4", section 3)."""
+
+    def tell(boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
+        return mask.tell(cast(Stage5, box.body).layer4(box.regions(maps, boxes).flatten(0, 1)), labels)
+
+    return tell
 
 
 class BoxesAndMasks(nn.Module):
-    """Mask R-CNN's second stage: boxes first, then a mask of each that is found (section 3.1, inference)."""
+    """Mask R-CNN's second stage: boxes first, then a mask of each that is found (section 3.1, inference).
+
+    `how` says what the mask head looks at: `apart` or `shared`.
+    """
 
     knows_masks = True
 
-    def __init__(self, box: BoxHead, mask: MaskHead) -> None:
+    def __init__(self, box: BoxHead, mask: MaskHead, how: Callable[[BoxHead, MaskHead, Maps], Tell] = apart) -> None:
         super().__init__()
         self.box = box
         self.mask = mask
+        self.how = how
 
     def reads(self, maps: Maps) -> Maps:
         """The maps and nothing else."""
@@ -161,7 +171,7 @@ class BoxesAndMasks(nn.Module):
 
     def masks(self, maps: Maps, found: Found) -> Found:
         """The same with masks."""
-        return self.mask.masks(maps, found)
+        return self.mask.masks(found, self.how(self.box, self.mask, maps))
 
     def losses(
         self,
@@ -174,4 +184,5 @@ class BoxesAndMasks(nn.Module):
     ) -> Losses:
         """The multi-task loss, and that of the masks of its positives."""
         learned = self.box.learn(maps, proposals.boxes, proposals.valid, targets, sampler, mean)
-        return {**learned.losses, "mask": self.mask.loss(maps, learned.goal, targets, mean)}
+        tell = self.how(self.box, self.mask, maps)
+        return {**learned.losses, "mask": self.mask.loss(learned.goal, targets, tell, mean)}

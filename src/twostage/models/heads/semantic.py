@@ -1,4 +1,4 @@
-"""The semantic branch: what is seen where in the whole picture, for regions that see a part of it (HTC, section 3.3).
+"""The semantic branch: what is seen where in the whole picture, for regions that see a part of it (HTC, section 3.2).
 
 Letters: N images, C channels, K classes of stuff.
 """

@@ -10,8 +10,7 @@ from twostage.models.backbones.norm import norm_layer
 from twostage.models.fields import Fields
 from twostage.models.heads.bodies import Stage5
 from twostage.models.heads.box import BoxHead
-from twostage.models.heads.mask import BoxesAndMasks, MaskHead
-from twostage.models.heads.shared import BoxesAndSharedMasks
+from twostage.models.heads.mask import BoxesAndMasks, MaskHead, shared
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo.defaults import C4, MODERN, TINY, V2
 from twostage.models.zoo.parts import (
@@ -46,7 +45,7 @@ def mask_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
         num_classes,
         backbone=body,
         rpn=rpn(chosen, body.channels[0], body.strides),
-        head=BoxesAndSharedMasks(box, mask),
+        head=BoxesAndMasks(box, mask, shared),
     )
 
 
