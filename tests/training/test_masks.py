@@ -82,6 +82,10 @@ def test_an_object_without_a_mask_is_named(options: TrainOptions, tmp_path: Path
     with pytest.raises(DataError, match=r"1 of \d+ objects have no mask \(.*annotations\[2\] \(id 3.*--on-error skip"):
         train(of(options, "mask_rcnn", data=data))
     assert open_dataset(data, split="train").masks is not None
+    empty = {"size": [192, 192], "counts": [192 * 192]}
+    other = changed(options.data, tmp_path / "e", lambda a: a.update(segmentation=empty) if a["id"] == 3 else None)
+    with pytest.raises(DataError, match=r"1 of \d+ masks have no pixel in their image \(.*id 3\)"):
+        train(of(options, "mask_rcnn", data=other))
     result = train(of(options, "mask_rcnn", data=data, on_error="skip", epochs=1))
     assert "segm_AP" in result["metrics"]
 

@@ -21,6 +21,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.duplicates import duplicate_faults
 from twostage.data.faults import Fault, FaultyDataError, fault, format_faults
 from twostage.data.images import Header, read_image
+from twostage.data.mask_check import mask_faults
 from twostage.data.probe import probe
 from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
 from twostage.data.resize import Resize
@@ -117,6 +118,7 @@ def check(
     faults += duplicate_faults(datasets)
     for dataset in datasets:
         faults += object_notes(dataset, resize or Resize())
+        faults += mask_faults(dataset)
     if deep:
         faults += _undecodable(datasets)
     summaries = tuple(map(_summary, datasets))

@@ -16,7 +16,7 @@ from twostage.data.faults import Fault, FaultyDataError, OnError, fault
 from twostage.data.files import exists, require_regular
 from twostage.data.flat import Mask
 from twostage.data.images import Header
-from twostage.data.segmentation import SegmentationError, read_segmentation
+from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons
 from twostage.errors import brief
 
 LARGEST_ID = 2**63 - 1
@@ -174,6 +174,12 @@ def _add_annotations(
             where = f"annotations[{position}]"
             builder.report(error.code, shown, where, f"{error} in {brief(record)}", error.fix)
             continue
+        short = short_polygons(record.get("segmentation"))
+        if short:
+            message = f"{short} of its polygons have fewer than three points; left out"
+            builder.report(
+                "short-polygon", shown, f"annotations[{position}]", message, "Draw them again, or remove them"
+            )
         filled["area"] += math.isnan(area)
         filled["iscrowd"] += "iscrowd" not in record
         number = record.get("id")

@@ -46,6 +46,9 @@ CODES: dict[str, tuple[Severity, str]] = {
     "box-partly-outside": ("repair", "the box reaches over the border of the image; clipped"),
     "broken-mask": ("error", "a mask is not numbers, or its run lengths do not fill the image"),
     "missing-mask": ("note", "some objects have no mask where others have; their box stands in"),
+    "empty-mask": ("note", "a mask has no pixel in its image; the object's box is learned, and no mask"),
+    "short-polygon": ("repair", "a polygon of fewer than three points encloses nothing; it is left out"),
+    "mask-elsewhere": ("note", "a mask and its box hardly overlap"),
     # the data set as a whole
     "empty-split": ("error", "a split has no images, or the one to learn from no objects to learn"),
     "classes-differ": ("error", "two splits have not the same classes in the same order"),

@@ -43,6 +43,11 @@ def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
     return read_run_lengths(segmentation, stated)
 
 
+def short_polygons(segmentation: Any) -> int:
+    """How many polygons of a segmentation `read_segmentation` leaves out."""
+    return sum(len(ring) < 6 for ring in segmentation) if isinstance(segmentation, list) else 0
+
+
 def write_segmentation(mask: Mask, height: int, width: int) -> Any:
     """What `read_segmentation` reads as this mask of an image of this size; None for no mask."""
     if mask.kind == NONE:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from twostage.data.dataset import Dataset, select_classes
 from twostage.data.faults import Fault, FaultyDataError, OnError, format_faults
+from twostage.data.mask_check import mask_faults
 from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
 from twostage.errors import DataError, UsageError
 from twostage.training.options import TrainOptions
@@ -61,9 +62,10 @@ def open_splits(options: TrainOptions) -> Splits:
 
 
 def require_masks(splits: Splits, on_error: OnError) -> None:
-    """Raises DataError where a model with masks has none to learn from, or lacks some.
+    """Raises DataError where a model with masks has none to learn from, or lacks some, or some are empty.
 
-    With `on_error` "skip" the box of an object stands in for its mask.
+    With `on_error` "skip" the box of an object stands in for a mask that is not there, and of an object with an empty
+    one the box alone is learned.
     """
     for dataset in splits[:2]:
         if dataset is None or not len(dataset.labels):
@@ -73,11 +75,17 @@ def require_masks(splits: Splits, on_error: OnError) -> None:
             raise DataError(
                 f"{dataset.root}: the split {dataset.split!r} has no masks, and this model learns them. {fix}."
             )
+        if on_error == "skip":
+            continue
         lacking = [fault.message for fault in dataset.faults if fault.code == "missing-mask"]
-        if lacking and on_error != "skip":
+        empty = [fault for fault in mask_faults(dataset) if fault.code == "empty-mask"]
+        if empty:
+            first = f"{empty[0].file}: {empty[0].object}"
+            lacking.append(f"{len(empty)} of {len(dataset.labels)} masks have no pixel in their image ({first})")
+        if lacking:
             raise DataError(
                 f"{dataset.root}: the split {dataset.split!r}: {lacking[0]}, and this model learns masks. {fix}; "
-                "--on-error skip lets the box stand in."
+                "--on-error skip goes on with the boxes."
             )
 
 

@@ -154,6 +154,23 @@ def test_the_loss_is_that_of_positives_and_their_own_class(
     torch.testing.assert_close(loss, 3 * each.mean())
 
 
+def test_an_empty_mask_teaches_nothing(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+    """Its object is there all the same: to learn that no cell is its own would be wrong."""
+    torch.manual_seed(0)
+    model = build("mask_rcnn_tiny_fpn", 3, norm="frozen").train()
+    batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
+    other = targets.masks.cells.clone()
+    other[0, 1] = 0
+    frames = targets.masks.frames.clone()
+    frames[0, 1] = 0
+    emptied = replace(targets, masks=Coverage(frames, other))
+    anything = replace(targets, masks=Coverage(frames, targets.masks.cells))
+    assert torch.equal(model(batch, emptied)["mask"], model(batch, anything)["mask"])
+    assert not torch.equal(model(batch, emptied)["mask"], model(batch, targets)["mask"])
+    nothing = replace(targets, masks=targets.masks.each(torch.zeros_like))
+    assert float(model(batch, nothing)["mask"]) == 0
+
+
 def test_without_positives_the_loss_is_zero_and_without_masks_it_is_said(
     make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:

@@ -121,6 +121,9 @@ class MaskHead(nn.Module):
         boxes, truth, positive = goal.boxes[:, first], goal.truth[:, first], goal.positive[:, first]
         logits = tell(boxes, (goal.classes[:, first] - 1).clamp(min=0))
         wanted = mask_targets(boxes, truth, targets.masks, logits.shape[-1])
+        # An empty mask says nothing of its object.
+        sides = targets.masks.frames[..., 2:] - targets.masks.frames[..., :2]
+        positive = positive & (sides > 0).all(dim=2).gather(1, truth)
         return self.fields.mask_lambda * mask_loss(logits, wanted, positive, one_over_sampled(positive, mean))
 
 

@@ -1,0 +1,54 @@
+"""What is strange about masks: those without a pixel in their image, and those that lie elsewhere than their boxes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from twostage.data.dataset import Dataset
+from twostage.data.faults import Fault, fault
+from twostage.data.flat import POLYGONS, Mask, to_rle, unpack_polygons
+
+APART = 0.5  # IoU of a box and its mask's extent, below which they can hardly be of one object
+
+
+def mask_faults(dataset: Dataset) -> Iterator[Fault]:
+    """The faults of a split's masks, object by object; an object that only lacks a mask is named by its reader."""
+    if dataset.masks is None:
+        return
+    for index in range(len(dataset)):
+        height, width = dataset.sizes[index].tolist()
+        for row in range(int(dataset.offsets[index]), int(dataset.offsets[index + 1])):
+            where = f"object {row - int(dataset.offsets[index]) + 1} (id {dataset.annotation_ids[row]})"
+            extent = _extent(dataset.masks[row], height, width)
+            if extent is None:
+                message = "the mask has no pixel in its image; its box is learned, and no mask"
+                yield fault("empty-mask", dataset.file_name(index), where, message, "Draw it again, or remove it")
+            elif not dataset.crowd[row] and _iou(extent, dataset.boxes[row].astype(np.float64)) < APART:
+                seen = ", ".join(f"{v:.7g}" for v in extent)
+                box = ", ".join(f"{v:.7g}" for v in dataset.boxes[row])
+                message = f"the mask reaches over xyxy [{seen}], the box over [{box}]"
+                yield fault("mask-elsewhere", dataset.file_name(index), where, message, "Check which of them is right")
+
+
+def _extent(mask: Mask, height: int, width: int) -> Float[np.ndarray, "4"] | None:
+    """The box around a mask's pixels, None where there are none; polygons are drawn only where they are doubtful."""
+    from faster_coco_eval.core import mask as coco
+
+    if mask.kind == POLYGONS:
+        points = np.concatenate(unpack_polygons(mask.data)).reshape(-1, 2)
+        low = points.min(axis=0).clip(0, [width, height])
+        high = points.max(axis=0).clip(0, [width, height])
+        if (high - low >= 2).all():
+            return np.concatenate([low, high])
+    rle = to_rle(mask, height, width)
+    if not int(coco.area(rle)):
+        return None
+    x, y, across, down = np.asarray(coco.toBbox([rle]), dtype=np.float64).reshape(-1, 4)[0]
+    return np.array([x, y, x + across, y + down])
+
+
+def _iou(a: Float[np.ndarray, "4"], b: Float[np.ndarray, "4"]) -> float:
+    shared = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(min=0).prod()
+    whole = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).clip(min=0).prod() - shared
+    return float(shared / whole) if whole > 0 else 1.0
