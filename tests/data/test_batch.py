@@ -1,9 +1,12 @@
 """Images of different sizes on one canvas, and their padded targets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from twostage.data.batch import stack_images, stack_targets
+from twostage.data.batch import stack_images, stack_stuff, stack_targets
+from twostage.data.stuff import UNKNOWN
 
 
 def test_images_stand_in_the_corner_of_a_canvas_of_whole_strides() -> None:
@@ -36,3 +39,15 @@ def test_pinned_memory_reaches_the_device() -> None:
     assert batch.images.is_pinned()
     assert targets.boxes.is_pinned()
     assert torch.equal(targets.to("cuda").boxes.cpu(), targets.boxes)
+
+
+def test_maps_of_stuff_grow_with_the_canvas_by_what_is_not_known() -> None:
+    """Several processes put their images on the largest canvas of all."""
+    targets = stack_targets([torch.rand(2, 4)], [torch.tensor([1, 0])], [7])
+    assert targets.on_canvas(64, 96) is targets
+    maps = stack_stuff([torch.ones(4, 5, dtype=torch.uint8)], (32, 64))
+    assert maps.shape == (1, 4, 8)
+    grown = replace(targets, stuff=maps).on_canvas(64, 96).stuff
+    assert grown.shape == (1, 8, 12)
+    assert (grown[0, :4, :5] == 1).all()
+    assert int((grown != UNKNOWN).sum()) == 20

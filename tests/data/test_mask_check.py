@@ -53,6 +53,8 @@ def empty() -> dict:
         (empty(), "empty-mask", "no pixel in its image"),
         ([[100, 100, 120, 100, 120, 120]], "empty-mask", "no pixel in its image"),
         ([[-30, -30, -5, -30, -5, -5]], "empty-mask", "no pixel in its image"),
+        ([[-50, 20, 20, -50, -60, -60]], "empty-mask", "no pixel in its image"),
+        ([[10, 10, 20, 20, 30, 30]], "empty-mask", "no pixel in its image"),
         ([[40, 5, 58, 5, 58, 20, 40, 20]], "mask-elsewhere", r"\[40, 5, 58, 20\], the box over \[10, 10, 30, 30\]"),
         ([*GOOD, [1, 2, 3, 4]], "short-polygon", "1 of its polygons have fewer than three points"),
     ],

@@ -33,7 +33,7 @@ def voc(make_voc: Callable[..., Path]) -> Path:
         (root / folder).mkdir()
     for stem in ("a", "b"):
         picture = Image.fromarray(numbers())
-        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        picture.putpalette(list(range(256)) * 3)  # a shorter one would be saved with fewer bits than 255 needs
         picture.save(root / "SegmentationObject" / f"{stem}.png")
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\n")
     return root

@@ -11,6 +11,7 @@ from PIL import Image
 from twostage import Detector
 from twostage.inference.peer import PEERS, build_peer, predict_peer
 from twostage.inference.timing import STAGES, interleaved, peak_memory, predict_arrays, stage_times
+from twostage.models.heads.mask import MaskHead
 from twostage.models.zoo import ZOO
 
 
@@ -47,6 +48,24 @@ def test_a_slow_stage_is_seen_where_it_is(picture: bytes, monkeypatch: pytest.Mo
     times = stage_times(model, [picture], repeats=1)
     assert max(times, key=lambda stage: times[stage].median) == "proposals"
     assert times["proposals"].median > 500
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_tiny_fpn", "cascade_mask_rcnn_tiny_fpn", "hybrid_task_cascade_tiny_fpn"])
+def test_slow_masks_are_heads(picture: bytes, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"size": 64, "max_size": 96, "score_threshold": 0.0}
+    fields |= {"semantic_classes": 4} if name.startswith("hybrid") else {}
+    model = Detector.build(name, ["a"], device="cpu", **fields).prepared
+    head = next(module for module in model.head.modules() if isinstance(module, MaskHead))
+    tell = head.up.forward
+
+    def slowly(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.4)
+        return tell(x)
+
+    monkeypatch.setattr(head.up, "forward", slowly)
+    times = stage_times(model, [picture], repeats=1)
+    assert tuple(times) == STAGES
+    assert max(times, key=lambda stage: times[stage].median) == "heads"
 
 
 def test_cases_take_turns() -> None:

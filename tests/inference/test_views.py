@@ -82,6 +82,8 @@ def test_all_views_agree_on_one_answer(
     order = np.argsort(found.class_ids)
     assert found.class_ids[order].tolist() == [0, 1, 2]
     np.testing.assert_allclose(found.boxes[order], OBJECTS, atol=1e-3)
+    # All views that could see an object have seen it: tiles that cut it, or show others, take nothing from its score.
+    assert found.scores.min() >= 0.8
     for k, mask in zip(found.class_ids, rle_masks.decode(found.masks), strict=True):
         assert (mask == (image[..., k] > 100)).all()
     assert len(looks) > 1
@@ -127,20 +129,33 @@ def test_fusion_is_the_papers() -> None:
     """Section 3: the mean weighed by scores; what one of two models saw has half its score."""
     boxes = np.array([[0, 0, 10, 10], [2, 0, 12, 10], [50, 50, 60, 60], [0, 0, 10, 10]], dtype=float)
     scores, ids = np.array([0.9, 0.3, 0.8, 0.5]), np.array([0, 0, 0, 1])
-    fused, together, best = fuse(boxes, scores, ids, np.full(4, 2.0))
+    fused, together, best = fuse(boxes, scores, ids, 2)
     assert best.tolist() == [0, 2, 3]
     np.testing.assert_allclose(fused[0], [0.5, 0, 10.5, 10])
     np.testing.assert_allclose(together, [0.6, 0.4, 0.25])
-    nothing = fuse(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zeros(0))
+    nothing = fuse(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), 2)
     assert [len(part) for part in nothing] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("how", "says"), [({"scales": ()}, "factors"), ({"tile": 5}, "32 pixels"), ({"overlap": 0.95}, "below 0.9")]
+    ("how", "says"),
+    [
+        ({"scales": ()}, "factors"),
+        ({"tile": 5}, "32 pixels"),
+        ({"overlap": 0.95}, "below 0.9"),
+    ],
 )
 def test_values_out_of_range(how: dict, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Views(**how)
+
+
+def test_an_unknown_fusion_is_refused_where_no_types_are_checked() -> None:
+    """This suite checks them, users' programs do not."""
+    views = Views()
+    object.__setattr__(views, "fuse", "wfb")
+    with pytest.raises(UsageError, match="must be nms or wbf"):
+        views.__post_init__()
 
 
 def test_one_view_is_the_plain_prediction(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from twostage.cli import main
+from twostage.data.proposals import ProposalSet
 from twostage.data.recognise import open_dataset
 from twostage.detector import Detector
-from twostage.errors import DataError
+from twostage.errors import DataError, UsageError
 from twostage.ops import masks as rle_masks
 from twostage.training import TrainOptions, train
 
@@ -103,3 +105,71 @@ def test_without_stuff_the_branch_is_left_out_and_a_half_of_it_is_an_error(
         result = train(of(options, "hybrid_task_cascade", data=data, out=tmp_path / "without", epochs=1))
     assert "learns without its semantic branch" in caplog.text
     assert Detector.load(result["weights"]).model.head.semantic is None
+
+
+def test_weights_of_classes_are_as_many_as_the_data_has(options: TrainOptions) -> None:
+    fields = {**options.model_fields, "class_weights": [1, 2, 1, 1, 0.5]}
+    assert train(replace(options, model_fields=fields, epochs=1))["steps"] == 2
+    fields["class_weights"] = [1, 2]
+    with pytest.raises(UsageError, match="2 numbers: give one for each of 5 classes"):
+        train(replace(options, model_fields=fields, out=options.out.with_name("other")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"learn": ("backbone", "head")}, "name that too"),
+        ({"scheme": "alternating"}, "choose a faster_rcnn"),
+        ({"proposals": Path("some.safetensors")}, "one stage, which takes none"),
+        ({"model_fields": {"proposals": "selective_search"}}, "takes none from elsewhere"),
+    ],
+)
+def test_one_stage_takes_nothing_from_elsewhere(options: TrainOptions, changes: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        train(of(options, "retinanet", **changes))
+
+
+def test_one_stage_proposes_nothing_to_others(options: TrainOptions) -> None:
+    weights = train(of(options, "retinanet", epochs=1, learn=("backbone", "rpn")))["weights"]
+    val = open_dataset(options.data, split="val")
+    detector = Detector.load(weights)
+    with pytest.raises(UsageError, match="what it proposes are detections"):
+        detector.propose_dataset(val)
+    proposals = ProposalSet.of(
+        ((np.zeros((1, 4), np.float32), np.zeros(1, np.float32)) for _ in range(len(val))), "file"
+    )
+    with pytest.raises(UsageError, match="takes no proposals from elsewhere"):
+        detector.detect_dataset(val, proposals=proposals)
+
+
+def test_maps_of_stuff_concern_nobody_else(options: TrainOptions, tmp_path: Path) -> None:
+    data = tmp_path / "scenes"
+    shutil.copytree(options.data, data)
+    next((data / "stuff" / "train").iterdir()).unlink()
+    assert train(replace(options, data=data, epochs=1))["steps"] == 2
+    fields = {**options.model_fields, "semantic_classes": 0}
+    without = of(options, "hybrid_task_cascade", data=data, model_fields=fields, out=tmp_path / "o", epochs=1)
+    assert train(without)["steps"] == 2
+    with pytest.raises(DataError, match="1 of 8 images have no map of stuff"):
+        train(of(options, "hybrid_task_cascade", data=data, out=tmp_path / "p"))
+    few = {**options.model_fields, "semantic_classes": 3}
+    with pytest.raises(DataError, match="tell 6 classes apart, the model 3"):
+        train(of(options, "hybrid_task_cascade", model_fields=few, out=tmp_path / "q"))
+    with pytest.raises(UsageError, match="needs a map of stride 8"):
+        train(of(options, "hybrid_task_cascade", model_fields={**few, "pyramid": "single"}, out=tmp_path / "r"))
+
+
+def test_masks_are_not_asked_of_data_where_the_head_rests(options: TrainOptions, tmp_path: Path) -> None:
+    data = changed(options.data, tmp_path / "boxes", lambda a: a.pop("segmentation"))
+    assert train(of(options, "mask_rcnn", data=data, learn=("backbone", "rpn"), epochs=1))["steps"] == 2
+
+
+def test_a_threshold_of_masks_can_be_asked_for(options: TrainOptions, capsys: pytest.CaptureFixture[str]) -> None:
+    masks, boxes = (
+        train(of(options, k, epochs=1, out=options.out / k))["weights"] for k in ("mask_rcnn", "cascade_rcnn")
+    )
+    call = ["eval", str(options.data), "--workers", "0", "--fail-under", "segm_AP=0.99", "--weights"]
+    assert main([*call, masks]) == 5
+    assert "segm_AP is 0.0" in capsys.readouterr().err
+    assert main([*call, boxes]) == 2
+    assert "no masks were scored" in capsys.readouterr().err

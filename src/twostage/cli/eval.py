@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _AP = ("AP", "AP50", "AP75", "AP90", "APs", "APm", "APl", "voc07", "voc12")
 _AR = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-_METRICS = _AP + _AR
+_METRICS = _AP + _AR + tuple(f"segm_{name}" for name in _AP + _AR)
 _COMPUTED = {
     "all": _METRICS,
-    "coco": tuple(name for name in _METRICS if not name.startswith("voc")),
-    "voc07": ("voc07",),
-    "voc12": ("voc12",),
+    "coco": tuple(name for name in _METRICS if "voc" not in name),
+    "voc07": ("voc07", "segm_voc07"),
+    "voc12": ("voc12", "segm_voc12"),
 }
 
 
@@ -80,6 +80,8 @@ class EvalOptions(ViewOptions):
             name: getattr(self, name) for name in ("conf", "iou", "size", "max_size", "model_fields", "proposals")
         }
         said = [name for name, value in of_detector.items() if value not in (None, {})]
+        if not self.views.plain:
+            said.append("flip, scales or tile")
         if self.predictions is not None and said:
             raise UsageError(f"{said[0]} is for --weights: results are scored as they stand in their file")
         self.thresholds()

@@ -102,6 +102,14 @@ class Targets:
         """The same targets on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def on_canvas(self, height: int, width: int) -> "Targets":
+        """The same targets on a larger canvas, of which the rest is not known."""
+        if self.stuff is None:
+            return self
+        rows, columns = (-(-side // STRIDE) for side in (height, width))
+        more = (0, columns - self.stuff.shape[2], 0, rows - self.stuff.shape[1])
+        return replace(self, stuff=pad(self.stuff, more, value=UNKNOWN))
+
     def pin_memory(self) -> "Targets":
         """The same targets in page-locked memory, from which copies to a GPU run beside the computation."""
         return self._each(Tensor.pin_memory)

@@ -253,10 +253,11 @@ class Builder:
         table.area[:] = np.where(np.isnan(table.area), sides.prod(axis=1), table.area)
         if missing.all():
             return None
-        if missing.any():
-            first = self.place(int(table.image[missing.argmax()]), int(table.source[missing.argmax()]))
-            which = f"{': '.join(first)}" + (" the first" if missing.sum() > 1 else "")
-            message = f"{missing.sum()} of {len(masks)} objects have no mask ({which}); their box stands in"
+        told = missing & (table.crowd == 0) & (table.difficult == 0)
+        if told.any():
+            first = self.place(int(table.image[told.argmax()]), int(table.source[told.argmax()]))
+            which = f"{': '.join(first)}" + (" the first" if told.sum() > 1 else "")
+            message = f"{told.sum()} of {len(masks)} objects have no mask ({which}); their box stands in"
             self.report("missing-mask", self.split, "", message, "Add the masks, or train boxes only")
         for row in np.flatnonzero(missing):
             masks[row] = box_mask(table.boxes[row])

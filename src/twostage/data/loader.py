@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from twostage.data.augment import Augment, Sample
 from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_stuff, stack_targets
-from twostage.data.coverage import coverage
+from twostage.data.coverage import SIDE, coverage
 from twostage.data.dataset import Dataset
 from twostage.data.images import read_image
 from twostage.data.order import Plan, evaluation_plans, training_plans
@@ -84,7 +84,7 @@ def training_batches(
     _need(dataset, masks=masks)
     plans = training_plans(dataset.sizes, batch=batch, seed=seed, start=start, rank=rank, world=world)
     reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks=masks, stuff=stuff)
-    return _stream(reader, plans, _affordable(workers, dataset, resize, batch // world), pin)
+    return _stream(reader, plans, _affordable(workers, dataset, resize, batch // world, masks=masks), pin)
 
 
 def evaluation_batches(
@@ -109,7 +109,7 @@ def evaluation_batches(
     _need(dataset, masks=masks)
     plans = evaluation_plans(dataset.sizes, resize=resize, divisor=divisor, batch=batch, rank=rank, world=world)
     reader = Reader(dataset, resize, None, seed, divisor, proposals, masks=masks, stuff=stuff)
-    return _stream(reader, plans, _affordable(min(workers, len(plans)), dataset, resize, batch), pin)
+    return _stream(reader, plans, _affordable(min(workers, len(plans)), dataset, resize, batch, masks=masks), pin)
 
 
 class Reader:
@@ -215,12 +215,14 @@ def _need(dataset: Dataset, *, masks: bool) -> None:
         )
 
 
-def _affordable(workers: int, dataset: Dataset, resize: Resize, batch: int) -> int:
+def _affordable(workers: int, dataset: Dataset, resize: Resize, batch: int, *, masks: bool) -> int:
     """As many workers as shared memory can hand batches over from; containers often have 64 MiB of it."""
     if workers == 0 or not SHARED_MEMORY.is_dir():
         return workers
     shapes = {resize.shape(int(h), int(w)) for h, w in np.unique(dataset.sizes, axis=0)}
     largest = 12 * batch * max(h for h, _ in shapes) * max(w for _, w in shapes)
+    if masks:
+        largest += batch * SIDE**2 * int(np.diff(dataset.offsets).max(initial=0))
     free = shutil.disk_usage(SHARED_MEMORY).free
     affordable = int(free / (largest * (PREFETCH + 1)))
     if affordable < workers:

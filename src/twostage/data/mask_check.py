@@ -9,6 +9,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
 from twostage.data.flat import POLYGONS, Mask, to_rle, unpack_polygons
 
+CLEAR = 4.0  # square pixels within the picture, which must cover the middle of some pixel
 APART = 0.5  # IoU of a box and its mask's extent, below which they can hardly be of one object
 
 
@@ -20,11 +21,13 @@ def mask_faults(dataset: Dataset) -> Iterator[Fault]:
         height, width = dataset.sizes[index].tolist()
         for row in range(int(dataset.offsets[index]), int(dataset.offsets[index + 1])):
             where = f"object {row - int(dataset.offsets[index]) + 1} (id {dataset.annotation_ids[row]})"
+            if dataset.crowd[row] or dataset.difficult[row]:
+                continue  # nobody learns them
             extent = _extent(dataset.masks[row], height, width)
             if extent is None:
                 message = "the mask has no pixel in its image; its box is learned, and no mask"
                 yield fault("empty-mask", dataset.file_name(index), where, message, "Draw it again, or remove it")
-            elif not dataset.crowd[row] and _iou(extent, dataset.boxes[row].astype(np.float64)) < APART:
+            elif _iou(extent, dataset.boxes[row].astype(np.float64)) < APART:
                 seen = ", ".join(f"{v:.7g}" for v in extent)
                 box = ", ".join(f"{v:.7g}" for v in dataset.boxes[row])
                 message = f"the mask reaches over xyxy [{seen}], the box over [{box}]"
@@ -36,16 +39,23 @@ def _extent(mask: Mask, height: int, width: int) -> Float[np.ndarray, "4"] | Non
     from faster_coco_eval.core import mask as coco
 
     if mask.kind == POLYGONS:
-        points = np.concatenate(unpack_polygons(mask.data)).reshape(-1, 2)
-        low = points.min(axis=0).clip(0, [width, height])
-        high = points.max(axis=0).clip(0, [width, height])
-        if (high - low >= 2).all():
+        rings = [ring.reshape(-1, 2) for ring in unpack_polygons(mask.data)]
+        points = np.concatenate(rings)
+        low, high = points.min(axis=0), points.max(axis=0)
+        within = (low >= 0).all() and (high <= [width, height]).all()
+        if within and max(map(_area, rings)) >= CLEAR:
             return np.concatenate([low, high])
     rle = to_rle(mask, height, width)
     if not int(coco.area(rle)):
         return None
     x, y, across, down = np.asarray(coco.toBbox([rle]), dtype=np.float64).reshape(-1, 4)[0]
     return np.array([x, y, x + across, y + down])
+
+
+def _area(ring: Float[np.ndarray, "p 2"]) -> float:
+    """What a ring encloses, in square pixels."""
+    x, y = ring.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 def _iou(a: Float[np.ndarray, "4"], b: Float[np.ndarray, "4"]) -> float:

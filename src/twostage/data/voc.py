@@ -147,7 +147,7 @@ def _add(
     masks: dict[int, Mask] = {}
     if masked is not None:
         try:
-            count = max((o.number for o in found.objects), default=0)
+            count = len(found.objects) + len(found.faults)  # a fault is an object that is none
             masks = dict(enumerate(object_masks(masked, count, found.stated), start=1))
         except ValueError as error:
             fix = "Make the mask for this picture and its XML, or remove it"

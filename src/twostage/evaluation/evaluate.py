@@ -65,6 +65,8 @@ class Report:
         """Raises ThresholdError if a metric is below what is asked, or undefined; UsageError for an unknown metric."""
         failed = []
         for name, value in least.items():
+            if name.startswith("segm_") and self.segm is None:
+                raise UsageError(f"{name}: no masks were scored; the data or the detector has none.")
             if name not in self.metrics:
                 raise UsageError(f"No metric {name!r}. {nearest(name, self.metrics)}")
             if self.metrics[name] < value:

@@ -31,6 +31,8 @@ def network_proposals(
     """
     if model.rpn is None:
         raise UsageError("The model has no network that proposes: it takes its proposals from elsewhere.")
+    if not model.second.has_losses:
+        raise UsageError("This detector has one stage: what it proposes are detections. Propose by one of two stages.")
     fields = model.fields
     found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros((0, 4)), np.zeros(0))] * len(dataset)
     done = 0

@@ -23,6 +23,7 @@ from twostage.data.images import read_image
 from twostage.inference.predictor import find, make_batch, parts, proposed, resized, run, to_arrays
 from twostage.models.heads.box import BoxHead
 from twostage.models.heads.mask import MaskHead
+from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.two_stage import TwoStage
 
 STAGES = (
@@ -130,23 +131,31 @@ def _noting(model: TwoStage, done: Callable[[str], None]) -> Iterator[None]:
     ends: dict[nn.Module, str] = {model.backbone: "backbone"}
     if model.rpn is not None:
         ends[cast(nn.Module, model.rpn)] = "rpn"
-    for head in model.head.modules():
-        if isinstance(head, BoxHead | MaskHead):
-            ends |= {head: "heads", head.regions: "region features"}
+    pools: list[nn.Module] = []
+    begins: list[nn.Module] = []
+    for part in model.head.modules():
+        if isinstance(part, BoxHead):
+            ends[part] = "heads"
+            pools.append(part.regions)
+        elif isinstance(part, MaskHead):
+            ends[part.classes] = "heads"
+            pools.append(part.regions)
+        elif isinstance(part, SemanticBranch):
+            begins.append(part.laterals[0])
+            ends[part.embedding] = "heads"
+    ends |= dict.fromkeys(pools, "region features")
     if isinstance(body, nn.Module):
         ends |= {body: "backbone", model.backbone: "neck"}
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, _output, stage=stage: done(stage))  # type: ignore[misc]
         for module, stage in ends.items()
     ]
-    before = "proposals"
-    for head in model.head.modules():
-        if isinstance(head, BoxHead):
-            # What lies between the heads of a cascade is theirs.
-            hooks.append(head.register_forward_pre_hook(lambda _m, _i, stage=before: done(stage)))  # type: ignore[misc]
-            before = "heads"
-        elif isinstance(head, MaskHead):
-            hooks.append(head.register_forward_pre_hook(lambda _module, _inputs: done("post-processing")))
+    # Up to the first look at a region boxes are proposed; between looks they are moved, or suppressed.
+    before = iter(["proposals"])
+    hooks += [
+        module.register_forward_pre_hook(lambda _module, _inputs: done(next(before, "post-processing")))
+        for module in (*begins, *pools)
+    ]
     try:
         yield
     finally:

@@ -3,10 +3,10 @@
 Letters: n detections.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,11 +18,16 @@ from twostage.inference.predictor import detect_images
 from twostage.models.fields import Fields
 from twostage.models.two_stage import TwoStage
 from twostage.ops.boxes import iou
-from twostage.ops.masks import RLE, decode, encode
+from twostage.ops.masks import decode
 from twostage.ops.nms import nms
+from twostage.ops.paste import Patch, encoded
 
 SAME = 0.55  # IoU from which on boxes are one object's (Solovyev et al. 2021, section 3)
+LOW = 0.05  # of a score, from which on boxes are fused
 COVERED = 0.7  # of a cut box within a whole one: then it is a part of that
+
+
+Fuse = Literal["nms", "wbf"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,15 @@ class Views:
     scales: tuple[float, ...] = (1.0,)
     tile: int | None = None
     overlap: float = 0.25
-    fuse: Literal["nms", "wbf"] = "nms"
+    fuse: Fuse = "nms"
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise UsageError(f"scales is {self.scales}, and must be factors from 0.1 to 10, as 0.75 1 1.25.")
         if self.tile is not None and self.tile < 32:
             raise UsageError(f"tile is {self.tile}, and must be 32 pixels or more.")
+        if self.fuse not in get_args(Fuse):
+            raise UsageError(f"fuse is {self.fuse!r}, and must be nms or wbf.")
         if not 0 <= self.overlap < 0.9:
             raise UsageError(f"overlap is {self.overlap}, and must be from 0 to below 0.9.")
 
@@ -65,13 +72,17 @@ class Window(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What one look found, on the pixels of the whole picture; `cut` says which boxes end at a tile's inner border."""
+    """What one look found, boxes on the pixels of the whole picture, masks on those it saw.
+
+    `cut` says which boxes end at a tile's inner border.
+    """
 
     window: Window
+    flip: bool
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     class_ids: Int[np.ndarray, " n"]
-    masks: list[RLE] | None
+    masks: list[dict] | None
     cut: Bool[np.ndarray, " n"]
 
 
@@ -86,8 +97,10 @@ def detect_by_views(
 ) -> Detections:
     """Detections of a picture from all views together; `proposals` are not told, for they are of several passes."""
     height, width = image.shape[:2]
+    # What several views have seen may pass a threshold that none of them passes alone, and the other way.
+    asked = output if views.fuse == "nms" else replace(output, score_threshold=min(output.score_threshold, LOW))
     seen = [
-        _seen(model, image, names, output, window, scale, flip)
+        _seen(model, image, names, asked, window, scale, flip)
         for window, scale, flip in product(
             windows(height, width, views), views.scales, (False, True) if views.flip else (False,)
         )
@@ -95,7 +108,7 @@ def detect_by_views(
     boxes, scores, class_ids = (
         np.concatenate([getattr(one, name) for one in seen]) for name in ("boxes", "scores", "class_ids")
     )
-    masks = None if seen[0].masks is None else [rle for one in seen for rle in one.masks or []]
+    masks = None if seen[0].masks is None else [(one, rle) for one in seen for rle in one.masks or []]
     whole = ~_parts_of_others(boxes, class_ids, np.concatenate([one.cut for one in seen]))
     kept = np.flatnonzero(whole)
     boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
@@ -103,15 +116,17 @@ def detect_by_views(
         best = _suppressed(boxes, scores, class_ids, output)
         fused = boxes[best], scores[best]
     else:
-        looks = np.array([_looks_at(box, seen) for box in boxes], dtype=np.float64)
-        fused_boxes, fused_scores, best = fuse(boxes, scores, class_ids, looks)
-        fused = fused_boxes[: output.max_det], fused_scores[: output.max_det]
-        best = best[: output.max_det]
+        # As many as look at one window: a tile and the whole picture take each other's place.
+        looks = len(views.scales) * (2 if views.flip else 1)
+        groups = np.zeros_like(class_ids) if output.nms_across_classes else class_ids
+        fused_boxes, fused_scores, best = fuse(boxes, scores, groups, looks)
+        enough = np.flatnonzero(fused_scores > output.score_threshold)[: output.max_det]
+        fused, best = (fused_boxes[enough], fused_scores[enough]), best[enough]
     return Detections(
         boxes=fused[0].astype(np.float32),
         scores=fused[1].astype(np.float32),
         class_ids=class_ids[best],
-        masks=None if masks is None else [dict(masks[kept[i]]) for i in best],
+        masks=None if masks is None else [_placed(masks[kept[i]], (height, width)) for i in best],
         names=names,
         size=(height, width),
         image=image,
@@ -134,12 +149,11 @@ def fuse(
     boxes: Float[np.ndarray, "n 4"],
     scores: Float[np.ndarray, " n"],
     class_ids: Int[np.ndarray, " n"],
-    looks: Float[np.ndarray, " n"],
+    looks: int,
 ) -> tuple[Float[np.ndarray, "c 4"], Float[np.ndarray, " c"], Int[np.ndarray, " c"]]:
     """Weighted boxes fusion: boxes, scores and the best member of each cluster, best first.
 
-    `looks` is how many views could have seen each box: what few of them saw counts less (Solovyev et al. 2021,
-    section 3).
+    `looks` is how many views look at one place: what few of them saw counts less (Solovyev et al. 2021, section 3).
     """
     clusters: list[list[int]] = []
     middles: list[np.ndarray] = []
@@ -157,9 +171,7 @@ def fuse(
             clusters[place].append(i)
             members = clusters[place]
             middles[place] = np.average(boxes[members], axis=0, weights=scores[members])
-    together = np.array(
-        [scores[m].mean() * min(1.0, len(m) / max(1.0, looks[m].max())) for m in clusters], dtype=np.float64
-    )
+    together = np.array([scores[m].mean() * min(1.0, len(m) / looks) for m in clusters], dtype=np.float64)
     order = np.argsort(-together, kind="stable")
     best = np.array([members[0] for members in clusters], dtype=np.int64)
     return np.array(middles).reshape(-1, 4)[order], together[order], best[order]
@@ -184,28 +196,26 @@ def _seen(
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
     inner = np.array([left > 0, top > 0, left + width < image.shape[1], top + height < image.shape[0]])
     near = np.abs(boxes - np.array([0, 0, width, height])) < 1.0
-    masks = None
-    if found.masks is not None:
-        masks = [_placed(rle, window, image.shape[:2], flip) for rle in found.masks]
     return Seen(
         window,
+        flip,
         boxes + np.array([left, top, left, top]),
         found.scores.astype(np.float64),
         found.class_ids,
-        masks,
+        found.masks,
         (near & inner).any(axis=1),
     )
 
 
-def _placed(rle: Any, window: Window, size: tuple[int, ...], flip: bool) -> RLE:
-    """A window's mask on the whole picture."""
-    if not flip and (window.height, window.width) == tuple(size[:2]):
-        return rle
+def _placed(mask: tuple[Seen, Any], size: tuple[int, int]) -> dict:
+    """A look's mask on the whole picture."""
+    seen, rle = mask
+    window = seen.window
+    if not seen.flip and (window.height, window.width) == tuple(size):
+        return dict(rle)
     (inside,) = decode([rle])
-    whole = np.zeros((1, *size[:2]), dtype=bool)
-    part = inside[:, ::-1] if flip else inside
-    whole[0, window.top : window.top + window.height, window.left : window.left + window.width] = part
-    return encode(whole)[0]
+    part = np.ascontiguousarray(inside[:, ::-1] if seen.flip else inside)
+    return dict(encoded(Patch(window.top, window.left, part), *size))
 
 
 def _parts_of_others(
@@ -237,17 +247,6 @@ def _suppressed(boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, ou
         top=output.max_det,
     )
     return kept.index[0][kept.valid[0]].numpy()
-
-
-def _looks_at(box: np.ndarray, seen: Sequence[Seen]) -> int:
-    """How many views show the middle of a box."""
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return sum(
-        1
-        for one in seen
-        if one.window.left <= x < one.window.left + one.window.width
-        and one.window.top <= y < one.window.top + one.window.height
-    )
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:

@@ -70,6 +70,7 @@ class Head(Protocol):
     """The second stage: all that happens to proposals. `heads.box.BoxHead` is Fast R-CNN's, others are built on it."""
 
     knows_masks: bool
+    has_losses: bool
 
     def reads(self, maps: Maps) -> Maps:
         """What its regions are pooled from: the maps, and what it makes of them for all regions together."""
@@ -136,6 +137,11 @@ class TwoStage(nn.Module):
         """The head, as the composition sees it."""
         return cast(Head, self.head)
 
+    @property
+    def knows_masks(self) -> bool:
+        """Whether there are masks to learn: the head has some, and learns."""
+        return self.second.knows_masks and "head" in self.learns
+
     def forward(
         self, batch: Batch, targets: Targets | None = None, samplers: Samplers = RANDOM, mean: Mean = alone
     ) -> Losses | Found:
@@ -172,6 +178,8 @@ class TwoStage(nn.Module):
         With those the network is not asked, unless it learns. Raises UsageError where there is neither.
         """
         given = None if batch.proposals is None else as_proposals(batch.proposals, batch.sizes)
+        if given is not None and not self.second.has_losses:
+            raise UsageError("This detector has one stage: it takes no proposals from elsewhere.")
         if self.rpn is None or (given is not None and not (self.training and "rpn" in self.learns)):
             if given is None:
                 raise UsageError("This detector has no network that proposes: give proposals with the batch.")

@@ -41,7 +41,7 @@ def paste(
     to 0 within one cell. `way` "exact" (detectron2, mmdetection) samples at the pixels' middles; "rounded"
     (torchvision) widens the box by a cell, rounds it to whole pixels and stretches the grid to them.
     """
-    return [_rle(patch, height, width) for patch in patches(masks, boxes, height, width, threshold, way)]
+    return [encoded(patch, height, width) for patch in patches(masks, boxes, height, width, threshold, way)]
 
 
 def pasted(
@@ -107,8 +107,8 @@ def _weights(first: int, places: NDArray, cells: int, limit: int) -> tuple[int, 
     return begin, weights
 
 
-def _rle(patch: Patch, height: int, width: int) -> RLE:
-    """Runs down the columns of the picture, from where a window changes."""
+def encoded(patch: Patch, height: int, width: int) -> RLE:
+    """The runs down the columns of a picture of this size, from where a window of it changes."""
     from faster_coco_eval.core import mask as coco
 
     top, left, inside = patch

@@ -113,8 +113,9 @@ def _require_alternating(options: TrainOptions) -> None:
     if set(options.learn) != {"backbone", "rpn", "head"} or options.proposals is not None:
         raise UsageError("scheme is alternating, which says itself what learns on which proposals: leave those out")
     with Unfilled():
-        model = build(options.model, 1, **options.model_fields)
-    if model.rpn is None:
+        of_classes = {name: value for name, value in options.model_fields.items() if name != "class_weights"}
+        model = build(options.model, 1, **of_classes)
+    if model.rpn is None or not model.second.has_losses:
         raise UsageError(f"scheme is alternating: {options.model} has no network that proposes, choose a faster_rcnn_*")
 
 

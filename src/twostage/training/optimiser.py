@@ -43,6 +43,8 @@ def only(model: TwoStage, parts: Collection[str]) -> None:
         if not isinstance(model.head, BoxHead):
             raise UsageError("learn is boxes, a layer of Fast and Faster R-CNN's heads; this model has more than one")
         model.head.deltas.requires_grad_(True)
+    if not model.second.has_losses and "rpn" not in parts:
+        raise UsageError(f"learn is {', '.join(parts)}; all that this model tells is told by its rpn: name that too")
     if model.rpn is None and not {"head", "boxes"} & set(parts):
         raise UsageError(f"learn is {', '.join(parts)}; this model has no network that proposes: its head must learn")
 

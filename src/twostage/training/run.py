@@ -22,7 +22,7 @@ from twostage.data.order import steps_per_epoch
 from twostage.data.proposals import read_proposals, require_told_apart
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
-from twostage.errors import DataError
+from twostage.errors import DataError, UsageError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.folders import claimed
@@ -81,7 +81,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
             held.enter_context(reproducible(options.deterministic))
             splits = open_splits(options)
             session = _session(options, splits.train, processes)
-            if session.model.second.knows_masks:
+            if session.model.knows_masks:
                 require_masks(splits, options.on_error)
             if options.resume is None:
                 # A resumed run does not read the weights again, which say how much is frozen, and may be on another
@@ -140,6 +140,11 @@ def _stuff(splits: Splits, fields: Fields) -> tuple[Stuff | None, Stuff | None]:
         return None, None
     found = [None if split is None else find_stuff(split) for split in (splits.train, splits.val)]
     for split, stuff in zip(splits, found, strict=False):
+        if split is not None and stuff is not None and stuff.classes > fields.semantic_classes:
+            raise DataError(
+                f"{split.root}: the maps of stuff tell {stuff.classes} classes apart, the model "
+                f"{fields.semantic_classes}. Leave semantic_classes out, and the data says how many."
+            )
         if split is not None and stuff is None:
             raise DataError(
                 f"{split.root}: the split {split.split!r} has no maps of stuff, which this model's semantic branch "
@@ -162,7 +167,7 @@ def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
 def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Session:
     device = processes.device(options.device)
     require_precision(device, options.precision or "fp32")  # an impossible one is said before anything is written
-    model, loaded = starting_model(options, train.names, find_stuff(train))
+    model, loaded = starting_model(options, train.names, partial(find_stuff, train))
     recipe = resolve(
         options,
         RECIPES[model.fields.recipe],
@@ -175,6 +180,8 @@ def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Ses
         recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))  # short runs would never reach the rate
     freeze(model, recipe.freeze)
     only(model, options.learn)
+    if options.proposals is not None and not model.second.has_losses:
+        raise UsageError(f"proposals: {options.model} has one stage, which takes none: leave them out")
     if options.proposals is not None and model.rpn is not None and "rpn" not in options.learn:
         log.info("The model's own network does not learn to propose: to predict, it must have learned before.")
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -221,7 +228,7 @@ def _learn(run: Run) -> None:
         world=session.processes.world,
         pin=session.device.type == "cuda",
         proposals=run.given[0],
-        masks=session.model.second.knows_masks,
+        masks=session.model.knows_masks,
         stuff=run.stuff[0],
     )
     drawn = run.folder.with_picture(batches, names)
@@ -316,8 +323,9 @@ def _validate(run: Run) -> dict[str, float]:
     quality = (metrics["AP"] + metrics.get("segm_AP", metrics["AP"])) / 2
     if metrics["AP"] < 0:
         log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
-    # Where the head does not learn, its numbers choose nothing.
-    newest = metrics["AP"] < 0 or not {"head", "boxes"} & set(run.options.learn)
+    # Where what tells classes does not learn, its numbers choose nothing.
+    tell = {"head", "boxes"} if run.session.model.second.has_losses else {"rpn"}
+    newest = metrics["AP"] < 0 or not tell & set(run.options.learn)
     if quality > progress.best or newest:
         progress.best, progress.validations_since_best = quality, 0
         run.metrics, run.report, run.results = metrics, report, results

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from twostage.weights.named import find_weights
 
 log = logging.getLogger("twostage.training")
 
-_OF_CLASSES = re.compile(r"head\.(.*\.)?(classes|deltas)\.")  # whatever parts a head is made of
+_OF_CLASSES = re.compile(r"(head\.(.*\.)?(classes|deltas)|rpn\.classes)\.")  # whatever parts a head is made of
 
 
 class Start(NamedTuple):
@@ -46,7 +46,9 @@ def require_start(options: TrainOptions) -> None:
         find_weights(options.weights, offline=options.offline)
 
 
-def starting_model(options: TrainOptions, names: tuple[str, ...], stuff: Stuff | None = None) -> Start:
+def starting_model(
+    options: TrainOptions, names: tuple[str, ...], stuff: Callable[[], Stuff | None] = lambda: None
+) -> Start:
     """The model as the first step finds it; of a resumed run its shape alone, since its state holds the weights.
 
     A detector of ours passes on its fields as well as its weights. Raises as `weights.file.load_weights`, DataError
@@ -57,7 +59,7 @@ def starting_model(options: TrainOptions, names: tuple[str, ...], stuff: Stuff |
         **options.model_fields,
         **{name: value for name, value in sizes.items() if value is not None},
     }
-    given |= _of_stuff(options.model, given, stuff)
+    given |= _of_stuff(options.model, len(names), given, stuff)
     torch.manual_seed(options.seed)
     if options.resume is not None:
         last = RunFolder.existing(options.resume).last
@@ -86,15 +88,16 @@ def starting_model(options: TrainOptions, names: tuple[str, ...], stuff: Stuff |
     return Start(model, frozenset())
 
 
-def _of_stuff(name: str, given: Mapping[str, Any], stuff: Stuff | None) -> dict[str, int]:
-    """How many classes of stuff a model that asks the data is to tell apart."""
+def _of_stuff(name: str, classes: int, given: Mapping[str, Any], stuff: Callable[[], Stuff | None]) -> dict[str, int]:
+    """How many classes of stuff a model that asks the data is to tell apart; nobody else looks for maps."""
     with Unfilled():
-        asks = build(name, 1, **given).fields.semantic_classes == "data"
+        asks = build(name, classes, **given).fields.semantic_classes == "data"
     if not asks:
         return {}
-    if stuff is None:
+    maps = stuff()
+    if maps is None:
         log.info("The data set has no maps of stuff: the model learns without its semantic branch.")
-    return {"semantic_classes": 0 if stuff is None else stuff.classes}
+    return {"semantic_classes": 0 if maps is None else maps.classes}
 
 
 def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[str, object]) -> Start:

@@ -112,7 +112,10 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
         *canvas, failed = processes.largest([*(loaded.batch.images.shape[2:] if loaded else (0, 0)), loaded is None])
         if failed or loaded is None:
             processes.end(failure)
-        batch, targets = loaded.batch.to(session.device).on_canvas(*canvas), loaded.targets.to(session.device)
+        batch, targets = (
+            loaded.batch.to(session.device).on_canvas(*canvas),
+            loaded.targets.to(session.device).on_canvas(*canvas),
+        )
         targets = replace(targets, seeds=targets.seeds ^ mix(session.seed, progress.step, part))
         with _gradients_stay(session.learner) if part + 1 < session.accumulate else nullcontext():
             with arithmetic(session.device, recipe.precision):

@@ -49,7 +49,7 @@ def detect_and_lose(
         rank=processes.rank,
         world=processes.world,
         proposals=proposals,
-        masks=model.second.knows_masks,
+        masks=model.knows_masks,
         stuff=stuff,
     ):
         inputs, targets = loaded.batch.to(device), loaded.targets.to(device)

@@ -62,6 +62,14 @@ def test_logits_are_torchvisions_of_the_own_class(head: MaskHead, features: torc
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_c4s_masks_are_torchvisions_predictor_on_stage_5() -> None:
+    """Mask R-CNN, Figure 4, left: from 2048 channels to 256, and from those to the classes."""
+    with torch.device("meta"):
+        mask, theirs = build("mask_rcnn_resnet50_c4", K).head.mask, MaskRCNNPredictor(2048, 256, K)
+    assert mask.up.weight.shape[1:] == theirs.conv5_mask.weight.shape[1::-1] == (256, 2048)
+    assert mask.classes.weight.shape == theirs.mask_fcn_logits.weight.shape[:2]
+
+
 def test_at_first_every_cell_is_as_likely_in_as_out() -> None:
     torch.manual_seed(0)
     made = MaskHead(Fields(mask_channels=C), Pooled(torch.rand(1, 2, C, M, M)), C, K)

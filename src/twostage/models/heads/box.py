@@ -55,6 +55,7 @@ class BoxHead(nn.Module):
     """`regions` pools each box, `body` makes one vector of it, two linear layers the logits and the deltas."""
 
     knows_masks = False
+    has_losses = True
     class_weights: Tensor | None
 
     def __init__(self, fields: Fields, regions: nn.Module, body: nn.Module, width: int, num_classes: int) -> None:
@@ -171,7 +172,10 @@ class BoxHead(nn.Module):
 
         Positives and negatives compete among themselves, as in mmdetection.
         """
+        training = self.body.training
+        self.body.eval()  # no dropout to rank by, no second update of running statistics
         logits = self([x.detach() for x in maps], boxes).logits
+        self.body.train(training)
         fields = self.fields
 
         def sample(matches: Int[Tensor, "n q"], seeds: Int[Tensor, " n"]) -> Sample:

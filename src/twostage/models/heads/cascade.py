@@ -35,6 +35,8 @@ class Cascade(nn.Module):
         self.boxes = nn.ModuleList(boxes)
         self.mask = nn.ModuleList(masks)
 
+    has_losses = True
+
     @property
     def knows_masks(self) -> bool:
         """Whether there are mask heads."""
@@ -103,6 +105,13 @@ class Cascade(nn.Module):
         return cast(list[MaskHead], list(self.mask))
 
 
+_OF_STAGES = {
+    "region_positive_iou": "cascade_ious",
+    "region_background_iou": "cascade_ious",
+    "box_delta_weights": "cascade_delta_weights",
+}
+
+
 def stage_fields(fields: Fields) -> list[Fields]:
     """What each stage's head is told. Raises UsageError where stages and their values are not of one number."""
     values = (fields.cascade_ious, fields.cascade_delta_weights, fields.cascade_loss_weights)
@@ -111,6 +120,10 @@ def stage_fields(fields: Fields) -> list[Fields]:
         raise UsageError(
             f"cascade_ious, cascade_delta_weights and cascade_loss_weights have {numbers} values: give each one a stage"
         )
+    plain = Fields()
+    for name, instead in _OF_STAGES.items():
+        if getattr(fields, name) != getattr(plain, name):
+            raise UsageError(f"{name} is of a head that stands alone: a cascade has {instead}, a value for each stage")
     if not fields.class_agnostic:
         raise UsageError("class_agnostic is false: a cascade moves a box before its class is known, leave it true")
     return [

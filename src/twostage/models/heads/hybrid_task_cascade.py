@@ -7,7 +7,7 @@ It differs from Cascade Mask R-CNN in three things, each of which a field turns 
 3. A semantic branch reads all levels; what it sees is added to the features of every box and mask (section 3.2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
 
@@ -47,6 +47,7 @@ class HybridTaskCascade(nn.Module):
     """The boxes of a `Cascade`, mask heads that hand on what they see by `flows`, and a `semantic` branch or none."""
 
     knows_masks = True
+    has_losses = True
 
     def __init__(
         self,
@@ -120,17 +121,24 @@ class HybridTaskCascade(nn.Module):
         self, maps: Maps, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"], stages: int
     ) -> list[Float[Tensor, "n d M M"]]:
         """The logits of the masks of the first so many stages; all of them see the same regions."""
-        x, seen, told = self.mask_heads[0].regions(maps, boxes).flatten(0, 1), None, []
-        for k, head in enumerate(self.mask_heads[:stages]):
-            flows = k > 0 and len(self.flows) > 0
-            seen = head.convs(x + self.flows[k - 1](seen) if flows else x)
-            told.append(head.tell(seen, labels))
-        return told
+        seen = self._seen(self.mask_heads[0].regions(maps, boxes).flatten(0, 1), range(stages))
+        return [head.tell(x, labels) for head, x in zip(self.mask_heads, seen, strict=False)]
 
     def _last_told(
         self, maps: Maps, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"], *, stages: int
     ) -> Float[Tensor, "n d M M"]:
-        return self.told(maps, boxes, labels, stages)[-1]
+        """The logits of the last of them; without flow those before it need not look."""
+        x = self.mask_heads[0].regions(maps, boxes).flatten(0, 1)
+        *_, last = self._seen(x, range(0 if len(self.flows) else stages - 1, stages))
+        return self.mask_heads[stages - 1].tell(last, labels)
+
+    def _seen(self, x: Float[Tensor, "r c m m"], stages: range) -> Iterator[Float[Tensor, "r d m m"]]:
+        """What the convolutions of each stage make of regions, and of what the stage before has made of them."""
+        before: Tensor | None = None
+        for k in stages:
+            flow = None if before is None or not len(self.flows) else self.flows[k - 1](before)
+            before = self.mask_heads[k].convs(x if flow is None else x + flow)
+            yield before
 
     @property
     def mask_heads(self) -> list[MaskHead]:

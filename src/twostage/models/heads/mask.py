@@ -35,13 +35,13 @@ class Doubling(nn.Module):
     `weight` is [4, out, in], cells in reading order; torch has [in, out, 2, 2].
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(4, channels, channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        nn.init.normal_(self.weight, std=(2 / (4 * channels)) ** 0.5)  # He et al. 2015, by what leaves
+        self.weight = nn.Parameter(torch.empty(4, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.normal_(self.weight, std=(2 / (4 * outputs)) ** 0.5)  # He et al. 2015, by what leaves
 
-    def forward(self, x: Float[Tensor, "*r c"]) -> Float[Tensor, "*r 4 c"]:
+    def forward(self, x: Float[Tensor, "*r c"]) -> Float[Tensor, "*r 4 d"]:
         """The four cells that each cell becomes."""
         return linear(x, self.weight.flatten(0, 1), self.bias.repeat(4)).unflatten(-1, (4, -1))
 
@@ -80,8 +80,8 @@ class MaskHead(nn.Module):
                 for k in range(fields.mask_convs)
             )
         )
-        self.up = Doubling(width if fields.mask_convs else channels)
-        self.classes = OwnClass(self.up.weight.shape[1], num_classes)
+        self.up = Doubling(width if fields.mask_convs else channels, width)
+        self.classes = OwnClass(width, num_classes)
         for module in self.convs.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -153,6 +153,7 @@ class BoxesAndMasks(nn.Module):
     """
 
     knows_masks = True
+    has_losses = True
 
     def __init__(self, box: BoxHead, mask: MaskHead, how: Callable[[BoxHead, MaskHead, Maps], Tell] = apart) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ class Suppress(nn.Module):
     """Takes `DenseNetwork`'s proposals as they are."""
 
     knows_masks = False
+    has_losses = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

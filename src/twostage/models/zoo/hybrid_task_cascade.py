@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from twostage.data.stuff import STRIDE
+from twostage.errors import UsageError
 from twostage.models.backbones import resnet
 from twostage.models.fields import Fields
 from twostage.models.heads.cascade import stage_fields
@@ -47,6 +48,10 @@ def _htc(fields: Fields, channels: int, strides: tuple[int, ...], num_classes: i
     masks = [mask_head(own, channels, strides, num_classes) for own in stages]
     if not isinstance(classes, int) or not classes:  # "data", and no data to say how many
         return HybridTaskCascade(fields, boxes, masks, None)
+    if STRIDE not in strides:
+        raise UsageError(
+            f"The semantic branch needs a map of stride {STRIDE}: leave pyramid out, or semantic_classes=0."
+        )
     for head in boxes:
         head.regions = WithContext(head.regions, AlignedRegions(fields, (STRIDE,), fields.roi_size))
     for mask in masks:

@@ -1,9 +1,15 @@
-"""RetinaNet: a yardstick of one stage on the same pyramid (Lin et al. 2017, "Focal Loss")."""
+"""RetinaNet: a yardstick of one stage (Lin et al. 2017, "Focal Loss").
+
+With the small net it stands on the very pyramid of the two stages. With ResNets on levels of stride 8 to 64, where the
+paper has 8 to 128: its P6 and P7 are convolutions, here P6 is every second cell of P5, and objects beyond some 500
+pixels have no anchor of their size.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from twostage.errors import UsageError
 from twostage.models.backbones import resnet
 from twostage.models.backbones.fpn import FPN
 from twostage.models.backbones.norm import norm_layer
@@ -62,6 +68,8 @@ def _on_resnet(fields: Fields, num_classes: int, body: Callable[..., resnet.ResN
 
 
 def _dense(fields: Fields, num_classes: int, backbone: FPN) -> TwoStage:
+    if fields.proposals != "network":
+        raise UsageError(f"proposals is {fields.proposals!r}: a detector of one stage takes none from elsewhere")
     return TwoStage(
         fields,
         num_classes,
