@@ -38,11 +38,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """In the place of a network: boxes and masks of the rectangles that are seen; the sizes of pictures looked at."""
     asked: list[tuple[int, int, int]] = []
 
-    def seeing(
-        model: object, images: list[np.ndarray], names: tuple[str, ...], *, output, resizing
-    ) -> list[Detections]:
+    def seeing(model: object, images: list[np.ndarray], names: tuple[str, ...], *, output) -> list[Detections]:
         (pixels,) = images
-        asked.append((*pixels.shape[:2], resizing.size))
+        asked.append((*pixels.shape[:2], output.size))
         boxes, masks, ids = [], [], []
         for k in range(3):
             inside = pixels[..., k] > 100

@@ -153,22 +153,20 @@ def detect_images(
     *,
     output: Fields,
     paths: Sequence[str | None] | None = None,
-    resizing: Fields | None = None,
 ) -> list[Detections]:
     """Detections in several pictures; those that have one canvas go through the model together.
 
-    They are resized as the model says, or as the fields `resizing` do. What lies beside a picture on a larger canvas
+    `output` says how they are resized, too. What lies beside a picture on a larger canvas
     changes features near its border: here no picture meets another.
     """
     originals = [(image.shape[0], image.shape[1]) for image in images]
-    fields = resizing or model.fields
     alike: dict[tuple[int, int], list[int]] = {}
     for i, shape in enumerate(originals):
-        canvas = canvas_shape(*fields.resizing.shape(*shape), fields.divisor)
+        canvas = canvas_shape(*output.resizing.shape(*shape), output.divisor)
         alike.setdefault(canvas, []).append(i)
     arrays: dict[int, dict[str, Any]] = {}
     for some in alike.values():
-        batch = make_batch([images[i] for i in some], fields)
+        batch = make_batch([images[i] for i in some], output)
         found = find(model, batch, output=output)
         arrays.update(zip(some, to_arrays(found, batch.sizes, [originals[i] for i in some], output), strict=True))
     return [

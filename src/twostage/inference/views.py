@@ -190,7 +190,7 @@ def _seen(
     part = image[top : top + height, left : left + width]
     part = np.ascontiguousarray(part[:, ::-1] if flip else part)
     fields = replace(output, size=max(1, round(output.size * scale)), max_size=max(1, round(output.max_size * scale)))
-    (found,) = detect_images(model, [part], names, output=fields, resizing=fields)
+    (found,) = detect_images(model, [part], names, output=fields)
     boxes = found.boxes.astype(np.float64)
     if flip:
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)

@@ -18,7 +18,8 @@ from twostage.errors import UsageError
 from twostage.models.fields import Fields
 from twostage.models.heads.box import BoxHead, Learned, Look, Maps
 from twostage.models.heads.detect import Found, detect
-from twostage.models.heads.mask import MaskHead
+from twostage.models.heads.filled import filled
+from twostage.models.heads.mask import MaskHead, with_masks
 from twostage.models.losses import Losses, Mean, alone
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.targets.sampling import Sampler
@@ -29,13 +30,13 @@ from twostage.ops.deltas import decode
 class Cascade(nn.Module):
     """Box heads one after the other, and with `masks` a mask head beside each (Cascade Mask R-CNN, 2019)."""
 
+    has_losses = True
+
     def __init__(self, fields: Fields, boxes: Sequence[BoxHead], masks: Sequence[MaskHead] = ()) -> None:
         super().__init__()
         self.fields = fields
         self.boxes = nn.ModuleList(boxes)
         self.mask = nn.ModuleList(masks)
-
-    has_losses = True
 
     @property
     def knows_masks(self) -> bool:
@@ -48,10 +49,11 @@ class Cascade(nn.Module):
 
     def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
         """What each stage says of the boxes that the one before has moved."""
-        found, boxes = [], proposals.boxes
-        for head in self.heads:
-            found.append(head(maps, boxes))
-            boxes = refined(head, found[-1], sizes)
+        first, *later = self.heads
+        found, before = [first(maps, proposals.boxes)], first
+        for head in later:
+            found.append(head(maps, refined(before, found[-1], sizes)))
+            before = head
         return tuple(found)
 
     def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
@@ -63,12 +65,13 @@ class Cascade(nn.Module):
         return detect(probabilities.log(), last.deltas, proposals._replace(boxes=last.boxes), sizes, fields)
 
     def masks(self, maps: Maps, found: Found) -> Found:
-        """Detections with the mean of the masks of all stages."""
-        return (
-            mean_masks([head.masks(found, partial(head, maps)) for head in self.mask_heads])
-            if self.knows_masks
-            else found
-        )
+        """Detections with the mean of the masks of all stages, which see the same regions."""
+        if not self.knows_masks:
+            return found
+        count = filled(found.valid)
+        x = self.mask_heads[0].regions(maps, found.boxes[:, :count]).flatten(0, 1)
+        told = [head.tell(head.convs(x), found.labels[:, :count]) for head in self.mask_heads]
+        return with_masks(found, torch.stack(told).float().sigmoid().mean(dim=0))
 
     def losses(
         self,
@@ -168,8 +171,3 @@ def scaled_gradient(x: Tensor, factor: float) -> Tensor:
     same = x.view_as(x)
     same.register_hook(lambda gradient: gradient * factor)
     return same
-
-
-def mean_masks(found: Sequence[Found]) -> Found:
-    """Detections with the mean of several masks of each."""
-    return found[0]._replace(masks=torch.stack([cast(Tensor, one.masks) for one in found]).mean(dim=0))
