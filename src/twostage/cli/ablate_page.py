@@ -17,9 +17,10 @@ def write_page(result: Mapping[str, Any]) -> Path:
     template = Template(files("twostage.cli").joinpath("ablate_page.html").read_text(encoding="utf-8"))
     settings, images = result["settings"], result["images"]
     seeds = f"{settings['seeds']} seeds" if settings["seeds"] > 1 else "one seed"
+    minutes = "a minute" if settings["minutes"] == 1 else f"{settings['minutes']:g} minutes"
     lead = (
         f"{images['train']} pictures to learn from, {images['val']} others to be scored on; the small backbone, "
-        f"{settings['minutes']:g} minutes of training each, {seeds}, shortest side {settings['size']} pixels."
+        f"{minutes} of training each, {seeds}, shortest side {settings['size']} pixels."
     )
     studies = "\n".join(_study(study) for study in result["studies"].values())
     text = template.substitute(style=style(), lead=html.escape(lead), studies=studies)
