@@ -82,7 +82,7 @@ def test_missing_area_iscrowd_and_id_are_filled_and_said(make_coco: Callable[...
     assert {f.severity for f in dataset.faults} == {"note"}
 
 
-def test_objects_without_mask_get_their_box_where_others_have_masks(make_coco: Callable[..., Path]) -> None:
+def test_the_box_stands_in_for_a_mask_where_others_have_masks(make_coco: Callable[..., Path]) -> None:
     root = make_coco([annotation(1, segmentation=[[0, 0, 9, 0, 9, 9]]), annotation(2)])
     masks = open_dataset(root, split="train").masks_of(0)
     expected = np.zeros((40, 60), dtype=np.uint8)

@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from twostage.data.convert import convert
 from twostage.data.dataset import Dataset, difference
 from twostage.data.extras import NAME
+from twostage.data.flat import NONE, POLYGONS
 from twostage.data.recognise import open_dataset
+from twostage.data.scenes import write_scenes
+from twostage.data.split import split as deal_out
+from twostage.data.stuff import find_stuff
 from twostage.errors import DataError, TwostageError, UsageError
 
 LAYOUTS = ("coco", "voc", "yolo")
@@ -242,3 +246,36 @@ def test_photos_with_masks_and_crowds(real_data: Path, tmp_path: Path) -> None:
         root = convert(root, tmp_path / kind, kind, images=images if root == source else None).path
     (split,) = convert(root, tmp_path / "last", "coco").splits
     assert_same(open_dataset(source, split="instances", images=images, mend=False), opened(root, split))
+
+
+def test_an_object_without_mask_stays_without(make_coco: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_coco([annotation(1, segmentation=[RING]), annotation(2, image=2)])
+    for kind in LAYOUTS:
+        out = tmp_path / "written" / kind
+        convert(root, out, kind)
+        dataset = open_dataset(out, split="train")
+        assert dataset.masks is not None
+        assert sorted(dataset.masks.kinds.tolist()) == [NONE, POLYGONS]
+        assert [fault.code for fault in dataset.faults] == ["missing-mask"]
+    written = json.loads(next((tmp_path / "written" / "coco" / "annotations").iterdir()).read_text())
+    assert ["segmentation" in one for one in written["annotations"]] == [True, False]
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_maps_of_stuff_go_along(tmp_path: Path, kind: str) -> None:
+    scenes = write_scenes(tmp_path / "scenes", train=3, val=2)
+    convert(scenes, tmp_path / "out", kind)
+    deal_out(scenes, tmp_path / "dealt", {"train": 0.6, "val": 0.4}, to=kind)
+    for folder in (tmp_path / "out", tmp_path / "dealt"):
+        of_pixels: dict[bytes, np.ndarray] = {}
+        for part in ("train", "val"):
+            for root in (scenes, folder):
+                dataset = open_dataset(root, split=part)
+                stuff = find_stuff(dataset)
+                assert stuff is not None
+                assert stuff.classes == 6
+                for index in range(len(dataset)):
+                    found = stuff.read(index, *dataset.sizes[index].tolist())
+                    pixels = dataset.path(index).read_bytes()
+                    assert np.array_equal(of_pixels.setdefault(pixels, found), found)
+        assert len(of_pixels) == 5

@@ -42,6 +42,13 @@ def test_a_grid_laid_over_its_frame_is_the_mask() -> None:
     assert found.frames[0].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
 
 
+def test_an_object_without_mask_has_an_empty_frame() -> None:
+    found = coverage([NO_MASK, *as_masks(discs(1))], HEIGHT, WIDTH)
+    assert not found.frames[0].any()
+    assert not found.cells[0].any()
+    assert found.frames[1].any()
+
+
 def test_polygons_are_drawn_as_coco_draws_them() -> None:
     ring = [10.0, 10, 50, 12, 45, 50, 15, 40]
     found = coverage([Mask(POLYGONS, pack_polygons([ring]))], HEIGHT, WIDTH)

@@ -50,7 +50,11 @@ def test_objects_have_their_pixels_in_the_order_of_the_xml(voc: Path) -> None:
 
 
 def test_a_split_of_which_only_some_have_masks_has_none(voc: Path) -> None:
-    assert open_dataset(voc, split="train").masks is None
+    dataset = open_dataset(voc, split="train")
+    assert dataset.masks is None
+    (fault,) = dataset.faults
+    assert (fault.code, fault.severity) == ("missing-mask", "note")
+    assert "1 of 3 images have no masks (SegmentationObject/c.png the first)" in fault.message
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
 from twostage.data.files import shown
-from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, box_mask, to_rle
+from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, to_rle
 from twostage.data.images import SIDEWAYS, Header
 from twostage.data.probe import probe
 from twostage.data.table import Row, Table
@@ -257,10 +257,8 @@ class Builder:
         if told.any():
             first = self.place(int(table.image[told.argmax()]), int(table.source[told.argmax()]))
             which = f"{': '.join(first)}" + (" the first" if told.sum() > 1 else "")
-            message = f"{told.sum()} of {len(masks)} objects have no mask ({which}); their box stands in"
+            message = f"{told.sum()} of {len(masks)} objects have no mask ({which}); theirs are not learned"
             self.report("missing-mask", self.split, "", message, "Add the masks, or train boxes only")
-        for row in np.flatnonzero(missing):
-            masks[row] = box_mask(table.boxes[row])
         return FlatMasks.of(masks)
 
     def _stop(self, on_error: OnError) -> None:

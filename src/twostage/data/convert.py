@@ -10,6 +10,7 @@ from typing import Any
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, OnError, format_faults
 from twostage.data.recognise import Options, find_layout, opener
+from twostage.data.stuff import maps_of
 from twostage.data.voc import VocOffset
 from twostage.data.write import Kind, Pictures, write_dataset
 from twostage.errors import UsageError
@@ -66,9 +67,10 @@ def convert(
         layout = find_layout(path)
         open_split = opener(layout, options)
         datasets = [open_split(split) for split in layout.splits]
+        maps = maps_of(datasets)
         if to == "yolo":
             datasets = _with_yolos_names(datasets)
-        write_dataset(folder, datasets, to, pictures=pictures)
+        write_dataset(folder, datasets, to, pictures=pictures, maps=maps)
     return Written.of(Path(out), to, datasets)
 
 

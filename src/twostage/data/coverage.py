@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from twostage.data.flat import Mask, to_rle
+from twostage.data.flat import NONE, Mask, to_rle
 
 SIDE = 112  # four times a mask head's 28: a mask shifted against its box is still sampled finer than it is predicted
 
@@ -34,9 +34,14 @@ class Coverage(NamedTuple):
 
 
 def coverage(masks: Sequence[Mask], height: int, width: int) -> Coverage:
-    """The grids of masks on an image of this size, each over the pixels from its first to its last."""
+    """The grids of masks on an image of this size, each over the pixels from its first to its last.
+
+    An object without a mask, or without a pixel in the image, has an empty frame: its mask is not learned.
+    """
     frames, cells = torch.zeros(len(masks), 4), torch.zeros(len(masks), SIDE, SIDE, dtype=torch.uint8)
     for row, mask in enumerate(masks):
+        if mask.kind == NONE:
+            continue
         x1, y1, inside = _cropped(mask, height, width)
         if inside.size:
             frames[row] = torch.tensor([x1, y1, x1 + inside.shape[1], y1 + inside.shape[0]], dtype=torch.float32)

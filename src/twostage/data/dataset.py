@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from twostage.data.faults import Fault
-from twostage.data.flat import FlatMasks, FlatStrings, Mask, box_mask, to_rle
+from twostage.data.flat import NO_MASK, NONE, FlatMasks, FlatStrings, Mask, box_mask, to_rle
 from twostage.errors import UsageError, nearest
 
 _OF_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
@@ -79,12 +79,18 @@ class Dataset:
         )
 
     def masks_of(self, index: int) -> list[dict[str, object]]:
-        """Masks of an image's objects as COCO's run lengths, {"size": [h, w], "counts": bytes}; [] without masks."""
+        """Masks of an image's objects as COCO's run lengths, {"size": [h, w], "counts": bytes}; [] without masks.
+
+        The box of an object stands in for a mask that it has not.
+        """
         if self.masks is None:
             return []
         height, width = self.sizes[index].tolist()
         rows = range(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return [to_rle(self.masks[row], height, width) for row in rows]
+        masks = (
+            self.masks[row] if self.masks.kinds[row] != NONE else box_mask(self.boxes[row].tolist()) for row in rows
+        )
+        return [to_rle(mask, height, width) for mask in masks]
 
 
 def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
@@ -161,9 +167,9 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
 
 
 def _all_masks(dataset: Dataset) -> Iterator[Mask]:
-    """The mask of every object, its box where there are none."""
-    for row, box in enumerate(dataset.boxes):
-        yield box_mask(box) if dataset.masks is None else dataset.masks[row]
+    """The mask of every object, also where there are none."""
+    for row in range(len(dataset.labels)):
+        yield NO_MASK if dataset.masks is None else dataset.masks[row]
 
 
 def difference(given: Dataset, other: Dataset, order: Sequence[int]) -> str:
@@ -186,10 +192,6 @@ def difference(given: Dataset, other: Dataset, order: Sequence[int]) -> str:
         if len(changed):
             where = f"{given.file_name(int(image[changed[0]]))}, {len(changed)} objects in all"
             return f"the {name.replace('_', ' ')} are changed ({where})"
-    if (given.masks is None) != (same.masks is None):
-        return "the masks are lost"
-    if given.masks is not None and same.masks is not None:
-        pairs = ((given.masks[row], same.masks[row]) for row in range(len(given.masks)))
-        if any((a.kind, a.data) != (b.kind, b.data) for a, b in pairs):
-            return "masks are changed"
+    if any((a.kind, a.data) != (b.kind, b.data) for a, b in zip(_all_masks(given), _all_masks(same), strict=True)):
+        return "the masks are lost" if same.masks is None else "masks are changed"
     return ""

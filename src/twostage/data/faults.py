@@ -45,7 +45,10 @@ CODES: dict[str, tuple[Severity, str]] = {
     "box-outside": ("repair", "the box lies wholly outside the image; dropped"),
     "box-partly-outside": ("repair", "the box reaches over the border of the image; clipped"),
     "broken-mask": ("error", "a mask is not numbers, or its run lengths do not fill the image"),
-    "missing-mask": ("note", "some objects have no mask where others have; their box stands in"),
+    "missing-mask": (
+        "note",
+        "some objects or images have no mask where others have; of those the boxes alone are learned",
+    ),
     "empty-mask": ("note", "a mask has no pixel in its image; the object's box is learned, and no mask"),
     "short-polygon": ("repair", "a polygon of fewer than three points encloses nothing; it is left out"),
     "mask-elsewhere": ("note", "a mask and its box hardly overlap"),

@@ -80,7 +80,7 @@ def unpack_polygons(data: bytes) -> list[np.ndarray]:
 
 
 def box_mask(box: Sequence[float] | np.ndarray) -> Mask:
-    """A box xyxy as a polygon, for an object without mask among others that have one."""
+    """A box xyxy as a polygon, to draw and score an object without mask among others that have one."""
     x1, y1, x2, y2 = box
     return Mask(POLYGONS, pack_polygons([[x1, y1, x2, y1, x2, y2, x1, y2]]))
 

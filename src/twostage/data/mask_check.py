@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
-from twostage.data.flat import POLYGONS, Mask, to_rle, unpack_polygons
+from twostage.data.flat import NONE, POLYGONS, Mask, to_rle, unpack_polygons
 
 CLEAR = 4.0  # square pixels within the picture, which must cover the middle of some pixel
 APART = 0.5  # IoU of a box and its mask's extent, below which they can hardly be of one object
@@ -21,7 +21,7 @@ def mask_faults(dataset: Dataset) -> Iterator[Fault]:
         height, width = dataset.sizes[index].tolist()
         for row in range(int(dataset.offsets[index]), int(dataset.offsets[index + 1])):
             where = f"object {row - int(dataset.offsets[index]) + 1} (id {dataset.annotation_ids[row]})"
-            if dataset.crowd[row] or dataset.difficult[row]:
+            if dataset.crowd[row] or dataset.difficult[row] or dataset.masks.kinds[row] == NONE:
                 continue  # nobody learns them
             extent = _extent(dataset.masks[row], height, width)
             if extent is None:

@@ -11,6 +11,7 @@ from twostage.data.duplicates import may_share, same_pictures
 from twostage.data.faults import Fault, FaultyDataError, fault
 from twostage.data.images import read_image
 from twostage.data.recognise import Layout, Options, find_layout, opener
+from twostage.data.stuff import maps_of
 from twostage.data.voc import VocOffset
 from twostage.data.write import write_dataset
 from twostage.errors import DataError
@@ -36,12 +37,13 @@ def mend(
     with whole_folder(Path(out), "--fix") as folder:
         layout = find_layout(path)
         datasets = list(_usable(layout, options, faults))
+        maps = maps_of(datasets)
         if deep:
             datasets = [_decodable(dataset, faults) for dataset in datasets]
         datasets = [dataset for dataset in _apart(datasets, faults) if len(dataset)]
         if not datasets:
             raise DataError(f"{path}: nothing is left that could be used: no picture of any split.")
-        write_dataset(folder, datasets, layout.kind)
+        write_dataset(folder, datasets, layout.kind, maps=maps)
     return Written.of(Path(out), layout.kind, datasets, faults)
 
 

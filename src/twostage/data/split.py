@@ -15,6 +15,7 @@ from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, join, select_images
 from twostage.data.duplicates import same_pictures
 from twostage.data.recognise import Options, check_same_classes, find_layout, opener
+from twostage.data.stuff import maps_of
 from twostage.data.voc import VocOffset
 from twostage.data.write import Kind, Pictures, write_dataset
 from twostage.errors import DataError, UsageError
@@ -54,7 +55,7 @@ def split(
             if not chosen:
                 raise DataError(f"{path}: its {len(groups)} different pictures leave none for {name!r}. Give it more.")
             dealt.append(replace(select_images(whole, np.array(sorted(chosen))), split=name))
-        write_dataset(folder, dealt, to or layout.kind, pictures=pictures)
+        write_dataset(folder, dealt, to or layout.kind, pictures=pictures, maps=maps_of(datasets))
     return Written.of(Path(out), to or layout.kind, dealt)
 
 

@@ -1,12 +1,16 @@
 """Maps of stuff: the class of every pixel, ground and things alike, for a semantic branch (Chen et al. 2019, HTC).
 
 A data set has them as 8-bit PNGs of its pictures' names in `stuff/<split>/`, as generated scenes do, or in
-`stuffthingmaps/<split>/`, as COCO does. 255 is a pixel of which nothing is known. `names.txt` beside the splits lists
-the classes, one a line; without it they are COCO's.
+`stuffthingmaps/<split>/`, as COCO does; folders of pictures, `images/` and `<split>/`, are not repeated there. 255 is a
+pixel of which nothing is known. `names.txt` beside the splits lists the classes, one a line; without it they are
+COCO's.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from twostage.data.flat import FlatStrings
 from twostage.errors import DataError
 
 FOLDERS = ("stuff", "stuffthingmaps")
+NAMES = "names.txt"
 UNKNOWN = 255
 COCO_CLASSES = 183  # COCO-Stuff's stuffthingmaps: category ids less one, and some to spare
 STRIDE = 8  # pixels of the resized image between what a semantic branch learns
@@ -52,25 +57,55 @@ class Stuff:
         if len(strange):
             raise DataError(
                 f"{path}: holds the class {strange[0]}; there are {self.classes}, counted from 0, and {UNKNOWN} for "
-                f"what is not known. List all classes in {path.parent.parent / 'names.txt'}."
+                f"what is not known. List all classes in {path.parent.parent / NAMES}."
             )
         return found
 
 
 def find_stuff(dataset: Dataset) -> Stuff | None:
     """The maps of a split, None where the data set has none. Raises DataError where only some images have one."""
-    for name in FOLDERS:
-        folder = dataset.root / name / dataset.split
-        if folder.is_dir():
-            paths = [folder / Path(dataset.file_name(i)).with_suffix(".png") for i in range(len(dataset))]
-            lacking = [path for path in paths if not path.is_file()]
-            if lacking:
-                raise DataError(
-                    f"{lacking[0]}: does not exist, and {len(lacking)} of {len(paths)} images have no map of stuff. "
-                    "Bring them, or remove the folder to learn without."
-                )
-            return Stuff(FlatStrings.of([str(path) for path in paths]), _classes(folder.parent / "names.txt"))
-    return None
+    folder = _folder(dataset)
+    if folder is None:
+        return None
+    paths = [_place(folder, dataset, index) for index in range(len(dataset))]
+    lacking = [path for path in paths if not path.is_file()]
+    if lacking:
+        raise DataError(
+            f"{lacking[0]}: does not exist, and {len(lacking)} of {len(paths)} images have no map of stuff. "
+            "Bring them, or remove the folder to learn without."
+        )
+    return Stuff(FlatStrings.of([str(path) for path in paths]), _classes(folder.parent / NAMES))
+
+
+class Map(NamedTuple):
+    """The map of one picture, and the folder that holds those of all splits."""
+
+    path: Path
+    folder: Path
+
+
+def maps_of(datasets: Sequence[Dataset]) -> dict[str, Map]:
+    """The map of every picture that has one, by the picture's path: what a copy of a data set takes along."""
+    found = {}
+    for dataset in datasets:
+        folder = _folder(dataset)
+        if folder is not None:
+            places = {dataset.paths[index]: _place(folder, dataset, index) for index in range(len(dataset))}
+            found.update({picture: Map(place, folder.parent) for picture, place in places.items() if place.is_file()})
+    return found
+
+
+def copies(maps: Mapping[str, Map], dataset: Dataset, names: Sequence[str], root: Path) -> dict[Path, Path]:
+    """What is to be copied, and from where, for the maps of a split that is written to `root` with these `names`."""
+    found = {}
+    for index, name in enumerate(names):
+        source = maps.get(dataset.paths[index])
+        if source is not None:
+            folder = root / source.folder.name
+            found[(folder / dataset.split / name).with_suffix(".png")] = source.path
+            if (source.folder / NAMES).is_file():
+                found[folder / NAMES] = source.folder / NAMES
+    return found
 
 
 def coarse(stuff: UInt8[Tensor, "h w"], height: int, width: int) -> UInt8[Tensor, "i j"]:
@@ -80,6 +115,17 @@ def coarse(stuff: UInt8[Tensor, "h w"], height: int, width: int) -> UInt8[Tensor
         for new, old in ((height, stuff.shape[0]), (width, stuff.shape[1]))
     )
     return stuff[rows[:, None], columns]
+
+
+def _folder(dataset: Dataset) -> Path | None:
+    return next((f for name in FOLDERS if (f := dataset.root / name / dataset.split).is_dir()), None)
+
+
+def _place(folder: Path, dataset: Dataset, index: int) -> Path:
+    """Where the map of an image belongs."""
+    parts = Path(dataset.file_name(index)).parts
+    below = dropwhile(lambda part: part in ("images", dataset.split), parts[:-1])
+    return folder.joinpath(*below, parts[-1]).with_suffix(".png")
 
 
 def _classes(names: Path) -> int:

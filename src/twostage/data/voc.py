@@ -107,7 +107,7 @@ def read_voc(
         faults=faults,
     )
     label_of = {name: label for label, name in enumerate(classes)}
-    masked = _masked(folders.masks, stems)
+    masked = _masked(builder, folders.masks, stems)
     bare = []
     for stem in stems:
         found = files.get((folder, stem))
@@ -168,12 +168,19 @@ def _add(
         )
 
 
-def _masked(folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
+def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
     """The picture of each image's objects, where all images of a split have one: few of VOC's have."""
     if folder is None or not folder.is_dir():
         return {}
     found = {stem: folder / f"{stem}.png" for stem in stems}
-    return found if all(exists(path) for path in found.values()) else {}
+    lacking = [path for path in found.values() if not exists(path)]
+    if not lacking:
+        return found
+    if len(lacking) < len(found):
+        missing = f"{len(lacking)} of {len(found)} images have no masks ({shown(lacking[0], builder.root)} the first)"
+        fix = "Bring them to learn masks, or choose a split whose images have them"
+        builder.report("missing-mask", builder.split, "", f"{missing}; those of the others are not read", fix)
+    return {}
 
 
 def read_xml(path: Path, root: Path) -> VocFile:

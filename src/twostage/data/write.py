@@ -5,7 +5,7 @@ A layout without a place for ids, crowds, areas or masks gets `extras` beside it
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,6 +17,7 @@ from twostage.data.extras import NAME, extras_document
 from twostage.data.faults import FaultyDataError
 from twostage.data.names import flat_names, nested_names
 from twostage.data.recognise import Options, check_same_classes, find_layout, opener
+from twostage.data.stuff import Map, copies
 from twostage.errors import TwostageError
 
 Kind = Literal["voc", "coco", "yolo"]
@@ -39,8 +40,15 @@ _LAYOUTS: dict[Kind, _Layout] = {
 }
 
 
-def write_dataset(folder: Path, datasets: Sequence[Dataset], kind: Kind, *, pictures: Pictures = "copy") -> None:
-    """Write splits into an empty folder; `pictures` are copied, or linked to where they are.
+def write_dataset(
+    folder: Path,
+    datasets: Sequence[Dataset],
+    kind: Kind,
+    *,
+    pictures: Pictures = "copy",
+    maps: Mapping[str, Map] | None = None,
+) -> None:
+    """Write splits into an empty folder; `pictures` are copied, or linked to where they are, `maps` of stuff copied.
 
     Raises DataError for splits that differ in their classes, UsageError for a split that the layout has no place for,
     TwostageError where the files cannot be written or the annotations do not read back as they were given.
@@ -57,6 +65,9 @@ def write_dataset(folder: Path, datasets: Sequence[Dataset], kind: Kind, *, pict
     for dataset, paths in zip(datasets, places, strict=True):
         for index, path in enumerate(paths):
             _place(dataset.path(index), path, pictures)
+    for dataset, of_split in zip(datasets, names, strict=True):
+        for target, source in copies(maps or {}, dataset, of_split, folder).items():
+            _place(source, target, "copy")
     lost = _lost(folder, datasets, places)
     if lost and kind != "coco":
         write_text(folder / NAME, json.dumps(extras_document(datasets, annotations, folder)))

@@ -9,6 +9,7 @@ import numpy as np
 
 from twostage.atomic import write_text
 from twostage.data.dataset import Dataset
+from twostage.data.flat import NONE
 from twostage.data.segmentation import write_segmentation
 
 
@@ -54,7 +55,7 @@ def _annotations(dataset: Dataset, categories: Sequence[int]) -> Iterator[dict[s
         }
         if dataset.difficult[row]:
             entry["difficult"] = 1
-        if dataset.masks is not None:
+        if dataset.masks is not None and dataset.masks.kinds[row] != NONE:  # pycocotools reads no null
             height, width = dataset.sizes[image[row]].tolist()
             entry["segmentation"] = write_segmentation(dataset.masks[row], height, width)
         yield entry

@@ -64,8 +64,7 @@ def open_splits(options: TrainOptions) -> Splits:
 def require_masks(splits: Splits, on_error: OnError) -> None:
     """Raises DataError where a model with masks has none to learn from, or lacks some, or some are empty.
 
-    With `on_error` "skip" the box of an object stands in for a mask that is not there, and of an object with an empty
-    one the box alone is learned.
+    With `on_error` "skip" the box alone is learned of an object without a mask, or with an empty one.
     """
     for dataset in splits[:2]:
         if dataset is None or not len(dataset.labels):
