@@ -152,8 +152,8 @@ class Detector:
         busy; but for rounding no detection depends on it.
         `conf` is the lowest score kept, `iou` the overlap above which the last NMS drops a box, `max_det` the most
         objects an image keeps; None is the model's field. `views` looks at a picture more than once: mirrored, at other
-        sizes, in tiles (`inference.views`). Pictures that cannot be read are left out by the iterator,
-        which then ends with a DataError that names them all.
+        sizes, in tiles (`inference.views`); `batch` then is of views. Pictures that cannot be read are left out by the
+        iterator, which then ends with a DataError that names them all.
         """
         output = self.output(conf, iou, max_det)
         batch = _required("batch", batch, Count)
@@ -186,9 +186,9 @@ class Detector:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
         `proposals`, or a file of them, take the place of what the model proposes or its source computes.
-        `views` as in `predict`, one picture after the other. Several `processes` (`training.distributed.joined`) share
-        the images; the leader gets all detections. Raises UsageError where the data set's classes are not the
-        detector's: `data.dataset.select_classes` chooses from a data set that has more.
+        `views` as in `predict`, one picture after the other; `workers` then read none ahead. Several `processes`
+        (`training.distributed.joined`) share the images; the leader gets all detections. Raises UsageError where the
+        data set's classes are not the detector's: `data.dataset.select_classes` chooses from a data set that has more.
         """
         if dataset.names != self.names:
             raise UsageError(
@@ -200,7 +200,7 @@ class Detector:
         if not views.plain:
             if proposals is not None:
                 raise UsageError("proposals are of whole pictures as they are: leave them out, or the views.")
-            return self._looked_at(dataset, output, views, processes)
+            return self._looked_at(dataset, output, views, batch, processes)
         if workers is None:
             workers = default_workers(on_cpu=self.device.type == "cpu", sharing=processes.local_world)
         read: Callable[[Dataset], ProposalSet] | None = None
@@ -226,12 +226,12 @@ class Detector:
                 gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"], found_one["masks"])
         return Accumulator.join(processes.collect(gathered)).results()
 
-    def _looked_at(self, dataset: Dataset, output: Fields, views: Views, processes: Processes) -> Results:
+    def _looked_at(self, dataset: Dataset, output: Fields, views: Views, batch: int, processes: Processes) -> Results:
         """Detections by several views; each of the processes takes every so many images."""
         gathered = Accumulator()
         for index in range(processes.rank, len(dataset), processes.world):
             image = read_image(dataset.path(index))
-            found = detect_by_views(self.prepared, image, self.names, output=output, views=views)
+            found = detect_by_views(self.prepared, image, self.names, output=output, views=views, batch=batch)
             gathered.add(index, found.boxes, found.scores, found.class_ids, found.masks)
         return Accumulator.join(processes.collect(gathered)).results()
 
@@ -272,7 +272,7 @@ class Detector:
                 for item in readable:
                     assert item.image is not None
                     yield detect_by_views(
-                        self.prepared, item.image, self.names, output=output, views=views, path=_path(item)
+                        self.prepared, item.image, self.names, output=output, views=views, batch=batch, path=_path(item)
                     )
             elif readable:
                 yield from detect_images(

@@ -39,8 +39,10 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     asked: list[tuple[int, int, int]] = []
 
     def seeing(model: object, images: list[np.ndarray], names: tuple[str, ...], *, output) -> list[Detections]:
-        (pixels,) = images
-        asked.append((*pixels.shape[:2], output.size))
+        asked.extend((*pixels.shape[:2], output.size) for pixels in images)
+        return [one(pixels, names) for pixels in images]
+
+    def one(pixels: np.ndarray, names: tuple[str, ...]) -> Detections:
         boxes, masks, ids = [], [], []
         for k in range(3):
             inside = pixels[..., k] > 100
@@ -49,16 +51,14 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
                 boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
                 masks.append(inside)
                 ids.append(k)
-        return [
-            Detections(
-                boxes=np.array(boxes, np.float32).reshape(-1, 4),
-                scores=np.linspace(0.9, 0.8, len(ids)).astype(np.float32),
-                class_ids=np.array(ids, np.int64),
-                masks=rle_masks.encode(np.array(masks, dtype=bool).reshape(-1, *pixels.shape[:2])),
-                names=names,
-                size=pixels.shape[:2],
-            )
-        ]
+        return Detections(
+            boxes=np.array(boxes, np.float32).reshape(-1, 4),
+            scores=np.linspace(0.9, 0.8, len(ids)).astype(np.float32),
+            class_ids=np.array(ids, np.int64),
+            masks=rle_masks.encode(np.array(masks, dtype=bool).reshape(-1, *pixels.shape[:2])),
+            names=names,
+            size=pixels.shape[:2],
+        )
 
     monkeypatch.setattr(module, "detect_images", seeing)
     return asked
@@ -166,6 +166,17 @@ def test_one_view_is_the_plain_prediction(tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(again.boxes, plain.boxes, atol=1e-3)
     assert again.masks == plain.masks
+
+
+@pytest.mark.parametrize("how", [{"flip": True, "scales": (1.0, 1.25)}, {"tile": 48}])
+def test_no_detection_depends_on_how_many_views_go_together(how: dict) -> None:
+    torch.manual_seed(0)
+    detector = Detector.build("mask_rcnn_tiny_fpn", ["a", "b"], device="cpu", score_threshold=0.0, size=96)
+    image = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
+    one, many = (detector.predict(image, conf=0.0, views=Views(**how), batch=batch) for batch in (1, 4))
+    assert len(one.scores) == len(many.scores) > 0
+    np.testing.assert_allclose(many.boxes, one.boxes, atol=1e-2)
+    np.testing.assert_allclose(many.scores, one.scores, atol=1e-4)
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ Letters: n detections.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -93,18 +93,17 @@ def detect_by_views(
     *,
     output: Fields,
     views: Views,
+    batch: int = 1,
     path: str | None = None,
 ) -> Detections:
-    """Detections of a picture from all views together; `proposals` are not told, for they are of several passes."""
+    """Detections of a picture from all views together; `proposals` are not told, for they are of several passes.
+
+    At most `batch` views of one size go through the model together.
+    """
     height, width = image.shape[:2]
     # What several views have seen may pass a threshold that none of them passes alone, and the other way.
     asked = output if views.fuse == "nms" else replace(output, score_threshold=min(output.score_threshold, LOW))
-    seen = [
-        _seen(model, image, names, asked, window, scale, flip)
-        for window, scale, flip in product(
-            windows(height, width, views), views.scales, (False, True) if views.flip else (False,)
-        )
-    ]
+    seen = list(_seen(model, image, names, asked, views, batch))
     boxes, scores, class_ids = (
         np.concatenate([getattr(one, name) for one in seen]) for name in ("boxes", "scores", "class_ids")
     )
@@ -178,23 +177,30 @@ def fuse(
 
 
 def _seen(
-    model: TwoStage,
-    image: np.ndarray,
-    names: tuple[str, ...],
-    output: Fields,
-    window: Window,
-    scale: float,
-    flip: bool,
-) -> Seen:
+    model: TwoStage, image: np.ndarray, names: tuple[str, ...], output: Fields, views: Views, batch: int
+) -> Iterator[Seen]:
+    for scale in views.scales:
+        sides = {name: max(1, round(getattr(output, name) * scale)) for name in ("size", "max_size")}
+        looks = product(windows(*image.shape[:2], views), (False, True) if views.flip else (False,))
+        while some := list(islice(looks, batch)):
+            parts = [_part(image, window, flip) for window, flip in some]
+            found = detect_images(model, parts, names, output=replace(output, **sides))
+            for (window, flip), one in zip(some, found, strict=True):
+                yield _on_picture(one, window, flip, image.shape[:2])
+
+
+def _part(image: np.ndarray, window: Window, flip: bool) -> UInt8[np.ndarray, "h w 3"]:
     top, left, height, width = window
     part = image[top : top + height, left : left + width]
-    part = np.ascontiguousarray(part[:, ::-1] if flip else part)
-    fields = replace(output, size=max(1, round(output.size * scale)), max_size=max(1, round(output.max_size * scale)))
-    (found,) = detect_images(model, [part], names, output=fields)
+    return np.ascontiguousarray(part[:, ::-1] if flip else part)
+
+
+def _on_picture(found: Detections, window: Window, flip: bool, size: tuple[int, int]) -> Seen:
+    top, left, height, width = window
     boxes = found.boxes.astype(np.float64)
     if flip:
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    inner = np.array([left > 0, top > 0, left + width < image.shape[1], top + height < image.shape[0]])
+    inner = np.array([left > 0, top > 0, left + width < size[1], top + height < size[0]])
     near = np.abs(boxes - np.array([0, 0, width, height])) < 1.0
     return Seen(
         window,

@@ -135,6 +135,7 @@ class Fields:
     mask_size: Count = 14  # side of the pooled region; masks have twice as many cells
     mask_channels: Count = 256
     mask_convs: CountFromZero = 4
+    mask_regions: Count | None = None  # an image, drawn of its positives, whose masks are learned; None: of all
     mask_lambda: NotNegative = 1.0  # of the mask loss against the others
     mask_threshold: Share = 0.5  # of the probability, in the picture
     # torchvision lays a mask over the box of whole pixels around an object, detectron2 and mmdetection over the box.

@@ -110,13 +110,15 @@ class MaskHead(nn.Module):
         return with_masks(found, tell(found.boxes[:, :count], found.labels[:, :count]).float().sigmoid())
 
     def loss(self, goal: RegionTargets, targets: Targets, tell: Tell, mean: Mean = alone) -> Float[Tensor, ""]:
-        """The loss of the positives among sampled regions, which come first, by the logits that `tell` gives.
+        """The loss of the positives among sampled regions, or of a draw of them, by the logits that `tell` gives.
 
         Raises ValueError for targets without masks.
         """
         if targets.masks is None:
             raise ValueError("A model with masks needs them to learn from: these targets have none.")
+        # Positives come first, in random order, or those that are told worst.
         most = max(1, int(self.fields.region_batch * self.fields.region_positive_fraction))
+        most = min(most, self.fields.mask_regions or most)
         first = slice(max(1, filled(goal.positive[:, :most])))
         boxes, truth, positive = goal.boxes[:, first], goal.truth[:, first], goal.positive[:, first]
         logits = tell(boxes, (goal.classes[:, first] - 1).clamp(min=0))
@@ -128,8 +130,9 @@ class MaskHead(nn.Module):
 
 
 def with_masks(found: Found, masks: Float[Tensor, "n _ M M"]) -> Found:
-    """Detections with the masks of the first ones; the others, which are padding, have none."""
-    return found._replace(masks=pad(masks, (0, 0, 0, 0, 0, found.boxes.shape[1] - masks.shape[1])))
+    """Detections with the masks of the first ones; all others are padding, whose masks are 0."""
+    padded = pad(masks, (0, 0, 0, 0, 0, found.boxes.shape[1] - masks.shape[1]))
+    return found._replace(masks=padded.where(found.valid[..., None, None], 0.0))
 
 
 def apart(box: BoxHead, mask: MaskHead, maps: Maps) -> Tell:
