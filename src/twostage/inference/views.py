@@ -179,14 +179,15 @@ def fuse(
 def _seen(
     model: TwoStage, image: np.ndarray, names: tuple[str, ...], output: Fields, views: Views, batch: int
 ) -> Iterator[Seen]:
+    height, width = image.shape[:2]
     for scale in views.scales:
         sides = {name: max(1, round(getattr(output, name) * scale)) for name in ("size", "max_size")}
-        looks = product(windows(*image.shape[:2], views), (False, True) if views.flip else (False,))
+        looks = product(windows(height, width, views), (False, True) if views.flip else (False,))
         while some := list(islice(looks, batch)):
             parts = [_part(image, window, flip) for window, flip in some]
             found = detect_images(model, parts, names, output=replace(output, **sides))
             for (window, flip), one in zip(some, found, strict=True):
-                yield _on_picture(one, window, flip, image.shape[:2])
+                yield _on_picture(one, window, flip, (height, width))
 
 
 def _part(image: np.ndarray, window: Window, flip: bool) -> UInt8[np.ndarray, "h w 3"]:

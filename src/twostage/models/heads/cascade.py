@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from twostage.data.batch import Targets
 from twostage.errors import UsageError
 from twostage.models.fields import Fields
+from twostage.models.filled import filled
 from twostage.models.heads.box import BoxHead, Learned, Look, Maps
 from twostage.models.heads.detect import Found, detect
-from twostage.models.heads.filled import filled
 from twostage.models.heads.mask import MaskHead, with_masks
 from twostage.models.losses import Losses, Mean, alone
 from twostage.models.proposals.rpn import Proposals

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import ConvNorm
 from twostage.models.fields import Fields
+from twostage.models.filled import filled
 from twostage.models.heads.box import BoxHead, Look, Maps
 from twostage.models.heads.cascade import Cascade, drawing_otherwise, moved, scaled_gradient
 from twostage.models.heads.detect import Found
-from twostage.models.heads.filled import filled
 from twostage.models.heads.mask import MaskHead, with_masks
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.losses import Losses, Mean, alone

@@ -15,10 +15,10 @@ from torch.nn.functional import linear, pad
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import ConvNorm, Norm
 from twostage.models.fields import Fields
+from twostage.models.filled import filled
 from twostage.models.heads.bodies import Stage5
 from twostage.models.heads.box import BoxHead, Look, Maps
 from twostage.models.heads.detect import Found
-from twostage.models.heads.filled import filled
 from twostage.models.losses import Losses, Mean, alone, mask_loss, one_over_sampled
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.targets.masks import mask_targets

@@ -3,10 +3,13 @@
 Letters: N images, A boxes to label (anchors or proposals), G ground-truth boxes, padded.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from twostage.models.filled import filled
 from twostage.ops.boxes import iou as box_iou
 
 IGNORE, NEGATIVE = -2, -1
@@ -32,6 +35,32 @@ def match(
     are nobody's best: a ground truth keeps the best of the others, as in py-faster-rcnn.
     """
     boxes = boxes.expand(len(truth), -1, -1)
+    how = _How(positive, negative, keep_best)
+    if boxes.device.type != "cpu":
+        return _match(boxes, truth, valid, usable, how)
+    # A processor measures each image against its own objects alone, and not against the padding of others.
+    images = []
+    for i in range(len(boxes)):
+        one, own = slice(i, i + 1), slice(filled(valid[i : i + 1]))
+        images.append(
+            _match(boxes[one], truth[one, own], valid[one, own], None if usable is None else usable[one], how)
+        )
+    return torch.cat(images)
+
+
+class _How(NamedTuple):
+    positive: float
+    negative: tuple[float, float]
+    keep_best: bool
+
+
+def _match(
+    boxes: Float[Tensor, "n a 4"],
+    truth: Float[Tensor, "n g 4"],
+    valid: Bool[Tensor, "n g"],
+    usable: Bool[Tensor, "n a"] | None,
+    how: _How,
+) -> Int[Tensor, "n a"]:
     best = boxes.new_zeros(boxes.shape[:2])
     index = torch.zeros_like(best, dtype=torch.int64)
     kept = torch.zeros_like(best, dtype=torch.bool)
@@ -40,7 +69,7 @@ def match(
         iou = box_iou(truth[:, block], boxes).mul_(valid[:, block, None])
         if usable is not None:
             iou.mul_(usable[:, None])
-        if keep_best:
+        if how.keep_best:
             # Exact comparison on purpose: tied boxes come from one arithmetic and are bit-equal.
             most = iou.amax(dim=2, keepdim=True).clamp(min=torch.finfo(iou.dtype).tiny)
             kept |= (iou == most).any(dim=1)
@@ -48,7 +77,7 @@ def match(
         better = block_best > best
         index = torch.where(better, block_index + start, index)
         best = torch.maximum(best, block_best)
-    low, high = negative
+    low, high = how.negative
     label = torch.where((best >= low) & (best < high), NEGATIVE, IGNORE)
-    label = torch.where((best >= positive) | kept, index, label)
+    label = torch.where((best >= how.positive) | kept, index, label)
     return label if usable is None else label.where(usable, IGNORE)

@@ -9,11 +9,10 @@ from twostage.models.backbones import resnet
 from twostage.models.fields import Fields
 from twostage.models.heads.cascade import Cascade, stage_fields
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo.defaults import MODERN, TINY
+from twostage.models.zoo.defaults import MODERN, TINY, TINY_MASKS
 from twostage.models.zoo.parts import mask_head, on_resnet, on_tiny, two_layers
 
 _MODERN = replace(MODERN, class_agnostic=True)
-_TINY = replace(TINY, mask_channels=64)
 
 
 def cascade_rcnn_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
@@ -33,7 +32,7 @@ def cascade_rcnn_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
 
 def cascade_rcnn_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Cascade R-CNN with the small net that learns from scratch in minutes on two processor cores."""
-    return on_tiny(_TINY.changed(fields), num_classes, _boxes)
+    return on_tiny(TINY.changed(fields), num_classes, _boxes)
 
 
 def cascade_mask_rcnn_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
@@ -53,7 +52,7 @@ def cascade_mask_rcnn_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage
 
 def cascade_mask_rcnn_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Cascade Mask R-CNN with the small net."""
-    return on_tiny(_TINY.changed(fields), num_classes, _boxes_and_masks)
+    return on_tiny(TINY_MASKS.changed(fields), num_classes, _boxes_and_masks)
 
 
 def _boxes(fields: Fields, channels: int, strides: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -14,11 +14,11 @@ from twostage.models.heads.hybrid_task_cascade import HybridTaskCascade, WithCon
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.regions.pooling import AlignedRegions
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo.defaults import MODERN, TINY
+from twostage.models.zoo.defaults import MODERN, TINY_MASKS
 from twostage.models.zoo.parts import mask_head, on_resnet, on_tiny, two_layers
 
 _MODERN = replace(MODERN, class_agnostic=True, semantic_classes="data")
-_TINY = replace(TINY, mask_channels=64, semantic_classes="data")
+_TINY = replace(TINY_MASKS, semantic_classes="data")
 
 
 def hybrid_task_cascade_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:

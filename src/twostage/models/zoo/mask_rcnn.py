@@ -12,7 +12,7 @@ from twostage.models.heads.bodies import Stage5
 from twostage.models.heads.box import BoxHead
 from twostage.models.heads.mask import BoxesAndMasks, MaskHead, shared
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo.defaults import C4, MODERN, TINY, V2
+from twostage.models.zoo.defaults import C4, MODERN, TINY_MASKS, V2
 from twostage.models.zoo.parts import (
     four_convs,
     mask_head,
@@ -29,7 +29,6 @@ from twostage.models.zoo.parts import (
 _MODERN = replace(MODERN, mask_paste="rounded")
 _C4 = replace(C4, mask_convs=0)
 _V2 = replace(V2, mask_paste="rounded")
-_TINY = replace(TINY, mask_channels=64)
 
 
 def mask_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
@@ -71,7 +70,7 @@ def mask_rcnn_resnet50_fpn_v2(num_classes: int, **fields: Any) -> TwoStage:
 
 def mask_rcnn_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Mask R-CNN with the small net that learns from scratch in minutes on two processor cores."""
-    return on_tiny(_TINY.changed(fields), num_classes, _boxes_and_masks)
+    return on_tiny(TINY_MASKS.changed(fields), num_classes, _boxes_and_masks)
 
 
 def _boxes_and_masks(fields: Fields, channels: int, strides: tuple[int, ...], num_classes: int) -> nn.Module:
