@@ -161,7 +161,9 @@ class Fields:
 
     # Training
     # See training.recipe.
-    recipe: Literal["finetune", "paper", "paper_zf", "paper_fast", "paper_fast_zf", "scratch"] = "finetune"
+    recipe: Literal["finetune", "finetune_dense", "paper", "paper_zf", "paper_fast", "paper_fast_zf", "scratch"] = (
+        "finetune"
+    )
 
     @property
     def resizing(self) -> Resize:

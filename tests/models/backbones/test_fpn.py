@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from twostage.models.backbones.fpn import FPN
+from twostage.models.backbones.fpn import FPN, EverySecond, TwoConvs
 from twostage.models.backbones.norm import norm_layer
 
 
@@ -46,7 +46,9 @@ def test_equal_to_torchvision(norm: str | None, extra: bool, shapes: list[tuple[
         extra_blocks=LastLevelMaxPool() if extra else None,
         norm_layer=nn.BatchNorm2d if norm else None,
     ).eval()
-    ours = FPN(Given(channels, given), 16, norm_layer(norm, 1e-5) if norm else None, extra=extra).eval()
+    ours = FPN(
+        Given(channels, given), 16, norm_layer(norm, 1e-5) if norm else None, extra=EverySecond() if extra else None
+    ).eval()
     for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         if other.is_floating_point():
             other.copy_(torch.rand(other.shape) - 0.2 * (other.ndim > 1))
@@ -58,8 +60,21 @@ def test_equal_to_torchvision(norm: str | None, extra: bool, shapes: list[tuple[
         torch.testing.assert_close(mine, other)
 
 
+def test_two_more_levels_equal_torchvisions() -> None:
+    channels, shapes = (8, 12, 20), [(24, 32), (12, 16), (7, 8)]
+    theirs = FeaturePyramidNetwork(list(channels), 16, extra_blocks=LastLevelP6P7(16, 16)).eval()
+    given = maps(channels, shapes)
+    ours = FPN(Given(channels, given), 16, extra=TwoConvs(16)).eval()
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        mine.copy_(other)
+    expected = theirs(OrderedDict((str(i), m) for i, m in enumerate(given)))
+    assert ours.strides == (4, 8, 16, 32, 64)
+    for mine, other in zip(ours(torch.empty(2, 3, 96, 128)), expected.values(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_strides_and_parts_are_the_bodys_and_one_more() -> None:
     body = Given((8, 8, 8), [])
-    assert FPN(body, 16).strides == (4, 8, 16, 32)
-    assert FPN(body, 16, extra=False).strides == (4, 8, 16)
+    assert FPN(body, 16, extra=EverySecond()).strides == (4, 8, 16, 32)
+    assert FPN(body, 16).strides == (4, 8, 16)
     assert FPN(body, 16).parts() == body.parts()

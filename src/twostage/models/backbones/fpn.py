@@ -24,10 +24,12 @@ class Body(Protocol):
 class FPN(nn.Module):
     """A body and its pyramid: each level's 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution.
 
-    With `extra`, one more level is every second pixel of the coarsest; only the proposal network uses it.
+    `extra` makes more levels, `extra.levels` of them, from the coarsest; only the proposal network reads them.
     """
 
-    def __init__(self, body: nn.Module, width: int, norm: Norm | None = None, *, extra: bool = True) -> None:
+    def __init__(
+        self, body: nn.Module, width: int, norm: Norm | None = None, *, extra: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.body = body
         shape = cast(Body, body)
@@ -35,11 +37,12 @@ class FPN(nn.Module):
         self.outputs = nn.ModuleList(neck_conv(width, width, 3, norm) for _ in shape.channels)
         self.upsample = Nearest()
         self.extra = extra
-        self.strides = (*shape.strides, 2 * shape.strides[-1]) if extra else shape.strides
+        more = 0 if extra is None else cast(int, extra.levels)
+        self.strides = (*shape.strides, *(shape.strides[-1] << k for k in range(1, more + 1)))
         self.channels = (width,) * len(self.strides)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
-        """Maps of equal width, finest first, the extra level last."""
+        """Maps of equal width, finest first, extra levels last."""
         # What has been read is let go: the finest maps are as large as all others together.
         maps = list(self.body(x))
         tops: list[Tensor] = []
@@ -49,13 +52,43 @@ class FPN(nn.Module):
             tops.append(lateral(x, add=coarser))
         del x
         levels = [output(tops.pop()) for output in self.outputs]
-        if self.extra:
-            levels.append(max_pool2d(levels[-1], 1, stride=2))
-        return tuple(levels)
+        return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))
 
     def parts(self) -> list[list[nn.Module]]:
         """What may be frozen: the body's parts."""
         return cast(Body, self.body).parts()
+
+
+class EverySecond(nn.Module):
+    """One more level: every second pixel of the coarsest (Lin et al. 2017, section 4.1, footnote 2)."""
+
+    levels = 1
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
+        """The level."""
+        return (max_pool2d(x, 1, stride=2),)
+
+
+class TwoConvs(nn.Module):
+    """Two more levels, each a 3 x 3 convolution of stride 2 of the one before (RetinaNet, section 4).
+
+    The first reads the pyramid's coarsest level, as in torchvision; in the paper the body's.
+    """
+
+    levels = 2
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sixth, self.seventh = (ConvNorm(nn.Conv2d(width, width, 3, 2, 1), None) for _ in range(2))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(cast(Tensor, module.bias))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
+        """The levels, finer first."""
+        sixth = self.sixth(x)
+        return sixth, self.seventh(sixth.relu())
 
 
 class Nearest(nn.Module):

@@ -11,38 +11,35 @@ from typing import Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import interpolate
 
-from twostage.models.backbones.fpn import FPN, Body, neck_conv
-from twostage.models.backbones.norm import Norm
+from twostage.models.backbones.fpn import FPN, Body, EverySecond, neck_conv
 
 Kind = Literal["top_down", "levels", "single", "image"]
 
 
 class Levels(nn.Module):
-    """A body whose maps are brought to one width, each by itself; with `extra` the coarsest once more at half its size.
+    """A body whose maps are brought to one width, each by itself; `extra` makes one more level from the coarsest.
 
     The layers are those of a feature pyramid without its top-down pathway (FPN, table 1, d), so that nothing but that
     pathway tells the two apart.
     """
 
-    def __init__(self, body: nn.Module, width: int, norm: Norm | None = None, *, extra: bool) -> None:
+    def __init__(self, body: nn.Module, width: int, *, extra: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
         shape = cast(Body, body)
-        self.laterals = nn.ModuleList(neck_conv(c, width, 1, norm) for c in shape.channels)
-        self.outputs = nn.ModuleList(neck_conv(width, width, 3, norm) for _ in shape.channels)
+        self.laterals = nn.ModuleList(neck_conv(c, width, 1, None) for c in shape.channels)
+        self.outputs = nn.ModuleList(neck_conv(width, width, 3, None) for _ in shape.channels)
         self.extra = extra
-        self.strides = (*shape.strides, 2 * shape.strides[-1]) if extra else shape.strides
+        self.strides = shape.strides if extra is None else (*shape.strides, 2 * shape.strides[-1])
         self.channels = (width,) * len(self.strides)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
         """Maps of equal width, finest first, the extra level last."""
         neck = zip(self.laterals, self.outputs, self.body(x), strict=True)
         levels = [output(lateral(x)) for lateral, output, x in neck]
-        if self.extra:
-            levels.append(max_pool2d(levels[-1], 1, stride=2))
-        return tuple(levels)
+        return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))
 
     def parts(self) -> list[list[nn.Module]]:
         """What may be frozen: the body's parts."""
@@ -53,7 +50,7 @@ class ImagePyramid(nn.Module):
     """One network over the image at twice its size, its own, half, a quarter ...: the level k has 2^(k - 1) times the
     network's stride on the image itself."""
 
-    extra = False
+    extra = None
 
     def __init__(self, level: Levels, count: int) -> None:
         super().__init__()
@@ -94,9 +91,10 @@ def pyramid(
 
     `levels` is how many sizes an image pyramid has.
     """
+    more = EverySecond() if extra else None
     if kind == "top_down":
-        return FPN(whole(), width, extra=extra)
+        return FPN(whole(), width, extra=more)
     if kind == "levels":
-        return Levels(whole(), width, extra=extra)
-    single = Levels(one(), width, extra=False)
+        return Levels(whole(), width, extra=more)
+    single = Levels(one(), width)
     return single if kind == "single" else ImagePyramid(single, levels)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from twostage.models.backbones import resnet
-from twostage.models.backbones.fpn import FPN
+from twostage.models.backbones.fpn import FPN, EverySecond
 from twostage.models.backbones.mobilenet import MobileNetV3Large
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.vgg import VGG16
@@ -116,5 +116,5 @@ def faster_rcnn_tiny(num_classes: int, **fields: Any) -> TwoStage:
 
 def _mobilenet(fields: Fields, num_classes: int) -> TwoStage:
     require_top_down(fields)
-    backbone = FPN(MobileNetV3Large(norm_layer(fields.norm, fields.norm_eps)), 256)
+    backbone = FPN(MobileNetV3Large(norm_layer(fields.norm, fields.norm_eps)), 256, extra=EverySecond())
     return on_pyramid(fields, num_classes, backbone, two_layers)

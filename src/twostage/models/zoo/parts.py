@@ -7,7 +7,7 @@ from torch import nn
 
 from twostage.errors import UsageError
 from twostage.models.backbones import resnet
-from twostage.models.backbones.fpn import FPN
+from twostage.models.backbones.fpn import FPN, EverySecond
 from twostage.models.backbones.norm import Norm, norm_layer
 from twostage.models.backbones.pyramids import ImagePyramid, Levels, pyramid
 from twostage.models.backbones.tiny import Tiny
@@ -70,7 +70,7 @@ def on_normalised_resnet(fields: Fields, num_classes: int, head: MakeHead) -> Tw
     """A detector on ResNet-50's pyramid with normalised layers, as torchvision's `_v2`."""
     require_top_down(fields)
     norm = norm_layer(fields.norm, fields.norm_eps)
-    return on_pyramid(fields, num_classes, FPN(resnet.resnet50(norm), 256, norm), head)
+    return on_pyramid(fields, num_classes, FPN(resnet.resnet50(norm), 256, norm, extra=EverySecond()), head)
 
 
 def on_tiny(fields: Fields, num_classes: int, head: MakeHead) -> TwoStage:

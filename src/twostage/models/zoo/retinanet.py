@@ -1,8 +1,6 @@
 """RetinaNet: a yardstick of one stage (Lin et al. 2017, "Focal Loss").
 
-With the small net it stands on the very pyramid of the two stages. With ResNets on levels of stride 8 to 64, where the
-paper has 8 to 128: its P6 and P7 are convolutions, here P6 is every second cell of P5, and objects beyond some 500
-pixels have no anchor of their size.
+With the small net it stands on the very pyramid of the two stages, with ResNets on levels of stride 8 to 128.
 """
 
 from collections.abc import Callable
@@ -11,7 +9,7 @@ from typing import Any
 
 from twostage.errors import UsageError
 from twostage.models.backbones import resnet
-from twostage.models.backbones.fpn import FPN
+from twostage.models.backbones.fpn import FPN, TwoConvs
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.tiny import Tiny
 from twostage.models.fields import Fields
@@ -24,12 +22,13 @@ from twostage.models.zoo.parts import require_top_down
 _OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # three sizes in each (section 4)
 _MODERN = replace(
     MODERN,
-    anchor_sizes=tuple(tuple(size * step for step in _OCTAVE) for size in (32.0, 64.0, 128.0, 256.0)),
+    anchor_sizes=tuple(tuple(size * step for step in _OCTAVE) for size in (32.0, 64.0, 128.0, 256.0, 512.0)),
     anchor_rounding="none",
     anchor_stride="fixed",
     rpn_positive_iou=0.5,
     rpn_negative_iou=0.4,
     rpn_top_test=1000,
+    recipe="finetune_dense",
 )
 _TINY = replace(
     TINY,
@@ -59,12 +58,13 @@ def retinanet_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
 def retinanet_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """RetinaNet with the small net, on the very pyramid of `faster_rcnn_tiny_fpn`."""
     chosen = require_top_down(_TINY.changed(fields))
-    return _dense(chosen, num_classes, FPN(Tiny(norm_layer(chosen.norm, chosen.norm_eps)), 64, extra=False))
+    return _dense(chosen, num_classes, FPN(Tiny(norm_layer(chosen.norm, chosen.norm_eps)), 64))
 
 
 def _on_resnet(fields: Fields, num_classes: int, body: Callable[..., resnet.ResNet]) -> TwoStage:
     require_top_down(fields)
-    return _dense(fields, num_classes, FPN(body(norm_layer(fields.norm, fields.norm_eps), first=2), 256))
+    pyramid = FPN(body(norm_layer(fields.norm, fields.norm_eps), first=2), 256, extra=TwoConvs(256))
+    return _dense(fields, num_classes, pyramid)
 
 
 def _dense(fields: Fields, num_classes: int, backbone: FPN) -> TwoStage:
