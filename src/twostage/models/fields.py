@@ -81,6 +81,7 @@ class Fields:
 
     # RetinaNet's towers (Lin et al. 2017, "Focal Loss"): a proposal network that tells classes.
     dense_convs: CountFromZero = 4
+    dense_norm: Literal["none", "group"] = "none"  # behind each of them
 
     # True: the regions' loss also moves the proposals' corners (section 3.2, "non-approximate joint training").
     proposal_gradient: bool = False

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn.functional import smooth_l1_loss
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead, RetinaNetRegressionHead
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
@@ -11,6 +12,7 @@ from twostage.data.batch import Batch, Targets
 from twostage.models.proposals.dense import PRIOR
 from twostage.models.zoo import build
 from twostage.ops.boxes import iou
+from twostage.ops.deltas import encode
 
 SIZES = [(64, 96), (60, 80)]
 K = 3
@@ -19,13 +21,13 @@ K = 3
 def net(**fields: object) -> torch.nn.Module:
     torch.manual_seed(0)
     made = build("retinanet_tiny_fpn", K, **{"norm": "frozen", "soft_nms": "off", **fields})
-    torch.nn.init.normal_(made.rpn.classes.weight, std=20)
-    torch.nn.init.normal_(made.rpn.deltas.weight, std=0.05)
+    torch.nn.init.normal_(made.rpn.classes.weight, std=0.1)
+    torch.nn.init.normal_(made.rpn.deltas.weight, std=0.005)
     return made
 
 
 def test_towers_are_torchvisions(make_batch: Callable[..., Batch]) -> None:
-    model = net(dense_convs=4).eval()
+    model = net(dense_convs=4, dense_norm="none").eval()
     each = model.rpn.anchors.per_position[0]
     theirs = RetinaNetHead(64, each, K)
     assert isinstance(theirs.classification_head, RetinaNetClassificationHead)
@@ -78,7 +80,10 @@ def test_losses_by_their_formulas(make_batch: Callable[..., Batch], make_targets
     torch.testing.assert_close(losses["class"], each.sum() / positive.sum())
     assert positive[0].any()
     assert not positive[1].any()
-    assert losses["box"] > 0
+    goal = encode(targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4)), anchors, weights=(1.0, 1.0, 1.0, 1.0))
+    moves = torch.cat(dense.deltas, 1)
+    far = smooth_l1_loss(moves[positive], goal[positive], beta=model.fields.rpn_beta, reduction="sum")
+    torch.testing.assert_close(losses["box"], far / positive.sum())
 
 
 def test_detections_are_what_suppression_leaves_of_the_best_pairs(make_batch: Callable[..., Batch]) -> None:

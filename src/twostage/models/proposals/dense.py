@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, smooth_l1_loss
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import ConvNorm
+from twostage.models.backbones.norm import ConvNorm, norm_layer
 from twostage.models.fields import Fields
 from twostage.models.losses import Losses, Mean, alone, binary_focal
 from twostage.models.proposals.anchors import Anchors
@@ -41,10 +41,12 @@ class DenseNetwork(nn.Module):
         self.num_classes = num_classes
         self.anchors = Anchors(fields, strides)
         each = self.anchors.per_position[0]
+        # One layer serves all levels, whose statistics differ: a batch normalisation would mix them.
+        norm = norm_layer("group", fields.norm_eps) if fields.dense_norm == "group" else None
         self.class_tower, self.box_tower = (
             nn.Sequential(
                 *(
-                    ConvNorm(nn.Conv2d(channels, channels, 3, padding=1), None, "relu")
+                    ConvNorm(nn.Conv2d(channels, channels, 3, padding=1), norm and norm(channels), "relu")
                     for _ in range(fields.dense_convs)
                 )
             )
@@ -54,8 +56,11 @@ class DenseNetwork(nn.Module):
         self.deltas = nn.Conv2d(channels, each * 4, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
+                # Of the towers by He et al. 2015: with the paper's 0.01 a small net from random weights hardly learns.
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        for last in (self.classes, self.deltas):
+            nn.init.normal_(last.weight, std=0.01)
         nn.init.constant_(self.classes.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
     def forward(

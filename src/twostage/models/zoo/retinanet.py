@@ -37,6 +37,8 @@ _TINY = replace(
     rpn_negative_iou=0.4,
     rpn_top_test=300,
     dense_convs=2,
+    # From random weights: without it a third of the AP in three minutes on hard scenes.
+    dense_norm="group",
 )
 
 
