@@ -96,7 +96,8 @@ def test_detections_are_what_suppression_leaves_of_the_best_pairs(make_batch: Ca
     for image in range(2):
         proposals = stages.proposals
         score = proposals.scores[image].sigmoid()
-        keep = proposals.valid[image] & (score > 0.05)
+        sides = proposals.boxes[image, :, 2:] - proposals.boxes[image, :, :2]
+        keep = proposals.valid[image] & (score > 0.05) & (sides >= model.fields.min_box_size).all(dim=1)
         label, anchor = proposals.anchors[image][keep] % K, proposals.anchors[image][keep] // K
         torch.testing.assert_close(logits[image, anchor, label].sigmoid(), score[keep])
         order = batched_nms(proposals.boxes[image][keep], score[keep], label, 0.5)[:100]
