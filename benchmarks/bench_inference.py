@@ -1,11 +1,11 @@
-"""Inference beside torchvision's: Faster R-CNN with ResNet-50 and a pyramid, photos stretched to 800 x 1066.
+"""Inference beside torchvision's: Faster and Mask R-CNN with ResNet-50 and a pyramid, photos stretched to 800 x 1066.
 
     python benchmarks/bench_inference.py --out benchmarks/results/inference.md
 
 Both start from the same float tensors and the same calibrated random weights (`_calibrated.py`), interleaved in one
 process; torchvision in float32. Memory is the peak of a process of its own with one of the two, after three calls.
-Detections are compared in the same run. VGG16 is beside the same layers run plainly, for torchvision has no such
-detector.
+Detections are compared in the same run. Of masks ours gives run lengths, torchvision probabilities of whole pictures.
+VGG16 is beside the same layers run plainly, for torchvision has no such detector.
 """
 
 import argparse
@@ -31,19 +31,24 @@ from twostage.inference.prepare import prepare
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import build
 
-MODEL = "faster_rcnn_resnet50_fpn"
+PEERS = {
+    "faster_rcnn_resnet50_fpn": detection.fasterrcnn_resnet50_fpn,
+    "mask_rcnn_resnet50_fpn": detection.maskrcnn_resnet50_fpn,
+}
+FASTER, MASK = PEERS
+TITLES = {FASTER: "", MASK: "Mask R-CNN, "}
 SHAPE = (800, 1066)
 NAMES = [str(i) for i in range(80)]
 
 
-def peer(sample: Sequence[Tensor]) -> torch.nn.Module:
+def peer(model: str, sample: Sequence[Tensor]) -> torch.nn.Module:
     """torchvision's detector."""
-    return calibrated(detection.fasterrcnn_resnet50_fpn, len(NAMES), sample)
+    return calibrated(PEERS[model], len(NAMES), sample)
 
 
-def ours(theirs: torch.nn.Module, precision: str = "fp32", **fields: Any) -> Detector:
+def ours(model: str, theirs: torch.nn.Module, precision: str = "fp32", **fields: Any) -> Detector:
     """The same weights in ours."""
-    given = {"source": "torchvision", "model": MODEL, "names": NAMES, "device": "cpu", "precision": precision}
+    given = {"source": "torchvision", "model": model, "names": NAMES, "device": "cpu", "precision": precision}
     return Detector.from_state_dict(theirs.state_dict(), **given, **fields)
 
 
@@ -78,15 +83,15 @@ def agreement(theirs: torch.nn.Module, model: TwoStage, images: Sequence[Tensor]
     return f"{same} of {total} in the same place; boxes {far}"
 
 
-def peak(who: str, size: int) -> float:
+def peak(model: str, who: str, size: int) -> float:
     """GiB of a process that predicts three batches; to be called in a process of its own."""
     images = photos(SHAPE, size)
     call: Callable[[], object]
     if who == "torchvision":
-        theirs = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(NAMES) + 1)
+        theirs = PEERS[model](weights=None, weights_backbone=None, num_classes=len(NAMES) + 1)
         call = partial(found_by_peer, theirs.eval(), images)
     else:
-        detector = Detector.build(MODEL, NAMES, device="cpu", precision=who)
+        detector = Detector.build(model, NAMES, device="cpu", precision=who)
         call = lambda: found_by(detector.prepared, images)  # noqa: E731
     for _ in range(3):
         call()
@@ -100,11 +105,11 @@ def in_its_own_process(function: Callable[..., float], *arguments: object) -> fl
         return pool.submit(function, *arguments).result()
 
 
-def of_resnet50(batches: Sequence[int], repeats: int) -> tuple[list[list[str]], str]:
+def of_resnet50(name: str, batches: Sequence[int], repeats: int) -> tuple[list[list[str]], str]:
     """Rows of times, and what the detections say."""
     images = photos(SHAPE, max(batches))
-    theirs = peer(images)
-    models = {precision: ours(theirs, precision).prepared for precision in ("fp32", "bf16")}
+    theirs = peer(name, images)
+    models = {precision: ours(name, theirs, precision).prepared for precision in ("fp32", "bf16")}
     rows = []
     for size in batches:
         some = images[:size]
@@ -113,8 +118,8 @@ def of_resnet50(batches: Sequence[int], repeats: int) -> tuple[list[list[str]], 
             cases[precision] = lambda some=some, model=model: found_by(model, some)  # type: ignore[misc]
         times = compare(cases, repeats=repeats)
         for precision in models:
-            name = f"ResNet-50 FPN, 800 x 1066, batch {size}, {precision} against its float32"
-            rows.append(versus(name, times[precision], times["torchvision"]))
+            case = f"{TITLES[name]}ResNet-50 FPN, 800 x 1066, batch {size}, {precision} against its float32"
+            rows.append(versus(case, times[precision], times["torchvision"]))
     return rows, agreement(theirs, models["fp32"], images)
 
 
@@ -162,11 +167,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     given = parser.parse_args()
-    rows, agreed = of_resnet50(given.batches, given.repeats)
+    rows, agreed = of_resnet50(FASTER, given.batches, given.repeats)
+    masked, masks_agreed = of_resnet50(MASK, given.batches, given.repeats)
+    rows += masked
     rows += of_vgg16(given.repeats)
     quick = of_tiny(given.repeats)
     memory = [
-        [f"batch {size}", *(f"{in_its_own_process(peak, who, size):.2f}" for who in ("fp32", "bf16", "torchvision"))]
+        [
+            f"{TITLES[name]}batch {size}",
+            *(f"{in_its_own_process(peak, name, who, size):.2f}" for who in ("fp32", "bf16", "torchvision")),
+        ]
+        for name in PEERS
         for size in given.batches
     ]
     text = "\n\n".join(
@@ -178,8 +189,8 @@ def main() -> None:
             "Images a second of `faster_rcnn_tiny_fpn` at 320 px, files read and decoded, eight at once, by median "
             "(by minimum):",
             table(["precision", "images a second"], quick),
-            f"Detections in float32 beside torchvision's: {agreed}. (What bf16 changes only trained weights can tell: "
-            "see precision.md.)",
+            f"Detections in float32 beside torchvision's: {agreed}; of Mask R-CNN {masks_agreed}. (What bf16 changes "
+            "only trained weights can tell: see precision.md.)",
             "Peak memory of a process, GiB:",
             table(["case", "twostage fp32", "twostage bf16", "torchvision fp32"], memory),
         ]

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from _pictures import photos, whence
 from _timing import finish, hardware, table
-from bench_inference import MODEL, found_by_peer, ours, peer
+from bench_inference import FASTER, found_by_peer, ours, peer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import boxes as tv_boxes
 
@@ -79,11 +79,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     images = photos((320, 416), 8)
-    theirs = peer(images)
+    theirs = peer(FASTER, images)
     theirs.transform.min_size, theirs.transform.max_size = (320,), 416
     # 4096 boxes enter the last suppression on a device.
     with patch.object(packed, "serves", lambda device, dtype: False):
-        model = prepare(ours(theirs, candidates=4096).model)
+        model = prepare(ours(FASTER, theirs, candidates=4096).model)
     rows = []
     for size in (1, 2, 8):
         some = images[:size]
@@ -96,7 +96,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             "# Operators of a forward pass on a device",
-            f"`python benchmarks/bench_operators.py`: {MODEL}. {whence()}",
+            f"`python benchmarks/bench_operators.py`: {FASTER}. {whence()}",
             hardware(),
             table(["case", "twostage", "torchvision", "times fewer", "twostage waits", "torchvision waits"], rows),
         ]
