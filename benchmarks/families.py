@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("nuclei", "scenes-hard"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--members", nargs="+", default=[*MEMBERS, PEER])
+    parser.add_argument("--members", nargs="+", choices=[*MEMBERS, PEER], default=[*MEMBERS, PEER])
     parser.add_argument("--minutes", type=float, default=7)
     parser.add_argument("--out", type=Path, help="folder for families_<task>.md and .json; rows there are kept")
     given = parser.parse_args()
@@ -179,16 +179,22 @@ def main() -> None:
                 for who in given.members
                 if (who, seed, given.minutes) not in done
             ]
+            failed = []
             for one in as_completed(running):
+                if one.exception():
+                    failed.append(one.exception())
+                    continue
                 rows.append(one.result())
                 write(rows, given.task, given.minutes, given.out)
+    if failed:
+        raise SystemExit("\n".join(map(repr, failed)))
 
 
 def write(rows: list[dict[str, Any]], task: str, minutes: float, out: Path | None) -> None:
     """Print the table, and keep it with its rows in `out`."""
     order = [*MEMBERS, PEER]
     rows = sorted(rows, key=lambda row: (order.index(row["who"]), row["seed"]))
-    text = report(rows)
+    text = report([row for row in rows if row["minutes"] == minutes])
     print(text, flush=True)
     if out is not None:
         command = f"`python benchmarks/families.py {task} --minutes {minutes:g}`"

@@ -30,9 +30,10 @@ MODELS = {
 # Largest differences: of boxes, of probabilities on the same boxes, of pasted pixels. And in the median that of
 # probabilities on each one's own boxes, which rounding has moved by a thousandth of a pixel.
 PIXELS, PROBABILITY, SHARE, MEDIAN = 1e-2, 1e-4, 1e-4, 1e-5
+PAIRED = 0.95  # of all detections are found by both
 TIE = 1e-5  # detections whose scores differ by less may change places
 HEADER = (
-    *("model", "photos", "detections", "box max, px", "mask median", "mask max", "mask max, same boxes"),
+    *("model", "photos", "detections", "of both", "box max, px", "mask median", "mask max", "mask max, same boxes"),
     *("pixels that differ", "of", "share"),
 )
 
@@ -55,7 +56,7 @@ def compare(name: str, photos: list[Path], *, size: int) -> tuple[list[object], 
     )
     probabilities: dict[str, Tensor] = {}
     theirs.roi_heads.mask_predictor.register_forward_hook(lambda _m, _i, out: probabilities.update(now=out.sigmoid()))
-    boxes, masks, wrong, whole, count, same_box = 0.0, [], 0, 0, 0, 0.0
+    boxes, masks, wrong, whole, count, asked, same_box = 0.0, [], 0, 0, 0, 0, 0.0
     for picture, tensor in zip(pictures, tensors, strict=True):
         found = theirs([tensor])[0]
         labels = found["labels"]
@@ -67,6 +68,7 @@ def compare(name: str, photos: list[Path], *, size: int) -> tuple[list[object], 
         assert own is not None
         pairs = _partners(found, mine)
         count += len(pairs)
+        asked += max(len(labels), len(mine["scores"]))
         pasted = decode(mine["masks"])
         # Their own boxes through our head: what is left when no rounding has moved a box before.
         scale = torch.tensor([batch.sizes[0, 1] / picture.shape[1], batch.sizes[0, 0] / picture.shape[0]]).repeat(2)
@@ -77,13 +79,14 @@ def compare(name: str, photos: list[Path], *, size: int) -> tuple[list[object], 
             masks.append((expected[their] - own[0, our]).abs().flatten())
             wrong += int(((found["masks"][their, 0] >= 0.5).numpy() != pasted[our]).sum())
             whole += pasted[our].size
-    faults = [f"{name}: boxes differ by {boxes:.1e} px"] if boxes > PIXELS else []
+    faults = [f"{name}: of {asked} detections {count} have a partner"] if count < PAIRED * asked else []
+    faults += [f"{name}: boxes differ by {boxes:.1e} px"] if boxes > PIXELS else []
     each = torch.cat(masks)
     faults += [f"{name}: probabilities differ by {same_box:.1e} on the same boxes"] if same_box > PROBABILITY else []
     faults += [f"{name}: probabilities differ by {each.median():.1e} in the median"] if each.median() > MEDIAN else []
     faults += [f"{name}: {wrong} of {whole} pixels differ"] if wrong > SHARE * whole else []
     told = (f"{value:.1e}" for value in (boxes, each.median(), each.max(), same_box))
-    row = [name, len(photos), count, *told, wrong, whole, f"{wrong / whole:.1e}"]
+    row = [name, len(photos), asked, count, *told, wrong, whole, f"{wrong / whole:.1e}"]
     return row, faults
 
 

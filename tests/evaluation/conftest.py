@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from twostage.data.dataset import Dataset
-from twostage.data.flat import RLE, FlatMasks, FlatStrings, Mask
+from twostage.data.flat import NO_MASK, RLE, FlatMasks, FlatStrings, Mask
 
 
 def build_dataset(
@@ -19,7 +19,7 @@ def build_dataset(
     crowd: list[bool] | None = None,
     difficult: list[bool] | None = None,
     areas: list[float] | None = None,
-    masks: list[dict] | None = None,
+    masks: list[dict | None] | None = None,
     image_ids: list[int] | None = None,
     category_ids: list[int] | None = None,
 ) -> Dataset:
@@ -44,7 +44,9 @@ def build_dataset(
         difficult=np.array(difficult if difficult is not None else [False] * n, dtype=bool),
         areas=np.array(areas, dtype=np.float64) if areas is not None else sides.prod(axis=1),
         annotation_ids=np.arange(1, n + 1, dtype=np.int64),
-        masks=None if masks is None else FlatMasks.of([Mask(RLE, rle["counts"]) for rle in masks]),
+        masks=None
+        if masks is None
+        else FlatMasks.of([NO_MASK if rle is None else Mask(RLE, rle["counts"]) for rle in masks]),
         files=FlatStrings.of(stems),
         paths=FlatStrings.of(stems),
         faults=(),

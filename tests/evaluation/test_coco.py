@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from twostage.data.recognise import open_dataset
 from twostage.evaluation.coco import SIZES, coco_scores
 from twostage.evaluation.results import Accumulator, Results
+from twostage.evaluation.voc import voc_scores
 
 NAMES = ("ant", "bee", "cat")
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -164,6 +165,19 @@ def test_masks_equal_pycocotools(make_dataset, seed):
         judge(as_coco_json(dataset, masks=True), entries, kind="segm"),
     )
     assert_equal(ours, theirs, dataset.category_ids)
+
+
+@pytest.mark.parametrize(("score", "key"), [(coco_scores, "AP"), (voc_scores, "voc12")])
+def test_what_lies_where_a_mask_is_lacking_is_neither_right_nor_wrong(make_dataset, score, key):
+    boxes = [[0, 0, 40, 40], [60, 60, 120, 120]]
+    found = np.array([[60.0, 60, 120, 120], [0, 0, 40, 40]])
+    results = Results(
+        np.zeros(2, np.int64), found, np.array([0.9, 0.8]), np.zeros(2, np.int64), [rle_of(box) for box in found]
+    )
+    lacking = make_dataset([boxes], [[0, 0]], size=(SIZE, SIZE), masks=[rle_of(boxes[0]), None])
+    assert score(lacking, results, masks=True).summary()[key] == 1
+    elsewhere = make_dataset([boxes[:1]], [[0]], size=(SIZE, SIZE), masks=[rle_of(boxes[0])])
+    assert score(elsewhere, results, masks=True).summary()[key] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("seed", range(6))

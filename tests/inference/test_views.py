@@ -123,6 +123,34 @@ def test_a_cut_box_yields_to_the_whole_one(image: np.ndarray, looks: list[tuple[
     assert sorted(found.class_ids.tolist()) == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("whole", "kept"), [(0.8, [0.8]), (0.2, [0.9])])
+def test_a_sure_part_does_not_yield_to_a_doubtful_whole(whole: float, kept: list[float]) -> None:
+    boxes = np.array([[10.0, 10, 58, 60], [10, 10, 60, 60]])
+    part = module._parts_of_others(boxes, np.array([0.9, whole]), np.zeros(2, np.int64), np.array([True, False]))
+    scores = np.array([0.9, whole])[~part]
+    assert scores.max() == kept[0]
+
+
+def test_weighted_fusion_asks_for_one_box_of_an_object_and_view(image: np.ndarray, monkeypatch) -> None:
+    """Soft-NMS leaves weakened copies, and a mean over them would be too low."""
+    asked = []
+    monkeypatch.setattr(module, "detect_images", lambda *a, output: asked.append(output) or [none(image)] * len(a[1]))
+    seen(image, flip=True, fuse="wbf")
+    seen(image, flip=True, fuse="nms")
+    assert [fields.soft_nms for fields in asked] == ["off"] * 2 + ["linear"] * 2
+
+
+def none(image: np.ndarray) -> Detections:
+    return Detections(
+        boxes=np.zeros((0, 4), np.float32),
+        scores=np.zeros(0, np.float32),
+        class_ids=np.zeros(0, np.int64),
+        masks=[],
+        names=("a", "b", "c"),
+        size=image.shape[:2],
+    )
+
+
 def test_fusion_is_the_papers() -> None:
     """Section 3: the mean weighed by scores; what one of two models saw has half its score."""
     boxes = np.array([[0, 0, 10, 10], [2, 0, 12, 10], [50, 50, 60, 60], [0, 0, 10, 10]], dtype=float)

@@ -50,6 +50,23 @@ def test_run_lengths_survive(runs) -> None:
     assert masks.area([rle]).tolist() == [sum(runs[1::2])]
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 30))
+def test_cropped_is_the_decoded_mask_where_it_is(runs, height) -> None:
+    runs.append(-sum(runs) % height)
+    size = [height, sum(runs) // height]
+    rle = masks.checked({"size": size, "counts": runs})
+    x, y, inside = masks.cropped(rle)
+    whole = masks.decode([rle])[0] if size[1] else np.zeros(size, bool)
+    assert inside.sum() == whole.sum()
+    if inside.size:
+        assert (whole[y : y + inside.shape[0], x : x + inside.shape[1]] == inside).all()
+        assert inside.any(axis=0)[[0, -1]].all()
+        assert inside.any(axis=1)[[0, -1]].all()
+    else:
+        assert not whole.any()
+
+
 def test_polygons_equal_pycocotools() -> None:
     polygons = [[2.0, 3.0, 18.5, 4.0, 10.0, 30.0], [1, 1, 5, 1, 5, 5, 1, 5], [-10.0, 20.0, 40.0, 22.0, 15.0, 90.0]]
     got = masks.from_polygons(polygons, 37, 23)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from twostage.data.flat import NONE, Mask, to_rle
+from twostage.ops.masks import cropped
 
 SIDE = 112  # four times a mask head's 28: a mask shifted against its box is still sampled finer than it is predicted
 
@@ -42,18 +43,9 @@ def coverage(masks: Sequence[Mask], height: int, width: int) -> Coverage:
     for row, mask in enumerate(masks):
         if mask.kind == NONE:
             continue
-        x1, y1, inside = _cropped(mask, height, width)
+        x1, y1, inside = cropped(to_rle(mask, height, width))
         if inside.size:
             frames[row] = torch.tensor([x1, y1, x1 + inside.shape[1], y1 + inside.shape[0]], dtype=torch.float32)
             grid = Image.fromarray(inside * np.uint8(255)).resize((SIDE, SIDE), Image.Resampling.BOX)
             cells[row] = torch.from_numpy(np.array(grid))
     return Coverage(frames, cells)
-
-
-def _cropped(mask: Mask, height: int, width: int) -> tuple[int, int, UInt8[np.ndarray, "h w"]]:
-    """Where a mask begins, left and top, and its pixels from there to its end; no pixels where it is empty."""
-    from faster_coco_eval.core import mask as coco
-
-    rle = to_rle(mask, height, width)
-    x, y, across, down = (int(v) for v in np.asarray(coco.toBbox([rle])).reshape(-1, 4)[0])
-    return x, y, np.ascontiguousarray(coco.decode(rle)[y : y + down, x : x + across])

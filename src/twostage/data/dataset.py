@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from twostage.data.faults import Fault
 from twostage.data.flat import NO_MASK, NONE, FlatMasks, FlatStrings, Mask, box_mask, to_rle
 from twostage.errors import UsageError, nearest
+from twostage.ops import masks as rle_masks
 
 _OF_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
 
@@ -78,7 +79,12 @@ class Dataset:
             self.annotation_ids[rows],
         )
 
-    def masks_of(self, index: int) -> list[dict[str, object]]:
+    @property
+    def unmasked(self) -> Bool[np.ndarray, " b"]:
+        """Which objects have no mask where others have one."""
+        return np.zeros(len(self.labels), dtype=bool) if self.masks is None else self.masks.kinds == NONE
+
+    def masks_of(self, index: int) -> list[rle_masks.RLE]:
         """Masks of an image's objects as COCO's run lengths, {"size": [h, w], "counts": bytes}; [] without masks.
 
         The box of an object stands in for a mask that it has not.

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from twostage.ops import masks as rle_masks
+
 NONE, POLYGONS, RLE = 0, 1, 2
 
 
@@ -80,12 +82,12 @@ def unpack_polygons(data: bytes) -> list[np.ndarray]:
 
 
 def box_mask(box: Sequence[float] | np.ndarray) -> Mask:
-    """A box xyxy as a polygon, to draw and score an object without mask among others that have one."""
+    """A box xyxy as a polygon, to draw an object without mask among others, and not to score what is found there."""
     x1, y1, x2, y2 = box
     return Mask(POLYGONS, pack_polygons([[x1, y1, x2, y1, x2, y2, x1, y2]]))
 
 
-def to_rle(mask: Mask, height: int, width: int) -> dict[str, object]:
+def to_rle(mask: Mask, height: int, width: int) -> rle_masks.RLE:
     """COCO's run lengths of a mask on an image of this size: {"size": [h, w], "counts": bytes}."""
     if mask.kind == RLE:
         return {"size": [height, width], "counts": mask.data}

@@ -7,9 +7,9 @@ from jaxtyping import Float
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
-from twostage.data.flat import NONE, POLYGONS, Mask, to_rle, unpack_polygons
+from twostage.data.flat import POLYGONS, Mask, to_rle, unpack_polygons
 
-CLEAR = 4.0  # square pixels within the picture, which must cover the middle of some pixel
+CLEAR = 4.0  # square pixels within the picture, over two pixels both ways, which must cover the middle of some pixel
 APART = 0.5  # IoU of a box and its mask's extent, below which they can hardly be of one object
 
 
@@ -21,7 +21,7 @@ def mask_faults(dataset: Dataset) -> Iterator[Fault]:
         height, width = dataset.sizes[index].tolist()
         for row in range(int(dataset.offsets[index]), int(dataset.offsets[index + 1])):
             where = f"object {row - int(dataset.offsets[index]) + 1} (id {dataset.annotation_ids[row]})"
-            if dataset.crowd[row] or dataset.difficult[row] or dataset.masks.kinds[row] == NONE:
+            if dataset.crowd[row] or dataset.difficult[row] or dataset.unmasked[row]:
                 continue  # nobody learns them
             extent = _extent(dataset.masks[row], height, width)
             if extent is None:
@@ -43,7 +43,7 @@ def _extent(mask: Mask, height: int, width: int) -> Float[np.ndarray, "4"] | Non
         points = np.concatenate(rings)
         low, high = points.min(axis=0), points.max(axis=0)
         within = (low >= 0).all() and (high <= [width, height]).all()
-        if within and max(map(_area, rings)) >= CLEAR:
+        if within and any(_area(ring) >= CLEAR and np.ptp(ring, axis=0).min() >= 2 for ring in rings):
             return np.concatenate([low, high])
     rle = to_rle(mask, height, width)
     if not int(coco.area(rle)):

@@ -19,8 +19,8 @@ def nested_names(datasets: Sequence[Dataset], *, by_stem: bool) -> list[list[str
     names = []
     for dataset in datasets:
         taken: set[str] = set()
-        parts = ("/".join(_parts(dataset, index)) for index in range(len(dataset)))
-        names.append([_free(name, taken, by_stem=by_stem) for name in parts])
+        found = ("/".join(parts(dataset, index)) for index in range(len(dataset)))
+        names.append([_free(name, taken, by_stem=by_stem) for name in found])
     return names
 
 
@@ -38,21 +38,21 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
             objects = dataset.objects(index)
             key = (dataset.paths[index], *(column.tobytes() for column in objects[:4]))
             if key not in name_of:
-                plain = _UNWRITABLE.sub("_", "_".join(_parts(dataset, index)))
+                plain = _UNWRITABLE.sub("_", "_".join(parts(dataset, index)))
                 name_of[key] = _free(plain, taken, by_stem=True)
             names[-1].append(name_of[key])
     return names
 
 
-def _parts(dataset: Dataset, index: int) -> list[str]:
+def parts(dataset: Dataset, index: int) -> list[str]:
     """A picture's name in folders, without those that only say where a layout keeps its pictures."""
-    parts = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
-    while len(parts) > 1 and (parts[0] in ("images", dataset.split) or parts[0].endswith(":")):
-        del parts[0]
-    parts = parts or ["picture"]
-    if Path(parts[-1]).suffix.lower() not in EXTENSIONS:
-        parts[-1] += f".{read_header(dataset.path(index)).format.lower()}"
-    return parts
+    found = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
+    while len(found) > 1 and (found[0] in ("images", dataset.split) or found[0].endswith(":")):
+        del found[0]
+    found = found or ["picture"]
+    if Path(found[-1]).suffix.lower() not in EXTENSIONS:
+        found[-1] += f".{read_header(dataset.path(index)).format.lower()}"
+    return found
 
 
 def _free(name: str, taken: set[str], *, by_stem: bool) -> str:

@@ -8,7 +8,6 @@ COCO's.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from twostage.data.dataset import Dataset
 from twostage.data.flat import FlatStrings
+from twostage.data.names import parts
 from twostage.errors import DataError
 
 FOLDERS = ("stuff", "stuffthingmaps")
@@ -123,9 +123,7 @@ def _folder(dataset: Dataset) -> Path | None:
 
 def _place(folder: Path, dataset: Dataset, index: int) -> Path:
     """Where the map of an image belongs."""
-    parts = Path(dataset.file_name(index)).parts
-    below = dropwhile(lambda part: part in ("images", dataset.split), parts[:-1])
-    return folder.joinpath(*below, parts[-1]).with_suffix(".png")
+    return folder.joinpath(*parts(dataset, index)).with_suffix(".png")
 
 
 def _classes(names: Path) -> int:

@@ -56,7 +56,8 @@ def write_dataset(
     for other in datasets[1:]:
         check_same_classes(datasets[0], other)
     layout = _LAYOUTS[kind]
-    names = layout.names(datasets)
+    # A map has its picture's name but for the suffix.
+    names = (partial(nested_names, by_stem=True) if kind == "coco" and maps else layout.names)(datasets)
     places = [
         [layout.pictures(folder, dataset.split) / name for name in of_split]
         for dataset, of_split in zip(datasets, names, strict=True)

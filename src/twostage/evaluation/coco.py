@@ -4,6 +4,7 @@ Computed by faster-coco-eval, fed from flat arrays, and equal to pycocotools: cr
 and count neither way, detections of equal score keep their order, the data set's `areas` tell which size an object has.
 
 Three differences from pycocotools, none of which changes the box numbers of a COCO data set:
+- objects without a mask among others that have one are crowds when masks are scored, their boxes the crowds' masks;
 - objects that VOC marks as difficult count neither way and absorb any number of detections, as crowds do, but the IoU
   with them is the plain one, not crowds';
 - the size of a detected mask is the mask's, where pycocotools takes the box's if the file has boxes as well;
@@ -15,6 +16,7 @@ Letters: T IoU thresholds, R recall levels, K classes, S object sizes, M limits 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -179,13 +181,15 @@ def _ranks(ids: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
 
 def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
     rles = [rle for i in range(len(dataset)) for rle in dataset.masks_of(i)] if masks else []
+    # What lies in the box of an object without a mask is neither right nor wrong, as in a crowd.
+    crowd = dataset.crowd | dataset.unmasked if masks else dataset.crowd
     return _Shapes(
         images=_ranks(dataset.image_ids)[image_of_objects(dataset)],
         categories=_ranks(dataset.category_ids)[dataset.labels],
         areas=dataset.areas,
         shapes=_rle_column(rles) if masks else _xywh(dataset.boxes),
-        crowd=dataset.crowd,
-        ignored=dataset.crowd | dataset.difficult,
+        crowd=crowd,
+        ignored=crowd | dataset.difficult,
         scores=np.zeros(len(dataset.labels)),
     )
 
@@ -227,7 +231,7 @@ def _xywh(boxes: np.ndarray) -> Float64[np.ndarray, "n 4"]:
     return np.concatenate([low, sides], axis=1)
 
 
-def _rle_column(rles: Sequence[dict]) -> np.ndarray:
+def _rle_column(rles: Sequence[Any]) -> np.ndarray:
     column = np.empty(len(rles), dtype=object)
     column[:] = rles
     return column

@@ -1,7 +1,8 @@
 """Average precision by the rules of the PASCAL VOC devkit (Everingham et al. 2010; VOCevaldet.m, VOCap.m).
 
 A detection belongs to the object of its class it overlaps most, and is right when that IoU reaches the threshold and no
-better-scored detection took the object before. Difficult objects (and COCO's crowds) count neither way.
+better-scored detection took the object before. Difficult objects count neither way, nor do COCO's crowds, nor, where
+masks are scored, objects without one.
 
 Pixels are inclusive, as VOC's are: a box from xmin to xmax is xmax - xmin + 1 wide. Boxes here are half-open, with
 x1 = xmin - 1 and x2 = xmax, so x2 - x1 is that same width, and the plain IoU is the devkit's.
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float64, Int64
 from twostage.data.dataset import Dataset
 from twostage.evaluation.groups import image_of_objects, pair_blocks, paired_iou
 from twostage.evaluation.results import Results
+from twostage.ops.masks import RLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class VocScores:
 def voc_scores(dataset: Dataset, results: Results, *, iou: float = 0.5, masks: bool = False) -> VocScores:
     """Score every class; with `masks`, IoU is of masks (AP^r of Hariharan et al. 2014) instead of boxes."""
     classes = len(dataset.names)
-    ignored = dataset.crowd | dataset.difficult
+    ignored = _ignored(dataset, masks=masks)
     wanted = np.bincount(dataset.labels[~ignored], minlength=classes)
     order = np.argsort(-results.scores, kind="stable")
     right, counted = match_by_voc(dataset, results, iou=iou, masks=masks)
@@ -57,7 +59,7 @@ def match_by_voc(
 ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Which detections are right, and which count at all (those on difficult objects do not)."""
     best, overlap = _best_object(dataset, results, masks=masks)
-    ignored = np.append(dataset.crowd | dataset.difficult, False)
+    ignored = np.append(_ignored(dataset, masks=masks), False)
     near = (best >= 0) & (overlap >= iou)
     counted = ~(near & ignored[best])
     candidates = np.flatnonzero(near & counted)
@@ -67,6 +69,11 @@ def match_by_voc(
     right = np.zeros(len(results), dtype=bool)
     right[candidates[first]] = True
     return right, counted
+
+
+def _ignored(dataset: Dataset, *, masks: bool) -> Bool[np.ndarray, " b"]:
+    ignored = dataset.crowd | dataset.difficult
+    return ignored | dataset.unmasked if masks else ignored
 
 
 def eleven_point_ap(recall: Float64[np.ndarray, " n"], precision: Float64[np.ndarray, " n"]) -> float:
@@ -107,7 +114,7 @@ def _mask_iou(
 ) -> Float64[np.ndarray, " p"]:
     """IoU of the masks of detection `i[p]` and object `j[p]`; each object's mask is drawn once."""
     found = results.masks or []
-    truth: dict[int, dict] = {}
+    truth: dict[int, RLE] = {}
     for image in np.unique(owner[j]).tolist():
         rles = dataset.masks_of(image)
         truth.update(zip(range(int(dataset.offsets[image]), int(dataset.offsets[image + 1])), rles, strict=True))

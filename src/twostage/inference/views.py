@@ -24,7 +24,8 @@ from twostage.ops.paste import Patch, encoded
 
 SAME = 0.55  # IoU from which on boxes are one object's (Solovyev et al. 2021, section 3)
 LOW = 0.05  # of a score, from which on boxes are fused
-COVERED = 0.7  # of a cut box within a whole one: then it is a part of that
+COVERED = 0.7  # of a cut box within a whole one: then it is a part of that,
+SURE = 0.5  # where the whole one has so much of its score
 
 
 Fuse = Literal["nms", "wbf"]
@@ -101,14 +102,16 @@ def detect_by_views(
     At most `batch` views of one size go through the model together.
     """
     height, width = image.shape[:2]
-    # What several views have seen may pass a threshold that none of them passes alone, and the other way.
-    asked = output if views.fuse == "nms" else replace(output, score_threshold=min(output.score_threshold, LOW))
+    # A mean is of the best box of each view, and the weak sightings of an object say that it was seen so often.
+    asked = output
+    if views.fuse == "wbf":
+        asked = replace(output, soft_nms="off", score_threshold=min(output.score_threshold, LOW))
     seen = list(_seen(model, image, names, asked, views, batch))
     boxes, scores, class_ids = (
         np.concatenate([getattr(one, name) for one in seen]) for name in ("boxes", "scores", "class_ids")
     )
     masks = None if seen[0].masks is None else [(one, rle) for one in seen for rle in one.masks or []]
-    whole = ~_parts_of_others(boxes, class_ids, np.concatenate([one.cut for one in seen]))
+    whole = ~_parts_of_others(boxes, scores, class_ids, np.concatenate([one.cut for one in seen]))
     kept = np.flatnonzero(whole)
     boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
     if views.fuse == "nms":
@@ -226,9 +229,12 @@ def _placed(mask: tuple[Seen, Any], size: tuple[int, int]) -> dict:
 
 
 def _parts_of_others(
-    boxes: Float[np.ndarray, "n 4"], class_ids: Int[np.ndarray, " n"], cut: Bool[np.ndarray, " n"]
+    boxes: Float[np.ndarray, "n 4"],
+    scores: Float[np.ndarray, " n"],
+    class_ids: Int[np.ndarray, " n"],
+    cut: Bool[np.ndarray, " n"],
 ) -> Bool[np.ndarray, " n"]:
-    """Which boxes a tile's border has cut, and a whole one of their class holds most of."""
+    """Which boxes a tile's border has cut, and a whole one of their class holds most of and is about as sure."""
     rows = np.flatnonzero(cut)
     whole = ~cut
     if not len(rows) or not whole.any():
@@ -238,8 +244,9 @@ def _parts_of_others(
     shared = (high - low).clip(min=0).prod(axis=2)
     own = (boxes[rows, 2:] - boxes[rows, :2]).prod(axis=1).clip(min=1e-9)
     same = class_ids[rows, None] == class_ids[None, whole]
+    sure = scores[None, whole] >= SURE * scores[rows, None]
     parts = np.zeros(len(boxes), dtype=bool)
-    parts[rows] = ((shared / own[:, None] > COVERED) & same).any(axis=1)
+    parts[rows] = ((shared / own[:, None] > COVERED) & same & sure).any(axis=1)
     return parts
 
 

@@ -3,6 +3,8 @@
 import logging
 from typing import NamedTuple
 
+import numpy as np
+
 from twostage.data.dataset import Dataset, select_classes
 from twostage.data.faults import Fault, FaultyDataError, OnError, format_faults
 from twostage.data.mask_check import mask_faults
@@ -76,7 +78,12 @@ def require_masks(splits: Splits, on_error: OnError) -> None:
             )
         if on_error == "skip":
             continue
-        lacking = [fault.message for fault in dataset.faults if fault.code == "missing-mask"]
+        without = np.flatnonzero(dataset.unmasked & ~dataset.crowd & ~dataset.difficult)
+        lacking = []
+        if len(without):
+            image = int(np.searchsorted(dataset.offsets, without[0], side="right")) - 1
+            first = f"{dataset.file_name(image)}: object with id {dataset.annotation_ids[without[0]]}"
+            lacking.append(f"{len(without)} of {len(dataset.labels)} objects have no mask ({first} the first)")
         empty = [fault for fault in mask_faults(dataset) if fault.code == "empty-mask"]
         if empty:
             first = f"{empty[0].file}: {empty[0].object}"

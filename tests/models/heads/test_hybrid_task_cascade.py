@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 
 from twostage.data.batch import Batch, Targets
 from twostage.data.coverage import Coverage
@@ -100,6 +100,40 @@ def test_masks_at_test_are_the_mean_of_all_stages(make_batch: Callable[..., Batc
     assert valid.any()
     torch.testing.assert_close(stages.found.masks[valid], expected[valid])
     assert not torch.allclose(told[0], told[2])
+
+
+def test_masks_of_a_cascade_are_the_mean_of_all_stages(make_batch: Callable[..., Batch]) -> None:
+    torch.manual_seed(0)
+    small = {"rpn_keep_test": 20, "norm": "frozen", "score_threshold": 0.0, "max_det": 6}
+    model = build("cascade_mask_rcnn_tiny_fpn", 3, **small).eval()
+    for head in model.head.mask:
+        torch.nn.init.normal_(head.classes.weight, std=0.2)
+    with torch.no_grad():
+        stages = model.stages(make_batch(*SIZES))
+        told = [head(stages.maps, stages.found.boxes, stages.found.labels).sigmoid() for head in model.head.mask]
+    valid = stages.found.valid
+    assert valid.any()
+    torch.testing.assert_close(stages.found.masks[valid], torch.stack(told).mean(dim=0)[valid])
+    assert not torch.allclose(told[0], told[2])
+
+
+def test_masks_and_the_branch_weigh_as_the_fields_say(make_batch: Callable[..., Batch], targets: Targets) -> None:
+    plain = htc(semantic_classes=5, cascade_loss_weights=[1, 1, 1], semantic_lambda=1.0).train()
+    weighed = htc(semantic_classes=5, cascade_loss_weights=[1, 0.5, 0.25], semantic_lambda=0.2).train()
+    one, two = plain(make_batch(*SIZES), targets), weighed(make_batch(*SIZES), targets)
+    for name, factor in (("mask_1", 1), ("mask_2", 0.5), ("mask_3", 0.25), ("semantic", 0.2)):
+        torch.testing.assert_close(two[name], factor * one[name])
+
+
+def test_the_branch_brings_all_levels_to_stride_8_and_adds_them() -> None:
+    torch.manual_seed(0)
+    branch = SemanticBranch(8, (4, 8, 16), 3, convs=0)
+    maps = [torch.rand(1, 8, 64 // s, 96 // s) for s in (4, 8, 16)]
+    seen = branch.seen([*maps, torch.rand(1, 8, 2, 3)])  # an extra level is not read
+    expected = [
+        interpolate(lateral(x), (8, 12), mode="bilinear") for lateral, x in zip(branch.laterals, maps, strict=True)
+    ]
+    torch.testing.assert_close(seen, torch.stack(expected).sum(dim=0))
 
 
 def test_the_semantic_loss_leaves_out_what_is_not_known() -> None:

@@ -16,6 +16,7 @@ from twostage.models.filled import filled
 from twostage.models.heads.detect import Found
 from twostage.models.heads.mask import BoxesAndMasks, MaskHead
 from twostage.models.zoo import build
+from twostage.ops.boxes import iou
 
 C, K, M = 12, 4, 14
 
@@ -179,6 +180,24 @@ def test_an_empty_mask_teaches_nothing(make_batch: Callable[..., Batch], make_ta
     assert not torch.equal(model(batch, emptied)["mask"], model(batch, targets)["mask"])
     nothing = replace(targets, masks=targets.masks.each(torch.zeros_like))
     assert float(model(batch, nothing)["mask"]) == 0
+
+
+def test_objects_without_masks_take_no_place_from_others(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """Of three objects one has a mask; with one region an image it is that one's, whichever was drawn first."""
+    torch.manual_seed(0)
+    model = build("mask_rcnn_tiny_fpn", 3, mask_regions=1).train()
+    batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
+    frames = targets.masks.frames.clone()
+    frames[0, :2] = 0
+    frames[1] = 0
+    seen = {}
+    model.head.mask.register_forward_hook(lambda _m, inputs, _output: seen.update(boxes=inputs[1]))
+    for seed in range(5):
+        drawn = replace(targets, seeds=targets.seeds + seed, masks=targets.masks._replace(frames=frames))
+        assert float(model(batch, drawn)["mask"].detach()) > 0
+        assert float(iou(seen["boxes"][0], targets.boxes[0, 2:3])) >= 0.5
 
 
 def test_without_positives_the_loss_is_zero_and_without_masks_it_is_said(

@@ -1,6 +1,7 @@
 """RetinaNet: torchvision's losses and detections from the same logits, on anchors of ours."""
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead, 
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from twostage.data.batch import Batch, Targets
+from twostage.errors import UsageError
 from twostage.models.proposals.dense import PRIOR
 from twostage.models.zoo import build
 from twostage.ops.boxes import iou
-from twostage.ops.deltas import encode
+from twostage.ops.deltas import decode, encode
 
 SIZES = [(64, 96), (60, 80)]
 K = 3
@@ -107,6 +109,42 @@ def test_detections_are_what_suppression_leaves_of_the_best_pairs(make_batch: Ca
         torch.testing.assert_close(found.boxes[image][rows], proposals.boxes[image][keep][order])
         torch.testing.assert_close(found.scores[image][rows], score[keep][order])
         assert torch.equal(found.labels[image][rows], label[order])
+
+
+def test_the_best_pairs_of_every_level_are_proposed(make_batch: Callable[..., Batch]) -> None:
+    """Section 4.1, inference: decoded boxes from at most so many top-scoring predictions a level."""
+    model = net(rpn_top_test=20).eval()
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        stages = model.stages(batch)
+    proposals, dense = stages.proposals, stages.dense
+    starts = [0, *accumulate(level.shape[1] for level in dense.logits)]
+    for image, (height, width) in enumerate(SIZES):
+        expected = torch.cat(
+            [level[image].topk(20).indices + s for level, s in zip(dense.logits, starts, strict=False)]
+        )
+        chosen = proposals.anchors[image][proposals.valid[image]]
+        assert sorted(chosen.tolist()) == sorted(expected.tolist())
+        anchor = chosen // K
+        boxes = decode(torch.cat(dense.deltas, 1)[image, anchor], torch.cat(dense.anchors)[anchor], weights=(1.0,) * 4)
+        clipped = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+        torch.testing.assert_close(proposals.boxes[image][proposals.valid[image]], clipped)
+
+
+@pytest.mark.parametrize("field", [{"box_loss": "giou"}, {"class_weights": (1.0,) * K}, {"region_sampling": "ohem"}])
+def test_fields_of_two_stages_are_refused(field: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="is of two stages, and RetinaNet has one"):
+        build("retinanet_tiny_fpn", K, **field)
+
+
+def test_on_devices_so_many_candidates_compete_and_more_are_told(make_batch: Callable[..., Batch]) -> None:
+    batch = make_batch(*SIZES)
+    for candidates, overflows in ((10, True), (5000, False)):
+        model = net(score_threshold=0.0, nms=1.0, max_det=100, candidates=candidates).eval()
+        with torch.no_grad():
+            found = model(batch)
+        assert bool(found.overflow.all()) == overflows
+        assert int(found.valid.sum(dim=1).max()) == min(candidates, 100)
 
 
 def test_in_training_nothing_is_proposed(make_batch: Callable[..., Batch]) -> None:

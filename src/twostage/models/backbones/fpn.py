@@ -38,6 +38,7 @@ class FPN(nn.Module):
         self.upsample = Nearest()
         self.extra = extra
         more = 0 if extra is None else cast(int, extra.levels)
+        self.region_strides = shape.strides
         self.strides = (*shape.strides, *(shape.strides[-1] << k for k in range(1, more + 1)))
         self.channels = (width,) * len(self.strides)
 

@@ -32,7 +32,9 @@ class Levels(nn.Module):
         self.laterals = nn.ModuleList(neck_conv(c, width, 1, None) for c in shape.channels)
         self.outputs = nn.ModuleList(neck_conv(width, width, 3, None) for _ in shape.channels)
         self.extra = extra
-        self.strides = shape.strides if extra is None else (*shape.strides, 2 * shape.strides[-1])
+        more = 0 if extra is None else cast(int, extra.levels)
+        self.region_strides = shape.strides
+        self.strides = (*shape.strides, *(shape.strides[-1] << k for k in range(1, more + 1)))
         self.channels = (width,) * len(self.strides)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
@@ -50,13 +52,11 @@ class ImagePyramid(nn.Module):
     """One network over the image at twice its size, its own, half, a quarter ...: the level k has 2^(k - 1) times the
     network's stride on the image itself."""
 
-    extra = None
-
     def __init__(self, level: Levels, count: int) -> None:
         super().__init__()
         self.level = level
         self.factors = tuple(2.0 ** (1 - k) for k in range(count))
-        self.strides = tuple(round(level.strides[0] / factor) for factor in self.factors)
+        self.strides = self.region_strides = tuple(round(level.strides[0] / factor) for factor in self.factors)
         self.channels = level.channels * count
 
     @property

@@ -172,10 +172,11 @@ class BoxHead(nn.Module):
 
         Positives and negatives compete among themselves, as in mmdetection.
         """
-        training = self.body.training
+        modes = [(module, module.training) for module in self.body.modules()]
         self.body.eval()  # no dropout to rank by, no second update of running statistics
         logits = self([x.detach() for x in maps], boxes).logits
-        self.body.train(training)
+        for module, training in modes:  # some of them may rest
+            module.training = training
         fields = self.fields
 
         def sample(matches: Int[Tensor, "n q"], seeds: Int[Tensor, " n"]) -> Sample:

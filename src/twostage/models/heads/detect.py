@@ -57,7 +57,7 @@ def detect(
     scores = precise(logits).softmax(dim=2)[..., 1:]
     p, k = scores.shape[1:]
     above = (proposals.valid[..., None] & (scores > fields.score_threshold)).flatten(1)
-    candidates = fields.candidates or _all_above(fields.score_threshold, p, k, scores.device)
+    candidates = most_candidates(fields, p * _classes_above(fields.score_threshold, k), scores.device)
     entering = scores.flatten(1).masked_fill(~above, -torch.inf).sort(dim=1, descending=True, stable=True)
     score, place = entering.values[:, :candidates], entering.indices[:, :candidates]
     proposal, label = place // k, place % k
@@ -110,10 +110,9 @@ def suppressed(
     )
 
 
-def _all_above(threshold: float, proposals: int, classes: int, device: torch.device) -> int:
-    """How many boxes of an image can pass the threshold; away from the CPU at most `_ON_DEVICES`, and more are told."""
-    every = proposals * _classes_above(threshold, classes)
-    return every if device.type == "cpu" else min(every, _ON_DEVICES)
+def most_candidates(fields: Fields, every: int, device: torch.device) -> int:
+    """How many of an image's boxes enter the last NMS: all, and away from the CPU at most `_ON_DEVICES`."""
+    return fields.candidates or (every if device.type == "cpu" else min(every, _ON_DEVICES))
 
 
 def _classes_above(threshold: float, classes: int) -> int:

@@ -92,7 +92,10 @@ class HybridTaskCascade(nn.Module):
         sampler: Sampler | None = None,
         mean: Mean = alone,
     ) -> Losses:
-        """The losses of every stage's boxes and masks, each with its weight, and that of the semantic branch."""
+        """The losses of every stage's boxes and masks, each with its weight, and that of the semantic branch.
+
+        Interleaved, masks learn from a draw of the moved boxes: at random with "ohem" too, for no head has told them.
+        """
         losses: Losses = {}
         if self.semantic is not None:
             if targets.stuff is None:

@@ -116,16 +116,18 @@ class MaskHead(nn.Module):
         """
         if targets.masks is None:
             raise ValueError("A model with masks needs them to learn from: these targets have none.")
-        # Positives come first, in random order, or those that are told worst.
-        most = max(1, int(self.fields.region_batch * self.fields.region_positive_fraction))
-        most = min(most, self.fields.mask_regions or most)
-        first = slice(max(1, filled(goal.positive[:, :most])))
-        boxes, truth, positive = goal.boxes[:, first], goal.truth[:, first], goal.positive[:, first]
-        logits = tell(boxes, (goal.classes[:, first] - 1).clamp(min=0))
-        wanted = mask_targets(boxes, truth, targets.masks, logits.shape[-1])
         # An empty mask says nothing of its object.
         sides = targets.masks.frames[..., 2:] - targets.masks.frames[..., :2]
-        positive = positive & (sides > 0).all(dim=2).gather(1, truth)
+        masked = goal.positive & (sides > 0).all(dim=2).gather(1, goal.truth)
+        most = max(1, int(self.fields.region_batch * self.fields.region_positive_fraction))
+        most = min(most, self.fields.mask_regions or most)
+        # Positives are in random order, or those that are told worst come first: so stay those with a mask.
+        first = masked.int().sort(dim=1, descending=True, stable=True).indices[:, :most]
+        first = first[:, : max(1, filled(masked.gather(1, first)))]
+        positive, truth, classes = (value.gather(1, first) for value in (masked, goal.truth, goal.classes))
+        boxes = goal.boxes.gather(1, first[..., None].expand(-1, -1, 4))
+        logits = tell(boxes, (classes - 1).clamp(min=0))
+        wanted = mask_targets(boxes, truth, targets.masks, logits.shape[-1])
         return self.fields.mask_lambda * mask_loss(logits, wanted, positive, one_over_sampled(positive, mean))
 
 

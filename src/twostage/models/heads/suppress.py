@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from twostage.data.batch import Targets
 from twostage.models.fields import Fields
 from twostage.models.heads.box import Look, Maps
-from twostage.models.heads.detect import Found, suppressed
+from twostage.models.heads.detect import Found, most_candidates, suppressed
 from twostage.models.losses import Losses, Mean, alone
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.targets.sampling import Sampler
@@ -38,14 +38,16 @@ class Suppress(nn.Module):
         """Proposals above the threshold, less those that overlap better ones of their class."""
         score = proposals.scores.sigmoid()
         competes = proposals.valid & (score > output.score_threshold)
-        place = torch.arange(score.shape[1], device=score.device).expand(score.shape)
+        candidates = most_candidates(output, score.shape[1], score.device)
+        entering = score.where(competes, -torch.inf).sort(dim=1, descending=True, stable=True)
+        place = entering.indices[:, :candidates]
         return suppressed(
-            proposals.boxes,
-            score.where(competes, -torch.inf),
-            proposals.anchors % self.num_classes,
+            proposals.boxes.gather(1, place[..., None].expand(-1, -1, 4)),
+            entering.values[:, :candidates],
+            proposals.anchors.gather(1, place) % self.num_classes,
             place,
-            competes,
-            proposals.overflow,
+            competes.gather(1, place),
+            proposals.overflow | (competes.sum(dim=1) > candidates),
             output,
         )
 

@@ -32,6 +32,9 @@ PRIOR = 0.01  # of an object at the beginning: background, which is nearly every
 class DenseNetwork(nn.Module):
     """Two towers of convolutions slide over every level: one tells K logits of every anchor, the other its deltas.
 
+    Towers begin by He et al. 2015 (the paper: a deviation of 0.01, with which a small net from random weights learns
+    next to nothing), last layers and the prior as the paper's (section 4.1).
+
     The places among `Dense.logits`, and `Proposals.anchors`, count pairs: anchor times K plus class.
     """
 
@@ -56,7 +59,6 @@ class DenseNetwork(nn.Module):
         self.deltas = nn.Conv2d(channels, each * 4, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Of the towers by He et al. 2015: with the paper's 0.01 a small net from random weights hardly learns.
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         for last in (self.classes, self.deltas):
@@ -109,7 +111,9 @@ class DenseNetwork(nn.Module):
     ) -> Losses:
         """The focal loss of all pairs and the box loss of positives, over the number of positives (section 4.1).
 
-        Nothing is sampled: that easy background counts little is what the loss is for.
+        Nothing is sampled: that easy background counts little is what the loss is for. As in torchvision and detectron2
+        an object that no anchor reaches keeps the best. The number is that of the whole batch (torchvision: of each
+        image; detectron2: a moving mean).
         """
         fields, k = self.fields, self.num_classes
         anchors = torch.cat(dense.anchors)

@@ -40,14 +40,13 @@ def single_map(fields: Fields, num_classes: int, backbone: VGG16 | ZF | Tiny) ->
 
 
 def on_pyramid(fields: Fields, num_classes: int, backbone: Pyramid, head: MakeHead) -> TwoStage:
-    """A detector on several levels: the proposal network reads every one, the regions all but the extra one."""
-    read = backbone.strides[:-1] if backbone.extra else backbone.strides
+    """A detector on several levels: the proposal network reads every one, the regions those of the body."""
     return TwoStage(
         fields,
         num_classes,
         backbone=backbone,
         rpn=rpn(fields, backbone.channels[0], backbone.strides),
-        head=head(fields, backbone.channels[0], read, num_classes),
+        head=head(fields, backbone.channels[0], backbone.region_strides, num_classes),
     )
 
 

@@ -40,33 +40,49 @@ _TINY = replace(
     # From random weights: without it a third of the AP in three minutes on hard scenes.
     dense_norm="group",
 )
+# But for those that only say how much of a second stage there is.
+_OF_TWO_STAGES = (
+    *("objectness_loss", "rpn_positive_fraction", "rpn_nms", "rpn_score_threshold", "rpn_min_size"),
+    *("region_positive_fraction", "region_positive_iou", "region_background_iou", "region_sampling"),
+    *("proposal_gradient", "class_agnostic"),
+    *("box_loss", "box_beta", "box_lambda", "class_loss", "class_weights", "label_smoothing"),
+)
 
 
 def retinanet_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """RetinaNet with ResNet-18 and a feature pyramid from stride 8 on."""
-    return _on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet18)
+    return _on_resnet(fields, num_classes, resnet.resnet18)
 
 
 def retinanet_resnet50_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """RetinaNet with ResNet-50 and a feature pyramid from stride 8 on."""
-    return _on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet50)
+    return _on_resnet(fields, num_classes, resnet.resnet50)
 
 
 def retinanet_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """RetinaNet with ResNet-101 and a feature pyramid from stride 8 on."""
-    return _on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet101)
+    return _on_resnet(fields, num_classes, resnet.resnet101)
 
 
 def retinanet_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """RetinaNet with the small net, on the very pyramid of `faster_rcnn_tiny_fpn`."""
-    chosen = require_top_down(_TINY.changed(fields))
+    chosen = _of_one_stage(_TINY, fields)
     return _dense(chosen, num_classes, FPN(Tiny(norm_layer(chosen.norm, chosen.norm_eps)), 64))
 
 
-def _on_resnet(fields: Fields, num_classes: int, body: Callable[..., resnet.ResNet]) -> TwoStage:
-    require_top_down(fields)
-    pyramid = FPN(body(norm_layer(fields.norm, fields.norm_eps), first=2), 256, extra=TwoConvs(256))
-    return _dense(fields, num_classes, pyramid)
+def _on_resnet(fields: dict[str, Any], num_classes: int, body: Callable[..., resnet.ResNet]) -> TwoStage:
+    chosen = _of_one_stage(_MODERN, fields)
+    pyramid = FPN(body(norm_layer(chosen.norm, chosen.norm_eps), first=2), 256, extra=TwoConvs(256))
+    return _dense(chosen, num_classes, pyramid)
+
+
+def _of_one_stage(plain: Fields, changes: dict[str, Any]) -> Fields:
+    """The fields with changes. Raises UsageError for one that only two stages have."""
+    chosen = require_top_down(plain.changed(changes))
+    for name in _OF_TWO_STAGES:
+        if getattr(chosen, name) != getattr(plain, name):
+            raise UsageError(f"{name} is of two stages, and RetinaNet has one: leave it out, or choose another model")
+    return chosen
 
 
 def _dense(fields: Fields, num_classes: int, backbone: FPN) -> TwoStage:
