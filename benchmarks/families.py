@@ -1,11 +1,13 @@
-"""The family's members on one data set: the same small net, the same minutes, and torchvision's Mask R-CNN beside.
+"""The family's members on one data set: the same small net, the same budget, and torchvision's Mask R-CNN beside.
 
-    python benchmarks/families.py nuclei --seeds 0 1 2 --out benchmarks/results
+    python benchmarks/families.py nuclei --seeds 0 1 2 --minutes 7 --out benchmarks/results
+    python benchmarks/families.py nuclei --seeds 0 1 2 --epochs 60 --out benchmarks/results
 
-Each member is trained from scratch by its recipe's defaults and scored once, on the val split, of which nothing was
-chosen. The peer is that of `train_from_scratch.py` with a mask head of our width, fed by our loader, scored by our
-evaluation, in our precision. Seed by seed, as many runs side by side as there are cores, each on one of them: two
-threads do not make so small a net twice as fast.
+In the same minutes a member pays for what it costs; in the same epochs, as the papers compare, it does not. Each member
+is trained from scratch by its recipe's defaults and scored once, on the val split, of which nothing was chosen. The
+peer is that of `train_from_scratch.py` with a mask head of our width, fed by our loader, scored by our evaluation, in
+our precision. Seed by seed, as many runs side by side as there are cores, each on one of them: two threads do not make
+so small a net twice as fast.
 """
 
 import argparse
@@ -47,10 +49,10 @@ SHOWN = ("AP", "AP50", "AP75", "AP90", "segm_AP", "segm_AP50", "segm_AP75", "seg
 CPU = torch.device("cpu")
 
 
-def run_member(member: str, data: Path, minutes: float, seed: int, out: Path) -> dict[str, Any]:
+def run_member(member: str, data: Path, budget: dict[str, float], seed: int, out: Path) -> dict[str, Any]:
     """Train, score and time a member."""
     options = TrainOptions(
-        data, model=f"{member}_tiny_fpn", val_split="none", size=SIZE, minutes=minutes, seed=seed, out=out, quiet=True
+        data, model=f"{member}_tiny_fpn", val_split="none", size=SIZE, seed=seed, out=out, quiet=True, **budget
     )
     done: dict[str, Any] = {}
     memory = peak_memory(CPU, lambda: done.update(train(options)))
@@ -136,7 +138,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     return table(header, lines)
 
 
-def run(who: str, data: Path, minutes: float, seed: int, free: Any) -> dict[str, Any]:
+def run(who: str, data: Path, budget: dict[str, float], seed: int, free: Any) -> dict[str, Any]:
     """One row, on a core that no other run has."""
     core = free.get()
     try:
@@ -144,12 +146,13 @@ def run(who: str, data: Path, minutes: float, seed: int, free: Any) -> dict[str,
             os.sched_setaffinity(0, {core})
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as scratch:
-            found = (
-                run_peer(data, minutes, seed) if who == PEER else run_member(who, data, minutes, seed, Path(scratch))
-            )
+            if who == PEER:
+                found = run_peer(data, budget["minutes"], seed)
+            else:
+                found = run_member(who, data, budget, seed, Path(scratch))
     finally:
         free.put(core)
-    return {"who": who, "seed": seed, "minutes": minutes, **found}
+    return {"who": who, "seed": seed, "budget": budget, "machine": hardware(), **found}
 
 
 def main() -> None:
@@ -158,12 +161,15 @@ def main() -> None:
     parser.add_argument("task", choices=("nuclei", "scenes-hard"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--members", nargs="+", choices=[*MEMBERS, PEER], default=[*MEMBERS, PEER])
-    parser.add_argument("--minutes", type=float, default=7)
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="of training, on one core")
+    budget.add_argument("--epochs", type=int, help="of training; torchvision's is left out")
     parser.add_argument("--out", type=Path, help="folder for families_<task>.md and .json; rows there are kept")
     given = parser.parse_args()
     kept = given.out / f"families_{given.task}.json" if given.out else None
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept is not None and kept.exists() else []
-    done = {(row["who"], row["seed"], row["minutes"]) for row in rows}
+    spent = {"minutes": given.minutes} if given.minutes else {"epochs": given.epochs}
+    done = [(row["who"], row["seed"], row["budget"]) for row in rows]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch, spawn.Manager() as shared:
@@ -174,10 +180,10 @@ def main() -> None:
         # A process a run: what one leaves in memory is not counted as another's.
         with ProcessPoolExecutor(len(cores), mp_context=spawn, max_tasks_per_child=1) as pool:
             running = [
-                pool.submit(run, who, data, given.minutes, seed, free)
+                pool.submit(run, who, data, spent, seed, free)
                 for seed in given.seeds
                 for who in given.members
-                if (who, seed, given.minutes) not in done
+                if (who, seed, spent) not in done and (who != PEER or given.minutes)
             ]
             failed = []
             for one in as_completed(running):
@@ -185,25 +191,30 @@ def main() -> None:
                     failed.append(one.exception())
                     continue
                 rows.append(one.result())
-                write(rows, given.task, given.minutes, given.out)
+                write(rows, given.task, given.out)
     if failed:
         raise SystemExit("\n".join(map(repr, failed)))
 
 
-def write(rows: list[dict[str, Any]], task: str, minutes: float, out: Path | None) -> None:
-    """Print the table, and keep it with its rows in `out`."""
+def write(rows: list[dict[str, Any]], task: str, out: Path | None) -> None:
+    """Print the tables, one a budget, and keep them with their rows in `out`."""
     order = [*MEMBERS, PEER]
     rows = sorted(rows, key=lambda row: (order.index(row["who"]), row["seed"]))
-    text = report([row for row in rows if row["minutes"] == minutes])
+    parts = [f"# The family on {task}"]
+    for unit, number in sorted({pair for row in rows for pair in row["budget"].items()}, reverse=True):
+        mine = [row for row in rows if row["budget"] == {unit: number}]
+        parts += [
+            f"## {number:g} {unit} each",
+            f"`python benchmarks/families.py {task} --{unit} {number:g} --seeds ...`",
+            *sorted({row["machine"] for row in mine}),
+            "Percent, mean (smallest to largest); every run on a core of its own.",
+            report(mine),
+        ]
+    text = "\n\n".join(parts)
     print(text, flush=True)
     if out is not None:
-        command = f"`python benchmarks/families.py {task} --minutes {minutes:g}`"
-        about = (
-            f"{hardware()}; every run on one core of its own\n\n"
-            f"{minutes:g} minutes of training each; percent, mean (smallest to largest)."
-        )
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"families_{task}.md").write_text(f"# The family on {task}\n\n{command}\n\n{about}\n\n{text}\n")
+        (out / f"families_{task}.md").write_text(f"{text}\n")
         (out / f"families_{task}.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
