@@ -257,7 +257,7 @@ class Builder:
         if told.any():
             first = self.place(int(table.image[told.argmax()]), int(table.source[told.argmax()]))
             which = f"{': '.join(first)}" + (" the first" if told.sum() > 1 else "")
-            message = f"{told.sum()} of {len(masks)} objects have no mask ({which}), so none is learned or scored"
+            message = f"{told.sum()} of {len(masks)} objects have no mask ({which}): of these the boxes alone count"
             self.report("missing-mask", self.split, "", message, "Add the masks, or train boxes only")
         return FlatMasks.of(masks)
 

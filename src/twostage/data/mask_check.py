@@ -17,12 +17,13 @@ def mask_faults(dataset: Dataset) -> Iterator[Fault]:
     """The faults of a split's masks, object by object; an object that only lacks a mask is named by its reader."""
     if dataset.masks is None:
         return
+    unlearned = dataset.crowd | dataset.difficult | dataset.unmasked
     for index in range(len(dataset)):
         height, width = dataset.sizes[index].tolist()
         for row in range(int(dataset.offsets[index]), int(dataset.offsets[index + 1])):
             where = f"object {row - int(dataset.offsets[index]) + 1} (id {dataset.annotation_ids[row]})"
-            if dataset.crowd[row] or dataset.difficult[row] or dataset.unmasked[row]:
-                continue  # nobody learns them
+            if unlearned[row]:
+                continue
             extent = _extent(dataset.masks[row], height, width)
             if extent is None:
                 message = "the mask has no pixel in its image; its box is learned, and no mask"

@@ -19,7 +19,7 @@ def nested_names(datasets: Sequence[Dataset], *, by_stem: bool) -> list[list[str
     names = []
     for dataset in datasets:
         taken: set[str] = set()
-        found = ("/".join(parts(dataset, index)) for index in range(len(dataset)))
+        found = ("/".join(name_parts(dataset, index)) for index in range(len(dataset)))
         names.append([_free(name, taken, by_stem=by_stem) for name in found])
     return names
 
@@ -38,13 +38,13 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
             objects = dataset.objects(index)
             key = (dataset.paths[index], *(column.tobytes() for column in objects[:4]))
             if key not in name_of:
-                plain = _UNWRITABLE.sub("_", "_".join(parts(dataset, index)))
+                plain = _UNWRITABLE.sub("_", "_".join(name_parts(dataset, index)))
                 name_of[key] = _free(plain, taken, by_stem=True)
             names[-1].append(name_of[key])
     return names
 
 
-def parts(dataset: Dataset, index: int) -> list[str]:
+def name_parts(dataset: Dataset, index: int) -> list[str]:
     """A picture's name in folders, without those that only say where a layout keeps its pictures."""
     found = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
     while len(found) > 1 and (found[0] in ("images", dataset.split) or found[0].endswith(":")):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from twostage.data.dataset import Dataset
 from twostage.data.flat import FlatStrings
-from twostage.data.names import parts
+from twostage.data.names import name_parts
 from twostage.errors import DataError
 
 FOLDERS = ("stuff", "stuffthingmaps")
@@ -123,7 +123,7 @@ def _folder(dataset: Dataset) -> Path | None:
 
 def _place(folder: Path, dataset: Dataset, index: int) -> Path:
     """Where the map of an image belongs."""
-    return folder.joinpath(*parts(dataset, index)).with_suffix(".png")
+    return folder.joinpath(*name_parts(dataset, index)).with_suffix(".png")
 
 
 def _classes(names: Path) -> int:

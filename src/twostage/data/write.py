@@ -57,7 +57,7 @@ def write_dataset(
         check_same_classes(datasets[0], other)
     layout = _LAYOUTS[kind]
     # A map has its picture's name but for the suffix.
-    names = (partial(nested_names, by_stem=True) if kind == "coco" and maps else layout.names)(datasets)
+    names = nested_names(datasets, by_stem=True) if kind == "coco" and maps else layout.names(datasets)
     places = [
         [layout.pictures(folder, dataset.split) / name for name in of_split]
         for dataset, of_split in zip(datasets, names, strict=True)

@@ -3,7 +3,7 @@
 Computed by faster-coco-eval, fed from flat arrays, and equal to pycocotools: crowds may take any number of detections
 and count neither way, detections of equal score keep their order, the data set's `areas` tell which size an object has.
 
-Three differences from pycocotools, none of which changes the box numbers of a COCO data set:
+Four differences from pycocotools, none of which changes the box numbers of a COCO data set:
 - objects without a mask among others that have one are crowds when masks are scored, their boxes the crowds' masks;
 - objects that VOC marks as difficult count neither way and absorb any number of detections, as crowds do, but the IoU
   with them is the plain one, not crowds';

@@ -156,8 +156,8 @@ def detect_images(
 ) -> list[Detections]:
     """Detections in several pictures; those that have one canvas go through the model together.
 
-    `output` says how they are resized, too. What lies beside a picture on a larger canvas
-    changes features near its border: here no picture meets another.
+    `output` says how they are resized, too. What lies beside a picture on a larger canvas changes features near its
+    border: here no picture meets another.
     """
     originals = [(image.shape[0], image.shape[1]) for image in images]
     alike: dict[tuple[int, int], list[int]] = {}

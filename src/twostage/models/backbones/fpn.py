@@ -37,9 +37,8 @@ class FPN(nn.Module):
         self.outputs = nn.ModuleList(neck_conv(width, width, 3, norm) for _ in shape.channels)
         self.upsample = Nearest()
         self.extra = extra
-        more = 0 if extra is None else cast(int, extra.levels)
         self.region_strides = shape.strides
-        self.strides = (*shape.strides, *(shape.strides[-1] << k for k in range(1, more + 1)))
+        self.strides = with_extra(shape.strides, extra)
         self.channels = (width,) * len(self.strides)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
@@ -61,7 +60,7 @@ class FPN(nn.Module):
 
 
 class EverySecond(nn.Module):
-    """One more level: every second pixel of the coarsest (Lin et al. 2017, section 4.1, footnote 2)."""
+    """One more level: every second pixel of the coarsest (Lin et al. 2017, section 4.1)."""
 
     levels = 1
 
@@ -80,11 +79,7 @@ class TwoConvs(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sixth, self.seventh = (ConvNorm(nn.Conv2d(width, width, 3, 2, 1), None) for _ in range(2))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(cast(Tensor, module.bias))
+        self.sixth, self.seventh = (neck_conv(width, width, 3, None, stride=2) for _ in range(2))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
         """The levels, finer first."""
@@ -100,9 +95,15 @@ class Nearest(nn.Module):
         return interpolate(x, size, mode="nearest")
 
 
-def neck_conv(inputs: int, width: int, kernel: int, norm: Norm | None) -> ConvNorm:
+def with_extra(strides: tuple[int, ...], extra: nn.Module | None) -> tuple[int, ...]:
+    """The strides of a pyramid's levels, those that `extra` makes too."""
+    more = 0 if extra is None else cast(int, extra.levels)
+    return (*strides, *(strides[-1] << k for k in range(1, more + 1)))
+
+
+def neck_conv(inputs: int, width: int, kernel: int, norm: Norm | None, *, stride: int = 1) -> ConvNorm:
     """A convolution of a pyramid, with a bias where no normalisation follows."""
-    conv = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=norm is None)
+    conv = nn.Conv2d(inputs, width, kernel, stride, kernel // 2, bias=norm is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

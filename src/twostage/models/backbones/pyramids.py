@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from twostage.models.backbones.fpn import FPN, Body, EverySecond, neck_conv
+from twostage.models.backbones.fpn import FPN, Body, EverySecond, neck_conv, with_extra
 
 Kind = Literal["top_down", "levels", "single", "image"]
 
 
 class Levels(nn.Module):
-    """A body whose maps are brought to one width, each by itself; `extra` makes one more level from the coarsest.
+    """A body whose maps are brought to one width, each by itself; `extra` makes more levels of the coarsest.
 
     The layers are those of a feature pyramid without its top-down pathway (FPN, table 1, d), so that nothing but that
     pathway tells the two apart.
@@ -32,13 +32,12 @@ class Levels(nn.Module):
         self.laterals = nn.ModuleList(neck_conv(c, width, 1, None) for c in shape.channels)
         self.outputs = nn.ModuleList(neck_conv(width, width, 3, None) for _ in shape.channels)
         self.extra = extra
-        more = 0 if extra is None else cast(int, extra.levels)
         self.region_strides = shape.strides
-        self.strides = (*shape.strides, *(shape.strides[-1] << k for k in range(1, more + 1)))
+        self.strides = with_extra(shape.strides, extra)
         self.channels = (width,) * len(self.strides)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
-        """Maps of equal width, finest first, the extra level last."""
+        """Maps of equal width, finest first, extra levels last."""
         neck = zip(self.laterals, self.outputs, self.body(x), strict=True)
         levels = [output(lateral(x)) for lateral, output, x in neck]
         return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))

@@ -111,7 +111,7 @@ def suppressed(
 
 
 def most_candidates(fields: Fields, every: int, device: torch.device) -> int:
-    """How many of an image's boxes enter the last NMS: all, and away from the CPU at most `_ON_DEVICES`."""
+    """How many of an image's boxes enter the last NMS where the fields do not say: all, on a device `_ON_DEVICES`."""
     return fields.candidates or (every if device.type == "cpu" else min(every, _ON_DEVICES))
 
 

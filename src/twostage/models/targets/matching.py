@@ -49,6 +49,8 @@ def match(
 
 
 class _How(NamedTuple):
+    """The rules of `match`."""
+
     positive: float
     negative: tuple[float, float]
     keep_best: bool

@@ -37,7 +37,7 @@ _TINY = replace(
     rpn_negative_iou=0.4,
     rpn_top_test=300,
     dense_convs=2,
-    # From random weights: without it a third of the AP in three minutes on hard scenes.
+    # From random weights: without it half the AP after three minutes on hard scenes.
     dense_norm="group",
 )
 # But for those that only say how much of a second stage there is.
