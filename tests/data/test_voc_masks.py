@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twostage.data.convert import convert
+from twostage.data.dataset import difference
 from twostage.data.faults import FaultyDataError
+from twostage.data.mend import mend
 from twostage.data.recognise import find_layout, open_dataset
+from twostage.data.split import split as deal_out
 from twostage.data.voc_masks import MOST, object_masks
+from twostage.data.write import Kind
 from twostage.ops import masks as rle_masks
 
 HEIGHT, WIDTH = 40, 60
@@ -85,3 +90,35 @@ def test_an_object_without_pixels_is_said_to_have_none(voc: Path) -> None:
     (fault,) = open_dataset(voc, split="segmentation_train").faults
     assert fault.code == "missing-mask"
     assert "1 of 4 objects have no mask (Annotations/a.xml: object 2)" in fault.message
+
+
+@pytest.mark.parametrize("to", ["voc", "coco"])
+def test_lists_of_masks_go_along_to_other_layouts(voc: Path, tmp_path: Path, to: Kind) -> None:
+    convert(voc, tmp_path / "new", to=to)
+    assert set(find_layout(tmp_path / "new").splits) == {"train", "segmentation_train"}
+    given, written = (open_dataset(root, split="segmentation_train") for root in (voc, tmp_path / "new"))
+    assert difference(given, written, range(2)) == ""
+    assert open_dataset(tmp_path / "new", split="train").masks is None
+
+
+def test_yolo_gets_the_first_lists_and_says_what_stays_behind(
+    voc: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    convert(voc, tmp_path / "new", to="yolo")
+    assert set(find_layout(tmp_path / "new").splits) == {"train"}
+    assert "segmentation_train stay behind, and their masks" in caplog.text
+    (voc / "ImageSets" / "Main" / "train.txt").unlink()
+    convert(voc, tmp_path / "masks", to="yolo")
+    assert open_dataset(tmp_path / "masks", split="train").masks is not None
+
+
+def test_a_mended_copy_keeps_the_lists(voc: Path, tmp_path: Path) -> None:
+    mend(voc, tmp_path / "new")
+    assert open_dataset(tmp_path / "new", split="segmentation_train").masks is not None
+
+
+def test_pictures_dealt_out_keep_their_masks(voc: Path, tmp_path: Path) -> None:
+    deal_out(voc, tmp_path / "new", {"train": 1.0}, to="coco")
+    dealt = open_dataset(tmp_path / "new", split="train")
+    assert len(dealt) == 3
+    assert dealt.unmasked.sum() == 2, "the objects of the picture without masks"

@@ -69,6 +69,13 @@ def test_history_puts_losses_and_metrics_apart_and_bridges_gaps(as_text):
     assert metrics.lines[0].get_xdata().tolist() == [0, 2]
 
 
+def test_history_has_what_later_rows_measured_and_the_ap_of_masks():
+    rows = [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "val_loss": 2.5, "AP": 0.1, "segm_AP": 0.2}]
+    losses, metrics = plot_history(rows).axes
+    assert [line.get_label() for line in losses.lines] == ["loss", "val_loss"]
+    assert [line.get_label() for line in metrics.lines] == ["AP", "segm_AP"]
+
+
 def test_a_loss_has_one_colour_in_training_and_in_validation():
     names = ("train_loss", "train_loss_box", "val_loss", "val_loss_box")
     losses, *_ = plot_history([{"epoch": e, **dict.fromkeys(names, 1.0)} for e in (1, 2, 3)]).axes

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,37 @@ def test_masks_are_scored_by_mask_iou(make_dataset):
         results = Results(found.images, found.boxes, found.scores, found.class_ids, [rle(rows)])
         assert voc_scores(dataset, results, masks=True).ap12[0] == expected
         assert voc_scores(dataset, results).ap12[0] == 1
+
+
+def test_masks_that_fill_boxes_of_whole_pixels_score_as_these_boxes(make_dataset):
+    from pycocotools import mask as tools
+
+    rng = np.random.default_rng(0)
+
+    def drawn(count):
+        low = rng.integers(0, 30, (count, 2))
+        return np.concatenate([low, low + rng.integers(4, 10, (count, 2))], axis=1)
+
+    def rle(box):
+        plane = np.zeros((40, 40), np.uint8, order="F")
+        plane[box[1] : box[3], box[0] : box[2]] = 1
+        return tools.encode(plane)
+
+    truth = [drawn(9) for _ in range(3)]
+    labels = [rng.integers(0, 2, 9).tolist() for _ in truth]
+    dataset = make_dataset(
+        [boxes.tolist() for boxes in truth],
+        labels,
+        names=("a", "b"),
+        size=(40, 40),
+        masks=[rle(box) for boxes in truth for box in boxes],
+    )
+    near = [(boxes + rng.integers(0, 4, (len(boxes), 1))).clip(max=40) for boxes in truth]
+    found = collect(*((boxes.tolist(), rng.random(9).tolist(), own) for boxes, own in zip(near, labels, strict=True)))
+    results = replace(found, masks=[rle(box) for boxes in near for box in boxes])
+    masks, boxes = voc_scores(dataset, results, masks=True), voc_scores(dataset, results)
+    assert masks.ap12 == pytest.approx(boxes.ap12)
+    assert 0 < boxes.ap12[0] < 1
 
 
 def voc_loop(dataset, results, iou):

@@ -105,6 +105,20 @@ def test_two_processes_learn_and_score_as_one(plain: TrainOptions, tmp_path: Pat
     assert lowest[0] == pytest.approx(lowest[1], rel=1e-4)  # another number of threads rounds otherwise
 
 
+@pytest.mark.parametrize("kind", ["hybrid_task_cascade", "retinanet"])
+def test_two_processes_learn_as_one_from_pictures_of_unlike_shapes(
+    plain: TrainOptions, tmp_path: Path, kind: str
+) -> None:
+    """Masks, maps of stuff and anchors of one process lie on the canvas of both; each has its own number of objects."""
+    fields = plain.model_fields if kind != "retinanet" else {"norm": "group"}
+    plain = replace(plain, model=f"{kind}_tiny_fpn", model_fields=fields, crop=1.0, epochs=1)
+    train(replace(plain, out=tmp_path / "one"))
+    _, err = ended(start(*told(plain, tmp_path), "--out", tmp_path / "two"))
+    (first,), (second,) = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert second == pytest.approx(first, abs=1e-5), err
+    assert ("train_loss_mask_3" in first) == (kind != "retinanet")
+
+
 def test_two_processes_take_the_four_steps_together(plain: TrainOptions, tmp_path: Path) -> None:
     plain = replace(plain, model="faster_rcnn_tiny", scheme="alternating", epochs=1)
     result = train(replace(plain, out=tmp_path / "one"))

@@ -13,7 +13,7 @@ from twostage.options import option, validate
 class WeightsConvertOptions:
     """From what to where, and what it is."""
 
-    file: Path = option(help="Pickled state dict (.pth, .pt): torchvision's Faster R-CNN, or a classification network.")
+    file: Path = option(help="Pickled state dict (.pth, .pt): torchvision's Faster or Mask R-CNN, or a classifier.")
     _: KW_ONLY
     model: str | None = option(None, "The detector's model; leave it out for a classification network.", group="Model")
     names: tuple[str, ...] = option(

@@ -258,7 +258,8 @@ class Builder:
             first = self.place(int(table.image[told.argmax()]), int(table.source[told.argmax()]))
             which = f"{': '.join(first)}" + (" the first" if told.sum() > 1 else "")
             message = f"{told.sum()} of {len(masks)} objects have no mask ({which}): of these the boxes alone count"
-            self.report("missing-mask", self.split, "", message, "Add the masks, or train boxes only")
+            fix = "Add the masks, or train a model with masks by --on-error skip"
+            self.report("missing-mask", self.split, "", message, fix)
         return FlatMasks.of(masks)
 
     def _stop(self, on_error: OnError) -> None:

@@ -54,7 +54,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether training could begin with nothing mended."""
+        """Whether training on boxes could begin with nothing mended; masks may be lacking still."""
         return all(f.severity == "note" for f in self.faults)
 
     @property

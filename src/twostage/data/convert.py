@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage.data.dataset import Dataset
+from twostage.data.duplicates import VOC_MASKED
 from twostage.data.faults import Fault, OnError, format_faults
 from twostage.data.recognise import Options, find_layout, opener
 from twostage.data.stuff import maps_of
@@ -75,10 +76,19 @@ def convert(
 
 
 def _with_yolos_names(datasets: Sequence[Dataset]) -> list[Dataset]:
-    """The splits under keys of data.yaml: train2017 is train there; a single one of any name is train too."""
+    """The splits under keys of data.yaml: train2017 is train there; a single one of any name is train too.
+
+    VOC's second lists of pictures, of those with masks, stay behind where there are first ones.
+    """
+    first = [dataset for dataset in datasets if not dataset.split.startswith(VOC_MASKED)]
+    if first and len(first) < len(datasets):
+        left = ", ".join(dataset.split for dataset in datasets if dataset.split.startswith(VOC_MASKED))
+        log.warning("YOLO has no place for a second list of pictures: %s stay behind, and their masks. COCO has.", left)
+        datasets = first
     renamed = []
     for dataset in datasets:
-        known = re.match(r"(trainval|train|minival|valid|val|test)(?![a-z])", dataset.split)
+        split = dataset.split.removeprefix(VOC_MASKED)
+        known = re.match(r"(trainval|train|minival|valid|val|test)(?![a-z])", split)
         if known is None and len(datasets) > 1:
             raise UsageError(
                 f"{dataset.root}: YOLO's data.yaml has no key for the split {dataset.split!r}. Rename it to train, "

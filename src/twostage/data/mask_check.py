@@ -26,8 +26,9 @@ def mask_faults(dataset: Dataset) -> Iterator[Fault]:
                 continue
             extent = _extent(dataset.masks[row], height, width)
             if extent is None:
-                message = "the mask has no pixel in its image; its box is learned, and no mask"
-                yield fault("empty-mask", dataset.file_name(index), where, message, "Draw it again, or remove it")
+                message = "the mask has no pixel in its image: its box alone counts"
+                fix = "Draw it again, or train a model with masks by --on-error skip"
+                yield fault("empty-mask", dataset.file_name(index), where, message, fix)
             elif _iou(extent, dataset.boxes[row].astype(np.float64)) < APART:
                 seen = ", ".join(f"{v:.7g}" for v in extent)
                 box = ", ".join(f"{v:.7g}" for v in dataset.boxes[row])

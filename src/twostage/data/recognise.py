@@ -211,10 +211,11 @@ def _voc(root: Path) -> Layout | None:
         folder = root / annotations
         # Not that of the pictures: they may be elsewhere, or away while results are scored.
         if folder.is_dir() and _has(folder, {".xml"}):
-            lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main")) or {"all": None}
+            lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main"))
             # VOC draws masks for some pictures alone, and lists these as splits of their own.
             drawn = _lists(root / "ImageSets" / "Segmentation")
             lists |= {f"{VOC_MASKED}{split}": path for split, path in drawn.items()}
+            lists = lists or {"all": None}
             pictured = dict.fromkeys(lists, root / pictures)
             folders = VocFolders(dict.fromkeys(lists, folder), pictured, lists, root / SEGMENTATIONS)
             return Layout("voc", root, {split: lists[split] or folder for split in lists}, folders)

@@ -60,10 +60,13 @@ def split(
 
 
 def pool(datasets: Sequence[Dataset]) -> tuple[Dataset, list[list[int]]]:
-    """All pictures of some splits, each file once, and the numbers of those of equal content."""
+    """All pictures of some splits, each file once, and the numbers of those of equal content.
+
+    Of a picture in two splits the one that knows its masks counts: VOC lists some pictures a second time for theirs.
+    """
     seen: set[str] = set()
     fresh = []
-    for dataset in datasets:
+    for dataset in sorted(datasets, key=lambda dataset: dataset.masks is None):
         indices = [index for index in range(len(dataset)) if dataset.paths[index] not in seen]
         seen.update(dataset.paths[index] for index in indices)
         fresh.append(select_images(dataset, np.array(indices, dtype=np.int64)))

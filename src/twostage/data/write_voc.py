@@ -1,4 +1,4 @@
-"""A data set in PASCAL VOC's layout: JPEGImages, Annotations, ImageSets/Main/<split>.txt."""
+"""A data set in PASCAL VOC's layout: JPEGImages, Annotations, lists of splits in ImageSets/Main and Segmentation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from twostage.atomic import write_text
 from twostage.data.dataset import Dataset
+from twostage.data.duplicates import VOC_MASKED
 
 
 def picture_folder(root: Path, split: str) -> Path:
@@ -19,7 +20,9 @@ def write_voc(root: Path, datasets: Sequence[Dataset], names: Sequence[Sequence[
     places = []
     for dataset, of_split in zip(datasets, names, strict=True):
         stems = [Path(name).stem for name in of_split]
-        write_text(root / "ImageSets" / "Main" / f"{dataset.split}.txt", "".join(f"{stem}\n" for stem in stems))
+        split = dataset.split.removeprefix(VOC_MASKED)
+        lists = root / "ImageSets" / ("Main" if split == dataset.split else "Segmentation")
+        write_text(lists / f"{split}.txt", "".join(f"{stem}\n" for stem in stems))
         places.append([root / "Annotations" / f"{stem}.xml" for stem in stems])
         for index, (path, name) in enumerate(zip(places[-1], of_split, strict=True)):
             write_text(path, voc_xml(dataset, index, name))

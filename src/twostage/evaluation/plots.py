@@ -136,13 +136,15 @@ def plot_labels(dataset: Dataset) -> "Figure":
 def plot_history(rows: Sequence[Mapping[str, Any]], *, x: str = "epoch") -> "Figure":
     """Losses, metrics and learning rate of a training over the column `x`; gaps are bridged, other columns left out.
 
-    A column is a loss when its name holds "loss", a metric when it is AP, AP50 or AP75 (of boxes or, behind `segm/`, of
+    A column is a loss when its name holds "loss", a metric when it is AP, AP50 or AP75 (of boxes or, behind `segm_`, of
     masks), a rate when it is "lr". Values may be text, as a CSV reader gives them.
     """
-    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in (rows[0] if rows else ())}
+    # A row has what was measured then: the first one of a training need not have been validated.
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
     panels = {
         "loss": [name for name in columns if "loss" in name],
-        "metric": [name for name in columns if name.split("/")[-1] in ("AP", "AP50", "AP75")],
+        "metric": [name for name in columns if name.removeprefix("segm_") in ("AP", "AP50", "AP75")],
         "learning rate": [name for name in columns if name == "lr"],
     }
     panels = {title: names for title, names in panels.items() if names} or {"loss": []}

@@ -112,14 +112,21 @@ def _best_object(
 def _mask_iou(
     dataset: Dataset, results: Results, owner: np.ndarray, i: np.ndarray, j: np.ndarray
 ) -> Float64[np.ndarray, " p"]:
-    """IoU of the masks of detection `i[p]` and object `j[p]`; each object's mask is drawn once."""
+    """IoU of the masks of detection `i[p]` and object `j[p]`: one table for all of a class in an image."""
     found = results.masks or []
     truth: dict[int, RLE] = {}
     for image in np.unique(owner[j]).tolist():
         rles = dataset.masks_of(image)
         truth.update(zip(range(int(dataset.offsets[image]), int(dataset.offsets[image + 1])), rles, strict=True))
-    pairs = zip(i.tolist(), j.tolist(), strict=True)
-    return np.array([np.asarray(coco_mask.iou([found[a]], [truth[b]], [0])).item() for a, b in pairs])
+    overlap = np.zeros(len(i))
+    kind = owner[j] * len(dataset.names) + dataset.labels[j]
+    order = np.argsort(kind, kind="stable")
+    for pairs in np.split(order, np.flatnonzero(np.diff(kind[order])) + 1):
+        detections, row = np.unique(i[pairs], return_inverse=True)
+        objects, column = np.unique(j[pairs], return_inverse=True)
+        table = coco_mask.iou([found[k] for k in detections], [truth[k] for k in objects], [0] * len(objects))
+        overlap[pairs] = table[row, column]
+    return overlap
 
 
 def _mean(values: np.ndarray) -> float:

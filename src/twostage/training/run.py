@@ -29,6 +29,7 @@ from twostage.folders import claimed
 from twostage.inference.device import has_bf16, reproducible, require_precision
 from twostage.models.fields import Fields
 from twostage.models.proposals.given import of_split
+from twostage.models.two_stage import TwoStage
 from twostage.progress import images_bar
 from twostage.training.average import Average
 from twostage.training.distributed import Processes, joined
@@ -83,6 +84,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
             session = _session(options, splits.train, processes)
             if session.model.knows_masks:
                 require_masks(splits, options.on_error)
+            stuff = _stuff(splits, session.model)
             if options.resume is None:
                 # A resumed run does not read the weights again, which say how much is frozen, and may be on another
                 # device, or with other processes that share a batch.
@@ -94,7 +96,6 @@ def run(options: TrainOptions) -> dict[str, Any]:
         session.learner = processes.learner(session.model)
         with processes.one_voice():
             given = _given(options, splits, session.model.fields)
-            stuff = _stuff(splits, session.model.fields)
         one = Run(options, splits, session, folder, _workers(session, options), given, stuff)
         _learn(one)
         return _finish(one)
@@ -134,9 +135,10 @@ def _given(options: TrainOptions, splits: Splits, fields: Fields) -> tuple[Given
     return found[0], found[1]
 
 
-def _stuff(splits: Splits, fields: Fields) -> tuple[Stuff | None, Stuff | None]:
+def _stuff(splits: Splits, model: TwoStage) -> tuple[Stuff | None, Stuff | None]:
     """The maps of stuff of both splits. Raises DataError where a model that learns them has none."""
-    if not isinstance(fields.semantic_classes, int) or not fields.semantic_classes:
+    fields = model.fields
+    if "head" not in model.learns or not isinstance(fields.semantic_classes, int) or not fields.semantic_classes:
         return None, None
     found = [None if split is None else find_stuff(split) for split in (splits.train, splits.val)]
     for split, stuff in zip(splits, found, strict=False):
