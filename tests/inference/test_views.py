@@ -134,18 +134,37 @@ def test_a_sure_part_does_not_yield_to_a_doubtful_whole(whole: float, kept: list
 def test_weighted_fusion_asks_for_one_box_of_an_object_and_view(image: np.ndarray, monkeypatch) -> None:
     """Soft-NMS leaves weakened copies, and a mean over them would be too low."""
     asked = []
-    monkeypatch.setattr(module, "detect_images", lambda *a, output: asked.append(output) or [none(image)] * len(a[1]))
-    seen(image, flip=True, fuse="wbf")
-    seen(image, flip=True, fuse="nms")
-    assert [fields.soft_nms for fields in asked] == ["off"] * 2 + ["linear"] * 2
+    monkeypatch.setattr(module, "detect_images", lambda *a, output: asked.append(output) or [two(image)] * len(a[1]))
+    seen(image, scales=(1.0, 2.0), fuse="wbf")
+    assert [(fields.soft_nms, fields.nms) for fields in asked] == [("off", 0.5)] * 2
 
 
-def none(image: np.ndarray) -> Detections:
+@pytest.mark.parametrize(("soft", "scores"), [("linear", [0.9, 0.8 * 0.4]), ("off", [0.9])])
+def test_a_neighbour_is_weakened_once_for_all_views_together(
+    image: np.ndarray, monkeypatch, soft: str, scores: list[float]
+) -> None:
+    asked = []
+    monkeypatch.setattr(module, "detect_images", lambda *a, output: asked.append(output) or [two(image)] * len(a[1]))
+    model = Detector.build("faster_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", soft_nms=soft).model
+    found = detect_by_views(model, image, ("a", "b", "c"), output=model.fields, views=Views(scales=(1.0, 2.0)))
+    assert found.scores.tolist() == pytest.approx(scores)
+    assert [fields.soft_nms for fields in asked] == ["off"] * 2
+    assert all(fields.nms > 0.6 for fields in asked) == (soft != "off"), "a view must not drop what is to be weakened"
+
+
+def test_every_tile_has_the_most_detections(image: np.ndarray, looks: list[tuple[int, int, int]]) -> None:
+    model = Detector.build("mask_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", max_det=1).model
+    for fused in ("nms", "wbf"):
+        views = Views(tile=64, fuse=fused)
+        assert len(detect_by_views(model, image, ("a", "b", "c"), output=model.fields, views=views)) == 3
+
+
+def two(image: np.ndarray) -> Detections:
+    """Neighbours with an IoU of 0.6."""
     return Detections(
-        boxes=np.zeros((0, 4), np.float32),
-        scores=np.zeros(0, np.float32),
-        class_ids=np.zeros(0, np.int64),
-        masks=[],
+        boxes=np.array([[0, 0, 40, 40], [10, 0, 50, 40]], np.float32),
+        scores=np.array([0.9, 0.8], np.float32),
+        class_ids=np.zeros(2, np.int64),
         names=("a", "b", "c"),
         size=image.shape[:2],
     )

@@ -20,6 +20,8 @@ ENUMS = {
     "faster_rcnn_resnet50_fpn_v2-coco": "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
     "faster_rcnn_mobilenet_v3_large_fpn-coco": "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1",
     "faster_rcnn_mobilenet_v3_large_320_fpn-coco": "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1",
+    "mask_rcnn_resnet50_fpn-coco": "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
+    "mask_rcnn_resnet50_fpn_v2-coco": "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
 }
 
 

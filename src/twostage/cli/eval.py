@@ -63,7 +63,7 @@ class EvalOptions(ViewOptions):
         low=0,
         high=1,
     )
-    max_det: int = option(100, "Detections an image keeps.", group="Detections", low=1)
+    max_det: int = option(100, "Detections an image keeps; with --tile, each of its tiles.", group="Detections", low=1)
     batch: int = option(1, "At most so many images at once; only rounding depends on it.", group="Run", low=1)
     workers: int | None = option(None, "Processes that read images (default: by the cores).", group="Run", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")

@@ -36,7 +36,7 @@ class PredictOptions(ViewOptions):
         low=0,
         high=1,
     )
-    max_det: int = option(100, "Detections an image keeps.", group="Detections", low=1)
+    max_det: int = option(100, "Detections an image keeps; with --tile, each of its tiles.", group="Detections", low=1)
     batch: int = option(1, "At most so many images at once; only rounding depends on it.", group="Run", low=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Arithmetic of the forward pass.", group="Run")

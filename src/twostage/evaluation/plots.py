@@ -140,8 +140,8 @@ def plot_history(rows: Sequence[Mapping[str, Any]], *, x: str = "epoch") -> "Fig
     masks), a rate when it is "lr". Values may be text, as a CSV reader gives them.
     """
     # A row has what was measured then: the first one of a training need not have been validated.
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
+    every = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in every}
     panels = {
         "loss": [name for name in columns if "loss" in name],
         "metric": [name for name in columns if name.removeprefix("segm_") in ("AP", "AP50", "AP75")],

@@ -16,14 +16,15 @@ from twostage.detections import Detections
 from twostage.errors import UsageError
 from twostage.inference.predictor import detect_images
 from twostage.models.fields import Fields
+from twostage.models.heads.detect import suppressed
 from twostage.models.two_stage import TwoStage
 from twostage.ops.boxes import iou
 from twostage.ops.masks import decode
-from twostage.ops.nms import nms
 from twostage.ops.paste import Patch, encoded
 
 SAME = 0.55  # IoU from which on boxes are one object's (Solovyev et al. 2021, section 3)
 LOW = 0.05  # of a score, from which on boxes are fused
+COPIES = 0.7  # IoU above which a view drops a box, where soft-NMS is left for all views together
 COVERED = 0.7  # of a cut box within a whole one: then it is a part of that,
 SURE = 0.5  # where the whole one has so much of its score
 
@@ -99,13 +100,16 @@ def detect_by_views(
 ) -> Detections:
     """Detections of a picture from all views together; `proposals` are not told, for they are of several passes.
 
-    At most `batch` views of one size go through the model together.
+    At most `batch` views of one size go through the model together. There are at most `max_det` detections a tile.
     """
     height, width = image.shape[:2]
     # A mean is of the best box of each view, and the weak sightings of an object say that it was seen so often.
     asked = output
     if views.fuse == "wbf":
         asked = replace(output, soft_nms="off", score_threshold=min(output.score_threshold, LOW))
+    elif output.soft_nms != "off":  # once is enough: a neighbour weakened twice is lost
+        asked = replace(output, soft_nms="off", nms=max(output.nms, COPIES))
+    most = output.max_det * max(1, len(list(windows(height, width, views))) - 1)
     seen = list(_seen(model, image, names, asked, views, batch))
     boxes, scores, class_ids = (
         np.concatenate([getattr(one, name) for one in seen]) for name in ("boxes", "scores", "class_ids")
@@ -115,14 +119,14 @@ def detect_by_views(
     kept = np.flatnonzero(whole)
     boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
     if views.fuse == "nms":
-        best = _suppressed(boxes, scores, class_ids, output)
-        fused = boxes[best], scores[best]
+        best, best_scores = _suppressed(boxes, scores, class_ids, replace(output, max_det=most))
+        fused = boxes[best], best_scores
     else:
         # As many as look at one window: a tile and the whole picture take each other's place.
         looks = len(views.scales) * (2 if views.flip else 1)
         groups = np.zeros_like(class_ids) if output.nms_across_classes else class_ids
         fused_boxes, fused_scores, best = fuse(boxes, scores, groups, looks)
-        enough = np.flatnonzero(fused_scores > output.score_threshold)[: output.max_det]
+        enough = np.flatnonzero(fused_scores > output.score_threshold)[:most]
         fused, best = (fused_boxes[enough], fused_scores[enough]), best[enough]
     return Detections(
         boxes=fused[0].astype(np.float32),
@@ -158,25 +162,26 @@ def fuse(
     `looks` is how many views look at one place: what few of them saw counts less (Solovyev et al. 2021, section 3).
     """
     clusters: list[list[int]] = []
-    middles: list[np.ndarray] = []
-    for i in np.argsort(-scores, kind="stable").tolist():
-        same = [k for k, members in enumerate(clusters) if class_ids[members[0]] == class_ids[i]]
-        place = None
-        if same:
-            overlap = _iou(boxes[i : i + 1], np.stack([middles[k] for k in same]))[0]
-            if overlap.max() > SAME:
-                place = same[int(overlap.argmax())]
-        if place is None:
-            clusters.append([i])
-            middles.append(boxes[i].astype(np.float64))
-        else:
-            clusters[place].append(i)
-            members = clusters[place]
-            middles[place] = np.average(boxes[members], axis=0, weights=scores[members])
+    middles = [np.zeros((0, 4))]
+    descending = np.argsort(-scores, kind="stable")
+    for label in np.unique(class_ids):
+        own: list[list[int]] = []
+        middle = np.empty((np.count_nonzero(class_ids == label), 4))  # of each cluster so far
+        for i in descending[class_ids[descending] == label].tolist():
+            overlap = _iou(boxes[i : i + 1], middle[: len(own)])[0]
+            if len(own) and overlap.max() > SAME:
+                place = int(overlap.argmax())
+                own[place].append(i)
+                middle[place] = np.average(boxes[own[place]], axis=0, weights=scores[own[place]])
+            else:
+                middle[len(own)] = boxes[i]
+                own.append([i])
+        clusters += own
+        middles.append(middle[: len(own)])
     together = np.array([scores[m].mean() * min(1.0, len(m) / looks) for m in clusters], dtype=np.float64)
     order = np.argsort(-together, kind="stable")
     best = np.array([members[0] for members in clusters], dtype=np.int64)
-    return np.array(middles).reshape(-1, 4)[order], together[order], best[order]
+    return np.concatenate(middles)[order], together[order], best[order]
 
 
 def _seen(
@@ -235,32 +240,33 @@ def _parts_of_others(
     cut: Bool[np.ndarray, " n"],
 ) -> Bool[np.ndarray, " n"]:
     """Which boxes a tile's border has cut, and a whole one of their class holds most of and is about as sure."""
-    rows = np.flatnonzero(cut)
-    whole = ~cut
-    if not len(rows) or not whole.any():
-        return np.zeros(len(boxes), dtype=bool)
-    low = np.maximum(boxes[rows, None, :2], boxes[None, whole, :2])
-    high = np.minimum(boxes[rows, None, 2:], boxes[None, whole, 2:])
-    shared = (high - low).clip(min=0).prod(axis=2)
-    own = (boxes[rows, 2:] - boxes[rows, :2]).prod(axis=1).clip(min=1e-9)
-    same = class_ids[rows, None] == class_ids[None, whole]
-    sure = scores[None, whole] >= SURE * scores[rows, None]
     parts = np.zeros(len(boxes), dtype=bool)
-    parts[rows] = ((shared / own[:, None] > COVERED) & same & sure).any(axis=1)
+    whole = ~cut
+    for i in np.flatnonzero(cut):  # one by one: a large picture has thousands of both
+        low, high = np.maximum(boxes[i, :2], boxes[whole, :2]), np.minimum(boxes[i, 2:], boxes[whole, 2:])
+        shared = (high - low).clip(min=0).prod(axis=1)
+        own = max((boxes[i, 2:] - boxes[i, :2]).prod(), 1e-9)
+        sure = (class_ids[whole] == class_ids[i]) & (scores[whole] >= SURE * scores[i])
+        parts[i] = ((shared / own > COVERED) & sure).any()
     return parts
 
 
-def _suppressed(boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, output: Fields) -> Int[np.ndarray, " k"]:
-    groups = None if output.nms_across_classes else torch.from_numpy(class_ids)[None]
-    kept = nms(
-        torch.from_numpy(boxes).float()[None],
-        torch.from_numpy(scores).float()[None],
-        groups,
+def _suppressed(
+    boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, output: Fields
+) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """The model's own last step, once more for all views together: which boxes stay, best first, and their scores."""
+    order = np.argsort(-scores, kind="stable")
+    found = suppressed(
+        torch.from_numpy(boxes[order]).float()[None],
+        torch.from_numpy(scores[order]).float()[None],
+        torch.from_numpy(class_ids[order])[None],
+        torch.from_numpy(order)[None],
         torch.ones(1, len(boxes), dtype=torch.bool),
-        iou=output.nms,
-        top=output.max_det,
+        torch.zeros(1, dtype=torch.bool),
+        output,
     )
-    return kept.index[0][kept.valid[0]].numpy()
+    kept = found.valid[0]
+    return found.proposals[0][kept].numpy(), found.scores[0][kept].numpy()
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:

@@ -20,8 +20,8 @@ class Published(NamedTuple):
     """A published file: its name here, its address, its size in MiB, and what it is.
 
     `model` is the detector of our zoo that it fills, None for a backbone trained on ImageNet; `score` is its
-    publisher's number: COCO's AP of a detector, top-1 accuracy of a backbone, in percent. `fields` are those of the
-    model that its weights do not show.
+    publisher's number: COCO's AP of a detector's boxes, top-1 accuracy of a backbone, in percent. `fields` are those of
+    the model that its weights do not show.
     """
 
     name: str
@@ -88,6 +88,21 @@ PUBLISHED = {
             74.239,
             "faster_rcnn_mobilenet_v3_large_320_fpn",
             22.8,
+        ),
+        Published(
+            "mask_rcnn_resnet50_fpn-coco",
+            "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+            169.84,
+            "mask_rcnn_resnet50_fpn",
+            37.9,
+            MappingProxyType({"norm_eps": 0.0}),  # torchvision, mask_rcnn.py: overwrite_eps
+        ),
+        Published(
+            "mask_rcnn_resnet50_fpn_v2-coco",
+            "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+            177.219,
+            "mask_rcnn_resnet50_fpn_v2",
+            47.4,
         ),
     )
 }

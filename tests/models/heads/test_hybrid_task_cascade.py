@@ -66,7 +66,7 @@ def test_interleaved_masks_see_the_boxes_their_stage_has_moved(
         for box, mask in zip(seen["box"], seen["mask"], strict=True):
             known = {tuple(row) for row in box.flatten(0, 1).tolist()}
             objects = {tuple(row) for row in targets.boxes.flatten(0, 1).tolist()}
-            # Those of real regions: the ground truth joins in both cases, padding is anything.
+            # Those of real regions, which the ground truth may have joined; padding is anything.
             new = {tuple(row) for row in mask[0].tolist()} - known - objects
             assert bool(new) == interleaved
 

@@ -94,7 +94,7 @@ class Cascade(nn.Module):
                 mask = self.mask_heads[k]
                 stage["mask"] = mask.loss(learned.goal, targets, partial(mask, maps), mean)
             losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}
-            boxes, valid = moved(head, learned, boxes.shape[1], sizes)
+            boxes, valid = moved(head, learned, sizes)
         return losses
 
     @property
@@ -130,8 +130,15 @@ def stage_fields(fields: Fields) -> list[Fields]:
     if not fields.class_agnostic:
         raise UsageError("class_agnostic is false: a cascade moves a box before its class is known, leave it true")
     return [
-        replace(fields, region_positive_iou=iou, region_background_iou=(0.0, iou), box_delta_weights=weights)
-        for iou, weights in zip(fields.cascade_ious, fields.cascade_delta_weights, strict=True)
+        replace(
+            fields,
+            region_positive_iou=iou,
+            region_background_iou=(0.0, iou),
+            box_delta_weights=weights,
+            # Once: of many objects little room would be left for what the stage before has moved.
+            region_truth=fields.region_truth and k == 0,
+        )
+        for k, (iou, weights) in enumerate(zip(fields.cascade_ious, fields.cascade_delta_weights, strict=True))
     ]
 
 
@@ -150,13 +157,10 @@ def refined(head: BoxHead, look: Look, sizes: Int[Tensor, "n 2"]) -> Float[Tenso
 
 
 def moved(
-    head: BoxHead, learned: Learned, proposals: int, sizes: Int[Tensor, "n 2"]
+    head: BoxHead, learned: Learned, sizes: Int[Tensor, "n 2"]
 ) -> tuple[Float[Tensor, "n s 4"], Bool[Tensor, "n s"]]:
-    """The sampled boxes as the head has moved them, without those of the ground truth, which the next stage adds.
-
-    `proposals` is how many boxes there were before the ground truth joined them.
-    """
-    return refined(head, learned.look, sizes), learned.goal.valid & (learned.goal.index < proposals)
+    """The sampled boxes as the head has moved them, and which of them are there."""
+    return refined(head, learned.look, sizes), learned.goal.valid
 
 
 def drawing_otherwise(targets: Targets, stage: int) -> Targets:

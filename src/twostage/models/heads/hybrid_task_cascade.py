@@ -26,7 +26,7 @@ from twostage.models.heads.mask import MaskHead, with_masks
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.losses import Losses, Mean, alone
 from twostage.models.proposals.rpn import Proposals
-from twostage.models.targets.regions import joined, region_targets
+from twostage.models.targets.regions import region_targets
 from twostage.models.targets.sampling import Sampler
 
 
@@ -61,8 +61,11 @@ class HybridTaskCascade(nn.Module):
         self.cascade = Cascade(fields, boxes)
         self.mask = nn.ModuleList(masks)
         width = masks[0].up.weight.shape[2]
-        flows = [ConvNorm(nn.Conv2d(width, width, 1), None, "relu") for _ in masks[1:]] if fields.htc_mask_flow else []
-        self.flows = nn.ModuleList(flows)
+        flows = [nn.Conv2d(width, width, 1) for _ in masks[1:]] if fields.htc_mask_flow else []
+        for flow in flows:
+            nn.init.kaiming_normal_(flow.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(flow.bias)  # type: ignore[arg-type]
+        self.flows = nn.ModuleList(ConvNorm(flow, None, "relu") for flow in flows)
         self.semantic = semantic
 
     def reads(self, maps: Maps) -> Maps:
@@ -108,13 +111,11 @@ class HybridTaskCascade(nn.Module):
         for k, (head, weight) in enumerate(zip(self.cascade.heads, self.fields.cascade_loss_weights, strict=True)):
             own = drawing_otherwise(targets, k)
             learned = head.learn(maps, boxes, valid, own, sampler, mean)
-            boxes, valid = moved(head, learned, boxes.shape[1], sizes)
+            boxes, valid = moved(head, learned, sizes)
             goal = learned.goal
             if self.fields.htc_interleaved:
-                again = joined(boxes, valid, targets, head.fields)
-                goal = region_targets(
-                    *again, drawing_otherwise(own, len(self.mask)), sampler or head.sampler, head.fields
-                )
+                drawn = drawing_otherwise(own, len(self.mask))
+                goal = region_targets(boxes, valid, drawn, sampler or head.sampler, head.fields)
             tell = partial(self._last_told, maps, stages=k + 1)
             stage = {**learned.losses, "mask": self.mask_heads[k].loss(goal, targets, tell, mean)}
             losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}
