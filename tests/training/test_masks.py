@@ -1,4 +1,4 @@
-"""Models with masks, cascades and semantic branches from training to results, and data that lack what they learn."""
+"""Every family from training to results, and data that lack what they learn."""
 
 import csv
 import json
@@ -21,21 +21,23 @@ KINDS = ["mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade"
 
 
 def of(options: TrainOptions, kind: str, **changes: object) -> TrainOptions:
+    if kind == "retinanet":  # those of two stages are none of its fields
+        changes = {"model_fields": {}, **changes}
     return replace(options, model=f"{kind}_tiny_fpn", **changes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "retinanet"])
 def test_trains_evaluates_and_predicts(
     options: TrainOptions, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(of(options, kind))
-    masks = kind != "cascade_rcnn"
+    masks = kind not in ("cascade_rcnn", "retinanet")
     assert ("segm_AP" in result["metrics"]) == masks
     with (Path(result["out"]) / "metrics.csv").open(newline="") as file:
         columns = next(csv.reader(file))
     expected = {"train_loss_semantic", "val_loss_semantic"} if kind == "hybrid_task_cascade" else set()
     assert {c for c in columns if "semantic" in c} == expected
-    assert ("train_loss_mask_3" in columns) == (kind in KINDS[2:])
+    assert ("train_loss_mask_3" in columns) == (kind in ("cascade_mask_rcnn", "hybrid_task_cascade"))
     assert main(["eval", str(options.data), "--weights", result["weights"], "--workers", "0", "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert ("segm" in scored) == masks
@@ -104,6 +106,7 @@ def test_without_stuff_the_branch_is_left_out_and_a_half_of_it_is_an_error(
     shutil.rmtree(data / "stuff" / "val")
     with pytest.raises(DataError, match=r"'val' has no maps of stuff.*semantic_classes=0"):
         train(of(options, "hybrid_task_cascade", data=data))
+    assert not options.out.exists()
     shutil.rmtree(data / "stuff")
     with caplog.at_level("INFO", "twostage.training"):
         result = train(of(options, "hybrid_task_cascade", data=data, out=tmp_path / "without", epochs=1))

@@ -75,6 +75,7 @@ def test_config_repeats_the_run(options: TrainOptions, tmp_path: Path) -> None:
         ({"optimizer": "sgd", "ema": 0.0}, 1),
         ({"accumulate": 2, "precision": "bf16"}, 1),
         ({"model": "hybrid_task_cascade_tiny_fpn"}, 1),
+        ({"model": "retinanet_tiny_fpn", "model_fields": {}}, 1),
     ],
 )
 def test_resumed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: Path, changes: dict, epochs: int) -> None:

@@ -143,7 +143,10 @@ def apart(box: BoxHead, mask: MaskHead, maps: Maps) -> Tell:
 
 
 def shared(box: BoxHead, mask: MaskHead, maps: Maps) -> Tell:
-    """The mask head reads what the box head's `Stage5` makes of a region ("C4", section 3)."""
+    """The mask head reads what the box head's `Stage5` makes of a region ("C4", section 3).
+
+    In training the positives pass through it a second time: a quarter of the regions at most.
+    """
 
     def tell(boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
         return mask.tell(cast(Stage5, box.body).layer4(box.regions(maps, boxes).flatten(0, 1)), labels)
