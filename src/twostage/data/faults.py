@@ -47,9 +47,9 @@ CODES: dict[str, tuple[Severity, str]] = {
     "broken-mask": ("error", "a mask is not numbers, or its run lengths do not fill the image"),
     "missing-mask": (
         "note",
-        "some objects or images have no mask where others have; a model with masks asks what to do with them",
+        "some objects or images have no mask where others have; a model with masks needs --on-error skip",
     ),
-    "empty-mask": ("note", "a mask has no pixel in its image; a model with masks asks what to do with it"),
+    "empty-mask": ("note", "a mask has no pixel in its image; a model with masks needs --on-error skip"),
     "short-polygon": ("repair", "a polygon of fewer than three points encloses nothing; it is left out"),
     "mask-elsewhere": ("note", "a mask and its box hardly overlap"),
     # the data set as a whole

@@ -241,12 +241,12 @@ def _parts_of_others(
 ) -> Bool[np.ndarray, " n"]:
     """Which boxes a tile's border has cut, and a whole one of their class holds most of and is about as sure."""
     parts = np.zeros(len(boxes), dtype=bool)
-    whole = ~cut
-    for i in np.flatnonzero(cut):  # one by one: a large picture has thousands of both
-        low, high = np.maximum(boxes[i, :2], boxes[whole, :2]), np.minimum(boxes[i, 2:], boxes[whole, 2:])
+    others, other_scores, other_ids = boxes[~cut], scores[~cut], class_ids[~cut]
+    for i in np.flatnonzero(cut):  # one by one: a large picture has thousands of both, too many for a table
+        low, high = np.maximum(boxes[i, :2], others[:, :2]), np.minimum(boxes[i, 2:], others[:, 2:])
         shared = (high - low).clip(min=0).prod(axis=1)
         own = max((boxes[i, 2:] - boxes[i, :2]).prod(), 1e-9)
-        sure = (class_ids[whole] == class_ids[i]) & (scores[whole] >= SURE * scores[i])
+        sure = (other_ids == class_ids[i]) & (other_scores >= SURE * scores[i])
         parts[i] = ((shared / own > COVERED) & sure).any()
     return parts
 

@@ -109,7 +109,7 @@ class Fields:
     region_positive_fraction: Share = 0.25
     region_positive_iou: Share = 0.5
     region_background_iou: tuple[Share, Share] = (0.0, 0.5)
-    region_truth: bool = True  # ground-truth boxes join the proposals in training
+    region_truth: bool = True  # ground-truth boxes join the proposals in training, of a cascade's first stage
     # "ohem" takes the regions that are told worst (Shrivastava et al. 2016), and looks at all of them to know.
     region_sampling: Literal["random", "ohem"] = "random"
     box_loss: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"  # the last three of the moved box
