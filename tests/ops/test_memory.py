@@ -1,5 +1,7 @@
 """Results never share memory while both live, and their memory serves again."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -102,3 +104,24 @@ def test_threads_do_not_get_the_same_block() -> None:
 def test_nobody_waits_for_a_lock_that_a_fork_left_taken() -> None:
     with _memory._busy:
         assert _memory.empty(LARGE, torch.float32).shape == LARGE
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the page faults of Linux")
+def test_what_the_c_library_keeps_is_not_filled_anew() -> None:
+    script = """
+import resource, torch
+from twostage.ops._memory import keep_freed
+keep_freed()
+def step():
+    blocks = [torch.ones(size << 18) for size in (1, 5, 20, 30)]  # MiB
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):  # until each block has found its place
+    step()
+before = faults()
+for _ in range(10):
+    step()
+print(faults() - before)
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(out.stdout) < 1000  # 10 * 56 MiB are 143360 pages
