@@ -1,7 +1,9 @@
 """The family's members on one data set: the same small net, the same budget, and torchvision's Mask R-CNN beside.
 
     python benchmarks/families.py nuclei --seeds 0 1 2 --minutes 7 --out benchmarks/results
-    python benchmarks/families.py nuclei --seeds 0 1 2 --epochs 60 --out benchmarks/results
+    python benchmarks/families.py nuclei --seeds 0 1 2 --epochs 20 --out benchmarks/results
+    python benchmarks/families.py scenes-hard --seeds 0 1 2 --epochs 20 --members hybrid_task_cascade \
+        --set semantic_classes=0 --out benchmarks/results
 
 In the same minutes a member pays for what it costs; in the same epochs, as the papers compare, it does not. Each member
 is trained from scratch by its recipe's defaults and scored once, on the val split, of which nothing was chosen. The
@@ -49,10 +51,20 @@ SHOWN = ("AP", "AP50", "AP75", "AP90", "segm_AP", "segm_AP50", "segm_AP75", "seg
 CPU = torch.device("cpu")
 
 
-def run_member(member: str, data: Path, budget: dict[str, float], seed: int, out: Path) -> dict[str, Any]:
-    """Train, score and time a member."""
+def run_member(
+    member: str, fields: dict[str, Any], data: Path, budget: dict[str, float], seed: int, out: Path
+) -> dict[str, Any]:
+    """Train, score and time a member, with some of its fields changed."""
     options = TrainOptions(
-        data, model=f"{member}_tiny_fpn", val_split="none", size=SIZE, seed=seed, out=out, quiet=True, **budget
+        data,
+        model=f"{member}_tiny_fpn",
+        model_fields=fields,
+        val_split="none",
+        size=SIZE,
+        seed=seed,
+        out=out,
+        quiet=True,
+        **budget,
     )
     done: dict[str, Any] = {}
     memory = peak_memory(CPU, lambda: done.update(train(options)))
@@ -138,7 +150,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     return table(header, lines)
 
 
-def run(who: str, data: Path, budget: dict[str, float], seed: int, free: Any) -> dict[str, Any]:
+def run(who: str, fields: dict[str, Any], data: Path, budget: dict[str, float], seed: int, free: Any) -> dict[str, Any]:
     """One row, on a core that no other run has."""
     core = free.get()
     try:
@@ -149,10 +161,21 @@ def run(who: str, data: Path, budget: dict[str, float], seed: int, free: Any) ->
             if who == PEER:
                 found = run_peer(data, budget["minutes"], seed)
             else:
-                found = run_member(who, data, budget, seed, Path(scratch))
+                found = run_member(who, fields, data, budget, seed, Path(scratch))
     finally:
         free.put(core)
-    return {"who": who, "seed": seed, "budget": budget, "machine": hardware(), **found}
+    return {"who": named(who, fields), "seed": seed, "budget": budget, "machine": hardware(), **found}
+
+
+def named(who: str, fields: dict[str, Any]) -> str:
+    """What the table calls a run."""
+    return ", ".join([who, *(f"{name}={json.dumps(value)}" for name, value in fields.items())])
+
+
+def field(text: str) -> tuple[str, Any]:
+    """`name=value`, the value as JSON has it."""
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
 
 
 def main() -> None:
@@ -164,11 +187,15 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="of training, on one core")
     budget.add_argument("--epochs", type=int, help="of training; torchvision's is left out")
+    parser.add_argument("--set", nargs="+", type=field, default=[], metavar="FIELD=VALUE", help="fields of the members")
     parser.add_argument("--out", type=Path, help="folder for families_<task>.md and .json; rows there are kept")
     given = parser.parse_args()
     kept = given.out / f"families_{given.task}.json" if given.out else None
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept is not None and kept.exists() else []
     spent = {"minutes": given.minutes} if given.minutes else {"epochs": given.epochs}
+    fields = dict(given.set)
+    if fields and PEER in given.members:
+        parser.error(f"--set is for our members: leave {PEER!r} out of --members")
     done = [(row["who"], row["seed"], row["budget"]) for row in rows]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     spawn = multiprocessing.get_context("spawn")
@@ -180,10 +207,10 @@ def main() -> None:
         # A process a run: what one leaves in memory is not counted as another's.
         with ProcessPoolExecutor(len(cores), mp_context=spawn, max_tasks_per_child=1) as pool:
             running = [
-                pool.submit(run, who, data, spent, seed, free)
+                pool.submit(run, who, fields, data, spent, seed, free)
                 for seed in given.seeds
                 for who in given.members
-                if (who, seed, spent) not in done and (who != PEER or given.minutes)
+                if (named(who, fields), seed, spent) not in done and (who != PEER or given.minutes)
             ]
             failed = []
             for one in as_completed(running):
@@ -199,7 +226,7 @@ def main() -> None:
 def write(rows: list[dict[str, Any]], task: str, out: Path | None) -> None:
     """Print the tables, one a budget, and keep them with their rows in `out`."""
     order = [*MEMBERS, PEER]
-    rows = sorted(rows, key=lambda row: (order.index(row["who"]), row["seed"]))
+    rows = sorted(rows, key=lambda row: (order.index(row["who"].split(",")[0]), row["who"], row["seed"]))
     parts = [f"# The family on {task}"]
     for unit, number in sorted({pair for row in rows for pair in row["budget"].items()}, reverse=True):
         mine = [row for row in rows if row["budget"] == {unit: number}]
