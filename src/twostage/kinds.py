@@ -25,6 +25,8 @@ def fitted(value: Any, kind: Any) -> Any:
     options = get_args(kind)
     if get_origin(kind) is tuple:
         return _fitted_tuple(value, options)
+    if value is False and get_origin(kind) is Literal and False not in options and "off" in options:
+        return "off"  # which YAML 1.1 reads as a truth value
     for option in options if get_origin(kind) not in (Literal, dict) else ():
         value = fitted(value, option)
     if isinstance(value, Integral) and not isinstance(value, bool) and kind is int:
@@ -73,7 +75,7 @@ def _fits_tuple(value: tuple[Any, ...], options: tuple[Any, ...]) -> bool:
 
 
 def described(kind: Any) -> str:
-    """The type in words, for a message: "a whole number of at least 1 or nothing"."""
+    """The type in words, for a message: "a whole number of at least 1 or nothing (null)"."""
     options = get_args(kind)
     if get_origin(kind) is Annotated:
         plain, within = options
@@ -97,5 +99,5 @@ _WORDS = {
     bool: "true or false",
     str: "a text",
     Path: "a path",
-    type(None): "nothing",
+    type(None): "nothing (null)",
 }

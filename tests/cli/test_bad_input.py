@@ -62,7 +62,10 @@ def assert_refused(answer: "tuple", code: int, *says: str, out: Path) -> None:
     [
         (box("a", 1, 2, 3), ["box-not-numbers", "instances_train.json"]),
         (box(1, 2, 3), ["box-not-numbers", "instances_train.json"]),
-        (box(float("nan"), 1, 2, 3), ["NaN is no JSON number", "instances_train.json"]),
+        (
+            box(float("nan"), 1, 2, 3),
+            ["holds NaN, which is no JSON number", "write a number there", "instances_train.json"],
+        ),
         (with_unknown_class, ["unknown-class", "99"]),
         (with_missing_picture, ["missing-image", "gone.png"]),
         (without_objects, ["no object to learn from", "'train'"]),

@@ -12,6 +12,7 @@ from PIL import Image
 from twostage.data.check import Report, check
 from twostage.data.faults import CODES, Fault, fault, format_faults
 from twostage.data.resize import Resize
+from twostage.data.scenes import write_scenes
 from twostage.errors import DataError
 
 
@@ -222,3 +223,15 @@ def test_a_split_to_learn_nothing_from_is_an_error(make_voc: Callable[..., Path]
     assert (found.severity, found.object) == ("error", "train")
     (root / "ImageSets" / "Main" / "val.txt").write_text("\n")
     assert {f.object for f in of_code(check(root), "empty-split")} == {"train", "val"}
+
+
+def test_a_split_without_masks_beside_one_with_them(tmp_path: Path) -> None:
+    root = write_scenes(tmp_path / "scenes", train=2, val=1)
+    path = root / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    for record in document["annotations"]:
+        del record["segmentation"]
+    path.write_text(json.dumps(document))
+    (fault,) = [f for f in check(root).faults if f.code == "missing-mask"]
+    assert fault.object == "val"
+    assert "no object of this split has a mask, as those of train have" in fault.message

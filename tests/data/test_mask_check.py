@@ -56,7 +56,7 @@ def empty() -> dict:
         ([[-50, 20, 20, -50, -60, -60]], "empty-mask", "no pixel in its image"),
         ([[10, 10, 20, 20, 30, 30]], "empty-mask", "no pixel in its image"),
         ([[40, 5, 58, 5, 58, 20, 40, 20]], "mask-elsewhere", r"\[40, 5, 58, 20\], the box over \[10, 10, 30, 30\]"),
-        ([*GOOD, [1, 2, 3, 4]], "short-polygon", "1 of its polygons have fewer than three points"),
+        ([*GOOD, [1, 2, 3, 4]], "short-polygon", r"polygons of fewer than three points left out: \[\[1, 2, 3, 4\]\]"),
     ],
 )
 def test_named_by_file_and_object(
@@ -82,3 +82,12 @@ def test_good_masks_and_crowds_are_not(tmp_path: Path, make_picture: Callable[..
 def test_two_points_alone_are_no_mask(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
     dataset = open_dataset(coco(tmp_path, make_picture, GOOD, [[1, 2, 3, 4]]), split="train")
     assert [f.code for f in dataset.faults] == ["short-polygon", "missing-mask"]
+
+
+def test_run_lengths_of_needless_groups_are_named(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
+    """Equal numbers, padded to more letters than 32 bits need: no other reader takes them."""
+    groups = [HEIGHT * WIDTH >> 5 * k & 31 for k in range(8)]
+    padded = "".join(chr(48 + group + 32 * (k < 7)) for k, group in enumerate(groups))
+    found = check(coco(tmp_path, make_picture, GOOD, {"size": [HEIGHT, WIDTH], "counts": padded})).faults
+    (fault,) = [f for f in found if f.code == "broken-mask"]
+    assert "more than 35 bits" in fault.message

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from twostage.data.augment import Augment
+from twostage.data.check import check
 from twostage.data.loader import Reader, training_batches
 from twostage.data.recognise import open_dataset
 from twostage.data.resize import Resize
 from twostage.data.scenes import NAMES, make_scene, write_scenes
-from twostage.data.stuff import COCO_CLASSES, STRIDE, UNKNOWN, coarse, find_stuff
+from twostage.data.stuff import COCO_CLASSES, STRIDE, UNKNOWN, coarse, find_stuff, stuff_faults
 from twostage.errors import DataError
 
 
@@ -66,6 +67,24 @@ def test_maps_that_cannot_be_are_refused(scenes: Path, pixels: np.ndarray | None
         Image.fromarray(pixels).save(path)
     with pytest.raises(DataError, match=says):
         stuff.read(0, 192, 192)  # type: ignore[union-attr]
+
+
+def test_every_map_that_cannot_be_learned_from_is_named(scenes: Path) -> None:
+    assert [f.code for f in check(scenes).faults if f.code == "stuff-map"] == []
+    folder = scenes / "stuff" / "train"
+    (folder / "000000.png").unlink()
+    (folder / "000001.png").write_bytes(b"no picture")
+    Image.new("RGB", (192, 192)).save(folder / "000002.png")
+    Image.new("L", (50, 40)).save(folder / "000003.png")
+    report = check(scenes)
+    faults = [f for f in report.faults if f.code == "stuff-map"]
+    says = ("does not exist", "cannot be read", "holds RGB pixels", "the map is 50 x 40, its picture 192 x 192")
+    for index, (fault, message) in enumerate(zip(faults, says, strict=True)):
+        assert fault.file.endswith(f"00000{index}.png")
+        assert message in fault.message
+    assert report.ok  # boxes and masks can be learned
+    (scenes / "stuff").rename(scenes / "elsewhere")
+    assert not list(stuff_faults(open_dataset(scenes, split="train")))
 
 
 def test_unknown_pixels_are_allowed(scenes: Path) -> None:

@@ -185,9 +185,11 @@ def test_fusion_is_the_papers() -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"scales": ()}, "factors"),
+        ({"scales": (0.01,)}, "factors"),
         ({"tile": 5}, "32 pixels"),
-        ({"overlap": 0.95}, "below 0.9"),
+        ({"tile": 64, "overlap": 0.95}, "below 0.9"),
+        ({"overlap": 0.5}, "there are no tiles"),
+        ({"fuse": "wbf"}, "one view alone"),
     ],
 )
 def test_values_out_of_range(how: dict, says: str) -> None:
@@ -195,12 +197,26 @@ def test_values_out_of_range(how: dict, says: str) -> None:
         Views(**how)
 
 
-def test_an_unknown_fusion_is_refused_where_no_types_are_checked() -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fuse", "wfb"), ("scales", ()), ("scales", 1.5), ("scales", ("a",)), ("tile", 64.5), ("flip", "no")],
+)
+def test_values_of_other_kinds_are_refused_where_no_types_are_checked(name: str, value: object) -> None:
     """This suite checks them, users' programs do not."""
     views = Views()
-    object.__setattr__(views, "fuse", "wfb")
-    with pytest.raises(UsageError, match="must be nms or wbf"):
+    object.__setattr__(views, name, value)
+    with pytest.raises(UsageError, match=rf"^{name} cannot be .*: it takes "):
         views.__post_init__()
+
+
+@pytest.mark.parametrize("soft_nms", ["off", "linear", "gaussian"])
+@pytest.mark.parametrize("how", [{"flip": True}, {"tile": 40}, {"flip": True, "fuse": "wbf"}])
+def test_nothing_found_in_any_view(soft_nms: str, how: dict) -> None:
+    detector = Detector.build("mask_rcnn_tiny_fpn", ["a", "b"], device="cpu", soft_nms=soft_nms)
+    found = detector.predict(np.zeros((64, 80, 3), dtype=np.uint8), conf=0.99, views=Views(**how))
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.masks == []
 
 
 def test_one_view_is_the_plain_prediction(tmp_path: Path) -> None:

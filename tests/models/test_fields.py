@@ -152,3 +152,10 @@ def test_a_size_alone_keeps_the_ratio_to_the_longest_side() -> None:
 def test_resize_rule() -> None:
     changed = Fields().changed({"resize": "fixed", "size": 512, "antialias": True, "rounding": "nearest"})
     assert changed.resizing == Resize("fixed", 512, changed.max_size, True, "nearest")
+
+
+def test_off_is_a_text_where_it_is_a_choice() -> None:
+    """YAML 1.1 reads it as a truth value."""
+    assert Fields(soft_nms="linear").changed({"soft_nms": False}).soft_nms == "off"
+    with pytest.raises(UsageError, match="field norm cannot be False"):
+        Fields().changed({"norm": False})

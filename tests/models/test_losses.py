@@ -7,6 +7,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from twostage.models.losses import (
     alone,
+    binary_focal,
     box_loss,
     class_loss,
     class_losses,
@@ -132,6 +133,21 @@ def test_class_losses_by_their_formulas() -> None:
     torch.testing.assert_close(class_losses(logits, classes, class_weights=weights), -weights[classes] * p.log())
     smooth = cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none", label_smoothing=0.1)
     torch.testing.assert_close(class_losses(logits, classes, smoothing=0.1).flatten(), smooth)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_losses_of_what_is_told_surely_have_a_gradient(gamma: float) -> None:
+    """The paper's table has gamma = 0.5, and that power is infinitely steep where nothing is left to learn."""
+    logits = torch.tensor([[[200.0, 0.0], [0.0, 200.0]]], requires_grad=True)
+    class_losses(logits, torch.tensor([[0, 0]]), gamma=gamma).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 1].abs().sum() > 0
+    one = torch.tensor([200.0, -200.0], requires_grad=True)
+    binary_focal(one, torch.tensor([1.0, 1.0]), gamma, 0.25).sum().backward()
+    assert one.grad is not None
+    assert one.grad.isfinite().all()
+    assert one.grad[1] < 0
 
 
 def test_focal_objectness_is_torchvisions() -> None:

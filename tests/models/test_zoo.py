@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -248,3 +249,28 @@ def test_the_tiny_net_is_tiny() -> None:
     count = sum(p.numel() for p in build("faster_rcnn_tiny_fpn", 5).parameters())
     assert count < 2.6e6
     assert Fields().changed(build("faster_rcnn_tiny_fpn", 5).fields.to_dict()).recipe == "scratch"
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("faster_rcnn_tiny_fpn", {"mask_channels": 32}),
+        ("faster_rcnn_resnet50_c4", {"cascade_gradient": 0.3}),
+        ("fast_rcnn_tiny", {"dense_convs": 1}),
+        ("mask_rcnn_tiny_fpn", {"cascade_ious": (0.5, 0.6)}),
+        ("mask_rcnn_resnet50_fpn_v2", {"htc_mask_flow": False}),
+        ("mask_rcnn_resnet50_c4", {"mask_size": 7}),
+        ("mask_rcnn_resnet50_c4", {"mask_convs": 2}),
+        ("cascade_rcnn_tiny_fpn", {"mask_size": 7}),
+        ("cascade_mask_rcnn_tiny_fpn", {"semantic_classes": 3}),
+        ("cascade_mask_rcnn_tiny_fpn", {"head_convs": 2}),
+        ("hybrid_task_cascade_tiny_fpn", {"dense_norm": "group"}),
+        ("retinanet_tiny_fpn", {"mask_lambda": 2.0}),
+        ("retinanet_tiny_fpn", {"roi": "pool"}),
+    ],
+)
+def test_a_field_that_a_model_would_not_read_is_refused(name: str, field: dict[str, Any]) -> None:
+    (changed,) = field
+    with pytest.raises(UsageError, match=rf"^{changed} .*leave it out"):
+        build(name, 3, **field)
+    build(name, 3, **{changed: getattr(build(name, 3).fields, changed)})  # as a weights file has them all

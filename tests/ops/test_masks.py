@@ -95,6 +95,7 @@ def test_no_masks_and_masks_without_pixels() -> None:
         {"size": [4, 4], "counts": b"oooooooooooooooo0"},
         {"size": [4, 4], "counts": "ж"},
         {"size": [4, 4], "counts": [-4, 20]},
+        {"size": [4, 4], "counts": [2**62] * 4 + [16]},
         {"size": [4, 4], "counts": [2.5, 13.5]},
         {"size": [4, 4], "counts": [[16]]},
         {"size": [4, 4], "counts": [2, 13]},

@@ -62,7 +62,7 @@ def application() -> App:
 
     app = App(
         name="twostage",
-        help="Faster R-CNN, a two-stage object detector, on your own pictures.",
+        help="Two-stage object detectors, from R-CNN to Hybrid Task Cascade, on your own pictures.",
         help_epilogue="`twostage VERB --help` shows a verb's options.",
         version=f"twostage {__version__}",
         config=fill,

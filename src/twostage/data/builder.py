@@ -25,6 +25,7 @@ from twostage.errors import DataError
 SLACK = 0.1
 # Pixels; farther out there is no picture, and float32 tells pixels no longer apart.
 FARTHEST = 1e7
+_NAMED = 5  # objects without a mask that are named; a set may have masks for a tenth of its pictures, as VOC does
 
 
 @dataclass
@@ -255,9 +256,11 @@ class Builder:
             return None
         told = missing & (table.crowd == 0) & (table.difficult == 0)
         if told.any():
-            first = self.place(int(table.image[told.argmax()]), int(table.source[told.argmax()]))
-            which = f"{': '.join(first)}" + (" the first" if told.sum() > 1 else "")
-            message = f"{told.sum()} of {len(masks)} objects have no mask ({which}): of these the boxes alone count"
+            rows = np.flatnonzero(told)
+            named = [": ".join(self.place(int(table.image[row]), int(table.source[row]))) for row in rows[:_NAMED]]
+            named += [f"and {len(rows) - _NAMED} more"] * (len(rows) > _NAMED)
+            which = ", ".join(named)
+            message = f"{len(rows)} of {len(masks)} objects have no mask ({which}): of these the boxes alone count"
             fix = "Add the masks, or train a model with masks by --on-error skip"
             self.report("missing-mask", self.split, "", message, fix)
         return FlatMasks.of(masks)

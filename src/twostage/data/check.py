@@ -25,6 +25,7 @@ from twostage.data.mask_check import mask_faults
 from twostage.data.probe import probe
 from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
 from twostage.data.resize import Resize
+from twostage.data.stuff import stuff_faults
 from twostage.data.voc import VocOffset
 from twostage.errors import DataError
 
@@ -113,12 +114,14 @@ def check(
     datasets = list(_open_all(layout, options, look, faults))
     faults += _empty(datasets, default_splits(layout)[0])
     faults += _differing_classes(datasets)
+    faults += _differing_masks(datasets)
     faults += class_notes(datasets)
     faults += image_notes(datasets, look)
     faults += duplicate_faults(datasets)
     for dataset in datasets:
         faults += object_notes(dataset, resize or Resize())
         faults += mask_faults(dataset)
+        faults += stuff_faults(dataset)
     if deep:
         faults += _undecodable(datasets)
     summaries = tuple(map(_summary, datasets))
@@ -147,6 +150,15 @@ def _differing_classes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
             check_same_classes(datasets[0], dataset)
         except DataError as error:
             yield fault("classes-differ", dataset.root, dataset.split, str(error).rstrip("."), "Make them equal")
+
+
+def _differing_masks(datasets: Sequence[Dataset]) -> Iterator[Fault]:
+    masked = [dataset.split for dataset in datasets if dataset.masks is not None]
+    for dataset in datasets:
+        if masked and dataset.masks is None and len(dataset.labels):
+            message = f"no object of this split has a mask, as those of {', '.join(masked)} have"
+            fix = "Add the masks, or train a model without them"
+            yield fault("missing-mask", dataset.root, dataset.split, message, fix)
 
 
 def _empty(datasets: Sequence[Dataset], train: str | None) -> Iterator[Fault]:

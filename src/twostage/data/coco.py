@@ -71,7 +71,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises FaultyDataError for whatever keeps it from being one, NaN included."""
 
     def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no JSON number")
+        raise _NoNumberError(f"holds {constant}, which is no JSON number")
 
     try:
         require_regular(path)
@@ -87,6 +87,8 @@ def load_json(path: Path) -> dict[str, Any]:
         )
     except RecursionError:
         _broken(path, "broken-json", "is nested too deeply", "Write plain COCO lists")
+    except _NoNumberError as error:
+        _broken(path, "broken-json", str(error), "Find it in the file, and write a number there or drop its entry")
     except ValueError as error:  # of JSON and of text encodings alike
         _broken(path, "broken-json", f"does not parse: {error}", "Write the file again; it may have been cut short")
     if not isinstance(document, dict):
@@ -176,7 +178,7 @@ def _add_annotations(
             continue
         short = short_polygons(record.get("segmentation"))
         if short:
-            message = f"{short} of its polygons have fewer than three points; left out"
+            message = f"polygons of fewer than three points left out: {brief(short)}"
             builder.report(
                 "short-polygon", shown, f"annotations[{position}]", message, "Draw them again, or remove them"
             )
@@ -208,6 +210,10 @@ def _add_annotations(
             value = {"iscrowd": "0", "area": "the area of mask or box", "id": "a new number"}[key]
             message = f"{count} of {len(annotations)} annotations have no {key!r}; {value} is used"
             builder.report("filled-default", shown, "", message, "Nothing to do")
+
+
+class _NoNumberError(ValueError):
+    """NaN or an infinity, which Python writes and JSON does not know."""
 
 
 class _RecordError(Exception):

@@ -49,6 +49,7 @@ CODES: dict[str, tuple[Severity, str]] = {
         "note",
         "some objects or images have no mask where others have; a model with masks needs --on-error skip",
     ),
+    "stuff-map": ("note", "a map of stuff is missing or not of its picture; Hybrid Task Cascade learns of them"),
     "empty-mask": ("note", "a mask has no pixel in its image; a model with masks needs --on-error skip"),
     "short-polygon": ("repair", "a polygon of fewer than three points encloses nothing; it is left out"),
     "mask-elsewhere": ("note", "a mask and its box hardly overlap"),

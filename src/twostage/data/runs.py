@@ -6,6 +6,8 @@ last group for the sign; from the fourth count on it is the difference to the co
 
 from collections.abc import Sequence
 
+_BITS = 35  # seven groups: what 32-bit counts and their differences need
+
 
 def decompress(text: str) -> list[int]:
     """The counts in a compressed text. Raises ValueError where it is not one."""
@@ -18,8 +20,8 @@ def decompress(text: str) -> list[int]:
         value |= (code & 0x1F) << shift
         shift += 5
         if code & 0x20:
-            if shift > 60:
-                raise ValueError("counts hold a number of more than 60 bits")
+            if shift >= _BITS:
+                raise ValueError(f"counts hold a number of more than {_BITS} bits")
             continue
         if code & 0x10:
             value -= 1 << shift

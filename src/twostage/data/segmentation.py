@@ -43,9 +43,9 @@ def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
     return read_run_lengths(segmentation, stated)
 
 
-def short_polygons(segmentation: Any) -> int:
-    """How many polygons of a segmentation `read_segmentation` leaves out."""
-    return sum(len(ring) < 6 for ring in segmentation) if isinstance(segmentation, list) else 0
+def short_polygons(segmentation: Any) -> list[Any]:
+    """The polygons of a segmentation that `read_segmentation` leaves out."""
+    return [ring for ring in segmentation if len(ring) < 6] if isinstance(segmentation, list) else []
 
 
 def write_segmentation(mask: Mask, height: int, width: int) -> Any:

@@ -6,10 +6,10 @@ pixel of which nothing is known. `names.txt` beside the splits lists the classes
 COCO's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from twostage.data.dataset import Dataset
+from twostage.data.faults import Fault, fault
 from twostage.data.flat import FlatStrings
 from twostage.data.names import name_parts
 from twostage.errors import DataError
@@ -26,6 +27,7 @@ FOLDERS = ("stuff", "stuffthingmaps")
 NAMES = "names.txt"
 UNKNOWN = 255
 COCO_CLASSES = 183  # COCO-Stuff's stuffthingmaps: category ids less one, and some to spare
+_MODES = ("L", "P")
 STRIDE = 8  # pixels of the resized image between what a semantic branch learns
 
 
@@ -41,7 +43,7 @@ class Stuff:
         path = Path(self.paths[index])
         try:
             with Image.open(path) as picture:
-                if picture.mode not in ("L", "P"):
+                if picture.mode not in _MODES:
                     raise DataError(f"{path}: holds {picture.mode} pixels. Write a map as 8-bit numbers, one a pixel.")
                 found = np.array(picture)
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -75,6 +77,30 @@ def find_stuff(dataset: Dataset) -> Stuff | None:
             "Bring them, or remove the folder to learn without."
         )
     return Stuff(FlatStrings.of([str(path) for path in paths]), _classes(folder.parent / NAMES))
+
+
+def stuff_faults(dataset: Dataset) -> Iterator[Fault]:
+    """The maps of a split that a semantic branch could not learn from, by their headers. A split may be without."""
+    folder = _folder(dataset)
+    for index in range(len(dataset) if folder is not None else 0):
+        path = _place(cast(Path, folder), dataset, index)
+        height, width = dataset.sizes[index].tolist()
+        wrong = _wrong(path, height, width)
+        if wrong:
+            yield fault("stuff-map", path, "", wrong, "Make the map for its picture, or remove the folder of maps")
+
+
+def _wrong(path: Path, height: int, width: int) -> str:
+    try:
+        with Image.open(path) as picture:
+            mode, size = picture.mode, picture.size
+    except FileNotFoundError:
+        return "does not exist, and others of this split do"
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return f"cannot be read ({error})"
+    if mode not in _MODES:
+        return f"holds {mode} pixels, no 8-bit numbers"
+    return "" if size == (width, height) else f"the map is {size[0]} x {size[1]}, its picture {width} x {height}"
 
 
 class Map(NamedTuple):

@@ -4,9 +4,9 @@ Letters: n detections.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice, product
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from twostage.detections import Detections
 from twostage.errors import UsageError
 from twostage.inference.predictor import detect_images
+from twostage.kinds import described, fits, fitted
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import suppressed
 from twostage.models.two_stage import TwoStage
@@ -49,14 +50,23 @@ class Views:
     fuse: Fuse = "nms"
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            value = fitted(getattr(self, each.name), each.type)
+            if not fits(value, each.type):
+                raise UsageError(f"{each.name} cannot be {value!r}: it takes {described(each.type)}.")
+            object.__setattr__(self, each.name, value)
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise UsageError(f"scales is {self.scales}, and must be factors from 0.1 to 10, as 0.75 1 1.25.")
         if self.tile is not None and self.tile < 32:
             raise UsageError(f"tile is {self.tile}, and must be 32 pixels or more.")
-        if self.fuse not in get_args(Fuse):
-            raise UsageError(f"fuse is {self.fuse!r}, and must be nms or wbf.")
         if not 0 <= self.overlap < 0.9:
             raise UsageError(f"overlap is {self.overlap}, and must be from 0 to below 0.9.")
+        if self.tile is None and self.overlap != Views.overlap:
+            raise UsageError(
+                f"overlap is {self.overlap}, and there are no tiles that could: give tile, or leave it out."
+            )
+        if self.fuse != "nms" and self.plain:
+            raise UsageError(f"fuse is {self.fuse!r}, and there is one view alone: give flip, scales or tile.")
 
     @property
     def plain(self) -> bool:
@@ -256,6 +266,8 @@ def _suppressed(
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """The model's own last step, once more for all views together: which boxes stay, best first, and their scores."""
     order = np.argsort(-scores, kind="stable")
+    if not len(order):
+        return order, scores
     found = suppressed(
         torch.from_numpy(boxes[order]).float()[None],
         torch.from_numpy(scores[order]).float()[None],

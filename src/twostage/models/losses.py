@@ -54,7 +54,7 @@ def binary_focal(
     if gamma == 0 and alpha < 0:
         return loss
     p = logits.float().sigmoid()
-    loss = loss * (1 - (p * goal + (1 - p) * (1 - goal))) ** gamma
+    loss = loss * _untold(p * goal + (1 - p) * (1 - goal)) ** gamma
     return loss if alpha < 0 else loss * (alpha * goal + (1 - alpha) * (1 - goal))
 
 
@@ -147,5 +147,10 @@ def class_losses(
     flat, goal = logits.float().flatten(0, 1), classes.flatten()
     loss = cross_entropy(flat, goal, class_weights, reduction="none", label_smoothing=smoothing)
     if gamma:
-        loss = loss * (1 - flat.softmax(dim=1).gather(1, goal[:, None])[:, 0]) ** gamma
+        loss = loss * _untold(flat.softmax(dim=1).gather(1, goal[:, None])[:, 0]) ** gamma
     return loss.view_as(classes)
+
+
+def _untold(p: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """1 - p, kept above 0, where a power below 1 is infinitely steep."""
+    return (1 - p).clamp(min=1e-7)

@@ -71,7 +71,7 @@ def require_masks(splits: Splits, on_error: OnError) -> None:
     for dataset in splits[:2]:
         if dataset is None or not len(dataset.labels):
             continue
-        fix = "Add masks (`twostage data check` names the objects), or choose a model without them"
+        fix = "Add masks, or choose a model without them"
         if dataset.masks is None:
             raise DataError(
                 f"{dataset.root}: the split {dataset.split!r} has no masks, and this model learns them. {fix}."

@@ -103,5 +103,7 @@ def test_hard_examples_are_those_told_worst(batch: Batch, targets: Targets) -> N
 
 
 def test_class_weights_of_another_number_are_refused() -> None:
+    with pytest.raises(UsageError, match="give at least one class a weight above 0"):
+        build("faster_rcnn_tiny_fpn", 3, class_weights=[0, 0, 0])
     with pytest.raises(UsageError, match="class_weights has 2 numbers: give one for each of 3 classes"):
         model(class_weights=[1, 2])

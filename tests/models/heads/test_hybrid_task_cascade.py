@@ -81,6 +81,14 @@ def test_masks_flow_from_stage_to_stage(make_batch: Callable[..., Batch], target
         assert len(model.head.flows) == (2 if flows else 0)
 
 
+@pytest.mark.parametrize("fields", [{"mask_channels": 32}, {"mask_channels": 32, "mask_convs": 0}])
+def test_masks_flow_whatever_their_width(
+    make_batch: Callable[..., Batch], targets: Targets, fields: dict[str, int]
+) -> None:
+    model = htc(**fields).train()
+    assert model(make_batch(*SIZES), targets)["mask_3"].isfinite()
+
+
 def test_what_the_branch_sees_reaches_boxes_and_masks(make_batch: Callable[..., Batch], targets: Targets) -> None:
     model = htc(semantic_classes=5).train()
     losses = model(make_batch(*SIZES), targets)

@@ -61,7 +61,7 @@ class HybridTaskCascade(nn.Module):
         self.cascade = Cascade(fields, boxes)
         self.mask = nn.ModuleList(masks)
         width = masks[0].up.weight.shape[2]
-        flows = [nn.Conv2d(width, width, 1) for _ in masks[1:]] if fields.htc_mask_flow else []
+        flows = [nn.Conv2d(width, mask.channels, 1) for mask in masks[1:]] if fields.htc_mask_flow else []
         for flow in flows:
             nn.init.kaiming_normal_(flow.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(flow.bias)  # type: ignore[arg-type]

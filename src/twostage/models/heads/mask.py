@@ -69,6 +69,7 @@ class MaskHead(nn.Module):
         super().__init__()
         self.fields = fields
         self.regions: nn.Module = regions
+        self.channels = channels
         width = fields.mask_channels
         self.convs = nn.Sequential(
             *(
