@@ -52,7 +52,7 @@ def refuse_assignment(text: str, known: Any) -> None:
     if name in known:
         raise UsageError(f"{text!r} is no path. Options are written --{name.replace('_', '-')} {value}")
     if name.partition(".")[0] + _FIELDS in known:
-        raise UsageError(f"{text!r} is no path. Every field of the model has its own --set: --set {text}")
+        raise UsageError(f"{text!r} is no path. Fields of the model are written --set {text}, every one with a --set")
 
 
 def _refuse_fraction(argument: Argument) -> None:
