@@ -136,7 +136,7 @@ def test_it_goes_on_where_the_data_lie_now(
 def test_contradictions(options: TrainOptions) -> None:
     with pytest.raises(UsageError, match="says itself what learns"):
         train(replace(options, learn=("rpn",)))
-    with pytest.raises(UsageError, match="no network that proposes"):
+    with pytest.raises(UsageError, match="lacks one, choose a faster_rcnn"):
         train(replace(options, model="fast_rcnn_tiny"))
     with pytest.raises(UsageError, match="rounds is for"):
         replace(options, scheme="joint", rounds=2)

@@ -52,7 +52,9 @@ class EvalOptions(ViewOptions):
     size: int | None = option(None, "Shortest side of the image (default: as trained).", group="Images", low=1)
     max_size: int | None = option(None, "Longest side of the image (default: as trained).", group="Images", low=1)
     metric: Literal["all", "coco", "voc07", "voc12"] = option("all", "Which numbers.", group="Validation")
-    fail_under: tuple[str, ...] = option((), "Exit with 5 below this, as AP50=0.6.", group="Validation")
+    fail_under: tuple[str, ...] = option(
+        (), "Exit with 5 below this, as AP50=0.6 or, of masks, segm_AP=0.4.", group="Validation"
+    )
     conf: float | None = option(
         None, "Lowest score a detection keeps (default: the model's).", group="Detections", low=0, high=1
     )

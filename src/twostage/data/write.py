@@ -4,6 +4,7 @@ A layout without a place for ids, crowds, areas or masks gets `extras` beside it
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,8 @@ from twostage.data.names import flat_names, nested_names
 from twostage.data.recognise import Options, check_same_classes, find_layout, opener
 from twostage.data.stuff import Map, copies
 from twostage.errors import TwostageError
+
+log = logging.getLogger("twostage.data")
 
 Kind = Literal["voc", "coco", "yolo"]
 Pictures = Literal["copy", "link"]
@@ -73,6 +76,10 @@ def write_dataset(
     if lost and kind != "coco":
         write_text(folder / NAME, json.dumps(extras_document(datasets, annotations, folder)))
         lost = _lost(folder, datasets, places)
+        log.info(
+            "%s keeps what %s has no place for, as ids, crowds, areas or masks: other programs will not see that.",
+            *(NAME, kind.upper()),
+        )
     if lost:
         raise TwostageError(f"{folder}: {kind.upper()} does not hold this data set: {lost}.")
 

@@ -116,7 +116,9 @@ def _require_alternating(options: TrainOptions) -> None:
         of_classes = {name: value for name, value in options.model_fields.items() if name != "class_weights"}
         model = build(options.model, 1, **of_classes)
     if model.rpn is None or not model.second.has_losses:
-        raise UsageError(f"scheme is alternating: {options.model} has no network that proposes, choose a faster_rcnn_*")
+        raise UsageError(
+            f"scheme is alternating, by turns network and head: {options.model} lacks one, choose a faster_rcnn_*"
+        )
 
 
 def _claimed_root(options: TrainOptions, held: ExitStack) -> Path:
