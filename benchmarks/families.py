@@ -194,7 +194,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept is not None and kept.exists() else []
     spent = {"minutes": given.minutes} if given.minutes else {"epochs": given.epochs}
     fields = dict(given.set)
-    if fields and PEER in given.members:
+    if fields and given.minutes and PEER in given.members:
         parser.error(f"--set is for our members: leave {PEER!r} out of --members")
     done = [(row["who"], row["seed"], row["budget"]) for row in rows]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
@@ -232,7 +232,7 @@ def write(rows: list[dict[str, Any]], task: str, out: Path | None) -> None:
         mine = [row for row in rows if row["budget"] == {unit: number}]
         parts += [
             f"## {number:g} {unit} each",
-            f"`python benchmarks/families.py {task} --{unit} {number:g} --seeds ...`",
+            f"`python benchmarks/families.py {task} --{unit} {number:g} --seeds ... --members ... [--set ...]`",
             *sorted({row["machine"] for row in mine}),
             "Percent, mean (smallest to largest); every run on a core of its own.",
             report(mine),

@@ -29,7 +29,7 @@ from twostage.kinds import described, fits, fitted
 from twostage.models.fields import Count, Fields, Share
 from twostage.models.proposals.given import of_split
 from twostage.models.two_stage import Stages, TwoStage
-from twostage.models.zoo import ZOO
+from twostage.models.zoo import ZOO, rebuild, require_read
 from twostage.models.zoo import build as build_model
 from twostage.training.distributed import ALONE, Processes
 from twostage.weights.file import Card, load_weights, save_weights
@@ -95,7 +95,8 @@ class Detector:
         card, state = load_weights(find_weights(path, offline=offline))
         _require_known(card, path)
         with Unfilled():
-            model = build_model(card.model, len(card.names), **card.fields_with(fields))
+            model = rebuild(card.model, len(card.names), card.fields_with(fields))
+            require_read(model, fields)
         load_all(model, state, str(path))
         return cls(model, card.model, card.names, device=device, precision=precision)
 

@@ -233,5 +233,5 @@ def test_a_split_without_masks_beside_one_with_them(tmp_path: Path) -> None:
         del record["segmentation"]
     path.write_text(json.dumps(document))
     (fault,) = [f for f in check(root).faults if f.code == "missing-mask"]
-    assert fault.object == "val"
+    assert fault.file == "val"
     assert "no object of this split has a mask, as those of train have" in fault.message

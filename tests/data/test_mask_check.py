@@ -84,8 +84,21 @@ def test_two_points_alone_are_no_mask(tmp_path: Path, make_picture: Callable[...
     assert [f.code for f in dataset.faults] == ["short-polygon", "missing-mask"]
 
 
+def test_of_many_objects_without_a_mask_five_are_named(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
+    data = coco(tmp_path, make_picture, GOOD, GOOD)
+    path = data / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    bare = {name: value for name, value in document["annotations"][0].items() if name != "segmentation"}
+    document["annotations"] += [bare | {"id": 10 + k} for k in range(7)]
+    path.write_text(json.dumps(document))
+    (fault,) = [f for f in check(data).faults if f.code == "missing-mask"]
+    assert "7 of 9 objects have no mask" in fault.message
+    assert fault.message.count("annotations[") == 5
+    assert "(id 14, image a.png), and 2 more)" in fault.message
+
+
 def test_run_lengths_of_needless_groups_are_named(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
-    """Equal numbers, padded to more letters than 32 bits need: no other reader takes them."""
+    """Equal numbers, padded to more letters than 32 bits need: nobody writes them."""
     groups = [HEIGHT * WIDTH >> 5 * k & 31 for k in range(8)]
     padded = "".join(chr(48 + group + 32 * (k < 7)) for k, group in enumerate(groups))
     found = check(coco(tmp_path, make_picture, GOOD, {"size": [HEIGHT, WIDTH], "counts": padded})).faults

@@ -78,7 +78,7 @@ def test_every_map_that_cannot_be_learned_from_is_named(scenes: Path) -> None:
     Image.new("L", (50, 40)).save(folder / "000003.png")
     report = check(scenes)
     faults = [f for f in report.faults if f.code == "stuff-map"]
-    says = ("does not exist", "cannot be read", "holds RGB pixels", "the map is 50 x 40, its picture 192 x 192")
+    says = ("does not exist, and 1 of 4 images", "cannot be read", "RGB pixels", "is 50 x 40, its picture 192 x 192")
     for index, (fault, message) in enumerate(zip(faults, says, strict=True)):
         assert fault.file.endswith(f"00000{index}.png")
         assert message in fault.message

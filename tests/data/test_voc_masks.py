@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twostage.data.check import check
 from twostage.data.convert import convert
 from twostage.data.dataset import difference
 from twostage.data.faults import FaultyDataError
@@ -60,6 +61,7 @@ def test_a_split_of_which_only_some_have_masks_has_none(voc: Path) -> None:
     (fault,) = dataset.faults
     assert (fault.code, fault.severity) == ("missing-mask", "note")
     assert "1 of 3 images have no masks (SegmentationObject/c.png the first)" in fault.message
+    assert [f for f in check(voc).faults if f.code == "missing-mask"] == [fault]  # and not that it has none
 
 
 @pytest.mark.parametrize(

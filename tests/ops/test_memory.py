@@ -109,11 +109,12 @@ def test_nobody_waits_for_a_lock_that_a_fork_left_taken() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the page faults of Linux")
 def test_what_the_c_library_keeps_is_not_filled_anew() -> None:
     script = """
-import resource, torch
+import resource, sys, torch
 from twostage.ops._memory import keep_freed
-keep_freed()
+if sys.argv[1] == "keep":
+    keep_freed()
 def step():
-    blocks = [torch.ones(size << 18) for size in (1, 5, 20, 30)]  # MiB
+    blocks = [torch.ones(20 << 18) for _ in range(6)]  # 20 MiB each
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):  # until each block has found its place
@@ -123,5 +124,9 @@ for _ in range(10):
     step()
 print(faults() - before)
 """
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(out.stdout) < 1000  # 10 * 56 MiB are 143360 pages
+    kept, left = (
+        int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "leave")
+    )
+    assert kept < 1000
+    assert left > 10 * kept  # 307200 pages in all, where they are not huge ones

@@ -25,7 +25,7 @@ from twostage.errors import DataError
 SLACK = 0.1
 # Pixels; farther out there is no picture, and float32 tells pixels no longer apart.
 FARTHEST = 1e7
-_NAMED = 5  # objects without a mask that are named; a set may have masks for a tenth of its pictures, as VOC does
+_NAMED = 5  # of the objects without a mask in a split, which may be most of them
 
 
 @dataclass

@@ -153,12 +153,13 @@ def _differing_classes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
 
 
 def _differing_masks(datasets: Sequence[Dataset]) -> Iterator[Fault]:
+    """Splits without a mask beside splits with masks; of one that has some, its reader has said so."""
     masked = [dataset.split for dataset in datasets if dataset.masks is not None]
     for dataset in datasets:
-        if masked and dataset.masks is None and len(dataset.labels):
+        said = any(found.code == "missing-mask" for found in dataset.faults)
+        if masked and dataset.masks is None and not said and not (dataset.crowd | dataset.difficult).all():
             message = f"no object of this split has a mask, as those of {', '.join(masked)} have"
-            fix = "Add the masks, or train a model without them"
-            yield fault("missing-mask", dataset.root, dataset.split, message, fix)
+            yield fault("missing-mask", dataset.split, "", message, "Add the masks, or train a model without them")
 
 
 def _empty(datasets: Sequence[Dataset], train: str | None) -> Iterator[Fault]:

@@ -9,7 +9,7 @@ COCO's.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ NAMES = "names.txt"
 UNKNOWN = 255
 COCO_CLASSES = 183  # COCO-Stuff's stuffthingmaps: category ids less one, and some to spare
 _MODES = ("L", "P")
+_UNREADABLE = (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 STRIDE = 8  # pixels of the resized image between what a semantic branch learns
 
 
@@ -46,7 +47,7 @@ class Stuff:
                 if picture.mode not in _MODES:
                     raise DataError(f"{path}: holds {picture.mode} pixels. Write a map as 8-bit numbers, one a pixel.")
                 found = np.array(picture)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except _UNREADABLE as error:
             raise DataError(
                 f"{path}: cannot be read as a map of stuff ({error}). Bring it, or write it anew."
             ) from None
@@ -80,12 +81,15 @@ def find_stuff(dataset: Dataset) -> Stuff | None:
 
 
 def stuff_faults(dataset: Dataset) -> Iterator[Fault]:
-    """The maps of a split that a semantic branch could not learn from, by their headers. A split may be without."""
+    """What the headers of a split's maps tell a semantic branch in vain; nothing where there are no maps."""
     folder = _folder(dataset)
-    for index in range(len(dataset) if folder is not None else 0):
-        path = _place(cast(Path, folder), dataset, index)
-        height, width = dataset.sizes[index].tolist()
-        wrong = _wrong(path, height, width)
+    paths = [] if folder is None else [_place(folder, dataset, index) for index in range(len(dataset))]
+    lacking = [path for path in paths if not path.is_file()]
+    if lacking:
+        message = f"does not exist, and {len(lacking)} of {len(paths)} images have no map of stuff"
+        yield fault("stuff-map", lacking[0], "", message, "Bring them, or remove the folder to learn without")
+    for path, (height, width) in zip(paths, dataset.sizes.tolist(), strict=False):
+        wrong = _wrong(path, height, width) if path.is_file() else ""
         if wrong:
             yield fault("stuff-map", path, "", wrong, "Make the map for its picture, or remove the folder of maps")
 
@@ -94,9 +98,7 @@ def _wrong(path: Path, height: int, width: int) -> str:
     try:
         with Image.open(path) as picture:
             mode, size = picture.mode, picture.size
-    except FileNotFoundError:
-        return "does not exist, and others of this split do"
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         return f"cannot be read ({error})"
     if mode not in _MODES:
         return f"holds {mode} pixels, no 8-bit numbers"

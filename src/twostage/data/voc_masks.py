@@ -33,7 +33,7 @@ def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
     if min(size) > 0 and numbers.shape != size:
         raise ValueError(f"is {numbers.shape[1]} x {numbers.shape[0]}, its picture {size[1]} x {size[0]}")
     if count > MOST:
-        raise ValueError(f"cannot tell {count} objects apart: VOC's numbers end at {MOST}, COCO's do not")
+        raise ValueError(f"cannot tell {count} objects apart: VOC's numbers end at {MOST}. Write the masks as COCO")
     held = np.unique(numbers)
     strange = held[(held > count) & (held != VOID)]
     if len(strange):

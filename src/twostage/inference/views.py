@@ -55,7 +55,7 @@ class Views:
             if not fits(value, each.type):
                 raise UsageError(f"{each.name} cannot be {value!r}: it takes {described(each.type)}.")
             object.__setattr__(self, each.name, value)
-        if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
+        if not all(0.1 <= scale <= 10 for scale in self.scales):
             raise UsageError(f"scales is {self.scales}, and must be factors from 0.1 to 10, as 0.75 1 1.25.")
         if self.tile is not None and self.tile < 32:
             raise UsageError(f"tile is {self.tile}, and must be 32 pixels or more.")

@@ -22,8 +22,8 @@ _LINE = 64  # bytes of a cache line
 _SMALL = 1 << 20  # bytes, up to which torch's own memory serves
 _KEEP = 1 << 28  # bytes of slabs that stay though nobody uses them: one prediction, or one training step
 
-# Parameters of mallopt, from glibc's malloc.h. Blocks of up to 32 MiB, its largest bound, come out of the heap; no
-# more than 2 GiB of it stay free at its end, which is all that an int can say.
+# Parameters of mallopt, from glibc's malloc.h. Blocks of up to 32 MiB, its largest bound, come out of the heap. That of
+# the main thread may have 2 GiB free at its end, all that an int can say, and grows by 16 MiB more than is asked.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 

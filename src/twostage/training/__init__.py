@@ -14,9 +14,13 @@ def train(options: TrainOptions) -> dict[str, Any]:
     KeyboardInterrupt on Ctrl-C, after saving.
     """
     # torch comes with it: options alone, and so the command line's help, do without.
+    from twostage.ops._memory import give_back
     from twostage.training.alternating import alternate
     from twostage.training.folder import read_options
     from twostage.training.run import run
 
     scheme = options.scheme if options.resume is None else read_options(options.resume).scheme
-    return alternate(options) if scheme == "alternating" else run(options)
+    try:
+        return alternate(options) if scheme == "alternating" else run(options)
+    finally:
+        give_back()  # of what the steps kept for each other

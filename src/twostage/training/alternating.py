@@ -25,7 +25,7 @@ from twostage.errors import UsageError
 from twostage.folders import claimed
 from twostage.inference.prepare import prepare
 from twostage.inference.proposing import network_proposals
-from twostage.models.zoo import build
+from twostage.models.zoo import build, rebuild
 from twostage.progress import images_bar
 from twostage.training.distributed import Processes, joined
 from twostage.training.folder import RunFolder
@@ -179,7 +179,7 @@ def _propose(options: TrainOptions, root: Path, step: Step, processes: Processes
     """
     card, state = load_weights(_weights(root / step.name))
     with Unfilled():
-        model = build(card.model, len(card.names), **card.fields)
+        model = rebuild(card.model, len(card.names), card.fields)
     load_all(model, state, step.name)
     device = processes.device(options.device)
     fields = model.fields

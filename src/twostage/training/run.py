@@ -30,7 +30,7 @@ from twostage.inference.device import has_bf16, reproducible, require_precision
 from twostage.models.fields import Fields
 from twostage.models.proposals.given import of_split
 from twostage.models.two_stage import TwoStage
-from twostage.ops._memory import give_back, keep_freed
+from twostage.ops._memory import keep_freed
 from twostage.progress import images_bar
 from twostage.training.average import Average
 from twostage.training.distributed import Processes, joined
@@ -100,7 +100,6 @@ def run(options: TrainOptions) -> dict[str, Any]:
         one = Run(options, splits, session, folder, _workers(session, options), given, stuff)
         if session.device.type == "cpu":
             keep_freed()
-            held.callback(give_back)
         _learn(one)
         return _finish(one)
 

@@ -15,7 +15,7 @@ from twostage.inference.device import choose_device
 from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.fields import require_known
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import build, require_model
+from twostage.models.zoo import build, rebuild, require_model, require_read
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
 from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
@@ -69,7 +69,7 @@ def starting_model(
                 f"{last}: the run learns {', '.join(card.names)}; the data set has {', '.join(names)}. "
                 "Bring the data back, or begin a new run with --weights."
             )
-        return Start(build(card.model, len(names), **card.fields), frozenset())
+        return Start(rebuild(card.model, len(names), card.fields), frozenset())
     if options.weights is not None:
         return _from_weights(find_weights(options.weights, offline=options.offline), options.model, names, given)
     model = build(options.model, len(names), **given)
@@ -109,7 +109,8 @@ def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[
             "%s is a %s: of it %s takes what fits. Did you mean --model %s?", path, card.model, name, card.model
         )
     fields = card.fields_with(given) if card is not None and card.model == name else given
-    model = build(name, len(names), **fields)
+    model = rebuild(name, len(names), fields)
+    require_read(model, given)
     state = as_backbone(model, state) if card is None else _of_same_classes(state, card, names, path)
     loaded, fresh = load_fitting(model, state)
     if not loaded:

@@ -15,7 +15,6 @@ from twostage.models.heads.box import BoxHead
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo.defaults import C4, DC5, MOBILE, MOBILE_320, MODERN, TINY, TINY_SINGLE, V2
 from twostage.models.zoo.parts import (
-    changed,
     four_convs,
     on_normalised_resnet,
     on_pyramid,
@@ -32,19 +31,19 @@ from twostage.models.zoo.parts import (
 
 def faster_rcnn_vgg16(num_classes: int, **fields: Any) -> TwoStage:
     """Faster R-CNN as in its paper: VGG16, RoIPool, fc6 and fc7 of 4096 (Ren et al. 2015)."""
-    chosen = changed(PAPER, fields)
+    chosen = PAPER.changed(fields)
     return single_map(chosen, num_classes, VGG16())
 
 
 def faster_rcnn_zf(num_classes: int, **fields: Any) -> TwoStage:
     """Faster R-CNN as in its paper, with the five-layer net of Zeiler and Fergus and RoIs of 6 x 6."""
-    chosen = changed(replace(PAPER, roi_size=6, rpn_channels=256, recipe="paper_zf"), fields)
+    chosen = replace(PAPER, roi_size=6, rpn_channels=256, recipe="paper_zf").changed(fields)
     return single_map(chosen, num_classes, ZF())
 
 
 def faster_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-50 up to stage 4 for the map, stage 5 on every region (He et al. 2016, appendix A)."""
-    chosen = require_top_down(changed(C4, fields))
+    chosen = require_top_down(C4.changed(fields))
     norm = norm_layer(chosen.norm, chosen.norm_eps)
     body = resnet.resnet50(norm, first=3, stages=3)
     return TwoStage(
@@ -58,7 +57,7 @@ def faster_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
 
 def faster_rcnn_resnet50_dc5(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-50 with a dilated last stage for the map, fc6 and fc7 of 1024 (detectron2's "DC5")."""
-    chosen = require_top_down(changed(DC5, fields))
+    chosen = require_top_down(DC5.changed(fields))
     body = resnet.dilated(resnet.resnet50(norm_layer(chosen.norm, chosen.norm_eps), first=4))
     return TwoStage(
         chosen,
@@ -71,47 +70,47 @@ def faster_rcnn_resnet50_dc5(num_classes: int, **fields: Any) -> TwoStage:
 
 def faster_rcnn_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-18 with a feature pyramid (Lin et al. 2017)."""
-    return on_resnet(changed(MODERN, fields), num_classes, resnet.resnet18, two_layers)
+    return on_resnet(MODERN.changed(fields), num_classes, resnet.resnet18, two_layers)
 
 
 def faster_rcnn_resnet34_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-34 with a feature pyramid (Lin et al. 2017)."""
-    return on_resnet(changed(MODERN, fields), num_classes, resnet.resnet34, two_layers)
+    return on_resnet(MODERN.changed(fields), num_classes, resnet.resnet34, two_layers)
 
 
 def faster_rcnn_resnet50_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-50 with a feature pyramid (Lin et al. 2017); torchvision's `fasterrcnn_resnet50_fpn`."""
-    return on_resnet(changed(MODERN, fields), num_classes, resnet.resnet50, two_layers)
+    return on_resnet(MODERN.changed(fields), num_classes, resnet.resnet50, two_layers)
 
 
 def faster_rcnn_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-101 with a feature pyramid (Lin et al. 2017)."""
-    return on_resnet(changed(MODERN, fields), num_classes, resnet.resnet101, two_layers)
+    return on_resnet(MODERN.changed(fields), num_classes, resnet.resnet101, two_layers)
 
 
 def faster_rcnn_resnet50_fpn_v2(num_classes: int, **fields: Any) -> TwoStage:
     """ResNet-50 with normalised pyramid and a head of four convolutions (Li et al. 2021); torchvision's `_v2`."""
-    return on_normalised_resnet(changed(V2, fields), num_classes, four_convs)
+    return on_normalised_resnet(V2.changed(fields), num_classes, four_convs)
 
 
 def faster_rcnn_mobilenet_v3_large_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """MobileNetV3-Large with a two-level pyramid; torchvision's model of that name."""
-    return _mobilenet(changed(MOBILE, fields), num_classes)
+    return _mobilenet(MOBILE.changed(fields), num_classes)
 
 
 def faster_rcnn_mobilenet_v3_large_320_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """The same for images of 320 pixels and 150 proposals: the quickest of the pretrained ones."""
-    return _mobilenet(changed(MOBILE_320, fields), num_classes)
+    return _mobilenet(MOBILE_320.changed(fields), num_classes)
 
 
 def faster_rcnn_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """A small net of our own that learns from scratch in minutes on two processor cores."""
-    return on_tiny(changed(TINY, fields), num_classes, two_layers)
+    return on_tiny(TINY.changed(fields), num_classes, two_layers)
 
 
 def faster_rcnn_tiny(num_classes: int, **fields: Any) -> TwoStage:
     """The small net with a single map of stride 16, as the detectors before pyramids have it."""
-    chosen = changed(TINY_SINGLE, fields)
+    chosen = TINY_SINGLE.changed(fields)
     return single_map(chosen, num_classes, tiny_single(norm_layer(chosen.norm, chosen.norm_eps)))
 
 

@@ -15,31 +15,30 @@ from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.regions.pooling import AlignedRegions
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo.defaults import MODERN, TINY_MASKS
-from twostage.models.zoo.parts import changed, mask_head, on_resnet, on_tiny, two_layers
+from twostage.models.zoo.parts import mask_head, on_resnet, on_tiny, two_layers
 
 _MODERN = replace(MODERN, class_agnostic=True, semantic_classes="data")
 _TINY = replace(TINY_MASKS, semantic_classes="data")
-_OWN = ("mask", "cascade", "htc", "semantic")
 
 
 def hybrid_task_cascade_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Hybrid Task Cascade with ResNet-18 and a feature pyramid."""
-    return on_resnet(changed(_MODERN, fields, *_OWN), num_classes, resnet.resnet18, _htc)
+    return on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet18, _htc)
 
 
 def hybrid_task_cascade_resnet50_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Hybrid Task Cascade with ResNet-50 and a feature pyramid, the paper's."""
-    return on_resnet(changed(_MODERN, fields, *_OWN), num_classes, resnet.resnet50, _htc)
+    return on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet50, _htc)
 
 
 def hybrid_task_cascade_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Hybrid Task Cascade with ResNet-101 and a feature pyramid."""
-    return on_resnet(changed(_MODERN, fields, *_OWN), num_classes, resnet.resnet101, _htc)
+    return on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet101, _htc)
 
 
 def hybrid_task_cascade_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Hybrid Task Cascade with the small net that learns from scratch in minutes on two processor cores."""
-    return on_tiny(changed(_TINY, fields, *_OWN), num_classes, _htc)
+    return on_tiny(_TINY.changed(fields), num_classes, _htc)
 
 
 def _htc(fields: Fields, channels: int, strides: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -15,7 +15,6 @@ from twostage.models.heads.mask import BoxesAndMasks, MaskHead, shared
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo.defaults import C4, MODERN, TINY_MASKS, V2
 from twostage.models.zoo.parts import (
-    changed,
     four_convs,
     mask_head,
     on_normalised_resnet,
@@ -35,7 +34,7 @@ _V2 = replace(V2, mask_paste="rounded")
 
 def mask_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
     """Mask R-CNN on ResNet-50's stage 4; stage 5 serves boxes and masks alike."""
-    chosen = require_top_down(changed(_C4, fields, "mask"))
+    chosen = require_top_down(_C4.changed(fields))
     for name in ("mask_convs", "mask_size"):
         if getattr(chosen, name) != getattr(_C4, name):
             raise UsageError(f"{name} is of masks with regions of their own; here stage 5 serves both: leave it out")
@@ -55,27 +54,27 @@ def mask_rcnn_resnet50_c4(num_classes: int, **fields: Any) -> TwoStage:
 
 def mask_rcnn_resnet18_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Mask R-CNN with ResNet-18 and a feature pyramid."""
-    return on_resnet(changed(_MODERN, fields, "mask"), num_classes, resnet.resnet18, _boxes_and_masks)
+    return on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet18, _boxes_and_masks)
 
 
 def mask_rcnn_resnet50_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Mask R-CNN with ResNet-50 and a feature pyramid; torchvision's `maskrcnn_resnet50_fpn`."""
-    return on_resnet(changed(_MODERN, fields, "mask"), num_classes, resnet.resnet50, _boxes_and_masks)
+    return on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet50, _boxes_and_masks)
 
 
 def mask_rcnn_resnet101_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Mask R-CNN with ResNet-101 and a feature pyramid."""
-    return on_resnet(changed(_MODERN, fields, "mask"), num_classes, resnet.resnet101, _boxes_and_masks)
+    return on_resnet(_MODERN.changed(fields), num_classes, resnet.resnet101, _boxes_and_masks)
 
 
 def mask_rcnn_resnet50_fpn_v2(num_classes: int, **fields: Any) -> TwoStage:
     """Mask R-CNN with normalised pyramid and heads; torchvision's `maskrcnn_resnet50_fpn_v2`."""
-    return on_normalised_resnet(changed(_V2, fields, "mask"), num_classes, _normalised)
+    return on_normalised_resnet(_V2.changed(fields), num_classes, _normalised)
 
 
 def mask_rcnn_tiny_fpn(num_classes: int, **fields: Any) -> TwoStage:
     """Mask R-CNN with the small net that learns from scratch in minutes on two processor cores."""
-    return on_tiny(changed(TINY_MASKS, fields, "mask"), num_classes, _boxes_and_masks)
+    return on_tiny(TINY_MASKS.changed(fields), num_classes, _boxes_and_masks)
 
 
 def _boxes_and_masks(fields: Fields, channels: int, strides: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -1,8 +1,7 @@
 """How the parts of a detector are put together: what all families share. A family adds its head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -25,28 +24,6 @@ from twostage.models.two_stage import TwoStage
 Pyramid = FPN | Levels | ImagePyramid
 MakeHead = Callable[[Fields, int, tuple[int, ...], int], nn.Module]
 """From fields, the channels and strides of the maps that regions read, and K, to a second stage."""
-
-# Fields that not every family reads, by how they begin.
-_OWNERS = {
-    "mask": "models with masks",
-    "cascade": "cascades",
-    "htc": "Hybrid Task Cascade",
-    "semantic": "Hybrid Task Cascade",
-    "dense": "RetinaNet",
-}
-
-
-def changed(plain: Fields, changes: Mapping[str, Any], *own: str) -> Fields:
-    """The fields with some changed; `own` are the beginnings of those that are of some families and of this one.
-
-    Raises UsageError for what is no field, for a wrong value, and for a field that this family would not read.
-    """
-    found = plain.changed(changes)
-    for name in changes:
-        kind = name.partition("_")[0]
-        if kind in _OWNERS and kind not in own and getattr(found, name) != getattr(plain, name):
-            raise UsageError(f"{name} is of {_OWNERS[kind]}, and changes nothing here: leave it out")
-    return found
 
 
 def single_map(fields: Fields, num_classes: int, backbone: VGG16 | ZF | Tiny) -> TwoStage:
@@ -118,9 +95,7 @@ def tiny_single(norm: Norm) -> Tiny:
 def two_layers(fields: Fields, channels: int, strides: tuple[int, ...], num_classes: int) -> BoxHead:
     """Fast R-CNN's head: fc6 and fc7 behind the pooled regions. Raises UsageError where convolutions are asked for."""
     if fields.head_convs:
-        raise UsageError(
-            f"head_convs is {fields.head_convs}: only *_fpn_v2 have convolutions in the head, leave it out"
-        )
+        raise UsageError(f"head_convs is {fields.head_convs}: only *_fpn_v2 have them in the head, leave it out")
     body = TwoLayers(channels, fields.roi_size, fields.head_channels, fields.dropout, fields.head_ranks)
     return BoxHead(fields, pooling(fields, strides), body, fields.head_channels, num_classes)
 

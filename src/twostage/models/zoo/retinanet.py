@@ -17,7 +17,7 @@ from twostage.models.heads.suppress import Suppress
 from twostage.models.proposals.dense import DenseNetwork
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo.defaults import MODERN, TINY
-from twostage.models.zoo.parts import changed, require_top_down
+from twostage.models.zoo.parts import require_top_down
 
 _OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # three sizes in each (section 4)
 _MODERN = replace(
@@ -40,18 +40,10 @@ _TINY = replace(
     # From random weights: without it half the AP after three minutes on hard scenes.
     dense_norm="group",
 )
-# But for those that only say how much of a second stage there is.
+# But for those that say how large a second stage is.
 _OF_TWO_STAGES = (
-    *(
-        "rpn_channels",
-        "rpn_convs",
-        "rpn_objectness",
-        "objectness_loss",
-        "rpn_positive_fraction",
-        "rpn_nms",
-        "rpn_score_threshold",
-        "rpn_min_size",
-    ),
+    *("rpn_channels", "rpn_convs", "rpn_objectness", "objectness_loss", "rpn_positive_fraction"),
+    *("rpn_nms", "rpn_score_threshold", "rpn_min_size"),
     *("region_positive_fraction", "region_positive_iou", "region_background_iou", "region_sampling"),
     *("proposal_gradient", "roi", "dropout", "class_agnostic", "box_delta_weights"),
     *("box_loss", "box_beta", "box_lambda", "class_loss", "class_weights", "label_smoothing"),
@@ -87,7 +79,7 @@ def _on_resnet(fields: dict[str, Any], num_classes: int, body: Callable[..., res
 
 def _of_one_stage(plain: Fields, changes: dict[str, Any]) -> Fields:
     """The fields with changes. Raises UsageError for one that only two stages have."""
-    chosen = require_top_down(changed(plain, changes, "dense"))
+    chosen = require_top_down(plain.changed(changes))
     for name in _OF_TWO_STAGES:
         if getattr(chosen, name) != getattr(plain, name):
             raise UsageError(f"{name} is of two stages, and RetinaNet has one: leave it out, or choose another model")
