@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from twostage.data.batch import Batch, Targets
 from twostage.models.backbones.fpn import FPN
 from twostage.models.backbones.pyramids import ImagePyramid, Levels
-from twostage.models.zoo import build
+from twostage.models.zoo import build, rebuild
 from twostage.weights.fit import as_backbone, load_fitting
 
 STRIDES = {"top_down": (4, 8, 16, 32), "levels": (4, 8, 16, 32), "single": (16,), "image": (8, 16, 32, 64)}
@@ -35,7 +35,7 @@ def test_each_learns_and_detects(
 def test_a_single_map_has_the_anchors_of_all_levels() -> None:
     model = build("faster_rcnn_tiny_fpn", 3, pyramid="single")
     assert model.fields.anchor_sizes == ((16.0, 32.0, 64.0, 128.0),)
-    again = build("faster_rcnn_tiny_fpn", 3, **model.fields.to_dict())  # as a weights file gives them back
+    again = rebuild("faster_rcnn_tiny_fpn", 3, model.fields.to_dict())  # as a weights file gives them back
     assert again.fields == model.fields
 
 
