@@ -84,12 +84,13 @@ def stuff_faults(dataset: Dataset) -> Iterator[Fault]:
     """What the headers of a split's maps tell a semantic branch in vain; nothing where there are no maps."""
     folder = _folder(dataset)
     paths = [] if folder is None else [_place(folder, dataset, index) for index in range(len(dataset))]
-    lacking = [path for path in paths if not path.is_file()]
+    there = [path.is_file() for path in paths]
+    lacking = [path for path, found in zip(paths, there, strict=True) if not found]
     if lacking:
         message = f"does not exist, and {len(lacking)} of {len(paths)} images have no map of stuff"
         yield fault("stuff-map", lacking[0], "", message, "Bring them, or remove the folder to learn without")
-    for path, (height, width) in zip(paths, dataset.sizes.tolist(), strict=False):
-        wrong = _wrong(path, height, width) if path.is_file() else ""
+    for path, found, (height, width) in zip(paths, there, dataset.sizes.tolist(), strict=False):
+        wrong = _wrong(path, height, width) if found else ""
         if wrong:
             yield fault("stuff-map", path, "", wrong, "Make the map for its picture, or remove the folder of maps")
 

@@ -78,8 +78,9 @@ def checked(rle: Mapping[str, Any]) -> RLE:
         runs = _runs(counts)
     else:
         runs, counts = _whole(counts), b""
-    total = sum(runs.tolist())  # of Python's integers, which do not wrap
-    if (runs < 0).any() or total != height * width:
+    # Each by itself first: a sum of huge ones may wrap to the right number.
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
+        total = sum(runs.tolist())
         raise DataError(f"the runs of a mask of {height} x {width} pixels must add up to them, got {total}")
     return {"size": [height, width], "counts": counts or _compressed(runs.tolist())}
 
