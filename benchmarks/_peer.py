@@ -22,8 +22,8 @@ from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded, evaluation_batches, training_batches
 from twostage.data.resize import Resize
+from twostage.device import arithmetic
 from twostage.evaluation.results import Accumulator, Results
-from twostage.inference.device import arithmetic
 from twostage.ops.masks import encode
 from twostage.ops.paste import pasted
 from twostage.training.schedule import steps_in

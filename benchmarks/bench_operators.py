@@ -25,7 +25,8 @@ from torchvision.ops import boxes as tv_boxes
 
 from twostage.data.batch import stack_images
 from twostage.inference.prepare import prepare
-from twostage.ops import _nms_device, _roi_align_device, packed
+from twostage.ops import _nms_device, _roi_align_device
+from twostage.ops.cpu import packed
 
 DEVICE_KERNELS = {"twostage.nms.default": _nms_device.nms, "twostage.roi_align.default": _roi_align_device.forward}
 VIEWS = {

@@ -11,10 +11,10 @@ import torchvision.ops as tv
 from _pictures import photos
 from _timing import arguments, compare, finish, hardware, table, versus
 
+from twostage.experiments.small import window_net
 from twostage.inference.prepare import prepared
-from twostage.lineage.small import window_net
 from twostage.models.backbones.vgg import VGG16
-from twostage.models.lineage.nets import WindowNet
+from twostage.models.stagewise.nets import WindowNet
 from twostage.ops.roi_pool import roi_pool
 from twostage.ops.spp import spp
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from twostage.data.augment import Augment
 from twostage.data.loader import training_batches
 from twostage.data.recognise import open_dataset
+from twostage.distributed import Processes, joined
 from twostage.models.zoo import build
-from twostage.training.distributed import Processes, joined
 
 MODELS = {"faster_rcnn_resnet50_fpn": (2, 10), "faster_rcnn_tiny_fpn": (8, 60)}  # images a batch, steps
 CASES = (

@@ -31,8 +31,8 @@ from train_from_scratch import folder_of
 from twostage.data.images import read_image
 from twostage.data.recognise import open_dataset
 from twostage.detector import Detector
+from twostage.device import has_bf16
 from twostage.evaluation.evaluate import evaluate
-from twostage.inference.device import has_bf16
 from twostage.inference.timing import peak_memory, predict_arrays
 from twostage.training import TrainOptions, train
 from twostage.training.folder import read_options

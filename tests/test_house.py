@@ -13,13 +13,13 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # The rooms from the ground up: a module may import its own floor and those below.
 FLOORS = (
-    {"errors", "options", "kinds", "atomic", "folders", "environment", "download", "progress"},
+    {"errors", "options", "kinds", "atomic", "folders", "environment", "download", "progress", "device", "distributed"},
     {"ops", "data"},
     {"drawing", "detections"},
     {"models"},
     {"training", "evaluation", "inference", "weights"},
     {"detector"},
-    {"serving", "inspection", "export", "lineage"},
+    {"serving", "inspection", "export", "experiments"},
     {"cli", "__main__"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -17,9 +17,10 @@ from twostage.data.loader import evaluation_batches, read_picture
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
+from twostage.device import choose_device, require_precision
+from twostage.distributed import ALONE, Processes
 from twostage.errors import DataError, UsageError, nearest
 from twostage.evaluation.results import Accumulator, Results
-from twostage.inference.device import choose_device, require_precision
 from twostage.inference.predictor import detect_images, find, make_batch, run, to_arrays
 from twostage.inference.prepare import prepare
 from twostage.inference.proposing import network_proposals
@@ -31,7 +32,6 @@ from twostage.models.proposals.given import of_split
 from twostage.models.two_stage import Stages, TwoStage
 from twostage.models.zoo import ZOO, rebuild, require_read
 from twostage.models.zoo import build as build_model
-from twostage.training.distributed import ALONE, Processes
 from twostage.weights.file import Card, load_weights, save_weights
 from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.named import find_weights
@@ -187,7 +187,7 @@ class Detector:
 
         `proposals`, or a file of them, take the place of what the model proposes or its source computes.
         `views` as in `predict`, one picture after the other; `workers` then read none ahead. Several `processes`
-        (`training.distributed.joined`) share the images; the leader gets all detections. Raises UsageError where the
+        (`distributed.joined`) share the images; the leader gets all detections. Raises UsageError where the
         data set's classes are not the detector's: `data.dataset.select_classes` chooses from a data set that has more.
         """
         if dataset.names != self.names:

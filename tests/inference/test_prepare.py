@@ -16,10 +16,10 @@ from twostage.inference.prepare import prepare, truncated
 from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import ZOO, build
-from twostage.ops import packed
 from twostage.ops.activation import Activation
+from twostage.ops.cpu import packed
+from twostage.ops.cpu.packed import PackedConv, PackedLinear, PackedPointwise, PlainConv, PlainLinear, Window
 from twostage.ops.fused import BySize, best_conv
-from twostage.ops.packed import PackedConv, PackedLinear, PackedPointwise, PlainConv, PlainLinear, Window
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,

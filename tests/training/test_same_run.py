@@ -46,7 +46,18 @@ def test_twenty_steps_have_the_losses_of_before(model: str, scenes: Path, tmp_pa
 def arguments(model: str, scenes: Path, out: Path) -> list[str]:
     """The command line of such a run."""
     options = f"--model {model} --epochs {STEPS} --batch 4 --warmup 5 --size 96 --max-size 96 --precision fp32 --seed 7"
-    return ["train", str(scenes), *options.split(), "--eval-every", "100", "--workers", "0", "--out", str(out), "--quiet"]
+    return [
+        "train",
+        str(scenes),
+        *options.split(),
+        "--eval-every",
+        "100",
+        "--workers",
+        "0",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
 
 
 def losses_of(run: Path) -> list[dict[str, float]]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from twostage.data.recognise import open_dataset
+from twostage.distributed import ALONE
 from twostage.models.zoo import build
 from twostage.training import step
-from twostage.training.distributed import ALONE
 from twostage.training.recipe import SCRATCH
 from twostage.training.state import Progress
 from twostage.training.step import Session, train_until

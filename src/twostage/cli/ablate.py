@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from twostage.cli.verb import Outcome, verb
-from twostage.lineage.options import AblateOptions
+from twostage.experiments.options import AblateOptions
 
 
 @verb(AblateOptions)
@@ -14,7 +14,7 @@ def ablate(options: AblateOptions) -> Outcome:
     Detectors that several studies need are trained once. --resume goes on with what is not done yet.
     """
     from twostage.cli.ablate_page import write_page
-    from twostage.lineage.ablate import ablate
+    from twostage.experiments.ablate import ablate
 
     result = ablate(options)
     for study in result["studies"].values():

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from twostage.cli.verb import Outcome, verb
-from twostage.lineage.options import LineageOptions
+from twostage.experiments.options import LineageOptions
 
 
 @verb(LineageOptions)
@@ -15,7 +15,7 @@ def lineage(options: LineageOptions) -> Outcome:
     accuracy, training time and the seconds of an image, and the papers' ratios beside ours.
     """
     from twostage.cli.lineage_page import write_page
-    from twostage.lineage.run import lineage
+    from twostage.experiments.run import lineage
 
     result = lineage(options)
     print("\n".join(table(result["rows"])))

@@ -9,8 +9,8 @@ from typing import Any
 
 from twostage.atomic import write_text
 from twostage.cli.page import figure, style
-from twostage.lineage.papers import MAP, RATIOS
-from twostage.lineage.rows import Row
+from twostage.experiments.papers import MAP, RATIOS
+from twostage.experiments.rows import Row
 
 
 def write_page(result: Mapping[str, Any]) -> Path:

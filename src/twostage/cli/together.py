@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from twostage.training.distributed import Processes
+    from twostage.distributed import Processes
 
 
 _HELD_BACK = 10.0  # seconds
@@ -20,7 +20,7 @@ _HELD_BACK = 10.0  # seconds
 @contextlib.contextmanager
 def together() -> "Iterator[Processes]":
     """torchrun's processes, or this one alone; what the others print is not shown. Imports torch."""
-    from twostage.training.distributed import joined
+    from twostage.distributed import joined
 
     with joined() as processes, contextlib.ExitStack() as muted:
         if not processes.leads:

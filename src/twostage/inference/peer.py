@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from twostage.inference.device import arithmetic
+from twostage.device import arithmetic
 from twostage.models.fields import Fields
 
 PEERS = {

@@ -25,9 +25,9 @@ from twostage.models.heads.bodies import TwoLayers
 from twostage.models.heads.mask import Doubling, OwnClass
 from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
-from twostage.ops._memory import give_back
 from twostage.ops.activation import Activation
-from twostage.ops.packed import Window
+from twostage.ops.cpu.memory import give_back
+from twostage.ops.cpu.packed import Window
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
-from twostage.ops._memory import empty
 from twostage.ops.activation import Activation
+from twostage.ops.cpu.memory import empty
+from twostage.ops.cpu.packed import Window
 from twostage.ops.fused import best_conv, best_linear
-from twostage.ops.packed import Window
 
 
 class FusedConv(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 Losses = dict[str, Float[Tensor, ""]]
 
 Mean = Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
-"""From a number of this process to its mean over all processes that share a batch (`training.distributed`)."""
+"""From a number of this process to its mean over all processes that share a batch (`distributed`)."""
 
 
 def alone(number: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twostage.ops._nms_cpu import exact_threshold
 from twostage.ops.boxes import precise
+from twostage.ops.cpu.nms import exact_threshold
 
 _PAIRS = 1 << 26  # at most this many pairs at once, over all images: 256 MB in float32
 _SWEEPS = 24

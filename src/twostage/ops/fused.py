@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from twostage.ops import packed, winograd
-from twostage.ops._memory import give_back
 from twostage.ops.activation import Activation
-from twostage.ops.packed import Conv, PackedConv, PackedLinear, PackedPointwise, PlainConv, PlainLinear, Window
+from twostage.ops.cpu import packed, winograd
+from twostage.ops.cpu.memory import give_back
+from twostage.ops.cpu.packed import Conv, PackedConv, PackedLinear, PackedPointwise, PlainConv, PlainLinear, Window
 
 _LARGE = 4096  # pixels of all maps together from which on its gain is worth the memory
 

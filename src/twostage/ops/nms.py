@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from twostage.ops import _nms_cpu, _nms_device
+from twostage.ops import _nms_device
+from twostage.ops.cpu import nms as _nms_cpu
 
 
 class Kept(NamedTuple):

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from twostage.ops import _roi_align_cpu, _roi_align_device
+from twostage.ops import _roi_align_device
+from twostage.ops.cpu import roi_align as _roi_align_cpu
 
 Sides = Sequence[int | torch.SymInt]
 

@@ -14,7 +14,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     KeyboardInterrupt on Ctrl-C, after saving.
     """
     # torch comes with it: options alone, and so the command line's help, do without.
-    from twostage.ops._memory import give_back
+    from twostage.ops.cpu.memory import give_back
     from twostage.training.alternating import alternate
     from twostage.training.folder import read_options
     from twostage.training.run import run

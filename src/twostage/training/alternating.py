@@ -21,13 +21,13 @@ from typing import Any
 from twostage.atomic import write_bytes, write_text
 from twostage.data.proposals import together, write_proposals
 from twostage.data.workers import default_workers
+from twostage.distributed import Processes, joined
 from twostage.errors import UsageError
 from twostage.folders import claimed
 from twostage.inference.prepare import prepare
 from twostage.inference.proposing import network_proposals
 from twostage.models.zoo import build, rebuild
 from twostage.progress import images_bar
-from twostage.training.distributed import Processes, joined
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
 from twostage.training.resume import resumed

@@ -22,18 +22,18 @@ from twostage.data.order import steps_per_epoch
 from twostage.data.proposals import read_proposals, require_told_apart
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
+from twostage.device import has_bf16, reproducible, require_precision
+from twostage.distributed import Processes, joined
 from twostage.errors import DataError, UsageError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.folders import claimed
-from twostage.inference.device import has_bf16, reproducible, require_precision
 from twostage.models.fields import Fields
 from twostage.models.proposals.given import of_split
 from twostage.models.two_stage import TwoStage
-from twostage.ops._memory import keep_freed
+from twostage.ops.cpu.memory import keep_freed
 from twostage.progress import images_bar
 from twostage.training.average import Average
-from twostage.training.distributed import Processes, joined
 from twostage.training.folder import RunFolder
 from twostage.training.optimiser import build_optimizer, freeze, only, whole_stages
 from twostage.training.options import TrainOptions

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from twostage.data.stuff import Stuff
+from twostage.device import choose_device
 from twostage.errors import DataError
-from twostage.inference.device import choose_device
 from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.fields import require_known
 from twostage.models.two_stage import TwoStage

@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
 from twostage.data.randomness import mix
+from twostage.device import arithmetic
+from twostage.distributed import Processes
 from twostage.errors import DataError, TwostageError
-from twostage.inference.device import arithmetic
 from twostage.models.two_stage import TwoStage
 from twostage.training.average import Average
-from twostage.training.distributed import Processes
 from twostage.training.optimiser import train_mode
 from twostage.training.recipe import Recipe
 from twostage.training.schedule import factor, steps_in

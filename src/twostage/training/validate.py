@@ -8,13 +8,13 @@ import torch
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Given, evaluation_batches
 from twostage.data.stuff import Stuff
+from twostage.distributed import ALONE, Processes
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.predictor import finished, to_arrays
 from twostage.inference.prepare import prepare
 from twostage.models.fields import Fields
 from twostage.models.two_stage import TwoStage
-from twostage.training.distributed import ALONE, Processes
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""The fast forms of operators on a CPU, and the memory they work in."""

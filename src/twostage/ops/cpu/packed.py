@@ -1,0 +1,231 @@
+"""Convolutions and linear layers with all that follows them in one pass: bias, a second summand, an activation.
+
+Two ways for each: plain operators, which every device has, and on a processor oneDNN's fused primitives, with weights
+packed once into the layout they compute in. torch keeps those operators private, for its compiler: `serves` tries them.
+
+A packed layout may depend on the shape that it is asked for, and weights packed for another are turned anew in every
+call, at ten times the cost of the convolution. Packed here is what has one layout for all shapes: kernels larger than
+1 x 1, and matrices. A 1 x 1 convolution is a matrix product with the channels of every pixel.
+"""
+
+from functools import cache
+from math import prod
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d, linear
+
+from twostage.ops.activation import Activation, activate
+from twostage.ops.cpu.memory import empty
+
+_LARGE = 1 << 23  # bytes of a result that memory is kept for
+_BYTES = 1 << 22  # of a part of a product that is worked off in parts: it stays in the cache
+
+
+class Window(NamedTuple):
+    """How a convolution moves over its map: `torch.nn.functional.conv2d`'s arguments of these names."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@runtime_checkable
+class Conv(Protocol):
+    """A convolution in one of its forms."""
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """`activation(conv(x) + bias + add)`; `add` may be overwritten."""
+        ...
+
+
+class PlainConv(NamedTuple):
+    """A convolution by plain operators, on any device."""
+
+    weight: Float[Tensor, "d c k l"]
+    bias: Float[Tensor, " d"] | None
+    window: Window
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> "PlainConv":
+        """Keep the weights channels-last."""
+        return cls(weight.contiguous(memory_format=torch.channels_last), bias, window)
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """See `Conv`."""
+        y = conv2d(x, self.weight, self.bias, *self.window)
+        return activate(y if add is None else y + add, activation)
+
+
+class PackedConv(NamedTuple):
+    """A convolution by one primitive of oneDNN."""
+
+    weight: Tensor  # in its own layout
+    bias: Float[Tensor, " d"] | None
+    window: Window
+
+    @classmethod
+    def of(
+        cls,
+        weight: Float[Tensor, "d c k l"],
+        bias: Float[Tensor, " d"] | None,
+        window: Window,
+        like: tuple[int, int] | None = None,
+    ) -> "PackedConv":
+        """Pack the weights, for maps of any size, best for maps `like` this (height, width)."""
+        stride, padding, dilation, groups = window
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        shape = None if like is None else (1, weight.shape[1] * groups, *like)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)
+        return cls(packed, bias, window)
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """See `Conv`; the result takes the memory of `add`: as much need not be found anew."""
+        stride, padding, dilation, groups = self.window
+        arguments = (self.weight, self.bias, padding, stride, dilation, groups)
+        found: Tensor
+        sums = groups == 1 and activation != "hardswish"  # other sums have no primitive
+        if add is None and sums and (shape := self._shape(x)).numel() * x.element_size() > _LARGE:
+            # The primitive asks for new memory, but adds to what is there.
+            add = empty((shape[0], *shape[2:], shape[1]), x.dtype).zero_().permute(0, 3, 1, 2)
+        if add is None:
+            found = torch.ops.mkldnn._convolution_pointwise(x, *arguments, activation, [], "")
+        elif not sums:
+            found = activate(self(x).add_(add), activation)
+        else:
+            add = add.contiguous(memory_format=torch.channels_last)
+            after = None if activation == "none" else activation
+            found = torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *arguments, "add", 1.0, after, [], None)
+        return found
+
+    def _shape(self, x: Tensor) -> torch.Size:
+        """That of the result."""
+        sides = (
+            (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for side, kernel, stride, padding, dilation in zip(
+                x.shape[2:], self.weight.shape[2:], *self.window[:3], strict=True
+            )
+        )
+        return torch.Size((x.shape[0], self.weight.shape[0], *sides))
+
+
+class PackedPointwise(NamedTuple):
+    """A 1 x 1 convolution without padding and groups: a matrix product by one primitive of oneDNN."""
+
+    weight: Tensor  # in its own layout
+    bias: Float[Tensor, " d"] | None
+    stride: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls, weight: Float[Tensor, "d c 1 1"], bias: Float[Tensor, " d"] | None, window: Window
+    ) -> "PackedPointwise":
+        """Pack the weights, for maps of any size."""
+        return cls(_packed_matrix(weight[:, :, 0, 0]), bias, window.stride)
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """See `Conv`; the result takes the memory of `add`."""
+        pixels = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]
+        shape, rows = (*pixels.shape[:3], self.weight.shape[0]), pixels.reshape(-1, pixels.shape[3])
+        if add is not None:
+            found = add.permute(0, 2, 3, 1).reshape(len(rows), shape[3])
+            self._by_parts(rows, activation, found, add=True)
+        elif prod(shape) * x.element_size() > _LARGE:
+            found = empty((len(rows), shape[3]), x.dtype)
+            self._by_parts(rows, activation, found, add=False)
+        else:
+            found = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, activation, [], "")
+        return found.view(shape).permute(0, 3, 1, 2)
+
+    def _by_parts(
+        self, rows: Float[Tensor, "m c"], activation: Activation, out: Float[Tensor, "m d"], add: bool
+    ) -> None:
+        """Write to memory that is there, or add to it: the primitive takes new memory, here little at a time."""
+        step = max(1, _BYTES // (out.shape[1] * out.element_size()))
+        for x, place in zip(rows.split(step), out.split(step), strict=True):
+            if add:
+                part = torch.ops.mkldnn._linear_pointwise.binary(x, place, self.weight, self.bias, "add")
+            else:
+                part = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            if activation == "relu":
+                torch.clamp_min(part, 0, out=place)
+            else:
+                place.copy_(activate(part, activation))
+
+
+class PlainLinear(NamedTuple):
+    """A linear layer by the plain operator, on any device."""
+
+    weight: Float[Tensor, "d c"]
+    bias: Float[Tensor, " d"] | None
+
+    def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
+        """See `torch.nn.functional.linear`."""
+        return linear(x, self.weight, self.bias)
+
+
+class PackedLinear(NamedTuple):
+    """A linear layer by one primitive of oneDNN."""
+
+    weight: Tensor  # in its own layout
+    bias: Float[Tensor, " d"] | None
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> "PackedLinear":
+        """Pack the weights, for any number of rows."""
+        return cls(_packed_matrix(weight), bias)
+
+    def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
+        """See `torch.nn.functional.linear`."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, *self, "none", [], "")
+        return found
+
+
+def serves(device: str, dtype: torch.dtype) -> bool:
+    """Whether the private operators may be used here: oneDNN is there, not switched off, and passes a trial."""
+    return (
+        device == "cpu" and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled() and _passes(dtype)
+    )
+
+
+@cache
+def _passes(dtype: torch.dtype) -> bool:
+    """Whether they are here, take these arguments and give the results they should."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        torch.manual_seed(0)
+        x = torch.rand(1, 8, 9, 9).to(dtype).contiguous(memory_format=torch.channels_last)
+        weight, bias, window = torch.rand(8, 8, 3, 3).to(dtype), torch.rand(8).to(dtype), Window(padding=(1, 1))
+        small, strided = weight[:, :, :1, :1].clone(), Window(stride=(2, 2))
+        plain, point = PlainConv(weight, bias, window), PlainConv(small, bias, strided)
+        rows, flat = x.permute(0, 2, 3, 1).flatten(1, 2), PlainLinear(small[:, :, 0, 0], bias)
+        try:
+            packed, pointwise = PackedConv.of(weight, bias, window), PackedPointwise.of(small, bias, strided)
+            pairs = [
+                (packed(x, "hardswish"), plain(x, "hardswish")),
+                (packed(x, "relu", _copy(x)), plain(x, "relu", x)),
+                (pointwise(x, "relu", _copy(point(x))), point(x, "relu", point(x))),
+                (PackedLinear.of(flat.weight, bias)(rows), flat(rows)),
+            ]
+        except (RuntimeError, AttributeError, TypeError):
+            return False
+    return all(torch.allclose(found, expected, rtol=1e-2) for found, expected in pairs)
+
+
+def _packed_matrix(weight: Float[Tensor, "d c"]) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return packed
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.preserve_format)

@@ -1,0 +1,137 @@
+"""`twostage ablate`: every study runs, is kept, and stands beside the papers' rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from twostage.cli import main
+from twostage.data.recognise import open_dataset
+from twostage.data.scenes import write_scenes
+from twostage.detector import Detector
+from twostage.experiments import studies
+from twostage.experiments.bench import FastNet, without_boxes, without_ranking, without_regression
+from twostage.experiments.options import STUDIES
+from twostage.models.stagewise.nets import RegionNet
+
+NAMES = ["circle", "square", "triangle", "star", "cross"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("ablate") / "scenes", train=8, val=3)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+def test_every_study_has_its_papers_rows() -> None:
+    assert set(studies.ALL) == set(STUDIES)
+    assert all(study.papers and study.source and study.title for study in studies.ALL.values())
+
+
+def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
+    call = ["ablate", str(scenes), "--out", str(out), "--minutes", "0.004", "--size", "64", "--windows", "20"]
+    return [*call, "--learn-images", "3", "--quiet", "--json", *more]
+
+
+def test_studies_run_and_go_on(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that train little; all of them would take minutes."""
+    out, some = tmp_path / "run", ("multi_task", "svm", "features")
+    assert main(arguments(scenes, out, "--only", *some, "--seeds", "1")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["studies"]) == list(some)
+    for name in some:
+        cases = result["studies"][name]["cases"]
+        assert [case["case"] for case in cases] == list(studies.ALL[name].papers)
+        for case in cases:
+            assert 0 <= case["least"] <= case["mean"] <= case["most"] <= 100
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == 3
+    assert "selective search" in page
+    trained = sorted(path.name for path in (out / "runs").iterdir())
+    assert trained == ["alternating-0", "fast-0", "fast-model_fields___box_lambda___0.0_-0", "fast-stagewise-0"]
+
+    # The layer for boxes has learned, and nothing else.
+    classes, after = (
+        load_file(next((out / "runs" / name / "weights").glob("best.safetensors")))
+        for name in ("fast-model_fields___box_lambda___0.0_-0", "fast-stagewise-0")
+    )
+    moved = {name for name in classes if not torch.equal(classes[name], after[name])}
+    assert moved == {"head.deltas.weight", "head.deltas.bias"}
+
+    # What is done is not done again.
+    (out / "results" / "features-0.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
+    assert main(["ablate", "--resume", str(out), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["studies"] == result["studies"]
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
+
+
+def test_more_seeds_of_a_run_that_is_done(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out, "--only", "sampling", "--seeds", "1")) == 0
+    first = json.loads(capsys.readouterr().out)["studies"]["sampling"]["cases"][1]["values"]
+    assert main(["ablate", "--resume", str(out), "--seeds", "3", "--quiet", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    values = result["studies"]["sampling"]["cases"][1]["values"]
+    assert len(values) == result["settings"]["seeds"] == 3
+    assert values[:1] == first
+
+
+def test_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "x", "--only", "anchor"]) == 2
+    assert "Did you mean 'anchors'" in capsys.readouterr().err
+
+
+def test_a_fast_rcnns_vectors_are_those_its_own_layers_read(scenes: Path) -> None:
+    detector = Detector.build("fast_rcnn_tiny", NAMES, device="cpu", roi_size=6, size=96, max_size=200)
+    model, net = detector.model, FastNet(detector.model)
+    assert isinstance(net, RegionNet)
+    seen = {}
+    model.head.body.register_forward_hook(lambda _m, inputs, output: seen.update(fc7=output, regions=inputs[0]))
+    image = torch.rand(3, 48, 60)
+    boxes = torch.tensor([[4.0, 5, 30, 40], [0, 0, 60, 48]])
+    with torch.no_grad():
+        pool5 = net.pool5((image - model.mean) / model.std, boxes)
+        resized = model.fields.resizing(image)
+        maps = model.backbone(((resized - model.mean) / model.std)[None])
+        model.head(maps, (boxes * 2)[None])
+        torch.testing.assert_close(net.body(pool5), seen["fc7"][0], atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_taken_away(scenes: Path) -> None:
+    """Without regression proposals are anchors, without ranking they are drawn, without boxes they stay."""
+    dataset = open_dataset(scenes, split="val")
+
+    def fresh(**fields: object) -> Detector:
+        torch.manual_seed(0)
+        made = Detector.build(
+            "faster_rcnn_tiny", NAMES, device="cpu", size=96, rpn_nms=1.0, rpn_top_test=50, rpn_keep_test=50, **fields
+        )
+        with torch.no_grad():
+            for layer in (made.model.rpn.objectness, made.model.rpn.deltas, made.model.head.deltas):
+                layer.weight.normal_(std=0.05)
+        return made
+
+    stages = fresh().trace(dataset.path(0))
+    plain = fresh()
+    without_regression(plain.model)
+    found = plain.trace(dataset.path(0))
+    anchors = torch.cat(found.dense.anchors)[found.proposals.anchors[0]]
+    inside = anchors.clamp(min=0).minimum(torch.tensor([96.0, 96, 96, 96]))
+    torch.testing.assert_close(found.proposals.boxes[0], inside)
+    assert not torch.allclose(stages.proposals.boxes[0], found.proposals.boxes[0])
+    drawn = fresh()
+    without_ranking(drawn.model, 0)
+    own, random = (made.trace(dataset.path(0)).proposals.anchors[0] for made in (fresh(), drawn))
+    # Of several hundred anchors fifty: those drawn are spread over all, and mostly others than the best.
+    assert len(set(own.tolist()) & set(random.tolist())) < 25
+    assert len(set(random.tolist())) == 50
+    still = without_boxes(fresh(score_threshold=0.0)).trace(dataset.path(0))
+    boxes, parents = still.found.boxes[0], still.found.proposals[0]
+    torch.testing.assert_close(boxes, still.proposals.boxes[0][parents], atol=1e-4, rtol=1e-5)

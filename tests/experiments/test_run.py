@@ -1,0 +1,191 @@
+"""`twostage lineage` as a whole, on few scenes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from twostage.cli import main
+from twostage.data.dataset import Dataset
+from twostage.data.images import read_image
+from twostage.data.proposals import ProposalSet, read_proposals
+from twostage.data.recognise import open_dataset
+from twostage.data.scenes import write_scenes
+from twostage.detector import Detector
+from twostage.errors import DataError
+from twostage.evaluation.evaluate import evaluate
+from twostage.evaluation.results import Accumulator
+from twostage.experiments import rows
+from twostage.experiments.options import DETECTORS
+from twostage.experiments.papers import RATIOS
+from twostage.experiments.rows import Row
+from twostage.experiments.small import load_backbone, load_stagewise, save_backbone, window_net
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("lineage") / "scenes", train=8, val=3)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+def score_of(detector: Detector, val: Dataset, given: ProposalSet) -> float:
+    return evaluate(val, detector.detect_dataset(val, proposals=given)).scores.metrics["AP50"]
+
+
+def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
+    call = ["lineage", str(scenes), "--out", str(out), "--minutes", "0.01", "--size", "96", "--windows", "20"]
+    return [*call, "--learn-images", "3", "--timed", "2", "--quiet", "--json", *more]
+
+
+def test_every_detector_leaves_a_row_and_a_picture(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out)) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["key"] for row in result["rows"]] == list(DETECTORS)
+    for row in result["rows"]:
+        assert 0 <= row["metrics"]["AP50"] <= 1
+        assert row["network"] > 0
+        assert row["proposals"] > 0
+        assert (out / row["weights"]).exists()
+        assert (out / "pictures" / f"{row['key']}.jpg").exists()
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for row in result["rows"]:
+        assert page.count(f"<b>{row['name']}</b>") == 1
+    assert page.count("data:image/jpeg") == len(DETECTORS)
+    by_key = {row["key"]: Row(**row) for row in result["rows"]}
+    assert all(ratio.ours(by_key) for ratio in RATIOS)
+
+    # Fast R-CNN is scored on the proposals that R-CNN is scored on.
+    val = open_dataset(scenes, split="val")
+    fast = Detector.load(out / by_key["fast_rcnn"].weights)
+    given = read_proposals(out / "proposals.safetensors", val)
+    assert score_of(fast, val, given) == pytest.approx(by_key["fast_rcnn"].metrics["AP50"], abs=1e-6)
+
+    # R-CNN and SPPnet come back from their files as they were.
+    for key in ("rcnn", "sppnet", "sppnet_5_scales"):
+        model, names = load_stagewise(out / by_key[key].weights)
+        assert names == val.names
+        gathered = Accumulator()
+        for index in range(len(val)):
+            image = torch.from_numpy(read_image(val.path(index))).permute(2, 0, 1)
+            with torch.no_grad():
+                found = model(image, torch.from_numpy(given.best(index, 20)[0]))
+            gathered.add(index, *(value.numpy() for value in found[:3]))
+        again = evaluate(val, gathered.results()).scores.metrics["AP50"]
+        assert again == pytest.approx(by_key[key].metrics["AP50"], abs=0.02)
+    with pytest.raises(DataError, match="not an R-CNN or SPPnet"):
+        load_stagewise(out / "backbone.safetensors")
+
+    # Going on with it trains nothing anew, and says the same.
+    (out / "rows" / "sppnet.json").unlink()
+    assert main(["lineage", "--resume", str(out), "--quiet", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    others = [row for row in result["rows"] if row["key"] != "sppnet"]
+    assert [row for row in again["rows"] if row["key"] != "sppnet"] == others
+
+
+def test_a_backbone_of_an_earlier_run_is_taken(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    net = window_net(5)
+    save_backbone(tmp_path / "backbone.safetensors", net)
+    out = tmp_path / "run"
+    more = ("--weights", str(tmp_path / "backbone.safetensors"), "--only", "sppnet")
+    assert main(arguments(scenes, out, *more)) == 0
+    assert "read from" in json.loads(capsys.readouterr().out)["backbone"]["detail"]
+    kept = window_net(5)
+    load_backbone(out / "backbone.safetensors", kept)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), kept.parameters(), strict=True))
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "b.safetensors", window_net(5))
+    other = window_net(3)
+    load_backbone(tmp_path / "b.safetensors", other)  # other classes: the rest is taken
+    other.backbone.stages = other.backbone.stages[:1]
+    with pytest.raises(DataError, match="not the backbone of a lineage run"):
+        load_backbone(tmp_path / "b.safetensors", other)
+
+
+def test_what_a_run_was_told_stays(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out, "--only", "sppnet")) == 0
+    capsys.readouterr()
+    for words in (["--minutes", "9"], ["--windows", "30"], ["--seed", "4"]):
+        assert main(["lineage", "--resume", str(out), *words]) == 2
+        assert "goes on with what it was told" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_can_be_asked_for_more(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out, "--only", "sppnet")) == 0
+    kept = (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(["lineage", "--resume", str(out), "--only", "sppnet", "fast_rcnn", "--quiet", "--json"]) == 0
+    assert [row["key"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["sppnet", "fast_rcnn"]
+    assert (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns == kept
+    assert main(["lineage", "--resume", str(out), "--quiet", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+
+
+def test_a_detector_killed_before_its_first_step_begins_again(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(scenes, out, "--only", "faster_rcnn_joint")) == 0
+    (out / "rows" / "faster_rcnn_joint.json").unlink()
+    (out / "faster_rcnn_joint" / "state" / "state.safetensors").unlink()
+    capsys.readouterr()
+    assert main(["lineage", "--resume", str(out), "--quiet", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["lineage"], 2, "no data set given"),
+        (["lineage", "x", "--only", "fast-rcnn"], 2, "Did you mean 'fast_rcnn'"),
+        (["lineage", "--resume", "nowhere"], 4, "no run to go on with"),
+        (["lineage", "nowhere"], 3, "nowhere: does not exist"),
+    ],
+)
+def test_wrong_starts(
+    words: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra_nothing_begins(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn.svm", None)
+    assert main(arguments(scenes, tmp_path / "run")) == 4
+    assert "pip install 'twostage[lineage]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    row = Row("a", "A", {"AP": 0.5}, 1.0, 2.0, 3.0, "how", "w", {"read": 0.1})
+    assert rows.kept(tmp_path, "a", lambda: row) is row
+    (tmp_path / "rows").mkdir(exist_ok=True)
+    assert rows.kept(tmp_path, "a", lambda: pytest.fail("made anew")) == row

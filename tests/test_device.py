@@ -1,0 +1,22 @@
+"""Where a model runs, and in which arithmetic."""
+
+import pytest
+import torch
+
+from twostage.device import has_bf16
+from twostage.inference import device
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], False), (["avx2", "avx512f"], False), (["avx512f", "avx512_bf16"], True), (["amx_bf16"], True)],
+)
+def test_bf16_is_of_the_processor_where_its_flags_say_so(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: bool
+) -> None:
+    monkeypatch.setattr(device, "processor_flags", lambda: flags)
+    assert has_bf16(torch.device("cpu")) == (expected and torch.backends.mkldnn.is_available())
+
+
+def test_bf16_is_not_of_a_device_that_says_nothing_of_it() -> None:
+    assert not has_bf16(torch.device("mps"))

@@ -1,0 +1,180 @@
+"""SVMs, regressors and tuning: what R-CNN and SPPnet learn, stage by stage."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.svm import LinearSVC
+
+from twostage.data.dataset import Dataset
+from twostage.data.proposals import ProposalSet
+from twostage.data.recognise import open_dataset
+from twostage.data.scenes import write_scenes
+from twostage.errors import DataError
+from twostage.experiments.small import pyramid_net, stagewise, window_net
+from twostage.models.proposals.sources import Source, propose
+from twostage.training.stagewise.fit import FitSettings, fit_stages
+from twostage.training.stagewise.regions import Kept, pictures_of, regions_of
+from twostage.training.stagewise.ridge import fit_ridge
+from twostage.training.stagewise.svm import SvmSettings, fit_svm
+from twostage.training.stagewise.train import Bounds, crops, pretrain, train_rcnn, train_sppnet
+from twostage.training.stagewise.tune import TuneSettings, labels_of, tune
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return open_dataset(write_scenes(tmp_path_factory.mktemp("s") / "scenes", train=6, val=2), split="train")
+
+
+@pytest.fixture(scope="module")
+def windows(scenes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> ProposalSet:
+    return propose(Source("sliding_window"), scenes, folder=tmp_path_factory.mktemp("c"))
+
+
+def clouds(features: int = 12) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Positives, and negatives of 30 images, most of them far away."""
+    direction = RNG.standard_normal(features)
+    positives = RNG.standard_normal((60, features)) + 1.2 * direction
+    negatives = [RNG.standard_normal((100, features)) - RNG.uniform(0, 2) * direction for _ in range(30)]
+    return positives.astype(np.float32), [x.astype(np.float32) for x in negatives]
+
+
+def test_mining_ends_at_the_machine_of_all_negatives() -> None:
+    """scikit-learn's own on everything at once, which is what mining saves."""
+    positives, negatives = clouds()
+    settings = SvmSettings(c=0.01, fresh=300)
+    weight, offset = fit_svm(positives, negatives, settings, name="x")
+    everything = np.concatenate([positives, *negatives])
+    scale = settings.norm / np.linalg.norm(everything, axis=1).mean()
+    theirs = LinearSVC(
+        C=settings.c, loss="hinge", class_weight={1: 2.0}, intercept_scaling=10.0, max_iter=200000, random_state=0
+    ).fit(everything * scale, np.repeat([1, 0], [len(positives), len(everything) - len(positives)]))
+    ours = everything @ weight + offset
+    np.testing.assert_allclose(ours, theirs.decision_function(everything * scale), atol=0.02)
+
+
+def test_a_class_without_objects_is_said_and_never_found(caplog: pytest.LogCaptureFixture) -> None:
+    _, negatives = clouds()
+    weight, offset = fit_svm(np.zeros((0, 12), np.float32), negatives, SvmSettings(), name="yeti")
+    assert "yeti: no object" in caplog.text
+    assert (negatives[0] @ weight + offset == -1).all()
+
+
+def test_a_class_without_negatives() -> None:
+    weight, offset = fit_svm(np.ones((3, 4), np.float32), [np.zeros((0, 4), np.float32)], SvmSettings(), name="x")
+    assert np.isfinite(weight).all()
+    assert np.isfinite(offset)
+
+
+def test_ridge_is_scikit_learns_and_the_normal_equations() -> None:
+    x, y = RNG.standard_normal((50, 7)), RNG.standard_normal((50, 4))
+    weight, offset = fit_ridge(x, y)
+    theirs = Ridge(alpha=1000.0).fit(x, y)
+    np.testing.assert_allclose(weight, theirs.coef_, rtol=1e-5)
+    np.testing.assert_allclose(offset, theirs.intercept_, rtol=1e-5)
+    centred, goal = x - x.mean(0), y - y.mean(0)
+    exact = np.linalg.solve(centred.T @ centred + 1000 * np.eye(7), centred.T @ goal).T
+    np.testing.assert_allclose(weight, exact, rtol=1e-4, atol=1e-7)
+    assert not fit_ridge(x[:0], y[:0])[0].any()
+
+
+def test_regions_know_what_they_overlap(scenes: Dataset, windows: ProposalSet) -> None:
+    found = regions_of(scenes, 0, windows, 50)
+    objects = scenes.objects(0)
+    assert found.objects == len(objects.boxes)
+    np.testing.assert_array_equal(found.boxes[: found.objects], objects.boxes)
+    np.testing.assert_allclose(found.best[: found.objects], 1)
+    np.testing.assert_array_equal(found.truth[: found.objects], np.arange(found.objects))
+    np.testing.assert_allclose(found.overlap.max(axis=1), found.best)
+    own = found.overlap[np.arange(found.objects), objects.labels]
+    np.testing.assert_allclose(own, 1)
+    rows = np.arange(found.objects)
+    np.testing.assert_array_equal(labels_of(found, rows, 0.5), objects.labels + 1)
+
+
+def test_crops_are_objects_and_background(scenes: Dataset) -> None:
+    found = crops(scenes, 0)
+    for index in range(len(scenes)):
+        regions = regions_of(scenes, index, found, 1000)
+        assert (regions.best[regions.objects :] > 0.5).sum() >= 3 * regions.objects
+        assert (regions.best < 0.3).sum() > 10
+    np.testing.assert_array_equal(crops(scenes, 0).boxes, found.boxes)
+
+
+def test_tuning_learns_and_repeats_itself(scenes: Dataset) -> None:
+    def run() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = window_net(5)
+        settings = TuneSettings(steps=3, positives=8, negatives=8, images=4, negative=(0.0, 0.3))
+        assert pretrain(net, lambda n: stagewise(n, 5), scenes, settings) == 3
+        return list(net.parameters())
+
+    torch.manual_seed(0)
+    before, one, two = list(window_net(5).parameters()), run(), run()
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, one, strict=True) if a.ndim > 1)
+
+
+def test_nothing_to_learn_from() -> None:
+    layer = torch.nn.Linear(2, 2)
+    with pytest.raises(DataError, match="No image has an object"):
+        tune(layer, list(layer.parameters()), lambda i, b: b, [], TuneSettings(steps=1))
+
+
+@pytest.mark.parametrize("kind", ["rcnn", "sppnet"])
+def test_from_a_network_to_a_detector(kind: str, scenes: Dataset, windows: ProposalSet) -> None:
+    """On what was learned, an object's own class is scored above the others."""
+    torch.manual_seed(0)
+    begun = window_net(5)
+    convolutions = {k: v.clone() for k, v in begun.backbone.state_dict().items()}
+    tuning = TuneSettings(steps=4, positives=8, negatives=8, images=4)
+    common = (lambda net: stagewise(net, 5), scenes, windows, Bounds(4, 40), tuning, FitSettings(pair=0.3))
+    if kind == "rcnn":
+        model = train_rcnn(begun, *common)
+    else:
+        model = train_sppnet(pyramid_net(begun, 5, 96, five=False), *common)
+        for name, value in model.net.backbone.state_dict().items():
+            assert torch.equal(value, convolutions[name])  # only fc6, fc7 and the classifier learn
+    assert model.svms.weight.abs().sum() > 0
+    assert model.ridges.weight.abs().sum() > 0
+    index = Bounds(4, 40).of(scenes)[0]
+    objects = scenes.objects(index)
+    with torch.no_grad():
+        found = model(pictures_of(scenes)[index], torch.from_numpy(objects.boxes.copy()))
+        _, fc7 = model.vectors(pictures_of(scenes)[index], torch.from_numpy(objects.boxes.copy()))
+    assert found.boxes.isfinite().all()
+    right = model.svms(fc7)[torch.arange(len(objects.labels)), torch.from_numpy(objects.labels.copy())]
+    assert right.mean() > model.svms(fc7).mean() + 0.02
+
+
+def test_stages_do_not_depend_on_images_without_regions(scenes: Dataset, windows: ProposalSet) -> None:
+    torch.manual_seed(0)
+    model = stagewise(window_net(5), 5).eval()
+    regions = [regions_of(scenes, i, windows, 20) for i in range(3)]
+    nothing = regions[0]._replace(
+        boxes=regions[0].boxes[:0],
+        objects=0,
+        labels=regions[0].labels[:0],
+        best=regions[0].best[:0],
+        truth=regions[0].truth[:0],
+        overlap=regions[0].overlap[:0],
+    )
+    seen: list[tuple[int, int]] = []
+    fit_stages(model, pictures_of(scenes), [*regions, nothing], scenes.names, FitSettings(), lambda *n: seen.append(n))
+    assert seen[-1] == (4, 4)
+    assert model.svms.weight.isfinite().all()
+
+
+def test_what_is_kept_is_bounded() -> None:
+    made: list[int] = []
+
+    def make(index: int) -> str:
+        made.append(index)
+        return "x" * 10
+
+    kept = Kept(make, len, held=25)
+    for index in (0, 1, 0, 2, 0, 1):
+        assert kept[index] == "x" * 10
+    assert made == [0, 1, 2, 1]  # 1 was the one not used for longest
