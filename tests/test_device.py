@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from twostage import device
 from twostage.device import has_bf16
-from twostage.inference import device
 
 
 @pytest.mark.parametrize(

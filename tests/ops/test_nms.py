@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twostage.ops import _nms_cpu, _nms_device
+from twostage.ops import _nms_device
+from twostage.ops.cpu import nms as _nms_cpu
 from twostage.ops.nms import Kept, nms
 
 
