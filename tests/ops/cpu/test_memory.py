@@ -10,18 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twostage.ops.cpu import memory
+
 LARGE = (1 << 19, 4)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory, "_slabs", [])
+    monkeypatch.setattr(memory, "_slabs", [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(0, 4), (3, 5), LARGE])
 def test_shape_dtype_and_alignment(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    out = _memory.empty(shape, dtype)
+    out = memory.empty(shape, dtype)
     assert out.shape == shape
     assert out.dtype == dtype
     assert out.is_contiguous()
@@ -29,70 +31,70 @@ def test_shape_dtype_and_alignment(shape: tuple[int, int], dtype: torch.dtype) -
 
 
 def test_living_results_do_not_share() -> None:
-    first = _memory.empty(LARGE, torch.float32).fill_(1)
+    first = memory.empty(LARGE, torch.float32).fill_(1)
     view = first[5:7]
     del first
-    second = _memory.empty(LARGE, torch.float32).fill_(2)
+    second = memory.empty(LARGE, torch.float32).fill_(2)
     assert (view == 1).all()
     assert (second == 2).all()
 
 
 def test_freed_memory_serves_again_also_a_smaller_result_of_another_dtype() -> None:
-    first = _memory.empty(LARGE, torch.float32)
+    first = memory.empty(LARGE, torch.float32)
     place = first.data_ptr()
     del first
-    again = _memory.empty((LARGE[0] - 7, 7), torch.bfloat16)
+    again = memory.empty((LARGE[0] - 7, 7), torch.bfloat16)
     assert again.data_ptr() == place
 
 
 def test_small_results_share_the_memory_of_a_large_one() -> None:
-    large = _memory.empty((4 * LARGE[0], 4), torch.float32)
+    large = memory.empty((4 * LARGE[0], 4), torch.float32)
     begin, end = large.data_ptr(), large.data_ptr() + large.nbytes
     del large
-    small = [_memory.empty(LARGE, torch.float32).fill_(number) for number in range(4)]
+    small = [memory.empty(LARGE, torch.float32).fill_(number) for number in range(4)]
     assert {begin <= one.data_ptr() < end for one in small} == {True}
     assert [one.unique().tolist() for one in small] == [[0.0], [1.0], [2.0], [3.0]]
     del small[1:3]  # neighbours become one gap
-    middle = _memory.empty((2 * LARGE[0], 4), torch.float32)
+    middle = memory.empty((2 * LARGE[0], 4), torch.float32)
     assert middle.data_ptr() == begin + small[0].nbytes
-    assert len(_memory._slabs) == 1
+    assert len(memory._slabs) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 60)), max_size=40))
 def test_no_two_results_ever_overlap_and_gaps_add_up(moves: list[tuple[int, int]]) -> None:
     """Taken and let go in any order: each holds what was written to it, and in the end all is one gap again."""
-    _memory._slabs.clear()
+    memory._slabs.clear()
     held: dict[int, tuple[torch.Tensor, int]] = {}
     for turn, (place, size) in enumerate(moves):
         if place in held:
             tensor, written = held.pop(place)
             assert (tensor == written).all()
         else:
-            held[place] = _memory.empty((size, 1 << 17), torch.uint8).fill_(turn), turn
+            held[place] = memory.empty((size, 1 << 17), torch.uint8).fill_(turn), turn
     assert all((tensor == written).all() for tensor, written in held.values())
     tensor = None
     held.clear()
-    assert all(slab.unused for slab in _memory._slabs)
+    assert all(slab.unused for slab in memory._slabs)
 
 
 def test_slabs_too_small_make_room_for_a_larger_one() -> None:
     for size in (1, 2, 3):
-        _memory.empty((size * LARGE[0], 4), torch.float32)
-    assert [slab.memory.size for slab in _memory._slabs] == [3 << 23]
+        memory.empty((size * LARGE[0], 4), torch.float32)
+    assert [slab.memory.size for slab in memory._slabs] == [3 << 23]
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory, "_KEEP", 24 << 20)
-    results = [_memory.empty(LARGE, torch.float32) for _ in range(5)]  # 8 MB each
+    monkeypatch.setattr(memory, "_KEEP", 24 << 20)
+    results = [memory.empty(LARGE, torch.float32) for _ in range(5)]  # 8 MB each
     results.clear()
-    assert sum(slab.memory.size for slab in _memory._slabs) <= 24 << 20
+    assert sum(slab.memory.size for slab in memory._slabs) <= 24 << 20
 
 
 def test_threads_do_not_get_the_same_block() -> None:
     def work(number: int) -> bool:
         right = True
         for _ in range(20):
-            out = _memory.empty(LARGE, torch.int32).fill_(number)
+            out = memory.empty(LARGE, torch.int32).fill_(number)
             right &= bool((out == number).all())
         return right
 
@@ -101,8 +103,8 @@ def test_threads_do_not_get_the_same_block() -> None:
 
 
 def test_nobody_waits_for_a_lock_that_a_fork_left_taken() -> None:
-    with _memory._busy:
-        assert _memory.empty(LARGE, torch.float32).shape == LARGE
+    with memory._busy:
+        assert memory.empty(LARGE, torch.float32).shape == LARGE
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's memory of a process")
