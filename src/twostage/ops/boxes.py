@@ -7,7 +7,7 @@ Results are float32 at least: bf16 has 8 bits of mantissa, whole pixels end at 2
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Layout = Literal["xyxy", "xywh", "cxcywh", "xyxyn"]
@@ -16,6 +16,11 @@ Layout = Literal["xyxy", "xywh", "cxcywh", "xyxyn"]
 def precise(x: Shaped[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """The same numbers in float32, or in float64 where they are already."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def gather_boxes(boxes: Float[Tensor, "n p 4"], index: Int[Tensor, "n s"]) -> Float[Tensor, "n s 4"]:
+    """The boxes at these positions of each image."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
 
 
 def area(boxes: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b"]:

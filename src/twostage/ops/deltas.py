@@ -8,6 +8,7 @@ differences of large coordinates do not survive bf16.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -83,3 +84,20 @@ def _unweighted(
         return deltas[..., :2] / weights[0], deltas[..., 2:] / weights[2]
     dx, dy, dw, dh = (d / w for d, w in zip(deltas.unbind(-1), weights, strict=True))
     return torch.stack([dx, dy], dim=-1), torch.stack([dw, dh], dim=-1)
+
+
+@dataclass(frozen=True)
+class BoxCoder:
+    """`encode` and `decode` with the constants of one regressor, as torchvision's class of this name."""
+
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    clamp: float = CLAMP
+    clamp_two_sided: bool = False
+
+    def encode(self, boxes: Float[Tensor, "*#b 4"], anchors: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*#b 4"]:
+        """See `encode`."""
+        return encode(boxes, anchors, weights=self.weights)
+
+    def decode(self, deltas: Float[Tensor, "*#b 4"], anchors: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*#b 4"]:
+        """See `decode`."""
+        return decode(deltas, anchors, weights=self.weights, clamp=self.clamp, two_sided=self.clamp_two_sided)
