@@ -12,16 +12,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 Losses = dict[str, Float[Tensor, ""]]
 
-Mean = Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
+ReduceMean = Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
 """From a number of this process to its mean over all processes that share a batch (`distributed`)."""
 
 
-def alone(number: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The mean over one process."""
+def no_reduce(number: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The mean over a single process."""
     return number
 
 
-def one_over_sampled(valid: Bool[Tensor, "n s"], mean: Mean) -> Float[Tensor, " n"]:
+def one_over_sampled(valid: Bool[Tensor, "n s"], mean: ReduceMean) -> Float[Tensor, " n"]:
     """Each image's weight where every sampled row counts alike: one over their number, 1 where there are none.
 
     Several processes divide by their mean number, so that the mean of their losses is the loss of the whole batch.
@@ -40,7 +40,7 @@ def objectness_loss(
 ) -> Float[Tensor, ""]:
     """Binary cross-entropy of each sampled anchor, summed with each image's `weight` (one over N_cls).
 
-    With `focal`, its gamma and alpha, what is told right already counts less (Lin et al. 2017, "Focal Loss").
+    With `focal`, its gamma and alpha, well classified anchors count less (Lin et al. 2017, "Focal Loss").
     """
     loss = binary_focal(logits, positive.float(), *(focal or (0.0, -1.0)))
     return ((loss * valid).sum(dim=1) * weight).sum()
@@ -54,7 +54,7 @@ def binary_focal(
     if gamma == 0 and alpha < 0:
         return loss
     p = logits.float().sigmoid()
-    loss = loss * _untold(p * goal + (1 - p) * (1 - goal)) ** gamma
+    loss = loss * _one_minus(p * goal + (1 - p) * (1 - goal)) ** gamma
     return loss if alpha < 0 else loss * (alpha * goal + (1 - alpha) * (1 - goal))
 
 
@@ -139,18 +139,17 @@ def class_losses(
     smoothing: float = 0.0,
     class_weights: Float[Tensor, " k1"] | None = None,
 ) -> Float[Tensor, "n s"]:
-    """The cross-entropy of every region; with `gamma` times (1 - p)^gamma, p what its class is given (Focal Loss).
+    """The cross-entropy of every region, times (1 - p)^gamma, p the probability of its class (Focal Loss).
 
-    `smoothing` shares so much of the truth among all classes (Szegedy et al. 2016, section 7), `class_weights` says
-    how much each class counts.
+    `smoothing` is that of the labels (Szegedy et al. 2016, section 7), `class_weights` the weight of each class.
     """
     flat, goal = logits.float().flatten(0, 1), classes.flatten()
     loss = cross_entropy(flat, goal, class_weights, reduction="none", label_smoothing=smoothing)
     if gamma:
-        loss = loss * _untold(flat.softmax(dim=1).gather(1, goal[:, None])[:, 0]) ** gamma
+        loss = loss * _one_minus(flat.softmax(dim=1).gather(1, goal[:, None])[:, 0]) ** gamma
     return loss.view_as(classes)
 
 
-def _untold(p: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """1 - p, kept above 0, where a power below 1 is infinitely steep."""
+def _one_minus(p: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """1 - p, kept above 0, where the gradient of a power below 1 is infinite."""
     return (1 - p).clamp(min=1e-7)

@@ -1,31 +1,35 @@
-"""The composition: an image flows through three rooms, and each may be another part (Faster R-CNN, Figure 2).
+"""The two-stage detector: an image flows through three parts, and each may be another one (Faster R-CNN, Figure 2).
 
-    batch ── backbone ──> maps ── proposal network ──> proposals ── head ──> detections
+    batch ── backbone ──> maps ── RPN ──> proposals ── head ──> detections
 
-Fast R-CNN is the same without the network that proposes: its proposals come with the batch.
+Fast R-CNN is the same without the RPN: its proposals come with the batch.
 Every shape follows from the configuration: N images, P proposals, D detections, padded, with a validity mask.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from collections.abc import Collection
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from twostage.data.batch import Batch, GivenProposals, Targets
 from twostage.errors import UsageError
-from twostage.models.fields import Fields
-from twostage.models.heads.box import Look, Maps
-from twostage.models.heads.detect import Found
-from twostage.models.losses import Losses, Mean, alone
-from twostage.models.proposals.rpn import Dense, Proposals
+from twostage.models.config import TwoStageConfig
+from twostage.models.heads.box import BoxPredictions
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
+from twostage.models.image import Normalize
+from twostage.models.losses import Losses, ReduceMean, no_reduce
+from twostage.models.proposals.rpn import RPN, AnchorPredictions, Proposals
+from twostage.models.regions.pooling import Maps, RegionFeatures
 from twostage.models.targets.sampling import Sampler
 from twostage.ops.boxes import clip
 
+PARTS = frozenset(("backbone", "rpn", "head"))
+
 
 class Samplers(NamedTuple):
-    """How anchors and regions are sampled in training; None is the random draw of the fields."""
+    """How anchors and regions are sampled in training; None is the random sampler of the configuration."""
 
     anchors: Sampler | None = None
     regions: Sampler | None = None
@@ -34,58 +38,52 @@ class Samplers(NamedTuple):
 RANDOM = Samplers()
 
 
+class Proposed(NamedTuple):
+    """The first stage of a training step, on the pixels of the batch."""
+
+    maps: Maps
+    anchors: AnchorPredictions | None
+    proposals: Proposals
+
+
 class Stages(NamedTuple):
     """Every stage of one prediction, on the pixels of the batch."""
 
     maps: Maps
-    dense: Dense | None  # None where the proposals came with the batch
+    anchors: AnchorPredictions | None  # None where the proposals came with the batch
     proposals: Proposals
-    looks: tuple[Look, ...]  # one, or one of each stage of a cascade
-    found: Found
-
-
-@runtime_checkable
-class Proposer(Protocol):
-    """The first stage. `proposals.rpn.RPN` is Faster R-CNN's; `proposals.dense.DenseNetwork` leaves no second to do."""
-
-    fields: Fields
-
-    def __call__(self, maps: Maps, canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]) -> Dense:
-        """What it says of every anchor."""
-        ...
-
-    def propose(self, dense: Dense, sizes: Int[Tensor, "n 2"]) -> Proposals:
-        """The best of its boxes."""
-        ...
-
-    def losses(
-        self, dense: Dense, sizes: Int[Tensor, "n 2"], targets: Targets, sampler: Sampler | None, mean: Mean
-    ) -> Losses:
-        """What is to be minimised, by name."""
-        ...
+    predictions: tuple[BoxPredictions, ...]  # one, or one per stage of a cascade
+    detections: BatchDetections
 
 
 @runtime_checkable
 class Head(Protocol):
-    """The second stage: all that happens to proposals. `heads.box.BoxHead` is Fast R-CNN's, others are built on it."""
+    """The second stage: everything from proposals to detections. `heads.box.BoxHead` is Fast R-CNN's."""
 
-    knows_masks: bool
-    has_losses: bool
+    has_masks: bool
 
-    def reads(self, maps: Maps) -> Maps:
-        """What its regions are pooled from: the maps, and what it makes of them for all regions together."""
+    def fuse_features(self, maps: Maps) -> RegionFeatures:
+        """What regions are pooled from: the maps, and what the head computes from them for all regions together."""
         ...
 
-    def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
-        """What is said of every proposal, once or stage after stage."""
+    def predict(
+        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
+    ) -> tuple[BoxPredictions, ...]:
+        """Predictions for every proposal, of one stage or of several."""
         ...
 
-    def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
-        """The detections that come of it."""
+    def postprocess(
+        self,
+        predictions: tuple[BoxPredictions, ...],
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        config: PostprocessConfig,
+    ) -> BatchDetections:
+        """Detections from the predictions, without their masks."""
         ...
 
-    def masks(self, maps: Maps, found: Found) -> Found:
-        """The detections with their masks, where the head knows any."""
+    def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
+        """The same detections with their masks, where the head has any."""
         ...
 
     def losses(
@@ -95,9 +93,9 @@ class Head(Protocol):
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
         sampler: Sampler | None,
-        mean: Mean,
+        mean: ReduceMean,
     ) -> Losses:
-        """What is to be minimised, by name."""
+        """The losses by name."""
         ...
 
 
@@ -108,101 +106,111 @@ class TwoStage(nn.Module):
     with a batch take the place of its own.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
-        self,
-        fields: Fields,
-        num_classes: int,
-        *,
-        backbone: nn.Module,
-        rpn: nn.Module | None,
-        head: nn.Module,
+        self, config: TwoStageConfig, num_classes: int, *, backbone: nn.Module, rpn: RPN | None, head: nn.Module
     ) -> None:
         super().__init__()
-        self.fields = fields
+        self.config = config
         self.num_classes = num_classes
-        self.dtype: torch.dtype | None = None  # of a prepared model's maps; None: that of the weights, or autocast's
-        self.recorded: Callable[..., Any] | None = None  # of a prepared model on a GPU: inference.graphs.Recordings
-        self.learns: tuple[str, ...] = ("backbone", "rpn", "head")  # whose losses count; see training.optimiser
+        self.normalize = Normalize(config.image)
         self.backbone = backbone
-        self.rpn = cast(Proposer | None, rpn)
-        self.head = head
-        self.register_buffer("mean", torch.tensor(fields.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(fields.std)[:, None, None], persistent=False)
+        self.rpn = rpn
+        self.head = cast(Head, head)
 
     @property
-    def second(self) -> Head:
-        """The head, as the composition sees it."""
-        return cast(Head, self.head)
-
-    @property
-    def knows_masks(self) -> bool:
-        """Whether there are masks to learn: the head has some, and learns."""
-        return self.second.knows_masks and "head" in self.learns
+    def has_masks(self) -> bool:
+        """Whether detections have masks."""
+        return self.head.has_masks
 
     def forward(
-        self, batch: Batch, targets: Targets | None = None, samplers: Samplers = RANDOM, mean: Mean = alone
-    ) -> Losses | Found:
+        self,
+        batch: Batch,
+        targets: Targets | None = None,
+        samplers: Samplers = RANDOM,
+        mean: ReduceMean = no_reduce,
+        parts: Collection[str] = PARTS,
+    ) -> Losses | BatchDetections:
         """A dictionary of losses in training mode, detections in evaluation mode.
 
-        `mean` is for processes that share a batch: the mean of their losses is then that of the whole batch.
+        `mean` averages a number over processes that share a batch: the mean of their losses is then that of the whole
+        batch. `parts` are those that are trained: losses of the others are left out.
         """
         if not self.training:
-            return self.stages(batch).found
+            return self.stages(batch).detections
         if targets is None:
             raise ValueError("A model in training mode needs targets; call model.eval() for detections.")
         maps = self.features(batch)
-        dense, proposals = self.proposals(maps, batch)
-        return self.losses(maps, dense, proposals, batch.sizes, targets, samplers, mean)
+        anchors, proposals = self.propose(maps, batch, train_rpn="rpn" in parts)
+        return self.losses(Proposed(maps, anchors, proposals), batch.sizes, targets, samplers, mean, parts)
 
-    def stages(self, batch: Batch, output: Fields | None = None) -> Stages:
-        """The forward pass with everything it computed; `output` replaces the fields of the last step."""
-        maps = self.features(batch)
-        dense, proposals = self.proposals(maps, batch)
-        read = self.second.reads(maps)
-        looks = self.second.looks(read, proposals, batch.sizes)
-        found = self.second.detect(looks, proposals, batch.sizes, output or self.fields)
-        return Stages(maps, dense, proposals, looks, self.second.masks(read, found))
+    def stages(self, batch: Batch, config: PostprocessConfig | None = None) -> Stages:
+        """The forward pass with everything it computed; `config` replaces the model's own post-processing."""
+        return self.stages_from(self.features(batch), batch, config or self.config.postprocess)
+
+    def stages_from(self, maps: Maps, batch: Batch, config: PostprocessConfig) -> Stages:
+        """The same from the feature maps on."""
+        anchors, proposals = self.propose(maps, batch)
+        return self._second_stage(maps, anchors, proposals, batch.sizes, config)
+
+    def suppress_again(self, stages: Stages, sizes: Int[Tensor, "n 2"], config: PostprocessConfig) -> Stages:
+        """The stages from the anchors' predictions on, with both suppressions on the CPU, where NMS has no limit."""
+        proposals = stages.proposals
+        if self.rpn is not None and stages.anchors is not None:
+            proposals = self.rpn.propose(stages.anchors.to("cpu"), sizes.cpu())
+        proposals = proposals.to(sizes.device)
+        return self._second_stage(stages.maps, stages.anchors, proposals, sizes, config, suppress_on="cpu")
+
+    def _second_stage(
+        self,
+        maps: Maps,
+        anchors: AnchorPredictions | None,
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        config: PostprocessConfig,
+        suppress_on: str | None = None,
+    ) -> Stages:
+        features = self.head.fuse_features(maps)
+        predictions = self.head.predict(features, proposals, sizes)
+        device = torch.device(suppress_on) if suppress_on else sizes.device
+        there = tuple(BoxPredictions(*(x.to(device) for x in stage)) for stage in predictions)
+        detections = self.head.postprocess(there, proposals.to(device), sizes.to(device), config)
+        detections = self.head.predict_masks(features, detections.each(lambda x: x.to(sizes.device)))
+        return Stages(maps, anchors, proposals, predictions, detections)
 
     def features(self, batch: Batch) -> Maps:
-        """Feature maps of the normalised images; padding is 0 after normalisation, as if it were the mean colour."""
-        images = (batch.images - self.mean).div_(self.std)
-        images.mul_(_on_image(batch.sizes, images.shape[2], images.shape[3])[:, None])
-        return self.backbone(images if self.dtype is None else images.to(self.dtype))
+        """Feature maps of the normalised images."""
+        return self.backbone(self.normalize(batch))
 
-    def proposals(self, maps: Maps, batch: Batch) -> tuple[Dense | None, Proposals]:
-        """What the network says of every anchor, and the best of its boxes, or the boxes that came with the batch.
+    def propose(
+        self, maps: Maps, batch: Batch, *, train_rpn: bool = False
+    ) -> tuple[AnchorPredictions | None, Proposals]:
+        """The RPN's predictions for every anchor and its proposals, or the proposals that came with the batch.
 
-        With those the network is not asked, unless it learns. Raises UsageError where there is neither.
+        With those the RPN is not run, unless it is trained. Raises UsageError where there is neither.
         """
         given = None if batch.proposals is None else as_proposals(batch.proposals, batch.sizes)
-        if given is not None and not self.second.has_losses:
-            raise UsageError("This detector has one stage: it takes no proposals from elsewhere.")
-        if self.rpn is None or (given is not None and not (self.training and "rpn" in self.learns)):
+        if self.rpn is None or (given is not None and not train_rpn):
             if given is None:
-                raise UsageError("This detector has no network that proposes: give proposals with the batch.")
+                raise UsageError("This detector has no RPN: give proposals with the batch.")
             return None, given
-        dense = self.rpn(maps, batch.canvas, batch.sizes)
-        return dense, self.rpn.propose(dense, batch.sizes) if given is None else given
+        anchors = self.rpn(maps, batch.canvas, batch.sizes)
+        return anchors, self.rpn.propose(anchors, batch.sizes) if given is None else given
 
     def losses(
         self,
-        maps: Maps,
-        dense: Dense | None,
-        proposals: Proposals,
+        stages: Proposed | Stages,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
         samplers: Samplers = RANDOM,
-        mean: Mean = alone,
+        mean: ReduceMean = no_reduce,
+        parts: Collection[str] = PARTS,
     ) -> Losses:
-        """The four losses of Faster R-CNN's joint training (section 3.2), or those of the parts that learn."""
+        """The four losses of Faster R-CNN's joint training (section 3.2), or those of the parts that are trained."""
         losses: Losses = {}
-        if self.rpn is not None and dense is not None and "rpn" in self.learns:
-            losses |= self.rpn.losses(dense, sizes, targets, samplers.anchors, mean)
-        if "head" in self.learns or "boxes" in self.learns:
-            losses |= self.second.losses(maps, proposals, sizes, targets, samplers.regions, mean)
+        if self.rpn is not None and stages.anchors is not None and "rpn" in parts:
+            losses |= self.rpn.losses(stages.anchors, sizes, targets, samplers.anchors, mean)
+        if "head" in parts or "boxes" in parts:
+            losses |= self.head.losses(stages.maps, stages.proposals, sizes, targets, samplers.regions, mean)
         return losses
 
 
@@ -211,10 +219,3 @@ def as_proposals(given: GivenProposals, sizes: Int[Tensor, "n 2"]) -> Proposals:
     place = torch.arange(given.scores.shape[1], device=sizes.device).expand(given.scores.shape)
     overflow = torch.zeros(len(sizes), dtype=torch.bool, device=sizes.device)
     return Proposals(clip(given.boxes, sizes), given.scores, place, given.valid, overflow)
-
-
-def _on_image(sizes: Int[Tensor, "n 2"], height: int, width: int) -> Float[Tensor, "n {height} {width}"]:
-    """1 on each image, 0 on its padding."""
-    y = torch.arange(height, device=sizes.device)
-    x = torch.arange(width, device=sizes.device)
-    return ((y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None, :]).float()

@@ -1,13 +1,24 @@
 """Feature pyramid network (Lin et al. 2017, section 3): every level as rich as the coarsest."""
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
-from twostage.models.backbones.norm import ConvNorm, Norm
+from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig
+from twostage.models.component import Count
+
+
+@dataclass(frozen=True)
+class FPNConfig:
+    """`extra` levels behind the coarsest: none, one by `LastLevelMaxPool`, or two by `LastLevelP6P7`."""
+
+    channels: Count = 256
+    extra: Literal["none", "max_pool", "p6p7"] = "max_pool"
+    norm: NormConfig | None = None
 
 
 class Body(Protocol):
@@ -18,7 +29,7 @@ class Body(Protocol):
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]: ...
 
-    def parts(self) -> list[list[nn.Module]]: ...
+    def get_stages(self) -> list[list[nn.Module]]: ...
 
 
 class FPN(nn.Module):
@@ -54,12 +65,12 @@ class FPN(nn.Module):
         levels = [output(tops.pop()) for output in self.outputs]
         return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))
 
-    def parts(self) -> list[list[nn.Module]]:
-        """What may be frozen: the body's parts."""
-        return cast(Body, self.body).parts()
+    def get_stages(self) -> list[list[nn.Module]]:
+        """What may be frozen: the body's stages."""
+        return cast(Body, self.body).get_stages()
 
 
-class EverySecond(nn.Module):
+class LastLevelMaxPool(nn.Module):
     """One more level: every second pixel of the coarsest (Lin et al. 2017, section 4.1)."""
 
     levels = 1
@@ -69,7 +80,7 @@ class EverySecond(nn.Module):
         return (max_pool2d(x, 1, stride=2),)
 
 
-class TwoConvs(nn.Module):
+class LastLevelP6P7(nn.Module):
     """Two more levels, each a 3 x 3 convolution of stride 2 of the one before (RetinaNet, section 4).
 
     The first reads the pyramid's coarsest level, as in torchvision; in the paper the body's.
@@ -93,6 +104,13 @@ class Nearest(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"], size: Sequence[int]) -> Float[Tensor, "n c _ _"]:
         """The map at this height and width."""
         return interpolate(x, size, mode="nearest")
+
+
+def extra_levels(kind: str, width: int) -> nn.Module | None:
+    """The module behind the coarsest level that `FPNConfig.extra` names."""
+    if kind == "none":
+        return None
+    return LastLevelMaxPool() if kind == "max_pool" else LastLevelP6P7(width)
 
 
 def with_extra(strides: tuple[int, ...], extra: nn.Module | None) -> tuple[int, ...]:

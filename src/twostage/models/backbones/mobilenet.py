@@ -1,11 +1,12 @@
 """MobileNetV3-Large (Howard et al. 2019, Table 1), with torchvision's parameter names."""
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twostage.models.backbones.norm import ConvNorm, Norm
+from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig
 from twostage.ops.activation import Activation
 
 
@@ -41,6 +42,13 @@ LARGE = (
 )
 
 
+@dataclass(frozen=True)
+class MobileNetV3Config:
+    """MobileNetV3-Large."""
+
+    norm: NormConfig = field(default_factory=NormConfig)
+
+
 class MobileNetV3Large(nn.Module):
     """The convolutional part; returns the maps of 160 and 960 channels, both at stride 32."""
 
@@ -72,7 +80,7 @@ class MobileNetV3Large(nn.Module):
                 maps.append(x)
         return tuple(maps)
 
-    def parts(self) -> list[list[nn.Module]]:
+    def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen, from the input on: six parts, a new one at each block with stride 2 and at the end."""
         starts = [0, *(i + 1 for i, row in enumerate(LARGE) if row.stride == 2), len(LARGE) + 1]
         layers = list(self.features)

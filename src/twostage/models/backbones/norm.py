@@ -1,17 +1,29 @@
 """Normalisation layers, and how a convolution meets them and what comes after."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from twostage.models.component import NotNegative, short
 from twostage.models.fused import FusedConv
 from twostage.ops.activation import Activation, activate
 
 Norm = Callable[[int], nn.Module]
+"""The constructor of a normalisation layer for so many channels."""
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """FrozenBatchNorm, BatchNorm or GroupNorm (Wu and He 2018)."""
+
+    kind: Literal["frozen", "batch", "group"] = short("frozen", "norm")
+    eps: NotNegative = short(1e-5, "norm_eps")  # torchvision's COCO_V1 ResNet-50 has 0.0
 
 
 class FrozenBatchNorm(nn.Module):
@@ -57,13 +69,13 @@ class ConvNorm(nn.Sequential):
         return conv_norm(x, conv, norm[0] if norm else None, self.activation, add)
 
 
-def norm_layer(kind: str, eps: float) -> Norm:
-    """The constructor of a normalisation layer for so many channels: `frozen`, `batch`, or `group` (Wu and He 2018)."""
-    if kind == "frozen":
-        return partial(FrozenBatchNorm, eps=eps)
-    if kind == "batch":
-        return partial(nn.BatchNorm2d, eps=eps)
-    return lambda channels: nn.GroupNorm(min(32, channels // 8), channels, eps=eps)
+def norm_layer(config: NormConfig) -> Norm:
+    """The constructor of such layers."""
+    if config.kind == "frozen":
+        return partial(FrozenBatchNorm, eps=config.eps)
+    if config.kind == "batch":
+        return partial(nn.BatchNorm2d, eps=config.eps)
+    return lambda channels: nn.GroupNorm(min(32, channels // 8), channels, eps=config.eps)
 
 
 def conv_norm(

@@ -7,15 +7,24 @@ top_down  (d) the feature pyramid network: `backbones.fpn`
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from twostage.models.backbones.fpn import FPN, Body, EverySecond, neck_conv, with_extra
+from twostage.models.backbones.fpn import FPN, Body, extra_levels, neck_conv, with_extra
+from twostage.models.component import Count, short
 
-Kind = Literal["top_down", "levels", "single", "image"]
+
+@dataclass(frozen=True)
+class PyramidConfig:
+    """A neck whose `kind` can be chosen; `extra` levels as in `fpn.FPNConfig`, for "top_down" and "levels"."""
+
+    kind: Literal["top_down", "levels", "single", "image"] = short("top_down", "pyramid")
+    channels: Count = 256
+    extra: Literal["none", "max_pool"] = "max_pool"
 
 
 class Levels(nn.Module):
@@ -42,9 +51,9 @@ class Levels(nn.Module):
         levels = [output(lateral(x)) for lateral, output, x in neck]
         return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))
 
-    def parts(self) -> list[list[nn.Module]]:
-        """What may be frozen: the body's parts."""
-        return cast(Body, self.body).parts()
+    def get_stages(self) -> list[list[nn.Module]]:
+        """What may be frozen: the body's stages."""
+        return cast(Body, self.body).get_stages()
 
 
 class ImagePyramid(nn.Module):
@@ -72,28 +81,21 @@ class ImagePyramid(nn.Module):
             maps += self.level(scaled)
         return tuple(maps)
 
-    def parts(self) -> list[list[nn.Module]]:
-        """What may be frozen: the body's parts."""
-        return self.level.parts()
+    def get_stages(self) -> list[list[nn.Module]]:
+        """What may be frozen: the body's stages."""
+        return self.level.get_stages()
 
 
 def pyramid(
-    kind: Kind,
-    whole: Callable[[], nn.Module],
-    one: Callable[[], nn.Module],
-    width: int,
-    *,
-    extra: bool,
-    levels: int,
+    config: PyramidConfig, whole: Callable[[], nn.Module], one: Callable[[], nn.Module], *, levels: int
 ) -> FPN | Levels | ImagePyramid:
-    """The pyramid of a kind over a body: `whole` gives its maps of all stages, `one` that of stride 16 alone.
+    """The pyramid over a body: `whole` makes the one with the maps of all stages, `one` that of stride 16 alone.
 
-    `levels` is how many sizes an image pyramid has.
+    `levels` is the number of sizes of an image pyramid.
     """
-    more = EverySecond() if extra else None
-    if kind == "top_down":
-        return FPN(whole(), width, extra=more)
-    if kind == "levels":
-        return Levels(whole(), width, extra=more)
-    single = Levels(one(), width)
-    return single if kind == "single" else ImagePyramid(single, levels)
+    if config.kind == "top_down":
+        return FPN(whole(), config.channels, extra=extra_levels(config.extra, config.channels))
+    if config.kind == "levels":
+        return Levels(whole(), config.channels, extra=extra_levels(config.extra, config.channels))
+    single = Levels(one(), config.channels)
+    return single if config.kind == "single" else ImagePyramid(single, levels)

@@ -3,10 +3,27 @@
 The stride of a bottleneck sits in its 3 x 3 convolution, as in torchvision; the original has it in the first 1 x 1.
 """
 
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twostage.models.backbones.norm import ConvNorm, Norm, conv_norm
+from twostage.kinds import Within
+from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, conv_norm, norm_layer
+
+Stage = Annotated[int, Within(1, 4)]
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """ResNet-18, 34, 50 or 101; the maps of the stages from `first` to `last`, of which `dilated` keeps 4 at stride 16."""
+
+    depth: Literal[18, 34, 50, 101] = 50
+    first: Stage = 1
+    last: Stage = 4
+    dilated: bool = False
+    norm: NormConfig = field(default_factory=NormConfig)
 
 
 class BasicBlock(nn.Module):
@@ -88,7 +105,7 @@ class ResNet(nn.Module):
             maps.append(x)
         return tuple(maps[self.first - 1 :])
 
-    def parts(self) -> list[list[nn.Module]]:
+    def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen, from the input on: the stem, then each stage."""
         return [[self.conv1, self.bn1], *([self.get_submodule(name)] for name in self.names)]
 
@@ -118,24 +135,19 @@ def dilated(net: ResNet) -> ResNet:
     return net
 
 
-def resnet18(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
-    """ResNet-18: 512 channels at stride 32."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), norm, first=first, stages=stages)
+_DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
 
 
-def resnet34(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
-    """ResNet-34: 512 channels at stride 32."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), norm, first=first, stages=stages)
-
-
-def resnet50(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
-    """ResNet-50: 2048 channels at stride 32."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), norm, first=first, stages=stages)
-
-
-def resnet101(norm: Norm, *, first: int = 1, stages: int = 4) -> ResNet:
-    """ResNet-101: 2048 channels at stride 32."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), norm, first=first, stages=stages)
+def resnet(config: ResNetConfig) -> ResNet:
+    """The network of a configuration."""
+    block, depths = _DEPTHS[config.depth]
+    net = ResNet(block, depths, norm_layer(config.norm), first=config.first, stages=config.last)
+    return dilated(net) if config.dilated else net
 
 
 def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> ConvNorm | None:

@@ -1,12 +1,21 @@
 """A small residual network that learns from scratch on two processor cores."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twostage.models.backbones.norm import Norm
+from twostage.models.backbones.norm import Norm, NormConfig, norm_layer
 from twostage.models.backbones.resnet import BasicBlock
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """All four stages, or with `single` the map of stride 16 alone, without the stage behind it."""
+
+    single: bool = False
+    norm: NormConfig = field(default_factory=lambda: NormConfig("batch"))
 
 
 class Tiny(nn.Module):
@@ -55,6 +64,12 @@ class Tiny(nn.Module):
             maps.append(x)
         return tuple(maps[self.first :])
 
-    def parts(self) -> list[list[nn.Module]]:
+    def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen, from the input on: the stem, then each stage."""
         return [[self.stem], *([stage] for stage in self.stages)]
+
+
+def tiny(config: TinyConfig) -> Tiny:
+    """The network of a configuration."""
+    norm = norm_layer(config.norm)
+    return Tiny(norm, (32, 64, 128), (1, 1, 1), first=2) if config.single else Tiny(norm)

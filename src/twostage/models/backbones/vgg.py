@@ -4,10 +4,17 @@ The four poolings before it round up, as Caffe does: a 600 x 800 image has a 38 
 (Faster R-CNN, section 3.1.1). The fifth pooling is replaced by the pooling of regions (Fast R-CNN, section 2.2).
 """
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+@dataclass(frozen=True)
+class VGG16Config:
+    """VGG16 has nothing to choose."""
 
 
 class VGG16(nn.Module):
@@ -36,7 +43,7 @@ class VGG16(nn.Module):
         """The map of conv5_3, after its ReLU."""
         return (self.features(x),)
 
-    def parts(self) -> list[list[nn.Module]]:
+    def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen, from the input on: the five blocks between poolings."""
         blocks: list[list[nn.Module]] = [[]]
         for layer in self.features:

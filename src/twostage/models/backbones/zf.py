@@ -1,5 +1,7 @@
 """The "ZF" net (Zeiler and Fergus 2014), its fast version as SPPnet and Faster R-CNN use it: five convolutions."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
@@ -19,6 +21,11 @@ class LocalNorm(nn.Module):
         """The normalised map."""
         mean = avg_pool2d(x.square(), self.size, stride=1, padding=self.size // 2)
         return x / (1 + self.alpha * mean) ** self.beta
+
+
+@dataclass(frozen=True)
+class ZFConfig:
+    """ZF has nothing to choose."""
 
 
 class ZF(nn.Module):
@@ -57,6 +64,6 @@ class ZF(nn.Module):
         """The map of conv5, after its ReLU."""
         return (self.features(x),)
 
-    def parts(self) -> list[list[nn.Module]]:
+    def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen, from the input on: the five convolutions."""
         return [[layer] for layer in self.features if isinstance(layer, nn.Conv2d)]

@@ -1,21 +1,49 @@
-"""What turns a region's features into one vector, before the last layers of a box head.
+"""From a region's features to one vector, before the last layers of a box head.
 
-Letters: N images, P regions an image, s the pooled side, d the width of the vector.
+Letters: N images, P regions per image, s the pooled side, d the width of the vector.
 """
+
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from twostage.models.backbones.norm import ConvNorm, Norm
+from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, norm_layer
 from twostage.models.backbones.resnet import Bottleneck, residual_stage
+from twostage.models.component import Count, CountFromZero, Share, short
 
 
-class TwoLayers(nn.Module):
+@dataclass(frozen=True)
+class TwoMLPConfig:
+    """fc6 and fc7. At test each is a product of two matrices of `ranks`, 1024 and 256 in Fast R-CNN, section 3.1."""
+
+    channels: Count = short(1024, "head_channels")
+    dropout: Share = short(0.0, "dropout")
+    ranks: tuple[Count, Count] | None = short(None, "head_ranks")
+
+
+@dataclass(frozen=True)
+class FourConvConfig:
+    """Convolutions and one linear layer."""
+
+    convs: CountFromZero = short(4, "head_convs")
+    channels: Count = short(1024, "head_channels")
+    norm: NormConfig = field(default_factory=lambda: NormConfig("batch"))
+
+
+@dataclass(frozen=True)
+class Res5Config:
+    """ResNet's last stage."""
+
+    norm: NormConfig = field(default_factory=NormConfig)
+
+
+class TwoMLPHead(nn.Module):
     """fc6 and fc7: VGG's 4096 with dropout (Fast R-CNN, section 2.2), or FPN's 1024 (Lin et al. 2017, section 5.2).
 
-    fc6 reads a region row, column, channel, as RoIAlign leaves it in memory; torchvision's and Caffe's files have the
-    channel first, and the importers turn their weights. `ranks` are what a prepared head keeps of fc6 and fc7.
+    fc6 reads a region in the order row, column, channel, as RoIAlign leaves it in memory; torchvision's and Caffe's
+    files have the channel first, and the importers permute their weights. `ranks` are those of a prepared head.
     """
 
     def __init__(
@@ -28,13 +56,13 @@ class TwoLayers(nn.Module):
         self.dropout = dropout
 
     def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
-        """One vector a region."""
+        """One vector per region."""
         x = regions.permute(0, 1, 3, 4, 2).flatten(2)
         x = dropout(self.fc6(x).relu_(), self.dropout, self.training)
         return dropout(self.fc7(x).relu_(), self.dropout, self.training)
 
 
-class ConvsAndLayer(nn.Module):
+class FourConvHead(nn.Module):
     """3 x 3 convolutions with normalisation, then one linear layer (Wu and He 2018, section 4.2: "4conv1fc")."""
 
     def __init__(self, channels: int, size: int, convs: int, width: int, norm: Norm) -> None:
@@ -51,12 +79,12 @@ class ConvsAndLayer(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
-        """One vector a region."""
+        """One vector per region."""
         x = self.convs(regions.flatten(0, 1)).permute(0, 2, 3, 1).flatten(1)
         return self.fc(x).relu_().unflatten(0, regions.shape[:2])
 
 
-class Stage5(nn.Module):
+class Res5Head(nn.Module):
     """ResNet's last stage on every region, then the mean over positions (He et al. 2016, appendix A: "C4")."""
 
     channels = 2048
@@ -69,5 +97,16 @@ class Stage5(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
-        """One vector a region."""
+        """One vector per region."""
         return self.layer4(regions.flatten(0, 1)).mean((2, 3)).unflatten(0, regions.shape[:2])
+
+
+def body(
+    config: TwoMLPConfig | FourConvConfig | Res5Config, channels: int, size: int
+) -> tuple[TwoMLPHead | FourConvHead | Res5Head, int]:
+    """The body of a configuration for regions of so many channels and cells per side, and the width of its vector."""
+    if isinstance(config, TwoMLPConfig):
+        return TwoMLPHead(channels, size, config.channels, config.dropout, config.ranks), config.channels
+    if isinstance(config, FourConvConfig):
+        return FourConvHead(channels, size, config.convs, config.channels, norm_layer(config.norm)), config.channels
+    return Res5Head(norm_layer(config.norm)), Res5Head.channels

@@ -1,10 +1,10 @@
-"""The second stage: what each region is, and where exactly (Fast R-CNN, section 2).
+"""The box head: class scores and box deltas of each region (Fast R-CNN, section 2).
 
-Letters: N images, P regions an image, K classes; class 0 of K + 1 is background.
+Letters: N images, P regions per image, K classes; class 0 of K + 1 is background.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,28 +12,61 @@ from torch import Tensor, nn
 
 from twostage.data.batch import Targets
 from twostage.errors import UsageError
-from twostage.models.fields import Fields
-from twostage.models.heads.detect import Found, detect
+from twostage.models.component import Count, NotNegative, Quad, Share, short
+from twostage.models.heads.bodies import FourConvConfig, Res5Config, TwoMLPConfig
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
 from twostage.models.losses import (
     Losses,
-    Mean,
-    alone,
+    ReduceMean,
     box_loss,
     class_loss,
     class_losses,
+    no_reduce,
     one_over_sampled,
     overlap_loss,
 )
 from twostage.models.proposals.rpn import Proposals
-from twostage.models.targets.regions import RegionTargets, joined, region_targets
+from twostage.models.regions.pooling import Maps, RegionFeatures
+from twostage.models.targets.regions import RegionTargets, append_ground_truth, region_targets
 from twostage.models.targets.sampling import RandomSampler, Sample, Sampler, largest
-from twostage.ops.deltas import decode
+from twostage.ops.boxes import gather_boxes
+from twostage.ops.deltas import CLAMP, BoxCoder
 
-Maps = Sequence[Float[Tensor, "n _ _ _"]]
+
+@dataclass(frozen=True)
+class BoxHeadConfig:
+    """The layers, the sampling and the losses that every box head has, those of a cascade's stages included."""
+
+    body: TwoMLPConfig | FourConvConfig | Res5Config = field(default_factory=TwoMLPConfig)
+    delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
+    delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
+    region_batch: Count = short(512, "region_batch")
+    region_positive_fraction: Share = short(0.25, "region_positive_fraction")
+    # Ground-truth boxes join the proposals in training, in a cascade those of the first stage.
+    append_ground_truth: bool = short(True, "region_truth")
+    # "ohem" takes the regions with the highest class loss (Shrivastava et al. 2016), of all that were proposed.
+    region_sampling: Literal["random", "ohem"] = short("random", "region_sampling")
+    box_loss: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = short("smooth_l1", "box_loss")
+    box_beta: NotNegative = short(1 / 9, "box_beta")
+    box_loss_weight: NotNegative = short(1.0, "box_lambda")  # lambda of Fast R-CNN, equation 1
+    class_loss: Literal["cross_entropy", "focal"] = short("cross_entropy", "class_loss")
+    class_weights: tuple[NotNegative, ...] | None = short(None, "class_weights")  # one per class; background has 1
+    label_smoothing: Share = short(0.0, "label_smoothing")
+    focal_gamma: NotNegative = short(2.0, "focal_gamma")  # Lin et al. 2017
 
 
-class Look(NamedTuple):
-    """What a box head says of each region: K + 1 logits, and deltas that move `boxes`.
+@dataclass(frozen=True)
+class StageConfig:
+    """What a box head that stands alone, or one stage of a cascade, matches and regresses with."""
+
+    positive_iou: Share = short(0.5, "region_positive_iou")
+    background_iou: tuple[Share, Share] = short((0.0, 0.5), "region_background_iou")
+    delta_weights: Quad = short((10.0, 10.0, 5.0, 5.0), "box_delta_weights")  # deltas divided by 0.1, 0.1, 0.2, 0.2
+    class_agnostic: bool = short(False, "class_agnostic")
+
+
+class BoxPredictions(NamedTuple):
+    """Predictions for each region: K + 1 logits, and deltas that move `boxes`.
 
     The deltas are per class (kd = K), or for all classes together (kd = 1).
     """
@@ -43,34 +76,43 @@ class Look(NamedTuple):
     deltas: Float[Tensor, "n p kd 4"]
 
 
-class Learned(NamedTuple):
-    """The losses of a head, the regions they are of, and what it said of them."""
+class HeadLosses(NamedTuple):
+    """The losses of a head, the regions that it learned from, and its predictions for them."""
 
     losses: Losses
-    goal: RegionTargets
-    look: Look
+    targets: RegionTargets
+    predictions: BoxPredictions
 
 
 class BoxHead(nn.Module):
     """`regions` pools each box, `body` makes one vector of it, two linear layers the logits and the deltas."""
 
-    knows_masks = False
-    has_losses = True
+    has_masks = False
     class_weights: Tensor | None
 
-    def __init__(self, fields: Fields, regions: nn.Module, body: nn.Module, width: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        config: BoxHeadConfig,
+        stage: StageConfig,
+        regions: nn.Module,
+        body: nn.Module,
+        width: int,
+        num_classes: int,
+    ) -> None:
         super().__init__()
-        self.fields = fields
+        self.config = config
+        self.stage = stage
+        self.coder = BoxCoder(stage.delta_weights, config.delta_clamp, config.delta_clamp_two_sided)
         self.regions: nn.Module = regions
         self.body = body
         self.classes = nn.Linear(width, num_classes + 1)
-        self.deltas = nn.Linear(width, 4 * (1 if fields.class_agnostic else num_classes))
+        self.deltas = nn.Linear(width, 4 * (1 if stage.class_agnostic else num_classes))
         nn.init.normal_(self.classes.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
         nn.init.zeros_(self.classes.bias)
         nn.init.zeros_(self.deltas.bias)
-        self.sampler: Sampler = RandomSampler(fields.region_batch, fields.region_positive_fraction)
-        weights = fields.class_weights
+        self.sampler: Sampler = RandomSampler(config.region_batch, config.region_positive_fraction)
+        weights = config.class_weights
         if weights is not None and len(weights) != num_classes:
             raise UsageError(f"class_weights has {len(weights)} numbers: give one for each of {num_classes} classes")
         if weights is not None and not any(weights):
@@ -78,26 +120,34 @@ class BoxHead(nn.Module):
         counts = None if weights is None else torch.tensor([1.0, *weights])
         self.register_buffer("class_weights", counts, persistent=False)
 
-    def forward(self, maps: Maps, boxes: Float[Tensor, "n p 4"]) -> Look:
-        """What it says of boxes."""
-        x = self.body(self.regions(maps, boxes))
-        return Look(boxes, self.classes(x), self.deltas(x).unflatten(2, (-1, 4)))
+    def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> BoxPredictions:
+        """Predictions for boxes."""
+        x = self.body(self.regions(features, boxes))
+        return BoxPredictions(boxes, self.classes(x), self.deltas(x).unflatten(2, (-1, 4)))
 
-    def reads(self, maps: Maps) -> Maps:
-        """The maps and nothing else."""
-        return maps
+    def fuse_features(self, maps: Maps) -> RegionFeatures:
+        """What regions are pooled from: the maps alone."""
+        return RegionFeatures(maps)
 
-    def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
-        """The one look at the proposals."""
-        return (self(maps, proposals.boxes),)
+    def predict(
+        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
+    ) -> tuple[BoxPredictions, ...]:
+        """Predictions for the proposals, of a single stage."""
+        return (self(features, proposals.boxes),)
 
-    def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
-        """The detections that come of it."""
-        return detect(looks[-1].logits, looks[-1].deltas, proposals, sizes, output)
+    def postprocess(
+        self,
+        predictions: tuple[BoxPredictions, ...],
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        config: PostprocessConfig,
+    ) -> BatchDetections:
+        """Detections from the predictions."""
+        return postprocess(predictions[-1].logits, predictions[-1].deltas, proposals, sizes, self.coder, config)
 
-    def masks(self, maps: Maps, found: Found) -> Found:
-        """The same: this head knows no masks."""
-        return found
+    def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
+        """The same detections: this head has no masks."""
+        return detections
 
     def losses(
         self,
@@ -106,84 +156,83 @@ class BoxHead(nn.Module):
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
         sampler: Sampler | None = None,
-        mean: Mean = alone,
+        mean: ReduceMean = no_reduce,
     ) -> Losses:
         """The multi-task loss of sampled proposals."""
-        return self.learn(maps, proposals.boxes, proposals.valid, targets, sampler, mean).losses
+        features = self.fuse_features(maps)
+        return self.compute_losses(features, proposals.boxes, proposals.valid, targets, sampler, mean).losses
 
-    def learn(
+    def compute_losses(
         self,
-        maps: Maps,
+        features: RegionFeatures,
         boxes: Float[Tensor, "n p 4"],
         valid: Bool[Tensor, "n p"],
         targets: Targets,
         sampler: Sampler | None = None,
-        mean: Mean = alone,
-    ) -> Learned:
-        """The multi-task loss of boxes sampled from these (Fast R-CNN, section 2.3, equation 1).
+        mean: ReduceMean = no_reduce,
+    ) -> HeadLosses:
+        """The multi-task loss of regions sampled from these boxes (Fast R-CNN, section 2.3, equation 1).
 
-        With `proposal_gradient` it also flows through their corners into the network that proposed them: Faster
-        R-CNN's non-approximate joint training (section 3.2, iii).
+        Where the boxes carry a gradient (`RPNConfig.proposal_gradient`) it also flows through their corners into the
+        network that proposed them: Faster R-CNN's non-approximate joint training (section 3.2, iii).
         """
-        fields = self.fields
-        boxes, valid = joined(boxes, valid, targets, fields)
-        if sampler is None and fields.region_sampling == "ohem":
-            sampler = self._hardest(maps, boxes, targets)
-        goal = region_targets(boxes, valid, targets, sampler or self.sampler, fields)
-        regions = goal.boxes
-        if fields.proposal_gradient:
-            regions = boxes.gather(1, goal.index[..., None].expand(-1, -1, 4))
-        look = self(maps, regions)
-        kind = (goal.classes - 1).clamp(min=0) if look.deltas.shape[2] > 1 else torch.zeros_like(goal.classes)
-        own = look.deltas.gather(2, kind[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+        config = self.config
+        if config.append_ground_truth:
+            boxes, valid = append_ground_truth(boxes, valid, targets)
+        if sampler is None and config.region_sampling == "ohem":
+            sampler = self._hardest(features, boxes, targets)
+        goal = region_targets(
+            boxes,
+            valid,
+            targets,
+            sampler or self.sampler,
+            positive=self.stage.positive_iou,
+            negative=self.stage.background_iou,
+            coder=self.coder,
+        )
+        predictions = self(features, gather_boxes(boxes, goal.index) if boxes.requires_grad else goal.boxes)
+        kind = (goal.classes - 1).clamp(min=0) if predictions.deltas.shape[2] > 1 else torch.zeros_like(goal.classes)
+        own = predictions.deltas.gather(2, kind[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
         # All regions count, so that an image with few positives weighs no more than one with many.
         weight = one_over_sampled(goal.valid, mean)
         losses = {
-            "class": class_loss(look.logits, goal.classes, goal.valid, weight, **self._how),
-            "box": fields.box_lambda * self._box_loss(own, goal, targets, weight),
+            "class": class_loss(predictions.logits, goal.classes, goal.valid, weight, **self._class_loss_options),
+            "box": config.box_loss_weight * self._box_loss(own, goal, targets, weight),
         }
-        return Learned(losses, goal, look)
+        return HeadLosses(losses, goal, predictions)
 
     @property
-    def _how(self) -> dict[str, Any]:
-        """How classes are learned."""
-        fields = self.fields
-        gamma = fields.focal_gamma if fields.class_loss == "focal" else 0.0
-        return {"gamma": gamma, "smoothing": fields.label_smoothing, "class_weights": self.class_weights}
+    def _class_loss_options(self) -> dict[str, Any]:
+        config = self.config
+        gamma = config.focal_gamma if config.class_loss == "focal" else 0.0
+        return {"gamma": gamma, "smoothing": config.label_smoothing, "class_weights": self.class_weights}
 
     def _box_loss(
         self, deltas: Float[Tensor, "n s 4"], goal: RegionTargets, targets: Targets, weight: Float[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        fields = self.fields
-        if fields.box_loss == "smooth_l1" or fields.box_loss == "l1":
-            beta = 0.0 if fields.box_loss == "l1" else fields.box_beta
+        config = self.config
+        if config.box_loss == "smooth_l1" or config.box_loss == "l1":
+            beta = 0.0 if config.box_loss == "l1" else config.box_beta
             return box_loss(deltas, goal.deltas, goal.positive, weight, beta=beta)
-        moved = decode(
-            deltas,
-            goal.boxes,
-            weights=fields.box_delta_weights,
-            clamp=fields.delta_clamp,
-            two_sided=fields.delta_clamp_two_sided,
-        )
-        truth = targets.boxes.gather(1, goal.truth[..., None].expand(-1, -1, 4))
-        return overlap_loss(moved, truth, goal.positive, weight, fields.box_loss)
+        truth = gather_boxes(targets.boxes, goal.truth)
+        return overlap_loss(self.coder.decode(deltas, goal.boxes), truth, goal.positive, weight, config.box_loss)
 
     @torch.no_grad()
-    def _hardest(self, maps: Maps, boxes: Float[Tensor, "n q 4"], targets: Targets) -> Sampler:
-        """A sampler that takes what is told worst (Shrivastava et al. 2016), by the class loss of every box.
+    def _hardest(self, features: RegionFeatures, boxes: Float[Tensor, "n q 4"], targets: Targets) -> Sampler:
+        """A sampler of the regions with the highest class loss (Shrivastava et al. 2016).
 
         Positives and negatives compete among themselves, as in mmdetection.
         """
         modes = [(module, module.training) for module in self.body.modules()]
-        self.body.eval()  # no dropout to rank by, no second update of running statistics
-        logits = self([x.detach() for x in maps], boxes).logits
-        for module, training in modes:  # some of them may rest
+        self.body.eval()  # no dropout in the ranking, no second update of running statistics
+        logits = self(features.each(Tensor.detach), boxes).logits
+        for module, training in modes:  # frozen ones were in evaluation mode
             module.training = training
-        fields = self.fields
+        config = self.config
 
         def sample(matches: Int[Tensor, "n q"], seeds: Int[Tensor, " n"]) -> Sample:
             labels = targets.labels.gather(1, matches.clamp(min=0)) + 1
-            keys = class_losses(logits, labels.where(matches >= 0, 0), **self._how)
-            return largest(matches, keys, fields.region_batch, fields.region_positive_fraction)
+            keys = class_losses(logits, labels.where(matches >= 0, 0), **self._class_loss_options)
+            return largest(matches, keys, config.region_batch, config.region_positive_fraction)
 
         return sample

@@ -1,11 +1,11 @@
-"""A cascade of box heads, each refining what the one before has found (Cascade R-CNN, Cai and Vasconcelos 2018).
+"""A cascade of box heads, each refining the boxes of the one before (Cascade R-CNN, Cai and Vasconcelos 2018).
 
-A head that learns at IoU 0.5 gives boxes of a quality that a head at 0.6 can learn from, and so on: the thresholds rise
-while there are positives enough, because every stage samples anew from the boxes that the last one has moved.
+A head trained at IoU 0.5 gives boxes of a quality that a head at 0.6 can learn from, and so on: each stage samples anew
+from the boxes of the last one, so that the thresholds rise while there are enough positives.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -15,63 +15,81 @@ from torch import Tensor, nn
 
 from twostage.data.batch import Targets
 from twostage.errors import UsageError
-from twostage.models.fields import Fields
+from twostage.models.component import NotNegative, Quad, Share
 from twostage.models.filled import filled
-from twostage.models.heads.box import BoxHead, Learned, Look, Maps
-from twostage.models.heads.detect import Found, detect
+from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions, HeadLosses, StageConfig
 from twostage.models.heads.mask import MaskHead, with_masks
-from twostage.models.losses import Losses, Mean, alone
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
+from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import Proposals
+from twostage.models.regions.pooling import Maps, RegionFeatures
 from twostage.models.targets.sampling import Sampler
 from twostage.ops.boxes import clip
-from twostage.ops.deltas import decode
+
+
+@dataclass(frozen=True)
+class CascadeConfig:
+    """One value per stage."""
+
+    ious: tuple[Share, ...] = (0.5, 0.6, 0.7)
+    delta_weights: tuple[Quad, ...] = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+    loss_weights: tuple[NotNegative, ...] = (1.0, 0.5, 0.25)  # mmdetection's; detectron2 has 1, 1, 1
+    gradient: NotNegative = 1.0  # factor of each stage's gradient to the maps; detectron2 has 1/3
 
 
 class Cascade(nn.Module):
     """Box heads one after the other, and with `masks` a mask head beside each (Cascade Mask R-CNN, 2019)."""
 
-    has_losses = True
-
-    def __init__(self, fields: Fields, boxes: Sequence[BoxHead], masks: Sequence[MaskHead] = ()) -> None:
+    def __init__(self, config: CascadeConfig, boxes: Sequence[BoxHead], masks: Sequence[MaskHead] = ()) -> None:
         super().__init__()
-        self.fields = fields
+        self.config = config
         self.boxes = nn.ModuleList(boxes)
         self.mask = nn.ModuleList(masks)
 
     @property
-    def knows_masks(self) -> bool:
+    def has_masks(self) -> bool:
         """Whether there are mask heads."""
         return len(self.mask) > 0
 
-    def reads(self, maps: Maps) -> Maps:
-        """The maps and nothing else."""
-        return maps
+    def fuse_features(self, maps: Maps) -> RegionFeatures:
+        """What regions are pooled from: the maps alone."""
+        return RegionFeatures(maps)
 
-    def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
-        """What each stage says of the boxes that the one before has moved."""
-        first, *later = self.heads
-        found, before = [first(maps, proposals.boxes)], first
-        for head in later:
-            found.append(head(maps, refined(before, found[-1], sizes)))
-            before = head
-        return tuple(found)
+    def predict(
+        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
+    ) -> tuple[BoxPredictions, ...]:
+        """The predictions of each stage for the boxes that the one before has refined."""
+        stages: list[BoxPredictions] = []
+        boxes = proposals.boxes
+        for head in self.heads:
+            stages.append(head(features, boxes))
+            if head is not self.heads[-1]:
+                boxes = refine(head, stages[-1], sizes)
+        return tuple(stages)
 
-    def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
-        """Detections from the mean of all stages' probabilities and the last one's boxes."""
-        last = looks[-1]
-        probabilities = torch.stack([look.logits.float().softmax(dim=2) for look in looks]).mean(dim=0)
-        fields = replace(output, box_delta_weights=self.heads[-1].fields.box_delta_weights)
+    def postprocess(
+        self,
+        predictions: tuple[BoxPredictions, ...],
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        config: PostprocessConfig,
+    ) -> BatchDetections:
+        """Detections from the mean of all stages' probabilities and the last stage's boxes."""
+        last = predictions[-1]
+        probabilities = torch.stack([stage.logits.float().softmax(dim=2) for stage in predictions]).mean(dim=0)
         # The softmax of a logarithm is the probability itself.
-        return detect(probabilities.log(), last.deltas, proposals._replace(boxes=last.boxes), sizes, fields)
+        refined = proposals._replace(boxes=last.boxes)
+        return postprocess(probabilities.log(), last.deltas, refined, sizes, self.heads[-1].coder, config)
 
-    def masks(self, maps: Maps, found: Found) -> Found:
-        """Detections with the mean of the masks of all stages, which see the same regions."""
-        if not self.knows_masks:
-            return found
-        count = filled(found.valid)
-        x = self.mask_heads[0].regions(maps, found.boxes[:, :count]).flatten(0, 1)
-        told = [head.tell(head.convs(x), found.labels[:, :count]) for head in self.mask_heads]
-        return with_masks(found, torch.stack(told).float().sigmoid().mean(dim=0))
+    def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
+        """Detections with the mean of the masks of all stages, which pool the same regions."""
+        if not self.has_masks:
+            return detections
+        count = filled(detections.valid)
+        labels = detections.labels[:, :count]
+        x = self.mask_heads[0].regions(features, detections.boxes[:, :count]).flatten(0, 1)
+        logits = [head.mask_logits(head.convs(x), labels) for head in self.mask_heads]
+        return with_masks(detections, torch.stack(logits).float().sigmoid().mean(dim=0))
 
     def losses(
         self,
@@ -80,21 +98,20 @@ class Cascade(nn.Module):
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
         sampler: Sampler | None = None,
-        mean: Mean = alone,
+        mean: ReduceMean = no_reduce,
     ) -> Losses:
-        """The losses of every stage, each with its weight; a stage learns from boxes sampled of the last one's."""
+        """The weighted losses of every stage; each learns from boxes sampled from those of the stage before."""
         losses: Losses = {}
-        maps = [scaled_gradient(x, self.fields.cascade_gradient) for x in maps]
+        features = scale_gradient(self.fuse_features(maps), self.config.gradient)
         boxes, valid = proposals.boxes, proposals.valid
-        for k, (head, weight) in enumerate(zip(self.heads, self.fields.cascade_loss_weights, strict=True)):
-            own = drawing_otherwise(targets, k)
-            learned = head.learn(maps, boxes, valid, own, sampler, mean)
-            stage = dict(learned.losses)
-            if self.knows_masks:
+        for k, (head, weight) in enumerate(zip(self.heads, self.config.loss_weights, strict=True)):
+            out = head.compute_losses(features, boxes, valid, with_stage_seed(targets, k), sampler, mean)
+            stage = dict(out.losses)
+            if self.has_masks:
                 mask = self.mask_heads[k]
-                stage["mask"] = mask.loss(learned.goal, targets, partial(mask, maps), mean)
+                stage["mask"] = mask.loss(out.targets, targets, partial(mask, features), mean)
             losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}
-            boxes, valid = moved(head, learned, sizes)
+            boxes, valid = refined_samples(head, out, sizes)
         return losses
 
     @property
@@ -108,70 +125,51 @@ class Cascade(nn.Module):
         return cast(list[MaskHead], list(self.mask))
 
 
-_OF_STAGES = {
-    "region_positive_iou": "cascade_ious",
-    "region_background_iou": "cascade_ious",
-    "box_delta_weights": "cascade_delta_weights",
-}
-
-
-def stage_fields(fields: Fields) -> list[Fields]:
-    """What each stage's head is told. Raises UsageError where stages and their values are not of one number."""
-    values = (fields.cascade_ious, fields.cascade_delta_weights, fields.cascade_loss_weights)
+def stage_configs(config: CascadeConfig, box_head: BoxHeadConfig) -> list[tuple[BoxHeadConfig, StageConfig]]:
+    """What each stage's head is built from. Raises UsageError where stages and their values differ in number."""
+    values = (config.ious, config.delta_weights, config.loss_weights)
     if len({len(value) for value in values}) > 1:
         numbers = ", ".join(map(str, map(len, values)))
         raise UsageError(
-            f"cascade_ious, cascade_delta_weights and cascade_loss_weights have {numbers} values: give each one a stage"
+            f"cascade_ious, cascade_delta_weights and cascade_loss_weights have {numbers} values: give one per stage"
         )
-    plain = Fields()
-    for name, instead in _OF_STAGES.items():
-        if getattr(fields, name) != getattr(plain, name):
-            raise UsageError(f"{name} is of a head that stands alone: a cascade has {instead}, a value for each stage")
-    if not fields.class_agnostic:
-        raise UsageError("class_agnostic is false: a cascade moves a box before its class is known, leave it true")
     return [
-        replace(
-            fields,
-            region_positive_iou=iou,
-            region_background_iou=(0.0, iou),
-            box_delta_weights=weights,
-            # Once: of many objects little room would be left for what the stage before has moved.
-            region_truth=fields.region_truth and k == 0,
+        (
+            # Only before the first stage: with many objects little room is left for the refined boxes of later ones.
+            replace(box_head, append_ground_truth=box_head.append_ground_truth and k == 0),
+            # Class-agnostic: a box is refined before its class is known.
+            StageConfig(iou, (0.0, iou), weights, class_agnostic=True),
         )
-        for k, (iou, weights) in enumerate(zip(fields.cascade_ious, fields.cascade_delta_weights, strict=True))
+        for k, (iou, weights) in enumerate(zip(config.ious, config.delta_weights, strict=True))
     ]
 
 
 @torch.no_grad()
-def refined(head: BoxHead, look: Look, sizes: Int[Tensor, "n 2"]) -> Float[Tensor, "n p 4"]:
-    """The boxes of a look, moved by its deltas; no gradient flows through them."""
-    fields = head.fields
-    boxes = decode(
-        look.deltas[:, :, 0],
-        look.boxes,
-        weights=fields.box_delta_weights,
-        clamp=fields.delta_clamp,
-        two_sided=fields.delta_clamp_two_sided,
-    )
-    return clip(boxes, sizes)
+def refine(head: BoxHead, predictions: BoxPredictions, sizes: Int[Tensor, "n 2"]) -> Float[Tensor, "n p 4"]:
+    """The boxes moved by their class-agnostic deltas and clipped; no gradient flows through them."""
+    return clip(head.coder.decode(predictions.deltas[:, :, 0], predictions.boxes), sizes)
 
 
-def moved(
-    head: BoxHead, learned: Learned, sizes: Int[Tensor, "n 2"]
+def refined_samples(
+    head: BoxHead, out: HeadLosses, sizes: Int[Tensor, "n 2"]
 ) -> tuple[Float[Tensor, "n s 4"], Bool[Tensor, "n s"]]:
-    """The sampled boxes as the head has moved them, and which of them are there."""
-    return refined(head, learned.look, sizes), learned.goal.valid
+    """The sampled boxes as the head has refined them, and which of them are valid."""
+    return refine(head, out.predictions, sizes), out.targets.valid
 
 
-def drawing_otherwise(targets: Targets, stage: int) -> Targets:
-    """The same targets with seeds of the stage's own."""
+def with_stage_seed(targets: Targets, stage: int) -> Targets:
+    """The same targets with sampling seeds of the stage's own."""
     return replace(targets, seeds=targets.seeds ^ (stage * 0x9E3779B97F4A7))
 
 
-def scaled_gradient(x: Tensor, factor: float) -> Tensor:
-    """The same map; of the gradient that reaches it only so much goes on."""
-    if factor == 1 or not x.requires_grad:
-        return x
-    same = x.view_as(x)
-    same.register_hook(lambda gradient: gradient * factor)
-    return same
+def scale_gradient(features: RegionFeatures, factor: float) -> RegionFeatures:
+    """The same features; the gradient that flows back through them is multiplied by the factor."""
+
+    def scaled(x: Tensor) -> Tensor:
+        if factor == 1 or not x.requires_grad:
+            return x
+        same = x.view_as(x)
+        same.register_hook(lambda gradient: gradient * factor)
+        return same
+
+    return features.each(scaled)

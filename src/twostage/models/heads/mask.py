@@ -1,11 +1,12 @@
 """Masks of detections: a small fully convolutional network on every box (Mask R-CNN, He et al. 2017).
 
-Letters: N images, D boxes an image, C channels, m the pooled side, K classes.
+Letters: N images, D boxes per image, C channels, m the pooled side, K classes.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -13,23 +14,47 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import ConvNorm, Norm
-from twostage.models.fields import Fields
+from twostage.models.backbones.norm import ConvNorm, NormConfig, norm_layer
+from twostage.models.component import Count, CountFromZero, NotNegative, Share, component, short
 from twostage.models.filled import filled
-from twostage.models.heads.bodies import Stage5
-from twostage.models.heads.box import BoxHead, Look, Maps
-from twostage.models.heads.detect import Found
-from twostage.models.losses import Losses, Mean, alone, mask_loss, one_over_sampled
+from twostage.models.heads.bodies import Res5Head
+from twostage.models.heads.box import BoxHead, BoxPredictions
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
+from twostage.models.losses import Losses, ReduceMean, mask_loss, no_reduce, one_over_sampled
 from twostage.models.proposals.rpn import Proposals
+from twostage.models.regions.pooling import Maps, RegionFeatures, RoIAlignConfig
 from twostage.models.targets.masks import mask_targets
 from twostage.models.targets.regions import RegionTargets
 from twostage.models.targets.sampling import Sampler
+from twostage.ops.boxes import gather_boxes
 
-Tell = Callable[[Float[Tensor, "n d 4"], Int[Tensor, "n d"]], Float[Tensor, "n d M M"]]
+MaskLogits = Callable[[Float[Tensor, "n d 4"], Int[Tensor, "n d"]], Float[Tensor, "n d M M"]]
 """From boxes and their classes to the logits of their masks."""
 
 
-class Doubling(nn.Module):
+@dataclass(frozen=True)
+class MaskTowerConfig:
+    """Regions that the mask head pools itself, finer than those of the boxes, and the convolutions on them."""
+
+    roi: RoIAlignConfig = component(RoIAlignConfig(size=14), size="mask_size")  # masks have twice as many cells
+    convs: CountFromZero = short(4, "mask_convs")
+    norm: NormConfig | None = None
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """The mask head (Mask R-CNN, sections 3 and 3.1); without a `tower` it reads the box head's res5 features (C4)."""
+
+    channels: Count = 256
+    tower: MaskTowerConfig | None = component(MaskTowerConfig())
+    regions: Count | None = None  # positives per image whose masks are learned, drawn at random; None: all
+    loss_weight: NotNegative = short(1.0, "mask_lambda")  # of the mask loss against the others
+    threshold: Share = 0.5  # of the probability of a pixel
+    # torchvision pastes a mask into the box rounded to whole pixels, detectron2 and mmdetection into the exact box.
+    paste: Literal["exact", "rounded"] = "exact"
+
+
+class ConvTranspose2x2(nn.Module):
     """A transposed convolution of 2 x 2 with stride 2: every cell becomes four, each by a matrix of its own.
 
     `weight` is [4, out, in], cells in reading order; torch has [in, out, 2, 2].
@@ -39,21 +64,21 @@ class Doubling(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(4, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        nn.init.normal_(self.weight, std=(2 / (4 * outputs)) ** 0.5)  # He et al. 2015, by what leaves
+        nn.init.normal_(self.weight, std=(2 / (4 * outputs)) ** 0.5)  # He et al. 2015, fan out
 
     def forward(self, x: Float[Tensor, "*r c"]) -> Float[Tensor, "*r 4 d"]:
         """The four cells that each cell becomes."""
         return linear(x, self.weight.flatten(0, 1), self.bias.repeat(4)).unflatten(-1, (4, -1))
 
 
-class OwnClass(nn.Module):
-    """The last layer: one linear map a class, of which each region needs its own class's alone."""
+class ClassSpecificLinear(nn.Module):
+    """The last layer: one linear map per class, of which only that of a region's class is computed."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_classes, channels))
         self.bias = nn.Parameter(torch.zeros(num_classes))
-        nn.init.normal_(self.weight, std=0.001)  # detectron2's: at first every cell is as likely in as out
+        nn.init.normal_(self.weight, std=0.001)  # detectron2's: every cell begins at a probability of 0.5
 
     def forward(self, x: Float[Tensor, "r q c"], labels: Int[Tensor, " r"]) -> Float[Tensor, "r q"]:
         """The logit of every cell."""
@@ -61,16 +86,29 @@ class OwnClass(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """`regions` pools each box, `convs` look at it, `up` doubles its cells, `classes` tells each cell's logit."""
+    """`regions` pools each box, `convs` are the tower, `up` doubles the cells, `classes` gives each cell's logit.
+
+    `region_batch` and `positive_fraction` are those of the box head, whose positives the masks are learned from.
+    """
 
     def __init__(
-        self, fields: Fields, regions: nn.Module, channels: int, num_classes: int, norm: Norm | None = None
+        self,
+        config: MaskConfig,
+        regions: nn.Module,
+        channels: int,
+        num_classes: int,
+        *,
+        region_batch: int,
+        positive_fraction: float,
     ) -> None:
         super().__init__()
-        self.fields = fields
+        self.config = config
         self.regions: nn.Module = regions
         self.channels = channels
-        width = fields.mask_channels
+        self.positives = max(1, int(region_batch * positive_fraction))
+        width = config.channels
+        tower = config.tower
+        norm = norm_layer(tower.norm) if tower is not None and tower.norm is not None else None
         self.convs = nn.Sequential(
             *(
                 ConvNorm(
@@ -78,11 +116,11 @@ class MaskHead(nn.Module):
                     norm and norm(width),
                     "relu",
                 )
-                for k in range(fields.mask_convs)
+                for k in range(0 if tower is None else tower.convs)
             )
         )
-        self.up = Doubling(width if fields.mask_convs else channels, width)
-        self.classes = OwnClass(width, num_classes)
+        self.up = ConvTranspose2x2(width if len(self.convs) else channels, width)
+        self.classes = ClassSpecificLinear(width, num_classes)
         for module in self.convs.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -90,101 +128,116 @@ class MaskHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(
-        self, maps: Maps, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]
+        self, features: RegionFeatures, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]
     ) -> Float[Tensor, "n d M M"]:
         """The logits of each box's mask for its class."""
-        return self.tell(self.convs(self.regions(maps, boxes).flatten(0, 1)), labels)
+        return self.mask_logits(self.convs(self.regions(features, boxes).flatten(0, 1)), labels)
 
-    def tell(self, x: Float[Tensor, "r c m m"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
-        """Logits from what the convolutions say.
+    def mask_logits(self, x: Float[Tensor, "r c m m"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
+        """Logits from the output of the convolutions.
 
-        The four cells of one stay together until their logit is known: one number each is moved, and not C.
+        The four cells of one stay together up to their logits, so that one number of each is moved instead of C.
         """
         side = x.shape[2]
         cells = self.up(x.permute(0, 2, 3, 1).flatten(1, 2)).relu_()
         logits = self.classes(cells.flatten(1, 2), labels.flatten())
         return logits.view(*labels.shape, side, side, 2, 2).transpose(3, 4).reshape(*labels.shape, 2 * side, 2 * side)
 
-    def masks(self, found: Found, tell: Tell) -> Found:
-        """Detections with the masks whose logits `tell` gives."""
-        count = filled(found.valid)
-        return with_masks(found, tell(found.boxes[:, :count], found.labels[:, :count]).float().sigmoid())
+    def predict_masks(self, detections: BatchDetections, logits_of: MaskLogits) -> BatchDetections:
+        """Detections with the masks whose logits `logits_of` computes."""
+        count = filled(detections.valid)
+        logits = logits_of(detections.boxes[:, :count], detections.labels[:, :count])
+        return with_masks(detections, logits.float().sigmoid())
 
-    def loss(self, goal: RegionTargets, targets: Targets, tell: Tell, mean: Mean = alone) -> Float[Tensor, ""]:
-        """The loss of the positives among sampled regions, or of a draw of them, by the logits that `tell` gives.
+    def loss(
+        self, goal: RegionTargets, targets: Targets, logits_of: MaskLogits, mean: ReduceMean = no_reduce
+    ) -> Float[Tensor, ""]:
+        """The loss of the positives among sampled regions, or of some of them, by the logits of `logits_of`.
 
         Raises ValueError for targets without masks.
         """
         if targets.masks is None:
-            raise ValueError("A model with masks needs them to learn from: these targets have none.")
-        # An empty mask says nothing of its object.
+            raise ValueError("A model with masks needs targets with masks: these have none.")
+        # An object without a mask has a frame without sides.
         sides = targets.masks.frames[..., 2:] - targets.masks.frames[..., :2]
         masked = goal.positive & (sides > 0).all(dim=2).gather(1, goal.truth)
-        most = max(1, int(self.fields.region_batch * self.fields.region_positive_fraction))
-        most = min(most, self.fields.mask_regions or most)
-        # Positives are in random order, or those that are told worst come first: so stay those with a mask.
+        most = min(self.positives, self.config.regions or self.positives)
+        # Positives are in random order, or sorted by their loss: the sort keeps that order among those with a mask.
         first = masked.int().sort(dim=1, descending=True, stable=True).indices[:, :most]
         first = first[:, : max(1, filled(masked.gather(1, first)))]
         positive, truth, classes = (value.gather(1, first) for value in (masked, goal.truth, goal.classes))
-        boxes = goal.boxes.gather(1, first[..., None].expand(-1, -1, 4))
-        logits = tell(boxes, (classes - 1).clamp(min=0))
+        boxes = gather_boxes(goal.boxes, first)
+        logits = logits_of(boxes, (classes - 1).clamp(min=0))
         wanted = mask_targets(boxes, truth, targets.masks, logits.shape[-1])
-        return self.fields.mask_lambda * mask_loss(logits, wanted, positive, one_over_sampled(positive, mean))
+        return self.config.loss_weight * mask_loss(logits, wanted, positive, one_over_sampled(positive, mean))
 
 
-def with_masks(found: Found, masks: Float[Tensor, "n _ M M"]) -> Found:
-    """Detections with the masks of the first ones; all others are padding, whose masks are 0."""
-    padded = pad(masks, (0, 0, 0, 0, 0, found.boxes.shape[1] - masks.shape[1]))
-    return found._replace(masks=padded.where(found.valid[..., None, None], 0.0))
+def with_masks(detections: BatchDetections, masks: Float[Tensor, "n _ M M"]) -> BatchDetections:
+    """Detections with the masks of the first ones; the others are padding, whose masks are 0."""
+    padded = pad(masks, (0, 0, 0, 0, 0, detections.boxes.shape[1] - masks.shape[1]))
+    return detections._replace(masks=padded.where(detections.valid[..., None, None], 0.0))
 
 
-def apart(box: BoxHead, mask: MaskHead, maps: Maps) -> Tell:
+def own_pooler(box: BoxHead, mask: MaskHead, features: RegionFeatures) -> MaskLogits:
     """The mask head pools regions of its own."""
-    return partial(mask, maps)
+    return partial(mask, features)
 
 
-def shared(box: BoxHead, mask: MaskHead, maps: Maps) -> Tell:
-    """The mask head reads what the box head's `Stage5` makes of a region ("C4", section 3).
+def shared_res5(box: BoxHead, mask: MaskHead, features: RegionFeatures) -> MaskLogits:
+    """The mask head reads the output of the box head's `Res5Head` ("C4", section 3).
 
     In training the positives pass through it a second time: a quarter of the regions at most.
     """
 
-    def tell(boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
-        return mask.tell(cast(Stage5, box.body).layer4(box.regions(maps, boxes).flatten(0, 1)), labels)
+    def logits_of(boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
+        x = cast(Res5Head, box.body).layer4(box.regions(features, boxes).flatten(0, 1))
+        return mask.mask_logits(x, labels)
 
-    return tell
+    return logits_of
 
 
-class BoxesAndMasks(nn.Module):
-    """Mask R-CNN's second stage: boxes first, then a mask of each that is found (section 3.1, inference).
+class BoxAndMaskHead(nn.Module):
+    """Mask R-CNN's second stage: boxes first, then a mask for each detection (section 3.1, inference).
 
-    `how` says what the mask head looks at: `apart` or `shared`.
+    `source` makes the mask head's input: `own_pooler` or `shared_res5`.
     """
 
-    knows_masks = True
-    has_losses = True
+    has_masks = True
 
-    def __init__(self, box: BoxHead, mask: MaskHead, how: Callable[[BoxHead, MaskHead, Maps], Tell] = apart) -> None:
+    def __init__(
+        self,
+        box: BoxHead,
+        mask: MaskHead,
+        source: Callable[[BoxHead, MaskHead, RegionFeatures], MaskLogits] = own_pooler,
+    ) -> None:
         super().__init__()
         self.box = box
         self.mask = mask
-        self.how = how
+        self.source = source
 
-    def reads(self, maps: Maps) -> Maps:
-        """The maps and nothing else."""
-        return maps
+    def fuse_features(self, maps: Maps) -> RegionFeatures:
+        """What regions are pooled from: the maps alone."""
+        return RegionFeatures(maps)
 
-    def looks(self, maps: Maps, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> tuple[Look, ...]:
-        """What the box head says."""
-        return self.box.looks(maps, proposals, sizes)
+    def predict(
+        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
+    ) -> tuple[BoxPredictions, ...]:
+        """The box head's predictions."""
+        return self.box.predict(features, proposals, sizes)
 
-    def detect(self, looks: tuple[Look, ...], proposals: Proposals, sizes: Int[Tensor, "n 2"], output: Fields) -> Found:
-        """The boxes that come of it."""
-        return self.box.detect(looks, proposals, sizes, output)
+    def postprocess(
+        self,
+        predictions: tuple[BoxPredictions, ...],
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        config: PostprocessConfig,
+    ) -> BatchDetections:
+        """Detections, without their masks."""
+        return self.box.postprocess(predictions, proposals, sizes, config)
 
-    def masks(self, maps: Maps, found: Found) -> Found:
-        """The same with masks."""
-        return self.mask.masks(found, self.how(self.box, self.mask, maps))
+    def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
+        """The same detections with their masks."""
+        return self.mask.predict_masks(detections, self.source(self.box, self.mask, features))
 
     def losses(
         self,
@@ -193,9 +246,10 @@ class BoxesAndMasks(nn.Module):
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
         sampler: Sampler | None = None,
-        mean: Mean = alone,
+        mean: ReduceMean = no_reduce,
     ) -> Losses:
         """The multi-task loss, and that of the masks of its positives."""
-        learned = self.box.learn(maps, proposals.boxes, proposals.valid, targets, sampler, mean)
-        tell = self.how(self.box, self.mask, maps)
-        return {**learned.losses, "mask": self.mask.loss(learned.goal, targets, tell, mean)}
+        features = self.fuse_features(maps)
+        out = self.box.compute_losses(features, proposals.boxes, proposals.valid, targets, sampler, mean)
+        logits_of = self.source(self.box, self.mask, features)
+        return {**out.losses, "mask": self.mask.loss(out.targets, targets, logits_of, mean)}

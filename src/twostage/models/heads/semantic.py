@@ -1,40 +1,63 @@
-"""The semantic branch: what is seen where in the whole picture, for regions that see a part of it (HTC, section 3.2).
+"""The semantic branch: a segmentation of the whole image, whose features are added to those of regions (HTC, section 3.2).
 
 Letters: N images, C channels, K classes of stuff.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from twostage.data.stuff import STRIDE, UNKNOWN
+from twostage.errors import UsageError
 from twostage.models.backbones.norm import ConvNorm
-from twostage.models.losses import Mean, alone
+from twostage.models.component import CountFromZero, NotNegative, short
+from twostage.models.losses import ReduceMean, no_reduce
+
+
+@dataclass(frozen=True)
+class SemanticConfig:
+    """`classes` of stuff: 0 without the branch, "data" as many as the data set has."""
+
+    classes: CountFromZero | Literal["data"] = "data"
+    convs: CountFromZero = 4
+    loss_weight: NotNegative = short(0.2, "semantic_lambda")  # mmdetection's; the paper has 1
+
+    @property
+    def has_branch(self) -> bool:
+        """Whether there is a branch: "data" stands for none until a data set gives the number."""
+        return isinstance(self.classes, int) and self.classes > 0
 
 
 class SemanticBranch(nn.Module):
     """All levels brought to stride 8 and summed, some convolutions, then two layers: an embedding, and class logits."""
 
-    def __init__(self, channels: int, strides: Sequence[int], classes: int, convs: int) -> None:
+    def __init__(self, config: SemanticConfig, channels: int, strides: Sequence[int]) -> None:
         super().__init__()
+        if STRIDE not in strides:
+            raise UsageError(
+                f"The semantic branch needs a map of stride {STRIDE}: leave pyramid out, or semantic_classes=0."
+            )
+        assert isinstance(config.classes, int)
         self.middle = list(strides).index(STRIDE)
         self.laterals = nn.ModuleList(ConvNorm(nn.Conv2d(channels, channels, 1), None, "relu") for _ in strides)
         self.convs = nn.Sequential(
-            *(ConvNorm(nn.Conv2d(channels, channels, 3, padding=1), None, "relu") for _ in range(convs))
+            *(ConvNorm(nn.Conv2d(channels, channels, 3, padding=1), None, "relu") for _ in range(config.convs))
         )
         self.embedding = ConvNorm(nn.Conv2d(channels, channels, 1), None, "relu")
-        self.logits = nn.Conv2d(channels, classes, 1)
+        self.logits = nn.Conv2d(channels, config.classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.logits.weight, std=0.01)  # at first all classes are alike
+        nn.init.normal_(self.logits.weight, std=0.01)  # all classes begin with nearly equal scores
 
-    def seen(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> Float[Tensor, "n c i j"]:
-        """What both layers read."""
+    def features(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> Float[Tensor, "n c i j"]:
+        """The input of both layers."""
         shape = maps[self.middle].shape[2:]
         levels = (lateral(x) for lateral, x in zip(self.laterals, maps, strict=False))  # an extra level is not read
         summed = sum(
@@ -43,10 +66,10 @@ class SemanticBranch(nn.Module):
         return self.convs(summed)
 
     def loss(
-        self, seen: Float[Tensor, "n c i j"], stuff: UInt8[Tensor, "n i j"], mean: Mean = alone
+        self, features: Float[Tensor, "n c i j"], stuff: UInt8[Tensor, "n i j"], mean: ReduceMean = no_reduce
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of the pixels of which something is known, their mean."""
+        """Mean cross-entropy of the pixels with a known class."""
         known = stuff != UNKNOWN
-        each = cross_entropy(self.logits(seen).float(), stuff.long(), ignore_index=UNKNOWN, reduction="sum")
+        each = cross_entropy(self.logits(features).float(), stuff.long(), ignore_index=UNKNOWN, reduction="sum")
         count = mean(known.sum().float())
         return each / count.where(count > 0, 1.0)

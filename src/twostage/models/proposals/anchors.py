@@ -4,30 +4,48 @@ Letters: A anchors of all levels, in the order level, row, column, ratio, size; 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from twostage.errors import UsageError
-from twostage.models.fields import Fields
+from twostage.models.component import Positive, short
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """Side lengths in pixels per level, and height / width ratios."""
+
+    sizes: tuple[tuple[Positive, ...], ...] = short(((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)), "anchor_sizes")
+    ratios: tuple[Positive, ...] = short((0.5, 1.0, 2.0), "anchor_ratios")
+    # Pixels from a cell's corner to the anchors' centre: 0, half a stride, or Caffe's 7.5.
+    offset: float = short(0.0, "anchor_offset")
+    # torchvision rounds to the nearest pixel, py-faster-rcnn as "caffe" does.
+    rounding: Literal["none", "nearest", "caffe"] = short("nearest", "anchor_rounding")
+    # torchvision divides the canvas by the map, others have a fixed stride.
+    stride: Literal["canvas", "fixed"] = short("canvas", "anchor_stride")
+    # torchvision and detectron2 also propose from the canvas beside an image.
+    in_padding: bool = True
 
 
 class Anchors(nn.Module):
-    """The anchors of maps with the given strides; see the anchor fields of `Fields`."""
+    """The anchors of maps with the given strides."""
 
-    def __init__(self, fields: Fields, strides: Sequence[int]) -> None:
+    def __init__(self, config: AnchorConfig, strides: Sequence[int]) -> None:
         super().__init__()
-        if len(fields.anchor_sizes) != len(strides) or len({len(sizes) for sizes in fields.anchor_sizes}) != 1:
+        if len(config.sizes) != len(strides) or len({len(sizes) for sizes in config.sizes}) != 1:
             raise UsageError(
-                f"The model's field anchor_sizes lists {[len(sizes) for sizes in fields.anchor_sizes]} sizes: "
-                f"this model has {len(strides)} levels, and every level takes as many sizes as the others."
+                f"The model's field anchor_sizes lists {[len(sizes) for sizes in config.sizes]} sizes: this model has "
+                f"{len(strides)} levels (strides {', '.join(map(str, strides))}). Give each level the same number of sizes."
             )
         self.strides = tuple(strides)
-        self.fixed_stride = fields.anchor_stride == "fixed"
-        self.in_padding = fields.anchors_in_padding
-        for level, sizes in enumerate(fields.anchor_sizes):
-            cell = _CELLS[fields.anchor_rounding](sizes, fields.anchor_ratios) + fields.anchor_offset
+        self.fixed_stride = config.stride == "fixed"
+        self.in_padding = config.in_padding
+        for level, sizes in enumerate(config.sizes):
+            cell = _CELLS[config.rounding](sizes, config.ratios) + config.offset
             self.register_buffer(f"cell{level}", cell, persistent=False)
 
     @property

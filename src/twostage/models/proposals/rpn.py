@@ -9,7 +9,8 @@ Letters: N images, A anchors of all levels, S sampled anchors, P proposals (padd
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,21 +19,22 @@ from torch.nn.functional import pad
 
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import conv_norm
-from twostage.models.fields import Fields
+from twostage.models.component import Count, NotNegative, Positive, Quad, Share, short
 from twostage.models.fused import side_by_side
-from twostage.models.losses import Mean, alone, box_loss, objectness_loss, one_over_sampled
-from twostage.models.proposals.anchors import Anchors
+from twostage.models.losses import ReduceMean, box_loss, no_reduce, objectness_loss, one_over_sampled
+from twostage.models.proposals.anchors import AnchorConfig, Anchors
+from twostage.models.proposals.sources import ProposalConfig
 from twostage.models.targets.matching import match
 from twostage.models.targets.sampling import RandomSampler, Sampler
-from twostage.ops.boxes import clip, precise
-from twostage.ops.deltas import decode, encode
+from twostage.ops.boxes import clip, gather_boxes, precise
+from twostage.ops.deltas import CLAMP, BoxCoder
 from twostage.ops.nms import Kept, nms
 
 
 class Proposals(NamedTuple):
     """Boxes that may hold an object, best first; `anchors` is the index of the anchor each came from.
 
-    `overflow` marks images whose suppression may not have come to its end (see `ops.nms.Kept`).
+    `overflow` marks images whose suppression may not have converged (see `ops.nms.Kept`).
     """
 
     boxes: Float[Tensor, "n p 4"]
@@ -41,68 +43,124 @@ class Proposals(NamedTuple):
     valid: Bool[Tensor, "n p"]
     overflow: Bool[Tensor, " n"]
 
+    def to(self, device: torch.device | str) -> "Proposals":
+        """The same on another device."""
+        return Proposals(*(value.to(device) for value in self))
 
-class Dense(NamedTuple):
-    """What the network says of every anchor, level by level in the anchors' order."""
+
+class AnchorPredictions(NamedTuple):
+    """What is predicted for every anchor, level by level in the anchors' order."""
 
     logits: list[Float[Tensor, "n _"]]
     deltas: list[Float[Tensor, "n _ 4"]]
     anchors: list[Float[Tensor, "_ 4"]]
     inside: list[Bool[Tensor, "n _"]]
 
+    def to(self, device: torch.device | str) -> "AnchorPredictions":
+        """The same on another device."""
+        return AnchorPredictions(*([level.to(device) for level in part] for part in self))
+
+
+@dataclass(frozen=True)
+class RPNConfig:
+    """The region proposal network (Faster R-CNN, section 3)."""
+
+    channels: Count | None = None  # None: as many as the map has
+    convs: Count = 1
+    objectness: Literal["sigmoid", "softmax"] = "sigmoid"
+    delta_weights: Quad = (1.0, 1.0, 1.0, 1.0)
+    delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
+    delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
+    positive_iou: Share = 0.7
+    negative_iou: Share = 0.3
+    cross_boundary: bool = True  # False: anchors that cross the image's border are left out of training
+    batch: Count = 256
+    positive_fraction: Share = 0.5
+    class_normaliser: Positive | Literal["sampled"] = "sampled"  # N_cls: a number per image, or all sampled anchors
+    box_normaliser: Literal["sampled", "locations"] = "sampled"  # N_reg: sampled anchors, or positions of the maps
+    loss_weight: NotNegative = short(1.0, "rpn_lambda")  # lambda: of the box loss
+    beta: NotNegative = 1 / 9  # smooth L1 turns from quadratic to linear here
+    loss: Literal["cross_entropy", "focal"] = short("cross_entropy", "objectness_loss")
+    focal_gamma: NotNegative = short(2.0, "focal_gamma")  # Lin et al. 2017
+    focal_alpha: Share = short(0.25, "focal_alpha")
+    top_train: Count = 2000  # per level, before NMS
+    top_test: Count = 1000
+    nms: Share = 0.7
+    min_size: NotNegative = 1e-3  # pixels of the resized image (py-faster-rcnn: of the original)
+    score_threshold: Share = 0.0  # probability of being an object
+    # The regions' loss also moves the proposals' corners (section 3.2, "non-approximate joint training").
+    proposal_gradient: bool = short(False, "proposal_gradient")
+
+    @property
+    def coder(self) -> BoxCoder:
+        """From deltas to boxes and back."""
+        return BoxCoder(self.delta_weights, self.delta_clamp, self.delta_clamp_two_sided)
+
 
 class RPN(nn.Module):
     """Proposal source of Faster R-CNN; the same head slides over every level."""
 
-    def __init__(self, fields: Fields, channels: int, strides: Sequence[int]) -> None:
+    def __init__(
+        self, config: RPNConfig, anchors: AnchorConfig, proposals: ProposalConfig, channels: int, strides: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.fields = fields
-        self.anchors = Anchors(fields, strides)
+        self.config = config
+        self.proposals = proposals
+        self.anchors = Anchors(anchors, strides)
         each = self.anchors.per_position[0]
-        width = fields.rpn_channels or channels
-        inputs = [channels] + [width] * (fields.rpn_convs - 1)
+        width = config.channels or channels
+        inputs = [channels] + [width] * (config.convs - 1)
         self.convs = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1) for c in inputs)
-        self.objectness = nn.Conv2d(width, each * (2 if fields.rpn_objectness == "softmax" else 1), 1)
+        self.objectness = nn.Conv2d(width, each * (2 if config.objectness == "softmax" else 1), 1)
         self.deltas = nn.Conv2d(width, each * 4, 1)
-        self.sampler: Sampler = RandomSampler(fields.rpn_batch, fields.rpn_positive_fraction)
+        self.sampler: Sampler = RandomSampler(config.batch, config.positive_fraction)
         for layer in [*self.convs, self.objectness, self.deltas]:
             nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(
         self, maps: Sequence[Float[Tensor, "n c _ _"]], canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]
-    ) -> Dense:
+    ) -> AnchorPredictions:
         """Objectness and deltas of every anchor."""
         logits, deltas = [], []
         for x in maps:
             for conv in self.convs:
                 x = conv_norm(x, conv, activation="relu")
             both = side_by_side(x, self.objectness, self.deltas)
-            scores, moves = (found.permute(0, 2, 3, 1) for found in both)
-            if self.fields.rpn_objectness == "softmax":
+            scores, moves = (x.permute(0, 2, 3, 1) for x in both)
+            if self.config.objectness == "softmax":
                 # Softmax over (background, object) is the sigmoid of their difference.
                 background, foreground = scores.unflatten(3, (-1, 2)).unbind(4)
                 scores = foreground - background
             logits.append(scores.flatten(1))
             deltas.append(moves.flatten(1, 3).unflatten(1, (-1, 4)))
-        return Dense(logits, deltas, *self.anchors(maps, canvas, sizes))
+        return AnchorPredictions(logits, deltas, *self.anchors(maps, canvas, sizes))
 
-    def propose(self, dense: Dense, sizes: Int[Tensor, "n 2"]) -> Proposals:
-        """The best boxes of each image, at most `rpn_keep_train` or `rpn_keep_test`.
+    def propose(
+        self,
+        predictions: AnchorPredictions,
+        sizes: Int[Tensor, "n 2"],
+        *,
+        top: int | None = None,
+        keep: int | None = None,
+    ) -> Proposals:
+        """The best boxes of each image: of every level `top` before NMS, `keep` of all levels after it.
 
-        No gradient passes through them but with `proposal_gradient`.
+        By default as many as the configuration has for the module's mode. No gradient passes through them unless
+        `proposal_gradient` is set.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.fields.proposal_gradient):
-            return self._propose(dense, sizes)
+        config, proposals = self.config, self.proposals
+        top = top or (config.top_train if self.training else config.top_test)
+        keep = keep or (proposals.keep_train if self.training else proposals.keep_test)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and config.proposal_gradient):
+            return self._propose(predictions, sizes, top, keep)
 
-    def _propose(self, dense: Dense, sizes: Int[Tensor, "n 2"]) -> Proposals:
-        fields = self.fields
-        top = fields.rpn_top_train if self.training else fields.rpn_top_test
-        keep = fields.rpn_keep_train if self.training else fields.rpn_keep_test
-        levels = len(dense.logits)
+    def _propose(self, predictions: AnchorPredictions, sizes: Int[Tensor, "n 2"], top: int, keep: int) -> Proposals:
+        config = self.config
+        levels = len(predictions.logits)
         scores, places = [], []
         first = 0
-        for logit, inside in zip(dense.logits, dense.inside, strict=True):
+        for logit, inside in zip(predictions.logits, predictions.inside, strict=True):
             # A level may have fewer anchors than `top`: padding to `top` keeps the shape free of the map's size.
             best = pad(precise(logit).masked_fill(~inside, -torch.inf), (0, top), value=-torch.inf).topk(top, dim=1)
             scores.append(best.values)
@@ -111,71 +169,60 @@ class RPN(nn.Module):
         # [l * n, top], as all that follows: each level of each image is suppressed alone.
         score, place = torch.cat(scores), torch.cat(places)
         of_image = place.unflatten(0, (levels, -1)).transpose(0, 1).flatten(1)
-        delta = torch.cat(dense.deltas, dim=1).gather(1, of_image[..., None].expand(-1, -1, 4))
+        delta = gather_boxes(torch.cat(predictions.deltas, dim=1), of_image)
         delta = delta.unflatten(1, (levels, top)).transpose(0, 1).flatten(0, 1)
-        box = decode(
-            delta,
-            torch.cat(dense.anchors)[place],
-            weights=fields.rpn_delta_weights,
-            clamp=fields.delta_clamp,
-            two_sided=fields.delta_clamp_two_sided,
-        )
-        box = clip(box, sizes.repeat(levels, 1))
+        box = clip(config.coder.decode(delta, torch.cat(predictions.anchors)[place]), sizes.repeat(levels, 1))
         sides = box[..., 2:] - box[..., :2]
-        valid = (sides >= fields.rpn_min_size).all(dim=-1) & (score > -torch.inf)
-        valid &= score.sigmoid() >= fields.rpn_score_threshold
-        kept = nms(box, score, None, valid, iou=fields.rpn_nms, top=min(keep, top))
+        valid = (sides >= config.min_size).all(dim=-1) & (score > -torch.inf)
+        valid &= score.sigmoid() >= config.score_threshold
+        kept = nms(box, score, None, valid, iou=config.nms, top=min(keep, top))
         return _best_of_levels(box, score, place, kept, levels=levels, keep=keep)
 
     def losses(
         self,
-        dense: Dense,
+        predictions: AnchorPredictions,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
         sampler: Sampler | None = None,
-        mean: Mean = alone,
+        mean: ReduceMean = no_reduce,
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses of objectness and boxes over the sampled anchors (section 3.1.2, equation 1)."""
-        fields = self.fields
-        anchors = torch.cat(dense.anchors)
+        config = self.config
+        anchors = torch.cat(predictions.anchors)
         with torch.no_grad():
-            inside = torch.cat(dense.inside, dim=1)
+            inside = torch.cat(predictions.inside, dim=1)
             matches = match(
                 anchors,
                 targets.boxes,
                 targets.valid,
-                positive=fields.rpn_positive_iou,
-                negative=(0.0, fields.rpn_negative_iou),
+                positive=config.positive_iou,
+                negative=(0.0, config.negative_iou),
                 keep_best=True,
-                usable=inside if fields.rpn_cross_boundary else inside & _within(anchors, sizes),
+                usable=inside if config.cross_boundary else inside & _within(anchors, sizes),
             )
             sample = (sampler or self.sampler)(matches, targets.seeds)
             truth = matches.gather(1, sample.index).clamp(min=0)
-            goal = encode(
-                targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4)),
-                anchors[sample.index],
-                weights=fields.rpn_delta_weights,
-            )
+            goal = config.coder.encode(gather_boxes(targets.boxes, truth), anchors[sample.index])
             class_weight, box_weight = self._weights(sample.valid, inside, mean)
-        logits = torch.cat(dense.logits, dim=1).gather(1, sample.index)
-        deltas = torch.cat(dense.deltas, dim=1).gather(1, sample.index[..., None].expand(-1, -1, 4))
-        focal = (fields.focal_gamma, fields.focal_alpha) if fields.objectness_loss == "focal" else None
+        logits = torch.cat(predictions.logits, dim=1).gather(1, sample.index)
+        deltas = gather_boxes(torch.cat(predictions.deltas, dim=1), sample.index)
+        focal = (config.focal_gamma, config.focal_alpha) if config.loss == "focal" else None
         return {
             "rpn_class": objectness_loss(logits, sample.positive, sample.valid, class_weight, focal=focal),
-            "rpn_box": fields.rpn_lambda * box_loss(deltas, goal, sample.positive, box_weight, beta=fields.rpn_beta),
+            "rpn_box": config.loss_weight * box_loss(deltas, goal, sample.positive, box_weight, beta=config.beta),
         }
 
     def _weights(
-        self, sampled: Bool[Tensor, "n s"], inside: Bool[Tensor, "n a"], mean: Mean
+        self, sampled: Bool[Tensor, "n s"], inside: Bool[Tensor, "n a"], mean: ReduceMean
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """What each image's sums are multiplied with: one over N_cls and one over N_reg, averaged over the images."""
-        fields = self.fields
+        config = self.config
         images = len(sampled)
         all_sampled = one_over_sampled(sampled, mean)
         class_weight = box_weight = all_sampled
-        if fields.rpn_class_normaliser != "sampled":
-            class_weight = torch.full_like(all_sampled, 1 / (float(fields.rpn_class_normaliser) * images))
-        if fields.rpn_box_normaliser == "locations":
+        if config.class_normaliser != "sampled":
+            class_weight = torch.full_like(all_sampled, 1 / (float(config.class_normaliser) * images))
+        if config.box_normaliser == "locations":
             locations = inside.sum(dim=1) / self.anchors.per_position[0]
             box_weight = 1 / (locations * images)
         return class_weight, box_weight
@@ -202,7 +249,7 @@ def _best_of_levels(
     best = ranked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
     place = place.gather(1, pad(best, (0, keep - best.shape[1])))
     return Proposals(
-        every_box.gather(1, place[..., None].expand(-1, -1, 4)),
+        gather_boxes(every_box, place),
         every_score.gather(1, place),
         every_anchor.gather(1, place),
         torch.arange(keep, device=place.device) < valid.sum(dim=1, keepdim=True),

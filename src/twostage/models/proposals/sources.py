@@ -26,6 +26,7 @@ from twostage.data.images import read_image
 from twostage.data.proposals import ProposalSet
 from twostage.errors import DataError
 from twostage.folders import cache_folder, made_in_cache
+from twostage.models.component import Count, short
 from twostage.models.proposals.selective_search import WIDTH, opencv, selective_search
 from twostage.models.proposals.sliding_window import sliding_windows
 
@@ -34,6 +35,17 @@ log = logging.getLogger("twostage.proposals")
 Name = Literal["selective_search", "selective_search_quality", "sliding_window"]
 NAMES: tuple[Name, ...] = get_args(Name)
 _VERSION = 1  # raised when a source gives other boxes for the same settings
+
+
+@dataclass(frozen=True)
+class ProposalConfig:
+    """Where proposals come from: the RPN ("network"), a `Source`, or a file; and the number that each image keeps."""
+
+    source: Literal["network", "selective_search", "selective_search_quality", "sliding_window", "file"] = short(
+        "network", "proposals"
+    )
+    keep_train: Count = short(2000, "rpn_keep_train")  # after NMS, all levels together
+    keep_test: Count = short(1000, "rpn_keep_test")
 
 
 @dataclass(frozen=True)

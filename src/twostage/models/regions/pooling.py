@@ -1,57 +1,99 @@
 """A fixed grid of features for every region: RoIAlign from a pyramid, or RoIPool from one map."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twostage.models.fields import Fields
+from twostage.errors import UsageError
+from twostage.models.component import Count, CountFromZero, NotNegative, Positive, short
 from twostage.models.regions.levels import assign_levels
 from twostage.ops.roi_align import roi_align
 from twostage.ops.roi_pool import roi_pool
 
+Maps = Sequence[Float[Tensor, "n _ _ _"]]
+
+
+class RegionFeatures(NamedTuple):
+    """What regions are pooled from: the maps of a pyramid, and the embedding of a semantic branch where there is one."""
+
+    maps: Maps
+    semantic: Float[Tensor, "n _ _ _"] | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "RegionFeatures":
+        """The same function applied to every map."""
+        return RegionFeatures([change(x) for x in self.maps], None if self.semantic is None else change(self.semantic))
+
+
+@dataclass(frozen=True)
+class RoIAlignConfig:
+    """RoIAlign (Mask R-CNN, section 3), each box from the level of its size (FPN, section 4.2)."""
+
+    size: Count = 7
+    # Points per bin along each axis; 0: as many as the bin has pixels, at most `max_samples` (None, on a CPU only: all).
+    sampling_ratio: CountFromZero = short(2, "roi_sampling_ratio")
+    max_samples: Count | None = short(8, "roi_max_samples")
+    aligned: bool = short(False, "roi_aligned")
+    level_eps: NotNegative = short(1e-6, "level_eps")
+    canonical_size: Positive = short(224.0, "level_canonical_size")  # a box of this size is read from level 4
+
+
+@dataclass(frozen=True)
+class RoIPoolConfig:
+    """RoIPool (Fast R-CNN, section 2.1) from a single map."""
+
+    size: Count = 7
+
 
 class AlignedRegions(nn.Module):
-    """RoIAlign (Mask R-CNN, section 3), each box from the level of its size."""
+    """RoIAlign from the levels with these strides, `size` cells along each side (default: the configuration's)."""
 
-    def __init__(self, fields: Fields, strides: tuple[int, ...], size: int | None = None) -> None:
+    def __init__(self, config: RoIAlignConfig, strides: tuple[int, ...], size: int | None = None) -> None:
         super().__init__()
+        self.config = config
         self.strides = strides
-        self.size = size or fields.roi_size
-        self.sampling_ratio = fields.roi_sampling_ratio
-        self.max_samples = fields.roi_max_samples
-        self.aligned = fields.roi_aligned
-        self.canonical_size = fields.level_canonical_size
-        self.level_eps = fields.level_eps
+        self.size = size or config.size
 
-    def forward(
-        self, maps: Sequence[Float[Tensor, "n c _ _"]], boxes: Float[Tensor, "n p 4"]
-    ) -> Float[Tensor, "n p c s s"]:
-        """Features of each box; maps beyond the strides given (the proposal network's extra level) are not read."""
-        levels = assign_levels(boxes, self.strides, canonical_size=self.canonical_size, eps=self.level_eps)
+    def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
+        """Features of each box; maps beyond the strides given (the RPN's extra levels) are not read."""
+        return self.pool(features.maps[: len(self.strides)], boxes)
+
+    def pool(self, maps: Maps, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
+        """Features of each box from these maps."""
+        config = self.config
+        levels = assign_levels(boxes, self.strides, canonical_size=config.canonical_size, eps=config.level_eps)
         return roi_align(
-            maps[: len(self.strides)],
+            maps,
             boxes,
             levels,
             scales=[1 / stride for stride in self.strides],
             output_size=self.size,
-            sampling_ratio=self.sampling_ratio,
-            aligned=self.aligned,
-            max_samples=self.max_samples,
+            sampling_ratio=config.sampling_ratio,
+            aligned=config.aligned,
+            max_samples=config.max_samples,
         )
 
 
 class PooledRegions(nn.Module):
-    """RoIPool (Fast R-CNN, section 2.1) from a single map: one level of spatial pyramid pooling."""
+    """RoIPool from a single map: one level of spatial pyramid pooling."""
 
-    def __init__(self, fields: Fields, stride: int) -> None:
+    def __init__(self, config: RoIPoolConfig, stride: int) -> None:
         super().__init__()
         self.scale = 1 / stride
-        self.size = fields.roi_size
+        self.size = config.size
 
-    def forward(
-        self, maps: Sequence[Float[Tensor, "n c _ _"]], boxes: Float[Tensor, "n p 4"]
-    ) -> Float[Tensor, "n p c s s"]:
+    def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
         """Features of each box."""
-        (features,) = maps
-        return roi_pool(features, boxes, scale=self.scale, output_size=self.size)
+        (one,) = features.maps
+        return roi_pool(one, boxes, scale=self.scale, output_size=self.size)
+
+
+def pooler(config: RoIAlignConfig | RoIPoolConfig, strides: tuple[int, ...]) -> nn.Module:
+    """The pooling of a configuration. Raises UsageError for RoIPool on several maps."""
+    if isinstance(config, RoIAlignConfig):
+        return AlignedRegions(config, strides)
+    if len(strides) > 1:
+        raise UsageError(f"roi is 'pool', which reads a single map; this model has {len(strides)}: choose roi=align.")
+    return PooledRegions(config, strides[0])

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from twostage.data.batch import Targets
-from twostage.models.fields import Fields
 from twostage.models.targets.matching import IGNORE, match
 from twostage.models.targets.sampling import Sampler
-from twostage.ops.deltas import encode
+from twostage.ops.boxes import gather_boxes
+from twostage.ops.deltas import BoxCoder
 
 
 class RegionTargets(NamedTuple):
@@ -29,40 +29,36 @@ class RegionTargets(NamedTuple):
     index: Int[Tensor, "n s"]  # type: ignore[assignment]  # hides tuple.index
 
 
-def joined(
-    boxes: Float[Tensor, "n p 4"], valid: Bool[Tensor, "n p"], targets: Targets, fields: Fields
+def append_ground_truth(
+    boxes: Float[Tensor, "n p 4"], valid: Bool[Tensor, "n p"], targets: Targets
 ) -> tuple[Float[Tensor, "n q 4"], Bool[Tensor, "n q"]]:
-    """Proposals and behind them, where `region_truth` says so, the ground truth itself.
-
-    Without it early training would have hardly any positive region.
-    """
-    if not fields.region_truth:
-        return boxes, valid
+    """Proposals and behind them the ground truth: without it early training has hardly any positive region."""
     return torch.cat([boxes, targets.boxes], dim=1), torch.cat([valid, targets.valid], dim=1)
 
 
 @torch.no_grad()
 def region_targets(
-    boxes: Float[Tensor, "n p 4"], valid: Bool[Tensor, "n p"], targets: Targets, sampler: Sampler, fields: Fields
+    boxes: Float[Tensor, "n p 4"],
+    valid: Bool[Tensor, "n p"],
+    targets: Targets,
+    sampler: Sampler,
+    *,
+    positive: float,
+    negative: tuple[float, float],
+    coder: BoxCoder,
 ) -> RegionTargets:
-    """Match regions with the ground truth, and sample from them."""
-    matches = match(
-        boxes,
-        targets.boxes,
-        targets.valid,
-        positive=fields.region_positive_iou,
-        negative=fields.region_background_iou,
-        keep_best=False,
-    ).where(valid, IGNORE)
+    """Match regions with the ground truth (`matching.match`), and sample from them."""
+    matches = match(boxes, targets.boxes, targets.valid, positive=positive, negative=negative, keep_best=False).where(
+        valid, IGNORE
+    )
     # Other bits than the anchors' draw from the same seed.
     sample = sampler(matches, ~targets.seeds)
     truth = matches.gather(1, sample.index).clamp(min=0)
-    goal = targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4))
-    regions = boxes.gather(1, sample.index[..., None].expand(-1, -1, 4))
+    regions = gather_boxes(boxes, sample.index)
     return RegionTargets(
         boxes=regions,
         classes=(targets.labels.gather(1, truth) + 1).where(sample.positive, 0),
-        deltas=encode(goal, regions, weights=fields.box_delta_weights),
+        deltas=coder.encode(gather_boxes(targets.boxes, truth), regions),
         truth=truth,
         positive=sample.positive,
         valid=sample.valid,

@@ -11,31 +11,30 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import Given, scale_boxes
 from twostage.data.proposals import ProposalSet, tell_shortage
 from twostage.errors import UsageError
-from twostage.models.fields import Fields
-from twostage.models.proposals.sources import NAMES, Source, propose, ranks
+from twostage.models.proposals.sources import NAMES, ProposalConfig, Source, propose, ranks
 
 
 def of_pictures(
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], shapes: Sequence[tuple[int, int]], fields: Fields
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], shapes: Sequence[tuple[int, int]], config: ProposalConfig
 ) -> GivenProposals | None:
     """Proposals of pictures (RGB), on their pixels once they are resized to `shapes` (height, width).
 
     None for a model that proposes by itself. Raises UsageError for one whose proposals come from a file.
     """
-    if fields.proposals == "network":
+    if config.source == "network":
         return None
-    source = source_of(fields)
+    source = source_of(config)
     found = []
     for image, shape in zip(images, shapes, strict=True):
         boxes = source(image)
         placed = scale_boxes(torch.from_numpy(boxes), (image.shape[0], image.shape[1]), shape)
         found.append(torch.cat([placed, torch.from_numpy(ranks(len(boxes)))[:, None]], dim=1))
-    return stack_proposals(found, fields.rpn_keep_test)
+    return stack_proposals(found, config.keep_test)
 
 
 def of_split(
     dataset: Dataset,
-    fields: Fields,
+    config: ProposalConfig,
     read: Callable[[Dataset], ProposalSet] | None,
     *,
     count: int,
@@ -45,18 +44,18 @@ def of_split(
 
     None where the model proposes by itself and nothing else is wanted. Raises UsageError where a file is needed.
     """
-    if read is None and fields.proposals == "network":
+    if read is None and config.source == "network":
         return None
-    found = read(dataset) if read else propose(source_of(fields), dataset, after_image=after_image)
+    found = read(dataset) if read else propose(source_of(config), dataset, after_image=after_image)
     tell_shortage(found, dataset, count)
     return Given(found, count)
 
 
-def source_of(fields: Fields) -> Source:
+def source_of(config: ProposalConfig) -> Source:
     """The source that a model's fields name. Raises UsageError where that is a file."""
-    if fields.proposals not in NAMES:
+    if config.source not in NAMES:
         raise UsageError(
             "This detector's proposals come from a file. `train` and `eval` take one by --proposals; elsewhere have "
             "them computed: --set model.proposals=selective_search."
         )
-    return Source(fields.proposals, fields.proposals_seed)
+    return Source(config.source, config.source_seed)

@@ -1,0 +1,67 @@
+"""A backbone that a user provides: any module that maps images to feature maps and has `channels` and `strides`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from twostage.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ProvidedConfig:
+    """What is saved of such a backbone: to load the weights again, the same module is given again."""
+
+    name: str
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class ProvidedBackbone(nn.Module):
+    """The module, and the channels and strides of its maps, finest first.
+
+    The module returns a tensor, a sequence of tensors, or a dictionary of them, as torchvision's
+    `create_feature_extractor` makes. A method `get_stages() -> list[list[nn.Module]]`, from the input on, lets `freeze`
+    count its stages; without it the module is one. Raises UsageError where `channels` or `strides` are missing.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.channels, self.strides = (_numbers(module, name) for name in ("channels", "strides"))
+        if len(self.channels) != len(self.strides) or any(a >= b for a, b in zip(self.strides, self.strides[1:])):
+            raise UsageError(
+                f"backbone: {type(module).__name__} has channels {self.channels} and strides {self.strides}: give one of "
+                "each per map, the finest map (the smallest stride) first."
+            )
+
+    @property
+    def config(self) -> ProvidedConfig:
+        """What is saved of it."""
+        return ProvidedConfig(type(self.module).__name__, self.channels, self.strides)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
+        """The maps, finest first. Raises UsageError where their number or channels differ from what it says."""
+        out = self.module(x)
+        maps = (out,) if isinstance(out, Tensor) else tuple(out.values() if isinstance(out, Mapping) else out)
+        if tuple(m.shape[1] for m in maps) != self.channels:
+            shapes = [tuple(m.shape) for m in maps]
+            raise UsageError(f"backbone: {self.config.name} has channels {self.channels} and returns maps of {shapes}.")
+        return maps
+
+    def get_stages(self) -> list[list[nn.Module]]:
+        """What may be frozen: the module's own stages, or the whole module as one."""
+        own = getattr(self.module, "get_stages", None)
+        return cast(list[list[nn.Module]], own()) if own is not None else [[self.module]]
+
+
+def _numbers(module: nn.Module, name: str) -> tuple[int, ...]:
+    value: Any = getattr(module, name, None)
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(v, int) and v > 0 for v in value):
+        raise UsageError(
+            f"backbone: {type(module).__name__}.{name} is {value!r}: give a tuple of whole numbers, one per map that the "
+            "module returns, the finest first."
+        )
+    return tuple(value)

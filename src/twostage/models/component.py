@@ -1,0 +1,75 @@
+"""What the configuration of a component is made of: a frozen dataclass of leaves and of further components.
+
+Every leaf has a path, `rpn.nms`, and a short name, `rpn_nms`: the path with underscores, or what `short` declares.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import field, fields, is_dataclass, replace
+from functools import cache
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
+
+from twostage.kinds import Within
+
+Positive = Annotated[float, Within(1e-3)]
+Count = Annotated[int, Within(1)]
+CountFromZero = Annotated[int, Within(0)]
+Share = Annotated[float, Within(0, 1)]
+NotNegative = Annotated[float, Within(0)]
+Quad = tuple[Positive, Positive, Positive, Positive]
+
+
+def short(default: Any, *names: str) -> Any:
+    """A field of a configuration with short names of its own. Several components may share one: it sets them all."""
+    return field(default=default, metadata={"short": names})
+
+
+def component(default: Any, **names: str) -> Any:
+    """A field that holds a component; `names` are short names for leaves of it, `component(RoIAlignConfig(), size="mask_size")`."""
+    return field(default=default, metadata={"names": names})
+
+
+class Leaf(NamedTuple):
+    """One value of a configuration: where it is, its names, its declared type, and the value."""
+
+    path: str
+    names: frozenset[str]
+    kind: Any
+    value: Any
+
+
+def leaves(config: Any, prefix: str = "", more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Leaf]:
+    """Every value of a configuration, depth first; components that are None have none."""
+    kinds = kinds_of(type(config))
+    for each in fields(config):
+        value, path = getattr(config, each.name), f"{prefix}{each.name}"
+        if is_dataclass(value):
+            yield from leaves(value, f"{path}.", each.metadata.get("names", {}))
+        elif not _is_component(kinds[each.name]):
+            names = {path, path.replace(".", "_"), *each.metadata.get("short", ()), more.get(each.name, path)}
+            yield Leaf(path, frozenset(names), kinds[each.name], value)
+
+
+def with_value(config: Any, path: str, value: Any) -> Any:
+    """The configuration with the value, or the whole component, at a path replaced."""
+    head, _, rest = path.partition(".")
+    return replace(config, **{head: with_value(getattr(config, head), rest, value) if rest else value})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested values, as JSON and YAML hold them; a component's class is kept as `type`."""
+    values: dict[str, Any] = {}
+    for each in fields(config):
+        value = getattr(config, each.name)
+        values[each.name] = {"type": type(value).__name__, **to_dict(value)} if is_dataclass(value) else value
+    return values
+
+
+@cache
+def kinds_of(cls: type) -> dict[str, Any]:
+    """The declared type of every field."""
+    return get_type_hints(cls, include_extras=True)
+
+
+def _is_component(kind: Any) -> bool:
+    return is_dataclass(kind) or any(is_dataclass(part) for part in get_args(kind))

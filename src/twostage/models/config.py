@@ -1,0 +1,65 @@
+"""A detector's configuration: the components' own dataclasses put together. `zoo` has those with a name.
+
+A component that is None is not there; a field that a model does not read does not exist in its configuration.
+"""
+
+from dataclasses import dataclass, field
+
+from twostage.models.backbones.fpn import FPNConfig
+from twostage.models.backbones.mobilenet import MobileNetV3Config
+from twostage.models.backbones.provided import ProvidedConfig
+from twostage.models.backbones.pyramids import PyramidConfig
+from twostage.models.backbones.resnet import ResNetConfig
+from twostage.models.backbones.tiny import TinyConfig
+from twostage.models.backbones.vgg import VGG16Config
+from twostage.models.backbones.zf import ZFConfig
+from twostage.models.heads.box import BoxHeadConfig, StageConfig
+from twostage.models.heads.cascade import CascadeConfig
+from twostage.models.heads.hybrid_task_cascade import HTCConfig
+from twostage.models.heads.mask import MaskConfig
+from twostage.models.heads.postprocess import PostprocessConfig
+from twostage.models.heads.retinanet import RetinaNetConfig
+from twostage.models.heads.semantic import SemanticConfig
+from twostage.models.image import ImageConfig
+from twostage.models.proposals.anchors import AnchorConfig
+from twostage.models.proposals.rpn import RPNConfig
+from twostage.models.proposals.sources import ProposalConfig
+from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
+
+BackboneConfig = VGG16Config | ZFConfig | ResNetConfig | MobileNetV3Config | TinyConfig | ProvidedConfig
+
+
+@dataclass(frozen=True)
+class TwoStageConfig:
+    """A two-stage detector. Either `rpn` and its `anchors` are there or proposals come from elsewhere; a second stage
+    has one box head, a `stage`, or a `cascade` of them."""
+
+    image: ImageConfig
+    backbone: BackboneConfig
+    neck: FPNConfig | PyramidConfig | None
+    proposals: ProposalConfig
+    roi: RoIAlignConfig | RoIPoolConfig
+    box_head: BoxHeadConfig
+    stage: StageConfig | None
+    postprocess: PostprocessConfig
+    anchors: AnchorConfig | None = None
+    rpn: RPNConfig | None = None
+    cascade: CascadeConfig | None = None
+    mask: MaskConfig | None = None
+    htc: HTCConfig | None = None
+    semantic: SemanticConfig | None = None
+
+
+@dataclass(frozen=True)
+class OneStageConfig:
+    """RetinaNet."""
+
+    image: ImageConfig
+    backbone: BackboneConfig
+    neck: FPNConfig
+    anchors: AnchorConfig
+    retinanet: RetinaNetConfig
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+
+DetectorConfig = TwoStageConfig | OneStageConfig

@@ -1,0 +1,103 @@
+"""Values by name into a configuration: `rpn.nms` or its short form `rpn_nms`, from the command line, keywords and files."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from twostage.errors import UsageError, nearest
+from twostage.kinds import described, fits, fitted
+from twostage.models.component import Leaf, leaves, with_value
+from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
+from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
+
+C = TypeVar("C", TwoStageConfig, OneStageConfig)
+
+_ROI = {"align": RoIAlignConfig, "pool": RoIPoolConfig}
+MOVED = {
+    "recipe": "a recipe belongs to training: give --recipe",
+    "proposals_seed": "the seed of proposals belongs to them: give it to `twostage data proposals --seed`",
+}
+"""What weights files written before hold beside the model's configuration."""
+
+
+def configure(config: C, values: Mapping[str, Any]) -> C:
+    """The configuration with some values replaced; they may come from Python, JSON, YAML or the command line.
+
+    `proposals` other than "network" leaves out the RPN, `roi` chooses the pooling. A `size` without a `max_size` keeps
+    the ratio of the two. Raises UsageError for a name that the configuration does not have, with the nearest one, and
+    for a value of the wrong kind.
+    """
+    given = dict(values)
+    config = _with_pooling(config, given)
+    config = _with_source(config, given)
+    known = _by_name(config)
+    size, longest = config.image.size, config.image.max_size
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(_unknown(name, known))
+        for leaf in known[name]:
+            good = fitted(value, leaf.kind)
+            if not fits(good, leaf.kind):
+                raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {described(leaf.kind)}.")
+            config = with_value(config, leaf.path, good)
+    if "max_size" not in given and "image.max_size" not in given and config.image.size != size:
+        config = with_value(config, "image.max_size", max(1, round(config.image.size * longest / size)))
+    return config
+
+
+def names_of(config: DetectorConfig) -> set[str]:
+    """Every name that a value of the configuration has."""
+    return {*_by_name(config), *(("roi",) if isinstance(config, TwoStageConfig) else ())}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values, as `component.to_dict` gives them, by their paths; the class of a component is left out."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif name != "type":
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _by_name(config: DetectorConfig) -> dict[str, list[Leaf]]:
+    known: dict[str, list[Leaf]] = {}
+    for leaf in leaves(config):
+        for name in leaf.names:
+            known.setdefault(name, []).append(leaf)
+    return known
+
+
+def _with_pooling(config: C, given: dict[str, Any]) -> C:
+    """The region pooling that `roi` names, with the size of the one before."""
+    kind = given.pop("roi", None)
+    if kind is None or isinstance(config, OneStageConfig):
+        return config if kind is None else _refuse("roi", config)
+    if kind not in _ROI:
+        raise UsageError(f"The model's field roi cannot be {kind!r}: it takes {' or '.join(map(repr, _ROI))}.")
+    return config if isinstance(config.roi, _ROI[kind]) else replace(config, roi=_ROI[kind](size=config.roi.size))
+
+
+def _with_source(config: C, given: Mapping[str, Any]) -> C:
+    """Without the RPN where proposals come from elsewhere."""
+    source = next(
+        (given[name] for name in ("proposals", "proposals.source", "proposals_source") if name in given), None
+    )
+    if source is None or isinstance(config, OneStageConfig):
+        return config
+    if source != "network":
+        return replace(config, rpn=None, anchors=None)
+    if config.rpn is None:
+        raise UsageError("proposals is 'network', and this model has no RPN: choose a faster_rcnn_* model.")
+    return config
+
+
+def _refuse(name: str, config: DetectorConfig) -> Any:
+    raise UsageError(_unknown(name, _by_name(config)))
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    if name in MOVED:
+        return f"{name} is no field of the model: {MOVED[name]}."
+    return f"The model has no field {name!r}. {nearest(name, known)}"

@@ -1,0 +1,131 @@
+"""From class scores and deltas to the final boxes (Fast R-CNN, section 2.4, and common practice since).
+
+Letters: N images, P proposals, K classes, D detections (padded).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from twostage.models.component import Count, NotNegative, Positive, Share, short
+from twostage.models.proposals.rpn import Proposals
+from twostage.ops.boxes import clip, gather_boxes, precise
+from twostage.ops.deltas import BoxCoder
+from twostage.ops.nms import nms
+from twostage.ops.soft_nms import soft_nms
+
+_ON_DEVICES = 4096  # boxes that enter the last NMS where it measures all of them against each other
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """From class scores to detections: threshold, NMS per class, the best of an image."""
+
+    score_threshold: Share = short(0.05, "score_threshold")
+    nms: Share = short(0.5, "nms")
+    nms_across_classes: bool = short(False, "nms_across_classes")
+    soft_nms: Literal["off", "linear", "gaussian"] = short("off", "soft_nms")
+    soft_nms_sigma: Positive = short(0.5, "soft_nms_sigma")
+    max_det: Count = short(100, "max_det")
+    min_box_size: NotNegative = short(1e-2, "min_box_size")
+    # Boxes of an image that enter NMS; None: all, on a GPU the best 4096.
+    candidates: Count | None = short(None, "candidates")
+
+
+class BatchDetections(NamedTuple):
+    """Detections on the pixels of the batch, best first. `labels` are 0..K-1; `proposals` is each one's parent.
+
+    `overflow` is True where the result may be wrong: more boxes passed the threshold than `candidates` allows, or a
+    suppression of proposals or detections had not converged. `masks` are the probabilities that each cell of a grid
+    over the box belongs to the object.
+    """
+
+    boxes: Float[Tensor, "n d 4"]
+    scores: Float[Tensor, "n d"]
+    labels: Int[Tensor, "n d"]
+    proposals: Int[Tensor, "n d"]
+    valid: Bool[Tensor, "n d"]
+    overflow: Bool[Tensor, " n"]
+    masks: Float[Tensor, "n d m m"] | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "BatchDetections":
+        """The same function applied to every tensor."""
+        return BatchDetections(*(None if value is None else change(value) for value in self))  # type: ignore[arg-type]
+
+
+def postprocess(
+    logits: Float[Tensor, "n p k1"],
+    deltas: Float[Tensor, "n p kd 4"],
+    proposals: Proposals,
+    sizes: Int[Tensor, "n 2"],
+    coder: BoxCoder,
+    config: PostprocessConfig,
+) -> BatchDetections:
+    """Every proposal gives a box for every class; those above the threshold compete within their class.
+
+    1. Softmax, background dropped. 2. Threshold, the best `candidates`. 3. Decode, clip, minimum size. 4. NMS per
+    class. 5. The best D.
+    """
+    scores = precise(logits).softmax(dim=2)[..., 1:]
+    p, k = scores.shape[1:]
+    above = (proposals.valid[..., None] & (scores > config.score_threshold)).flatten(1)
+    candidates = max_candidates(config, p * _classes_above(config.score_threshold, k), scores.device)
+    entering = scores.flatten(1).masked_fill(~above, -torch.inf).sort(dim=1, descending=True, stable=True)
+    score, place = entering.values[:, :candidates], entering.indices[:, :candidates]
+    proposal, label = place // k, place % k
+    own = proposal * deltas.shape[2] + label.clamp(max=deltas.shape[2] - 1)
+    boxes = coder.decode(gather_boxes(deltas.flatten(1, 2), own), gather_boxes(proposals.boxes, proposal))
+    overflow = proposals.overflow | (above.sum(dim=1) > candidates)
+    return suppress(clip(boxes, sizes), score, label, proposal, score > -torch.inf, overflow, config)
+
+
+def suppress(
+    boxes: Float[Tensor, "n c 4"],
+    score: Float[Tensor, "n c"],
+    label: Int[Tensor, "n c"],
+    proposal: Int[Tensor, "n c"],
+    competes: Bool[Tensor, "n c"],
+    overflow: Bool[Tensor, " n"],
+    config: PostprocessConfig,
+) -> BatchDetections:
+    """NMS per class of candidates sorted by score; `overflow` is that of the steps before."""
+    competes = competes & ((boxes[..., 2:] - boxes[..., :2]) >= config.min_box_size).all(dim=2)
+    groups = None if config.nms_across_classes else label
+    if config.soft_nms == "off":
+        index, kept, unsettled = nms(boxes, score, groups, competes, iou=config.nms, top=config.max_det)
+        kept_scores, overflow = score.gather(1, index), overflow | unsettled
+    else:
+        index, kept_scores, kept = soft_nms(
+            boxes,
+            score,
+            groups,
+            competes,
+            method=config.soft_nms,
+            iou=config.nms,
+            sigma=config.soft_nms_sigma,
+            min_score=config.score_threshold,
+            top=config.max_det,
+        )
+    return BatchDetections(
+        boxes=gather_boxes(boxes, index),
+        scores=kept_scores.where(kept, 0.0),
+        labels=label.gather(1, index),
+        proposals=proposal.gather(1, index),
+        valid=kept,
+        overflow=overflow,
+    )
+
+
+def max_candidates(config: PostprocessConfig, every: int, device: torch.device) -> int:
+    """How many boxes of an image enter the last NMS; by default all on a CPU, `_ON_DEVICES` on other devices."""
+    return config.candidates or (every if device.type == "cpu" else min(every, _ON_DEVICES))
+
+
+def _classes_above(threshold: float, classes: int) -> int:
+    """How many classes of one proposal a softmax can put above the threshold: 19 above 0.05."""
+    return classes if threshold * (classes + 1) < 1 else max(1, min(classes, ceil(1 / threshold) - 1))
