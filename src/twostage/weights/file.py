@@ -1,13 +1,13 @@
-"""Our weights file: safetensors whose header says in JSON what model it is, of which classes, and how good.
+"""Our weights file: safetensors whose header holds in JSON the model's name and configuration, its classes and metrics.
 
 It carries no code. Pickles are not read here at all.
 """
 
 import json
+import re
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,31 @@ from twostage import __version__
 from twostage.atomic import write_bytes
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.kinds import fits, fitted
+from twostage.models.backbones.provided import ProvidedConfig
+from twostage.models.component import to_dict
+from twostage.models.config import DetectorConfig
+from twostage.models.configure import MOVED, configure, flatten, names_of
+from twostage.models.zoo import ZOO
 
 KEY = "twostage"
-FORMAT = 1
+FORMAT = 2  # 1 had one flat dictionary of the fields of all models
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a weights file says of itself. `fields` are the model's fields, all of them, whatever their defaults."""
+    """The header of a weights file. `model` is the name in the zoo whose configuration `config` began from."""
 
     model: str
     names: tuple[str, ...]
-    fields: Mapping[str, Any]
+    config: DetectorConfig
     metrics: Mapping[str, float] = field(default_factory=dict)
     licence: str = "as the training data allow"
     version: str = __version__
 
-    def fields_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields with some replaced; a `size` without a `max_size` keeps the ratio of the two."""
-        size, longest = self.fields.get("size"), self.fields.get("max_size")
-        fields = {**self.fields, **changes}
-        if "size" in changes and "max_size" not in changes and size and longest:
-            with suppress(TypeError, ValueError):  # a size that is no number is refused by the model's own check
-                fields["max_size"] = max(1, round(float(changes["size"]) * longest / size))
-        return fields
-
     def to_json(self) -> str:
         """The header's entry."""
-        return json.dumps({"format": FORMAT, **asdict(self)})
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return json.dumps({"format": FORMAT, **values, "config": to_dict(self.config)})
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], card: Card) -> None:
@@ -66,7 +63,10 @@ def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:
             f"{path}: a safetensors file, but not a twostage detector: its header has no {KEY!r} entry. "
             "Weights of other projects come in through Detector.from_state_dict."
         )
-    return read_card(path, metadata[KEY]), state
+    card = read_card(path, metadata[KEY])
+    if card.model.startswith("retinanet_"):  # format 1 had its head in the place of the RPN
+        state = {re.sub(r"^rpn\.", "head.", name): tensor for name, tensor in state.items()}
+    return card, state
 
 
 def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -96,14 +96,14 @@ def require_file(path: Path) -> None:
 
 
 def read_card(path: Path, text: str) -> Card:
-    """What a header's entry says. Raises DataError when it does not describe a detector."""
+    """The content of a header's entry. Raises DataError when it does not describe a detector of this version."""
     try:
         content = json.loads(text)
-        if content.pop("format") > FORMAT:
-            written = f"written by twostage {content.get('version')}, in a form that {__version__} does not know"
-            raise DataError(f"{path}: {written}. Update twostage.")
-        model, names, fields = content["model"], content["names"], content["fields"]
-        if not (isinstance(model, str) and isinstance(fields, dict) and isinstance(names, list) and names):
+        format = content.pop("format")
+        if format > FORMAT:
+            raise DataError(_of_a_later_version(path, content, "its format"))
+        model, names = content["model"], content["names"]
+        if not (isinstance(model, str) and isinstance(names, list) and names):
             raise TypeError(f"model {model!r}, names {names!r}")
         if not all(isinstance(name, str) for name in names):
             raise TypeError(f"names {names!r}")
@@ -114,6 +114,56 @@ def read_card(path: Path, text: str) -> Card:
             raise TypeError(f"metrics {metrics!r}")
         if not all(isinstance(value, str) for value in rest):
             raise TypeError(f"licence and version {rest!r}")
-        return Card(**{**content, "names": tuple(names)})
+        if model not in ZOO:
+            raise DataError(_of_a_later_version(path, content, f"the model {model!r}"))
+        stored = content.pop("fields" if format == 1 else "config")
+        config = _flat_config(path, content, stored) if format == 1 else _config(path, content, stored)
+        return Card(**{**content, "names": tuple(names), "config": config})
+    except UsageError as error:
+        raise DataError(f"{path}: its header does not describe a detector ({error}).") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: its header does not describe a detector ({error!r}).") from None
+
+
+def _config(path: Path, content: Mapping[str, Any], stored: dict[str, Any]) -> DetectorConfig:
+    """The configuration of a header: that of the model's name with the stored values."""
+    template = ZOO[content["model"]]
+    backbone = stored["backbone"]
+    if backbone["type"] == "ProvidedConfig":
+        provided = ProvidedConfig(backbone["name"], tuple(backbone["channels"]), tuple(backbone["strides"]))
+        template = replace(template, backbone=provided)
+    values = flatten(stored)
+    if "roi" in stored:
+        values["roi"] = "pool" if stored["roi"]["type"] == "RoIPoolConfig" else "align"
+    values = {name: value for name, value in values.items() if value is not None or name in names_of(template)}
+    return _configured(path, content, template, values)
+
+
+def _flat_config(path: Path, content: Mapping[str, Any], stored: dict[str, Any]) -> DetectorConfig:
+    """The same of format 1, which held the fields of all models; those of others are left out."""
+    template = ZOO[content["model"]]
+    source = stored.get("proposals", "network")
+    base = configure(template, {"proposals": source} if "proposals" in names_of(template) else {})
+    every = {name for config in ZOO.values() for name in names_of(config)} | set(MOVED)
+    own = names_of(base)
+    values = {name: value for name, value in stored.items() if name in own or name not in every}
+    return _configured(path, content, base, values)
+
+
+def _configured(
+    path: Path, content: Mapping[str, Any], template: DetectorConfig, values: Mapping[str, Any]
+) -> DetectorConfig:
+    known = names_of(template)
+    roi = {name: values[name] for name in ("roi",) if name in values}
+    known |= names_of(configure(template, roi))
+    strange = [name for name in values if name not in known]
+    if strange:
+        raise DataError(_of_a_later_version(path, content, f"the field {strange[0]!r}"))
+    return configure(template, values)
+
+
+def _of_a_later_version(path: Path, content: Mapping[str, Any], what: str) -> str:
+    return (
+        f"{path}: written by twostage {content.get('version')}; this is {__version__}, which does not have {what}. "
+        "Update twostage."
+    )

@@ -1,15 +1,15 @@
 """Putting tensors into a model: all of them, or those that fit."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from twostage.errors import DataError
 from twostage.models.backbones.vgg import VGG16
-from twostage.models.heads.bodies import Stage5
-from twostage.models.two_stage import TwoStage
+from twostage.models.heads.bodies import Res5Head
+from twostage.models.build import Model
 from twostage.weights.torchvision import channel_last
 
 
@@ -59,7 +59,7 @@ def load_fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[st
     return list(fitting), [name for name in own if name not in fitting and not _is_counter(name)]
 
 
-def as_backbone(model: TwoStage, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_backbone(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A classification network's state dict (torchvision's names) under the names of this detector.
 
     VGG's two hidden layers become the head's, with their columns turned; ResNet's last stage becomes the C4 head's.
@@ -74,8 +74,8 @@ def as_backbone(model: TwoStage, state: Mapping[str, Tensor]) -> dict[str, Tenso
         renamed["head.body.fc6.bias"] = state["classifier.0.bias"]
         renamed["head.body.fc7.weight"] = state["classifier.3.weight"]
         renamed["head.body.fc7.bias"] = state["classifier.3.bias"]
-    for place, part in model.head.named_modules(prefix="head"):
-        if isinstance(part, Stage5):
+    for place, part in cast(nn.Module, model.head).named_modules(prefix="head"):
+        if isinstance(part, Res5Head):
             renamed |= {f"{place}.{name}": t for name, t in state.items() if name.startswith("layer4.")}
     return renamed
 

@@ -9,8 +9,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from twostage.atomic import write_bytes
-from twostage.errors import DataError, UsageError, nearest
-from twostage.models.zoo import ZOO, build
+from twostage.errors import DataError
+from twostage.models.build import build
+from twostage.models.configure import configure
+from twostage.models.zoo import named
 from twostage.weights.file import Card, require_file, save_weights
 from twostage.weights.fit import load_all
 from twostage.weights.torchvision import from_torchvision
@@ -60,12 +62,11 @@ def convert_detector(
 
     Raises UsageError for an unknown model, DataError where the weights are not that model's or of other classes.
     """
-    if model not in ZOO:
-        raise UsageError(f"no model {model!r}. {nearest(model, ZOO)}")
+    config = configure(named(model), fields)
     state = from_torchvision(read_pickle(path), len(names))
-    detector = build(model, len(names), **fields)
+    detector = build(config, len(names))
     load_all(detector, state, str(path))
-    card = Card(model, tuple(names), detector.fields.to_dict(), dict(metrics or {}), licence)
+    card = Card(model, tuple(names), config, dict(metrics or {}), licence)
     save_weights(out, detector.state_dict(), card)
 
 
