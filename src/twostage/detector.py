@@ -1,111 +1,131 @@
 """A detector as its user holds it: a model with its class names, on a device, in a precision."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields as fields_of
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, overload
 
+import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from twostage import __version__
 from twostage.data.dataset import Dataset
-from twostage.data.loader import evaluation_batches, read_picture
+from twostage.data.loader import read_picture
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
 from twostage.device import choose_device, require_precision
 from twostage.distributed import ALONE, Processes
 from twostage.errors import DataError, UsageError, nearest
+from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
-from twostage.inference.predictor import detect_images, find, make_batch, run, to_arrays
-from twostage.inference.prepare import prepare
-from twostage.inference.proposing import network_proposals
+from twostage.inference.dataset import batches_of, detect_split, propose_split
+from twostage.inference.graphs import AnyStages
+from twostage.inference.predictor import detect_images, make_batch
+from twostage.inference.prepare import PreparedModel, prepare
 from twostage.inference.sources import Item, expand, is_one_picture
-from twostage.inference.views import Views, detect_by_views
+from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
 from twostage.kinds import described, fits, fitted
-from twostage.models.fields import Count, Fields, Share
-from twostage.models.proposals.given import of_split
-from twostage.models.two_stage import Stages, TwoStage
-from twostage.models.zoo import ZOO, rebuild, require_read
-from twostage.models.zoo import build as build_model
+from twostage.models.build import Model, build
+from twostage.models.component import Count, Share
+from twostage.models.config import TwoStageConfig
+from twostage.models.configure import configure
+from twostage.models.heads.postprocess import PostprocessConfig
+from twostage.models.proposals.provided import of_split
+from twostage.models.zoo import named
 from twostage.weights.file import Card, load_weights, save_weights
 from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.named import find_weights
 from twostage.weights.torchvision import from_torchvision
 
 SOURCES = {"torchvision": from_torchvision}
-ONE_VIEW = Views()
+ONE_VIEW = TestTimeAugmentation()
 
 
 class Detector:
-    """Finds the objects of some classes in pictures.
+    """Finds the objects of some classes in images.
 
     `model` is the network, `names` the classes in the order of their ids, `name` that of the model in the zoo.
-    Made by `load`, `build` or `from_state_dict`.
+    Made by `load`, `build` or `from_state_dict`. Several threads may predict with one detector at the same time.
     """
 
     def __init__(
-        self, model: TwoStage, name: str, names: Sequence[str], *, device: str = "auto", precision: str = "fp32"
+        self, model: Model, name: str, names: Sequence[str], *, device: str = "auto", precision: str = "fp32"
     ) -> None:
         self.device = choose_device(device)
-        # An impossible precision is said now, not at the first picture.
+        # An impossible precision is an error now, not at the first image.
         self.dtype = require_precision(self.device, precision)
         self.precision = precision
         self.name = name
         self.names = tuple(names)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self._fast: tuple[tuple[Any, ...], TwoStage] | None = None
+        self._prepared: tuple[list[Any], PreparedModel] | None = None
+        self._lock = Lock()
 
     @property
-    def prepared(self) -> TwoStage:
-        """The model as predictions run it (`inference.prepare`); made anew where weights or fields changed since.
+    def prepared(self) -> PreparedModel:
+        """The model as predictions run it (`inference.prepare`); made again where weights have changed since.
 
         A change through a tensor's `.data` leaves no trace, and is not seen.
         """
         tensors = chain(self.model.parameters(), self.model.buffers())
         weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        now = (weights, self.model.fields, self.model.rpn and self.model.rpn.fields)
-        if self._fast is None or self._fast[0] != now:
-            self._fast = now, prepare(self.model, self.dtype)
-        return self._fast[1]
+        with self._lock:
+            if self._prepared is None or self._prepared[0] != weights:
+                self._prepared = weights, prepare(self.model, self.dtype)
+            return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the prepared model: packed weights cannot be copied, and are made again."""
-        return {**vars(self), "_fast": None}
+        return {name: value for name, value in vars(self).items() if name not in ("_prepared", "_lock")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, _prepared=None, _lock=Lock())
 
     @classmethod
     def load(
         cls,
         path: str | Path,
         *,
+        backbone: nn.Module | None = None,
         device: str = "auto",
         precision: str = "fp32",
         offline: bool = False,
         **fields: Any,
     ) -> "Detector":
-        """The detector of a weights file or of a published name; `fields` replace fields of its model.
+        """The detector of a weights file or of a published name; `fields` replace values of its configuration.
 
-        A name (`weights.published`) is fetched once and kept, unless `offline`. Raises MissingError when there is no
-        such file or it cannot be fetched, DataError when it is none of ours, UsageError for a wrong field.
+        A name (`weights.published`) is fetched once and kept, unless `offline`. `backbone` is the module of a detector
+        that was built with one. Raises MissingError when there is no such file or it cannot be fetched, DataError when
+        it is none of ours, UsageError for a wrong field.
         """
         card, state = load_weights(find_weights(path, offline=offline))
-        _require_known(card, path)
         with Unfilled():
-            model = rebuild(card.model, len(card.names), card.fields_with(fields))
-            require_read(model, fields)
+            model = build(configure(card.config, fields), len(card.names), backbone)
         load_all(model, state, str(path))
         return cls(model, card.model, card.names, device=device, precision=precision)
 
     @classmethod
     def build(
-        cls, model: str, names: Sequence[str], *, device: str = "auto", precision: str = "fp32", **fields: Any
+        cls,
+        model: str,
+        names: Sequence[str],
+        *,
+        backbone: nn.Module | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        **fields: Any,
     ) -> "Detector":
-        """A model of the zoo with random weights. Raises UsageError for an unknown model or field."""
-        return cls(build_model(model, len(_checked(names)), **fields), model, names, device=device, precision=precision)
+        """A model of the zoo with random weights; `backbone` takes the place of the model's own (`models.build`).
+
+        Raises UsageError for an unknown model or field.
+        """
+        built = build(configure(named(model), fields), len(_checked(names)), backbone)
+        return cls(built, model, names, device=device, precision=precision)
 
     @classmethod
     def from_state_dict(
@@ -126,14 +146,50 @@ class Detector:
         """
         if source not in SOURCES:
             raise UsageError(f"Weights of {source!r} cannot be read. {nearest(source, SOURCES)}")
-        built = build_model(model, len(_checked(names)), **fields)
+        built = build(configure(named(model), fields), len(_checked(names)))
         load_all(built, SOURCES[source](state, len(names)), f"the {source} weights")
         return cls(built, model, names, device=device, precision=precision)
 
     def save(self, path: str | Path, *, metrics: Mapping[str, float] | None = None) -> None:
         """Write the weights file; it is complete or not there at all."""
-        card = Card(self.name, self.names, self.model.fields.to_dict(), dict(metrics or {}))
+        card = Card(self.name, self.names, self.model.config, dict(metrics or {}))
         save_weights(Path(path), self.model.state_dict(), card)
+
+    @overload
+    def predict(
+        self,
+        source: Image.Image | bytes,
+        *,
+        conf: float = ...,
+        iou: float | None = ...,
+        max_det: int | None = ...,
+        batch: int = ...,
+        views: TestTimeAugmentation = ...,
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        source: str | Path | np.ndarray | Tensor,
+        *,
+        conf: float = ...,
+        iou: float | None = ...,
+        max_det: int | None = ...,
+        batch: int = ...,
+        views: TestTimeAugmentation = ...,
+    ) -> "Detections | Iterator[Detections]": ...
+
+    @overload
+    def predict(
+        self,
+        source: Iterable[Any],
+        *,
+        conf: float = ...,
+        iou: float | None = ...,
+        max_det: int | None = ...,
+        batch: int = ...,
+        views: TestTimeAugmentation = ...,
+    ) -> Iterator[Detections]: ...
 
     def predict(
         self,
@@ -143,32 +199,40 @@ class Detector:
         iou: float | None = None,
         max_det: int | None = None,
         batch: int = 1,
-        views: Views = ONE_VIEW,
-    ) -> Any:
-        """Detections of one picture, or an iterator over those of many.
+        views: TestTimeAugmentation = ONE_VIEW,
+    ) -> Detections | Iterator[Detections]:
+        """Detections of one image, or an iterator over those of many.
 
         One path, array (RGB), tensor or PIL image gives `Detections`; a folder, glob, list, video or `-` an iterator.
-        At most `batch` pictures go through the model together, those of one shape, on a processor no more than keep it
-        busy; but for rounding no detection depends on it.
-        `conf` is the lowest score kept, `iou` the overlap above which the last NMS drops a box, `max_det` the most
-        objects an image keeps; None is the model's field. `views` looks at a picture more than once: mirrored, at other
-        sizes, in tiles (`inference.views`); `batch` then is of views. Pictures that cannot be read are left out by the
-        iterator, which then ends with a DataError that names them all.
+        At most `batch` images go through the model together, those of one shape, on a CPU no more than keep it busy;
+        apart from rounding no detection depends on it. `conf` is the lowest score kept, `iou` the overlap above which
+        the last NMS drops a box, `max_det` the maximum number of detections per image; None is the model's value.
+        `views` are those of test-time augmentation; `batch` then counts views. Images that cannot be read are left out
+        by the iterator, which then ends with a DataError that names them all.
         """
-        output = self.output(conf, iou, max_det)
+        postprocess = self.postprocess(conf, iou, max_det)
         batch = _required("batch", batch, Count)
-        found = self._stream(expand(source), output, batch, views)
-        return next(iter(found)) if is_one_picture(source) else found
+        stream = self._stream(expand(source), postprocess, batch, views)
+        return next(iter(stream)) if is_one_picture(source) else stream
 
-    def trace(self, source: Any) -> Stages:
-        """Every stage of the prediction of one picture, on the pixels the network saw; the model's own thresholds."""
+    def trace(self, source: Any) -> AnyStages:
+        """Every stage of the prediction of one image, on the pixels the network saw; the model's own thresholds."""
         if not is_one_picture(source):
             raise UsageError(f"{source!r:.80}: is not one picture; trace them one by one.")
         (item,) = expand(source)
         if item.image is None:
             raise item.error or UsageError(f"{source}: holds no picture.")
-        batch = make_batch([item.image], self.model.fields)
-        return run(self.prepared, batch, output=self.model.fields)
+        return self.prepared.stages(make_batch([item.image], self.model.config))
+
+    def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Any) -> Report:
+        """The metrics on a split (`evaluation.evaluate`); `options` are those of `detect_dataset`.
+
+        The data set is opened from files (`data.recognise.open_dataset`) or made in memory.
+        """
+        results = self.detect_dataset(dataset, **options)
+        conf = options.get("conf")
+        floor = self.model.config.postprocess.score_threshold if conf is None else conf
+        return evaluate(dataset, results, metric=metric, score_floor=floor)  # type: ignore[arg-type]
 
     def detect_dataset(
         self,
@@ -181,59 +245,55 @@ class Detector:
         max_det: int | None = None,
         processes: Processes = ALONE,
         proposals: Path | ProposalSet | None = None,
-        views: Views = ONE_VIEW,
+        views: TestTimeAugmentation = ONE_VIEW,
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
-        `proposals`, or a file of them, take the place of what the model proposes or its source computes.
-        `views` as in `predict`, one picture after the other; `workers` then read none ahead. Several `processes`
-        (`distributed.joined`) share the images; the leader gets all detections. Raises UsageError where the
-        data set's classes are not the detector's: `data.dataset.select_classes` chooses from a data set that has more.
+        `proposals`, or a file of them, take the place of the RPN's or the source's. `views` as in `predict`, one image
+        after the other, without `workers`. Several `processes` (`distributed.joined`) share the images; the main one
+        gets all detections. Raises UsageError where the data set's classes are not the detector's:
+        `data.dataset.select_classes` chooses from a data set that has more.
         """
         if dataset.names != self.names:
             raise UsageError(
                 f"{dataset.root}: its classes are {', '.join(dataset.names)}, those of the detector "
                 f"{', '.join(self.names)}. Evaluate on data with the same classes in the same order."
             )
-        output = self.output(conf, iou, max_det)
-        fields = self.model.fields
+        postprocess, config = self.postprocess(conf, iou, max_det), self.model.config
         if not views.plain:
             if proposals is not None:
                 raise UsageError("proposals are of whole pictures as they are: leave them out, or the views.")
-            return self._looked_at(dataset, output, views, batch, processes)
+            gathered = self._detect_augmented(dataset, postprocess, views, batch, processes)
+            return Accumulator.join(processes.collect(gathered)).results()
+        if proposals is not None and not isinstance(config, TwoStageConfig):
+            raise UsageError("This detector has one stage: it takes no proposals from elsewhere.")
         if workers is None:
             workers = default_workers(on_cpu=self.device.type == "cpu", sharing=processes.local_world)
         read: Callable[[Dataset], ProposalSet] | None = None
         if proposals is not None:
             read = partial(read_proposals, proposals) if isinstance(proposals, Path) else lambda _: proposals
-        loaded = evaluation_batches(
-            dataset,
-            resize=fields.resizing,
-            batch=batch,
-            workers=workers,
-            divisor=fields.divisor,
-            rank=processes.rank,
-            world=processes.world,
-            proposals=of_split(dataset, fields, read, count=fields.rpn_keep_test),
-        )
-        gathered = Accumulator()
+        given = None
+        if isinstance(config, TwoStageConfig):
+            given = of_split(dataset, config.proposals, read, count=config.proposals.keep_test)
         model = self.prepared
-        for one in loaded:
-            found = find(model, one.batch, output=output)
-            indices = one.indices.tolist()
-            originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
-            for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals, output), strict=True):
-                gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"], found_one["masks"])
+        batches = batches_of(model, dataset, batch=batch, workers=workers, processes=processes, proposals=given)
+        gathered = detect_split(model, dataset, batches, lambda loaded: model.detect(loaded.batch, postprocess))
         return Accumulator.join(processes.collect(gathered)).results()
 
-    def _looked_at(self, dataset: Dataset, output: Fields, views: Views, batch: int, processes: Processes) -> Results:
-        """Detections by several views; each of the processes takes every so many images."""
+    def _detect_augmented(
+        self,
+        dataset: Dataset,
+        postprocess: PostprocessConfig,
+        views: TestTimeAugmentation,
+        batch: int,
+        processes: Processes,
+    ) -> Accumulator:
         gathered = Accumulator()
         for index in range(processes.rank, len(dataset), processes.world):
             image = read_picture(dataset, index)
-            found = detect_by_views(self.prepared, image, self.names, output=output, views=views, batch=batch)
-            gathered.add(index, found.boxes, found.scores, found.class_ids, found.masks)
-        return Accumulator.join(processes.collect(gathered)).results()
+            one = detect_augmented(self.prepared, image, self.names, postprocess=postprocess, views=views, batch=batch)
+            gathered.add(index, one.boxes, one.scores, one.class_ids, one.masks)
+        return gathered
 
     def propose_dataset(
         self,
@@ -243,17 +303,17 @@ class Detector:
         workers: int | None = None,
         after_image: Callable[[int, int], None] = lambda done, all: None,
     ) -> ProposalSet:
-        """What the detector's network proposes on every image of a split, of whatever class, for others to use.
+        """The RPN's proposals for every image of a split, for other detectors to use.
 
-        `after_image` is told how many images of how many are done. Raises UsageError where the detector has no such
-        network.
+        `after_image` is called with the number of images that are done and that of all. Raises UsageError where the
+        detector has no RPN.
         """
         if workers is None:
             workers = default_workers(on_cpu=self.device.type == "cpu")
-        return network_proposals(self.prepared, dataset, batch=batch, workers=workers, after_image=after_image)
+        return propose_split(self.prepared, dataset, batch=batch, workers=workers, after_image=after_image)
 
-    def output(self, conf: float | None, iou: float | None, max_det: int | None) -> Fields:
-        """The model's fields with other thresholds of the last step; None keeps the model's."""
+    def postprocess(self, conf: float | None, iou: float | None, max_det: int | None) -> PostprocessConfig:
+        """The model's post-processing with other thresholds; None keeps the model's."""
         given: dict[str, Any] = {}
         if conf is not None:
             given["score_threshold"] = _required("conf", conf, Share)
@@ -261,26 +321,33 @@ class Detector:
             given["nms"] = _required("iou", iou, Share)
         if max_det is not None:
             given["max_det"] = _required("max_det", max_det, Count)
-        return replace(self.model.fields, **given)
+        return replace(self.model.config.postprocess, **given)
 
-    def _stream(self, items: Iterator[Item], output: Fields, batch: int, views: Views) -> Iterator[Detections]:
+    def _stream(
+        self, items: Iterator[Item], postprocess: PostprocessConfig, batch: int, views: TestTimeAugmentation
+    ) -> Iterator[Detections]:
         unreadable: list[DataError] = []
         while group := list(islice(items, batch)):
             unreadable += [item.error for item in group if item.error]
-            readable = [item for item in group if item.image is not None]
+            readable = [(item, item.image) for item in group if item.image is not None]
             if not views.plain:
-                for item in readable:
-                    assert item.image is not None
-                    yield detect_by_views(
-                        self.prepared, item.image, self.names, output=output, views=views, batch=batch, path=_path(item)
+                for item, image in readable:
+                    yield detect_augmented(
+                        self.prepared,
+                        image,
+                        self.names,
+                        postprocess=postprocess,
+                        views=views,
+                        batch=batch,
+                        path=_path(item),
                     )
             elif readable:
                 yield from detect_images(
                     self.prepared,
-                    [item.image for item in readable if item.image is not None],
+                    [image for _, image in readable],
                     self.names,
-                    output=output,
-                    paths=[_path(item) for item in readable],
+                    postprocess=postprocess,
+                    paths=[_path(item) for item, _ in readable],
                 )
         if unreadable:
             raise DataError("\n".join(str(error) for error in unreadable))
@@ -297,17 +364,6 @@ def _required(name: str, value: Any, kind: Any) -> Any:
 def _path(item: Item) -> str | None:
     """A video's frames are told apart by their number: `clip.mp4#17`."""
     return item.path if item.frame is None else f"{item.path}#{item.frame}"
-
-
-def _require_known(card: Card, path: str | Path) -> None:
-    """Raises DataError for a file of a model, or with fields, of a later version."""
-    strange = [name for name in card.fields if name not in {f.name for f in fields_of(Fields)}]
-    if card.model not in ZOO or strange:
-        what = f"the field {strange[0]!r}" if strange else f"the model {card.model!r}"
-        raise DataError(
-            f"{path}: written by twostage {card.version}; this is {__version__}, which does not know {what}. "
-            "Update twostage."
-        )
 
 
 def _checked(names: Sequence[str]) -> Sequence[str]:

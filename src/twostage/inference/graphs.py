@@ -9,17 +9,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from twostage.data.batch import Batch
-from twostage.models.fields import Fields
-from twostage.models.two_stage import Stages, TwoStage
+from twostage.models.heads.postprocess import PostprocessConfig
+from twostage.models.one_stage import OneStageStages
+from twostage.models.two_stage import Stages
 
 log = logging.getLogger("twostage.inference")
 
-Record = Callable[[Callable[[], Stages]], tuple[Stages, Callable[[], None]]]
+AnyStages = Stages | OneStageStages
+Forward = Callable[[Batch, PostprocessConfig], Any]
+Record = Callable[[Callable[[], AnyStages]], tuple[AnyStages, Callable[[], None]]]
 T = TypeVar("T")
 
 _KEEP = 4  # recordings; all share one pool of memory
@@ -33,7 +36,7 @@ class Recording(NamedTuple):
     """
 
     inputs: Batch
-    stages: Stages
+    stages: AnyStages
     replay: Callable[[], None]
 
 
@@ -42,41 +45,41 @@ class Recordings:
 
     Their results lie in memory that all recordings share: one thread at a time runs, and reads them before the next.
     Where recording fails, for want of memory or by an operation that no graph can hold, passes of that shape run as
-    they would without. The model is given with each call, for it holds this object.
+    they would without.
     """
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self._kept: OrderedDict[object, Recording] = OrderedDict()
-        self._came: OrderedDict[object, bool] = OrderedDict()  # whether the shape can be recorded
-        self._alone = Lock()
+        self._seen: OrderedDict[object, bool] = OrderedDict()  # whether the shape can be recorded
+        self._lock = Lock()
 
-    def __call__(self, model: TwoStage, batch: Batch, output: Fields, read: Callable[[Stages], T]) -> T:
-        """What `read` makes of the stages of the forward pass."""
+    def __call__(self, forward: Forward, batch: Batch, config: PostprocessConfig, read: Callable[[AnyStages], T]) -> T:
+        """The result of `read` for the stages of the forward pass of one model."""
         given = None if batch.proposals is None else tuple(batch.proposals.scores.shape)
-        key = (tuple(batch.images.shape), batch.images.dtype, given, output)
-        with self._alone:
+        key = (tuple(batch.images.shape), batch.images.dtype, given, config)
+        with self._lock:
             recording = self._kept.get(key)
-            if recording is None and self._came.get(key):
-                recording = self._recorded(key, model, batch, output)
+            if recording is None and self._seen.get(key):
+                recording = self._recorded(key, forward, batch, config)
             if recording is None:
-                self._came.setdefault(key, True)
-                if len(self._came) > _REMEMBER:
-                    self._came.popitem(last=False)
-                return read(model.stages(batch, output))
+                self._seen.setdefault(key, True)
+                if len(self._seen) > _REMEMBER:
+                    self._seen.popitem(last=False)
+                return read(forward(batch, config))
             self._kept.move_to_end(key)
             recording.inputs.copy_(batch)
             recording.replay()
             return read(recording.stages)
 
-    def _recorded(self, key: object, model: TwoStage, batch: Batch, output: Fields) -> Recording | None:
+    def _recorded(self, key: object, forward: Forward, batch: Batch, config: PostprocessConfig) -> Recording | None:
         if len(self._kept) >= _KEEP:
             self._kept.popitem(last=False)
         inputs = batch.clone()
         try:
-            stages, replay = self.record(lambda: model.stages(inputs, output))
+            stages, replay = self.record(lambda: forward(inputs, config))
         except RuntimeError as error:  # torch's own of CUDA and of memory are such
-            self._came[key] = False
+            self._seen[key] = False
             log.warning("A forward pass is not recorded as a CUDA graph: %s", str(error).splitlines()[0][:200])
             return None
         self._kept[key] = Recording(inputs, stages, replay)
@@ -87,7 +90,7 @@ def cuda_graphs(device: torch.device) -> Record:
     """A recorder for this GPU; its recordings share one pool of memory."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(forward: Callable[[], Stages]) -> tuple[Stages, Callable[[], None]]:
+    def record(forward: Callable[[], AnyStages]) -> tuple[AnyStages, Callable[[], None]]:
         """Run once, record once: the stages of the recording, and what replays it."""
         with torch.cuda.device(device):
             # Libraries choose their kernels and take their workspace in a run that is not recorded.

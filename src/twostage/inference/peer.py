@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from twostage.device import arithmetic
-from twostage.models.fields import Fields
+from twostage.models.image import ImageConfig
 
 PEERS = {
     "faster_rcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn",
@@ -22,13 +22,13 @@ PEERS = {
 """torchvision's names of the models that it has too."""
 
 
-def build_peer(name: str, num_classes: int, fields: Fields, device: torch.device) -> nn.Module:
-    """torchvision's detector of that name with random weights, for images of the size in the fields."""
+def build_peer(name: str, num_classes: int, image: ImageConfig, device: torch.device) -> nn.Module:
+    """torchvision's detector of that name with random weights, for images of that size."""
     from torchvision.models import detection
 
     torch.manual_seed(0)
     build = getattr(detection, PEERS[name])
-    sizes = {"min_size": fields.size, "max_size": fields.max_size}
+    sizes = {"min_size": image.size, "max_size": image.max_size}
     model: nn.Module = build(weights=None, weights_backbone=None, num_classes=num_classes + 1, **sizes)
     return model.to(device).eval()
 

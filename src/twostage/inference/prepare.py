@@ -1,53 +1,126 @@
 """From a trained model to a fast one that gives the same detections.
 
 1. Fold normalisations with fixed statistics into the convolutions before them.
-2. Let convolutions add and activate in the same pass, from weights packed for the processor.
+2. Let convolutions add and activate in the same pass, from weights packed for the CPU.
 3. Compute in the precision asked for from the first convolution on: every map is written in it once.
-4. On a GPU, record the forward pass for shapes that come again, and replay it (`inference.graphs`).
+4. On a GPU, record the forward pass for shapes that recur, and replay it (`inference.graphs`).
 
-The trained model stays as it is. The prepared one is the same composition with other layers in its places, shares what
-needs no change, gives the same `Stages`, and cannot be trained.
+The trained model stays as it is. The prepared one holds the same composition with other layers in its places and shares
+what needs no change.
 """
 
 import copy
-from functools import singledispatch
-from typing import TypeVar, cast
+from collections.abc import Callable
+from functools import partial, singledispatch
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from twostage.inference.graphs import Recordings, cuda_graphs
+from twostage.data.batch import Batch, Targets
+from twostage.inference.graphs import AnyStages, Recordings, cuda_graphs
 from twostage.models.backbones.fpn import Nearest
 from twostage.models.backbones.norm import FrozenBatchNorm
+from twostage.models.backbones.provided import ProvidedBackbone
+from twostage.models.build import Model
+from twostage.models.config import DetectorConfig
 from twostage.models.fused import FusedConv, FusedLinear, KeptNearest
-from twostage.models.heads.bodies import TwoLayers
-from twostage.models.heads.mask import Doubling, OwnClass
+from twostage.models.heads.bodies import TwoMLPHead
+from twostage.models.heads.mask import ClassSpecificLinear, ConvTranspose2x2
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
+from twostage.models.losses import Losses
 from twostage.models.proposals.rpn import RPN
-from twostage.models.two_stage import TwoStage
+from twostage.models.regions.pooling import Maps
 from twostage.ops.activation import Activation
 from twostage.ops.cpu.memory import give_back
 from twostage.ops.cpu.packed import Window
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
+
+_PIXELS = 1_500_000  # together in one pass on a CPU
+
+
+class PreparedModel:
+    """A model for inference: its layers folded and packed, the dtype of its maps, and its CUDA graphs.
+
+    Boxes are decoded and suppressed in float32 in every case. It cannot be trained.
+    """
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        self.model = model.eval()
+        self.dtype = dtype
+        self.config: DetectorConfig = model.config
+        self.device = model.normalize.pixel_mean.device
+        self._recordings = Recordings(cuda_graphs(self.device)) if self.device.type == "cuda" else None
+
+    @torch.inference_mode()
+    def detect(self, batch: Batch, config: PostprocessConfig) -> BatchDetections:
+        """Detections of a batch, on the CPU."""
+        parts = [self._read(part, config, partial(self.finish, config=config)) for part in self.split(batch)]
+        if len(parts) == 1:
+            return parts[0]
+        columns: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+        return BatchDetections(*columns)
+
+    @torch.inference_mode()
+    def stages(self, batch: Batch, config: PostprocessConfig | None = None) -> AnyStages:
+        """Every stage of the forward pass, on the model's device."""
+        return self._stages(batch.to(self.device), config or self.config.postprocess)
+
+    @torch.inference_mode()
+    def finish(self, stages: AnyStages, sizes: Tensor, config: PostprocessConfig) -> BatchDetections:
+        """The detections of a forward pass, on the CPU.
+
+        A device suppresses in a constant number of sweeps; the rare batch that needs more (`BatchDetections.overflow`)
+        is suppressed again on the CPU, which has no such limit.
+        """
+        detections = stages.detections.each(Tensor.cpu)
+        if self.device.type == "cpu" or not detections.overflow.any():
+            return detections
+        again = self.model.suppress_again(stages, sizes.to(self.device), config)  # type: ignore[arg-type]
+        return again.detections.each(Tensor.cpu)
+
+    @torch.inference_mode()
+    def losses(self, stages: AnyStages, sizes: Tensor, targets: Targets, **options: Any) -> Losses:
+        """The losses of a forward pass (`TwoStage.losses`)."""
+        return self.model.losses(stages, sizes, targets, **options)  # type: ignore[arg-type]
+
+    def split(self, batch: Batch) -> list[Batch]:
+        """The images that go through the model together: on a CPU no more than keep it busy.
+
+        There a larger batch gains nothing: its maps leave the cache and take more memory.
+        """
+        if self.device.type != "cpu":
+            return [batch]
+        height, width = batch.images.shape[2:]
+        return batch.split(max(1, _PIXELS // (height * width)))
+
+    def _read(self, batch: Batch, config: PostprocessConfig, read: Callable[[AnyStages, Tensor], T]) -> T:
+        there, of_stages = batch.to(self.device), partial(read, sizes=batch.sizes)
+        if self._recordings is None:
+            return of_stages(self._stages(there, config))
+        return self._recordings(self._stages, there, config, of_stages)
+
+    def features(self, batch: Batch) -> Maps:
+        """Feature maps of the normalised images, in the model's dtype."""
+        return self.model.backbone(self.model.normalize(batch).to(self.dtype))
+
+    def _stages(self, batch: Batch, config: PostprocessConfig) -> AnyStages:
+        return self.model.stages_from(self.features(batch), batch, config)
 
 
 @torch.no_grad()
-def prepare(model: TwoStage, dtype: torch.dtype = torch.float32) -> TwoStage:
-    """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last.
-
-    Boxes are decoded and suppressed in float32 in every case. Run it under `torch.inference_mode`.
-    """
-    fast = prepared(model, dtype)
-    fast.dtype = dtype
-    if model.mean.device.type == "cuda":
-        fast.recorded = Recordings(cuda_graphs(model.mean.device))
+def prepare(model: Model, dtype: torch.dtype = torch.float32) -> PreparedModel:
+    """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last."""
+    fast = PreparedModel(prepared(model, dtype), dtype)
     give_back()
-    return fast.eval()
+    return fast
 
 
 def prepared(module: M, dtype: torch.dtype) -> M:
-    """A module's fast form; its children's, where it has no form of its own."""
+    """The fast form of a module, or of its children where it has none of its own."""
     return cast(M, _prepared(module, dtype))
 
 
@@ -59,7 +132,7 @@ def _prepared(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     folded: nn.Module | None = None
     for (name, child), (_, after) in zip(children, [*children[1:], ("", None)], strict=False):
         if isinstance(child, nn.Conv2d):
-            folded = after if _folds(after) else None
+            folded = after if _is_foldable(after) else None
             fast._modules[name] = _fused(child, folded, dtype)
         else:
             fast._modules[name] = None if child is folded else prepared(child, dtype)
@@ -80,7 +153,7 @@ def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
         if not isinstance(layer, nn.Conv2d):
             layers.append(prepared(layer, dtype))
             continue
-        norm = rest.pop(0) if rest and _folds(rest[0]) else None
+        norm = rest.pop(0) if rest and _is_foldable(rest[0]) else None
         activated = bool(rest) and isinstance(rest[0], nn.ReLU)
         if activated:
             rest.pop(0)
@@ -93,8 +166,8 @@ def _linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     return FusedLinear(_cast(layer.weight, dtype), None if layer.bias is None else _cast(layer.bias, dtype))
 
 
-@_prepared.register(TwoLayers)
-def _two_layers(body: TwoLayers, dtype: torch.dtype) -> nn.Module:
+@_prepared.register(TwoMLPHead)
+def _two_layers(body: TwoMLPHead, dtype: torch.dtype) -> nn.Module:
     """With the head's ranks each of its layers becomes two (`truncated`)."""
     fast = _own(body)
     layers = {"fc6": body.fc6, "fc7": body.fc7}
@@ -135,6 +208,12 @@ def _norm(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(layer).to(dtype)
 
 
+@_prepared.register(ProvidedBackbone)
+def _provided(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A module of a user's own runs as it is: the order of its children need not be that of its forward pass."""
+    return copy.deepcopy(backbone).to(dtype)
+
+
 @_prepared.register(RPN)
 def _rpn(rpn: RPN, dtype: torch.dtype) -> nn.Module:
     """Objectness and deltas come from one convolution already."""
@@ -148,8 +227,8 @@ def _rpn(rpn: RPN, dtype: torch.dtype) -> nn.Module:
     return fast
 
 
-@_prepared.register(Doubling)
-@_prepared.register(OwnClass)
+@_prepared.register(ConvTranspose2x2)
+@_prepared.register(ClassSpecificLinear)
 def _of_masks(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Plain matrix products."""
     return copy.deepcopy(layer).to(dtype)
@@ -165,7 +244,7 @@ def _own(module: M) -> M:
     return fast
 
 
-def _folds(module: nn.Module | None) -> bool:
+def _is_foldable(module: nn.Module | None) -> bool:
     return isinstance(module, FrozenBatchNorm | _BatchNorm)
 
 
@@ -193,7 +272,7 @@ def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """In float64, on the processor: Apple's devices have none."""
+    """In float64, on the CPU: Apple's devices have none."""
     return tensor.detach().cpu().double()
 
 

@@ -1,8 +1,8 @@
 """How long a prediction takes, and each stage of it.
 
-Stages are told apart from outside: hooks on the model's parts note the time, so that what is timed is the forward pass
-that predicts, and no copy of it. A GPU is waited for at the end of each stage, and no recording of the pass is
-replayed; whole predictions are timed without the one and with the other.
+Hooks on the model's parts note the time, so that the forward pass of predictions itself is timed. The GPU is
+synchronised at the end of each stage, and no CUDA graph is replayed; whole predictions are timed with graphs and
+without synchronisation.
 """
 
 import gc
@@ -20,11 +20,13 @@ from jaxtyping import UInt8
 from torch import nn
 
 from twostage.data.images import read_image
-from twostage.inference.predictor import find, make_batch, parts, proposed, resized, run, to_arrays
+from twostage.inference.predictor import make_batch, resized, to_arrays, with_proposals
+from twostage.inference.prepare import PreparedModel
+from twostage.models.build import Model
 from twostage.models.heads.box import BoxHead
 from twostage.models.heads.mask import MaskHead
 from twostage.models.heads.semantic import SemanticBranch
-from twostage.models.two_stage import TwoStage
+from twostage.models.one_stage import OneStage
 
 STAGES = (
     "read",
@@ -64,15 +66,15 @@ def interleaved(cases: Mapping[str, Callable[[], object]], *, repeats: int, warm
     return {name: Times(statistics.median(times), min(times)) for name, times in samples.items()}
 
 
-def predict_arrays(model: TwoStage, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[dict[str, Any]]:
+def predict_arrays(model: PreparedModel, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[dict[str, Any]]:
     """Detections from decoded pictures (RGB): resized, on one canvas, found, on their own pixels."""
-    batch = make_batch(images, model.fields)
-    found = find(model, batch, output=model.fields)
-    return to_arrays(found, batch.sizes, [(image.shape[0], image.shape[1]) for image in images], model.fields)
+    batch = make_batch(images, model.config)
+    detections = model.detect(batch, model.config.postprocess)
+    return to_arrays(detections, batch.sizes, [(image.shape[0], image.shape[1]) for image in images], model.config)
 
 
 def stage_times(
-    model: TwoStage, pictures: Sequence[str | Path | bytes], *, repeats: int, warmup: int = 2
+    model: PreparedModel, pictures: Sequence[str | Path | bytes], *, repeats: int, warmup: int = 2
 ) -> dict[str, Times]:
     """The time of each of `STAGES` for these pictures together; a backbone without a pyramid has no neck."""
     samples: dict[str, list[float]] = {}
@@ -97,8 +99,8 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int | None:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def _once(model: TwoStage, pictures: Sequence[str | Path | bytes]) -> dict[str, float]:
-    device = model.mean.device
+def _once(model: PreparedModel, pictures: Sequence[str | Path | bytes]) -> dict[str, float]:
+    device = model.device
     elapsed: dict[str, float] = {}
     last = time.perf_counter()
 
@@ -111,29 +113,31 @@ def _once(model: TwoStage, pictures: Sequence[str | Path | bytes]) -> dict[str, 
 
     images = [read_image(picture) for picture in pictures]
     done("read")
-    batch = resized(images, model.fields)
+    batch = resized(images, model.config.image)
     done("resize")
-    batch = proposed(batch, images, model.fields)
+    batch = with_proposals(batch, images, model.config)
     done("proposals")
     originals = iter([(image.shape[0], image.shape[1]) for image in images])
-    for part in parts(model, batch):
-        with _noting(model, done):
-            found = run(model, part, output=model.fields).found
-        to_arrays(found, part.sizes, [next(originals) for _ in part.sizes], model.fields)
+    for part in model.split(batch):
+        with _timed_parts(model.model, done):
+            detections = model.stages(part).detections
+        to_arrays(detections, part.sizes, [next(originals) for _ in part.sizes], model.config)
         done("post-processing")
     return elapsed
 
 
 @contextmanager
-def _noting(model: TwoStage, done: Callable[[str], None]) -> Iterator[None]:
-    """Within it `done` is told the name of each stage when it ends."""
+def _timed_parts(model: Model, done: Callable[[str], None]) -> Iterator[None]:
+    """Within it `done` is called with the name of each stage when it ends."""
     body = getattr(model.backbone, "body", None)
     ends: dict[nn.Module, str] = {model.backbone: "backbone"}
-    if model.rpn is not None:
-        ends[cast(nn.Module, model.rpn)] = "rpn"
+    if isinstance(model, OneStage):
+        ends[model.head] = "heads"
+    elif model.rpn is not None:
+        ends[model.rpn] = "rpn"
     pools: list[nn.Module] = []
     begins: list[nn.Module] = []
-    for part in model.head.modules():
+    for part in cast(nn.Module, model.head).modules():
         if isinstance(part, BoxHead):
             ends[part] = "heads"
             pools.append(part.regions)

@@ -8,8 +8,8 @@ from torch.overrides import TorchFunctionMode
 
 from twostage.errors import DataError
 from twostage.models.backbones.vgg import VGG16
-from twostage.models.heads.bodies import Res5Head
 from twostage.models.build import Model
+from twostage.models.heads.bodies import Res5Head
 from twostage.weights.torchvision import channel_last
 
 

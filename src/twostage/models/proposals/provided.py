@@ -14,7 +14,7 @@ from twostage.errors import UsageError
 from twostage.models.proposals.sources import NAMES, ProposalConfig, Source, propose, ranks
 
 
-def of_pictures(
+def of_images(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], shapes: Sequence[tuple[int, int]], config: ProposalConfig
 ) -> GivenProposals | None:
     """Proposals of pictures (RGB), on their pixels once they are resized to `shapes` (height, width).
@@ -58,4 +58,4 @@ def source_of(config: ProposalConfig) -> Source:
             "This detector's proposals come from a file. `train` and `eval` take one by --proposals; elsewhere have "
             "them computed: --set model.proposals=selective_search."
         )
-    return Source(config.source, config.source_seed)
+    return Source(config.source)

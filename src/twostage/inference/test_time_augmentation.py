@@ -1,4 +1,4 @@
-"""Several looks at one picture: mirrored, at other sizes, in tiles; and one answer from all of them.
+"""Test-time augmentation: an image mirrored, at other sizes and in tiles, and the detections of all views fused.
 
 Letters: n detections.
 """
@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from twostage.detections import Detections
 from twostage.errors import UsageError
 from twostage.inference.predictor import detect_images
+from twostage.inference.prepare import PreparedModel
 from twostage.kinds import described, fits, fitted
-from twostage.models.fields import Fields
-from twostage.models.heads.detect import suppressed
-from twostage.models.two_stage import TwoStage
+from twostage.models.heads.postprocess import PostprocessConfig, suppress
+from twostage.models.image import ImageConfig
 from twostage.ops.boxes import iou
 from twostage.ops.masks import decode
 from twostage.ops.paste import Patch, encoded
@@ -34,8 +34,8 @@ Fuse = Literal["nms", "wbf"]
 
 
 @dataclass(frozen=True)
-class Views:
-    """How a picture is looked at; the default is once, as it is.
+class TestTimeAugmentation:
+    """The views of an image; the default is the image as it is.
 
     `flip`: also mirrored. `scales`: at these factors of the model's size. `tile`: also in square windows of so many
     pixels, which share `overlap` of their side with the next one. `fuse`: "nms" keeps the best of overlapping boxes,
@@ -61,7 +61,7 @@ class Views:
             raise UsageError(f"tile is {self.tile}, and must be 32 pixels or more.")
         if not 0 <= self.overlap < 0.9:
             raise UsageError(f"overlap is {self.overlap}, and must be from 0 to below 0.9.")
-        if self.tile is None and self.overlap != Views.overlap:
+        if self.tile is None and self.overlap != TestTimeAugmentation.overlap:
             raise UsageError(
                 f"overlap is {self.overlap}, and there are no tiles that could: give tile, or leave it out."
             )
@@ -70,12 +70,12 @@ class Views:
 
     @property
     def plain(self) -> bool:
-        """Whether it is one look and no more."""
+        """Whether the image itself is the only view."""
         return not self.flip and self.scales == (1.0,) and self.tile is None
 
 
 class Window(NamedTuple):
-    """A part of a picture, in its pixels."""
+    """A part of an image, in its pixels."""
 
     top: int
     left: int
@@ -83,10 +83,10 @@ class Window(NamedTuple):
     width: int
 
 
-class Seen(NamedTuple):
-    """What one look found, boxes on the pixels of the whole picture, masks on those it saw.
+class ViewDetections(NamedTuple):
+    """The detections of one view, boxes on the pixels of the whole image, masks on those of the window.
 
-    `cut` says which boxes end at a tile's inner border.
+    `cut` marks boxes that end at a tile's inner border.
     """
 
     window: Window
@@ -98,45 +98,45 @@ class Seen(NamedTuple):
     cut: Bool[np.ndarray, " n"]
 
 
-def detect_by_views(
-    model: TwoStage,
+def detect_augmented(
+    model: PreparedModel,
     image: UInt8[np.ndarray, "h w 3"],
     names: tuple[str, ...],
     *,
-    output: Fields,
-    views: Views,
+    postprocess: PostprocessConfig,
+    views: TestTimeAugmentation,
     batch: int = 1,
     path: str | None = None,
 ) -> Detections:
-    """Detections of a picture from all views together; `proposals` are not told, for they are of several passes.
+    """Detections of an image from all views together; without `proposals`, which are of several passes.
 
     At most `batch` views of one size go through the model together. There are at most `max_det` detections a tile.
     """
     height, width = image.shape[:2]
     # A mean is of the best box of each view, and the weak sightings of an object say that it was seen so often.
-    asked = output
+    config = postprocess
     if views.fuse == "wbf":
-        asked = replace(output, soft_nms="off", score_threshold=min(output.score_threshold, LOW))
-    elif output.soft_nms != "off":  # once is enough: a neighbour weakened twice is lost
-        asked = replace(output, soft_nms="off", nms=max(output.nms, COPIES))
-    most = output.max_det * max(1, len(list(windows(height, width, views))) - 1)
-    seen = list(_seen(model, image, names, asked, views, batch))
+        config = replace(postprocess, soft_nms="off", score_threshold=min(postprocess.score_threshold, LOW))
+    elif postprocess.soft_nms != "off":  # once is enough: a neighbour weakened twice is lost
+        config = replace(postprocess, soft_nms="off", nms=max(postprocess.nms, COPIES))
+    most = postprocess.max_det * max(1, len(list(windows(height, width, views))) - 1)
+    by_view = list(_detect_views(model, image, names, config, views, batch))
     boxes, scores, class_ids = (
-        np.concatenate([getattr(one, name) for one in seen]) for name in ("boxes", "scores", "class_ids")
+        np.concatenate([getattr(one, name) for one in by_view]) for name in ("boxes", "scores", "class_ids")
     )
-    masks = None if seen[0].masks is None else [(one, rle) for one in seen for rle in one.masks or []]
-    whole = ~_parts_of_others(boxes, scores, class_ids, np.concatenate([one.cut for one in seen]))
+    masks = None if by_view[0].masks is None else [(one, rle) for one in by_view for rle in one.masks or []]
+    whole = ~_parts_of_others(boxes, scores, class_ids, np.concatenate([one.cut for one in by_view]))
     kept = np.flatnonzero(whole)
     boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
     if views.fuse == "nms":
-        best, best_scores = _suppressed(boxes, scores, class_ids, replace(output, max_det=most))
+        best, best_scores = _suppressed(boxes, scores, class_ids, replace(postprocess, max_det=most))
         fused = boxes[best], best_scores
     else:
-        # As many as look at one window: a tile and the whole picture take each other's place.
-        looks = len(views.scales) * (2 if views.flip else 1)
-        groups = np.zeros_like(class_ids) if output.nms_across_classes else class_ids
-        fused_boxes, fused_scores, best = fuse(boxes, scores, groups, looks)
-        enough = np.flatnonzero(fused_scores > output.score_threshold)[:most]
+        # As many as look at one window: a tile and the whole image take each other's place.
+        per_place = len(views.scales) * (2 if views.flip else 1)
+        groups = np.zeros_like(class_ids) if postprocess.nms_across_classes else class_ids
+        fused_boxes, fused_scores, best = fuse(boxes, scores, groups, per_place)
+        enough = np.flatnonzero(fused_scores > postprocess.score_threshold)[:most]
         fused, best = (fused_boxes[enough], fused_scores[enough]), best[enough]
     return Detections(
         boxes=fused[0].astype(np.float32),
@@ -150,8 +150,8 @@ def detect_by_views(
     )
 
 
-def windows(height: int, width: int, views: Views) -> Iterator[Window]:
-    """The whole picture, and the tiles where there are some and it is larger than one."""
+def windows(height: int, width: int, views: TestTimeAugmentation) -> Iterator[Window]:
+    """The whole image, and the tiles where there are some and it is larger than one."""
     yield Window(0, 0, height, width)
     tile = views.tile
     if tile is None or (height <= tile and width <= tile):
@@ -165,11 +165,11 @@ def fuse(
     boxes: Float[np.ndarray, "n 4"],
     scores: Float[np.ndarray, " n"],
     class_ids: Int[np.ndarray, " n"],
-    looks: int,
+    views: int,
 ) -> tuple[Float[np.ndarray, "c 4"], Float[np.ndarray, " c"], Int[np.ndarray, " c"]]:
     """Weighted boxes fusion: boxes, scores and the best member of each cluster, best first.
 
-    `looks` is how many views look at one place: what few of them saw counts less (Solovyev et al. 2021, section 3).
+    `views` is the number of views of one place: what few of them saw counts less (Solovyev et al. 2021, section 3).
     """
     clusters: list[list[int]] = []
     middles = [np.zeros((0, 4))]
@@ -188,24 +188,34 @@ def fuse(
                 own.append([i])
         clusters += own
         middles.append(middle[: len(own)])
-    together = np.array([scores[m].mean() * min(1.0, len(m) / looks) for m in clusters], dtype=np.float64)
+    together = np.array([scores[m].mean() * min(1.0, len(m) / views) for m in clusters], dtype=np.float64)
     order = np.argsort(-together, kind="stable")
     best = np.array([members[0] for members in clusters], dtype=np.int64)
     return np.concatenate(middles)[order], together[order], best[order]
 
 
-def _seen(
-    model: TwoStage, image: np.ndarray, names: tuple[str, ...], output: Fields, views: Views, batch: int
-) -> Iterator[Seen]:
+def _detect_views(
+    model: PreparedModel,
+    image: np.ndarray,
+    names: tuple[str, ...],
+    postprocess: PostprocessConfig,
+    views: TestTimeAugmentation,
+    batch: int,
+) -> Iterator[ViewDetections]:
     height, width = image.shape[:2]
     for scale in views.scales:
-        sides = {name: max(1, round(getattr(output, name) * scale)) for name in ("size", "max_size")}
-        looks = product(windows(height, width, views), (False, True) if views.flip else (False,))
-        while some := list(islice(looks, batch)):
+        image_config = _scaled(model.config.image, scale)
+        pairs = product(windows(height, width, views), (False, True) if views.flip else (False,))
+        while some := list(islice(pairs, batch)):
             parts = [_part(image, window, flip) for window, flip in some]
-            found = detect_images(model, parts, names, output=replace(output, **sides))
-            for (window, flip), one in zip(some, found, strict=True):
-                yield _on_picture(one, window, flip, (height, width))
+            detections = detect_images(model, parts, names, postprocess=postprocess, image=image_config)
+            for (window, flip), one in zip(some, detections, strict=True):
+                yield _on_image(one, window, flip, (height, width))
+
+
+def _scaled(config: ImageConfig, factor: float) -> ImageConfig:
+    size, max_size = (max(1, round(side * factor)) for side in (config.size, config.max_size))
+    return replace(config, size=size, max_size=max_size)
 
 
 def _part(image: np.ndarray, window: Window, flip: bool) -> UInt8[np.ndarray, "h w 3"]:
@@ -214,26 +224,26 @@ def _part(image: np.ndarray, window: Window, flip: bool) -> UInt8[np.ndarray, "h
     return np.ascontiguousarray(part[:, ::-1] if flip else part)
 
 
-def _on_picture(found: Detections, window: Window, flip: bool, size: tuple[int, int]) -> Seen:
+def _on_image(detections: Detections, window: Window, flip: bool, size: tuple[int, int]) -> ViewDetections:
     top, left, height, width = window
-    boxes = found.boxes.astype(np.float64)
+    boxes = detections.boxes.astype(np.float64)
     if flip:
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
     inner = np.array([left > 0, top > 0, left + width < size[1], top + height < size[0]])
     near = np.abs(boxes - np.array([0, 0, width, height])) < 1.0
-    return Seen(
+    return ViewDetections(
         window,
         flip,
         boxes + np.array([left, top, left, top]),
-        found.scores.astype(np.float64),
-        found.class_ids,
-        found.masks,
+        detections.scores.astype(np.float64),
+        detections.class_ids,
+        detections.masks,
         (near & inner).any(axis=1),
     )
 
 
-def _placed(mask: tuple[Seen, Any], size: tuple[int, int]) -> dict:
-    """A look's mask on the whole picture."""
+def _placed(mask: tuple[ViewDetections, Any], size: tuple[int, int]) -> dict:
+    """A view's mask on the whole image."""
     seen, rle = mask
     window = seen.window
     if not seen.flip and (window.height, window.width) == tuple(size):
@@ -252,7 +262,7 @@ def _parts_of_others(
     """Which boxes a tile's border has cut, and a whole one of their class holds most of and is about as sure."""
     parts = np.zeros(len(boxes), dtype=bool)
     others, other_scores, other_ids = boxes[~cut], scores[~cut], class_ids[~cut]
-    for i in np.flatnonzero(cut):  # one by one: a large picture has thousands of both, too many for a table
+    for i in np.flatnonzero(cut):  # one by one: a large image has thousands of both, too many for a table
         low, high = np.maximum(boxes[i, :2], others[:, :2]), np.minimum(boxes[i, 2:], others[:, 2:])
         shared = (high - low).clip(min=0).prod(axis=1)
         own = max((boxes[i, 2:] - boxes[i, :2]).prod(), 1e-9)
@@ -262,23 +272,23 @@ def _parts_of_others(
 
 
 def _suppressed(
-    boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, output: Fields
+    boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, postprocess: PostprocessConfig
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """The model's own last step, once more for all views together: which boxes stay, best first, and their scores."""
     order = np.argsort(-scores, kind="stable")
     if not len(order):
         return order, scores
-    found = suppressed(
+    kept_boxes = suppress(
         torch.from_numpy(boxes[order]).float()[None],
         torch.from_numpy(scores[order]).float()[None],
         torch.from_numpy(class_ids[order])[None],
         torch.from_numpy(order)[None],
         torch.ones(1, len(boxes), dtype=torch.bool),
         torch.zeros(1, dtype=torch.bool),
-        output,
+        postprocess,
     )
-    kept = found.valid[0]
-    return found.proposals[0][kept].numpy(), found.scores[0][kept].numpy()
+    kept = kept_boxes.valid[0]
+    return kept_boxes.proposals[0][kept].numpy(), kept_boxes.scores[0][kept].numpy()
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:
