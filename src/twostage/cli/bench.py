@@ -68,7 +68,7 @@ def bench(options: BenchOptions) -> Outcome:
         "model": detector.name,
         "precision": detector.precision,
         "device": str(detector.device),
-        "fields": {"size": detector.model.fields.size, "max_size": detector.model.fields.max_size},
+        "fields": {"size": detector.model.config.image.size, "max_size": detector.model.config.image.max_size},
         "batches": rows,
     }
     if folder:
@@ -85,7 +85,7 @@ def _detector(options: BenchOptions) -> "Detector":
     if options.weights is not None:
         return load_detector(options.weights, options)
     from twostage.detector import Detector
-    from twostage.models.fields import require_known
+    from twostage.models.zoo import require_known
 
     require_known(options.model_fields)
     given = {"size": options.size, "max_size": options.max_size}
@@ -104,7 +104,7 @@ def _pictures(options: BenchOptions, detector: "Detector") -> list[Path | bytes]
 
     from twostage.data.scenes import make_scene
 
-    fields = detector.model.fields
+    fields = detector.model.config.image
     shape = (min(fields.max_size, round(fields.size * 4 / 3)), fields.size)
     buffer = io.BytesIO()
     Image.fromarray(make_scene(0, 0, 0).image).resize(shape, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -127,7 +127,7 @@ def _of_batch(detector: "Detector", pictures: list[Path | bytes], options: Bench
     images = [read_image(picture) for picture in pictures]
     cases = {"twostage": lambda: predict_arrays(detector.prepared, images)}
     if options.peer and detector.name in PEERS:
-        theirs = build_peer(detector.name, len(detector.names), detector.model.fields, detector.device)
+        theirs = build_peer(detector.name, len(detector.names), detector.model.config.image, detector.device)
         for precision in dict.fromkeys(("fp32", detector.precision)):
             cases[f"torchvision {precision}"] = lambda p=precision: predict_peer(theirs, images, p)  # type: ignore[misc]
     times = interleaved(cases, repeats=options.repeats)

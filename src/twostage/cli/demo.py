@@ -49,7 +49,6 @@ def demo(options: DemoOptions) -> Outcome:
     from twostage.data.recognise import open_dataset
     from twostage.data.scenes import write_scenes
     from twostage.detector import Detector
-    from twostage.evaluation.evaluate import evaluate
     from twostage.training import train
 
     folder = new_folder(options.out, "--out") if options.out else next_folder(Path("runs"), "demo")
@@ -75,7 +74,7 @@ def demo(options: DemoOptions) -> Outcome:
     weights = Path(trained["out"]) / "weights" / "last.safetensors"
     detector = Detector.load(weights, device=options.device)
     unseen = open_dataset(scenes, split="val")
-    report = evaluate(unseen, detector.detect_dataset(unseen), score_floor=detector.model.fields.score_threshold)
+    report = detector.evaluate(unseen)
     print(report.table())
     pictures, seconds = _pictures(detector, unseen, folder / "predictions")
     page = write_page(_page(options, folder, weights, trained, report.to_dict(), pictures, seconds, detector))

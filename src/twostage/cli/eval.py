@@ -154,7 +154,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
         )
         if not processes.leads:
             return Outcome(None)
-        floor = detector.model.fields.score_threshold if options.conf is None else options.conf
+        floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
         return _report(options, dataset, found, floor, out)
 
 

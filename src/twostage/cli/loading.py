@@ -49,7 +49,7 @@ def load_detector(weights: str, options: Loading, *, device: str | None = None) 
     """
     with collecting_later():
         from twostage.detector import Detector
-        from twostage.models.fields import require_known
+        from twostage.models.zoo import require_known
 
     require_known(options.model_fields)  # `device` is an argument of `load`, and no field
     sizes = {"size": options.size, "max_size": options.max_size}

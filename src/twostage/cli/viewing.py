@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from twostage.options import option
 
 if TYPE_CHECKING:
-    from twostage.inference.views import Views
+    from twostage.inference.test_time_augmentation import TestTimeAugmentation
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,23 @@ class ViewOptions:
         (1.0,), "Look at each picture at these factors of its size.", group="Views", low=0.1, high=10
     )
     tile: int | None = option(
-        None, "Look at windows of so many pixels as well: for small objects in large pictures.", group="Views", low=32
+        None,
+        "Look at windows of so many pixels as well: for small objects in large pictures.",
+        group="Views",
+        low=32,
     )
-    overlap: float = option(0.25, "Of a tile's side, shared with the next one.", group="Views", low=0, high=0.89)
+    overlap: float = option(
+        0.25, "Of a tile's side, shared with the next one.", group="Views", low=0, high=0.89
+    )
     fuse: Literal["nms", "wbf"] = option(
-        "nms", "Of boxes of one object keep the best, or their weighted mean (weighted boxes fusion).", group="Views"
+        "nms",
+        "Of boxes of one object keep the best, or their weighted mean (weighted boxes fusion).",
+        group="Views",
     )
 
     @property
-    def views(self) -> "Views":
+    def views(self) -> "TestTimeAugmentation":
         """The same for the library."""
-        from twostage.inference.views import Views
+        from twostage.inference.test_time_augmentation import TestTimeAugmentation
 
-        return Views(self.flip, self.scales, self.tile, self.overlap, self.fuse)
+        return TestTimeAugmentation(self.flip, self.scales, self.tile, self.overlap, self.fuse)

@@ -45,6 +45,7 @@ def _of_name(name: str) -> dict[str, Any]:
 
 
 def _of_file(path: Path) -> dict[str, Any]:
+    from twostage.models.component import to_dict
     from twostage.weights.file import KEY, load_tensors, read_card
 
     metadata, tensors = load_tensors(path)
@@ -61,7 +62,7 @@ def _of_file(path: Path) -> dict[str, Any]:
         "metrics": dict(card.metrics),
         "licence": card.licence,
         "version": card.version,
-        "fields": dict(card.fields),
+        "config": to_dict(card.config),
     }
 
 

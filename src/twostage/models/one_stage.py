@@ -60,9 +60,14 @@ class OneStage(nn.Module):
         return self.head.losses(self.predict(self.features(batch), batch), targets, mean)
 
     def losses(
-        self, stages: OneStageStages, sizes: Int[Tensor, "n 2"], targets: Targets, mean: ReduceMean = no_reduce
+        self,
+        stages: OneStageStages,
+        sizes: Int[Tensor, "n 2"],
+        targets: Targets,
+        mean: ReduceMean = no_reduce,
+        parts: Collection[str] = PARTS,
     ) -> Losses:
-        """The losses of a prediction; see `RetinaNetHead.losses`."""
+        """The losses of a prediction; see `RetinaNetHead.losses`. All of them are the head's, whatever `parts` train."""
         return self.head.losses(stages.anchors, targets, mean)
 
     def stages(self, batch: Batch, config: PostprocessConfig | None = None) -> OneStageStages:

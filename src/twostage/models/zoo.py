@@ -4,6 +4,7 @@
 those of the Faster R-CNN paper (Ren et al. 2015), with py-faster-rcnn's where the paper is silent.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from twostage.errors import UsageError, nearest
@@ -16,6 +17,7 @@ from twostage.models.backbones.tiny import TinyConfig
 from twostage.models.backbones.vgg import VGG16Config
 from twostage.models.backbones.zf import ZFConfig
 from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
+from twostage.models.configure import MOVED, names_of
 from twostage.models.heads.bodies import FourConvConfig, Res5Config, TwoMLPConfig
 from twostage.models.heads.box import BoxHeadConfig, StageConfig
 from twostage.models.heads.cascade import CascadeConfig
@@ -239,6 +241,14 @@ ZOO: dict[str, DetectorConfig] = {
     "retinanet_resnet101_fpn": _retinanet(101),
     "retinanet_tiny_fpn": _TINY_RETINANET,
 }
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Raises UsageError for a name that no model's configuration has, with the nearest one."""
+    known = {name for config in ZOO.values() for name in names_of(config)} | set(MOVED)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"The model has no field {name!r}. {nearest(name, known)}")
 
 
 def named(name: str) -> DetectorConfig:

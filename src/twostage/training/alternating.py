@@ -24,16 +24,19 @@ from twostage.data.workers import default_workers
 from twostage.distributed import Processes, joined
 from twostage.errors import UsageError
 from twostage.folders import claimed
+from twostage.inference.dataset import propose_split
 from twostage.inference.prepare import prepare
-from twostage.inference.proposing import network_proposals
-from twostage.models.zoo import build, rebuild
+from twostage.models.build import build
+from twostage.models.config import TwoStageConfig
+from twostage.models.configure import configure
+from twostage.models.zoo import named
 from twostage.progress import images_bar
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
 from twostage.training.resume import resumed
 from twostage.training.run import run
 from twostage.training.splits import NONE, open_splits
-from twostage.training.start import require_start
+from twostage.training.start import given_fields, require_start
 from twostage.weights.file import load_weights
 from twostage.weights.fit import Unfilled, load_all
 
@@ -112,10 +115,8 @@ def _all_steps(options: TrainOptions, root: Path) -> dict[str, Any]:
 def _require_alternating(options: TrainOptions) -> None:
     if set(options.learn) != {"backbone", "rpn", "head"} or options.proposals is not None:
         raise UsageError("scheme is alternating, which says itself what learns on which proposals: leave those out")
-    with Unfilled():
-        of_classes = {name: value for name, value in options.model_fields.items() if name != "class_weights"}
-        model = build(options.model, 1, **of_classes)
-    if model.rpn is None or not model.second.has_losses:
+    config = configure(named(options.model), given_fields(options))
+    if not isinstance(config, TwoStageConfig) or config.rpn is None:
         raise UsageError(
             f"scheme is alternating, by turns network and head: {options.model} lacks one, choose a faster_rcnn_*"
         )
@@ -178,32 +179,33 @@ def _propose(options: TrainOptions, root: Path, step: Step, processes: Processes
     Several processes share the images.
     """
     card, state = load_weights(_weights(root / step.name))
+    config = card.config
+    assert isinstance(config, TwoStageConfig)
+    assert config.rpn is not None
     with Unfilled():
-        model = rebuild(card.model, len(card.names), card.fields)
+        model = build(config, len(card.names))
     load_all(model, state, step.name)
     device = processes.device(options.device)
-    fields = model.fields
+    fast = prepare(model.to(device))
+    rpn, proposals = config.rpn, config.proposals
     splits = open_splits(options)
-    found = []
+    out = []
     for split, top, keep in (
-        (splits.train, fields.rpn_top_train, fields.rpn_keep_train),
-        (splits.val, fields.rpn_top_test, fields.rpn_keep_test),
+        (splits.train, rpn.top_train, proposals.keep_train),
+        (splits.val, rpn.top_test, proposals.keep_test),
     ):
         if split is None:
             continue
-        fast = prepare(model.to(device))
-        assert fast.rpn is not None
-        fast.rpn.fields = replace(fields, rpn_top_test=top, rpn_keep_test=keep)
         workers = default_workers(on_cpu=device.type == "cpu") if options.workers is None else options.workers
         with images_bar(f"proposals, {split.split}", quiet=options.quiet) as after_image:
-            own = network_proposals(
-                fast, split, workers=workers, after_image=after_image, rank=processes.rank, world=processes.world
+            own = propose_split(
+                fast, split, workers=workers, processes=processes, top=top, keep=keep, after_image=after_image
             )
         shares = processes.collect(own)
         if processes.leads:
-            found.append((split, together(shares)))
-    most = max(fields.rpn_keep_train, fields.rpn_keep_test)
-    processes.led(lambda: write_proposals(_proposals(root, step.name), found, most))
+            out.append((split, together(shares)))
+    most = max(proposals.keep_train, proposals.keep_test)
+    processes.led(lambda: write_proposals(_proposals(root, step.name), out, most))
 
 
 def _weights(folder: Path) -> Path:

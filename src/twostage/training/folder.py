@@ -98,7 +98,7 @@ class RunFolder:
             self.state,
             session.model,
             session.optimizer,
-            session.average,
+            session.ema,
             session.progress,
             session.scaler.state_dict(),
         )
@@ -131,7 +131,7 @@ class RunFolder:
         self, path: Path, model: str, session: Session, names: tuple[str, ...], metrics: dict[str, float]
     ) -> None:
         kept = session.evaluated
-        save_weights(path, kept.state_dict(), Card(model, names, kept.fields.to_dict(), metrics))
+        save_weights(path, kept.state_dict(), Card(model, names, kept.config, metrics))
 
 
 def to_yaml(options: TrainOptions) -> str:

@@ -1,4 +1,4 @@
-"""The optimizer over what may learn."""
+"""Which parameters are trained, and the optimizer over them."""
 
 from collections.abc import Collection
 from typing import cast
@@ -10,60 +10,66 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from twostage.errors import UsageError
 from twostage.models.backbones.fpn import Body
+from twostage.models.build import Model
 from twostage.models.heads.box import BoxHead
-from twostage.models.two_stage import TwoStage
+from twostage.models.one_stage import OneStage
 from twostage.training.recipe import Recipe
 
 
-def freeze(model: TwoStage, stages: int) -> None:
-    """Fix the first `stages` parts of the backbone, as Fast R-CNN does with the layers before conv3_1 (section 4.5).
+def freeze(model: Model, stages: int) -> None:
+    """Fix the first `stages` stages of the backbone, as Fast R-CNN does with the layers before conv3_1 (section 4.5).
 
     Raises UsageError where the backbone has fewer.
     """
-    if stages > len(_parts(model)):
-        raise UsageError(f"freeze is {stages}; the backbone has {len(_parts(model))} stages")
-    for part in _parts(model)[:stages]:
-        for module in part:
+    if stages > len(_stages(model)):
+        raise UsageError(f"freeze is {stages}; the backbone has {len(_stages(model))} stages")
+    for stage in _stages(model)[:stages]:
+        for module in stage:
             module.requires_grad_(False)
 
 
-def only(model: TwoStage, parts: Collection[str]) -> None:
-    """Let these of backbone, rpn and head learn, and fix the others; losses of a fixed rpn or head do not count.
+def set_trainable(model: Model, parts: Collection[str]) -> None:
+    """Train these of backbone, rpn and head, and fix the others; losses of a fixed rpn or head are left out.
 
-    "boxes" is the head's last layer for boxes: alone it learns as in stage-wise training (Fast R-CNN, section 5.1).
-
-    Raises UsageError where nothing is left that learns.
+    "boxes" is the head's last layer for boxes, which alone is trained as in stage-wise training (Fast R-CNN, section
+    5.1). Raises UsageError where nothing is left to train.
     """
-    model.learns = tuple(parts)
-    for name in ("backbone", "rpn", "head"):
-        part = getattr(model, name)
-        if part is not None and name not in parts:
-            part.requires_grad_(False)
+    if isinstance(model, OneStage):
+        # `rpn` is the name that its head had in earlier versions.
+        if not {"rpn", "head"} & set(parts):
+            raise UsageError(f"learn is {', '.join(parts)}; this model's losses are those of its head: name it too")
+        fixed = [model.backbone] if "backbone" not in parts else []
+    else:
+        named = {"backbone": model.backbone, "rpn": model.rpn, "head": model.head}
+        fixed = [cast(nn.Module, part) for name, part in named.items() if part is not None and name not in parts]
+    for part in fixed:
+        part.requires_grad_(False)
     if "boxes" in parts:
         if not isinstance(model.head, BoxHead):
-            raise UsageError("learn is boxes, a layer of Fast and Faster R-CNN's heads; this model has more than one")
+            raise UsageError("learn is boxes, a layer of Fast and Faster R-CNN's heads; this model has no such layer")
         model.head.deltas.requires_grad_(True)
-    if not model.second.has_losses and "rpn" not in parts:
-        raise UsageError(f"learn is {', '.join(parts)}; all that this model tells is told by its rpn: name that too")
-    if model.rpn is None and not {"head", "boxes"} & set(parts):
-        raise UsageError(f"learn is {', '.join(parts)}; this model has no network that proposes: its head must learn")
+    if not isinstance(model, OneStage) and model.rpn is None and not {"head", "boxes"} & set(parts):
+        raise UsageError(f"learn is {', '.join(parts)}; this model has no RPN: its head must be trained")
 
 
-def whole_stages(model: TwoStage, loaded: Collection[str]) -> int:
-    """How many of the backbone's first parts are made of loaded tensors alone."""
+def whole_stages(model: Model, loaded: Collection[str]) -> int:
+    """How many of the backbone's first stages consist of loaded tensors alone."""
     name_of = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    for count, part in enumerate(_parts(model)):
-        tensors = [t for module in part for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    for count, stage in enumerate(_stages(model)):
+        tensors = [t for module in stage for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
         if not all(name_of[id(tensor)] in loaded for tensor in tensors):
             return count
-    return len(_parts(model))
+    return len(_stages(model))
 
 
-def train_mode(model: TwoStage, stages: int) -> None:
-    """Training mode, but for the statistics of frozen stages and of parts that do not learn."""
+def train_mode(model: Model, parts: Collection[str], stages: int) -> None:
+    """Training mode, except for the statistics of frozen stages and of parts that are not trained."""
     model.train()
-    frozen = [module for part in _parts(model)[:stages] for module in part]
-    frozen += [model.get_submodule(name) for name in ("backbone", "rpn", "head") if _rests(model, name)]
+    frozen = [module for stage in _stages(model)[:stages] for module in stage]
+    trained = {*parts, "head"} if isinstance(model, OneStage) else set(parts)
+    frozen += [
+        module for name, module in model.named_children() if name in ("backbone", "rpn", "head") and name not in trained
+    ]
     for module in frozen:
         for norm in module.modules():
             if isinstance(norm, _BatchNorm):
@@ -82,12 +88,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=_fused(learning))
 
 
-def _rests(model: TwoStage, name: str) -> bool:
-    return getattr(model, name) is not None and name not in model.learns
-
-
-def _parts(model: TwoStage) -> list[list[nn.Module]]:
-    return cast(Body, model.backbone).parts()
+def _stages(model: Model) -> list[list[nn.Module]]:
+    return cast(Body, model.backbone).get_stages()
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool:

@@ -27,6 +27,9 @@ class TrainOptions:
     weights: str | None = option(
         None, "Weights to begin with, a detector's or a backbone's: a file, or a name of `weights list`.", group="Model"
     )
+    recipe: (
+        Literal["finetune", "finetune_dense", "paper", "paper_zf", "paper_fast", "paper_fast_zf", "scratch"] | None
+    ) = option(None, "Training recipe, where other options leave it open (default: the model's).", group="Model")
     scheme: Literal["joint", "alternating"] = option(
         "joint",
         "How proposals and detections are learned: together, or in Faster R-CNN's four steps, each of which takes "

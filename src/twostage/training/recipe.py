@@ -1,8 +1,7 @@
-"""What a model is trained with when nothing else is said, and what a run is trained with in the end.
+"""Training recipes: the hyperparameters of a run where its options leave them open.
 
-A model's field `recipe` names one: `finetune` (Detectron's, for pretrained backbones), `finetune_dense` (RetinaNet's),
-`paper` and `paper_zf` (Faster R-CNN's), `paper_fast` and `paper_fast_zf` (Fast R-CNN's) or `scratch` (ours, for small
-nets that begin from random weights).
+`finetune` is Detectron's, for pretrained backbones, `finetune_dense` RetinaNet's, `paper` and `paper_zf` are Faster
+R-CNN's, `paper_fast` and `paper_fast_zf` Fast R-CNN's; `scratch` is ours, for small nets from random weights.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,16 +13,16 @@ from twostage.training.options import TrainOptions
 
 @dataclass(frozen=True)
 class Recipe:
-    """`lr` holds for `batch` images an update and is scaled linearly with them (Goyal et al. 2017).
+    """`lr` holds for `base_batch_size` images per update and is scaled linearly with them (Goyal et al. 2017).
 
     `milestones` are the fractions of the run after which `multistep` divides the rate by 10. `validations` is how often
-    a run is validated when `eval_every` is not given. `precision` gives way to fp32 where a device only imitates it.
+    a run is validated when `eval_every` is not given. `precision` is replaced by fp32 where a device only emulates it.
     """
 
     epochs: int
     batch: int
     lr: float
-    reference: int  # images an update that `lr` is meant for
+    base_batch_size: int  # images per update that `lr` is meant for
     optimizer: Literal["sgd", "adamw"]
     schedule: Literal["multistep", "cosine"]
     milestones: tuple[float, ...]
@@ -46,7 +45,7 @@ FINETUNE = Recipe(
     epochs=12,
     batch=2,
     lr=0.02,
-    reference=16,
+    base_batch_size=16,
     optimizer="sgd",
     schedule="multistep",
     milestones=(8 / 12, 11 / 12),
@@ -67,18 +66,20 @@ FINETUNE = Recipe(
 # RetinaNet, section 4.1: the loss of a hundred thousand anchors takes half the rate.
 FINETUNE_DENSE = replace(FINETUNE, lr=0.01)
 # Section 3.1.3 and Fast R-CNN 4.4: 60 of 80 thousand steps at 0.001, the rest at a tenth; layers before conv3_1 fixed.
-PAPER = replace(FINETUNE, batch=1, lr=0.001, reference=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0)
+PAPER = replace(
+    FINETUNE, batch=1, lr=0.001, base_batch_size=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0
+)
 # Section 3.1.3: "we tune all layers of the ZF net".
 PAPER_ZF = replace(PAPER, freeze=0)
 # Fast R-CNN, section 2.3: 2 images a step, 30 of 40 thousand steps at 0.001.
-PAPER_FAST = replace(PAPER, batch=2, reference=2)
+PAPER_FAST = replace(PAPER, batch=2, base_batch_size=2)
 PAPER_FAST_ZF = replace(PAPER_FAST, freeze=0)
 SCRATCH = replace(
     FINETUNE,
     epochs=60,
     batch=8,
     lr=4e-3,
-    reference=8,
+    base_batch_size=8,
     optimizer="adamw",
     schedule="cosine",
     milestones=(),
@@ -102,22 +103,33 @@ RECIPES = {
 }
 
 
-def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool, processes: int = 1) -> Recipe:
-    """The recipe with everything that the options say, and its learning rate scaled to the images of an update.
+def recipe_name(options: TrainOptions) -> str:
+    """The recipe that the options name, or that of the model's name."""
+    model = options.model
+    if options.recipe is not None:
+        return options.recipe
+    if "_tiny" in model:
+        return "scratch"
+    if model.endswith(("_vgg16", "_zf")):
+        return f"paper{'_fast' if model.startswith('fast_') else ''}{'_zf' if model.endswith('_zf') else ''}"
+    return "finetune_dense" if model.startswith("retinanet_") else "finetune"
 
-    Of the backbone's stages the first `pretrained` are whole from a file; the recipe freezes no others, since random
-    layers must learn. `bf16` says whether the device is built for that arithmetic. Each of the `processes` takes as
-    many images as the others: the recipe's batch is raised to a multiple of them. Raises UsageError where one that
-    is said is none.
+
+def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool, processes: int = 1) -> Recipe:
+    """The recipe with the values of the options, and its learning rate scaled to the images of an update.
+
+    Of the backbone's stages the first `pretrained` were loaded whole from a file; the recipe freezes no others, since
+    random layers must be trained. `bf16`: whether the device has that arithmetic. Each of the `processes` takes an
+    equal share of a batch: the recipe's is raised to a multiple of them. Raises UsageError where a given one is none.
     """
     if options.batch is not None and options.batch % processes:
         raise UsageError(f"batch is {options.batch}: {processes} processes cannot share it evenly. Choose a multiple.")
-    said: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
-    said = {name: value for name, value in said.items() if value is not None}
-    said.setdefault("batch", -(-recipe.batch // processes) * processes)
-    said.setdefault("freeze", min(recipe.freeze, pretrained))
-    said.setdefault("precision", recipe.precision if bf16 else "fp32")
-    chosen = replace(recipe, **said)
+    given: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
+    given = {name: value for name, value in given.items() if value is not None}
+    given.setdefault("batch", -(-recipe.batch // processes) * processes)
+    given.setdefault("freeze", min(recipe.freeze, pretrained))
+    given.setdefault("precision", recipe.precision if bf16 else "fp32")
+    chosen = replace(recipe, **given)
     if options.lr is None:
-        chosen = replace(chosen, lr=recipe.lr * chosen.batch * options.accumulate / recipe.reference)
+        chosen = replace(chosen, lr=recipe.lr * chosen.batch * options.accumulate / recipe.base_batch_size)
     return chosen

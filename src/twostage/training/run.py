@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
@@ -28,19 +29,19 @@ from twostage.errors import DataError, UsageError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
 from twostage.folders import claimed
-from twostage.models.fields import Fields
-from twostage.models.proposals.given import of_split
-from twostage.models.two_stage import TwoStage
+from twostage.models.config import DetectorConfig, TwoStageConfig
+from twostage.models.one_stage import OneStage
+from twostage.models.proposals.provided import of_split
 from twostage.ops.cpu.memory import keep_freed
 from twostage.progress import images_bar
-from twostage.training.average import Average
+from twostage.training.ema import EMA
 from twostage.training.folder import RunFolder
-from twostage.training.optimiser import build_optimizer, freeze, only, whole_stages
+from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
-from twostage.training.recipe import RECIPES, Recipe, resolve
+from twostage.training.recipe import RECIPES, Recipe, recipe_name, resolve
 from twostage.training.resume import require_same_images, resumed
-from twostage.training.splits import Splits, open_splits, require_masks
+from twostage.training.splits import Splits, given_splits, open_splits, require_masks
 from twostage.training.start import require_start, starting_model
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
@@ -72,7 +73,13 @@ class Run:
         return _updates(self.splits.train, self.session.recipe, self.options)
 
 
-def run(options: TrainOptions) -> dict[str, Any]:
+def run(
+    options: TrainOptions,
+    *,
+    train: Dataset | None = None,
+    val: Dataset | None = None,
+    backbone: nn.Module | None = None,
+) -> dict[str, Any]:
     """See `twostage.training.train`."""
     with joined() as processes, ExitStack() as held:
         with processes.one_voice():
@@ -81,11 +88,11 @@ def run(options: TrainOptions) -> dict[str, Any]:
             else:
                 options = resumed(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
-            splits = open_splits(options)
-            session = _session(options, splits.train, processes)
-            if session.model.knows_masks:
+            splits = open_splits(options) if train is None else given_splits(train, val)
+            session = _session(options, splits.train, processes, backbone)
+            if session.learns_masks:
                 require_masks(splits, options.on_error)
-            stuff = _stuff(splits, session.model)
+            stuff = _stuff(splits, session)
             if options.resume is None:
                 # A resumed run does not read the weights again, which say how much is frozen, and may be on another
                 # device, or with other processes that share a batch.
@@ -94,9 +101,9 @@ def run(options: TrainOptions) -> dict[str, Any]:
         folder = RunFolder(processes.led(lambda: _claimed_folder(options, held)), writes=processes.leads)
         with processes.one_voice():
             _begin_or_go_on(options, splits, session, folder)
-        session.learner = processes.learner(session.model)
+        session.ddp_model = processes.learner(session.model)
         with processes.one_voice():
-            given = _given(options, splits, session.model.fields)
+            given = _given(options, splits, session.model.config)
         one = Run(options, splits, session, folder, _workers(session, options), given, stuff)
         if session.device.type == "cpu":
             keep_freed()
@@ -115,40 +122,42 @@ def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, fol
         folder.begin(options, session.processes.world)
         folder.save_last(options.model, session, splits.train.names)  # from here on it can be resumed
     else:
-        session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.average)
+        session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.ema)
         session.scaler.load_state_dict(scaler)
         require_same_images(session.progress, splits.train)
         folder.go_on(session.progress)
 
 
-def _given(options: TrainOptions, splits: Splits, fields: Fields) -> tuple[Given | None, Given | None]:
+def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> tuple[Given | None, Given | None]:
     """Proposals of the training and of the validation split, from a file or computed; None where the model proposes."""
-    if not {"head", "boxes"} & set(options.learn):
+    if not {"head", "boxes"} & set(options.learn) or not isinstance(config, TwoStageConfig):
         return None, None
     read = None if options.proposals is None else partial(read_proposals, options.proposals)
     if options.proposals is not None and splits.val is not None:
         require_told_apart(options.proposals, splits.train, splits.val)
     found: list[Given | None] = []
-    for split, keep in ((splits.train, fields.rpn_keep_train), (splits.val, fields.rpn_keep_test)):
+    for split, keep in ((splits.train, config.proposals.keep_train), (splits.val, config.proposals.keep_test)):
         if split is None:
             found.append(None)
             continue
         with images_bar(f"proposals, {split.split}", quiet=options.quiet) as after_image:
-            found.append(of_split(split, fields, read, count=keep, after_image=after_image))
+            found.append(of_split(split, config.proposals, read, count=keep, after_image=after_image))
     return found[0], found[1]
 
 
-def _stuff(splits: Splits, model: TwoStage) -> tuple[Stuff | None, Stuff | None]:
-    """The maps of stuff of both splits. Raises DataError where a model that learns them has none."""
-    fields = model.fields
-    if "head" not in model.learns or not isinstance(fields.semantic_classes, int) or not fields.semantic_classes:
+def _stuff(splits: Splits, session: Session) -> tuple[Stuff | None, Stuff | None]:
+    """The stuff maps of both splits. Raises DataError where the semantic branch of a model needs them."""
+    config = session.model.config
+    semantic = config.semantic if isinstance(config, TwoStageConfig) else None
+    if "head" not in session.parts or semantic is None or not semantic.has_branch:
         return None, None
+    assert isinstance(semantic.classes, int)
     found = [None if split is None else find_stuff(split) for split in (splits.train, splits.val)]
     for split, stuff in zip(splits, found, strict=False):
-        if split is not None and stuff is not None and stuff.classes > fields.semantic_classes:
+        if split is not None and stuff is not None and stuff.classes > semantic.classes:
             raise DataError(
                 f"{split.root}: the maps of stuff tell {stuff.classes} classes apart, the model "
-                f"{fields.semantic_classes}. Leave semantic_classes out, and the data says how many."
+                f"{semantic.classes}. Leave semantic_classes out to take their number from the data."
             )
         if split is not None and stuff is None:
             raise DataError(
@@ -169,13 +178,13 @@ def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
     return Fraction(steps_per_epoch(len(train), recipe.batch), options.accumulate)
 
 
-def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Session:
+def _session(options: TrainOptions, train: Dataset, processes: Processes, backbone: nn.Module | None = None) -> Session:
     device = processes.device(options.device)
     require_precision(device, options.precision or "fp32")  # an impossible one is said before anything is written
-    model, loaded = starting_model(options, train.names, partial(find_stuff, train))
+    model, loaded = starting_model(options, train.names, partial(find_stuff, train), backbone)
     recipe = resolve(
         options,
-        RECIPES[model.fields.recipe],
+        RECIPES[recipe_name(options)],
         pretrained=whole_stages(model, loaded),
         bf16=has_bf16(device),
         processes=processes.world,
@@ -184,17 +193,18 @@ def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Ses
     if total is not None and options.warmup is None:
         recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))  # short runs would never reach the rate
     freeze(model, recipe.freeze)
-    only(model, options.learn)
-    if options.proposals is not None and not model.second.has_losses:
+    set_trainable(model, options.learn)
+    if options.proposals is not None and isinstance(model, OneStage):
         raise UsageError(f"proposals: {options.model} has one stage, which takes none: leave them out")
     if options.proposals is not None and model.rpn is not None and "rpn" not in options.learn:
-        log.info("The model's own network does not learn to propose: to predict, it must have learned before.")
+        log.info("The model's own RPN is not trained here: to predict, it must have been trained before.")
     model = model.to(device).to(memory_format=torch.channels_last)
     return Session(
         model=model,
-        learner=model,
+        ddp_model=model,
+        parts=options.learn,
         optimizer=build_optimizer(model, recipe),
-        average=Average(model, recipe.ema) if recipe.ema else None,
+        ema=EMA(model, recipe.ema) if recipe.ema else None,
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
         recipe=recipe,
         progress=Progress(total=total, images=len(train)),
@@ -211,29 +221,29 @@ def _session(options: TrainOptions, train: Dataset, processes: Processes) -> Ses
 def _learn(run: Run) -> None:
     """Epochs until the end, early stopping or Ctrl-C; each ends with a line, some with a validation."""
     session, options, progress = run.session, run.options, run.session.progress
-    fields, recipe = session.model.fields, session.recipe
+    image, recipe = session.model.config.image, session.recipe
     names = run.splits.train.names
     batches = training_batches(
         run.splits.train,
-        resize=fields.resizing,
+        resize=image.resizing,
         augment=Augment(
             flip=recipe.flip,
             vertical_flip=recipe.vertical_flip,
             scale=recipe.scale,
             crop=recipe.crop,
             colour=recipe.colour,
-            beyond=fields.mean,
+            beyond=image.mean,
         ),
         batch=recipe.batch,
         seed=options.seed,
         start=progress.step * options.accumulate,
         workers=run.workers,
-        divisor=fields.divisor,
+        divisor=image.divisor,
         rank=session.processes.rank,
         world=session.processes.world,
         pin=session.device.type == "cuda",
         proposals=run.given[0],
-        masks=session.model.knows_masks,
+        masks=session.learns_masks,
         stuff=run.stuff[0],
     )
     drawn = run.folder.with_picture(batches, names)
@@ -328,9 +338,9 @@ def _validate(run: Run) -> dict[str, float]:
     quality = (metrics["AP"] + metrics.get("segm_AP", metrics["AP"])) / 2
     if metrics["AP"] < 0:
         log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
-    # Where what tells classes does not learn, its numbers choose nothing.
-    tell = {"head", "boxes"} if run.session.model.second.has_losses else {"rpn"}
-    newest = metrics["AP"] < 0 or not tell & set(run.options.learn)
+    # Where the part that predicts classes is not trained, AP chooses nothing.
+    scored = {"head", "boxes", *(("rpn",) if isinstance(run.session.model, OneStage) else ())}
+    newest = metrics["AP"] < 0 or not scored & set(run.options.learn)
     if quality > progress.best or newest:
         progress.best, progress.validations_since_best = quality, 0
         run.metrics, run.report, run.results = metrics, report, results
@@ -354,6 +364,7 @@ def _score(run: Run) -> tuple[Report | None, Results, dict[str, float], dict[str
         max_det=options.max_det,
         batch=run.session.recipe.batch,
         workers=run.workers,
+        parts=run.session.parts,
         processes=processes,
         proposals=run.given[1],
         stuff=run.stuff[1],

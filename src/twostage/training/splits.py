@@ -63,6 +63,17 @@ def open_splits(options: TrainOptions) -> Splits:
     return Splits(*opened) if len(opened) == 3 else Splits(opened[0], None, None)
 
 
+def given_splits(train: Dataset, val: Dataset | None) -> Splits:
+    """The same from data sets that are open already, or were made in memory. Raises as `open_splits`."""
+    if val is not None:
+        check_same_classes(train, val)
+    for dataset in (train, val):
+        if dataset is not None:
+            _tell(dataset)
+    _require_objects(train)
+    return Splits(train, val, val)
+
+
 def require_masks(splits: Splits, on_error: OnError) -> None:
     """Raises DataError where a model with masks has none to learn from, or lacks some, or some are empty.
 

@@ -1,116 +1,128 @@
-"""What a run begins from: random weights, a detector of ours, or a classification network's weights."""
+"""The initial model of a run: random weights, a detector of ours, or a classification network's weights."""
 
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twostage.data.stuff import Stuff
 from twostage.device import choose_device
 from twostage.errors import DataError
 from twostage.models.backbones.norm import FrozenBatchNorm
-from twostage.models.fields import require_known
-from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import build, rebuild, require_model, require_read
+from twostage.models.build import Model, build
+from twostage.models.config import DetectorConfig, TwoStageConfig
+from twostage.models.configure import configure
+from twostage.models.zoo import named
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
+from twostage.training.recipe import recipe_name
 from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
-from twostage.weights.fit import Unfilled, as_backbone, load_fitting
+from twostage.weights.fit import as_backbone, load_fitting
 from twostage.weights.named import find_weights
 
 log = logging.getLogger("twostage.training")
 
-_OF_CLASSES = re.compile(r"(head\.(.*\.)?(classes|deltas)|rpn\.classes)\.")  # whatever parts a head is made of
+_OF_CLASSES = re.compile(r"(head\.(.*\.)?(classes|deltas))\.")  # in whatever kind of head
 
 
 class Start(NamedTuple):
-    """A model, and which of its tensors came from a file."""
+    """A model, and the names of its tensors that came from a file."""
 
-    model: TwoStage
+    model: Model
     loaded: frozenset[str]
 
 
+def given_fields(options: TrainOptions) -> dict[str, Any]:
+    """The values of the model's configuration among the options of a run."""
+    sizes = {"size": options.size, "max_size": options.max_size}
+    return {**options.model_fields, **{name: value for name, value in sizes.items() if value is not None}}
+
+
 def require_start(options: TrainOptions) -> None:
-    """What can be known of model, fields, weights and device before a data set is read; weights by name are fetched.
+    """Check model, fields, weights and device before a data set is read; published weights are fetched.
 
     Raises UsageError and MissingError as building and loading will.
     """
-    require_model(options.model)
-    require_known(options.model_fields)
+    configure(named(options.model), given_fields(options))
     choose_device(options.device)
     if options.weights is not None:
         find_weights(options.weights, offline=options.offline)
 
 
 def starting_model(
-    options: TrainOptions, names: tuple[str, ...], stuff: Callable[[], Stuff | None] = lambda: None
+    options: TrainOptions,
+    names: tuple[str, ...],
+    stuff: Callable[[], Stuff | None] = lambda: None,
+    backbone: nn.Module | None = None,
 ) -> Start:
-    """The model as the first step finds it; of a resumed run its shape alone, since its state holds the weights.
+    """The model before the first step; that of a resumed run has no weights yet, since its state holds them.
 
-    A detector of ours passes on its fields as well as its weights. Raises as `weights.file.load_weights`, DataError
-    when no weight fits, and UsageError for a wrong model or field.
+    A detector of ours passes on its configuration as well as its weights. Raises as `weights.file.load_weights`,
+    DataError when no weight fits, and UsageError for a wrong model or field.
     """
-    sizes = {"size": options.size, "max_size": options.max_size}
-    given: dict[str, Any] = {
-        **options.model_fields,
-        **{name: value for name, value in sizes.items() if value is not None},
-    }
-    given |= _of_stuff(options.model, len(names), given, stuff)
+    given = given_fields(options)
     torch.manual_seed(options.seed)
     if options.resume is not None:
         last = RunFolder.existing(options.resume).last
         card, _ = load_weights(last)
         if card.names != names:
             raise DataError(
-                f"{last}: the run learns {', '.join(card.names)}; the data set has {', '.join(names)}. "
-                "Bring the data back, or begin a new run with --weights."
+                f"{last}: the run has the classes {', '.join(card.names)}; the data set has {', '.join(names)}. "
+                "Restore the data, or begin a new run with --weights."
             )
-        return Start(rebuild(card.model, len(names), card.fields), frozenset())
+        return Start(build(card.config, len(names), backbone), frozenset())
     if options.weights is not None:
-        return _from_weights(find_weights(options.weights, offline=options.offline), options.model, names, given)
-    model = build(options.model, len(names), **given)
-    if model.fields.recipe != "scratch":
+        path = find_weights(options.weights, offline=options.offline)
+        return _from_weights(path, options.model, names, given, stuff, backbone)
+    config = _with_stuff(configure(named(options.model), given), stuff)
+    model = build(config, len(names), backbone)
+    if recipe_name(options) != "scratch" and backbone is None:
         log.warning(
-            "%s begins from random weights, and is made to begin from pretrained ones (--weights). "
+            "%s is trained from random weights, and is made for pretrained ones (--weights). "
             "faster_rcnn_tiny_fpn learns from scratch.",
             options.model,
         )
-    if "norm" not in given and any(isinstance(module, FrozenBatchNorm) for module in model.modules()):
-        # Statistics that nobody measured cannot stay frozen: activations fade or burst. Groups need no large batch
-        # (He et al. 2019, "Rethinking ImageNet Pre-training", section 3.1).
-        log.info("Group normalisation takes the place of frozen statistics; --set model.norm=batch for another.")
+    if not {"norm", "backbone.norm.kind"} & set(given) and any(isinstance(m, FrozenBatchNorm) for m in model.modules()):
+        # Statistics that were never measured cannot stay frozen: activations vanish or explode. GroupNorm needs no
+        # large batch (He et al. 2019, "Rethinking ImageNet Pre-training", section 3.1).
+        log.info("GroupNorm replaces frozen statistics; --set model.norm=batch for another.")
         torch.manual_seed(options.seed)
-        model = build(options.model, len(names), **given, norm="group")
+        model = build(configure(config, {"norm": "group"}), len(names), backbone)
     return Start(model, frozenset())
 
 
-def _of_stuff(name: str, classes: int, given: Mapping[str, Any], stuff: Callable[[], Stuff | None]) -> dict[str, int]:
-    """How many classes of stuff a model that asks the data is to tell apart; nobody else looks for maps."""
-    with Unfilled():
-        asks = build(name, classes, **given).fields.semantic_classes == "data"
-    if not asks:
-        return {}
+def _with_stuff(config: DetectorConfig, stuff: Callable[[], Stuff | None]) -> DetectorConfig:
+    """The configuration with the data set's number of stuff classes where it is to be taken from the data."""
+    if not isinstance(config, TwoStageConfig) or config.semantic is None or config.semantic.classes != "data":
+        return config
     maps = stuff()
     if maps is None:
-        log.info("The data set has no maps of stuff: the model learns without its semantic branch.")
-    return {"semantic_classes": 0 if maps is None else maps.classes}
+        log.info("The data set has no stuff maps: the model is trained without its semantic branch.")
+    return replace(config, semantic=replace(config.semantic, classes=0 if maps is None else maps.classes))
 
 
-def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[str, object]) -> Start:
-    """Load what fits, and say what does not; a detector of other classes keeps all but its last layers."""
+def _from_weights(
+    path: Path,
+    name: str,
+    names: tuple[str, ...],
+    given: Mapping[str, Any],
+    stuff: Callable[[], Stuff | None],
+    backbone: nn.Module | None,
+) -> Start:
+    """Load the tensors that fit, and log the others; a detector of other classes keeps all but its last layers."""
     metadata, state = load_tensors(path)
     card = read_card(path, metadata[KEY]) if KEY in metadata else None
     if card is not None and card.model != name:
         log.warning(
-            "%s is a %s: of it %s takes what fits. Did you mean --model %s?", path, card.model, name, card.model
+            "%s is a %s: %s takes the tensors that fit. Did you mean --model %s?", path, card.model, name, card.model
         )
-    fields = card.fields_with(given) if card is not None and card.model == name else given
-    model = rebuild(name, len(names), fields)
-    require_read(model, given)
+    config = configure(card.config if card is not None and card.model == name else named(name), given)
+    model = build(_with_data_classes(config, given, stuff), len(names), backbone)
     state = as_backbone(model, state) if card is None else _of_same_classes(state, card, names, path)
     loaded, fresh = load_fitting(model, state)
     if not loaded:
@@ -120,15 +132,26 @@ def _from_weights(path: Path, name: str, names: tuple[str, ...], given: Mapping[
         )
     log.info("%s: %d tensors loaded", path, len(loaded))
     if fresh:
-        log.info("Begin from random values: %s", ", ".join(_grouped(fresh)))
+        log.info("Re-initialised: %s", ", ".join(_grouped(fresh)))
     return Start(model, frozenset(loaded))
+
+
+def _with_data_classes(
+    config: DetectorConfig, given: Mapping[str, Any], stuff: Callable[[], Stuff | None]
+) -> DetectorConfig:
+    """The stuff classes of the data set for every Hybrid Task Cascade whose options do not give them."""
+    if not isinstance(config, TwoStageConfig) or config.semantic is None:
+        return config
+    if {"semantic_classes", "semantic.classes"} & set(given):
+        return config
+    return _with_stuff(replace(config, semantic=replace(config.semantic, classes="data")), stuff)
 
 
 def _of_same_classes(state: dict[str, Tensor], card: Card, names: tuple[str, ...], path: Path) -> dict[str, Tensor]:
     if card.names == names:
         return state
     log.warning(
-        "%s knows the classes %s, the data set has %s: the layers that tell classes apart begin anew.",
+        "%s has the classes %s, the data set %s: the layers of class scores and boxes are re-initialised.",
         *(path, ", ".join(card.names), ", ".join(names)),
     )
     return {name: t for name, t in state.items() if not _OF_CLASSES.match(name)}

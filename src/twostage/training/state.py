@@ -1,4 +1,4 @@
-"""Everything a run needs to go on exactly where it stopped, in one safetensors file."""
+"""Everything a run needs to resume exactly where it stopped, in one safetensors file."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from twostage.atomic import write_bytes
 from twostage.errors import DataError
-from twostage.models.two_stage import TwoStage
-from twostage.training.average import Average
+from twostage.models.build import Model
+from twostage.training.ema import EMA
 from twostage.weights.file import load_tensors
 from twostage.weights.fit import load_all
 
@@ -45,25 +45,25 @@ class Progress:
 
 def save_state(
     path: Path,
-    model: TwoStage,
+    model: Model,
     optimizer: Optimizer,
-    average: Average[TwoStage] | None,
+    ema: EMA[Model] | None,
     progress: Progress,
     scaler: dict[str, Any],
 ) -> None:
     """Write the state; complete or not at all."""
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{name}": t for name, t in average.model.state_dict().items()}
+    if ema is not None:
+        tensors |= {f"average.{name}": t for name, t in ema.model.state_dict().items()}
     for number, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{slot}": t for slot, t in slots.items() if isinstance(t, Tensor)}
-    content = {"progress": asdict(progress), "updates": average.updates if average else 0, "scaler": scaler}
+    content = {"progress": asdict(progress), "updates": ema.updates if ema else 0, "scaler": scaler}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     write_bytes(path, save(plain, metadata={"twostage-state": json.dumps(content)}))
 
 
 def load_state(
-    path: Path, model: TwoStage, optimizer: Optimizer, average: Average[TwoStage] | None
+    path: Path, model: Model, optimizer: Optimizer, ema: EMA[Model] | None
 ) -> tuple[Progress, dict[str, Any]]:
     """Put a saved state back; returns the progress and the gradient scaler's state.
 
@@ -78,9 +78,9 @@ def load_state(
         part, rest = name.split(".", 1)
         parts[part][rest] = tensor
     load_all(model, parts["model"], str(path))
-    if average is not None:
-        load_all(average.model, parts["average"], str(path))
-        average.updates = content["updates"]
+    if ema is not None:
+        load_all(ema.model, parts["average"], str(path))
+        ema.updates = content["updates"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts["optimizer"].items():

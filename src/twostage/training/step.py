@@ -21,8 +21,8 @@ from twostage.data.randomness import mix
 from twostage.device import arithmetic
 from twostage.distributed import Processes
 from twostage.errors import DataError, TwostageError
-from twostage.models.two_stage import TwoStage
-from twostage.training.average import Average
+from twostage.models.build import Model
+from twostage.training.ema import EMA
 from twostage.training.optimiser import train_mode
 from twostage.training.recipe import Recipe
 from twostage.training.schedule import factor, steps_in
@@ -37,12 +37,16 @@ SAVE_EVERY = 600  # seconds, in epochs that last longer
 
 @dataclass
 class Session:
-    """All that a step reads and changes. `learner` is the model, or what shares its gradients between processes."""
+    """Everything that a step reads and changes.
 
-    model: TwoStage
-    learner: nn.Module
+    `ddp_model` is the model, or DistributedDataParallel around it; `parts` are those of the model that are trained.
+    """
+
+    model: Model
+    ddp_model: nn.Module
+    parts: tuple[str, ...]
     optimizer: Optimizer
-    average: Average[TwoStage] | None
+    ema: EMA[Model] | None
     scaler: Any
     recipe: Recipe
     progress: Progress
@@ -55,9 +59,14 @@ class Session:
     processes: Processes
 
     @property
-    def evaluated(self) -> TwoStage:
-        """The weights that are validated and kept: the average where there is one."""
-        return self.model if self.average is None else self.average.model
+    def evaluated(self) -> Model:
+        """The weights that are validated and kept: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether masks are needed: the model has some, and its head is trained."""
+        return self.model.has_masks and "head" in self.parts
 
 
 def train_until(session: Session, batches: Iterator[Loaded], step: int, after_step: Callable[[Progress], None]) -> None:
@@ -68,7 +77,7 @@ def train_until(session: Session, batches: Iterator[Loaded], step: int, after_st
     def pause() -> bool:
         return session.stop.is_set() or time.perf_counter() - begun > SAVE_EVERY
 
-    train_mode(session.model, session.recipe.freeze)
+    train_mode(session.model, session.parts, session.recipe.freeze)
     while progress.step < step and not session.processes.any(pause()):
         if progress.total is not None and progress.step >= progress.total:
             return
@@ -117,9 +126,9 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
             loaded.targets.to(session.device).on_canvas(*canvas),
         )
         targets = replace(targets, seeds=targets.seeds ^ mix(session.seed, progress.step, part))
-        with _gradients_stay(session.learner) if part + 1 < session.accumulate else nullcontext():
+        with _no_gradient_sync(session.ddp_model) if part + 1 < session.accumulate else nullcontext():
             with arithmetic(session.device, recipe.precision):
-                losses = session.learner(batch, targets, mean=processes.mean)
+                losses = session.ddp_model(batch, targets, mean=processes.mean, parts=session.parts)
                 each = torch.stack(list(losses.values()))
             values = dict(zip(losses, processes.mean(each.detach()).tolist(), strict=True))
             images += loaded.indices.tolist()
@@ -133,8 +142,8 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
         _require_finite({"gradient": float(norm)}, images, session)
     session.scaler.step(session.optimizer)
     session.scaler.update()
-    if session.average is not None:
-        session.average.update(session.model)
+    if session.ema is not None:
+        session.ema.update(session.model)
     return summed
 
 
@@ -172,9 +181,9 @@ def _next(batches: Iterator[Loaded]) -> tuple[Loaded | None, DataError | None]:
         return None, error
 
 
-def _gradients_stay(learner: nn.Module) -> AbstractContextManager[object]:
-    """Within it gradients are added up in each process alone: they are shared with those of the last batch."""
-    return learner.no_sync() if isinstance(learner, DistributedDataParallel) else nullcontext()
+def _no_gradient_sync(ddp_model: nn.Module) -> AbstractContextManager[object]:
+    """Within it gradients accumulate in each process; they are averaged with those of the last batch."""
+    return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
 
 
 def _fit_to_budget(recipe: Recipe, budget: float, progress: Progress, duration: float) -> None:
@@ -207,8 +216,8 @@ def _require_finite(values: dict[str, float], images: list[int], session: Sessio
     paths = "\n  ".join(str(session.dataset.path(i)) for part in session.processes.gather(images) for i in part)
     session.processes.end(
         TwostageError(
-            f"Training yields no numbers any more at step {session.progress.step}: {', '.join(wrong)}. Its images:"
-            f"\n  {paths}\nLook at their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "
+            f"Non-finite loss or gradient at step {session.progress.step}: {', '.join(wrong)}. Its images:"
+            f"\n  {paths}\nCheck their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "
             "Nothing of this step is saved."
         )
     )

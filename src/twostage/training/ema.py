@@ -1,4 +1,4 @@
-"""A running average of the weights, which is what is evaluated and kept (Polyak and Juditsky 1992)."""
+"""An exponential moving average of the weights, which is evaluated and kept (Polyak and Juditsky 1992)."""
 
 import copy
 from typing import Generic, TypeVar
@@ -9,7 +9,7 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-class Average(Generic[M]):
+class EMA(Generic[M]):
     """A copy of a model that follows it: average = decay * average + (1 - decay) * model, early on with less inertia.
 
     The decay at update t is at most (1 + t) / (10 + t), so that the random beginning is soon forgotten.
