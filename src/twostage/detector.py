@@ -18,7 +18,7 @@ from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
 from twostage.device import choose_device, require_precision
-from twostage.distributed import ALONE, Processes
+from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import DataError, UsageError, nearest
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.predictor import detect_images, find, make_batch, run, to_arrays
@@ -26,7 +26,7 @@ from twostage.inference.prepare import prepare
 from twostage.inference.proposing import network_proposals
 from twostage.inference.sources import Item, expand, is_one_picture
 from twostage.inference.views import Views, detect_by_views
-from twostage.kinds import described, fits, fitted
+from twostage.kinds import coerce, describe, matches
 from twostage.models.fields import Count, Fields, Share
 from twostage.models.proposals.given import of_split
 from twostage.models.two_stage import Stages, TwoStage
@@ -179,7 +179,7 @@ class Detector:
         conf: float | None = None,
         iou: float | None = None,
         max_det: int | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         proposals: Path | ProposalSet | None = None,
         views: Views = ONE_VIEW,
     ) -> Results:
@@ -187,7 +187,7 @@ class Detector:
 
         `proposals`, or a file of them, take the place of what the model proposes or its source computes.
         `views` as in `predict`, one picture after the other; `workers` then read none ahead. Several `processes`
-        (`distributed.joined`) share the images; the leader gets all detections. Raises UsageError where the
+        (`distributed.process_group`) share the images; the leader gets all detections. Raises UsageError where the
         data set's classes are not the detector's: `data.dataset.select_classes` chooses from a data set that has more.
         """
         if dataset.names != self.names:
@@ -224,7 +224,7 @@ class Detector:
             originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
             for index, found_one in zip(indices, to_arrays(found, one.batch.sizes, originals, output), strict=True):
                 gathered.add(index, found_one["boxes"], found_one["scores"], found_one["class_ids"], found_one["masks"])
-        return Accumulator.join(processes.collect(gathered)).results()
+        return Accumulator.join(processes.gather_to_main(gathered)).results()
 
     def _looked_at(self, dataset: Dataset, output: Fields, views: Views, batch: int, processes: Processes) -> Results:
         """Detections by several views; each of the processes takes every so many images."""
@@ -233,7 +233,7 @@ class Detector:
             image = read_picture(dataset, index)
             found = detect_by_views(self.prepared, image, self.names, output=output, views=views, batch=batch)
             gathered.add(index, found.boxes, found.scores, found.class_ids, found.masks)
-        return Accumulator.join(processes.collect(gathered)).results()
+        return Accumulator.join(processes.gather_to_main(gathered)).results()
 
     def propose_dataset(
         self,
@@ -288,9 +288,9 @@ class Detector:
 
 def _required(name: str, value: Any, kind: Any) -> Any:
     """The value of an argument as its type wants it. Raises UsageError where it does not fit."""
-    good = fitted(value, kind)
-    if not fits(good, kind):
-        raise UsageError(f"{name} is {value!r}, and must be {described(kind)}.")
+    good = coerce(value, kind)
+    if not matches(good, kind):
+        raise UsageError(f"{name} is {value!r}, and must be {describe(kind)}.")
     return good
 
 

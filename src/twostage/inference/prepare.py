@@ -26,7 +26,7 @@ from twostage.models.heads.mask import Doubling, OwnClass
 from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
 from twostage.ops.activation import Activation
-from twostage.ops.cpu.memory import give_back
+from twostage.ops.cpu.memory import release_freed_memory
 from twostage.ops.cpu.packed import Window
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,7 +42,7 @@ def prepare(model: TwoStage, dtype: torch.dtype = torch.float32) -> TwoStage:
     fast.dtype = dtype
     if model.mean.device.type == "cuda":
         fast.recorded = Recordings(cuda_graphs(model.mean.device))
-    give_back()
+    release_freed_memory()
     return fast.eval()
 
 

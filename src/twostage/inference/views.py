@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from twostage.detections import Detections
 from twostage.errors import UsageError
 from twostage.inference.predictor import detect_images
-from twostage.kinds import described, fits, fitted
+from twostage.kinds import coerce, describe, matches
 from twostage.models.fields import Fields
 from twostage.models.heads.detect import suppressed
 from twostage.models.two_stage import TwoStage
@@ -51,9 +51,9 @@ class Views:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = fitted(getattr(self, each.name), each.type)
-            if not fits(value, each.type):
-                raise UsageError(f"{each.name} cannot be {value!r}: it takes {described(each.type)}.")
+            value = coerce(getattr(self, each.name), each.type)
+            if not matches(value, each.type):
+                raise UsageError(f"{each.name} cannot be {value!r}: it takes {describe(each.type)}.")
             object.__setattr__(self, each.name, value)
         if not all(0.1 <= scale <= 10 for scale in self.scales):
             raise UsageError(f"scales is {self.scales}, and must be factors from 0.1 to 10, as 0.75 1 1.25.")

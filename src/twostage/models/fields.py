@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from twostage.data.resize import Resize
 from twostage.errors import UsageError, nearest
-from twostage.kinds import Within, described, fits, fitted
+from twostage.kinds import Within, coerce, describe, matches
 from twostage.ops.deltas import CLAMP
 
 Positive = Annotated[float, Within(1e-3)]
@@ -179,10 +179,10 @@ class Fields:
         """
         require_known(changes)
         kinds = {f.name: f.type for f in fields(self)}
-        values = {name: fitted(value, kinds[name]) for name, value in changes.items()}
+        values = {name: coerce(value, kinds[name]) for name, value in changes.items()}
         for name, value in values.items():
-            if not fits(value, kinds[name]):
-                raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {described(kinds[name])}.")
+            if not matches(value, kinds[name]):
+                raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {describe(kinds[name])}.")
         if "size" in values and "max_size" not in values:
             values["max_size"] = round(values["size"] * self.max_size / self.size)
         return replace(self, **values)

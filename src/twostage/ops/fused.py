@@ -5,7 +5,7 @@ from torch import Tensor
 
 from twostage.ops.activation import Activation
 from twostage.ops.cpu import packed, winograd
-from twostage.ops.cpu.memory import give_back
+from twostage.ops.cpu.memory import release_freed_memory
 from twostage.ops.cpu.packed import Conv, PackedConv, PackedLinear, PackedPointwise, PlainConv, PlainLinear, Window
 
 _LARGE = 4096  # pixels of all maps together from which on its gain is worth the memory
@@ -29,7 +29,7 @@ class BySize:
             return self.direct(x, activation, add)
         if self._filtered is None:
             self._filtered = winograd.WinogradConv.of(self.direct.weight.to_dense(), self.direct.bias)
-            give_back()
+            release_freed_memory()
         return self._filtered(x, activation, add)
 
 

@@ -8,7 +8,7 @@ import torch
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Given, evaluation_batches
 from twostage.data.stuff import Stuff
-from twostage.distributed import ALONE, Processes
+from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.predictor import finished, to_arrays
@@ -25,7 +25,7 @@ def detect_and_lose(
     *,
     batch: int,
     workers: int,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     proposals: Given | None = None,
     stuff: Stuff | None = None,
 ) -> tuple[Results, dict[str, float]]:
@@ -38,7 +38,7 @@ def detect_and_lose(
     model.eval()
     found_here = Accumulator()
     summed: dict[str, float] = {}
-    processes.copy_buffers(model)
+    processes.broadcast_buffers(model)
     model = prepare(model)
     for loaded in evaluation_batches(
         dataset,
@@ -62,7 +62,7 @@ def detect_and_lose(
         originals = [(int(h), int(w)) for h, w in dataset.sizes[indices]]
         for index, one in zip(indices, to_arrays(found, loaded.batch.sizes, originals, output), strict=True):
             found_here.add(index, one["boxes"], one["scores"], one["class_ids"], one["masks"])
-    shares = processes.collect((found_here, summed))
+    shares = processes.gather_to_main((found_here, summed))
     names = dict.fromkeys(name for _, losses in shares for name in losses)  # a process may have had no image
     means = {name: sum(losses.get(name, 0.0) for _, losses in shares) / len(dataset) for name in names}
     return Accumulator.join(share for share, _ in shares).results(), means
@@ -78,7 +78,7 @@ def validate(
     max_det: int | None,
     batch: int,
     workers: int,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     proposals: Given | None = None,
     stuff: Stuff | None = None,
 ) -> tuple[Report | None, Results, dict[str, float]]:
@@ -91,5 +91,5 @@ def validate(
     results, losses = detect_and_lose(
         model, dataset, output, batch=batch, workers=workers, processes=processes, proposals=proposals, stuff=stuff
     )
-    report = evaluate(truth, results, score_floor=output.score_threshold) if processes.leads else None
+    report = evaluate(truth, results, score_floor=output.score_threshold) if processes.is_main else None
     return report, results, losses
