@@ -27,7 +27,7 @@ from twostage.models.proposals.rpn import RPN
 from twostage.models.two_stage import TwoStage
 from twostage.ops.activation import Activation
 from twostage.ops.cpu.memory import release_freed_memory
-from twostage.ops.cpu.packed import Window
+from twostage.ops.plain import Window
 
 M = TypeVar("M", bound=nn.Module)
 
