@@ -25,10 +25,10 @@ from torchvision.ops import boxes as tv_boxes
 
 from twostage.data.batch import stack_images
 from twostage.inference.prepare import prepare
-from twostage.ops import _nms_device, _roi_align_device
+from twostage.ops.accelerator import nms, roi_align
 from twostage.ops.cpu import packed
 
-DEVICE_KERNELS = {"twostage.nms.default": _nms_device.nms, "twostage.roi_align.default": _roi_align_device.forward}
+DEVICE_KERNELS = {"twostage.nms.default": nms.nms, "twostage.roi_align.default": roi_align.forward}
 VIEWS = {
     *("view", "_unsafe_view", "_reshape_alias", "expand", "permute", "slice", "select", "unsqueeze", "squeeze"),
     *("transpose", "t", "alias", "as_strided", "split", "split_with_sizes", "unbind", "detach", "detach_", "unfold"),

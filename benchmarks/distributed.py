@@ -20,7 +20,7 @@ from torch import Tensor
 from twostage.data.augment import Augment
 from twostage.data.loader import training_batches
 from twostage.data.recognise import open_dataset
-from twostage.distributed import Processes, joined
+from twostage.distributed import Processes, process_group
 from twostage.models.zoo import build
 
 MODELS = {"faster_rcnn_resnet50_fpn": (2, 10), "faster_rcnn_tiny_fpn": (8, 60)}  # images a batch, steps
@@ -39,9 +39,9 @@ def main() -> int:
     if "LOCAL_RANK" not in os.environ:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
         return subprocess.run([*command, *sys.argv[1:]], check=False).returncode
-    with joined() as processes:
+    with process_group() as processes:
         found = {(name, norm): compare(processes, name, norm, *MODELS[name]) for name, norm in CASES}
-        if processes.leads:
+        if processes.is_main:
             report(found, processes.device("auto"), given.out)
         return int(any(losses > 1e-5 for losses, _ in found.values()))
 
@@ -53,7 +53,7 @@ def compare(processes: Processes, name: str, norm: str, batch: int, steps: int) 
     dataset = open_dataset(Path(os.environ["TWOSTAGE_DATA"]) / "data" / "blood-cells", split="train")
     model = build(name, len(dataset.names), norm=norm)
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    learner = processes.learner(model)
+    learner = processes.wrap_ddp(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     how = {
         "resize": model.fields.resizing,
@@ -69,19 +69,19 @@ def compare(processes: Processes, name: str, norm: str, batch: int, steps: int) 
         share, whole = next(shares), next(wholes)
         expected: dict[str, Tensor] = {}
         gradient: list[Tensor] = []
-        if processes.leads:
+        if processes.is_main:
             expected = model(whole.batch.to(device), whole.targets.to(device))
             parameters = list(model.parameters())
             gradient = list(torch.autograd.grad(torch.stack(list(expected.values())).sum(), parameters))
-        canvas = processes.largest(share.batch.images.shape[2:])
+        canvas = processes.max(share.batch.images.shape[2:])
         losses = learner(share.batch.on_canvas(*canvas).to(device), share.targets.to(device), mean=processes.mean)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         for key, value in losses.items():
             mean = processes.mean(value)
-            if processes.leads:
+            if processes.is_main:
                 worst = max(worst, float((mean - expected[key]).detach().abs()))
-        if processes.leads:
+        if processes.is_main:
             apart = torch.cat([(p.grad - g).flatten() for p, g in zip(parameters, gradient, strict=True)]).norm()
             worst_gradient = max(worst_gradient, float(apart / torch.cat([g.flatten() for g in gradient]).norm()))
         optimizer.step()

@@ -19,7 +19,7 @@ from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
 from twostage.device import choose_device, require_precision
-from twostage.distributed import ALONE, Processes
+from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import DataError, UsageError, nearest
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
@@ -29,7 +29,7 @@ from twostage.inference.predictor import detect_images, make_batch
 from twostage.inference.prepare import PreparedModel, prepare
 from twostage.inference.sources import Item, expand, is_one_picture
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
-from twostage.kinds import described, fits, fitted
+from twostage.kinds import coerce, describe, matches
 from twostage.models.build import Model, build
 from twostage.models.component import Count, Share
 from twostage.models.config import TwoStageConfig
@@ -243,14 +243,14 @@ class Detector:
         conf: float | None = None,
         iou: float | None = None,
         max_det: int | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         proposals: Path | ProposalSet | None = None,
         views: TestTimeAugmentation = ONE_VIEW,
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
         `proposals`, or a file of them, take the place of the RPN's or the source's. `views` as in `predict`, one image
-        after the other, without `workers`. Several `processes` (`distributed.joined`) share the images; the main one
+        after the other, without `workers`. Several `processes` (`distributed.process_group`) share the images; the main one
         gets all detections. Raises UsageError where the data set's classes are not the detector's:
         `data.dataset.select_classes` chooses from a data set that has more.
         """
@@ -264,7 +264,7 @@ class Detector:
             if proposals is not None:
                 raise UsageError("proposals are of whole pictures as they are: leave them out, or the views.")
             gathered = self._detect_augmented(dataset, postprocess, views, batch, processes)
-            return Accumulator.join(processes.collect(gathered)).results()
+            return Accumulator.join(processes.gather_to_main(gathered)).results()
         if proposals is not None and not isinstance(config, TwoStageConfig):
             raise UsageError("This detector has one stage: it takes no proposals from elsewhere.")
         if workers is None:
@@ -278,7 +278,7 @@ class Detector:
         model = self.prepared
         batches = batches_of(model, dataset, batch=batch, workers=workers, processes=processes, proposals=given)
         gathered = detect_split(model, dataset, batches, lambda loaded: model.detect(loaded.batch, postprocess))
-        return Accumulator.join(processes.collect(gathered)).results()
+        return Accumulator.join(processes.gather_to_main(gathered)).results()
 
     def _detect_augmented(
         self,
@@ -355,9 +355,9 @@ class Detector:
 
 def _required(name: str, value: Any, kind: Any) -> Any:
     """The value of an argument as its type wants it. Raises UsageError where it does not fit."""
-    good = fitted(value, kind)
-    if not fits(good, kind):
-        raise UsageError(f"{name} is {value!r}, and must be {described(kind)}.")
+    good = coerce(value, kind)
+    if not matches(good, kind):
+        raise UsageError(f"{name} is {value!r}, and must be {describe(kind)}.")
     return good
 
 

@@ -1,4 +1,4 @@
-"""How an option is declared: once, on a dataclass, for Python, the command line and configuration files alike.
+"""Options declared once, on a dataclass, for Python, the command line and configuration files.
 
 @dataclass(frozen=True)
 class EvalOptions:
@@ -17,7 +17,7 @@ from dataclasses import MISSING, Field, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from twostage.errors import UsageError, nearest
-from twostage.kinds import described, fits, fitted
+from twostage.kinds import coerce, describe, matches
 
 Number = int | float
 
@@ -39,29 +39,29 @@ def option(
 
 
 def validate(options: Any) -> None:
-    """Hold every field of a dataclass against its choices, its range and its type.
+    """Check every field of a dataclass against its choices, its range and its type.
 
-    What only looks different is put right in place: a text where a path belongs, a list for a tuple. Raises UsageError
-    for the first that fails.
+    Strings are converted in place to paths, lists to tuples, integers to floats. Raises UsageError for the first field
+    that fails.
     """
     hints = get_type_hints(type(options))
     for each in fields(options):
-        value = fitted(getattr(options, each.name), hints[each.name])
-        object.__setattr__(options, each.name, value)  # a frozen dataclass may still do so while it is made
+        value = coerce(getattr(options, each.name), hints[each.name])
+        object.__setattr__(options, each.name, value)  # allowed on a frozen dataclass in __post_init__
         choices = choices_of(hints[each.name])
         if choices and isinstance(value, str) and value not in choices:
             raise UsageError(f"{each.name} is {value!r}. {nearest(value, choices)}")
         for number in _numbers(value):
             _check_range(each, number)
-        if value != each.default and not fits(value, hints[each.name]):
-            raise UsageError(f"{each.name} is {value!r}, and must be {_described(hints[each.name])}")
+        if value != each.default and not matches(value, hints[each.name]):
+            raise UsageError(f"{each.name} is {value!r}, and must be {_describe(hints[each.name])}")
 
 
-def _described(hint: Any) -> str:
-    """The type in words, without the None of an option that nobody gave."""
+def _describe(hint: Any) -> str:
+    """The type in words, without the None of an option that is not set."""
     if get_origin(hint) not in (Union, types.UnionType):
-        return described(hint)
-    return " or ".join(described(part) for part in get_args(hint) if part is not type(None))
+        return describe(hint)
+    return " or ".join(describe(part) for part in get_args(hint) if part is not type(None))
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from twostage.data.coverage import Coverage
 from twostage.models.heads import cascade, hybrid_task_cascade, mask
 from twostage.models.targets import matching
 from twostage.models.zoo import build
-from twostage.ops import _nms_device, _roi_align_device
+from twostage.ops.accelerator import nms as accelerator_nms
+from twostage.ops.accelerator import roi_align as accelerator_roi_align
 
 SIZES = [(64, 80), (48, 90)]
 SMALL = {"rpn_top_train": 60, "rpn_top_test": 40, "rpn_keep_train": 30, "rpn_keep_test": 12, "region_batch": 8}
@@ -72,10 +73,10 @@ class WatchDevice(Watch):
     """The same for the kernels that registered operators have on a device."""
 
     KERNELS: ClassVar = {
-        "twostage.nms.default": _nms_device.nms,
-        "twostage.roi_align.default": _roi_align_device.forward,
-        "twostage.roi_align_features_gradient.default": _roi_align_device.features_gradient,
-        "twostage.roi_align_boxes_gradient.default": _roi_align_device.boxes_gradient,
+        "twostage.nms.default": accelerator_nms.nms,
+        "twostage.roi_align.default": accelerator_roi_align.forward,
+        "twostage.roi_align_features_gradient.default": accelerator_roi_align.features_gradient,
+        "twostage.roi_align_boxes_gradient.default": accelerator_roi_align.boxes_gradient,
     }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

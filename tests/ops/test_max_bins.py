@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from twostage.ops import max_bins as module
+from twostage.ops.accelerator import max_bins as accelerator
+from twostage.ops.cpu import max_bins as cpu
 from twostage.ops.max_bins import max_bins
 
 
@@ -32,17 +33,17 @@ def test_equals_the_definition() -> None:
     feature, rows, columns = example()
     expected = by_hand(feature, rows, columns)
     assert torch.equal(max_bins(feature, rows, columns, most=(9, 11)), expected)
-    assert torch.equal(module._fixed(feature, rows, columns, (9, 11)).permute(0, 1, 4, 2, 3), expected)
+    assert torch.equal(accelerator.forward(feature, rows, columns, (9, 11)).permute(0, 1, 4, 2, 3), expected)
 
 
 def test_the_first_largest_cell_takes_the_gradient() -> None:
     feature = torch.tensor([[1.0, 5.0, 5.0], [5.0, 0.0, -0.0]]).view(1, 1, 2, 3)
     rows, columns = torch.tensor([[[[0, 2]]]]), torch.tensor([[[[0, 3], [2, 3], [1, 1]]]])
-    for kernel in (module._cpu_gradient, module._fixed_gradient):
+    for kernel in (cpu.backward, accelerator.backward):
         gradient = kernel(torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 1, 3, 1), feature, rows, columns, (2, 3))
         assert gradient[0, 0].tolist() == [[0, 1, 10], [0, 0, 0]]
     zeros = torch.tensor([-0.0, 0.0]).view(1, 1, 1, 2)
-    for kernel in (module._cpu_gradient, module._fixed_gradient):
+    for kernel in (cpu.backward, accelerator.backward):
         gradient = kernel(
             torch.ones(1, 1, 1, 1, 1), zeros, torch.tensor([[[[0, 1]]]]), torch.tensor([[[[0, 2]]]]), (1, 2)
         )
@@ -52,11 +53,11 @@ def test_the_first_largest_cell_takes_the_gradient() -> None:
 def test_both_kernels_give_one_gradient() -> None:
     feature, rows, columns = example()
     gradient = torch.randn(2, 6, 3, 2, 4, generator=torch.Generator().manual_seed(1))
-    cpu = module._cpu_gradient(gradient, feature, rows, columns, (9, 11))
-    torch.testing.assert_close(cpu, module._fixed_gradient(gradient, feature, rows, columns, (9, 11)))
+    exact = cpu.backward(gradient, feature, rows, columns, (9, 11))
+    torch.testing.assert_close(exact, accelerator.backward(gradient, feature, rows, columns, (9, 11)))
 
 
-@pytest.mark.parametrize("kernel", [module._cpu_gradient, module._fixed_gradient])
+@pytest.mark.parametrize("kernel", [cpu.backward, accelerator.backward])
 def test_a_cell_that_many_regions_share_keeps_the_small_parts_of_its_gradient_in_bf16(kernel: Callable) -> None:
     feature = torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16)
     feature[..., 0, 0] = 1
@@ -70,7 +71,7 @@ def test_double_values_that_float32_cannot_tell_apart() -> None:
     feature = torch.tensor([[1.0, 1.0 + 1e-12], [-0.0, 0.0]], dtype=torch.float64).view(1, 1, 2, 2)
     edges = torch.tensor([0, 2]).expand(1, 1, 1, 2)
     gradient = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
-    for kernel in (module._cpu_gradient, module._fixed_gradient):
+    for kernel in (cpu.backward, accelerator.backward):
         assert kernel(gradient, feature, edges, edges, (2, 2)).flatten().tolist() == [0, 1, 0, 0]
 
 

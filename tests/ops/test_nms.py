@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twostage.ops import _nms_device
-from twostage.ops.cpu import nms as _nms_cpu
+from twostage.ops.accelerator import nms as accelerator
+from twostage.ops.cpu import nms as cpu
 from twostage.ops.nms import Kept, nms
 
 
@@ -40,9 +40,7 @@ def reference(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tenso
 
 def device_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, **settings) -> Kept:
     """The kernel of fixed shapes, on the CPU."""
-    return Kept(
-        *_nms_device.nms(boxes, scores, groups, valid, *(settings.get(k) for k in ("iou", "top", "candidates")))
-    )
+    return Kept(*accelerator.nms(boxes, scores, groups, valid, settings["iou"], settings["top"]))
 
 
 both = pytest.mark.parametrize("kernel", [nms, device_nms])
@@ -156,22 +154,9 @@ def test_nothing_to_keep(kernel) -> None:
 
 
 @both
-def test_more_candidates_than_admitted_take_the_best_and_say_so(kernel) -> None:
-    boxes, valid = random_boxes(2, 50), torch.ones(2, 50, dtype=torch.bool)
-    scores = torch.rand(2, 50, generator=torch.Generator().manual_seed(0))
-    valid[1, 20:] = False
-    kept = kernel(boxes, scores, None, valid, iou=0.5, top=50, candidates=20)
-    assert kept.overflow.tolist() == [True, False]
-    best = valid.clone()
-    best[0] = scores[0] >= scores[0].sort(descending=True).values[19]
-    for i, expected in enumerate(reference(boxes, scores, None, best, 0.5)):
-        assert torch.equal(kept.index[i, kept.valid[i]], expected)
-
-
-@both
 def test_valid_scores_of_minus_infinity_count(kernel) -> None:
     valid = torch.tensor([[True, False, True]])
-    kept = kernel(random_boxes(1, 3), torch.full((1, 3), -torch.inf), None, valid, iou=0.5, top=3, candidates=2)
+    kept = kernel(random_boxes(1, 3), torch.full((1, 3), -torch.inf), None, valid, iou=0.5, top=3)
     assert kept.index[kept.valid].tolist() == [0, 2]
 
 
@@ -227,15 +212,15 @@ def test_nms_of_what_nms_kept_keeps_all_and_batches_do_not_mix(seed, m, iou, gro
 def test_thresholds_are_rounded_down_to_the_dtype() -> None:
     single = np.dtype(np.float32)
     for iou in (0.3, 0.5, 0.6, 0.7, 0.95):
-        below = _nms_cpu.exact_threshold(iou, single)
+        below = cpu.exact_threshold(iou, single)
         assert below <= iou < float(np.nextafter(np.float32(below), np.float32(1)))
 
 
 def test_operator_is_well_formed() -> None:
     boxes, scores = random_boxes(2, 30), torch.rand(2, 30)
     valid, groups = torch.ones(2, 30, dtype=torch.bool), torch.randint(3, (2, 30))
-    for group, candidates in ((groups, None), (None, 10)):
-        torch.library.opcheck(torch.ops.twostage.nms, (boxes, scores, group, valid, 0.5, 7, candidates))
+    for group in (groups, None):
+        torch.library.opcheck(torch.ops.twostage.nms, (boxes, scores, group, valid, 0.5, 7))
 
 
 def test_exports_as_one_node_at_any_batch() -> None:

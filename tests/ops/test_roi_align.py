@@ -5,7 +5,7 @@ import torch
 import torchvision.ops as tv
 from torch import Tensor
 
-from twostage.ops import _roi_align_device
+from twostage.ops.accelerator import roi_align as accelerator
 from twostage.ops.roi_align import roi_align
 
 SCALES = (1 / 4, 1 / 8, 1 / 16)
@@ -60,7 +60,7 @@ def device_roi_align(
 ) -> Tensor:
     """The kernel of fixed shapes, on the CPU."""
     arguments = (boxes, levels, scales, output_size, sampling_ratio, aligned, max_samples)
-    return _roi_align_device.forward(features, *arguments).permute(0, 1, 4, 2, 3)
+    return accelerator.forward(features, *arguments).permute(0, 1, 4, 2, 3)
 
 
 both = pytest.mark.parametrize("kernel", [roi_align, device_roi_align])
@@ -88,7 +88,7 @@ def test_gradient_in_the_features_equals_torchvision(aligned: bool, ratio: int) 
     expected = torch.autograd.grad(reference(theirs, boxes, levels, (7, 7), ratio, aligned), theirs, gradient)
     arguments = (boxes, levels, SCALES, (7, 7), ratio, aligned, 27)
     shapes = [side for f in features for side in f.shape[2:]]
-    fixed = _roi_align_device.features_gradient(gradient.permute(0, 1, 3, 4, 2), shapes, *arguments)
+    fixed = accelerator.features_gradient(gradient.permute(0, 1, 3, 4, 2), shapes, *arguments)
     for a, b, c in zip(got, expected, fixed, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
         torch.testing.assert_close(a, c, rtol=0, atol=2e-4)
@@ -115,11 +115,11 @@ def test_devices_without_bags_get_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     out = device_roi_align(features, boxes, levels, scales=SCALES, output_size=(7, 7), sampling_ratio=2, aligned=True)
     gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).permute(0, 1, 3, 4, 2)
     arguments = (gradient, [s for f in features for s in f.shape[2:]], boxes, levels, SCALES, (7, 7), 2, True, None)
-    gradients = _roi_align_device.features_gradient(*arguments)
-    monkeypatch.setattr(_roi_align_device, "_BAGS", ())
+    gradients = accelerator.features_gradient(*arguments)
+    monkeypatch.setattr(accelerator, "_BAGS", ())
     slow = device_roi_align(features, boxes, levels, scales=SCALES, output_size=(7, 7), sampling_ratio=2, aligned=True)
     torch.testing.assert_close(slow, out, rtol=0, atol=1e-5)
-    for a, b in zip(_roi_align_device.features_gradient(*arguments), gradients, strict=True):
+    for a, b in zip(accelerator.features_gradient(*arguments), gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
 
 
@@ -131,7 +131,7 @@ def test_both_kernels_give_the_boxes_one_gradient(ratio: int) -> None:
     gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     (got,) = torch.autograd.grad(out, boxes, gradient)
     arguments = (boxes.detach(), levels, SCALES, (7, 7), ratio, False, 27)
-    fixed = _roi_align_device.boxes_gradient(gradient.permute(0, 1, 3, 4, 2), features, *arguments)
+    fixed = accelerator.boxes_gradient(gradient.permute(0, 1, 3, 4, 2), features, *arguments)
     assert got.abs().sum() > 0
     torch.testing.assert_close(got, fixed, rtol=1e-4, atol=1e-4)
 
@@ -153,7 +153,7 @@ def test_capped_samples_change_only_boxes_that_wanted_more(kernel: Callable[...,
 def test_adaptive_sampling_on_fixed_shapes_needs_a_cap() -> None:
     features, boxes, levels = example()
     with pytest.raises(ValueError, match="max_samples"):
-        _roi_align_device.forward(features, boxes, levels, SCALES, (7, 7), 0, False, None)
+        accelerator.forward(features, boxes, levels, SCALES, (7, 7), 0, False, None)
 
 
 @both

@@ -3,7 +3,7 @@ import torch
 import torchvision.ops as tv
 from torch import Tensor
 
-from twostage.ops import max_bins
+from twostage.ops.accelerator import max_bins
 from twostage.ops.roi_pool import roi_pool
 
 SCALE = 1 / 16
@@ -56,7 +56,7 @@ def test_gradient_equals_torchvision(size: tuple[int, int]) -> None:
 
 def test_fixed_shapes_equal_torchvision_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def fixed(feature: Tensor, rows: Tensor, columns: Tensor, *, most: tuple[int, int]) -> Tensor:
-        return max_bins._fixed(feature, rows, columns, most).permute(0, 1, 4, 2, 3)
+        return max_bins.forward(feature, rows, columns, most).permute(0, 1, 4, 2, 3)
 
     monkeypatch.setattr("twostage.ops.roi_pool.max_bins", fixed)
     features, boxes = example()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_pool as torchvisions_pool
 
-from twostage.ops import max_bins
+from twostage.ops.accelerator import max_bins
 from twostage.ops.roi_pool import roi_pool
 from twostage.ops.spp import spp
 
@@ -51,7 +51,7 @@ def test_follows_the_paper(pyramid: tuple[int, ...], monkeypatch: pytest.MonkeyP
             assert torch.equal(out[i, r], by_the_paper(features[i], box, pyramid, 16))
 
     def fixed(feature: Tensor, rows: Tensor, columns: Tensor, *, most: tuple[int, int]) -> Tensor:
-        return max_bins._fixed(feature, rows, columns, most).permute(0, 1, 4, 2, 3)
+        return max_bins.forward(feature, rows, columns, most).permute(0, 1, 4, 2, 3)
 
     monkeypatch.setattr("twostage.ops.spp.max_bins", fixed)
     assert torch.equal(spp(features, boxes, pyramid=pyramid), out)

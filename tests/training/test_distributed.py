@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from twostage.distributed import ALONE, Processes
+from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import UsageError
 from twostage.training import TrainOptions, train
 from twostage.training.folder import to_yaml
@@ -145,7 +145,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on_with_one(plain: Trai
     _, err = ended(process)
     assert process.returncode == 1
     assert time.monotonic() - begun < 20
-    assert "Process 0 of 2 has lost another one" in err
+    assert "Process 0 of 2 lost the connection to another process" in err
     kept = rows(tmp_path / "run")
     result = train(TrainOptions(resume=tmp_path / "run", quiet=True))
     assert result["steps"] == 25
@@ -244,12 +244,12 @@ dist.destroy_process_group()
 
 def test_alone() -> None:
     number = torch.tensor(3.0)
-    assert ALONE.leads
-    assert ALONE.mean(number) is number
-    assert ALONE.largest([4, 2]) == [4, 2]
-    assert ALONE.gather("x") == ["x"]
-    assert ALONE.led(lambda: 7) == 7
-    assert not ALONE.any(False)
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.mean(number) is number
+    assert SINGLE_PROCESS.max([4, 2]) == [4, 2]
+    assert SINGLE_PROCESS.gather("x") == ["x"]
+    assert SINGLE_PROCESS.on_main(lambda: 7) == 7
+    assert not SINGLE_PROCESS.any(False)
 
 
 def test_every_process_needs_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from twostage.data.recognise import open_dataset
-from twostage.distributed import ALONE
+from twostage.distributed import SINGLE_PROCESS
 from twostage.models.zoo import build
 from twostage.training import step
 from twostage.training.recipe import SCRATCH
@@ -44,7 +44,7 @@ def test_time_budget_is_met_though_steps_change(
         seed=0,
         budget=100.0,
         stop=threading.Event(),
-        processes=ALONE,
+        processes=SINGLE_PROCESS,
     )
     train_until(session, iter(()), step=10**6, after_step=lambda progress: None)
     assert session.progress.step == session.progress.total

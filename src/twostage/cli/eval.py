@@ -134,13 +134,13 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
     from twostage.data.dataset import select_classes
 
     with together() as processes:
-        with processes.one_voice():
+        with processes.sync_errors():
             dataset = _open(options)
             detector = load_detector(weights, options, device=str(processes.device(options.device)))
             if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
                 print(f"Scored on the detector's classes alone: {', '.join(detector.names)}")
                 dataset = select_classes(dataset, detector.names)
-        out = processes.led(lambda: _new_folder(options))
+        out = processes.on_main(lambda: _new_folder(options))
         found = detector.detect_dataset(
             dataset,
             batch=options.batch,
@@ -152,7 +152,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
             proposals=options.proposals,
             views=options.views,
         )
-        if not processes.leads:
+        if not processes.is_main:
             return Outcome(None)
         floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
         return _report(options, dataset, found, floor, out)

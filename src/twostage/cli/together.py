@@ -20,10 +20,10 @@ _HELD_BACK = 10.0  # seconds
 @contextlib.contextmanager
 def together() -> "Iterator[Processes]":
     """torchrun's processes, or this one alone; what the others print is not shown. Imports torch."""
-    from twostage.distributed import joined
+    from twostage.distributed import process_group
 
-    with joined() as processes, contextlib.ExitStack() as muted:
-        if not processes.leads:
+    with process_group() as processes, contextlib.ExitStack() as muted:
+        if not processes.is_main:
             muted.enter_context(contextlib.redirect_stdout(io.StringIO()))
         yield processes
 

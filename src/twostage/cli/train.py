@@ -16,4 +16,4 @@ def train(options: TrainOptions) -> Outcome:
     with together() as processes:
         result = train(options)
         print(f"Saved to {result['out']}")
-        return Outcome(result if processes.leads else None)
+        return Outcome(result if processes.is_main else None)

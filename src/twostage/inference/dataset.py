@@ -9,7 +9,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import Given, Loaded, evaluation_batches
 from twostage.data.proposals import ProposalSet
 from twostage.data.stuff import Stuff
-from twostage.distributed import ALONE, Processes
+from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import UsageError
 from twostage.evaluation.results import Accumulator
 from twostage.inference.predictor import on_originals, to_arrays
@@ -24,7 +24,7 @@ def batches_of(
     *,
     batch: int,
     workers: int,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     proposals: Given | None = None,
     masks: bool = False,
     stuff: Stuff | None = None,
@@ -68,7 +68,7 @@ def propose_split(
     *,
     batch: int = 1,
     workers: int = 0,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     top: int | None = None,
     keep: int | None = None,
     after_image: Callable[[int, int], None] = lambda done, all: None,

@@ -33,7 +33,7 @@ from twostage.models.losses import Losses
 from twostage.models.proposals.rpn import RPN
 from twostage.models.regions.pooling import Maps
 from twostage.ops.activation import Activation
-from twostage.ops.cpu.memory import give_back
+from twostage.ops.cpu.memory import release_freed_memory
 from twostage.ops.cpu.packed import Window
 
 M = TypeVar("M", bound=nn.Module)
@@ -115,7 +115,7 @@ class PreparedModel:
 def prepare(model: Model, dtype: torch.dtype = torch.float32) -> PreparedModel:
     """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last."""
     fast = PreparedModel(prepared(model, dtype), dtype)
-    give_back()
+    release_freed_memory()
     return fast
 
 

@@ -16,7 +16,7 @@ from twostage.detections import Detections
 from twostage.errors import UsageError
 from twostage.inference.predictor import detect_images
 from twostage.inference.prepare import PreparedModel
-from twostage.kinds import described, fits, fitted
+from twostage.kinds import coerce, describe, matches
 from twostage.models.heads.postprocess import PostprocessConfig, suppress
 from twostage.models.image import ImageConfig
 from twostage.ops.boxes import iou
@@ -51,9 +51,9 @@ class TestTimeAugmentation:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = fitted(getattr(self, each.name), each.type)
-            if not fits(value, each.type):
-                raise UsageError(f"{each.name} cannot be {value!r}: it takes {described(each.type)}.")
+            value = coerce(getattr(self, each.name), each.type)
+            if not matches(value, each.type):
+                raise UsageError(f"{each.name} cannot be {value!r}: it takes {describe(each.type)}.")
             object.__setattr__(self, each.name, value)
         if not all(0.1 <= scale <= 10 for scale in self.scales):
             raise UsageError(f"scales is {self.scales}, and must be factors from 0.1 to 10, as 0.75 1 1.25.")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from twostage.errors import UsageError, nearest
-from twostage.kinds import described, fits, fitted
+from twostage.kinds import coerce, describe, matches
 from twostage.models.component import Leaf, leaves, with_value
 from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
 from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
@@ -36,9 +36,9 @@ def configure(config: C, values: Mapping[str, Any]) -> C:
         if name not in known:
             raise UsageError(_unknown(name, known))
         for leaf in known[name]:
-            good = fitted(value, leaf.kind)
-            if not fits(good, leaf.kind):
-                raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {described(leaf.kind)}.")
+            good = coerce(value, leaf.kind)
+            if not matches(good, leaf.kind):
+                raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {describe(leaf.kind)}.")
             config = with_value(config, leaf.path, good)
     if "max_size" not in given and "image.max_size" not in given and config.image.size != size:
         config = with_value(config, "image.max_size", max(1, round(config.image.size * longest / size)))

@@ -9,8 +9,8 @@ from torch.nn.functional import conv2d, interpolate
 
 from twostage.ops.activation import Activation
 from twostage.ops.cpu.memory import empty
-from twostage.ops.cpu.packed import Window
 from twostage.ops.fused import best_conv, best_linear
+from twostage.ops.plain import Window
 
 
 class FusedConv(nn.Module):

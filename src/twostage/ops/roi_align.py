@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from twostage.ops import _roi_align_device
-from twostage.ops.cpu import roi_align as _roi_align_cpu
+from twostage.ops.accelerator import roi_align as _accelerator
+from twostage.ops.cpu import roi_align as _cpu
 
 Sides = Sequence[int | torch.SymInt]
 
@@ -56,7 +56,7 @@ def _fake_boxes_gradient(gradient: Tensor, features: list[Tensor], boxes: Tensor
     return boxes.new_empty(boxes.shape, dtype=torch.promote_types(boxes.dtype, torch.float32))
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, boxes, levels, *ctx.settings = inputs
     ctx.shapes = [side for feature in features for side in feature.shape[2:]]
     ctx.boxes_learn = boxes.requires_grad
@@ -88,7 +88,7 @@ torch.library.define(
 torch.library.define(
     "twostage::roi_align_boxes_gradient", f"(Tensor gradient, Tensor[] features, {_ARGUMENTS}) -> Tensor"
 )
-for _kernels, _device in ((_roi_align_cpu, "cpu"), (_roi_align_device, "default")):
+for _kernels, _device in ((_cpu, "cpu"), (_accelerator, "default")):
     torch.library.impl("twostage::roi_align", _device, _kernels.forward)
     torch.library.impl("twostage::roi_align_features_gradient", _device, _kernels.features_gradient)
     torch.library.impl("twostage::roi_align_boxes_gradient", _device, _kernels.boxes_gradient)
@@ -96,4 +96,4 @@ for _kernels, _device in ((_roi_align_cpu, "cpu"), (_roi_align_device, "default"
 torch.library.register_fake("twostage::roi_align", _fake)
 torch.library.register_fake("twostage::roi_align_features_gradient", _fake_features_gradient)
 torch.library.register_fake("twostage::roi_align_boxes_gradient", _fake_boxes_gradient)
-torch.library.register_autograd("twostage::roi_align", _backward, setup_context=_remember)
+torch.library.register_autograd("twostage::roi_align", _backward, setup_context=_setup_context)

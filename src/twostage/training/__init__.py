@@ -14,7 +14,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     KeyboardInterrupt on Ctrl-C, after saving.
     """
     # torch comes with it: options alone, and so the command line's help, do without.
-    from twostage.ops.cpu.memory import give_back
+    from twostage.ops.cpu.memory import release_freed_memory
     from twostage.training.alternating import alternate
     from twostage.training.folder import read_options
     from twostage.training.run import run
@@ -23,4 +23,4 @@ def train(options: TrainOptions) -> dict[str, Any]:
     try:
         return alternate(options) if scheme == "alternating" else run(options)
     finally:
-        give_back()  # of what the steps kept for each other
+        release_freed_memory()  # of what the steps kept for each other

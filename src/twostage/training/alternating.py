@@ -21,7 +21,7 @@ from typing import Any
 from twostage.atomic import write_bytes, write_text
 from twostage.data.proposals import together, write_proposals
 from twostage.data.workers import default_workers
-from twostage.distributed import Processes, joined
+from twostage.distributed import Processes, process_group
 from twostage.errors import UsageError
 from twostage.folders import claimed
 from twostage.inference.dataset import propose_split
@@ -77,14 +77,14 @@ def alternate(options: TrainOptions) -> dict[str, Any]:
 
     Raises UsageError for options that contradict the scheme.
     """
-    with joined() as processes, ExitStack() as held:
-        with processes.one_voice():
+    with process_group() as processes, ExitStack() as held:
+        with processes.sync_errors():
             if options.resume is None:
                 _require_alternating(options)
                 require_start(options)
             else:
                 options = replace(resumed(options, options.resume), out=options.resume)
-        root = processes.led(lambda: _claimed_root(options, held))
+        root = processes.on_main(lambda: _claimed_root(options, held))
         options = replace(options, resume=None)
         return _all_steps(options, root)
 
@@ -98,12 +98,12 @@ def _all_steps(options: TrainOptions, root: Path) -> dict[str, Any]:
         except KeyboardInterrupt:
             log.warning("The whole training goes on with: twostage train --resume %s", root)
             raise
-        with joined() as processes:
+        with process_group() as processes:
             _finish(options, root, step, results[-1], processes)
     last = results[-1]
     best = root / "weights" / "best.safetensors"
-    with joined() as processes:
-        processes.led(lambda: write_bytes(best, _weights(root / step.name).read_bytes()))
+    with process_group() as processes:
+        processes.on_main(lambda: write_bytes(best, _weights(root / step.name).read_bytes()))
     return last | {
         "out": str(root),
         "weights": str(best),
@@ -148,8 +148,10 @@ def _train(step: Step, options: TrainOptions, root: Path) -> dict[str, Any]:
                 quiet=options.quiet,
             )
         )
-    with joined() as processes:
-        processes.led(lambda: shutil.rmtree(folder, ignore_errors=True))  # it stopped before there was anything in it
+    with process_group() as processes:
+        processes.on_main(
+            lambda: shutil.rmtree(folder, ignore_errors=True)
+        )  # it stopped before there was anything in it
     return run(
         replace(
             options,
@@ -168,9 +170,9 @@ def _train(step: Step, options: TrainOptions, root: Path) -> dict[str, Any]:
 
 def _finish(options: TrainOptions, root: Path, step: Step, result: dict[str, Any], processes: Processes) -> None:
     """What the later steps need of this one, and then the mark that it is done."""
-    if "rpn" in step.learn and not processes.led(_proposals(root, step.name).exists):
+    if "rpn" in step.learn and not processes.on_main(_proposals(root, step.name).exists):
         _propose(options, root, step, processes)
-    processes.led(lambda: write_text(root / step.name / RESULT, json.dumps(result)))
+    processes.on_main(lambda: write_text(root / step.name / RESULT, json.dumps(result)))
 
 
 def _propose(options: TrainOptions, root: Path, step: Step, processes: Processes) -> None:
@@ -201,11 +203,11 @@ def _propose(options: TrainOptions, root: Path, step: Step, processes: Processes
             own = propose_split(
                 fast, split, workers=workers, processes=processes, top=top, keep=keep, after_image=after_image
             )
-        shares = processes.collect(own)
-        if processes.leads:
+        shares = processes.gather_to_main(own)
+        if processes.is_main:
             out.append((split, together(shares)))
     most = max(proposals.keep_train, proposals.keep_test)
-    processes.led(lambda: write_proposals(_proposals(root, step.name), out, most))
+    processes.on_main(lambda: write_proposals(_proposals(root, step.name), out, most))
 
 
 def _weights(folder: Path) -> Path:

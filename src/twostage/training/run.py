@@ -24,7 +24,7 @@ from twostage.data.proposals import read_proposals, require_told_apart
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
 from twostage.device import has_bf16, reproducible, require_precision
-from twostage.distributed import Processes, joined
+from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, UsageError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.results import Results
@@ -32,7 +32,7 @@ from twostage.folders import claimed
 from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.one_stage import OneStage
 from twostage.models.proposals.provided import of_split
-from twostage.ops.cpu.memory import keep_freed
+from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.progress import images_bar
 from twostage.training.ema import EMA
 from twostage.training.folder import RunFolder
@@ -81,8 +81,8 @@ def run(
     backbone: nn.Module | None = None,
 ) -> dict[str, Any]:
     """See `twostage.training.train`."""
-    with joined() as processes, ExitStack() as held:
-        with processes.one_voice():
+    with process_group() as processes, ExitStack() as held:
+        with processes.sync_errors():
             if options.resume is None:
                 require_start(options)
             else:
@@ -98,15 +98,15 @@ def run(
                 # device, or with other processes that share a batch.
                 recipe = session.recipe
                 options = replace(options, freeze=recipe.freeze, precision=recipe.precision, batch=recipe.batch)
-        folder = RunFolder(processes.led(lambda: _claimed_folder(options, held)), writes=processes.leads)
-        with processes.one_voice():
+        folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
+        with processes.sync_errors():
             _begin_or_go_on(options, splits, session, folder)
-        session.ddp_model = processes.learner(session.model)
-        with processes.one_voice():
+        session.ddp_model = processes.wrap_ddp(session.model)
+        with processes.sync_errors():
             given = _given(options, splits, session.model.config)
         one = Run(options, splits, session, folder, _workers(session, options), given, stuff)
         if session.device.type == "cpu":
-            keep_freed()
+            retain_freed_memory()
         _learn(one)
         return _finish(one)
 
@@ -247,7 +247,7 @@ def _learn(run: Run) -> None:
         stuff=run.stuff[0],
     )
     drawn = run.folder.with_picture(batches, names)
-    quiet = options.quiet or not session.processes.leads
+    quiet = options.quiet or not session.processes.is_main
     with stopping_gently(session.stop), progress_bar(quiet=quiet) as after_step:
         if _epoch_to_end(run):
             _end_epoch(run)  # the run was stopped within the validation
@@ -265,7 +265,7 @@ def _learn(run: Run) -> None:
                 run.folder.save_last(options.model, session, names)
             if session.processes.any(session.stop.is_set()):
                 log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
-                session.processes.end(KeyboardInterrupt())
+                session.processes.end_all(KeyboardInterrupt())
 
 
 def _epochs(run: Run) -> int:
@@ -369,7 +369,7 @@ def _score(run: Run) -> tuple[Report | None, Results, dict[str, float], dict[str
         proposals=run.given[1],
         stuff=run.stuff[1],
     )
-    return report, results, *processes.share((report.metrics if report else {}, losses))
+    return report, results, *processes.broadcast((report.metrics if report else {}, losses))
 
 
 def _finish(run: Run) -> dict[str, Any]:

@@ -118,9 +118,9 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     for part in range(session.accumulate):
         loaded, failure = _next(batches)
         # What lies beside an image changes features near its border: as if all processes' images were one batch.
-        *canvas, failed = processes.largest([*(loaded.batch.images.shape[2:] if loaded else (0, 0)), loaded is None])
+        *canvas, failed = processes.max([*(loaded.batch.images.shape[2:] if loaded else (0, 0)), loaded is None])
         if failed or loaded is None:
-            processes.end(failure)
+            processes.end_all(failure)
         batch, targets = (
             loaded.batch.to(session.device).on_canvas(*canvas),
             loaded.targets.to(session.device).on_canvas(*canvas),
@@ -214,7 +214,7 @@ def _require_finite(values: dict[str, float], images: list[int], session: Sessio
     if not wrong:
         return
     paths = "\n  ".join(str(session.dataset.path(i)) for part in session.processes.gather(images) for i in part)
-    session.processes.end(
+    session.processes.end_all(
         TwostageError(
             f"Non-finite loss or gradient at step {session.progress.step}: {', '.join(wrong)}. Its images:"
             f"\n  {paths}\nCheck their boxes (`twostage data check`), or lower --lr (now {session.recipe.lr:g}). "

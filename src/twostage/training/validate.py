@@ -7,7 +7,7 @@ from typing import Any
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Given, Loaded
 from twostage.data.stuff import Stuff
-from twostage.distributed import ALONE, Processes
+from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split
@@ -25,7 +25,7 @@ def detect_with_losses(
     batch: int,
     workers: int,
     parts: Collection[str] = PARTS,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     proposals: Given | None = None,
     stuff: Stuff | None = None,
 ) -> tuple[Results, dict[str, float]]:
@@ -36,7 +36,7 @@ def detect_with_losses(
     """
     model.eval()
     summed: dict[str, float] = {}
-    processes.copy_buffers(model)
+    processes.broadcast_buffers(model)
     fast = prepare(model)
 
     def detect(loaded: Loaded) -> BatchDetections:
@@ -56,7 +56,7 @@ def detect_with_losses(
         masks=model.has_masks and "head" in parts,
         stuff=stuff,
     )
-    shares = processes.collect((detect_split(fast, dataset, batches, detect), summed))
+    shares = processes.gather_to_main((detect_split(fast, dataset, batches, detect), summed))
     names = dict.fromkeys(name for _, losses in shares for name in losses)  # a process may have had no image
     means = {name: sum(losses.get(name, 0.0) for _, losses in shares) / len(dataset) for name in names}
     return Accumulator.join(share for share, _ in shares).results(), means
@@ -73,7 +73,7 @@ def validate(
     batch: int,
     workers: int,
     parts: Collection[str] = PARTS,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     proposals: Given | None = None,
     stuff: Stuff | None = None,
 ) -> tuple[Report | None, Results, dict[str, float]]:
@@ -94,5 +94,5 @@ def validate(
         proposals=proposals,
         stuff=stuff,
     )
-    report = evaluate(truth, results, score_floor=postprocess.score_threshold) if processes.leads else None
+    report = evaluate(truth, results, score_floor=postprocess.score_threshold) if processes.is_main else None
     return report, results, losses

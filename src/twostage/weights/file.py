@@ -18,7 +18,7 @@ from torch import Tensor
 from twostage import __version__
 from twostage.atomic import write_bytes
 from twostage.errors import DataError, MissingError, UsageError
-from twostage.kinds import fits, fitted
+from twostage.kinds import coerce, matches
 from twostage.models.backbones.provided import ProvidedConfig
 from twostage.models.component import to_dict
 from twostage.models.config import DetectorConfig
@@ -110,7 +110,7 @@ def read_card(path: Path, text: str) -> Card:
         if len(set(names)) < len(names):
             raise ValueError(f"names {names!r} are not different")
         metrics, rest = content.get("metrics", {}), [content.get(key, "") for key in ("licence", "version")]
-        if not (isinstance(metrics, dict) and all(fits(fitted(value, float), float) for value in metrics.values())):
+        if not (isinstance(metrics, dict) and all(matches(coerce(value, float), float) for value in metrics.values())):
             raise TypeError(f"metrics {metrics!r}")
         if not all(isinstance(value, str) for value in rest):
             raise TypeError(f"licence and version {rest!r}")

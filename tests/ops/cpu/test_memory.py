@@ -113,17 +113,17 @@ def test_the_c_library_keeps_what_is_freed() -> None:
     script = """
 import resource, sys, torch
 from pathlib import Path
-from twostage.ops.cpu.memory import give_back, keep_freed
+from twostage.ops.cpu.memory import release_freed_memory, retain_freed_memory
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 if sys.argv[1] == "keep":
-    keep_freed()
+    retain_freed_memory()
 torch.ones(1)
 before = resident()
 block = torch.ones(30 << 18)
 del block
 print(resident() - before)
-give_back()
+release_freed_memory()
 print(resident() - before)
 """
     (kept, trimmed), (left, _) = (

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
 from twostage.ops.cpu import packed
-from twostage.ops.cpu.packed import PlainConv, Window
 from twostage.ops.cpu.winograd import WinogradConv, suits
+from twostage.ops.plain import PlainConv, Window
 
 
 @given(

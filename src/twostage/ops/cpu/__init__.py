@@ -1,1 +1,1 @@
-"""The fast forms of operators on a CPU, and the memory they work in."""
+"""Operators and layers for the CPU, and the memory that they work in."""

@@ -48,7 +48,7 @@ class _Slab:
         self.gaps[place : place + 1] = [(begin + size, end)] if begin + size < end else []
         return self.memory[begin : begin + size]
 
-    def give_back(self, begin: int, end: int) -> None:
+    def free(self, begin: int, end: int) -> None:
         """A gap again, one with those beside it."""
         place = sum(other < begin for other, _ in self.gaps)
         first, last = place, place
@@ -73,23 +73,23 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(_taken(size)).view(dtype).view(*shape)
 
 
-def give_back() -> None:
-    """Let the C library return what it holds for later, where it can: after work that is done once and takes much."""
+def release_freed_memory() -> None:
+    """Return freed memory that glibc retains to the system. Call it after one-time work that takes much memory."""
     _glibc("malloc_trim", 0)
 
 
-def keep_freed() -> None:
-    """Let the C library keep what is freed, where it can, for work that asks for the same again and again.
+def retain_freed_memory() -> None:
+    """Make glibc retain freed memory for the next allocation, for the rest of the process.
 
-    It holds for the rest of the process. Left to itself, glibc returns what a training step has used, page
-    by page, and the next step has every page filled anew: a tenth of its time in the small nets.
+    By default glibc returns the pages of a training step to the system, and the next step faults each of them in again:
+    a tenth of its time with the small networks.
     """
     for parameter, value in ((_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, (1 << 31) - 1), (_TOP_PAD, 1 << 24)):
         _glibc("mallopt", parameter, value)
 
 
 def _glibc(name: str, *given: int) -> None:
-    """Call a function that other C libraries lack; there, do nothing."""
+    """Call a function of glibc; do nothing with other C libraries."""
     if sys.platform.startswith("linux"):
         function = getattr(ctypes.CDLL(None), name, None)
         if function is not None:
@@ -136,7 +136,7 @@ def _tidy() -> None:
     """Note what has come back, and let slabs go that nobody uses if too much is kept, the oldest first."""
     while _returned:
         slab, begin, end = _returned.pop()
-        slab.give_back(begin, end)
+        slab.free(begin, end)
     kept = sum(slab.memory.size for slab in _slabs)
     for slab in [one for one in _slabs if one.unused]:
         if kept > _KEEP:

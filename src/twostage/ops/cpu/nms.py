@@ -33,12 +33,12 @@ class _Sorted(NamedTuple):
 
 
 def nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, iou: float, top: int, candidates: int | None
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, iou: float, top: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The CPU kernel of `twostage::nms`."""
     n = len(scores)
     index, kept = torch.zeros(n, top, dtype=torch.int64), torch.zeros(n, top, dtype=torch.bool)
-    image, rank, box, overflow = _ranked(scores, valid, candidates)
+    image, rank, box = _ranked(scores, valid)
     if len(image):
         corners = precise(boxes).numpy()[image, box]
         key = image if groups is None else _keys(image, groups.numpy()[image, box])
@@ -49,7 +49,7 @@ def nms(
         fits = place < top
         index.numpy()[image[fits], place[fits]] = box[fits]
         kept.numpy()[image[fits], place[fits]] = True
-    return index, kept, overflow
+    return index, kept, torch.zeros(n, dtype=torch.bool)
 
 
 def _best(corners: NDArray, key: NDArray, image: NDArray, rank: NDArray, iou: float, top: int) -> NDArray:
@@ -75,17 +75,13 @@ def exact_threshold(iou: float, dtype: np.dtype) -> float:
     return float(near if float(near) <= iou else np.nextafter(near, dtype.type(-np.inf)))
 
 
-def _ranked(scores: Tensor, valid: Tensor, candidates: int | None) -> tuple[NDArray, NDArray, NDArray, Tensor]:
-    """Image, rank and box number of the candidates, by image and then by rank; and which images have too many."""
+def _ranked(scores: Tensor, valid: Tensor) -> tuple[NDArray, NDArray, NDArray]:
+    """Image, rank and box number of the valid boxes, by image and then by rank."""
     order = scores.masked_fill(~valid, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     taken = valid.gather(1, order)
     count = taken.cumsum(1, dtype=torch.int32)
-    overflow = torch.zeros(len(scores), dtype=torch.bool)
-    if candidates is not None:
-        taken &= count <= candidates
-        overflow = valid.sum(1) > candidates
     image, place = np.nonzero(taken.numpy())
-    return image, count.numpy()[image, place] - 1, order.numpy()[image, place], overflow
+    return image, count.numpy()[image, place] - 1, order.numpy()[image, place]
 
 
 def _keys(image: NDArray, group: NDArray) -> NDArray:

@@ -1,67 +1,27 @@
-"""Convolutions and linear layers with all that follows them in one pass: bias, a second summand, an activation.
+"""Convolutions and linear layers by oneDNN's fused primitives: bias, a second summand and an activation in one pass.
 
-Two ways for each: plain operators, which every device has, and on a processor oneDNN's fused primitives, with weights
-packed once into the layout they compute in. torch keeps those operators private, for its compiler: `serves` tries them.
+Weights are packed once into the layout that the primitives compute in. The operators are private to torch, made for its
+compiler: `serves` tries them first.
 
-A packed layout may depend on the shape that it is asked for, and weights packed for another are turned anew in every
-call, at ten times the cost of the convolution. Packed here is what has one layout for all shapes: kernels larger than
+A packed layout may depend on the shape of the input, and weights packed for another shape are reordered in every call,
+at ten times the cost of the convolution. So only what has one layout for all shapes is packed: kernels larger than
 1 x 1, and matrices. A 1 x 1 convolution is a matrix product with the channels of every pixel.
 """
 
 from functools import cache
 from math import prod
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import conv2d, linear
 
 from twostage.ops.activation import Activation, activate
 from twostage.ops.cpu.memory import empty
+from twostage.ops.plain import PlainConv, PlainLinear, Window
 
 _LARGE = 1 << 23  # bytes of a result that memory is kept for
 _BYTES = 1 << 22  # of a part of a product that is worked off in parts: it stays in the cache
-
-
-class Window(NamedTuple):
-    """How a convolution moves over its map: `torch.nn.functional.conv2d`'s arguments of these names."""
-
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-
-@runtime_checkable
-class Conv(Protocol):
-    """A convolution in one of its forms."""
-
-    def __call__(
-        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
-    ) -> Float[Tensor, "n d i j"]:
-        """`activation(conv(x) + bias + add)`; `add` may be overwritten."""
-        ...
-
-
-class PlainConv(NamedTuple):
-    """A convolution by plain operators, on any device."""
-
-    weight: Float[Tensor, "d c k l"]
-    bias: Float[Tensor, " d"] | None
-    window: Window
-
-    @classmethod
-    def of(cls, weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> "PlainConv":
-        """Keep the weights channels-last."""
-        return cls(weight.contiguous(memory_format=torch.channels_last), bias, window)
-
-    def __call__(
-        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
-    ) -> Float[Tensor, "n d i j"]:
-        """See `Conv`."""
-        y = conv2d(x, self.weight, self.bias, *self.window)
-        return activate(y if add is None else y + add, activation)
 
 
 class PackedConv(NamedTuple):
@@ -162,17 +122,6 @@ class PackedPointwise(NamedTuple):
                 torch.clamp_min(part, 0, out=place)
             else:
                 place.copy_(activate(part, activation))
-
-
-class PlainLinear(NamedTuple):
-    """A linear layer by the plain operator, on any device."""
-
-    weight: Float[Tensor, "d c"]
-    bias: Float[Tensor, " d"] | None
-
-    def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
-        """See `torch.nn.functional.linear`."""
-        return linear(x, self.weight, self.bias)
 
 
 class PackedLinear(NamedTuple):

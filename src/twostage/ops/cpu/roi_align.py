@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from twostage.ops import _roi_bins as roi_bins
-from twostage.ops._roi_bins import Grid, Reads, Regions
+from twostage.ops import roi_sampling
 from twostage.ops.boxes import precise
 from twostage.ops.cpu.memory import empty
+from twostage.ops.roi_sampling import Grid, Reads, Regions
 
 _ENTRIES = 1 << 16  # read by a piece
 _BYTES = 1 << 22  # of a piece of the gradient
@@ -57,10 +57,10 @@ def forward(
     for group in _groups(boxes, levels, shapes, grid):
         for level, part in group.pieces():
             found = embedding_bag(
-                roi_bins.by_bin(group.reads.entries(part)),
+                roi_sampling.by_bin(group.reads.entries(part)),
                 tables[level],
                 mode="sum",
-                per_sample_weights=roi_bins.by_bin(group.reads.weights(part).to(out.dtype)),
+                per_sample_weights=roi_sampling.by_bin(group.reads.weights(part).to(out.dtype)),
             )
             out.index_copy_(0, group.some[part], found.view(-1, bins * channels))
     return out.view(*levels.shape, *grid.size, channels)
@@ -118,7 +118,7 @@ def boxes_gradient(
             each = [(tables[level][cell].to(out.dtype) * of).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
             slopes.append(torch.stack(each, dim=2).view(rows.shape))
         slope = torch.cat(slopes, dim=-1)
-        out[group.some] = roi_bins.boxes_gradient(
+        out[group.some] = roi_sampling.boxes_gradient(
             group.regions, group.reads, group.samples, slope, aligned=grid.aligned
         )
     return out.view(boxes.shape)
@@ -139,17 +139,17 @@ def _groups(
     grid: Grid,
 ) -> Iterator[_Group]:
     """All regions by how much their bins read, then by level, then by place on the map: neighbours share rows."""
-    regions = roi_bins.locate(boxes, levels, shapes, grid, firsts=[0] * len(shapes))
+    regions = roi_sampling.locate(boxes, levels, shapes, grid, firsts=[0] * len(shapes))
     kinds = []
     for span, bins in ((regions.y, grid.size[0]), (regions.x, grid.size[1])):
-        kinds += [span.samples.clamp(min=1), roi_bins.cells_needed(span, bins)]
+        kinds += [span.samples.clamp(min=1), roi_sampling.cells_needed(span, bins)]
     columns = torch.stack(kinds).int().numpy()
     row = regions.first + regions.y.low.clamp(min=0).minimum(regions.y.extent).int() * regions.width
     for alike in _equal(columns, (row.numpy(), regions.level.numpy())):
         samples_y, cells_y, samples_x, cells_x = columns[:, alike[0]].tolist()
         some = torch.from_numpy(alike)
         here, samples = regions.take(some), (samples_y, samples_x)
-        yield _Group(some, here, samples, roi_bins.read(here, grid.size, samples, (cells_y, cells_x)))
+        yield _Group(some, here, samples, roi_sampling.read(here, grid.size, samples, (cells_y, cells_x)))
 
 
 def _equal(columns: NDArray, then: tuple[NDArray, ...]) -> list[NDArray]:

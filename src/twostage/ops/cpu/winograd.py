@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twostage.ops.activation import Activation, activate
-from twostage.ops.cpu.memory import empty
-from twostage.ops.cpu.packed import Conv, PackedConv, Window
+from twostage.ops.cpu.memory import empty, release_freed_memory
+from twostage.ops.cpu.packed import PackedConv
+from twostage.ops.plain import Conv, Window
 
 _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
@@ -32,6 +33,7 @@ _IN, _OUT = 6, 4  # pixels along a tile, and along what it yields
 _ONES = _IN + 1  # the place of a tile that A' ... A spreads evenly over all outputs: a bias needs no more
 _BAND = 1 << 19  # numbers of a band before it is transformed, 2 MB
 _TILES = 128  # of a band of 256 channels
+_LARGE = 4096  # pixels of all maps together from which on its gain is worth the memory
 _CHANNELS = 256  # out, of one product: with more the packed layout depends on the number of tiles
 
 
@@ -95,6 +97,28 @@ class WinogradConv(NamedTuple):
                     else:
                         part.copy_(activate(found, activation))
         return out.permute(0, 3, 1, 2)
+
+
+class BySize:
+    """A 3 x 3 convolution, directly for small maps and by Winograd's minimal filtering for large ones.
+
+    Its transformed kernels take four times the memory: they are made when the first large map comes.
+    """
+
+    def __init__(self, weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None, window: Window) -> None:
+        self.direct = PackedConv.of(weight, bias, window)
+        self._filtered: WinogradConv | None = None
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d h w"] | None = None
+    ) -> Float[Tensor, "n d h w"]:
+        """See `packed.Conv`."""
+        if x.shape[0] * x.shape[2] * x.shape[3] < _LARGE:
+            return self.direct(x, activation, add)
+        if self._filtered is None:
+            self._filtered = WinogradConv.of(self.direct.weight.to_dense(), self.direct.bias)
+            release_freed_memory()
+        return self._filtered(x, activation, add)
 
 
 def suits(weight: Float[Tensor, "d c k l"], window: Window) -> bool:

@@ -18,21 +18,20 @@ _SWEEPS = 24
 
 
 def nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, iou: float, top: int, candidates: int | None
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, iou: float, top: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel of `twostage::nms` for all devices but the CPU."""
     n, m = scores.shape
-    taken = m if candidates is None else min(m, candidates)
     # A valid score of -inf still goes before the padding.
     ranked = torch.where(valid, scores.clamp(min=torch.finfo(scores.dtype).min), -torch.inf)
-    order = ranked.sort(dim=1, descending=True, stable=True).indices[:, :taken]
+    order = ranked.sort(dim=1, descending=True, stable=True).indices
     alive = valid.gather(1, order)
     boxes = precise(boxes).gather(1, order[..., None].expand(-1, -1, 4))
     groups = None if groups is None else groups.gather(1, order)
-    overflow = valid.sum(1) > taken
-    block = max(64, _PAIRS // max(n * taken, 1))
-    for start in range(0, taken, block):
-        stop = min(start + block, taken)
+    overflow = torch.zeros(n, dtype=torch.bool, device=valid.device)
+    block = max(64, _PAIRS // max(n * m, 1))
+    for start in range(0, m, block):
+        stop = min(start + block, m)
         suppresses = _overlap(boxes[:, start:stop], boxes[:, start:], iou)
         if groups is not None:
             suppresses &= groups[:, start:stop, None] == groups[:, None, start:]

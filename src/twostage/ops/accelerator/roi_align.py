@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from twostage.ops import _roi_bins as roi_bins
-from twostage.ops._roi_bins import Grid, Reads, Regions
+from twostage.ops import roi_sampling
 from twostage.ops.boxes import precise
+from twostage.ops.roi_sampling import Grid, Reads, Regions
 
 _ALL = slice(None)
 _BAGS = ("cpu", "cuda")  # devices whose `embedding_bag` takes weights in every version of torch
@@ -26,7 +26,7 @@ def forward(
     grid = Grid(*settings)
     _, reads, _ = _reads(boxes, levels, shapes, grid)
     tables = _tables(features)
-    rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
+    rows, weight = (roi_sampling.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
     bag = _bag if tables.device.type in _BAGS else _bag_by_cell
     return bag(rows, tables, weight).view(*levels.shape, *grid.size, tables.shape[1])
 
@@ -43,7 +43,7 @@ def features_gradient(
     maps = list(zip(shapes[::2], shapes[1::2], strict=True))
     totals = [n * height * width for height, width in maps]
     _, reads, _ = _reads(boxes, levels, maps, Grid(*settings))
-    rows, weight = (roi_bins.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
+    rows, weight = (roi_sampling.by_bin(entries) for entries in (reads.entries(_ALL), reads.weights(_ALL)))
     bag = _transposed_bag if gradient.device.type in _BAGS else _transposed_bag_by_cell
     cells = bag(rows, gradient.reshape(-1, channels), weight, sum(totals))
     # Cloned: what an operator returns must not share memory.
@@ -70,7 +70,7 @@ def boxes_gradient(
     rows = reads.entries(_ALL)
     each = [(tables[cell].to(of_bins.dtype) * of_bins).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
     slopes = torch.stack(each, dim=2).view(rows.shape).to(precise(boxes).dtype)
-    return roi_bins.boxes_gradient(regions, reads, samples, slopes, aligned=grid.aligned).view(boxes.shape)
+    return roi_sampling.boxes_gradient(regions, reads, samples, slopes, aligned=grid.aligned).view(boxes.shape)
 
 
 def _tables(features: Sequence[Tensor]) -> Tensor:
@@ -125,9 +125,9 @@ def _reads(
     firsts = [0]
     for height, width in shapes:
         firsts.append(firsts[-1] + len(levels) * height * width)
-    regions = roi_bins.locate(boxes, levels, shapes, grid, firsts=firsts[:-1])
+    regions = roi_sampling.locate(boxes, levels, shapes, grid, firsts=firsts[:-1])
     return (
         regions,
-        roi_bins.read(regions, grid.size, (samples, samples), (2 * samples, 2 * samples)),
+        roi_sampling.read(regions, grid.size, (samples, samples), (2 * samples, 2 * samples)),
         (samples, samples),
     )

@@ -1,0 +1,61 @@
+"""Convolutions and linear layers by plain operators, on any device; what follows a convolution in the same call."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d, linear
+
+from twostage.ops.activation import Activation, activate
+
+
+class Window(NamedTuple):
+    """How a convolution moves over its map: `torch.nn.functional.conv2d`'s arguments of these names."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@runtime_checkable
+class Conv(Protocol):
+    """A convolution in one of its forms."""
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """`activation(conv(x) + bias + add)`; `add` may be overwritten."""
+        ...
+
+
+class PlainConv(NamedTuple):
+    """A convolution by plain operators, on any device."""
+
+    weight: Float[Tensor, "d c k l"]
+    bias: Float[Tensor, " d"] | None
+    window: Window
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> "PlainConv":
+        """Keep the weights channels-last."""
+        return cls(weight.contiguous(memory_format=torch.channels_last), bias, window)
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
+    ) -> Float[Tensor, "n d i j"]:
+        """See `Conv`."""
+        y = conv2d(x, self.weight, self.bias, *self.window)
+        return activate(y if add is None else y + add, activation)
+
+
+class PlainLinear(NamedTuple):
+    """A linear layer by the plain operator, on any device."""
+
+    weight: Float[Tensor, "d c"]
+    bias: Float[Tensor, " d"] | None
+
+    def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
+        """See `torch.nn.functional.linear`."""
+        return linear(x, self.weight, self.bias)
