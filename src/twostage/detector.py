@@ -1,6 +1,6 @@
 """A detector as its user holds it: a model with its class names, on a device, in a precision."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -182,7 +182,7 @@ class Detector:
     @overload
     def predict(
         self,
-        source: Iterable[Any],
+        source: list[Any] | tuple[Any, ...] | Iterator[Any],
         *,
         conf: float = ...,
         iou: float | None = ...,
@@ -250,8 +250,8 @@ class Detector:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
 
         `proposals`, or a file of them, take the place of the RPN's or the source's. `views` as in `predict`, one image
-        after the other, without `workers`. Several `processes` (`distributed.process_group`) share the images; the main one
-        gets all detections. Raises UsageError where the data set's classes are not the detector's:
+        after the other, without `workers`. Several `processes` (`distributed.process_group`) share the images; the main
+        one gets all detections. Raises UsageError where the data set's classes are not the detector's:
         `data.dataset.select_classes` chooses from a data set that has more.
         """
         if dataset.names != self.names:

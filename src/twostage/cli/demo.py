@@ -85,17 +85,18 @@ def demo(options: DemoOptions) -> Outcome:
 
 def _pictures(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[list[Shown], float]:
     """Pairs of ground truth and detections of every unseen scene, the worst first, and the seconds an image took."""
+    from twostage.data.loader import read_picture
     from twostage.drawing import draw_pair, save_picture
 
     judged = []
     seconds = []
     for index in range(len(unseen)):
         start = time.perf_counter()
-        found = detector.predict(unseen.path(index), conf=CONFIDENT)
+        (found,) = detector.predict([unseen.path(index)], conf=CONFIDENT)
         seconds.append(time.perf_counter() - start)
         truth = unseen.objects(index)
         pair = draw_pair(
-            found.image,
+            read_picture(unseen, index),
             (truth.boxes, truth.labels),
             (found.boxes, found.class_ids, found.scores),
             found.names,

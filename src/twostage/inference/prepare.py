@@ -34,7 +34,7 @@ from twostage.models.proposals.rpn import RPN
 from twostage.models.regions.pooling import Maps
 from twostage.ops.activation import Activation
 from twostage.ops.cpu.memory import release_freed_memory
-from twostage.ops.cpu.packed import Window
+from twostage.ops.plain import Window
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -98,10 +98,10 @@ class PreparedModel:
         return batch.split(max(1, _PIXELS // (height * width)))
 
     def _read(self, batch: Batch, config: PostprocessConfig, read: Callable[[AnyStages, Tensor], T]) -> T:
-        there, of_stages = batch.to(self.device), partial(read, sizes=batch.sizes)
+        there = batch.to(self.device)
         if self._recordings is None:
-            return of_stages(self._stages(there, config))
-        return self._recordings(self._stages, there, config, of_stages)
+            return read(self._stages(there, config), batch.sizes)
+        return self._recordings(self._stages, there, config, lambda stages: read(stages, batch.sizes))
 
     def features(self, batch: Batch) -> Maps:
         """Feature maps of the normalised images, in the model's dtype."""

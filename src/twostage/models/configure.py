@@ -10,7 +10,7 @@ from twostage.models.component import Leaf, leaves, with_value
 from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
 from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
 
-C = TypeVar("C", TwoStageConfig, OneStageConfig)
+C = TypeVar("C", bound=TwoStageConfig | OneStageConfig)
 
 _ROI = {"align": RoIAlignConfig, "pool": RoIPoolConfig}
 MOVED = {

@@ -149,9 +149,7 @@ def _train(step: Step, options: TrainOptions, root: Path) -> dict[str, Any]:
             )
         )
     with process_group() as processes:
-        processes.on_main(
-            lambda: shutil.rmtree(folder, ignore_errors=True)
-        )  # it stopped before there was anything in it
+        processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
     return run(
         replace(
             options,
