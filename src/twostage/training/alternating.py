@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from twostage.atomic import write_bytes, write_text
 from twostage.data.proposals import together, write_proposals
@@ -35,7 +37,7 @@ from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
 from twostage.training.resume import resumed
 from twostage.training.run import run
-from twostage.training.splits import NONE, open_splits
+from twostage.training.splits import NONE, Splits, open_splits
 from twostage.training.start import given_fields, require_start
 from twostage.weights.file import load_weights
 from twostage.weights.fit import Unfilled, load_all
@@ -72,7 +74,18 @@ def steps(rounds: int) -> Iterator[Step]:
         before = four
 
 
-def alternate(options: TrainOptions) -> dict[str, Any]:
+class Training(NamedTuple):
+    """The whole training: its options, its folder, and what a Python caller gave in memory."""
+
+    options: TrainOptions
+    root: Path
+    splits: Splits | None
+    backbone: nn.Module | None
+
+
+def alternate(
+    options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Module | None = None
+) -> dict[str, Any]:
     """All steps that are not done yet; the last one's weights are the folder's. See `twostage.training.train`.
 
     Raises UsageError for options that contradict the scheme.
@@ -85,21 +98,20 @@ def alternate(options: TrainOptions) -> dict[str, Any]:
             else:
                 options = replace(resumed(options, options.resume), out=options.resume)
         root = processes.on_main(lambda: _claimed_root(options, held))
-        options = replace(options, resume=None)
-        return _all_steps(options, root)
+        return _all_steps(Training(replace(options, resume=None), root, splits, backbone))
 
 
-def _all_steps(options: TrainOptions, root: Path) -> dict[str, Any]:
-    results = []
-    for step in steps(options.rounds):
+def _all_steps(training: Training) -> dict[str, Any]:
+    root, results = training.root, []
+    for step in steps(training.options.rounds):
         log.info("%s: %s", step.name, step.about)
         try:
-            results.append(_done(root / step.name) or _train(step, options, root))
+            results.append(_done(root / step.name) or _train(step, training))
         except KeyboardInterrupt:
-            log.warning("The whole training goes on with: twostage train --resume %s", root)
+            log.warning("Resume the whole training with: twostage train --resume %s", root)
             raise
         with process_group() as processes:
-            _finish(options, root, step, results[-1], processes)
+            _finish(training, step, results[-1], processes)
     last = results[-1]
     best = root / "weights" / "best.safetensors"
     with process_group() as processes:
@@ -131,64 +143,67 @@ def _claimed_root(options: TrainOptions, held: ExitStack) -> Path:
     return folder.path
 
 
-def _train(step: Step, options: TrainOptions, root: Path) -> dict[str, Any]:
+def _train(step: Step, training: Training) -> dict[str, Any]:
+    options, root, splits, backbone = training
     folder = root / step.name
     proposals = _proposals(root, step.proposals) if step.proposals else None
+    if splits is not None and "head" not in step.learn:
+        splits = Splits(splits.train, None, None)
     if RunFolder(folder).state.exists():
-        # Where it computes and where its data lie may be said anew.
-        return run(
-            TrainOptions(
-                options.data,
-                resume=folder,
-                images=options.images,
-                proposals=proposals,
-                device=options.device,
-                workers=options.workers,
-                offline=options.offline,
-                quiet=options.quiet,
-            )
+        # Devices, and where the data are, may differ from those of the interrupted run.
+        resumed_options = TrainOptions(
+            options.data,
+            resume=folder,
+            images=options.images,
+            proposals=proposals,
+            device=options.device,
+            workers=options.workers,
+            offline=options.offline,
+            quiet=options.quiet,
         )
+        return run(resumed_options, splits=splits, backbone=backbone)
     with process_group() as processes:
         processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
-    return run(
-        replace(
-            options,
-            scheme="joint",
-            rounds=1,
-            out=folder,
-            minutes=options.minutes and options.minutes / (4 * options.rounds),
-            learn=step.learn,
-            weights=options.weights if step.begins is None else str(_weights(root / step.begins)),
-            proposals=proposals,
-            # Without both a detector says nothing: there is no number to choose weights by.
-            val_split=options.val_split if "head" in step.learn else NONE,
-        )
+    own = replace(
+        options,
+        scheme="joint",
+        rounds=1,
+        out=folder,
+        minutes=options.minutes and options.minutes / (4 * options.rounds),
+        learn=step.learn,
+        weights=options.weights if step.begins is None else str(_weights(root / step.begins)),
+        proposals=proposals,
+        # An RPN alone has no detections, and so no metric to choose weights by.
+        val_split=options.val_split if "head" in step.learn else NONE,
     )
+    return run(own, splits=splits, backbone=backbone)
 
 
-def _finish(options: TrainOptions, root: Path, step: Step, result: dict[str, Any], processes: Processes) -> None:
-    """What the later steps need of this one, and then the mark that it is done."""
+def _finish(training: Training, step: Step, result: dict[str, Any], processes: Processes) -> None:
+    """The proposals that later steps need of this one, and then the mark that it is done."""
+    root = training.root
     if "rpn" in step.learn and not processes.on_main(_proposals(root, step.name).exists):
-        _propose(options, root, step, processes)
+        _propose(training, step, processes)
     processes.on_main(lambda: write_text(root / step.name / RESULT, json.dumps(result)))
 
 
-def _propose(options: TrainOptions, root: Path, step: Step, processes: Processes) -> None:
-    """Write the proposals of a step's network: as many as training takes of one split, as at test of the other.
+def _propose(training: Training, step: Step, processes: Processes) -> None:
+    """Write the proposals of a step's RPN: as many as in training for one split, as at test for the other.
 
     Several processes share the images.
     """
+    options, root = training.options, training.root
     card, state = load_weights(_weights(root / step.name))
     config = card.config
     assert isinstance(config, TwoStageConfig)
     assert config.rpn is not None
     with Unfilled():
-        model = build(config, len(card.names))
+        model = build(config, len(card.names), training.backbone)
     load_all(model, state, step.name)
     device = processes.device(options.device)
     fast = prepare(model.to(device))
     rpn, proposals = config.rpn, config.proposals
-    splits = open_splits(options)
+    splits = training.splits or open_splits(options)
     out = []
     for split, top, keep in (
         (splits.train, rpn.top_train, proposals.keep_train),

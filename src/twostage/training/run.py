@@ -41,7 +41,7 @@ from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, Recipe, recipe_name, resolve
 from twostage.training.resume import require_same_images, resumed
-from twostage.training.splits import Splits, given_splits, open_splits, require_masks
+from twostage.training.splits import Splits, open_splits, require_masks
 from twostage.training.start import require_start, starting_model
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
@@ -73,13 +73,7 @@ class Run:
         return _updates(self.splits.train, self.session.recipe, self.options)
 
 
-def run(
-    options: TrainOptions,
-    *,
-    train: Dataset | None = None,
-    val: Dataset | None = None,
-    backbone: nn.Module | None = None,
-) -> dict[str, Any]:
+def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Module | None = None) -> dict[str, Any]:
     """See `twostage.training.train`."""
     with process_group() as processes, ExitStack() as held:
         with processes.sync_errors():
@@ -88,7 +82,7 @@ def run(
             else:
                 options = resumed(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
-            splits = open_splits(options) if train is None else given_splits(train, val)
+            splits = splits or open_splits(options)
             session = _session(options, splits.train, processes, backbone)
             if session.learns_masks:
                 require_masks(splits, options.on_error)
