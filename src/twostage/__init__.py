@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from twostage.detections import Detections
     from twostage.detector import Detector
+    from twostage.training import train
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "Detector", "__version__"]
+__all__ = ["Detections", "Detector", "__version__", "train"]
 
-_HOMES = {"Detections": "twostage.detections", "Detector": "twostage.detector"}
+_HOMES = {"Detections": "twostage.detections", "Detector": "twostage.detector", "train": "twostage.training"}
 
 
 def __getattr__(name: str) -> Any:

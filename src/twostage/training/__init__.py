@@ -21,8 +21,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a detector and write a run folder.
 
-    `data` is the path of a data set, an open `Dataset` or one made in memory (then `val` is the data set to validate on,
-    or None), or the `TrainOptions` of the run; `options` are fields of `TrainOptions`: `train("my-data", epochs=12)`.
+    `data` is the path of a data set, an open `Dataset` or one made in memory (then `val` is the data set to validate
+    on, or None), or the `TrainOptions` of the run; `options` are fields of `TrainOptions`: `train("my-data", epochs=12)`.
     `backbone` takes the place of the model's own (`models.build`).
 
     Returns {"out", "weights", "epochs", "steps", "seconds", "metrics"}: the run folder, its best weights, what was
@@ -45,7 +45,7 @@ def train(
     elif val is not None:
         raise UsageError("val is given and data is no Dataset: give --val-split, or both as data sets")
     else:
-        chosen = data if isinstance(data, TrainOptions) else TrainOptions(data and Path(data), **options)
+        chosen = data if isinstance(data, TrainOptions) else TrainOptions(None if data is None else Path(data), **options)
     scheme = chosen.scheme if chosen.resume is None else read_options(chosen.resume).scheme
     try:
         learn = alternate if scheme == "alternating" else run
