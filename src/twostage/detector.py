@@ -362,7 +362,7 @@ def _required(name: str, value: Any, kind: Any) -> Any:
 
 
 def _path(item: Item) -> str | None:
-    """A video's frames are told apart by their number: `clip.mp4#17`."""
+    """The path of an image; that of a video's frame has its number: `clip.mp4#17`."""
     return item.path if item.frame is None else f"{item.path}#{item.frame}"
 
 

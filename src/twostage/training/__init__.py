@@ -45,7 +45,9 @@ def train(
     elif val is not None:
         raise UsageError("val is given and data is no Dataset: give --val-split, or both as data sets")
     else:
-        options = data if isinstance(data, TrainOptions) else TrainOptions(None if data is None else Path(data), **fields)
+        options = (
+            data if isinstance(data, TrainOptions) else TrainOptions(None if data is None else Path(data), **fields)
+        )
     scheme = options.scheme if options.resume is None else read_options(options.resume).scheme
     try:
         learn = alternate if scheme == "alternating" else run

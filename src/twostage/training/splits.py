@@ -29,7 +29,7 @@ class Splits(NamedTuple):
 
 
 def open_splits(options: TrainOptions) -> Splits:
-    """The data sets to learn from and to choose by; what was recognised and what was repaired is said.
+    """The data sets to train and to validate on; the layout and the repairs are logged.
 
     Raises UsageError for a split that is not there, DataError with the faults of both splits, or where there is nothing
     to learn.
@@ -58,7 +58,7 @@ def open_splits(options: TrainOptions) -> Splits:
     if options.names is not None:
         opened = [select_classes(dataset, options.names) for dataset in opened]
     for dataset in opened[:2]:
-        _tell(dataset)
+        _log(dataset)
     _require_objects(opened[0])
     return Splits(*opened) if len(opened) == 3 else Splits(opened[0], None, None)
 
@@ -69,7 +69,7 @@ def given_splits(train: Dataset, val: Dataset | None) -> Splits:
         check_same_classes(train, val)
     for dataset in (train, val):
         if dataset is not None:
-            _tell(dataset)
+            _log(dataset)
     _require_objects(train)
     return Splits(train, val, val)
 
@@ -122,7 +122,7 @@ def _choose(layout: Layout, options: TrainOptions) -> tuple[str, str]:
     return train, val
 
 
-def _tell(dataset: Dataset) -> None:
+def _log(dataset: Dataset) -> None:
     notes = [fault for fault in dataset.faults if fault.severity == "note"]
     repairs = [fault for fault in dataset.faults if fault.severity != "note"]
     if repairs:
