@@ -160,7 +160,7 @@ def test_maps_of_stuff_concern_nobody_else(options: TrainOptions, tmp_path: Path
     with pytest.raises(DataError, match="1 of 8 images have no map of stuff"):
         train(of(options, "hybrid_task_cascade", data=data, out=tmp_path / "p"))
     few = {**options.model_fields, "semantic_classes": 3}
-    with pytest.raises(DataError, match="tell 6 classes apart, the model 3"):
+    with pytest.raises(DataError, match="have 6 classes, the model 3"):
         train(of(options, "hybrid_task_cascade", model_fields=few, out=tmp_path / "q"))
     with pytest.raises(UsageError, match="needs a map of stride 8"):
         train(of(options, "hybrid_task_cascade", model_fields={**few, "pyramid": "single"}, out=tmp_path / "r"))

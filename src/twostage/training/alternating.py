@@ -3,10 +3,10 @@
 1. The RPN is trained, from the pretrained net.
 2. Fast R-CNN is trained on step 1's proposals, from the pretrained net again: nothing is shared yet.
 3. The RPN is trained again on step 2's convolutions, which stay fixed.
-4. Fast R-CNN's own layers are trained on step 3's proposals; the convolutions stay fixed. Now both nets share them.
+4. Fast R-CNN's own layers are trained on step 3's proposals, the convolutions stay fixed: both nets share them.
 
-Each step is a training run in a folder of its own, and can be resumed. Further rounds begin from the result of the round
-before instead of the pretrained net.
+Each step is a training run in a folder of its own, and can be resumed. Further rounds begin from the result of the
+round before instead of the pretrained net.
 """
 
 import json
@@ -49,7 +49,7 @@ RESULT = "result.json"  # of a step that is done
 
 @dataclass(frozen=True)
 class Step:
-    """One of the four: its folder's name, what is trained, and the earlier steps that its weights and proposals are from.
+    """One of the four: its folder, what is trained, and the earlier steps that its weights and proposals come from.
 
     `begins` None is the pretrained net, `proposals` None the step's own RPN.
     """

@@ -15,7 +15,7 @@ PARTS = ("backbone", "rpn", "head", "boxes")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of `twostage.training.train`. None: the value of the model's recipe, or the default that the help names.
+    """The options of `twostage.training.train`. None: the value of the model's recipe, or the default in the help.
 
     Raises UsageError when a value is out of its range, or when options contradict each other.
     """
