@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from twostage.data.batch import Batch, Targets, stack_images, stack_targets
-from twostage.models.heads.detect import Found
+from twostage.models.heads.postprocess import BatchDetections
 from twostage.models.two_stage import Samplers, TwoStage
-from twostage.models.zoo import build
+from detectors import make_model
 
 SMALL = {
     "rpn_top_train": 80,
@@ -25,7 +25,7 @@ SMALL = {
 
 def lively(name: str, **fields) -> TwoStage:
     """Weights with which scores and boxes differ from each other."""
-    model = build(name, 3, **{**SMALL, **fields}).eval()
+    model = make_model(name, 3, **{**SMALL, **fields}).eval()
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in [*model.rpn.modules(), *model.head.modules()]:
@@ -36,7 +36,7 @@ def lively(name: str, **fields) -> TwoStage:
 
 def detections(model: TwoStage, batch: Batch, image: int) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
-        found: Found = model(batch)
+        found: BatchDetections = model(batch)
     keep = found.valid[image]
     return found.boxes[image][keep], found.scores[image][keep], found.labels[image][keep]
 
@@ -56,7 +56,7 @@ def test_an_images_detections_do_not_depend_on_its_neighbours(name: str) -> None
     assert len(alone[0]) > 5
     for batch, place in (([a, b], 0), ([b, a], 1), ([c, b, a], 2)):
         together = detections(model, stack_images(batch), place)
-        for mine, other in zip(together, alone, strict=True):
+        for mine, other in zip(together, no_reduce, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
@@ -71,7 +71,7 @@ def test_nor_on_what_stands_beside_it_on_a_larger_canvas() -> None:
     alone = detections(model, Batch(canvas.images[1:], canvas.sizes[1:]), 0)
     together = detections(model, canvas, 1)
     assert len(alone[0]) > 5
-    for mine, other in zip(together, alone, strict=True):
+    for mine, other in zip(together, no_reduce, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
@@ -144,13 +144,13 @@ def test_stages_agree_with_forward() -> None:
     batch = stack_images(images((64, 96)))
     with torch.no_grad():
         stages, found = model.stages(batch), model(batch)
-    assert stages.found.masks is None
-    for mine, other in zip(stages.found[:-1], found[:-1], strict=True):
+    assert stages.detections.masks is None
+    for mine, other in zip(stages.detections[:-1], found[:-1], strict=True):
         assert torch.equal(mine, other)
     keep = found.valid[0]
     parents = found.proposals[0][keep]
     assert stages.proposals.valid[0][parents].all()
-    anchors = torch.cat(stages.dense.anchors)
+    anchors = torch.cat(stages.anchors.anchors)
     assert stages.proposals.anchors[0].max() < len(anchors)
 
 
@@ -160,7 +160,7 @@ def test_other_thresholds_of_the_last_step_change_no_other_stage() -> None:
     with torch.no_grad():
         stages = model.stages(batch)
         other = model.stages(batch, model.fields.changed({"max_det": 3, "score_threshold": 0.3}))
-    assert torch.equal(stages.looks[0].logits, other.looks[0].logits)
+    assert torch.equal(stages.predictions[0].logits, other.predictions[0].logits)
     assert other.found.boxes.shape == (1, 3, 4)
     assert other.found.scores[other.found.valid].gt(0.3).all()
 

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from twostage.data.batch import Batch
-from twostage.models.zoo import build
+from detectors import make_model
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def example(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "hybrid_task_cascade", "retinanet"])
 def test_inference_exports_with_open_batch_height_and_width(name: str) -> None:
     """One graph for every input, because every shape follows from the configuration."""
-    model = build(f"{name}_tiny_fpn", 3, score_threshold=0.0, rpn_keep_test=20, max_det=10).eval()
+    model = make_model(f"{name}_tiny_fpn", 3, score_threshold=0.0, rpn_keep_test=20, max_det=10).eval()
     batch, height, width = Dim("batch", max=64), 32 * Dim("height", min=2, max=64), 32 * Dim("width", min=2, max=64)
     program = torch.export.export(
         Inference(model),

@@ -10,9 +10,9 @@ from twostage.data.batch import Batch, GivenProposals, Targets
 from twostage.data.coverage import Coverage
 from twostage.errors import UsageError
 from twostage.models.fields import Fields
-from twostage.models.heads.detect import Found
+from twostage.models.heads.postprocess import BatchDetections
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import ZOO, build, rebuild
+from detectors import make_model
 from twostage.weights.fit import Unfilled
 
 SIZES = [(64, 80), (48, 90)]
@@ -31,7 +31,7 @@ LIGHT = {"faster_rcnn_vgg16": {"head_channels": 32}, "faster_rcnn_zf": {"head_ch
 
 
 def small(name: str, **fields) -> TwoStage:
-    return build(name, 3, **{**SMALL, **LIGHT.get(name, {}), **fields})
+    return make_model(name, 3, **{**SMALL, **LIGHT.get(name, {}), **fields})
 
 
 def test_the_issues_names() -> None:
@@ -92,7 +92,7 @@ def test_trains_and_detects_on_images_of_different_sizes(
 def test_shapes_follow_from_the_configuration(name: str) -> None:
     """At the model's own sizes, on the meta device: there is nothing there that anyone could look at."""
     with torch.device("meta"):
-        model = build(name, 7)
+        model = make_model(name, 7)
         batch = Batch(torch.empty(2, 3, 608, 800), torch.empty(2, 2, dtype=torch.int64))
         targets = Targets(
             boxes=torch.empty(2, 9, 4),
@@ -110,35 +110,35 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
         stages = model.eval().stages(batch)
     if name.startswith("retinanet"):
         assert set(losses) == {"class", "box"}
-        assert stages.found.boxes.shape == (2, 100, 4)
+        assert stages.detections.boxes.shape == (2, 100, 4)
         return
-    stages_of_head = len(stages.looks)
+    stages_of_head = len(stages.predictions)
     assert [loss.shape for loss in losses.values()] == [()] * (
-        (0 if fast else 2) + stages_of_head * (3 if model.head.knows_masks else 2)
+        (0 if fast else 2) + stages_of_head * (3 if model.head.has_masks else 2)
     )
     proposals = model.fields.rpn_keep_test
     assert stages.proposals.boxes.shape == (2, proposals, 4)
-    assert stages.looks[-1].logits.shape == (2, proposals, 8)
-    assert stages.looks[-1].deltas.shape == (2, proposals, 1 if model.fields.class_agnostic else 7, 4)
-    assert stages.found.boxes.shape == (2, 100, 4)
-    if model.head.knows_masks:
+    assert stages.predictions[-1].logits.shape == (2, proposals, 8)
+    assert stages.predictions[-1].deltas.shape == (2, proposals, 1 if model.fields.class_agnostic else 7, 4)
+    assert stages.detections.boxes.shape == (2, 100, 4)
+    if model.head.has_masks:
         side = 14 if "c4" in name else 28
-        assert stages.found.masks.shape == (2, 100, side, side)
+        assert stages.detections.masks.shape == (2, 100, side, side)
     if fast:
-        assert stages.dense is None
+        assert stages.anchors is None
         return
-    anchors = [len(a) for a in stages.dense.anchors]
+    anchors = [len(a) for a in stages.anchors.anchors]
     per_position = len(model.fields.anchor_ratios) * len(model.fields.anchor_sizes[0])
     assert anchors == [m.shape[2] * m.shape[3] * per_position for m in stages.maps]
 
 
 def test_vgg16_has_17100_anchors_at_600_x_800() -> None:
     with torch.device("meta"):
-        model = build("faster_rcnn_vgg16", 20).eval()
+        model = make_model("faster_rcnn_vgg16", 20).eval()
         batch = Batch(torch.empty(1, 3, 600, 800), torch.empty(1, 2, dtype=torch.int64))
         stages = model.stages(batch)
     assert stages.maps[0].shape == (1, 512, 38, 50)
-    assert [len(a) for a in stages.dense.anchors] == [17100]
+    assert [len(a) for a in stages.anchors.anchors] == [17100]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_vgg16_has_17100_anchors_at_600_x_800() -> None:
 def test_fields_of_torchvisions_models_are_its_own(name: str, theirs: Callable[..., torch.nn.Module]) -> None:
     with torch.device("meta"):
         other = theirs(weights=None, weights_backbone=None, num_classes=4)
-        ours = build(name, 3).fields
+        ours = make_model(name, 3).fields
     rpn, heads, transform = other.rpn, other.roi_heads, other.transform
     pairs = [
         (transform.min_size, (ours.size,)),
@@ -183,12 +183,12 @@ def test_fields_of_torchvisions_models_are_its_own(name: str, theirs: Callable[.
 
 def test_an_unknown_model_shows_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"no model 'faster_rcnn_resnet50'. Did you mean 'faster_rcnn_resnet50_"):
-        build("faster_rcnn_resnet50", 3)
+        make_model("faster_rcnn_resnet50", 3)
 
 
 def test_an_unknown_field_shows_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'dropout'"):
-        build("faster_rcnn_tiny_fpn", 3, dropuot=0.1)
+        make_model("faster_rcnn_tiny_fpn", 3, dropuot=0.1)
 
 
 def test_training_without_targets_says_so(make_batch: Callable[..., Batch]) -> None:
@@ -223,7 +223,7 @@ def test_every_field_has_its_way(
     losses = model.train()(batch, make_targets(SIZES, [2, 0]))
     assert all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
-        found: Found = model.eval()(batch)
+        found: BatchDetections = model.eval()(batch)
     assert found.valid.any()
 
 
@@ -240,16 +240,16 @@ def test_300_objects_an_image(make_batch: Callable[..., Batch], make_targets: Ca
 
 
 def test_one_class(make_batch: Callable[..., Batch]) -> None:
-    model = build("faster_rcnn_tiny_fpn", 1, **SMALL).eval()
+    model = make_model("faster_rcnn_tiny_fpn", 1, **SMALL).eval()
     with torch.no_grad():
         found = model(make_batch(*SIZES))
     assert found.labels.eq(0).all()
 
 
 def test_the_tiny_net_is_tiny() -> None:
-    count = sum(p.numel() for p in build("faster_rcnn_tiny_fpn", 5).parameters())
+    count = sum(p.numel() for p in make_model("faster_rcnn_tiny_fpn", 5).parameters())
     assert count < 2.6e6
-    assert Fields().changed(build("faster_rcnn_tiny_fpn", 5).fields.to_dict()).recipe == "scratch"
+    assert Fields().changed(make_model("faster_rcnn_tiny_fpn", 5).fields.to_dict()).recipe == "scratch"
 
 
 @pytest.mark.parametrize(
@@ -273,14 +273,14 @@ def test_the_tiny_net_is_tiny() -> None:
 def test_a_field_that_a_model_would_not_read_is_refused(name: str, field: dict[str, Any]) -> None:
     (changed,) = field
     with pytest.raises(UsageError, match=rf"^{changed} .*leave it out"):
-        build(name, 3, **field)
+        make_model(name, 3, **field)
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_file_holds_fields_of_all_families(name: str) -> None:
     with Unfilled():
-        fields = build(name, 3).fields.to_dict()
+        fields = make_model(name, 3).fields.to_dict()
         again = rebuild(name, 3, fields)
         assert again.fields.to_dict() == fields
-        if not again.second.knows_masks:  # as when a default of another family has changed since
+        if not again.head.has_masks:  # as when a default of another family has changed since
             rebuild(name, 3, fields | {"mask_channels": 32, "semantic_lambda": 1.0})

@@ -16,7 +16,7 @@ from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.tiny import Tiny
 from twostage.models.backbones.vgg import VGG16
 from twostage.models.backbones.zf import ZF, LocalNorm
-from twostage.models.zoo import build as build_model
+from detectors import make_model
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -167,7 +167,7 @@ def test_parts_are_the_whole_body_from_the_input_on(build: Callable[[], nn.Modul
     """What `--freeze n` fixes: each parameter in exactly one part, in the order of the forward pass."""
     with torch.device("meta"):
         net = build()
-    parts = net.parts()
+    parts = net.get_stages()
     assert len(parts) == count
     of_parts = [p for part in parts for module in part for p in module.parameters()]
     assert len({id(p) for p in of_parts}) == len(of_parts)
@@ -177,7 +177,7 @@ def test_parts_are_the_whole_body_from_the_input_on(build: Callable[[], nn.Modul
 def test_freezing_layers_before_conv3_1_is_two_parts_of_vgg16() -> None:
     """Faster R-CNN, section 3.1.3 and py-faster-rcnn: conv1 and conv2, four convolutions."""
     with torch.device("meta"):
-        parts = VGG16().parts()
+        parts = VGG16().get_stages()
     convolutions = [m for part in parts[:2] for m in part if isinstance(m, nn.Conv2d)]
     assert [m.out_channels for m in convolutions] == [64, 64, 128, 128]
 

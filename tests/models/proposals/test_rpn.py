@@ -9,7 +9,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from twostage.data.batch import Targets
 from twostage.models.fields import Fields
-from twostage.models.proposals.rpn import RPN, Dense
+from twostage.models.proposals.rpn import RPN, AnchorPredictions
 from twostage.ops.boxes import iou
 from twostage.ops.deltas import encode
 
@@ -79,7 +79,7 @@ def as_dicts(targets: Targets) -> list[dict[str, Tensor]]:
     return [{"boxes": targets.boxes[i][targets.valid[i]]} for i in range(len(targets.boxes))]
 
 
-def dense_of(rpn: RPN) -> Dense:
+def dense_of(rpn: RPN) -> AnchorPredictions:
     return rpn(maps(), CANVAS, torch.tensor(SIZES))
 
 
@@ -227,7 +227,7 @@ def test_locations_are_counted_on_each_image_not_on_the_canvas(make_targets: Cal
     assert int(inside[1].sum()) == 6 * sum(-(-80 // s) * -(-100 // s) for s in STRIDES)
     each = []
     for i in range(2):
-        one = Dense([x[i : i + 1] for x in dense.logits], [x[i : i + 1] for x in dense.deltas], dense.anchors, [])
+        one = AnchorPredictions([x[i : i + 1] for x in dense.logits], [x[i : i + 1] for x in dense.deltas], dense.anchors, [])
         one = one._replace(inside=[x[i : i + 1] for x in dense.inside])
         own = Targets(*(getattr(targets, n)[i : i + 1] for n in ("boxes", "labels", "valid", "seeds")))
         each.append(rpn.losses(one, sizes[i : i + 1], own))

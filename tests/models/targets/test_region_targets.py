@@ -91,7 +91,7 @@ def test_ground_truth_joins_the_proposals(make_targets: Callable[..., Targets]) 
     assert found.positive.sum(dim=1).tolist() == [3, 6]
     assert found.deltas[found.positive].abs().max() == 0
     alone = FIELDS.changed({"region_truth": False})
-    without = region_targets(*joined(far, nothing, targets, alone), targets, RandomSampler(16, 0.5), alone)
+    without = region_targets(*joined(far, nothing, targets, no_reduce), targets, RandomSampler(16, 0.5), no_reduce)
     assert not without.valid.any()
 
 
