@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from twostage.models.fields import Fields
+from twostage.models.heads.detect import Found
 
 from twostage.data.batch import Batch, stack_images
 from twostage.inference import graphs
 from twostage.inference.graphs import Recordings, cuda_graphs
 from twostage.inference.predictor import find
 from twostage.inference.prepare import prepare
-from twostage.models.fields import Fields
-from twostage.models.heads.detect import Found
 from twostage.models.two_stage import Stages, TwoStage
 from twostage.models.zoo import build
 

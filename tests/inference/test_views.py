@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from twostage.inference.views import Views, detect_by_views, fuse, windows
 
 from twostage.cli import main
 from twostage.data.recognise import open_dataset
@@ -17,7 +18,6 @@ from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.errors import UsageError
 from twostage.inference import views as module
-from twostage.inference.views import Views, detect_by_views, fuse, windows
 from twostage.ops import masks as rle_masks
 
 HEIGHT, WIDTH = 90, 140

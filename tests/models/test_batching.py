@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from detectors import make_model
 from torch import Tensor, nn
 
 from twostage.data.batch import Batch, Targets, stack_images, stack_targets
 from twostage.models.heads.postprocess import BatchDetections
 from twostage.models.two_stage import Samplers, TwoStage
-from detectors import make_model
 
 SMALL = {
     "rpn_top_train": 80,

@@ -3,11 +3,11 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 import torch
+from detectors import make_model
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from twostage.data.batch import Batch
-from detectors import make_model
 
 
 @pytest.fixture(autouse=True)

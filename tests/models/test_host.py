@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from detectors import make_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +20,6 @@ from twostage.data.batch import Batch, Targets
 from twostage.data.coverage import Coverage
 from twostage.models.heads import cascade, hybrid_task_cascade, mask
 from twostage.models.targets import matching
-from detectors import make_model
 from twostage.ops.accelerator import nms as accelerator_nms
 from twostage.ops.accelerator import roi_align as accelerator_roi_align
 

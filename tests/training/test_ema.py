@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-
 from twostage.training.average import Average
 
 

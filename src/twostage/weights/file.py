@@ -135,7 +135,6 @@ def _config(path: Path, content: Mapping[str, Any], stored: dict[str, Any]) -> D
     values = flatten(stored)
     if "roi" in stored:
         values["roi"] = "pool" if stored["roi"]["type"] == "RoIPoolConfig" else "align"
-    values = {name: value for name, value in values.items() if value is not None or name in names_of(template)}
     return _configured(path, content, template, values)
 
 
