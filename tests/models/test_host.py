@@ -157,7 +157,7 @@ def test_nor_does_it_with_other_fields(fields: dict, make_batch: Callable[..., B
     model = make_model("faster_rcnn_tiny_fpn", 3, **SMALL, **fields).eval()
     batch = make_batch(*SIZES)
     with torch.no_grad():
-        assert not watched(lambda: model(batch)).predictions
+        assert not watched(lambda: model(batch)).reads
 
 
 def test_the_number_of_calls_depends_on_neither_images_nor_classes(make_batch: Callable[..., Batch]) -> None:
@@ -205,11 +205,11 @@ x = torch.tensor([1.0, 0.0, 2.0])
     ],
 )
 def test_the_watch_sees(look: Callable[[], Any]) -> None:
-    assert sum(watched(look).predictions.values()) == 1
+    assert sum(watched(look).reads.values()) == 1
 
 
 def test_the_watch_is_silent_about_indexing_by_numbers() -> None:
-    assert not watched(lambda: x[torch.tensor([0, 1])]).predictions
+    assert not watched(lambda: x[torch.tensor([0, 1])]).reads
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
