@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 
-from twostage.ops.masks import RLE
+from twostage.ops.masks import RLE, compress
 
 Paste = Literal["exact", "rounded"]
 
@@ -42,22 +42,6 @@ def paste(
     (torchvision) widens the box by a cell, rounds it to whole pixels and stretches the grid to them.
     """
     return [encoded(patch, height, width) for patch in patches(masks, boxes, height, width, threshold, way)]
-
-
-def pasted(
-    masks: Float32[np.ndarray, "n m m"],
-    boxes: Float32[np.ndarray, "n 4"],
-    height: int,
-    width: int,
-    *,
-    threshold: float = 0.5,
-    way: Paste = "exact",
-) -> Bool[np.ndarray, "n {height} {width}"]:
-    """The same as pixels of the whole picture."""
-    out = np.zeros((len(masks), height, width), dtype=bool)
-    for whole, (top, left, inside) in zip(out, patches(masks, boxes, height, width, threshold, way), strict=True):
-        whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return out
 
 
 def patches(
@@ -109,8 +93,6 @@ def _weights(first: int, places: NDArray, cells: int, limit: int) -> tuple[int, 
 
 def encoded(patch: Patch, height: int, width: int) -> RLE:
     """The runs down the columns of a picture of this size, from where a window of it changes."""
-    from faster_coco_eval.core import mask as coco
-
     top, left, inside = patch
     # A row of zeros below each column ends its run, unless the next column goes on where it ends.
     rows = inside.shape[0]
@@ -124,8 +106,7 @@ def encoded(patch: Patch, height: int, width: int) -> RLE:
     if len(at) and at[-1] == height * width:
         at = at[:-1]  # a mask that ends with the picture has no run behind it
     runs = np.diff(at, prepend=0, append=height * width).tolist()
-    rle: RLE = coco.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    return rle
+    return {"size": [height, width], "counts": compress(runs, height, width)}
 
 
 def _touching(at: NDArray[np.int64]) -> NDArray[np.int64]:
