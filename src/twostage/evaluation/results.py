@@ -76,7 +76,7 @@ class Results:
         """
         stems = {Path(dataset.file_name(i)).stem: i for i in range(len(dataset))}
         if len(stems) < len(dataset):
-            raise DataError(f"{dataset.root}: pictures differ by folder or suffix alone. Give COCO results instead.")
+            raise DataError(f"{dataset.root}: images differ only by folder or suffix. Give COCO results instead.")
         gathered = Accumulator()
         files = sorted(Path(folder).glob("*_det_*.txt"))
         classes = [(k, f) for f in files if (k := _class_of(f.name, dataset.names)) is not None]
@@ -247,7 +247,7 @@ def _box_of(rle: dict) -> list[float]:
 
 
 def _class_of(file_name: str, names: Sequence[str]) -> int | None:
-    """The class of a file of VOC results: the longest name at the end of the file name (`traffic_light`, not `light`)."""
+    """The class of a file of VOC results: the longest name at the end of its name (`traffic_light`, not `light`)."""
     fitting = [k for k, name in enumerate(names) if file_name.endswith(f"_{name}.txt")]
     return max(fitting, key=lambda k: len(names[k]), default=None)
 

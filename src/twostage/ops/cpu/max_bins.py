@@ -37,8 +37,8 @@ def backward(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Tensor, m
     for image in range(n):
         for start in range(0, rows.shape[1], together):
             part = image, slice(start, start + together)
-            found = _largest(keys[image], rows[part], columns[part], empty=-1)
-            add_to_cells(out, gradient[part], 0x7FFFFFFF - (found & 0x7FFFFFFF), found != -1)
+            largest = _largest(keys[image], rows[part], columns[part], empty=-1)
+            add_to_cells(out, gradient[part], 0x7FFFFFFF - (largest & 0x7FFFFFFF), largest != -1)
     return out.to(gradient.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -88,7 +88,7 @@ def _from_table(cells: Tensor, rows: Tensor, columns: Tensor, tall: int, wide: i
 def _by_region(cells: NDArray, rows: Tensor, columns: Tensor, *, empty: int) -> NDArray:
     """The same as `_from_table`, region by region: first over the rows, then over the columns."""
     (p, by, _), bx = rows.shape, columns.shape[1]
-    found = np.full((p, by, bx, cells.shape[2]), empty, dtype=cells.dtype)
+    largest = np.full((p, by, bx, cells.shape[2]), empty, dtype=cells.dtype)
     for region, (down, across) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
         left, right = min(start for start, _ in across), max(end for _, end in across)
         if left >= right:
@@ -99,5 +99,5 @@ def _by_region(cells: NDArray, rows: Tensor, columns: Tensor, *, empty: int) -> 
             np.max(cells[slice(*down[k]), left:right], axis=0, out=row)
         for k, (start, end) in enumerate(across):
             if start < end:
-                found[region, filled, k] = band[:, start - left : end - left].max(axis=1)
-    return found
+                largest[region, filled, k] = band[:, start - left : end - left].max(axis=1)
+    return largest

@@ -88,14 +88,14 @@ class WinogradConv(NamedTuple):
                 places = tiles.view(images, rows * across, 1, -1).permute(0, 3, 1, 2)
                 parts = out[image : image + some, top : top + _OUT * rows].split(self.channels, dim=3)
                 for product, part in zip(self.products, parts, strict=True):
-                    found = product(places).permute(0, 2, 3, 1).view(images, rows, across, _IN, _IN, -1)
-                    found = back(found)[:some, : part.shape[1], :w]
+                    y = product(places).permute(0, 2, 3, 1).view(images, rows, across, _IN, _IN, -1)
+                    y = back(y)[:some, : part.shape[1], :w]
                     if add is not None:
-                        found.add_(part)
+                        y.add_(part)
                     if activation == "relu":
-                        torch.clamp_min(found, 0, out=part)
+                        torch.clamp_min(y, 0, out=part)
                     else:
-                        part.copy_(activate(found, activation))
+                        part.copy_(activate(y, activation))
         return out.permute(0, 3, 1, 2)
 
 
