@@ -11,13 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from twostage.data.dataset import Dataset
     from twostage.detections import Detections
     from twostage.detector import Detector
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "Detector", "__version__"]
+__all__ = ["Dataset", "Detections", "Detector", "__version__"]
 
-_HOMES = {"Detections": "twostage.detections", "Detector": "twostage.detector"}
+_HOMES = {
+    "Dataset": "twostage.data.dataset",
+    "Detections": "twostage.detections",
+    "Detector": "twostage.detector",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twostage import __version__
 from twostage.data.dataset import Dataset
-from twostage.data.loader import evaluation_batches, read_picture
+from twostage.data.loader import evaluation_batches
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
@@ -230,7 +230,7 @@ class Detector:
         """Detections by several views; each of the processes takes every so many images."""
         gathered = Accumulator()
         for index in range(processes.rank, len(dataset), processes.world):
-            image = read_picture(dataset, index)
+            image = dataset.image(index)
             found = detect_by_views(self.prepared, image, self.names, output=output, views=views, batch=batch)
             gathered.add(index, found.boxes, found.scores, found.class_ids, found.masks)
         return Accumulator.join(processes.collect(gathered)).results()

@@ -101,7 +101,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 def _save(folder: Path, datasets: "Sequence[Dataset]", numbers: str) -> None:
     from twostage.atomic import write_text
-    from twostage.data.images import read_image
     from twostage.data.stats import most_crowded, smallest
     from twostage.drawing import draw_boxes, save_picture, tile
     from twostage.evaluation.plots import plot_labels, save_figure
@@ -115,9 +114,7 @@ def _save(folder: Path, datasets: "Sequence[Dataset]", numbers: str) -> None:
                 objects = dataset.objects(index)
                 labels = [dataset.names[label] for label in objects.labels]
                 pictures.append(
-                    draw_boxes(
-                        read_image(dataset.path(index)), objects.boxes, labels, class_ids=objects.labels, min_side=384
-                    )
+                    draw_boxes(dataset.image(index), objects.boxes, labels, class_ids=objects.labels, min_side=384)
                 )
             if pictures:
                 titles = [dataset.file_name(index) for index in chosen.tolist()]

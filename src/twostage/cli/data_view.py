@@ -115,7 +115,6 @@ def _chosen(dataset: "Dataset", options: ViewOptions) -> list[int]:
 
 
 def _figures(dataset: "Dataset", chosen: list[int]) -> Iterator[str]:
-    from twostage.data.images import read_image
     from twostage.drawing import draw_boxes
 
     for index in chosen:
@@ -123,7 +122,7 @@ def _figures(dataset: "Dataset", chosen: list[int]) -> Iterator[str]:
         labels = [dataset.names[label] for label in objects.labels]
         masks = dataset.masks_of(index) or None
         picture = draw_boxes(
-            read_image(dataset.path(index)),
+            dataset.image(index),
             objects.boxes,
             labels,
             class_ids=objects.labels,

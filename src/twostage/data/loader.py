@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -22,7 +22,6 @@ from twostage.data.augment import Augment, Sample
 from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_stuff, stack_targets
 from twostage.data.coverage import SIDE, coverage
 from twostage.data.dataset import Dataset
-from twostage.data.images import read_image
 from twostage.data.order import Plan, evaluation_plans, training_plans
 from twostage.data.proposals import ProposalSet
 from twostage.data.randomness import generator, mix
@@ -173,24 +172,12 @@ class Reader:
         return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given, masks, stuff)
 
 
-def read_picture(dataset: Dataset, index: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture of a data set. Raises DataError where it cannot be read, or has another size than at first."""
-    pixels = read_image(dataset.path(index))
-    height, width = dataset.sizes[index].tolist()
-    if pixels.shape[:2] != (height, width):
-        raise DataError(
-            f"{dataset.path(index)}: is {pixels.shape[1]} x {pixels.shape[0]} now, and was {width} x {height} when the "
-            "data set was opened. Do not change pictures while they are read; bring that one back."
-        )
-    return pixels
-
-
 def read_sample(dataset: Dataset, index: int, *, masks: bool = False) -> Sample:
     """An image of a data set with the objects to learn, those that are neither crowd nor difficult; with their masks.
 
     Raises DataError where the picture cannot be read, or is not the one that was there when the data set was opened.
     """
-    pixels = read_picture(dataset, index)
+    pixels = dataset.image(index)
     height, width = pixels.shape[:2]
     objects = dataset.objects(index)
     learn = ~(objects.crowd | objects.difficult)

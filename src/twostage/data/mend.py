@@ -9,7 +9,6 @@ from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, select_images
 from twostage.data.duplicates import may_share, same_pictures
 from twostage.data.faults import Fault, FaultyDataError, fault
-from twostage.data.images import read_image
 from twostage.data.recognise import Layout, Options, find_layout, opener
 from twostage.data.stuff import maps_of
 from twostage.data.voc import VocOffset
@@ -60,7 +59,7 @@ def _decodable(dataset: Dataset, faults: list[Fault]) -> Dataset:
     good = []
     for index in range(len(dataset)):
         try:
-            read_image(dataset.path(index))
+            dataset.image(index)
         except DataError as error:
             faults.append(fault("unreadable-image", dataset.file_name(index), "", str(error).rstrip("."), "Left out"))
         else:

@@ -36,7 +36,9 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
         names.append([])
         for index in range(len(dataset)):
             objects = dataset.objects(index)
-            key = (dataset.paths[index], *(column.tobytes() for column in objects[:4]))
+            source = dataset.source(index)
+            image = str(source) if isinstance(source, Path) else id(source)
+            key = (image, *(column.tobytes() for column in objects[:4]))
             if key not in name_of:
                 plain = _UNWRITABLE.sub("_", "_".join(name_parts(dataset, index)))
                 name_of[key] = _free(plain, taken, by_stem=True)
@@ -51,7 +53,8 @@ def name_parts(dataset: Dataset, index: int) -> list[str]:
         del found[0]
     found = found or ["picture"]
     if Path(found[-1]).suffix.lower() not in EXTENSIONS:
-        found[-1] += f".{read_header(dataset.path(index)).format.lower()}"
+        source = dataset.source(index)
+        found[-1] += f".{read_header(source).format.lower()}" if isinstance(source, Path) else ".png"
     return found
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, Mask, pack_polygons, unpack_polygons
-from twostage.data.runs import compress, decompress
-from twostage.errors import brief
+from twostage.errors import DataError, brief
+from twostage.ops.masks import checked
 
 LONGEST_WAY = 10_000_000  # pixels around a polygon
 
@@ -58,7 +58,7 @@ def write_segmentation(mask: Mask, height: int, width: int) -> Any:
 
 
 def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
-    """A mask that must be run lengths, compressed or as numbers, as results files have them. Raises as above."""
+    """A mask that must be an RLE, compressed or as numbers, as results files have them. Raises SegmentationError."""
     fix = 'Write {"size": [height, width], "counts": ...} for the size of the image'
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
     if not (isinstance(size, list) and len(size) == 2 and all(_is_count(v) for v in size)):
@@ -66,16 +66,12 @@ def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
     if min(stated) > 0 and tuple(size) != stated:
         raise SegmentationError(f"the mask is {size[1]} x {size[0]}, its image {stated[1]} x {stated[0]}", fix)
     counts = segmentation.get("counts")
+    if not isinstance(counts, str | bytes) and not (isinstance(counts, list) and all(map(_is_count, counts))):
+        raise SegmentationError("counts are neither text nor whole numbers", fix)
     try:
-        runs = decompress(counts) if isinstance(counts, str) else counts
-        if not isinstance(runs, list) or not all(_is_count(v) for v in runs):
-            raise ValueError("counts are neither text nor whole numbers")
-        if sum(runs) != size[0] * size[1]:
-            raise ValueError(f"counts add up to {sum(runs)} pixels, the image has {size[0] * size[1]}")
-    except ValueError as error:
+        return Mask(RLE, checked(segmentation)["counts"], (size[0], size[1]))
+    except DataError as error:
         raise SegmentationError(str(error), fix) from error
-    packed = counts.encode() if isinstance(counts, str) else compress(runs)
-    return Mask(RLE, packed, (size[0], size[1]))
 
 
 def _drawable(ring: Sequence[int | float]) -> bool:

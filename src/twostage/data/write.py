@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from twostage.atomic import write_text
 from twostage.data import write_coco, write_voc, write_yolo
 from twostage.data.dataset import Dataset, difference
@@ -68,7 +71,7 @@ def write_dataset(
     annotations = layout.write(folder, datasets, names)
     for dataset, paths in zip(datasets, places, strict=True):
         for index, path in enumerate(paths):
-            _place(dataset.path(index), path, pictures)
+            _place(dataset.source(index), path, pictures)
     for dataset, of_split in zip(datasets, names, strict=True):
         for target, source in copies(maps or {}, dataset, of_split, folder).items():
             _place(source, target, "copy")
@@ -84,12 +87,14 @@ def write_dataset(
         raise TwostageError(f"{folder}: {kind.upper()} does not hold this data set: {lost}.")
 
 
-def _place(source: Path, target: Path, pictures: Pictures) -> None:
+def _place(source: Path | np.ndarray, target: Path, pictures: Pictures) -> None:
     if target.exists():  # splits may share a picture
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if pictures == "link":
+        if not isinstance(source, Path):
+            Image.fromarray(source).save(target)
+        elif pictures == "link":
             target.symlink_to(source.absolute())
         else:
             shutil.copyfile(source, target)
