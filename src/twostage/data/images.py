@@ -86,12 +86,6 @@ def read_header(source: str | Path | bytes) -> Header:
         return Header(height, width, orientation, image.format or "", image.mode)
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of the upright picture, from its header alone. Raises DataError as `read_image` does."""
-    header = read_header(path)
-    return header.height, header.width
-
-
 def _name(source: str | Path | bytes) -> str:
     return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
