@@ -52,7 +52,7 @@ def assert_same(given: Dataset, other: Dataset) -> None:
 
 
 def opened(root: Path, split: str = "train") -> Dataset:
-    return open_dataset(root, split=split, mend=False)
+    return open_dataset(root, split=split, repair=False)
 
 
 @pytest.mark.parametrize("way", [*permutations(LAYOUTS, 2), *permutations(LAYOUTS)], ids="-".join)
@@ -245,7 +245,7 @@ def test_photos_with_masks_and_crowds(real_data: Path, tmp_path: Path) -> None:
     for kind in ("voc", "yolo", "coco"):
         root = convert(root, tmp_path / kind, kind, images=images if root == source else None).path
     (split,) = convert(root, tmp_path / "last", "coco").splits
-    assert_same(open_dataset(source, split="instances", images=images, mend=False), opened(root, split))
+    assert_same(open_dataset(source, split="instances", images=images, repair=False), opened(root, split))
 
 
 def test_an_object_without_mask_stays_without(make_coco: Callable[..., Path], tmp_path: Path) -> None:

@@ -11,11 +11,10 @@ from twostage.data.check import check
 from twostage.data.convert import convert
 from twostage.data.dataset import difference
 from twostage.data.faults import FaultyDataError
-from twostage.data.mend import mend
-from twostage.data.recognise import find_layout, open_dataset
+from twostage.data.fix import fix_dataset
+from twostage.data.recognise import Kind, find_layout, open_dataset
 from twostage.data.split import split as deal_out
-from twostage.data.voc_masks import MOST, object_masks
-from twostage.data.write import Kind
+from twostage.data.voc import MOST_MASKS, object_masks
 from twostage.ops import masks as rle_masks
 
 HEIGHT, WIDTH = 40, 60
@@ -82,9 +81,9 @@ def test_pictures_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.
 
 def test_more_objects_than_numbers_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
-    assert len(object_masks(tmp_path / "a.png", MOST, (4, 4))) == MOST
+    assert len(object_masks(tmp_path / "a.png", MOST_MASKS, (4, 4))) == MOST_MASKS
     with pytest.raises(ValueError, match="cannot tell 255 objects apart"):
-        object_masks(tmp_path / "a.png", MOST + 1, (4, 4))
+        object_masks(tmp_path / "a.png", MOST_MASKS + 1, (4, 4))
 
 
 def test_an_object_without_pixels_is_said_to_have_none(voc: Path) -> None:
@@ -115,7 +114,7 @@ def test_yolo_gets_the_first_lists_and_says_what_stays_behind(
 
 
 def test_a_mended_copy_keeps_the_lists(voc: Path, tmp_path: Path) -> None:
-    mend(voc, tmp_path / "new")
+    fix_dataset(voc, tmp_path / "new")
     assert open_dataset(tmp_path / "new", split="segmentation_train").masks is not None
 
 

@@ -38,7 +38,8 @@ class StatsOptions:
 @verb(StatsOptions)
 def stats(options: StatsOptions) -> Outcome:
     """Tell a data set's sizes, classes, objects an image, and what anchors of the common sizes reach."""
-    from twostage.data.recognise import Options, find_layout, opener
+    from twostage.data.layout import Options
+    from twostage.data.recognise import find_layout, opener
     from twostage.data.resize import Resize
     from twostage.data.stats import stats
 

@@ -68,7 +68,8 @@ class ViewOptions:
 @verb(ViewOptions)
 def view(options: ViewOptions) -> Outcome:
     """Write one HTML page of a data set's pictures with their boxes; it opens in any browser, without a server."""
-    from twostage.data.recognise import Options, default_splits, find_layout, opener
+    from twostage.data.layout import Options
+    from twostage.data.recognise import default_splits, find_layout, opener
 
     if options.out.exists():
         raise UsageError(f"--out {options.out}: is there already, and nothing is overwritten: name a new file")

@@ -34,8 +34,8 @@ class Builder:
 
     `place(image, source)` names an object for people: the annotation file, and the object in it; `source` is the number
     the reader gave it. `look` tells the size of a picture. A box no wider or no higher than `thin` has no area (1 where
-    coordinates include the last pixel). Without `mend`, boxes of finite numbers stay as the annotation has them, as the
-    tools that define the metrics read them.
+    coordinates include the last pixel). Without `repair`, boxes of finite numbers stay as annotated, as the tools
+    that define the metrics read them.
     """
 
     root: Path
@@ -47,7 +47,7 @@ class Builder:
     look: Callable[[str], Header] = probe
     require_images: bool = True
     thin: float = 0.0
-    mend: bool = True
+    repair: bool = True
     faults: list[Fault] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
     _paths: list[str] = field(default_factory=list)
@@ -206,7 +206,7 @@ class Builder:
         beyond = (boxes[:, :2] >= limits[:, :2]).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
         outside, thin = flat & beyond, thin | (flat & ~beyond)
         over = finite & ~inverted & ~thin & ~outside & (np.abs(boxes - clipped) > SLACK).any(axis=1)
-        dropped, cut = ("dropped", "clipped") if self.mend else ("kept as it is", "kept as it is")
+        dropped, cut = ("dropped", "clipped") if self.repair else ("kept as it is", "kept as it is")
         flat_words = "the box has no area" if self.thin == 0 else "the box begins and ends at the same pixel"
         for code, rows, message, fix in (
             ("box-not-numbers", ~finite, "the box is not four finite numbers", "Correct the box, or remove the object"),
@@ -217,7 +217,7 @@ class Builder:
         ):
             for row in np.flatnonzero(rows & usable):
                 self._report_box(code, table, int(row), (width[row], height[row]), message, fix)
-        if not self.mend:
+        if not self.repair:
             return np.asarray(finite)
         table.boxes[:] = np.where(np.isfinite(clipped), clipped, 0)
         return np.asarray(finite & ~inverted & ~thin & ~outside)

@@ -9,8 +9,7 @@ from pathlib import Path
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
 from twostage.data.files import exists
-
-VOC_MASKED = "segmentation_"  # of the splits that VOC lists a second time, for their masks
+from twostage.data.layout import MASKED_SPLIT
 
 
 def duplicate_faults(datasets: Sequence[Dataset]) -> Iterator[Fault]:
@@ -37,7 +36,7 @@ def same_pictures(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]
 
 def may_share(one: str, other: str) -> bool:
     """Whether two splits of these names are meant to have pictures in common."""
-    one, other = (name.removeprefix(VOC_MASKED) for name in (one, other))
+    one, other = (name.removeprefix(MASKED_SPLIT) for name in (one, other))
     return one in other or other in one
 
 

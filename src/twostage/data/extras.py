@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from twostage.data.builder import Builder
-from twostage.data.coco import load_json
 from twostage.data.dataset import Dataset
-from twostage.data.faults import FaultyDataError, fault
+from twostage.data.faults import unusable
+from twostage.data.files import load_json
 from twostage.data.flat import NO_MASK, Mask
 from twostage.data.segmentation import SegmentationError, read_segmentation, write_segmentation
 
@@ -90,7 +90,7 @@ def read_extras(root: Path, split: str) -> Extras:
     wrong = _wrong(document, split)
     if wrong:
         fix = "Remove it to go on without ids, crowds, areas and masks, or convert the data set anew"
-        raise FaultyDataError(f"{path}: cannot be used.", [fault("broken-json", path, "", wrong, fix)])
+        raise unusable(path, "broken-json", wrong, fix)
     categories = {one["name"]: one["id"] for one in document["classes"]}
     return Extras(categories, document["splits"].get(split, {}))
 

@@ -123,3 +123,8 @@ class FaultyDataError(DataError):
     def __init__(self, heading: str, faults: Sequence[Fault]) -> None:
         super().__init__(f"{heading}\n{format_faults(faults)}" if faults else heading)
         self.faults = tuple(faults)
+
+
+def unusable(path: object, code: str, message: str, fix: str, where: str = "") -> FaultyDataError:
+    """The error for a file or folder that cannot be used at all."""
+    return FaultyDataError(f"{path}: cannot be used.", [fault(code, path, where, message, fix)])

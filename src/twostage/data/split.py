@@ -14,10 +14,10 @@ from jaxtyping import Float64, Int64
 from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, join, select_images
 from twostage.data.duplicates import same_pictures
-from twostage.data.recognise import Options, check_same_classes, find_layout, opener
+from twostage.data.layout import Options, VocOffset
+from twostage.data.recognise import Kind, check_same_classes, find_layout, opener
 from twostage.data.stuff import maps_of
-from twostage.data.voc import VocOffset
-from twostage.data.write import Kind, Pictures, write_dataset
+from twostage.data.write import Pictures, write_dataset
 from twostage.errors import DataError, UsageError
 from twostage.folders import whole_folder
 
@@ -40,7 +40,7 @@ def split(
     where a side would be empty.
     """
     _require_shares(parts)
-    options = Options(Path(images) if images else None, voc_offset, mend=False)
+    options = Options(Path(images) if images else None, voc_offset, repair=False)
     with whole_folder(Path(out), "--out") as folder:
         layout = find_layout(path)
         open_split = opener(layout, options)

@@ -6,50 +6,31 @@ A layout without a place for ids, crowds, areas or masks gets `extras` beside it
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from twostage.atomic import write_text
-from twostage.data import write_coco, write_voc, write_yolo
 from twostage.data.dataset import Dataset, difference
 from twostage.data.extras import NAME, extras_document
 from twostage.data.faults import FaultyDataError
-from twostage.data.names import flat_names, nested_names
-from twostage.data.recognise import Options, check_same_classes, find_layout, opener
+from twostage.data.layout import Options
+from twostage.data.recognise import check_same_classes, find_layout, format_named, opener
 from twostage.data.stuff import Map, copies
 from twostage.errors import TwostageError
 
 log = logging.getLogger("twostage.data")
 
-Kind = Literal["voc", "coco", "yolo"]
 Pictures = Literal["copy", "link"]
-Names = list[list[str]]
-
-
-class _Layout(NamedTuple):
-    """How a layout names its pictures, where it keeps those of a split, and what writes its annotations."""
-
-    names: Callable[[Sequence[Dataset]], Names]
-    pictures: Callable[[Path, str], Path]
-    write: Callable[[Path, Sequence[Dataset], Names], list[list[Path]]]
-
-
-_LAYOUTS: dict[Kind, _Layout] = {
-    "voc": _Layout(flat_names, write_voc.picture_folder, write_voc.write_voc),
-    "coco": _Layout(partial(nested_names, by_stem=False), write_coco.picture_folder, write_coco.write_coco),
-    "yolo": _Layout(partial(nested_names, by_stem=True), write_yolo.picture_folder, write_yolo.write_yolo),
-}
 
 
 def write_dataset(
     folder: Path,
     datasets: Sequence[Dataset],
-    kind: Kind,
+    kind: str,
     *,
     pictures: Pictures = "copy",
     maps: Mapping[str, Map] | None = None,
@@ -61,14 +42,13 @@ def write_dataset(
     """
     for other in datasets[1:]:
         check_same_classes(datasets[0], other)
-    layout = _LAYOUTS[kind]
-    # A map has its picture's name but for the suffix.
-    names = nested_names(datasets, by_stem=True) if kind == "coco" and maps else layout.names(datasets)
+    form = format_named(kind)
+    names = form.image_names(datasets, bool(maps))  # a map has the name of its image but for the suffix
     places = [
-        [layout.pictures(folder, dataset.split) / name for name in of_split]
+        [form.image_folder(folder, dataset.split) / name for name in of_split]
         for dataset, of_split in zip(datasets, names, strict=True)
     ]
-    annotations = layout.write(folder, datasets, names)
+    annotations = form.write(folder, datasets, names)
     for dataset, paths in zip(datasets, places, strict=True):
         for index, path in enumerate(paths):
             _place(dataset.source(index), path, pictures)
@@ -76,7 +56,7 @@ def write_dataset(
         for target, source in copies(maps or {}, dataset, of_split, folder).items():
             _place(source, target, "copy")
     lost = _lost(folder, datasets, places)
-    if lost and kind != "coco":
+    if lost and not form.complete:
         write_text(folder / NAME, json.dumps(extras_document(datasets, annotations, folder)))
         lost = _lost(folder, datasets, places)
         log.info(
@@ -104,7 +84,7 @@ def _place(source: Path | np.ndarray, target: Path, pictures: Pictures) -> None:
 
 def _lost(folder: Path, datasets: Sequence[Dataset], places: Sequence[Sequence[Path]]) -> str:
     """What the written splits say otherwise than the given ones; "" where nothing."""
-    open_split = opener(find_layout(folder), Options(mend=False))
+    open_split = opener(find_layout(folder), Options(repair=False))
     for dataset, paths in zip(datasets, places, strict=True):
         try:
             written = open_split(dataset.split)

@@ -4,21 +4,31 @@ A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractio
 `images/a.jpg` has its rows in `labels/a.txt`; without that file it has no objects (Ultralytics, docs/datasets/detect).
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
-from twostage.data.faults import FaultyDataError, OnError, fault
+from twostage.data.faults import unusable
 from twostage.data.files import exists, require_regular, shown
-from twostage.data.flat import NONE, POLYGONS, Mask, pack_polygons
-from twostage.data.images import EXTENSIONS, Header
+from twostage.data.flat import NONE, POLYGONS, Mask, pack_polygons, unpack_polygons
+from twostage.data.images import EXTENSIONS
+from twostage.data.layout import MASKED_SPLIT, Format, Layout, Look, Names, OpenSplit, Options
+from twostage.data.names import nested_names
+from twostage.errors import UsageError
+
+log = logging.getLogger("twostage.data")
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_KEYS = ("train", "val", "valid", "test", "trainval", "minival")
@@ -26,22 +36,28 @@ LARGEST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 50  # brackets in brackets; PyYAML's time grows with the square of it
 
 
-def yolo_splits(path: Path) -> tuple[str, ...]:
-    """The splits that a data.yaml names. Raises FaultyDataError."""
+def detect(path: Path) -> Layout | None:
+    """The layout of a data.yaml, or of a folder that holds one; its splits are the keys that data.yaml has."""
+    if path.is_dir():
+        return next((detect(path / name) for name in YAML_NAMES if (path / name).is_file()), None)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return None
     document = _load(path)
-    splits = tuple(key for key in SPLIT_KEYS if document.get(key))
+    splits = [key for key in SPLIT_KEYS if document.get(key)]
     if not splits:
         _broken(path, f"names no split; it may have {', '.join(SPLIT_KEYS)}")
-    return splits
+    return Layout(YOLO, path.parent, dict.fromkeys(splits, path))
 
 
-def read_yolo(
-    path: Path, *, split: str, images: Path | None, on_error: OnError, mend: bool, look: Callable[[str], Header]
-) -> Dataset:
-    """One split of a YOLO data set; the pictures must be there, for their sizes. Raises FaultyDataError."""
+def open_splits(layout: Layout, options: Options, look: Look) -> OpenSplit:
+    """A function that opens one split; the images must be there, since the rows are fractions of their sizes."""
+    return partial(_read, layout, options, look)
+
+
+def _read(layout: Layout, options: Options, look: Look, split: str) -> Dataset:
+    path, root = layout.sources[split], layout.root
     document = _load(path)
     names = _names(document, path)
-    root = path.parent
     extras = read_extras(root, split)
     classes = extras.classes(names)
     if tuple(classes) != names:  # the names were changed since
@@ -60,12 +76,12 @@ def read_yolo(
         category_ids=tuple(classes.values()),
         place=place,
         look=look,
-        mend=mend,
+        repair=options.repair,
     )
     bare = []
     label_files: list[Path] = []
     rows: list[list[tuple[int, list[float]]]] = []
-    for picture in _pictures(document, path, split, images):
+    for picture in _pictures(document, path, split, options.images):
         label_file = _label_file(picture)
         label_files.append(label_file)
         shown_labels.append(shown(label_file, root))
@@ -87,7 +103,7 @@ def read_yolo(
             extra = kept[line - 1] if line <= len(kept) else Extra()
             number = extras.object_id() if extra.id is None else extra.id
             _add(builder, image, line, int(label), values, (height, width), number, extra)
-    return builder.build(on_error)
+    return builder.build(options.on_error)
 
 
 def _add(
@@ -188,7 +204,7 @@ def _depth(text: str) -> int:
 
 def _broken(path: Path, message: str) -> NoReturn:
     fix = "Write `names: [cat, dog]`, `train: images/train`, `val: images/val`"
-    raise FaultyDataError(f"{path}: cannot be used.", [fault("broken-yaml", path, "", message, fix)])
+    raise unusable(path, "broken-yaml", message, fix)
 
 
 def _names(document: Mapping[str, Any], path: Path) -> tuple[str, ...]:
@@ -223,7 +239,7 @@ def _pictures(document: Mapping[str, Any], path: Path, split: str, images: Path 
     if not found:
         message = f"no pictures in {named if images is None else images}"
         fix = "Bring them: YOLO's rows are fractions of the pictures' sizes"
-        raise FaultyDataError(f"{path}: cannot be used.", [fault("missing-image", path, split, message, fix)])
+        raise unusable(path, "missing-image", message, fix, split)
     return sorted(found)
 
 
@@ -239,9 +255,7 @@ def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
             return candidate
     looked = ", ".join(dict.fromkeys(map(str, candidates)))
     message = f"names {entry!r}, which does not exist; looked at {looked}"
-    raise FaultyDataError(
-        f"{path}: cannot be used.", [fault("missing-file", path, "", message, "Correct the path in data.yaml")]
-    )
+    raise unusable(path, "missing-file", message, "Correct the path in data.yaml")
 
 
 def _listed(place: Path) -> list[Path]:
@@ -250,10 +264,7 @@ def _listed(place: Path) -> list[Path]:
         require_regular(place)
         lines = place.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FaultyDataError(
-            f"{place}: cannot be used.",
-            [fault("unreadable-file", place, "", f"is no list of pictures: {error}", "Name a folder or a list")],
-        ) from error
+        raise unusable(place, "unreadable-file", f"is no list of images: {error}", "Name a folder or a list") from error
     return [place.parent / line.strip() for line in lines if line.strip()]
 
 
@@ -264,3 +275,91 @@ def _label_file(picture: Path) -> Path:
             parts[i] = "labels"
             break
     return Path(*parts).with_suffix(".txt")
+
+
+def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """The splits under keys of data.yaml: train2017 is train there; a single one of any name is train too.
+
+    VOC's second lists of pictures, of those with masks, stay behind where there are first ones.
+    """
+    first = [dataset for dataset in datasets if not dataset.split.startswith(MASKED_SPLIT)]
+    if first and len(first) < len(datasets):
+        left = ", ".join(dataset.split for dataset in datasets if dataset.split.startswith(MASKED_SPLIT))
+        log.warning("YOLO has no place for a second list of pictures: %s stay behind, and their masks. COCO has.", left)
+        datasets = first
+    renamed = []
+    for dataset in datasets:
+        split = dataset.split.removeprefix(MASKED_SPLIT)
+        known = re.match(r"(trainval|train|minival|valid|val|test)(?![a-z])", split)
+        if known is None and len(datasets) > 1:
+            raise UsageError(
+                f"{dataset.root}: YOLO's data.yaml has no key for the split {dataset.split!r}. Rename it to train, "
+                "val or test, or convert its annotation file alone."
+            )
+        renamed.append(replace(dataset, split=known[1] if known else "train"))
+        if renamed[-1].split != dataset.split:
+            log.info("The split %r is called %r in YOLO's layout.", dataset.split, renamed[-1].split)
+    if len({d.split for d in renamed}) < len(renamed):
+        names = ", ".join(d.split for d in datasets)
+        raise UsageError(f"{datasets[0].root}: two of the splits {names} would have one name in YOLO's layout.")
+    return renamed
+
+
+def image_folder(root: Path, split: str) -> Path:
+    """The images of a split, in `images/<split>/`."""
+    return root / "images" / split
+
+
+def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
+    """Write data.yaml, and labels/<split>/*.txt for splits whose images have these names; the file of each image.
+
+    Raises UsageError for a split that YOLO has no key for.
+    """
+    for dataset in datasets:
+        if dataset.split not in SPLIT_KEYS:
+            raise UsageError(f"data.yaml has no key for the split {dataset.split!r}; it has {', '.join(SPLIT_KEYS)}.")
+    splits = {dataset.split: f"images/{dataset.split}" for dataset in datasets}
+    document = {"names": dict(enumerate(datasets[0].names)), "nc": len(datasets[0].names), **splits}
+    write_text(root / "data.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    places = []
+    for dataset, of_split in zip(datasets, names, strict=True):
+        places.append([(root / "labels" / dataset.split / name).with_suffix(".txt") for name in of_split])
+        outlines = _outlines(dataset)
+        for index, path in enumerate(places[-1]):
+            write_text(path, "".join(f"{row}\n" for row in _written_rows(dataset, index, outlines)))
+    return places
+
+
+def _outlines(dataset: Dataset) -> Sequence[Sequence[float]] | None:
+    """The polygon of every object where all have exactly one: a file holds polygons or boxes, not both."""
+    masks = dataset.masks
+    if masks is None or not len(masks) or any(masks[row].kind != POLYGONS for row in range(len(masks))):
+        return None
+    rings = [unpack_polygons(masks[row].data) for row in range(len(masks))]
+    return None if any(len(of_one) != 1 for of_one in rings) else [of_one[0].tolist() for of_one in rings]
+
+
+def _written_rows(dataset: Dataset, index: int, outlines: Sequence[Sequence[float]] | None) -> list[str]:
+    height, width = dataset.sizes[index].tolist()
+    start, end = dataset.offsets[index : index + 2].tolist()
+    rows = []
+    for row in range(start, end):
+        if outlines is None:
+            x1, y1, x2, y2 = dataset.boxes[row].tolist()
+            numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+        else:
+            numbers = [v / (height if i % 2 else width) for i, v in enumerate(outlines[row])]
+        rows.append(" ".join([str(int(dataset.labels[row])), *map(str, numbers)]))
+    return rows
+
+
+YOLO = Format(
+    name="yolo",
+    description="data.yaml",
+    detect=detect,
+    open=open_splits,
+    write=write,
+    image_names=lambda datasets, by_stem: nested_names(datasets, by_stem=True),
+    image_folder=image_folder,
+    splits_of=splits_of,
+)

@@ -9,15 +9,15 @@ from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, select_images
 from twostage.data.duplicates import may_share, same_pictures
 from twostage.data.faults import Fault, FaultyDataError, fault
-from twostage.data.recognise import Layout, Options, find_layout, opener
+from twostage.data.layout import Layout, Options, VocOffset
+from twostage.data.recognise import find_layout, opener
 from twostage.data.stuff import maps_of
-from twostage.data.voc import VocOffset
 from twostage.data.write import write_dataset
 from twostage.errors import DataError
 from twostage.folders import whole_folder
 
 
-def mend(
+def fix_dataset(
     path: str | Path,
     out: str | Path,
     *,
