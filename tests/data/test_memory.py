@@ -11,10 +11,11 @@ from faster_coco_eval.core import mask as coco
 from PIL import Image
 
 import twostage
+from twostage.data import Kind
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset, difference, join, select_images
 from twostage.data.loader import Loaded, evaluation_batches, training_batches
-from twostage.data.recognise import Kind, open_dataset
+from twostage.data.recognise import open_dataset
 from twostage.data.resize import Resize
 from twostage.data.stats import stats
 from twostage.data.write import write_dataset

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twostage.data import Kind
 from twostage.data.check import check
 from twostage.data.convert import convert
 from twostage.data.dataset import difference
 from twostage.data.faults import FaultyDataError
 from twostage.data.fix import fix_dataset
-from twostage.data.recognise import Kind, find_layout, open_dataset
+from twostage.data.recognise import find_layout, open_dataset
 from twostage.data.split import split as deal_out
 from twostage.data.voc import MOST_MASKS, object_masks
 from twostage.ops import masks as rle_masks

@@ -33,11 +33,11 @@ def detect(path: Path) -> Layout | None:
         if path.suffix.lower() != ".json":
             return None
         root = path.parent.parent if path.parent.name == "annotations" else path.parent
-        return Layout(COCO, root, {_split_name(path): path})
+        return Layout(FORMAT, root, {_split_name(path): path})
     for folder in (path / "annotations", path):
         files = _annotation_files(folder)
         if files:
-            return Layout(COCO, path, {_split_name(p): p for p in files})
+            return Layout(FORMAT, path, {_split_name(p): p for p in files})
     sources: dict[str, Path] = {}
     for folder in subfolders(path):
         files = _annotation_files(folder)
@@ -48,7 +48,7 @@ def detect(path: Path) -> Layout | None:
             )
         if files:
             sources[folder.name] = files[0]
-    return Layout(COCO, path, sources) if sources else None
+    return Layout(FORMAT, path, sources) if sources else None
 
 
 def _annotation_files(folder: Path) -> list[Path]:
@@ -339,7 +339,7 @@ def _written_annotations(dataset: Dataset, categories: Sequence[int]) -> Iterato
         yield entry
 
 
-COCO = Format(
+FORMAT = Format(
     name="coco",
     description="a JSON file; annotations/instances_<split>.json with <split>/; or one folder per split with a JSON",
     detect=detect,

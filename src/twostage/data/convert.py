@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twostage.data import Kind
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, OnError, format_faults
 from twostage.data.layout import Options, VocOffset
-from twostage.data.recognise import Kind, find_layout, format_named, opener
+from twostage.data.recognise import find_layout, format_named, opener
 from twostage.data.stuff import maps_of
 from twostage.data.write import Pictures, write_dataset
 from twostage.folders import whole_folder

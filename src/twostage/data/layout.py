@@ -50,7 +50,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Format:
-    """A data format; `recognise.FORMATS` lists them all.
+    """A data format; `twostage.data.Kind` lists them all.
 
     `detect` returns the layout of a file or folder of this format, else None; it raises DataError for one that is of
     this format and broken. `open` reads what all splits share and returns a function that opens one split; it raises

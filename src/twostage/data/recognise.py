@@ -1,22 +1,19 @@
 """Which layout a folder or file has, which splits it offers, and opening one of them."""
 
 import itertools
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
-from twostage.data.coco import COCO
+from twostage.data import Kind
 from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
 from twostage.data.files import exists
 from twostage.data.layout import Format, Layout, Look, OpenSplit, Options, VocOffset
 from twostage.data.probe import probe
-from twostage.data.voc import VOC
-from twostage.data.yolo import YOLO
 from twostage.errors import DataError, UsageError, nearest
 
-# In the order in which they are looked for. A new format is added here, and to `Kind` for the command line.
-FORMATS = (YOLO, VOC, COCO)
-Kind = Literal["voc", "coco", "yolo"]
+FORMATS: tuple[Format, ...] = tuple(import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind))
 LOOKED_FOR = "\n".join(f"{one.name.upper() + ':':<5} {one.description}" for one in FORMATS)
 TRAIN_NAMES = ("train", "trainval")
 VAL_NAMES = ("val", "valid", "test")

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from twostage.data import Kind
 from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, join, select_images
 from twostage.data.duplicates import same_pictures
 from twostage.data.layout import Options, VocOffset
-from twostage.data.recognise import Kind, check_same_classes, find_layout, opener
+from twostage.data.recognise import check_same_classes, find_layout, opener
 from twostage.data.stuff import maps_of
 from twostage.data.write import Pictures, write_dataset
 from twostage.errors import DataError, UsageError

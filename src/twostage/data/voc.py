@@ -48,7 +48,7 @@ class VocFolders(NamedTuple):
 def detect(path: Path) -> Layout | None:
     """The layout of a folder with Annotations/ and JPEGImages/, or with images and XML side by side."""
     found = _find(path) if path.is_dir() else None
-    return None if found is None else Layout(VOC, path, found[0])
+    return None if found is None else Layout(FORMAT, path, found[0])
 
 
 def _find(root: Path) -> tuple[Mapping[str, Path], VocFolders] | None:
@@ -312,7 +312,7 @@ def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Pa
     return places
 
 
-VOC = Format(
+FORMAT = Format(
     name="voc",
     description="JPEGImages/, Annotations/ and ImageSets/Main/<split>.txt, or images and XML in one folder per split",
     detect=detect,

@@ -46,7 +46,7 @@ def detect(path: Path) -> Layout | None:
     splits = [key for key in SPLIT_KEYS if document.get(key)]
     if not splits:
         _broken(path, f"names no split; it may have {', '.join(SPLIT_KEYS)}")
-    return Layout(YOLO, path.parent, dict.fromkeys(splits, path))
+    return Layout(FORMAT, path.parent, dict.fromkeys(splits, path))
 
 
 def open_splits(layout: Layout, options: Options, look: Look) -> OpenSplit:
@@ -353,7 +353,7 @@ def _written_rows(dataset: Dataset, index: int, outlines: Sequence[Sequence[floa
     return rows
 
 
-YOLO = Format(
+FORMAT = Format(
     name="yolo",
     description="data.yaml",
     detect=detect,
