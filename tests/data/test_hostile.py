@@ -16,8 +16,7 @@ from PIL import Image
 
 from twostage.data.check import check
 from twostage.data.convert import convert
-from twostage.data.images import read_header, read_image
-from twostage.data.probe import probe
+from twostage.data.images import probe, read_header, read_image
 from twostage.data.recognise import open_dataset
 from twostage.errors import DataError
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from twostage.data.images import read_header, read_image
-from twostage.data.probe import probe
+from twostage.data.images import probe, read_header, read_image
 from twostage.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)

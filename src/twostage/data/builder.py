@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
 from twostage.data.files import shown
 from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, to_rle
-from twostage.data.images import SIDEWAYS, Header
-from twostage.data.probe import probe
-from twostage.data.table import Row, Table
+from twostage.data.images import SIDEWAYS, Header, probe
 from twostage.data.upright import turn_boxes, turn_mask
 from twostage.errors import DataError
 
@@ -26,6 +24,36 @@ SLACK = 0.1
 # Pixels; farther out there is no picture, and float32 tells pixels no longer apart.
 FARTHEST = 1e7
 _NAMED = 5  # of the objects without a mask in a split, which may be most of them
+
+
+# image, source, label, annotation id, crowd, difficult, area, x1, y1, x2, y2
+Row = tuple[int, int, int, int, int, int, float, float, float, float, float]
+
+
+@dataclass
+class Table:
+    """The objects of a split as columns, in the order of `Row`; boxes are xyxy in float64."""
+
+    image: Int64[np.ndarray, " b"]
+    source: Int64[np.ndarray, " b"]
+    label: Int64[np.ndarray, " b"]
+    annotation_id: Int64[np.ndarray, " b"]
+    crowd: Int64[np.ndarray, " b"]
+    difficult: Int64[np.ndarray, " b"]
+    area: Float64[np.ndarray, " b"]
+    boxes: Float64[np.ndarray, "b 4"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Table":
+        """The columns of these rows."""
+        columns = list(zip(*rows, strict=True)) or [()] * 11
+        image, source, label, annotation_id, crowd, difficult = (np.array(c, dtype=np.int64) for c in columns[:6])
+        area, boxes = np.array(columns[6], np.float64), np.array(columns[7:], np.float64).T.reshape(-1, 4)
+        return cls(image, source, label, annotation_id, crowd, difficult, area, boxes)
+
+    def take(self, rows: np.ndarray) -> "Table":
+        """These rows, copied."""
+        return Table(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 @dataclass

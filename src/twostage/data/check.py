@@ -20,10 +20,9 @@ from twostage.data.census import class_notes, image_notes, object_notes
 from twostage.data.dataset import Dataset
 from twostage.data.duplicates import duplicate_faults
 from twostage.data.faults import Fault, FaultyDataError, fault, format_faults
-from twostage.data.images import Header, read_image
+from twostage.data.images import Header, probe, read_image
 from twostage.data.layout import Layout, Options, VocOffset
 from twostage.data.mask_check import mask_faults
-from twostage.data.probe import probe
 from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener
 from twostage.data.resize import Resize
 from twostage.data.stuff import stuff_faults

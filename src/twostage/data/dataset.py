@@ -84,7 +84,7 @@ class Dataset:
         return len(self.image_ids)
 
     def path(self, index: int) -> Path:
-        """The image file; the name, such as `image 3`, of an image in memory."""
+        """The image file; the name, such as `image_3`, of an image in memory."""
         return Path(self.paths[index])
 
     def source(self, index: int) -> Path | UInt8[np.ndarray, "h w 3"]:
@@ -109,7 +109,7 @@ class Dataset:
         return pixels
 
     def file_name(self, index: int) -> str:
-        """The image's name in the data set (COCO's `file_name`); `image 3` for the fourth sample in memory."""
+        """The image's name in the data set (COCO's `file_name`); `image_3` for the fourth sample in memory."""
         return self.files[index]
 
     def objects(self, index: int) -> Objects:

@@ -16,8 +16,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
 from twostage.data.files import shown
 from twostage.data.flat import NO_MASK, RLE, Mask
-from twostage.data.images import Header, read_image
-from twostage.data.probe import probe
+from twostage.data.images import Header, probe, read_image
 from twostage.data.segmentation import SegmentationError, read_segmentation
 from twostage.errors import UsageError, brief, nearest
 
@@ -101,7 +100,7 @@ def _image(index: int, image: Any) -> tuple[str, UInt8[np.ndarray, "h w 3"] | No
     """The file of an image, or a name for it and its pixels."""
     if isinstance(image, str | Path):
         return str(Path(image).absolute()), None
-    name = f"image {index}"
+    name = f"image_{index}"
     if isinstance(image, Image.Image):
         return name, read_image(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

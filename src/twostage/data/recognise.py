@@ -9,8 +9,8 @@ from twostage.data import Kind
 from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
 from twostage.data.files import exists
+from twostage.data.images import probe
 from twostage.data.layout import Format, Layout, Look, OpenSplit, Options, VocOffset
-from twostage.data.probe import probe
 from twostage.errors import DataError, UsageError, nearest
 
 FORMATS: tuple[Format, ...] = tuple(import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind))
