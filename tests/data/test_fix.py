@@ -54,32 +54,32 @@ def test_what_was_left_out_is_told(make_coco: Callable[..., Path], tmp_path: Pat
     }  # fmt: skip
 
 
-def test_a_picture_in_two_splits_stays_in_the_smaller(
-    make_voc: Callable[..., Path], make_picture: Callable[..., Path], tmp_path: Path
+def test_a_image_in_two_splits_stays_in_the_smaller(
+    make_voc: Callable[..., Path], make_image: Callable[..., Path], tmp_path: Path
 ) -> None:
     objects = [("dog", (2, 3, 20, 30))]
     source = make_voc(dict.fromkeys("abcd", objects), train=["a", "b", "c"], val=["d"], trainval=["a", "b", "c", "d"])
-    make_picture(source / "JPEGImages" / "d.jpg", seed=1)  # the content of b
+    make_image(source / "JPEGImages" / "d.jpg", seed=1)  # the content of b
     assert "duplicate-image" in {f.code for f in check(source).faults}
     written = fix_dataset(source, tmp_path / "out")
     assert {name: images for name, (images, _) in written.splits.items()} == {"train": 2, "val": 1, "trainval": 4}
     assert check(tmp_path / "out").ok
 
 
-def test_wrong_sizes_and_extensions(make_voc: Callable[..., Path], make_picture: Any, tmp_path: Path) -> None:
+def test_wrong_sizes_and_extensions(make_voc: Callable[..., Path], make_image: Any, tmp_path: Path) -> None:
     xml = "<annotation><filename>a.jpg</filename><size><width>9</width><height>9</height></size></annotation>"
     source = make_voc({"a": xml, "b": [("dog", (2, 3, 20, 30))]})
-    make_picture(source / "JPEGImages" / "a.jpg", format="PNG")
+    make_image(source / "JPEGImages" / "a.jpg", format="PNG")
     assert not check(source).ok
     fix_dataset(source, tmp_path / "out")
     assert check(tmp_path / "out").ok
 
 
 def test_pixels_that_do_not_decode_need_a_closer_look(
-    make_voc: Callable[..., Path], make_picture: Callable[..., Path], tmp_path: Path
+    make_voc: Callable[..., Path], make_image: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = make_voc({stem: [("dog", (2, 3, 20, 30))] for stem in "ab"})
-    path = make_picture(source / "JPEGImages" / "a.jpg", format="PNG")
+    path = make_image(source / "JPEGImages" / "a.jpg", format="PNG")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)

@@ -46,7 +46,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def coco(server: Any, scenes: Path) -> PublishedData:
-    """As COCO is dealt out: annotations of all splits in one archive, the pictures of each in its own."""
+    """As COCO is dealt out: annotations of all splits in one archive, the images of each in its own."""
     return PublishedData(
         "coco2017",
         "little",

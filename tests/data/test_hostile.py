@@ -92,7 +92,7 @@ def test_any_numbers_for_boxes_and_polygons(coco_root: Path, box: list[float], r
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "gif", "webp", "tif", "bmp", "jp2", "ppm", "avif"])
-def test_pictures_with_random_damage_are_read_or_named(tmp_path: Path, kind: str) -> None:
+def test_images_with_random_damage_are_read_or_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)

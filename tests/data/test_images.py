@@ -1,4 +1,4 @@
-"""Every picture leaves as upright RGB of 8 bits, or as an error that names it."""
+"""Every image leaves as upright RGB of 8 bits, or as an error that names it."""
 
 import io
 import struct
@@ -118,12 +118,12 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("empty.jpg", b"", "empty"),
-        ("text.png", b"hello, I am no picture", "not an image"),
+        ("text.png", b"hello, I am no image", "not an image"),
         ("header.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "."),
         ("script.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
     ],
 )
-def test_what_is_no_picture_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     for read in (read_image, read_header, probe):
         with pytest.raises(DataError, match=words) as caught:
@@ -148,10 +148,10 @@ def test_a_header_of_a_bomb_is_refused_with_its_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp", "a.tif", "a.ppm", "a.jp2"])
-def test_probe_passes_whole_pictures_and_finds_truncated_ones(
-    tmp_path: Path, name: str, make_picture: Callable[..., Path]
+def test_probe_passes_whole_images_and_finds_truncated_ones(
+    tmp_path: Path, name: str, make_image: Callable[..., Path]
 ) -> None:
-    path = make_picture(tmp_path / name, 64, 80)
+    path = make_image(tmp_path / name, 64, 80)
     assert probe(path)[:2] == (64, 80)
     content = path.read_bytes()
     for part in (0.5, 0.9):
@@ -160,13 +160,13 @@ def test_probe_passes_whole_pictures_and_finds_truncated_ones(
             probe(path)
 
 
-def test_probe_passes_a_jpeg_with_bytes_behind_its_end(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
-    path = make_picture(tmp_path / "a.jpg")
+def test_probe_passes_a_jpeg_with_bytes_behind_its_end(tmp_path: Path, make_image: Callable[..., Path]) -> None:
+    path = make_image(tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes() + b"phone maker's own data")
     assert probe(path)[:2] == (40, 60)
 
 
-def test_real_pictures_are_read_as_pillow_reads_them(real_data: Path) -> None:
+def test_real_images_are_read_as_pillow_reads_them(real_data: Path) -> None:
     for path in sorted((real_data / "coco-photos" / "images").iterdir())[:20]:
         with Image.open(path) as image:
             expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

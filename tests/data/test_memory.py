@@ -117,8 +117,8 @@ def test_a_torchvision_data_set_is_one_line(tmp_path: Path) -> None:
     assert made.masks is None
 
 
-def test_files_are_not_decoded_before_they_are_needed(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
-    paths = [make_picture(tmp_path / "a" / "1.png"), make_picture(tmp_path / "b" / "1.png", 30, 20)]
+def test_files_are_not_decoded_before_they_are_needed(tmp_path: Path, make_image: Callable[..., Path]) -> None:
+    paths = [make_image(tmp_path / "a" / "1.png"), make_image(tmp_path / "b" / "1.png", 30, 20)]
     made = Dataset.from_samples([(path, [[1, 2, 9, 9]], ["cat"]) for path in paths], NAMES, split="val")
     assert (made.root, made.split, made.sizes.tolist()) == (tmp_path, "val", [[40, 60], [30, 20]])
     assert [made.file_name(i) for i in range(2)] == ["a/1.png", "b/1.png"]
@@ -127,9 +127,9 @@ def test_files_are_not_decoded_before_they_are_needed(tmp_path: Path, make_pictu
         made.image(1)
 
 
-def test_selected_and_joined_images_keep_their_pixels(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
+def test_selected_and_joined_images_keep_their_pixels(tmp_path: Path, make_image: Callable[..., Path]) -> None:
     made = Dataset.from_samples(arrays(masks=False), NAMES)
-    from_file = Dataset.from_samples([(make_picture(tmp_path / "1.png"), [], [])], NAMES)
+    from_file = Dataset.from_samples([(make_image(tmp_path / "1.png"), [], [])], NAMES)
     whole = join([from_file, select_images(made, np.array([3, 1]))])
     assert np.array_equal(whole.image(0), from_file.image(0))
     assert np.array_equal(whole.image(1), made.image(3))

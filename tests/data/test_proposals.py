@@ -32,7 +32,7 @@ OBJECT = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [5, 5, 20, 10], "are
 
 @pytest.fixture
 def dataset(make_coco: Callable[..., Path]) -> Dataset:
-    """Two pictures of 60 x 40."""
+    """Two images of 60 x 40."""
     return open_dataset(make_coco([OBJECT]), split="train")
 
 
@@ -66,7 +66,7 @@ def test_file_gives_back_what_was_written(dataset: Dataset, tmp_path: Path) -> N
     assert not is_proposals_file(tmp_path / "none.safetensors")
 
 
-def test_a_file_holds_splits_whose_pictures_share_names(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_file_holds_splits_whose_images_share_names(dataset: Dataset, tmp_path: Path) -> None:
     other, path = replace(dataset, split="val"), tmp_path / "p.safetensors"
     write_proposals(path, [(dataset, some(seed=1)), (other, some(seed=2))], keep=9)
     np.testing.assert_array_equal(read_proposals(path, other).boxes, some(seed=2).boxes)
@@ -163,7 +163,7 @@ def test_files_that_are_not_there_or_others(dataset: Dataset, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("change", ["boxes", "offsets", "split", "size"])
-def test_files_that_contradict_themselves_or_the_pictures(dataset: Dataset, tmp_path: Path, change: str) -> None:
+def test_files_that_contradict_themselves_or_the_images(dataset: Dataset, tmp_path: Path, change: str) -> None:
     path = tmp_path / "p.safetensors"
     write_proposals(path, [(dataset, some())], keep=9)
     if change in ("boxes", "offsets"):
@@ -180,7 +180,7 @@ def test_files_that_contradict_themselves_or_the_pictures(dataset: Dataset, tmp_
         if change == "size"
         else replace(dataset, files=FlatStrings.of(["a", "b"]))
     )
-    with pytest.raises(DataError, match="of another picture" if change == "size" else "is of other images"):
+    with pytest.raises(DataError, match="of another image" if change == "size" else "is of other images"):
         read_proposals(path, changed)
 
 
@@ -215,7 +215,7 @@ def test_batches_carry_proposals_on_their_pixels(dataset: Dataset, training: boo
     assert [one.proposals.boxes.shape[0] for one in loaded.batch.split(1) if one.proposals] == [1, 1]
 
 
-def test_proposals_move_with_the_picture() -> None:
+def test_proposals_move_with_the_image() -> None:
     boxes = torch.tensor([[1.0, 2, 11, 12], [30, 5, 50, 20]])
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     proposals = torch.cat([boxes, torch.tensor([[0.5], [0.25]])], dim=1)

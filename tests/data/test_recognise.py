@@ -51,11 +51,11 @@ def test_coco_layouts(tmp_path: Path, files: list[str], splits: tuple[str, ...])
 
 
 @pytest.mark.parametrize("place", ["train", "train/images", "images/train", "images", "annotations", "."])
-def test_pictures_of_a_coco_file_are_found(tmp_path: Path, place: str, make_picture: Callable[..., Path]) -> None:
+def test_images_of_a_coco_file_are_found(tmp_path: Path, place: str, make_image: Callable[..., Path]) -> None:
     path = coco_file(tmp_path / "annotations" / "instances_train.json")
     document = json.loads(path.read_text()) | {"images": [{"id": 1, "file_name": "a.jpg"}]}
     path.write_text(json.dumps(document))
-    make_picture(tmp_path / place / "a.jpg")
+    make_image(tmp_path / place / "a.jpg")
     for named in (tmp_path, path):
         dataset = open_dataset(named, split="train")
         assert dataset.path(0).resolve() == (tmp_path / place / "a.jpg").resolve()

@@ -1,4 +1,4 @@
-"""VOC's SegmentationObject: every object its pixels, and pictures that cannot be theirs."""
+"""VOC's SegmentationObject: every object its pixels, and images that cannot be theirs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +67,12 @@ def test_a_split_of_which_only_some_have_masks_has_none(voc: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "says"),
     [
-        (np.zeros((20, 20), np.uint8), "is 20 x 20, its picture 60 x 40"),
+        (np.zeros((20, 20), np.uint8), "is 20 x 20, its image 60 x 40"),
         (np.full((HEIGHT, WIDTH), 7, np.uint8), "holds the object 7, and the XML lists 2"),
         (np.zeros((HEIGHT, WIDTH, 3), np.uint8), "holds RGB pixels"),
     ],
 )
-def test_pictures_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.ndarray, says: str) -> None:
+def test_images_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.ndarray, says: str) -> None:
     Image.fromarray(pixels).save(voc / "SegmentationObject" / "b.png")
     with pytest.raises(FaultyDataError, match=rf"SegmentationObject/b\.png.*{says}") as caught:
         open_dataset(voc, split="segmentation_train")
@@ -119,8 +119,8 @@ def test_a_mended_copy_keeps_the_lists(voc: Path, tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "new", split="segmentation_train").masks is not None
 
 
-def test_pictures_dealt_out_keep_their_masks(voc: Path, tmp_path: Path) -> None:
+def test_images_dealt_out_keep_their_masks(voc: Path, tmp_path: Path) -> None:
     deal_out(voc, tmp_path / "new", {"train": 1.0}, to="coco")
     dealt = open_dataset(tmp_path / "new", split="train")
     assert len(dealt) == 3
-    assert dealt.unmasked.sum() == 2, "the objects of the picture without masks"
+    assert dealt.unmasked.sum() == 2, "the objects of the image without masks"

@@ -1,4 +1,4 @@
-"""YOLO: fractions of the picture, polygons, and the many ways data.yaml is written."""
+"""YOLO: fractions of the image, polygons, and the many ways data.yaml is written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_polygons_give_boxes_and_masks(make_yolo: Callable[..., Path]) -> None:
     assert dataset.areas.tolist() == [coco_mask.area(expected)]
 
 
-def test_pictures_without_label_file_have_no_objects_and_are_counted(make_yolo: Callable[..., Path]) -> None:
+def test_images_without_label_file_have_no_objects_and_are_counted(make_yolo: Callable[..., Path]) -> None:
     dataset = open_dataset(make_yolo({"a": "0 0.5 0.5 1 1", "b": None}), split="train")
     assert np.diff(dataset.offsets).tolist() == [1, 0]
     (note,) = dataset.faults
@@ -124,9 +124,9 @@ def test_splits_are_those_that_data_yaml_names(make_yolo: Callable[..., Path]) -
     assert find_layout(root).splits == ("train", "val")
 
 
-def test_a_split_without_pictures_is_an_error(make_yolo: Callable[..., Path]) -> None:
+def test_a_split_without_images_is_an_error(make_yolo: Callable[..., Path]) -> None:
     """Without them its rows mean nothing; and no number of 0 images should look like a result."""
     root = make_yolo({"a": "0 0.5 0.5 1 1"})
     next((root / "images" / "train").iterdir()).unlink()
-    with pytest.raises(FaultyDataError, match="no pictures in"):
+    with pytest.raises(FaultyDataError, match="no images in"):
         open_dataset(root, split="train")

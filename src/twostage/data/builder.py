@@ -21,7 +21,7 @@ from twostage.errors import DataError
 
 # How far over the border rounded coordinates may reach before it counts as a fault, in pixels.
 SLACK = 0.1
-# Pixels; farther out there is no picture, and float32 tells pixels no longer apart.
+# Pixels; farther out there is no image, and float32 tells pixels no longer apart.
 FARTHEST = 1e7
 _NAMED = 5  # of the objects without a mask in a split, which may be most of them
 
@@ -61,7 +61,7 @@ class Builder:
     """Collects the images and objects of one split.
 
     `place(image, source)` names an object for people: the annotation file, and the object in it; `source` is the number
-    the reader gave it. `look` tells the size of a picture. A box no wider or no higher than `thin` has no area (1 where
+    the reader gave it. `look` tells the size of an image. A box no wider or no higher than `thin` has no area (1 where
     coordinates include the last pixel). Without `repair`, boxes of finite numbers stay as annotated, as the tools
     that define the metrics read them.
     """
@@ -163,7 +163,7 @@ class Builder:
     def measure(self) -> tuple[np.ndarray, np.ndarray]:
         """Upright sizes [M, 2], and the EXIF orientation of images annotated before they were turned, else 1 [M].
 
-        Reads the pictures when first called, after all of them were added.
+        Reads the images when first called, after all of them were added.
         """
         if self._measured is None:
             self._measured = self._measure()
@@ -181,7 +181,7 @@ class Builder:
             try:
                 header = self.look(path)
             except DataError as error:
-                self._report_picture(image, path, error)
+                self._report_unreadable(image, path, error)
                 continue
             size = header.height, header.width
             sizes[image] = size
@@ -191,22 +191,22 @@ class Builder:
                 self._report_size(image, stated, size, turned)
         return sizes, turns
 
-    def _report_picture(self, image: int, path: str, error: DataError) -> None:
+    def _report_unreadable(self, image: int, path: str, error: DataError) -> None:
         code, message = "unreadable-image", str(error).removeprefix(f"{path}: ").rstrip(".")
-        fix = "Replace the picture, or remove it from the data set"
+        fix = "Replace the image, or remove it from the data set"
         if isinstance(error.__cause__, FileNotFoundError):
             code = "missing-image" if self.require_images else "missing-size"
-            message, fix = "the picture does not exist", "Bring it, correct its name, or remove the image"
+            message, fix = "the image does not exist", "Bring it, correct its name, or remove the image"
         self.report(code, shown(path, self.root), "", message, fix, image=image)
 
     def _report_size(self, image: int, stated: tuple[int, int], size: tuple[int, int], turned: bool) -> None:
         says = f"the annotation says {stated[1]} x {stated[0]} (width x height)"
         if turned:
-            message = f"{says}, the picture before its EXIF tag turns it; boxes and masks are turned with it"
+            message = f"{says}, the image before its EXIF tag turns it; boxes and masks are turned with it"
             self.report("rotated-annotation", shown(self._paths[image], self.root), "", message, "Nothing to do")
         else:
-            message = f"{says}, the picture has {size[1]} x {size[0]}"
-            fix = "Check that the boxes belong to this picture, then correct the size"
+            message = f"{says}, the image has {size[1]} x {size[0]}"
+            fix = "Check that the boxes belong to this image, then correct the size"
             self.report("size-mismatch", shown(self._paths[image], self.root), "", message, fix)
 
     def _turn(self, table: Table, masks: list[Mask], sizes: np.ndarray, turns: np.ndarray) -> None:
@@ -259,7 +259,7 @@ class Builder:
                 fits[row] = False
                 file, where = self.place(image, int(table.source[row]))
                 message = f"the mask has {mask.size[1]} x {mask.size[0]} pixels, the image {sizes[image, 1]} x "
-                fix = "Make the mask for this picture, or remove it"
+                fix = "Make the mask for this image, or remove it"
                 self.report("broken-mask", file, where, f"{message}{sizes[image, 0]}", fix)
         return fits
 

@@ -60,11 +60,11 @@ def class_notes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
     if ranked and ranked[0][1] >= IMBALANCE * ranked[-1][1]:
         (most, many), (least, few) = ranked[0], ranked[-1]
         message = f"{most!r} has {many} objects, {least!r} {few}"
-        yield fault("class-imbalance", where, "", message, "Expect a low AP of the rare class, or add pictures of it")
+        yield fault("class-imbalance", where, "", message, "Expect a low AP of the rare class, or add images of it")
 
 
 def image_notes(datasets: Sequence[Dataset], look: Callable[[str], Header]) -> Iterator[Fault]:
-    """Wrong extensions, pixels that are converted, pictures that EXIF turns. `look` gives a picture's header."""
+    """Wrong extensions, pixels that are converted, images that EXIF turns. `look` gives an image's header."""
     headers = {path: look(path) for d in datasets for path in (str(d.path(i)) for i in range(len(d)))}
     for path, header in headers.items():
         extension = Path(path).suffix.lower()
@@ -78,10 +78,10 @@ def image_notes(datasets: Sequence[Dataset], look: Callable[[str], Header]) -> I
     for mode, paths in modes.items():
         done = {"CMYK": "converted without colour profile", "RGBA": "alpha dropped", "LA": "alpha dropped"}
         how = done.get(mode, "only the high byte is kept" if mode.startswith("I") else "converted to RGB")
-        yield fault("pixel-format", paths[0], "", f"pictures of mode {mode}: {len(paths)}; {how}", "Nothing to do")
+        yield fault("pixel-format", paths[0], "", f"images of mode {mode}: {len(paths)}; {how}", "Nothing to do")
     turned = [path for path, header in headers.items() if header.orientation != 1]
     if turned:
-        message = f"pictures turned by their EXIF tag: {len(turned)}; boxes are read on the upright picture"
+        message = f"images turned by their EXIF tag: {len(turned)}; boxes are read on the upright image"
         yield fault("exif-turned", turned[0], "", message, "Nothing to do")
 
 

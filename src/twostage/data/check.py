@@ -1,6 +1,6 @@
 """Everything that is wrong or strange about a data set, in one report, without changing anything.
 
-Annotations are read as for training, so that what is said here is what training would say. Pictures are opened up to
+Annotations are read as for training, so that what is said here is what training would say. Images are opened up to
 their headers and their last bytes; `deep` decodes them all.
 """
 
@@ -167,17 +167,17 @@ def _empty(datasets: Sequence[Dataset], train: str | None) -> Iterator[Fault]:
             yield fault("empty-split", dataset.root, dataset.split, "the split has no images", "Add some, or drop it")
         elif dataset.split == train and (dataset.crowd | dataset.difficult).all():
             message = "the split to learn from has no object to learn"
-            yield fault("empty-split", dataset.root, dataset.split, message, "Annotate its pictures")
+            yield fault("empty-split", dataset.root, dataset.split, message, "Annotate its images")
 
 
 def _undecodable(datasets: Sequence[Dataset]) -> Iterator[Fault]:
-    """Decodes every picture once, on all cores: Pillow's decoders run beside each other."""
+    """Decodes every image once, on all cores: Pillow's decoders run beside each other."""
     paths = sorted({str(d.path(i)) for d in datasets for i in range(len(d))})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, message in zip(paths, pool.map(_decode, paths), strict=True):
             if message:
                 shown = message.removeprefix(f"{path}: ").rstrip(".")
-                fix = "Replace the picture, or remove it from the data set"
+                fix = "Replace the image, or remove it from the data set"
                 yield fault("unreadable-image", path, "", shown, fix)
 
 

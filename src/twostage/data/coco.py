@@ -153,13 +153,13 @@ def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) ->
 
 
 def _folder(images: Sequence[Any], folders: Sequence[Path], required_by: Path | None) -> Path:
-    """The folder that has the most of the first pictures. Raises FaultyDataError when none has any, if that matters."""
+    """The folder that has the most of the first images. Raises FaultyDataError when none has any, if that matters."""
     names = [r["file_name"] for r in images if isinstance(r, dict) and _is_name(r.get("file_name"))]
     best = max(folders, key=lambda folder: sum(exists(folder / name) for name in names[:20]))
     if names and required_by and not any(exists(folder / name) for name in names for folder in folders):
         looked = ", ".join(map(str, folders))
-        message = f"none of its {len(names)} pictures is there, {names[0]!r} the first; looked in {looked}"
-        raise unusable(required_by, "missing-image", message, "Name the folder of the pictures with --images")
+        message = f"none of its {len(names)} images is there, {names[0]!r} the first; looked in {looked}"
+        raise unusable(required_by, "missing-image", message, "Name the folder of the images with --images")
     return best
 
 

@@ -1,7 +1,7 @@
 """Masks as a detector learns them: how much of each cell of a grid over the object belongs to it.
 
-A mask head predicts some 28 cells along the side of a box, whatever the picture's size. So a mask is kept as a fixed
-grid over its object: an object costs as much memory in a large picture as in a small one, and where the object moves,
+A mask head predicts some 28 cells along the side of a box, whatever the image's size. So a mask is kept as a fixed
+grid over its object: an object costs as much memory in a large image as in a small one, and where the object moves,
 only the grid's frame moves. Letters: g objects, m cells along a side.
 """
 

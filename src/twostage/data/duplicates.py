@@ -1,4 +1,4 @@
-"""Pictures that are there twice, found by their content; in two splits they make a validation score worth less."""
+"""Images that are there twice, found by their content; in two splits they make a validation score worth less."""
 
 import hashlib
 from collections import defaultdict
@@ -13,19 +13,19 @@ from twostage.data.layout import MASKED_SPLIT
 
 
 def duplicate_faults(datasets: Sequence[Dataset]) -> Iterator[Fault]:
-    """A fault for every picture that two splits share, and a note for every copy within one split.
+    """A fault for every image that two splits share, and a note for every copy within one split.
 
     Splits of which one's name holds the other's (trainval and val) are meant to overlap.
     """
-    for places in same_pictures(datasets):
+    for places in same_images(datasets):
         names: dict[str, list[str]] = defaultdict(list)
         for number, index in places:
             names[datasets[number].split].append(datasets[number].file_name(index))
         yield from _faults(names)
 
 
-def same_pictures(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]]:
-    """Every distinct picture of the splits, by its bytes, as the places where it is: (split, image), both numbers."""
+def same_images(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]]:
+    """Every distinct image of the splits, by its bytes, as the places where it is: (split, image), both numbers."""
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for number, dataset in enumerate(datasets):
         for index in range(len(dataset)):
@@ -35,7 +35,7 @@ def same_pictures(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]
 
 
 def may_share(one: str, other: str) -> bool:
-    """Whether two splits of these names are meant to have pictures in common."""
+    """Whether two splits of these names are meant to have images in common."""
     one, other = (name.removeprefix(MASKED_SPLIT) for name in (one, other))
     return one in other or other in one
 
@@ -44,7 +44,7 @@ def _faults(names: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
     """Every copy against the first one of its split and of each other: all pairs would grow as the square."""
     for split, (first, *copies) in names.items():
         for name in copies:
-            message = f"the same picture as {first} in the split {split!r}"
+            message = f"the same image as {first} in the split {split!r}"
             yield fault("repeated-image", name, "", message, "Keep one of them")
     for one, other in combinations(names, 2):
         if not may_share(one, other):

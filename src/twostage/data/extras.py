@@ -52,7 +52,7 @@ class Extras:
         return {**self._categories, **{name: next(free) for name in found if name not in self._categories}}
 
     def image_id(self, shown: str) -> int:
-        """The id of the picture with this annotation file (its path from the root); a free one if it has none."""
+        """The id of the image with this annotation file (its path from the root); a free one if it has none."""
         entry = self._files.get(shown)
         return next(self._image_ids) if entry is None else entry["id"]
 

@@ -27,16 +27,16 @@ CODES: dict[str, tuple[Severity, str]] = {
     "unknown-image": ("error", "an annotation belongs to an image that the file does not list"),
     "duplicate-class": ("error", "two classes share a name or an id"),
     "duplicate-image-id": ("error", "two images share an id"),
-    "duplicate-file": ("error", "one picture is listed twice"),
+    "duplicate-file": ("error", "one image is listed twice"),
     "duplicate-annotation-id": ("repair", "two annotations share an id; the later one gets a new id"),
-    # pictures
-    "missing-image": ("error", "the picture does not exist"),
-    "unreadable-image": ("error", "the picture is empty, truncated, hostile, or not an image"),
-    "missing-size": ("error", "neither the annotation nor a picture tells the image's size"),
-    "size-mismatch": ("repair", "the annotation states another size than the picture has; the picture's is used"),
+    # images
+    "missing-image": ("error", "the image does not exist"),
+    "unreadable-image": ("error", "the image is empty, truncated, hostile, or not an image"),
+    "missing-size": ("error", "neither the annotation nor an image tells the image's size"),
+    "size-mismatch": ("repair", "the annotation states another size than the image has; the image's is used"),
     "rotated-annotation": (
         "note",
-        "the annotation was made on the picture before EXIF turned it; it is turned as well",
+        "the annotation was made on the image before EXIF turned it; it is turned as well",
     ),
     # boxes and masks
     "box-not-numbers": ("error", "a box is missing, or is not four finite numbers"),
@@ -49,22 +49,22 @@ CODES: dict[str, tuple[Severity, str]] = {
         "note",
         "some objects or images have no mask where others have; a model with masks needs --on-error skip",
     ),
-    "stuff-map": ("note", "a map of stuff is missing or not of its picture; Hybrid Task Cascade learns of them"),
+    "stuff-map": ("note", "a map of stuff is missing or not of its image; Hybrid Task Cascade learns of them"),
     "empty-mask": ("note", "a mask has no pixel in its image; a model with masks needs --on-error skip"),
     "short-polygon": ("repair", "a polygon of fewer than three points encloses nothing; it is left out"),
     "mask-elsewhere": ("note", "a mask and its box hardly overlap"),
     # the data set as a whole
     "empty-split": ("error", "a split has no images, or the one to learn from no objects to learn"),
     "classes-differ": ("error", "two splits have not the same classes in the same order"),
-    "duplicate-image": ("repair", "a picture is in two splits that should have none in common"),
+    "duplicate-image": ("repair", "an image is in two splits that should have none in common"),
     # what is good to know
     "voc-offset": ("note", "which pixel VOC coordinates count from, and the evidence"),
     "filled-default": ("note", "optional fields that are missing and were filled with their default"),
     "background-images": ("note", "images without objects"),
-    "repeated-image": ("note", "a picture is there twice in one split"),
-    "wrong-extension": ("note", "the picture's content is of another format than its name says"),
-    "pixel-format": ("note", "pictures with CMYK, alpha or 16 bits are converted to 8-bit RGB"),
-    "exif-turned": ("note", "pictures that their EXIF tag turns or mirrors"),
+    "repeated-image": ("note", "an image is there twice in one split"),
+    "wrong-extension": ("note", "the image's content is of another format than its name says"),
+    "pixel-format": ("note", "images with CMYK, alpha or 16 bits are converted to 8-bit RGB"),
+    "exif-turned": ("note", "images that their EXIF tag turns or mirrors"),
     "tiny-box": ("note", "the box is smaller than a pixel once the image is resized"),
     "whole-image-box": ("note", "the box is the whole image"),
     "duplicate-box": ("note", "two objects of one class have the same box"),
@@ -76,7 +76,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "difficult-objects": ("note", "objects marked difficult"),
     "anchor-reach": ("note", "how many objects are of the size and shape of an anchor"),
     "stale-extras": ("note", "an annotation file was changed after twostage.json, which no longer speaks of it"),
-    "unannotated-images": ("note", "pictures without an annotation file, taken as images without objects"),
+    "unannotated-images": ("note", "images without an annotation file, taken as images without objects"),
 }
 
 

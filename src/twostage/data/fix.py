@@ -7,7 +7,7 @@ import numpy as np
 
 from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, select_images
-from twostage.data.duplicates import may_share, same_pictures
+from twostage.data.duplicates import may_share, same_images
 from twostage.data.faults import Fault, FaultyDataError, fault
 from twostage.data.layout import Layout, Options, VocOffset
 from twostage.data.recognise import find_layout, opener
@@ -27,8 +27,8 @@ def fix_dataset(
 ) -> Written:
     """Write the data set at `path` into the new folder `out`, in its own layout, with what can be used of it.
 
-    Boxes are clipped or dropped, sizes are those of the pictures, pictures that cannot be read (`deep`: decoded) and
-    records that cannot be understood are left out, and a picture in two splits leaves the larger one. Raises DataError
+    Boxes are clipped or dropped, sizes are those of the images, images that cannot be read (`deep`: decoded) and
+    records that cannot be understood are left out, and an image in two splits leaves the larger one. Raises DataError
     where nothing is left, or where splits have different classes.
     """
     options = Options(Path(images) if images else None, voc_offset, "skip")
@@ -41,7 +41,7 @@ def fix_dataset(
             datasets = [_decodable(dataset, faults) for dataset in datasets]
         datasets = [dataset for dataset in _apart(datasets, faults) if len(dataset)]
         if not datasets:
-            raise DataError(f"{path}: nothing is left that could be used: no picture of any split.")
+            raise DataError(f"{path}: nothing is left that could be used: no image of any split.")
         write_dataset(folder, datasets, layout.kind, maps=maps)
     return Written.of(Path(out), layout.kind, datasets, faults)
 
@@ -68,9 +68,9 @@ def _decodable(dataset: Dataset, faults: list[Fault]) -> Dataset:
 
 
 def _apart(datasets: Sequence[Dataset], faults: list[Fault]) -> list[Dataset]:
-    """The splits without pictures that another one, which should share none, has too: the smaller split keeps them."""
+    """The splits without images that another one, which should share none, has too: the smaller split keeps them."""
     keep = [np.ones(len(dataset), dtype=bool) for dataset in datasets]
-    for places in same_pictures(datasets):
+    for places in same_images(datasets):
         numbers = {number for number, _ in places}
         for number, index in places:
             rivals = [n for n in numbers - {number} if not may_share(datasets[n].split, datasets[number].split)]

@@ -96,7 +96,7 @@ def _bring_all(archives: Sequence[Archive], beside: Path, *, offline: bool) -> N
 
 
 def _unpack(path: Path, archive: Archive, folder: Path, absent: Collection[str]) -> None:
-    """All that lies under the archive's root but what names a split whose pictures are absent, into the folder."""
+    """All that lies under the archive's root but what names a split whose images are absent, into the folder."""
     root = PurePosixPath(archive.root)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:

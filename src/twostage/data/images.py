@@ -1,11 +1,11 @@
-"""Pictures into arrays: the one decode function that training, prediction, evaluation and the server share.
+"""Images into arrays: the one decode function that training, prediction, evaluation and the server share.
 
-Every picture leaves as RGB, 8 bits, turned upright by its EXIF (or PNG eXIf) tag:
+Every image leaves as RGB, 8 bits, turned upright by its EXIF (or PNG eXIf) tag:
 
 - alpha is dropped, not blended: a transparent pixel keeps the colour stored beneath it, as Pillow's and torchvision's
   conversions to RGB do;
 - 16-bit samples keep their high byte (65535 becomes 255), for grey as Pillow itself does for 16-bit colour: nothing is
-  stretched to the picture's own range, so equal values stay equal over a data set;
+  stretched to the image's own range, so equal values stay equal over a data set;
 - CMYK goes through Pillow's conversion, without colour profiles; of an animation or a pile of pages the first is taken.
 """
 
@@ -46,7 +46,7 @@ SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and
 
 
 class Header(NamedTuple):
-    """What a picture says of itself without being decoded; height and width are upright."""
+    """What an image says of itself without being decoded; height and width are upright."""
 
     height: int
     width: int
@@ -56,7 +56,7 @@ class Header(NamedTuple):
 
 
 def read_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture as upright RGB, from a path, the bytes of a file, or a PIL image.
+    """The image as upright RGB, from a path, the bytes of a file, or a PIL image.
 
     Raises DataError, naming the file, when it is missing, empty, truncated, not an image, or larger than Pillow's limit
     of pixels (`PIL.Image.MAX_IMAGE_PIXELS`).
@@ -72,7 +72,7 @@ def read_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, "h
 
 
 def read_header(source: str | Path | bytes) -> Header:
-    """Size, orientation, format and mode of a picture from its first bytes. Raises DataError as `read_image` does."""
+    """Size, orientation, format and mode of an image from its first bytes. Raises DataError as `read_image` does."""
     with _named(_name(source)), _open(source) as (image, file):
         width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:
@@ -116,7 +116,7 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, io.Buffered
     if not isinstance(source, bytes):
         path = Path(source)
         if path.is_dir():
-            raise DataError(f"{path}: is a folder, not a picture. Name a file in it.")
+            raise DataError(f"{path}: is a folder, not an image. Name a file in it.")
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: is not a regular file.")
     file: io.BufferedIOBase = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
@@ -130,7 +130,7 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, io.Buffered
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turns whatever Pillow raises on a bad picture into a DataError that names it."""
+    """Turns whatever Pillow raises on a bad image into a DataError that names it."""
     try:
         yield
     except DataError:

@@ -175,7 +175,7 @@ class Reader:
 def read_sample(dataset: Dataset, index: int, *, masks: bool = False) -> Sample:
     """An image of a data set with the objects to learn, those that are neither crowd nor difficult; with their masks.
 
-    Raises DataError where the picture cannot be read, or is not the one that was there when the data set was opened.
+    Raises DataError where the image cannot be read, or is not the one that was there when the data set was opened.
     """
     pixels = dataset.image(index)
     height, width = pixels.shape[:2]

@@ -9,7 +9,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
 from twostage.data.flat import POLYGONS, Mask, to_rle, unpack_polygons
 
-CLEAR = 4.0  # square pixels within the picture, over two pixels both ways, which must cover the middle of some pixel
+CLEAR = 4.0  # square pixels within the image, over two pixels both ways, which must cover the middle of some pixel
 APART = 0.5  # IoU of a box and its mask's extent, below which they can hardly be of one object
 
 

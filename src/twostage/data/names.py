@@ -1,4 +1,4 @@
-"""What pictures are called in a data set that is written: as before where that can be, and no two alike."""
+"""What images are called in a data set that is written: as before where that can be, and no two alike."""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def nested_names(datasets: Sequence[Dataset], *, by_stem: bool) -> list[list[str
 def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
     """Names within one folder for the images of all splits, which differ even without suffix.
 
-    A picture that several splits share with the same objects has one name.
+    An image that several splits share with the same objects has one name.
     """
     taken: set[str] = set()
     name_of: dict[tuple[object, ...], str] = {}
@@ -47,7 +47,7 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
 
 
 def name_parts(dataset: Dataset, index: int) -> list[str]:
-    """A picture's name in folders, without those that only say where a layout keeps its pictures."""
+    """An image's name in folders, without those that only say where a layout keeps its images."""
     found = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
     while len(found) > 1 and (found[0] in ("images", dataset.split) or found[0].endswith(":")):
         del found[0]

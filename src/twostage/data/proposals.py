@@ -179,7 +179,7 @@ def _read_own(path: Path, dataset: Dataset) -> ProposalSet:
             raise ValueError("offsets that do not rise from 0 to the number of boxes")
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path}: not a readable file of proposals ({error}). Make it again.") from None
-    # Pictures of one name may stand in several splits; where the split is not there, its pictures may be in another.
+    # Images of one name may stand in several splits; where the split is not there, its images may be in another.
     known = dataset.split in sections
     row_of = {name: row for row, (split, name) in enumerate(names) if split == dataset.split or not known}
     _require_images(path, dataset, row_of)
@@ -188,7 +188,7 @@ def _read_own(path: Path, dataset: Dataset) -> ProposalSet:
         if list(sizes[row]) != dataset.sizes[i].tolist():
             raise DataError(
                 f"{path}: {names[row][1]}: was {sizes[row][1]} x {sizes[row][0]} when proposals were made, and is "
-                f"{dataset.sizes[i][1]} x {dataset.sizes[i][0]}: they are of another picture. Make them again."
+                f"{dataset.sizes[i][1]} x {dataset.sizes[i][0]}: they are of another image. Make them again."
             )
     return ProposalSet(boxes, scores, offsets.astype(np.int64), source).select(rows)
 

@@ -44,7 +44,7 @@ HARD = SceneStyle(size=256, least=3, most=10, small=10.0, large=110.0, log_unifo
 
 
 class Scene(NamedTuple):
-    """A picture, and of each object its class, its box xyxy (whole pixels, half-open) and its mask."""
+    """An image, and of each object its class, its box xyxy (whole pixels, half-open) and its mask."""
 
     image: UInt8[np.ndarray, "h w 3"]
     labels: list[int]
@@ -53,7 +53,7 @@ class Scene(NamedTuple):
 
 
 def write_scenes(folder: str | Path, *, train: int = 600, val: int = 100, seed: int = 0, hard: bool = False) -> Path:
-    """Writes annotations/instances_{train,val}.json with the pictures in train/ and val/; the folder.
+    """Writes annotations/instances_{train,val}.json with the images in train/ and val/; the folder.
 
     Masks are in the JSON, the class of every pixel in stuff/{train,val}/ (`data.stuff`).
     It appears when it is complete. Raises UsageError where `folder` exists already, TwostageError where it cannot be

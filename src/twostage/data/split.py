@@ -1,4 +1,4 @@
-"""`data split`: a data set's pictures dealt out anew, each class in its share on every side, no picture on two.
+"""`data split`: a data set's images dealt out anew, each class in its share on every side, no image on two.
 
 The dealing is iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label
 Data", section 3.2): the rarest class goes first, to whichever side lacks most of it.
@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64
 from twostage.data import Kind
 from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, join, select_images
-from twostage.data.duplicates import same_pictures
+from twostage.data.duplicates import same_images
 from twostage.data.layout import Options, VocOffset
 from twostage.data.recognise import check_same_classes, find_layout, opener
 from twostage.data.stuff import maps_of
@@ -34,9 +34,9 @@ def split(
     voc_offset: VocOffset = "auto",
     pictures: Pictures = "copy",
 ) -> Written:
-    """Deal out all pictures of the data set at `path` into `parts` ({"train": 0.8, "val": 0.2}) of a new one at `out`.
+    """Deal out all images of the data set at `path` into `parts` ({"train": 0.8, "val": 0.2}) of a new one at `out`.
 
-    Pictures of equal content go to the same side. The same seed and data give the same split on every machine. `to` is
+    Images of equal content go to the same side. The same seed and data give the same split on every machine. `to` is
     the layout to write, by default that of the source. Raises UsageError for shares that do not add up to 1, DataError
     where a side would be empty.
     """
@@ -54,16 +54,16 @@ def split(
         for number, name in enumerate(parts):
             chosen = [index for group, side in zip(groups, sides, strict=True) if side == number for index in group]
             if not chosen:
-                raise DataError(f"{path}: its {len(groups)} different pictures leave none for {name!r}. Give it more.")
+                raise DataError(f"{path}: its {len(groups)} different images leave none for {name!r}. Give it more.")
             dealt.append(replace(select_images(whole, np.array(sorted(chosen))), split=name))
         write_dataset(folder, dealt, to or layout.kind, pictures=pictures, maps=maps_of(datasets))
     return Written.of(Path(out), to or layout.kind, dealt)
 
 
 def pool(datasets: Sequence[Dataset]) -> tuple[Dataset, list[list[int]]]:
-    """All pictures of some splits, each file once, and the numbers of those of equal content.
+    """All images of some splits, each file once, and the numbers of those of equal content.
 
-    Of a picture in two splits the one that knows its masks counts: VOC lists some pictures a second time for theirs.
+    Of an image in two splits the one that knows its masks counts: VOC lists some images a second time for theirs.
     """
     seen: set[str] = set()
     fresh = []
@@ -72,11 +72,11 @@ def pool(datasets: Sequence[Dataset]) -> tuple[Dataset, list[list[int]]]:
         seen.update(dataset.paths[index] for index in indices)
         fresh.append(select_images(dataset, np.array(indices, dtype=np.int64)))
     whole = join(fresh)
-    return whole, sorted(sorted(index for _, index in places) for places in same_pictures([whole]))
+    return whole, sorted(sorted(index for _, index in places) for places in same_images([whole]))
 
 
 def deal(counts: Float64[np.ndarray, "g k1"], shares: Sequence[float], seed: int) -> Int64[np.ndarray, " g"]:
-    """The side of each of g groups, given their objects of each class and, in the last column, their pictures."""
+    """The side of each of g groups, given their objects of each class and, in the last column, their images."""
     lacking = np.array(shares)[:, None] * counts.sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(counts))
     sides = np.full(len(counts), -1, dtype=np.int64)

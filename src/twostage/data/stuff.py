@@ -1,7 +1,7 @@
 """Maps of stuff: the class of every pixel, ground and things alike, for a semantic branch (Chen et al. 2019, HTC).
 
-A data set has them as 8-bit PNGs of its pictures' names in `stuff/<split>/`, as generated scenes do, or in
-`stuffthingmaps/<split>/`, as COCO does; folders of pictures, `images/` and `<split>/`, are not repeated there. 255 is a
+A data set has them as 8-bit PNGs of its images' names in `stuff/<split>/`, as generated scenes do, or in
+`stuffthingmaps/<split>/`, as COCO does; folders of images, `images/` and `<split>/`, are not repeated there. 255 is a
 pixel of which nothing is known. `names.txt` beside the splits lists the classes, one a line; without it they are
 COCO's.
 """
@@ -43,18 +43,18 @@ class Stuff:
         """The map of an image of this size. Raises DataError for another size, for other classes, for no map."""
         path = Path(self.paths[index])
         try:
-            with Image.open(path) as picture:
-                if picture.mode not in _MODES:
-                    raise DataError(f"{path}: holds {picture.mode} pixels. Write a map as 8-bit numbers, one a pixel.")
-                found = np.array(picture)
+            with Image.open(path) as image:
+                if image.mode not in _MODES:
+                    raise DataError(f"{path}: holds {image.mode} pixels. Write a map as 8-bit numbers, one a pixel.")
+                found = np.array(image)
         except _UNREADABLE as error:
             raise DataError(
                 f"{path}: cannot be read as a map of stuff ({error}). Bring it, or write it anew."
             ) from None
         if found.shape != (height, width):
             raise DataError(
-                f"{path}: the map is {found.shape[1]} x {found.shape[0]}, its picture {width} x {height}. "
-                "Make the map for this picture."
+                f"{path}: the map is {found.shape[1]} x {found.shape[0]}, its image {width} x {height}. "
+                "Make the map for this image."
             )
         strange = found[(found >= self.classes) & (found != UNKNOWN)]
         if len(strange):
@@ -92,35 +92,35 @@ def stuff_faults(dataset: Dataset) -> Iterator[Fault]:
     for path, found, (height, width) in zip(paths, there, dataset.sizes.tolist(), strict=False):
         wrong = _wrong(path, height, width) if found else ""
         if wrong:
-            yield fault("stuff-map", path, "", wrong, "Make the map for its picture, or remove the folder of maps")
+            yield fault("stuff-map", path, "", wrong, "Make the map for its image, or remove the folder of maps")
 
 
 def _wrong(path: Path, height: int, width: int) -> str:
     try:
-        with Image.open(path) as picture:
-            mode, size = picture.mode, picture.size
+        with Image.open(path) as image:
+            mode, size = image.mode, image.size
     except _UNREADABLE as error:
         return f"cannot be read ({error})"
     if mode not in _MODES:
         return f"holds {mode} pixels, no 8-bit numbers"
-    return "" if size == (width, height) else f"the map is {size[0]} x {size[1]}, its picture {width} x {height}"
+    return "" if size == (width, height) else f"the map is {size[0]} x {size[1]}, its image {width} x {height}"
 
 
 class Map(NamedTuple):
-    """The map of one picture, and the folder that holds those of all splits."""
+    """The map of one image, and the folder that holds those of all splits."""
 
     path: Path
     folder: Path
 
 
 def maps_of(datasets: Sequence[Dataset]) -> dict[str, Map]:
-    """The map of every picture that has one, by the picture's path: what a copy of a data set takes along."""
+    """The map of every image that has one, by the image's path: what a copy of a data set takes along."""
     found = {}
     for dataset in datasets:
         folder = _folder(dataset)
         if folder is not None:
             places = {dataset.paths[index]: _place(folder, dataset, index) for index in range(len(dataset))}
-            found.update({picture: Map(place, folder.parent) for picture, place in places.items() if place.is_file()})
+            found.update({image: Map(place, folder.parent) for image, place in places.items() if place.is_file()})
     return found
 
 

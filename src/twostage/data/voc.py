@@ -37,7 +37,7 @@ VocFiles = Mapping[tuple[Path, str], VocFile]
 
 
 class VocFolders(NamedTuple):
-    """Where each split of a VOC data set has its XML and pictures; `lists` are None where it is all in the folder."""
+    """Where each split of a VOC data set has its XML and images; `lists` are None where it is all in the folder."""
 
     annotations: Mapping[str, Path]
     images: Mapping[str, Path]
@@ -62,8 +62,8 @@ def _find(root: Path) -> tuple[Mapping[str, Path], VocFolders] | None:
             drawn = _lists(root / "ImageSets" / "Segmentation")
             lists |= {f"{MASKED_SPLIT}{split}": path for split, path in drawn.items()}
             lists = lists or {"all": None}
-            pictured = dict.fromkeys(lists, root / images)
-            folders = VocFolders(dict.fromkeys(lists, folder), pictured, lists, root / MASK_FOLDER)
+            image_folders = dict.fromkeys(lists, root / images)
+            folders = VocFolders(dict.fromkeys(lists, folder), image_folders, lists, root / MASK_FOLDER)
             return {split: lists[split] or folder for split in lists}, folders
     beside = {p.name: p for p in subfolders(root) if has_files(p, {".xml"})}
     if not beside and has_files(root, {".xml"}) and has_files(root, EXTENSIONS):
@@ -100,10 +100,10 @@ def _read(root: Path, folders: VocFolders, files: VocFiles, options: Options, lo
     extras = read_extras(root, split)
     classes = extras.classes(sorted({o.name for f in files.values() for o in f.objects}))
     first, evidence = _first_pixel(files, options.voc_offset, root)
-    folder, pictures = folders.annotations[split], _stems(folders.images[split], EXTENSIONS)
+    folder, image_files = folders.annotations[split], _stems(folders.images[split], EXTENSIONS)
     listed = folders.lists[split]
     faults = list(evidence)
-    stems = _listed(listed, {s for f, s in files if f == folder}) if listed else _together(folder, files, pictures)
+    stems = _listed(listed, {s for f, s in files if f == folder}) if listed else _together(folder, files, image_files)
     xml_of: list[str] = []
 
     def place(image: int, source: int) -> tuple[str, str]:
@@ -129,18 +129,18 @@ def _read(root: Path, folders: VocFolders, files: VocFiles, options: Options, lo
         found = files.get((folder, stem))
         xml = folder / f"{stem}.xml"
         xml_of.append(shown(xml, root))
-        picture = _picture(folders.images[split], stem, pictures.get(stem, ()), found)
+        image_file = _image_file(folders.images[split], stem, image_files.get(stem, ()), found)
         stated = found.stated if found else (0, 0)
-        image = builder.add_image(picture.name, picture, extras.image_id(xml_of[-1]), stated)
+        image = builder.add_image(image_file.name, image_file, extras.image_id(xml_of[-1]), stated)
         if found is None:
             if listed:
                 fix = f"Bring it, or remove {stem!r} from {listed.name}"
                 builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
-            bare.append(picture.name)
+            bare.append(image_file.name)
             continue
         _add(builder, image, found, first, label_of, extras, xml, masked.get(stem))
     if bare and not listed:
-        message = f"pictures without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
+        message = f"images without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", shown(folder, root), "", message, "Annotate them, or take them away")
     return builder.build(options.on_error)
 
@@ -166,7 +166,7 @@ def _add(
             count = len(found.objects) + len(found.faults)  # a fault is an object that is none
             masks = dict(enumerate(object_masks(masked, count, found.stated), start=1))
         except ValueError as error:
-            fix = "Make the mask for this picture and its XML, or remove it"
+            fix = "Make the mask for this image and its XML, or remove it"
             builder.report("broken-mask", shown(masked, builder.root), "", str(error), fix, image=image)
     for item in found.objects:
         left, top, right, bottom = item.box
@@ -185,7 +185,7 @@ def _add(
 
 
 def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
-    """The picture of each image's objects, where all images of a split have one: few of VOC's have."""
+    """The image of each image's objects, where all images of a split have one: few of VOC's have."""
     if folder is None or not folder.is_dir():
         return {}
     found = {stem: folder / f"{stem}.png" for stem in stems}
@@ -227,11 +227,11 @@ def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]
     return found
 
 
-def _together(folder: Path, files: VocFiles, pictures: Mapping[str, Sequence[str]]) -> list[str]:
-    """The stems of all XML files of a folder, and of the pictures that no XML file belongs to."""
+def _together(folder: Path, files: VocFiles, image_files: Mapping[str, Sequence[str]]) -> list[str]:
+    """The stems of all XML files of a folder, and of the images that no XML file belongs to."""
     stems = {stem for where, stem in files if where == folder}
-    claimed = {files[folder, stem].filename for stem in stems if stem not in pictures}
-    return sorted(stems | {stem for stem, names in pictures.items() if claimed.isdisjoint(names)})
+    claimed = {files[folder, stem].filename for stem in stems if stem not in image_files}
+    return sorted(stems | {stem for stem, names in image_files.items() if claimed.isdisjoint(names)})
 
 
 def _listed(path: Path, known: set[str]) -> list[str]:
@@ -252,8 +252,8 @@ def _listed(path: Path, known: set[str]) -> list[str]:
     return sorted(stems)
 
 
-def _picture(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile | None) -> Path:
-    """The picture of an annotation: of the same stem, else the one that the XML names."""
+def _image_file(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile | None) -> Path:
+    """The image of an annotation: of the same stem, else the one that the XML names."""
     named = Path(found.filename).name if found else ""
     if not same_stem:
         return folder / (named if named and exists(folder / named) else f"{stem}.jpg")
@@ -261,21 +261,21 @@ def _picture(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile |
 
 
 def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
-    """The mask of each of `count` objects on a picture of this (height, width); none for an object without pixels.
+    """The mask of each of `count` objects on an image of this (height, width); none for an object without pixels.
 
-    Raises ValueError where the picture cannot be that of these objects.
+    Raises ValueError where the image cannot be that of these objects.
     """
     from faster_coco_eval.core import mask as coco
 
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("P", "L"):
-                raise ValueError(f"holds {picture.mode} pixels, not numbers of objects")
-            numbers = np.array(picture)
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"holds {image.mode} pixels, not numbers of objects")
+            numbers = np.array(image)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be read ({error})") from None
     if min(size) > 0 and numbers.shape != size:
-        raise ValueError(f"is {numbers.shape[1]} x {numbers.shape[0]}, its picture {size[1]} x {size[0]}")
+        raise ValueError(f"is {numbers.shape[1]} x {numbers.shape[0]}, its image {size[1]} x {size[0]}")
     if count > MOST_MASKS:
         raise ValueError(
             f"cannot tell {count} objects apart: VOC's numbers end at {MOST_MASKS}. Write the masks as COCO"

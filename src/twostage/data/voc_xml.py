@@ -26,7 +26,7 @@ class VocObject(NamedTuple):
 
 
 class VocFile(NamedTuple):
-    """One XML file: the picture it names, the (height, width) it states (0 where it does not), objects and faults."""
+    """One XML file: the image it names, the (height, width) it states (0 where it does not), objects and faults."""
 
     filename: str
     stated: tuple[int, int]
@@ -43,7 +43,7 @@ def read_xml(path: Path, root: Path) -> VocFile:
         if tree.tag != "annotation":
             raise ValueError(f"its outermost element is <{tree.tag}>, not <annotation>")
     except (OSError, ValueError, LookupError, ExpatError) as error:
-        fix = "Write the annotation again, or remove it together with its picture"
+        fix = "Write the annotation again, or remove it together with its image"
         return VocFile("", (0, 0), (), (fault("broken-xml", name, "", str(error), fix),), broken=True)
     objects, faults = [], []
     for number, element in enumerate(tree.iterfind("object"), start=1):

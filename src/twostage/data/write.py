@@ -35,7 +35,7 @@ def write_dataset(
     pictures: Pictures = "copy",
     maps: Mapping[str, Map] | None = None,
 ) -> None:
-    """Write splits into an empty folder; `pictures` are copied, or linked to where they are, `maps` of stuff copied.
+    """Write splits into an empty folder; `images` are copied, or linked to where they are, `maps` of stuff copied.
 
     Raises DataError for splits that differ in their classes, UsageError for a split that the layout has no place for,
     TwostageError where the files cannot be written or the annotations do not read back as they were given.
@@ -68,7 +68,7 @@ def write_dataset(
 
 
 def _place(source: Path | np.ndarray, target: Path, pictures: Pictures) -> None:
-    if target.exists():  # splits may share a picture
+    if target.exists():  # splits may share an image
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

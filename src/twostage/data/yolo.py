@@ -1,6 +1,6 @@
-"""YOLO: data.yaml with names and splits, one text file of rows a picture.
+"""YOLO: data.yaml with names and splits, one text file of rows an image.
 
-A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractions of the picture's size. A picture
+A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractions of the image's size. An image
 `images/a.jpg` has its rows in `labels/a.txt`; without that file it has no objects (Ultralytics, docs/datasets/detect).
 """
 
@@ -81,19 +81,19 @@ def _read(layout: Layout, options: Options, look: Look, split: str) -> Dataset:
     bare = []
     label_files: list[Path] = []
     rows: list[list[tuple[int, list[float]]]] = []
-    for picture in _pictures(document, path, split, options.images):
-        label_file = _label_file(picture)
+    for image_file in _image_files(document, path, split, options.images):
+        label_file = _label_file(image_file)
         label_files.append(label_file)
         shown_labels.append(shown(label_file, root))
-        image = builder.add_image(shown(picture, root), picture, extras.image_id(shown_labels[-1]))
+        image = builder.add_image(shown(image_file, root), image_file, extras.image_id(shown_labels[-1]))
         if exists(label_file):
             own = extras.vouch_for(label_file, shown_labels[-1])
             rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names), own=own)))
         else:
             rows.append([])
-            bare.append(picture.name)
+            bare.append(image_file.name)
     if bare:
-        message = f"pictures without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
+        message = f"images without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", path.name, split, message, "Write an empty label file if that is meant")
     sizes, _ = builder.measure()
     for image, found in enumerate(rows):
@@ -143,9 +143,9 @@ def _rows(
 ) -> Iterator[tuple[int, list[float]]]:
     """Line number, and [class, numbers ...] of every good row; the others are reported.
 
-    Numbers above 2 are taken for pixels, but not in a file of our `own`: there a box may lie far outside its picture.
+    Numbers above 2 are taken for pixels, but not in a file of our `own`: there a box may lie far outside its image.
     """
-    fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the picture"
+    fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the image"
     try:
         require_regular(path)
         text = path.read_text(encoding="utf-8-sig")
@@ -171,7 +171,7 @@ def _rows(
             message = f"there is no class {fields[0]} among {classes} (0 to {classes - 1})"
             builder.report("unknown-class", shown, where, message, "Correct the class, or add its name to data.yaml")
         elif max(map(abs, values[1:])) > 2 and not own:
-            message = f"{max(values[1:], key=abs):g} is no fraction of the picture"
+            message = f"{max(values[1:], key=abs):g} is no fraction of the image"
             builder.report(
                 "not-normalised", shown, where, message, "Divide x and w by the width, y and h by the height"
             )
@@ -226,8 +226,8 @@ def _names(document: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _pictures(document: Mapping[str, Any], path: Path, split: str, images: Path | None) -> list[Path]:
-    """The pictures of a split in sorted order."""
+def _image_files(document: Mapping[str, Any], path: Path, split: str, images: Path | None) -> list[Path]:
+    """The images of a split in sorted order."""
     named = [images] if images else document[split]
     found: set[Path] = set()
     for entry in named if isinstance(named, list) else [named]:
@@ -237,8 +237,8 @@ def _pictures(document: Mapping[str, Any], path: Path, split: str, images: Path 
         else:
             found.update(_listed(place))
     if not found:
-        message = f"no pictures in {named if images is None else images}"
-        fix = "Bring them: YOLO's rows are fractions of the pictures' sizes"
+        message = f"no images in {named if images is None else images}"
+        fix = "Bring them: YOLO's rows are fractions of the images' sizes"
         raise unusable(path, "missing-image", message, fix, split)
     return sorted(found)
 
@@ -259,7 +259,7 @@ def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
 
 
 def _listed(place: Path) -> list[Path]:
-    """The pictures of a text file of paths; relative ones count from its folder."""
+    """The images of a text file of paths; relative ones count from its folder."""
     try:
         require_regular(place)
         lines = place.read_text(encoding="utf-8-sig").splitlines()
@@ -268,8 +268,8 @@ def _listed(place: Path) -> list[Path]:
     return [place.parent / line.strip() for line in lines if line.strip()]
 
 
-def _label_file(picture: Path) -> Path:
-    parts = list(picture.parts)
+def _label_file(image_file: Path) -> Path:
+    parts = list(image_file.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
             parts[i] = "labels"
@@ -280,12 +280,12 @@ def _label_file(picture: Path) -> Path:
 def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
     """The splits under keys of data.yaml: train2017 is train there; a single one of any name is train too.
 
-    VOC's second lists of pictures, of those with masks, stay behind where there are first ones.
+    VOC's second lists of images, of those with masks, stay behind where there are first ones.
     """
     first = [dataset for dataset in datasets if not dataset.split.startswith(MASKED_SPLIT)]
     if first and len(first) < len(datasets):
         left = ", ".join(dataset.split for dataset in datasets if dataset.split.startswith(MASKED_SPLIT))
-        log.warning("YOLO has no place for a second list of pictures: %s stay behind, and their masks. COCO has.", left)
+        log.warning("YOLO has no place for a second list of images: %s stay behind, and their masks. COCO has.", left)
         datasets = first
     renamed = []
     for dataset in datasets:
