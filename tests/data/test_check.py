@@ -234,4 +234,4 @@ def test_a_split_without_masks_beside_one_with_them(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     (fault,) = [f for f in check(root).faults if f.code == "missing-mask"]
     assert fault.file == "val"
-    assert "no object of this split has a mask, as those of train have" in fault.message
+    assert "no object of this split has a mask, those of train have" in fault.message

@@ -164,7 +164,7 @@ def test_names_of_splits_that_yolo_does_not_have(make_voc: Callable[..., Path], 
     (several / "ImageSets" / "Main" / "night.txt").unlink()
     assert set(convert(several, tmp_path / "yes", "yolo").splits) == {"train", "val"}
     (several / "ImageSets" / "Main" / "val.txt").write_text("a\n")
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match="the same name"):
         convert(several, tmp_path / "no", "yolo")
 
 

@@ -92,10 +92,10 @@ def test_nothing_left(make_coco: Callable[..., Path], tmp_path: Path) -> None:
     source = make_coco([])
     for path in (source / "train").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(DataError, match="nothing usable is left"):
         fix_dataset(source, tmp_path / "out")
     (source / "annotations" / "instances_train.json").write_text("{")
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(DataError, match="nothing usable is left"):
         fix_dataset(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -55,7 +55,7 @@ def empty() -> dict:
         ([[-30, -30, -5, -30, -5, -5]], "empty-mask", "no pixel in its image"),
         ([[-50, 20, 20, -50, -60, -60]], "empty-mask", "no pixel in its image"),
         ([[10, 10, 20, 20, 30, 30]], "empty-mask", "no pixel in its image"),
-        ([[40, 5, 58, 5, 58, 20, 40, 20]], "mask-elsewhere", r"\[40, 5, 58, 20\], the box over \[10, 10, 30, 30\]"),
+        ([[40, 5, 58, 5, 58, 20, 40, 20]], "mask-elsewhere", r"\[40, 5, 58, 20\], the box \[10, 10, 30, 30\]"),
         ([*GOOD, [1, 2, 3, 4]], "short-polygon", r"polygons of fewer than three points left out: \[\[1, 2, 3, 4\]\]"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twostage.data.check import check
 from twostage.data.recognise import open_dataset
-from twostage.data.split import deal, split
+from twostage.data.split import split, stratify
 from twostage.errors import DataError, UsageError
 
 
@@ -22,9 +22,9 @@ from twostage.errors import DataError, UsageError
 )
 def test_every_group_has_a_side_and_images_keep_their_shares(rows: list[list[int]], share: float, seed: int) -> None:
     counts = np.column_stack([np.array(rows, float).reshape(-1, 3), np.ones(len(rows))])
-    sides = deal(counts, [share, 1 - share], seed)
+    sides = stratify(counts, [share, 1 - share], seed)
     assert set(sides.tolist()) <= {0, 1}
-    assert (deal(counts, [share, 1 - share], seed) == sides).all()
+    assert (stratify(counts, [share, 1 - share], seed) == sides).all()
 
 
 def test_classes_keep_their_shares() -> None:
@@ -32,7 +32,7 @@ def test_classes_keep_their_shares() -> None:
     rng = np.random.default_rng(0)
     counts = np.column_stack([rng.integers(0, 6, 200), rng.random(200) < 0.05, rng.random(200) < 0.3, np.ones(200)])
     for seed in range(5):
-        sides = deal(counts.astype(float), [0.8, 0.2], seed)
+        sides = stratify(counts.astype(float), [0.8, 0.2], seed)
         total = counts.sum(axis=0)
         off = np.abs(counts[sides == 1].sum(axis=0) - 0.2 * total)
         assert (off <= np.maximum(1, 0.04 * total)).all(), off

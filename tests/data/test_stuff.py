@@ -53,9 +53,9 @@ def test_without_maps_there_are_none_and_with_some_the_first_that_lacks_is_named
     ("pixels", "says"),
     [
         (np.zeros((10, 10), np.uint8), "the map is 10 x 10, its image 192 x 192"),
-        (np.full((192, 192), 77, np.uint8), "holds the class 77; there are 6"),
-        (np.zeros((192, 192, 3), np.uint8), "holds RGB pixels"),
-        (None, "cannot be read as a map"),
+        (np.full((192, 192), 77, np.uint8), "has the class 77; there are 6"),
+        (np.zeros((192, 192, 3), np.uint8), "has RGB pixels"),
+        (None, "cannot be read as a stuff map"),
     ],
 )
 def test_maps_that_cannot_be_are_refused(scenes: Path, pixels: np.ndarray | None, says: str) -> None:

@@ -105,7 +105,7 @@ def test_data_yaml_is_read_in_its_many_shapes(make_yolo: Callable[..., Path], ya
         ("names: [cat, dog]\nnc: 3\ntrain: images/train", "nc is 3"),
         ("names: [cat, dog]\ntrain: images/gone", "does not exist"),
         ("names: [cat, dog\ntrain: x", "cannot be read"),
-        ("just text", "holds no keys"),
+        ("just text", "has no keys"),
         ("a: &a [1]\nb: [*a, *a]\nnames: [cat]\ntrain: images/train", "aliases"),
         ("names: !!python/object/apply:os.system [ls]\ntrain: x", "cannot be read"),
         ("names: " + "[" * 500_000, "nested too deeply"),

@@ -13,17 +13,17 @@ from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
-from twostage.data.files import shown
+from twostage.data.files import display_path
 from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, to_rle
 from twostage.data.images import SIDEWAYS, Header, probe
 from twostage.data.upright import turn_boxes, turn_mask
 from twostage.errors import DataError
 
-# How far over the border rounded coordinates may reach before it counts as a fault, in pixels.
+# Pixels by which rounded coordinates may reach over the border without being a fault.
 SLACK = 0.1
-# Pixels; farther out there is no image, and float32 tells pixels no longer apart.
+# Pixels; no image is larger, and float32 no longer resolves single pixels beyond.
 FARTHEST = 1e7
-_NAMED = 5  # of the objects without a mask in a split, which may be most of them
+_NAMED = 5  # objects without a mask that a message lists; there may be thousands
 
 
 # image, source, label, annotation id, crowd, difficult, area, x1, y1, x2, y2
@@ -60,10 +60,10 @@ class Table:
 class Builder:
     """Collects the images and objects of one split.
 
-    `place(image, source)` names an object for people: the annotation file, and the object in it; `source` is the number
-    the reader gave it. `look` tells the size of an image. A box no wider or no higher than `thin` has no area (1 where
-    coordinates include the last pixel). Without `repair`, boxes of finite numbers stay as annotated, as the tools
-    that define the metrics read them.
+    `place(image, source)` returns the annotation file and the object in it for messages; `source` is the number that
+    the reader gave the object. `header_of` reads the size of an image. A box no wider or no higher than `thin` has no
+    area (1 where coordinates include the last pixel). Without `repair`, boxes of finite numbers stay as
+    annotated, as the tools that define the metrics read them.
     """
 
     root: Path
@@ -72,7 +72,7 @@ class Builder:
     names: tuple[str, ...]
     category_ids: Sequence[int]
     place: Callable[[int, int], tuple[str, str]]
-    look: Callable[[str], Header] = probe
+    header_of: Callable[[str], Header] = probe
     require_images: bool = True
     thin: float = 0.0
     repair: bool = True
@@ -87,7 +87,7 @@ class Builder:
     _measured: tuple[np.ndarray, np.ndarray] | None = None
 
     def add_image(self, name: str, path: Path | str, image_id: int, stated: tuple[int, int] = (0, 0)) -> int:
-        """Begins an image and gives its index; `stated` is the annotation's (height, width), 0 where it has none."""
+        """Adds an image and returns its index; `stated` is the annotation's (height, width), 0 where it has none."""
         self._names.append(name)
         self._paths.append(str(path))
         self._ids.append(image_id)
@@ -104,8 +104,8 @@ class Builder:
         """How many objects were added so far."""
         return len(self._rows)
 
-    def spoil(self, image: int) -> None:
-        """An image that cannot be used, for a reason already reported."""
+    def exclude(self, image: int) -> None:
+        """Leaves out an image that cannot be used, for a reason already reported."""
         self._bad.add(image)
 
     @property
@@ -126,7 +126,7 @@ class Builder:
         area: float = np.nan,
         mask: Mask = NO_MASK,
     ) -> None:
-        """Adds an object: `box` is xyxy on the image as annotated; an `area` that is not known is NaN."""
+        """Adds an object: `box` is xyxy on the image as annotated; an unknown `area` is NaN."""
         self._rows.append((image, source, label, annotation_id, int(crowd), int(difficult), area, *box))
         self._masks.append(mask)
 
@@ -137,7 +137,7 @@ class Builder:
             self._bad.add(image)
 
     def build(self, on_error: OnError = "default") -> Dataset:
-        """The data set. Raises FaultyDataError with all faults where `on_error` does not allow to go on."""
+        """The data set. Raises FaultyDataError with all faults unless `on_error` allows them."""
         self._judge_names()
         table = Table.of(self._rows)
         sizes, turns = self.measure()
@@ -157,8 +157,10 @@ class Builder:
     def _judge_names(self) -> None:
         for name in self.names:
             if not name.strip() or not name.isprintable():
-                fix = "Write letters, digits, marks and spaces: it is drawn, printed and written to files"
-                self.report("broken-record", self.split, "", f"the class name {name!r} is no line of text", fix)
+                fix = "Write letters, digits, punctuation and spaces: it is drawn, printed and written to files"
+                self.report(
+                    "broken-record", self.split, "", f"the class name {name!r} must be one line of printable text", fix
+                )
 
     def measure(self) -> tuple[np.ndarray, np.ndarray]:
         """Upright sizes [M, 2], and the EXIF orientation of images annotated before they were turned, else 1 [M].
@@ -179,7 +181,7 @@ class Builder:
             if not self.require_images and min(stated) > 0:
                 continue
             try:
-                header = self.look(path)
+                header = self.header_of(path)
             except DataError as error:
                 self._report_unreadable(image, path, error)
                 continue
@@ -196,18 +198,18 @@ class Builder:
         fix = "Replace the image, or remove it from the data set"
         if isinstance(error.__cause__, FileNotFoundError):
             code = "missing-image" if self.require_images else "missing-size"
-            message, fix = "the image does not exist", "Bring it, correct its name, or remove the image"
-        self.report(code, shown(path, self.root), "", message, fix, image=image)
+            message, fix = "the image does not exist", "Add the file, correct its name, or remove the image"
+        self.report(code, display_path(path, self.root), "", message, fix, image=image)
 
     def _report_size(self, image: int, stated: tuple[int, int], size: tuple[int, int], turned: bool) -> None:
-        says = f"the annotation says {stated[1]} x {stated[0]} (width x height)"
+        states = f"the annotation states {stated[1]} x {stated[0]} (width x height)"
         if turned:
-            message = f"{says}, the image before its EXIF tag turns it; boxes and masks are turned with it"
-            self.report("rotated-annotation", shown(self._paths[image], self.root), "", message, "Nothing to do")
+            message = f"{states}, the image before its EXIF tag turns it; boxes and masks are turned with it"
+            self.report("rotated-annotation", display_path(self._paths[image], self.root), "", message, "Nothing to do")
         else:
-            message = f"{says}, the image has {size[1]} x {size[0]}"
+            message = f"{states}, the image has {size[1]} x {size[0]}"
             fix = "Check that the boxes belong to this image, then correct the size"
-            self.report("size-mismatch", shown(self._paths[image], self.root), "", message, fix)
+            self.report("size-mismatch", display_path(self._paths[image], self.root), "", message, fix)
 
     def _turn(self, table: Table, masks: list[Mask], sizes: np.ndarray, turns: np.ndarray) -> None:
         for row in np.flatnonzero(turns[table.image] > 1):
@@ -218,7 +220,7 @@ class Builder:
             masks[row] = turn_mask(masks[row], turn, height, width)
 
     def _judge(self, table: Table, sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
-        """Which objects can be used; their boxes are clipped in place, every box that cannot be learned is reported."""
+        """Which objects can be used; their boxes are clipped in place, and every unusable box is reported."""
         boxes = table.boxes
         height, width = sizes[table.image].astype(np.float64).T.reshape(2, -1)
         usable = ~np.isin(table.image, list(self._bad))
@@ -251,7 +253,7 @@ class Builder:
         return np.asarray(finite & ~inverted & ~thin & ~outside)
 
     def _fitting(self, table: Table, masks: list[Mask], sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
-        """Which objects have no run lengths, or run lengths of the size of their image; the others are reported."""
+        """Which objects have no RLE, or one of the size of their image; the others are reported."""
         fits = np.ones(len(masks), dtype=bool)
         for row, mask in enumerate(masks):
             image = int(table.image[row])
@@ -266,11 +268,11 @@ class Builder:
     def _report_box(self, code: str, table: Table, row: int, size: tuple[float, float], message: str, fix: str) -> None:
         file, where = self.place(int(table.image[row]), int(table.source[row]))
         box = ", ".join(f"{v:.7g}" for v in table.boxes[row])
-        seen = f"{message}: xyxy [{box}] on {size[0]:g} x {size[1]:g}"
-        self.report(code, file, where, seen, fix)
+        text = f"{message}: xyxy [{box}] on {size[0]:g} x {size[1]:g}"
+        self.report(code, file, where, text, fix)
 
     def _masks_of(self, table: Table, masks: list[Mask], sizes: np.ndarray) -> FlatMasks | None:
-        """All masks, and the areas that were not stated: the mask's where there is one, else the box's."""
+        """All masks; fills in the areas that were not stated: the mask's if there is one, else the box's."""
         missing = np.array([m.kind == NONE for m in masks], dtype=bool)
         unknown = np.isnan(table.area)
         for row in np.flatnonzero(unknown & ~missing):
@@ -282,14 +284,14 @@ class Builder:
         table.area[:] = np.where(np.isnan(table.area), sides.prod(axis=1), table.area)
         if missing.all():
             return None
-        told = missing & (table.crowd == 0) & (table.difficult == 0)
-        if told.any():
-            rows = np.flatnonzero(told)
+        trained = missing & (table.crowd == 0) & (table.difficult == 0)
+        if trained.any():
+            rows = np.flatnonzero(trained)
             named = [": ".join(self.place(int(table.image[row]), int(table.source[row]))) for row in rows[:_NAMED]]
             named += [f"and {len(rows) - _NAMED} more"] * (len(rows) > _NAMED)
             which = ", ".join(named)
-            message = f"{len(rows)} of {len(masks)} objects have no mask ({which}): of these the boxes alone count"
-            fix = "Add the masks, or train a model with masks by --on-error skip"
+            message = f"{len(rows)} of {len(masks)} objects have no mask ({which}): only their boxes are used"
+            fix = "Add the masks, or train a model with masks with --on-error skip"
             self.report("missing-mask", self.split, "", message, fix)
         return FlatMasks.of(masks)
 
@@ -298,7 +300,7 @@ class Builder:
         found = [f for f in self.faults if f.severity in stopping]
         if found:
             heading = f"{self.root}: faults in the split {self.split!r} ({self.layout} layout)."
-            raise FaultyDataError(f"{heading} --on-error skip leaves out what is wrong.", found)
+            raise FaultyDataError(f"{heading} --on-error skip leaves out the faulty images and objects.", found)
 
     def _dataset(self, table: Table, masks: FlatMasks | None, sizes: np.ndarray, good: np.ndarray) -> Dataset:
         images = np.flatnonzero(good)

@@ -1,6 +1,6 @@
 """COCO's JSON: images, annotations with boxes and masks, categories.
 
-Field names and meanings: https://cocodataset.org/#format-data; VOC's `difficult` may stand beside `iscrowd`. Class ids
+Field names and meanings: https://cocodataset.org/#format-data; VOC's `difficult` is allowed beside `iscrowd`. Class ids
 follow the category ids in ascending order.
 """
 
@@ -19,7 +19,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault, unusable
 from twostage.data.files import exists, load_json, subfolders
 from twostage.data.flat import NONE, Mask
-from twostage.data.layout import Format, Layout, Look, Names, OpenSplit, Options
+from twostage.data.layout import Format, HeaderOf, Layout, Names, OpenSplit, Options
 from twostage.data.names import nested_names
 from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons, write_segmentation
 from twostage.errors import DataError, brief
@@ -83,12 +83,12 @@ def _image_folders(json_file: Path, root: Path, split: str) -> list[Path]:
     return list(dict.fromkeys([beside, beside / "images", *inside]))
 
 
-def open_splits(layout: Layout, options: Options, look: Look) -> OpenSplit:
+def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
     """A function that opens one split."""
-    return partial(_read, layout, options, look)
+    return partial(_read, layout, options, header_of)
 
 
-def _read(layout: Layout, options: Options, look: Look, split: str) -> Dataset:
+def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> Dataset:
     """The data set of one JSON file, its images in whichever folder has them."""
     json_file = layout.sources[split]
     folders = [options.images] if options.images else _image_folders(json_file, layout.root, split)
@@ -112,7 +112,7 @@ def _read(layout: Layout, options: Options, look: Look, split: str) -> Dataset:
         category_ids=[category for category, _ in categories],
         place=place,
         require_images=options.require_images,
-        look=look,
+        header_of=header_of,
         repair=options.repair,
         faults=faults,
     )
@@ -126,7 +126,7 @@ def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     value = document.get(key, [] if key == "annotations" else None)
     if not isinstance(value, list):
         found = ", ".join(map(repr, list(document)[:8])) or "nothing"
-        what = f"{key!r} is {brief(value)}, no list" if key in document else f"has no list {key!r}; it has {found}"
+        what = f"{key!r} is {brief(value)}, not a list" if key in document else f"has no list {key!r}; it has {found}"
         raise unusable(path, "broken-json", what, "Name a COCO data set, not its results")
     return value
 
@@ -153,18 +153,18 @@ def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) ->
 
 
 def _folder(images: Sequence[Any], folders: Sequence[Path], required_by: Path | None) -> Path:
-    """The folder that has the most of the first images. Raises FaultyDataError when none has any, if that matters."""
+    """The folder with most of the first images. Raises FaultyDataError if none has any and `required_by` is set."""
     names = [r["file_name"] for r in images if isinstance(r, dict) and _is_name(r.get("file_name"))]
     best = max(folders, key=lambda folder: sum(exists(folder / name) for name in names[:20]))
     if names and required_by and not any(exists(folder / name) for name in names for folder in folders):
         looked = ", ".join(map(str, folders))
-        message = f"none of its {len(names)} images is there, {names[0]!r} the first; looked in {looked}"
-        raise unusable(required_by, "missing-image", message, "Name the folder of the images with --images")
+        message = f"none of its {len(names)} images exists, {names[0]!r} the first; looked in {looked}"
+        raise unusable(required_by, "missing-image", message, "Give the folder of the images with --images")
     return best
 
 
 def _add_images(builder: Builder, images: Sequence[Any], folder: Path, shown: str) -> dict[int, int]:
-    """Adds the images; the index of each id."""
+    """Adds the images; returns the index of each image id."""
     index_of: dict[int, int] = {}
     seen: set[str] = set()
     for position, record in enumerate(images):
@@ -212,7 +212,11 @@ def _add_annotations(
             if number is not None:
                 message = f"the id {number} is taken; {fresh} is used"
                 builder.report(
-                    "duplicate-annotation-id", shown, f"annotations[{position}]", message, "Number annotations anew"
+                    "duplicate-annotation-id",
+                    shown,
+                    f"annotations[{position}]",
+                    message,
+                    "Give every annotation its own id",
                 )
             number, fresh = fresh, fresh + 1
         used.add(number)
@@ -307,7 +311,7 @@ def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Pa
 
 
 def _document(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
-    """A split as COCO's JSON has it."""
+    """A split as COCO's JSON."""
     categories = dataset.category_ids.tolist()
     return {
         "images": [
@@ -333,7 +337,7 @@ def _written_annotations(dataset: Dataset, categories: Sequence[int]) -> Iterato
         }
         if dataset.difficult[row]:
             entry["difficult"] = 1
-        if dataset.masks is not None and dataset.masks.kinds[row] != NONE:  # pycocotools reads no null
+        if dataset.masks is not None and dataset.masks.kinds[row] != NONE:  # pycocotools does not accept null
             height, width = dataset.sizes[image[row]].tolist()
             entry["segmentation"] = write_segmentation(dataset.masks[row], height, width)
         yield entry

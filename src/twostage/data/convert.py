@@ -1,4 +1,4 @@
-"""A data set in another layout; the source is never touched."""
+"""Converts a data set to another format; the source is never changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from twostage.folders import whole_folder
 
 @dataclass(frozen=True)
 class Written:
-    """A data set that was written: its number of (images, objects) by split, and what was wrong with its source."""
+    """A data set that was written: its number of (images, objects) by split, and the faults of its source."""
 
     path: Path
     layout: str
@@ -26,7 +26,7 @@ class Written:
 
     @classmethod
     def of(cls, path: Path, layout: str, datasets: Sequence[Dataset], faults: Sequence[Fault] = ()) -> "Written":
-        """What was written to `path`; `faults` are those found besides the splits' own."""
+        """The summary of what was written to `path`; `faults` are those besides the splits' own."""
         counts = {d.split: (len(d), len(d.labels)) for d in datasets}
         return cls(path, layout, counts, tuple(dict.fromkeys([*faults, *(f for d in datasets for f in d.faults)])))
 
@@ -36,7 +36,7 @@ class Written:
         return {"out": str(self.path), "layout": self.layout, "splits": splits}
 
     def format(self) -> str:
-        """For people: what was wrong with the source, and what was written."""
+        """As text: the faults of the source, and what was written."""
         faults = [format_faults(self.faults)] if self.faults else []
         held = [f"  {name}: {images} images, {objects} objects" for name, (images, objects) in self.splits.items()]
         return "\n".join([*faults, f"{self.path}: {self.layout.upper()} layout", *held])
@@ -54,9 +54,9 @@ def convert(
 ) -> Written:
     """Write all splits of the data set at `path` into the new folder `out`, in the layout `to`.
 
-    Boxes, classes, ids, `difficult`, `iscrowd`, areas and masks are kept as they are written, faulty boxes too; EXIF
-    is applied. What is written is read again and compared. Raises DataError for data that cannot be read, UsageError
-    for a folder that is not empty.
+    Boxes, classes, ids, `difficult`, `iscrowd`, areas and masks are kept as written, faulty boxes too; EXIF is applied.
+    The result is read again and compared. Raises DataError for data that cannot be read, UsageError for a folder that
+    is not empty.
     """
     options = Options(Path(images) if images else None, voc_offset, on_error, repair=False)
     with whole_folder(Path(out), "--out") as folder:

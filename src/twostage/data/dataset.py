@@ -1,4 +1,4 @@
-"""A split of a data set in memory: flat arrays, whatever layout it was read from."""
+"""A split of a data set as flat arrays, the same for all formats and for data made in memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -126,13 +126,13 @@ class Dataset:
 
     @property
     def unmasked(self) -> Bool[np.ndarray, " b"]:
-        """Which objects have no mask where others have one."""
+        """Which objects have no mask; all False if the data set has no masks."""
         return np.zeros(len(self.labels), dtype=bool) if self.masks is None else self.masks.kinds == NONE
 
     def masks_of(self, index: int) -> list[rle_masks.RLE]:
-        """Masks of an image's objects as COCO's run lengths, {"size": [h, w], "counts": bytes}; [] without masks.
+        """Masks of an image's objects as COCO RLEs, {"size": [h, w], "counts": bytes}; [] if the data set has no masks.
 
-        The box of an object stands in for a mask that it has not.
+        An object without a mask among others with masks gets its box as the mask.
         """
         if self.masks is None:
             return []
@@ -145,9 +145,9 @@ class Dataset:
 
 
 def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
-    """The data set with these classes alone, in this order; images stay, objects of other classes go.
+    """The data set with only these classes, in this order; all images are kept, objects of other classes are removed.
 
-    Raises UsageError for a class that the data set does not have, or that is named twice.
+    Raises UsageError for an unknown class, or one named twice.
     """
     for name in names:
         if name not in dataset.names:
@@ -172,7 +172,7 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
 
 
 def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset:
-    """The data set with these images alone, in this order."""
+    """The data set with only these images, in this order."""
     counts = np.diff(dataset.offsets)[indices]
     starts = dataset.offsets[indices]
     ends = np.cumsum(counts, dtype=np.int64)
@@ -194,7 +194,7 @@ def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset
 def join(datasets: Sequence[Dataset]) -> Dataset:
     """All images of splits with the same classes, one after the other.
 
-    Where splits share ids of images or of objects, all are numbered anew.
+    If splits share image ids or annotation ids, all get new ones.
     """
     first, *_ = datasets
     sizes = np.cumsum([0, *(len(d.labels) for d in datasets)])
@@ -222,15 +222,15 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
 
 
 def _all_masks(dataset: Dataset) -> Iterator[Mask]:
-    """The mask of every object, also where there are none."""
+    """The mask of every object, NO_MASK where there is none."""
     for row in range(len(dataset.labels)):
         yield NO_MASK if dataset.masks is None else dataset.masks[row]
 
 
 def difference(given: Dataset, other: Dataset, order: Sequence[int]) -> str:
-    """In words, the first thing that `other`, with its images in this `order`, says otherwise; "" where nothing.
+    """The first difference of `other`, with its images in this `order`, in words; "" if there is none.
 
-    Names of files do not count.
+    File names are not compared.
     """
     if given.names != other.names or (given.category_ids != other.category_ids).any():
         return f"the classes {list(zip(given.category_ids.tolist(), given.names, strict=True))} are changed"

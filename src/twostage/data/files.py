@@ -1,4 +1,4 @@
-"""What readers of data sets ask of files and folders."""
+"""Files and folders, as the readers of data sets need them."""
 
 import json
 from collections.abc import Set
@@ -9,21 +9,21 @@ from twostage.data.faults import unusable
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is a file or folder; False for what cannot be looked at, or is no path at all."""
+    """Whether there is a file or folder; False for an invalid path, or one without permission."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
         return False
 
 
-def shown(path: str | Path, root: Path) -> str:
-    """A path as it is shown to people: inside the data set without its root."""
+def display_path(path: str | Path, root: Path) -> str:
+    """A path for messages: relative to the root of the data set if it is inside."""
     path = Path(path)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def require_regular(path: Path) -> None:
-    """Raises OSError for what is there and no regular file: a pipe would be waited for without end."""
+    """Raises OSError for pipes and devices: reading from a pipe would block."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError("it is not a regular file")
 
@@ -43,10 +43,10 @@ class _ConstantError(ValueError):
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises FaultyDataError for whatever keeps it from being one, NaN included."""
+    """The JSON object in a file. Raises FaultyDataError if there is none; NaN is refused too."""
 
     def refuse_constant(constant: str) -> NoReturn:
-        raise _ConstantError(f"holds {constant}, which is no JSON number")
+        raise _ConstantError(f"contains {constant}, which is not a JSON number")
 
     try:
         require_regular(path)
@@ -65,5 +65,7 @@ def load_json(path: Path) -> dict[str, Any]:
         fix = "Write the file again; it may have been cut short"
         raise unusable(path, "broken-json", f"does not parse: {error}", fix) from error
     if not isinstance(document, dict):
-        raise unusable(path, "broken-json", f"holds a {type(document).__name__}, not an object", "Name a COCO data set")
+        raise unusable(
+            path, "broken-json", f"contains a {type(document).__name__}, not an object", "Name a COCO data set"
+        )
     return document

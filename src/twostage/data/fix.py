@@ -1,4 +1,4 @@
-"""`data check --fix`: a copy of a data set without its faults; the source is never touched."""
+"""`data check --fix`: a copy of a data set without its faults; the source is never changed."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ def fix_dataset(
     voc_offset: VocOffset = "auto",
     deep: bool = False,
 ) -> Written:
-    """Write the data set at `path` into the new folder `out`, in its own layout, with what can be used of it.
+    """Write the usable part of the data set at `path` into the new folder `out`, in its own format.
 
-    Boxes are clipped or dropped, sizes are those of the images, images that cannot be read (`deep`: decoded) and
-    records that cannot be understood are left out, and an image in two splits leaves the larger one. Raises DataError
-    where nothing is left, or where splits have different classes.
+    Boxes are clipped or dropped, sizes are those of the images, unreadable images (`deep`: undecodable ones too) and
+    malformed records are left out, and an image in two splits is removed from the larger one. Raises DataError if
+    nothing is left, or if splits have different classes.
     """
     options = Options(Path(images) if images else None, voc_offset, "skip")
     faults: list[Fault] = []
@@ -39,9 +39,9 @@ def fix_dataset(
         maps = maps_of(datasets)
         if deep:
             datasets = [_decodable(dataset, faults) for dataset in datasets]
-        datasets = [dataset for dataset in _apart(datasets, faults) if len(dataset)]
+        datasets = [dataset for dataset in _without_shared(datasets, faults) if len(dataset)]
         if not datasets:
-            raise DataError(f"{path}: nothing is left that could be used: no image of any split.")
+            raise DataError(f"{path}: nothing usable is left: no image of any split.")
         write_dataset(folder, datasets, layout.kind, maps=maps)
     return Written.of(Path(out), layout.kind, datasets, faults)
 
@@ -51,7 +51,7 @@ def _usable(layout: Layout, options: Options, faults: list[Fault]) -> Iterator[D
     for split in layout.splits:
         try:
             yield open_split(split)
-        except FaultyDataError as error:  # nothing of it can be used
+        except FaultyDataError as error:  # the whole split is unusable
             faults += error.faults
 
 
@@ -67,8 +67,8 @@ def _decodable(dataset: Dataset, faults: list[Fault]) -> Dataset:
     return select_images(dataset, np.array(good, dtype=np.int64))
 
 
-def _apart(datasets: Sequence[Dataset], faults: list[Fault]) -> list[Dataset]:
-    """The splits without images that another one, which should share none, has too: the smaller split keeps them."""
+def _without_shared(datasets: Sequence[Dataset], faults: list[Fault]) -> list[Dataset]:
+    """The splits without images that another split has too, unless they may overlap: the smaller split keeps them."""
     keep = [np.ones(len(dataset), dtype=bool) for dataset in datasets]
     for places in same_images(datasets):
         numbers = {number for number, _ in places}

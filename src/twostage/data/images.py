@@ -1,12 +1,13 @@
-"""Images into arrays: the one decode function that training, prediction, evaluation and the server share.
+"""Image files to arrays: the one decode function of training, prediction, evaluation and the server.
 
-Every image leaves as RGB, 8 bits, turned upright by its EXIF (or PNG eXIf) tag:
+Every image is returned as RGB, 8 bits, turned upright by its EXIF (or PNG eXIf) tag:
 
-- alpha is dropped, not blended: a transparent pixel keeps the colour stored beneath it, as Pillow's and torchvision's
+- alpha is dropped, not blended: a transparent pixel keeps its stored colour, as Pillow's and torchvision's
   conversions to RGB do;
-- 16-bit samples keep their high byte (65535 becomes 255), for grey as Pillow itself does for 16-bit colour: nothing is
-  stretched to the image's own range, so equal values stay equal over a data set;
-- CMYK goes through Pillow's conversion, without colour profiles; of an animation or a pile of pages the first is taken.
+- 16-bit samples keep their high byte (65535 becomes 255), for grey as Pillow itself does for 16-bit colour: values are
+  not stretched to the range of the image, so equal values stay equal over a data set;
+- CMYK goes through Pillow's conversion, without colour profiles; of several frames or
+  pages the first is taken.
 """
 
 import io
@@ -30,7 +31,7 @@ EXTENSIONS = frozenset(
         *("ppm", "pgm", "pbm", "pnm", "jp2", "qoi"),
     )
 )
-# Formats that hold one raster and need no outside program; Pillow would hand an EPS to Ghostscript.
+# Raster formats that need no external program; Pillow would run Ghostscript for an EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "MPO", "QOI")
 
 TURNS = {
@@ -46,7 +47,7 @@ SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and
 
 
 class Header(NamedTuple):
-    """What an image says of itself without being decoded; height and width are upright."""
+    """What the header of an image file states; height and width are upright."""
 
     height: int
     width: int
@@ -66,7 +67,7 @@ def read_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, "h
             source.load()
         return _pixels(source, _orientation(source))
     with _named(_name(source)), _open(source) as (image, _):
-        # Loading first: Pillow turns a TIFF itself, and finds a PNG's EXIF wherever it stands.
+        # Loading first: Pillow turns a TIFF itself, and finds a PNG's EXIF before and after the pixels.
         image.load()
         return _pixels(image, _orientation(image))
 
@@ -77,7 +78,7 @@ def read_header(source: str | Path | bytes) -> Header:
         width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:
             image.info["exif"] = _late_exif(file)
-        if image.format == "TIFF":  # whether Pillow's own size is turned depends on its version
+        if image.format == "TIFF":  # whether Pillow's size is turned depends on its version
             tags = image.tag_v2  # type: ignore[attr-defined]
             width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
         orientation = _orientation(image)
@@ -130,7 +131,7 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, io.Buffered
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turns whatever Pillow raises on a bad image into a DataError that names it."""
+    """Turns all exceptions of Pillow into a DataError that names the image."""
     try:
         yield
     except DataError:
@@ -143,7 +144,7 @@ def _named(name: str) -> Iterator[None]:
         raise DataError(f"{name}: {error.strerror}. Check the path.") from error
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{name}: is not an image, or one cut short; known formats are {', '.join(_formats())}."
+            f"{name}: is not an image, or is truncated; known formats are {', '.join(_formats())}."
         ) from error
     except Image.DecompressionBombError as error:
         raise DataError(
@@ -166,7 +167,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _late_exif(file: io.BufferedIOBase) -> bytes | None:
-    """The eXIf chunk of a PNG that stands behind the pixels, where ExifTool writes it."""
+    """The eXIf chunk of a PNG after the pixels, where ExifTool writes it."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)

@@ -10,9 +10,9 @@ from twostage.data.faults import OnError
 from twostage.data.images import Header
 
 VocOffset = Literal["auto", "0", "1"]
-Look = Callable[[str], Header]  # reads the header of an image file
+HeaderOf = Callable[[str], Header]  # reads the header of an image file
 OpenSplit = Callable[[str], Dataset]
-MASKED_SPLIT = "segmentation_"  # before the names of the splits that VOC lists a second time, for their masks
+MASKED_SPLIT = "segmentation_"  # prefix of the splits that VOC lists for images with masks
 Names = list[list[str]]  # of the images of every split
 
 
@@ -57,13 +57,13 @@ class Format:
     FaultyDataError. `write` writes the annotations of splits whose images have these names, and returns the file of
     each image; `image_names` chooses the names (by stem: unique without the suffix) and `image_folder` the place of a
     split's images under the root. `splits_of` renames splits to what the format can write. `complete` formats hold all
-    that a `Dataset` has; beside others `twostage.json` keeps the rest. `description` says how to recognise the format.
+    that a `Dataset` has; for the others `twostage.json` keeps the rest. `description` is how to recognise the format.
     """
 
     name: str
     description: str
     detect: Callable[[Path], Layout | None]
-    open: Callable[[Layout, Options, Look], OpenSplit]
+    open: Callable[[Layout, Options, HeaderOf], OpenSplit]
     write: Callable[[Path, Sequence[Dataset], Names], list[list[Path]]]
     image_names: Callable[[Sequence[Dataset], bool], Names]
     image_folder: Callable[[Path, str], Path]

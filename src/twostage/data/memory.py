@@ -14,7 +14,7 @@ from PIL import Image
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
-from twostage.data.files import shown
+from twostage.data.files import display_path
 from twostage.data.flat import NO_MASK, RLE, Mask
 from twostage.data.images import Header, probe, read_image
 from twostage.data.segmentation import SegmentationError, read_segmentation
@@ -48,7 +48,7 @@ def dataset_from_samples(
     folders = {str(Path(sample.path).parent) for sample in checked if sample.pixels is None}
     root = Path(os.path.commonpath(folders)) if folders else ROOT
 
-    def look(path: str) -> Header:
+    def header_of(path: str) -> Header:
         if path not in pixels:
             return probe(path)
         height, width, _ = pixels[path].shape
@@ -61,7 +61,7 @@ def dataset_from_samples(
         names=tuple(names),
         category_ids=range(1, len(names) + 1),
         place=lambda image, row: (f"sample {image}", f"object {row}"),
-        look=look,
+        header_of=header_of,
     )
     for index, sample in enumerate(checked):
         _add(builder, index, sample)
@@ -115,7 +115,7 @@ def _image(index: int, image: Any) -> tuple[str, UInt8[np.ndarray, "h w 3"] | No
 
 
 def _add(builder: Builder, index: int, sample: _Sample) -> None:
-    builder.add_image(shown(sample.path, builder.root), sample.path, index + 1)
+    builder.add_image(display_path(sample.path, builder.root), sample.path, index + 1)
     size = (0, 0) if sample.pixels is None else (sample.pixels.shape[0], sample.pixels.shape[1])
     for row, (box, label) in enumerate(zip(sample.boxes.tolist(), sample.labels, strict=True)):
         where = f"sample {index}", f"object {row}"

@@ -1,4 +1,4 @@
-"""Which layout a folder or file has, which splits it offers, and opening one of them."""
+"""Recognises the format of a data set, lists its splits and opens them."""
 
 import itertools
 from importlib import import_module
@@ -10,7 +10,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
 from twostage.data.files import exists
 from twostage.data.images import probe
-from twostage.data.layout import Format, Layout, Look, OpenSplit, Options, VocOffset
+from twostage.data.layout import Format, HeaderOf, Layout, OpenSplit, Options, VocOffset
 from twostage.errors import DataError, UsageError, nearest
 
 FORMATS: tuple[Format, ...] = tuple(import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind))
@@ -49,14 +49,11 @@ def open_dataset(
     return opener(find_layout(path), options)(split)
 
 
-def opener(layout: Layout, options: Options, look: Look = probe) -> OpenSplit:
-    """A function that opens one split after the other, reading once what they share; `look` reads an image's header.
-
-    It raises as `open_dataset` does.
-    """
+def opener(layout: Layout, options: Options, header_of: HeaderOf = probe) -> OpenSplit:
+    """A function that opens splits by name, reading once what they share. It raises as `open_dataset` does."""
     if options.images is not None and not options.images.is_dir():
-        raise DataError(f"{options.images}: is not a folder. --images names the folder that holds the images.")
-    open_split = layout.format.open(layout, options, look)
+        raise DataError(f"{options.images}: is not a folder. --images must be the folder of the images.")
+    open_split = layout.format.open(layout, options, header_of)
 
     def open_known(split: str) -> Dataset:
         if split not in layout.sources:
@@ -78,7 +75,7 @@ def default_splits(layout: Layout) -> tuple[str | None, str | None]:
 
 
 def evaluation_split(layout: Layout) -> str:
-    """The split to evaluate on: the default to validate on, else the only one. Raises UsageError without either."""
+    """The split to evaluate on: the default for validation, else the only one. Raises UsageError without either."""
     _, val = default_splits(layout)
     if val is not None:
         return val
@@ -88,13 +85,13 @@ def evaluation_split(layout: Layout) -> str:
 
 
 def check_same_classes(train: Dataset, val: Dataset) -> None:
-    """Raises DataError where two splits of a data set do not have the same classes in the same order."""
+    """Raises DataError if two splits do not have the same classes in the same order."""
     if train.names == val.names:
         return
     only = [f"{split!r} has {sorted(set(a) - set(b))}" for split, a, b in (
         (train.split, train.names, val.names), (val.split, val.names, train.names)
     ) if set(a) - set(b)]  # fmt: skip
-    difference = ", ".join(only) or "they stand in another order"
+    difference = ", ".join(only) or "the order differs"
     raise DataError(
         f"{train.root}: the splits {train.split!r} and {val.split!r} differ in their classes: {difference}. "
         "List the same categories, with the same ids, in both."
@@ -102,7 +99,7 @@ def check_same_classes(train: Dataset, val: Dataset) -> None:
 
 
 def find_layout(path: str | Path) -> Layout:
-    """The layout of a data set. Raises DataError that says what was looked for and what was found."""
+    """The layout of a data set. Raises DataError with what was looked for and what was found."""
     path = Path(path)
     if not exists(path):
         raise DataError(f"{path}: does not exist. Name the folder of a data set, a COCO JSON file, or a data.yaml.")

@@ -1,4 +1,4 @@
-"""COCO's `segmentation`: a mask as JSON writes it, polygons or run lengths.
+"""COCO's `segmentation`: a mask in JSON, polygons or RLE.
 
 https://cocodataset.org/#format-data, "Object Detection".
 """
@@ -12,11 +12,11 @@ from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, Mask, pack_polygons
 from twostage.errors import DataError, brief
 from twostage.ops.masks import checked
 
-LONGEST_WAY = 10_000_000  # pixels around a polygon
+LONGEST_OUTLINE = 10_000_000  # pixels
 
 
 class SegmentationError(ValueError):
-    """Why a `segmentation` is none, and in `fix` how to mend it."""
+    """Why a `segmentation` is invalid; `fix` is how to fix it."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class SegmentationError(ValueError):
 
 
 def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
-    """Polygons or run lengths, as they are written; `stated` is the image's (height, width), 0 where it is not known.
+    """Polygons or RLE, unchanged; `stated` is the image's (height, width), 0 where unknown.
 
     Raises SegmentationError.
     """
@@ -35,9 +35,9 @@ def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
             if not isinstance(ring, list) or len(ring) % 2 or not set(map(type, ring)) <= {int, float}:
                 raise SegmentationError(f"a polygon is {brief(ring)}, not x, y, x, y ...", "Write numbers in pairs")
             if not _drawable(ring):
-                message = f"the polygon {brief(ring)} runs far beyond any image"
-                raise SegmentationError(message, "Write pixels of this image")
-        # Fewer than three points enclose nothing; COCO's own tools would read four numbers as a box.
+                message = f"the polygon {brief(ring)} lies far outside any image"
+                raise SegmentationError(message, "Write pixel coordinates of this image")
+        # Fewer than three points have no area; COCO's own tools would read four numbers as a box.
         rings = [ring for ring in segmentation if len(ring) >= 6]
         return Mask(POLYGONS, pack_polygons(rings)) if rings else NO_MASK
     return read_run_lengths(segmentation, stated)
@@ -49,7 +49,7 @@ def short_polygons(segmentation: Any) -> list[Any]:
 
 
 def write_segmentation(mask: Mask, height: int, width: int) -> Any:
-    """What `read_segmentation` reads as this mask of an image of this size; None for no mask."""
+    """The `segmentation` of a mask on an image of this size; None for no mask."""
     if mask.kind == NONE:
         return None
     if mask.kind == POLYGONS:
@@ -62,7 +62,7 @@ def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
     fix = 'Write {"size": [height, width], "counts": ...} for the size of the image'
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
     if not (isinstance(size, list) and len(size) == 2 and all(_is_count(v) for v in size)):
-        raise SegmentationError(f"{brief(segmentation)} is no run-length mask", fix)
+        raise SegmentationError(f"{brief(segmentation)} is not a run-length mask", fix)
     if min(stated) > 0 and tuple(size) != stated:
         raise SegmentationError(f"the mask is {size[1]} x {size[0]}, its image {stated[1]} x {stated[0]}", fix)
     counts = segmentation.get("counts")
@@ -75,16 +75,16 @@ def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
 
 
 def _drawable(ring: Sequence[int | float]) -> bool:
-    """Whether the way around a ring is short enough to be walked pixel by pixel, as drawing it does."""
+    """Whether the outline of a ring is short enough to be rasterised, which walks along it."""
     if not ring:
         return True
     reach = max(max(ring), -min(ring))
-    if not reach < LONGEST_WAY:  # NaN too
+    if not reach < LONGEST_OUTLINE:  # NaN too
         return False
-    if reach * 2 * len(ring) < LONGEST_WAY:
+    if reach * 2 * len(ring) < LONGEST_OUTLINE:
         return True
     points = np.asarray(ring, dtype=np.float64).reshape(-1, 2)
-    return bool(np.abs(points - np.roll(points, 1, axis=0)).sum() < LONGEST_WAY)
+    return bool(np.abs(points - np.roll(points, 1, axis=0)).sum() < LONGEST_OUTLINE)
 
 
 def _is_count(value: Any) -> bool:

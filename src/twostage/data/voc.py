@@ -21,10 +21,10 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
 from twostage.data.faults import Fault, fault, unusable
-from twostage.data.files import exists, has_files, require_regular, shown, subfolders
+from twostage.data.files import display_path, exists, has_files, require_regular, subfolders
 from twostage.data.flat import NO_MASK, NONE, RLE, Mask
 from twostage.data.images import EXTENSIONS
-from twostage.data.layout import MASKED_SPLIT, Format, Layout, Look, Names, OpenSplit, Options, VocOffset
+from twostage.data.layout import MASKED_SPLIT, Format, HeaderOf, Layout, Names, OpenSplit, Options, VocOffset
 from twostage.data.names import flat_names
 from twostage.data.voc_xml import VocFile, read_xml, write_xml
 from twostage.errors import DataError
@@ -37,7 +37,7 @@ VocFiles = Mapping[tuple[Path, str], VocFile]
 
 
 class VocFolders(NamedTuple):
-    """Where each split of a VOC data set has its XML and images; `lists` are None where it is all in the folder."""
+    """Where each split has its XML and images; `lists` is None for a split that is a whole folder."""
 
     annotations: Mapping[str, Path]
     images: Mapping[str, Path]
@@ -55,10 +55,10 @@ def _find(root: Path) -> tuple[Mapping[str, Path], VocFolders] | None:
     """The list or folder of each split, and where its files are."""
     for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images")):
         folder = root / annotations
-        # Not that of the images: they may be elsewhere, or absent while results are scored.
+        # The folder of images is not required: they may be elsewhere, or absent while results are scored.
         if folder.is_dir() and has_files(folder, {".xml"}):
             lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main"))
-            # VOC draws masks for some images alone, and lists these as splits of their own.
+            # Only some images of VOC have masks; they are listed as separate splits.
             drawn = _lists(root / "ImageSets" / "Segmentation")
             lists |= {f"{MASKED_SPLIT}{split}": path for split, path in drawn.items()}
             lists = lists or {"all": None}
@@ -79,8 +79,8 @@ def _lists(folder: Path) -> dict[str, Path]:
     }
 
 
-def open_splits(layout: Layout, options: Options, look: Look) -> OpenSplit:
-    """A function that opens one split. All XML files are read first: all splits share classes and first pixel."""
+def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
+    """A function that opens one split. All XML files are read first: splits share classes and the first pixel."""
     found = _find(layout.root)
     if found is None:  # removed since it was recognised
         raise DataError(f"{layout.root}: no longer a VOC data set. Check the path.")
@@ -93,10 +93,12 @@ def open_splits(layout: Layout, options: Options, look: Look) -> OpenSplit:
         for names in _stems(folder, {".xml"}).values()
         for name in names
     }
-    return partial(_read, layout.root, folders, files, options, look)
+    return partial(_read, layout.root, folders, files, options, header_of)
 
 
-def _read(root: Path, folders: VocFolders, files: VocFiles, options: Options, look: Look, split: str) -> Dataset:
+def _read(
+    root: Path, folders: VocFolders, files: VocFiles, options: Options, header_of: HeaderOf, split: str
+) -> Dataset:
     extras = read_extras(root, split)
     classes = extras.classes(sorted({o.name for f in files.values() for o in f.objects}))
     first, evidence = _first_pixel(files, options.voc_offset, root)
@@ -116,7 +118,7 @@ def _read(root: Path, folders: VocFolders, files: VocFiles, options: Options, lo
         names=tuple(classes),
         category_ids=tuple(classes.values()),
         place=place,
-        look=look,
+        header_of=header_of,
         repair=options.repair,
         require_images=options.require_images,
         thin=float(first),
@@ -128,20 +130,20 @@ def _read(root: Path, folders: VocFolders, files: VocFiles, options: Options, lo
     for stem in stems:
         found = files.get((folder, stem))
         xml = folder / f"{stem}.xml"
-        xml_of.append(shown(xml, root))
+        xml_of.append(display_path(xml, root))
         image_file = _image_file(folders.images[split], stem, image_files.get(stem, ()), found)
         stated = found.stated if found else (0, 0)
         image = builder.add_image(image_file.name, image_file, extras.image_id(xml_of[-1]), stated)
         if found is None:
             if listed:
-                fix = f"Bring it, or remove {stem!r} from {listed.name}"
+                fix = f"Add it, or remove {stem!r} from {listed.name}"
                 builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
             bare.append(image_file.name)
             continue
         _add(builder, image, found, first, label_of, extras, xml, masked.get(stem))
     if bare and not listed:
         message = f"images without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
-        builder.report("unannotated-images", shown(folder, root), "", message, "Annotate them, or take them away")
+        builder.report("unannotated-images", display_path(folder, root), "", message, "Annotate them, or remove them")
     return builder.build(options.on_error)
 
 
@@ -157,17 +159,17 @@ def _add(
 ) -> None:
     builder.faults.extend(found.faults)
     if found.broken:
-        builder.spoil(image)
+        builder.exclude(image)
         return
-    kept = extras.objects(builder, xml, shown(xml, builder.root), found.stated)
+    kept = extras.objects(builder, xml, display_path(xml, builder.root), found.stated)
     masks: dict[int, Mask] = {}
     if masked is not None:
         try:
-            count = len(found.objects) + len(found.faults)  # a fault is an object that is none
+            count = len(found.objects) + len(found.faults)  # faulty objects are numbered too
             masks = dict(enumerate(object_masks(masked, count, found.stated), start=1))
         except ValueError as error:
             fix = "Make the mask for this image and its XML, or remove it"
-            builder.report("broken-mask", shown(masked, builder.root), "", str(error), fix, image=image)
+            builder.report("broken-mask", display_path(masked, builder.root), "", str(error), fix, image=image)
     for item in found.objects:
         left, top, right, bottom = item.box
         extra = kept[item.number - 1] if item.number <= len(kept) else Extra()
@@ -185,7 +187,7 @@ def _add(
 
 
 def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
-    """The image of each image's objects, where all images of a split have one: few of VOC's have."""
+    """The mask file of each image, if all images of a split have one; {} otherwise."""
     if folder is None or not folder.is_dir():
         return {}
     found = {stem: folder / f"{stem}.png" for stem in stems}
@@ -193,28 +195,30 @@ def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict
     if not lacking:
         return found
     if len(lacking) < len(found):
-        missing = f"{len(lacking)} of {len(found)} images have no masks ({shown(lacking[0], builder.root)} the first)"
-        fix = "Bring them to learn masks, or choose a split whose images have them"
-        builder.report("missing-mask", builder.split, "", f"{missing}; those of the others are not read", fix)
+        missing = (
+            f"{len(lacking)} of {len(found)} images have no masks ({display_path(lacking[0], builder.root)} the first)"
+        )
+        fix = "Add them to train on masks, or choose a split whose images have them"
+        builder.report("missing-mask", builder.split, "", f"{missing}; those of the others are ignored", fix)
     return {}
 
 
 def _first_pixel(files: VocFiles, offset: VocOffset, root: Path) -> tuple[int, list[Fault]]:
-    """The number of the first pixel, 0 or 1, and the note that says why it is 0."""
+    """The number of the first pixel, 0 or 1, and a note with the evidence if it is 0."""
     if offset != "auto":
         return int(offset), []
     for (folder, stem), file in files.items():
         for item in file.objects:
             if min(item.box[:2]) == 0:
                 message = "a minimum of 0 shows that coordinates count from 0: x1 = xmin, x2 = xmax"
-                fix = "If they count from 1, say --voc-offset 1 and correct this box"
+                fix = "If they count from 1, use --voc-offset 1 and correct this box"
                 where = f"object {item.number}"
-                return 0, [fault("voc-offset", shown(folder / f"{stem}.xml", root), where, message, fix)]
+                return 0, [fault("voc-offset", display_path(folder / f"{stem}.xml", root), where, message, fix)]
     return 1, []
 
 
 def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """File names by stem, in sorted order, of the files in a folder that end so."""
+    """File names by stem, sorted, of the files in a folder with these extensions."""
     found: dict[str, tuple[str, ...]] = {}
     if not folder.is_dir():
         return found
@@ -228,14 +232,14 @@ def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]
 
 
 def _together(folder: Path, files: VocFiles, image_files: Mapping[str, Sequence[str]]) -> list[str]:
-    """The stems of all XML files of a folder, and of the images that no XML file belongs to."""
+    """The stems of all XML files of a folder, and of the images without an XML file."""
     stems = {stem for where, stem in files if where == folder}
     claimed = {files[folder, stem].filename for stem in stems if stem not in image_files}
     return sorted(stems | {stem for stem, names in image_files.items() if claimed.isdisjoint(names)})
 
 
 def _listed(path: Path, known: set[str]) -> list[str]:
-    """The names in a list; one made for a single class has -1, 0 or 1 behind each. Raises FaultyDataError."""
+    """The names in a list; lists of a single class have -1, 0 or 1 after each. Raises FaultyDataError."""
     try:
         require_regular(path)
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -253,7 +257,7 @@ def _listed(path: Path, known: set[str]) -> list[str]:
 
 
 def _image_file(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile | None) -> Path:
-    """The image of an annotation: of the same stem, else the one that the XML names."""
+    """The image of an annotation: of the same stem, else `filename` of the XML."""
     named = Path(found.filename).name if found else ""
     if not same_stem:
         return folder / (named if named and exists(folder / named) else f"{stem}.jpg")
@@ -263,27 +267,25 @@ def _image_file(folder: Path, stem: str, same_stem: Sequence[str], found: VocFil
 def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
     """The mask of each of `count` objects on an image of this (height, width); none for an object without pixels.
 
-    Raises ValueError where the image cannot be that of these objects.
+    Raises ValueError if the file does not fit these objects.
     """
     from faster_coco_eval.core import mask as coco
 
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise ValueError(f"holds {image.mode} pixels, not numbers of objects")
+                raise ValueError(f"has {image.mode} pixels, not object numbers")
             numbers = np.array(image)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be read ({error})") from None
     if min(size) > 0 and numbers.shape != size:
         raise ValueError(f"is {numbers.shape[1]} x {numbers.shape[0]}, its image {size[1]} x {size[0]}")
     if count > MOST_MASKS:
-        raise ValueError(
-            f"cannot tell {count} objects apart: VOC's numbers end at {MOST_MASKS}. Write the masks as COCO"
-        )
+        raise ValueError(f"has {count} objects: VOC masks allow at most {MOST_MASKS}. Write the masks as COCO")
     held = np.unique(numbers)
-    strange = held[(held > count) & (held != UNDECIDED)]
-    if len(strange):
-        raise ValueError(f"holds the object {strange[0]}, and the XML lists {count}")
+    unknown = held[(held > count) & (held != UNDECIDED)]
+    if len(unknown):
+        raise ValueError(f"has the object {unknown[0]}, and the XML lists {count}")
     found = []
     for number in range(1, count + 1):
         inside = np.asfortranarray(numbers == number)

@@ -11,13 +11,13 @@ from xml.parsers.expat import ExpatError, ParserCreate
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
-from twostage.data.files import require_regular, shown
+from twostage.data.files import display_path, require_regular
 
 LARGEST_FILE = 64 << 20  # bytes; a hundred thousand objects fit
 
 
 class VocObject(NamedTuple):
-    """An object as the XML writes it, or the fault that keeps it from being one."""
+    """An object as in the XML, `number` counted from 1."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -26,7 +26,7 @@ class VocObject(NamedTuple):
 
 
 class VocFile(NamedTuple):
-    """One XML file: the image it names, the (height, width) it states (0 where it does not), objects and faults."""
+    """One XML file: `filename`, the stated (height, width), 0 where there is none, objects and faults."""
 
     filename: str
     stated: tuple[int, int]
@@ -36,8 +36,8 @@ class VocFile(NamedTuple):
 
 
 def read_xml(path: Path, root: Path) -> VocFile:
-    """What one XML file says; what it says wrongly stands in its faults."""
-    name = shown(path, root)
+    """The content of one XML file, with its faults."""
+    name = display_path(path, root)
     try:
         tree = parse_xml(path)
         if tree.tag != "annotation":
@@ -59,10 +59,12 @@ def read_xml(path: Path, root: Path) -> VocFile:
 
 
 def parse_xml(path: Path) -> Element:
-    """The tree of a small XML file without DTD, so that no entity can grow or reach outside. Raises ValueError."""
+    """The tree of a small XML file without DTD. Raises ValueError."""
 
     def refuse(name: str, *_: object) -> NoReturn:
-        raise ValueError(f"declares a document type <!DOCTYPE {name}>, which may hold entity bombs; remove that line")
+        raise ValueError(
+            f"declares a document type <!DOCTYPE {name}>, which may contain entity bombs; remove that line"
+        )
 
     require_regular(path)
     if path.stat().st_size > LARGEST_FILE:
@@ -102,7 +104,7 @@ def _whole(text: str | None) -> int:
 
 
 def write_xml(dataset: Dataset, index: int, name: str) -> str:
-    """The annotation of an image: pixels counted from 1, fractions of them where the boxes have some."""
+    """The annotation of an image: pixels counted from 1, with fractions if the boxes have them."""
     height, width = dataset.sizes[index].tolist()
     root = ElementTree.Element("annotation")
     _children(root, filename=name)

@@ -1,6 +1,6 @@
-"""Splits in memory become a data set on disk, in any of the three layouts; what is written is read again to be sure.
+"""Writes splits as a data set in any format, reads it again and compares.
 
-A layout without a place for ids, crowds, areas or masks gets `extras` beside it, where there is something to keep.
+Beside a format that cannot hold ids, crowds, areas or masks, `extras` keeps them.
 """
 
 import json
@@ -35,10 +35,11 @@ def write_dataset(
     pictures: Pictures = "copy",
     maps: Mapping[str, Map] | None = None,
 ) -> None:
-    """Write splits into an empty folder; `images` are copied, or linked to where they are, `maps` of stuff copied.
+    """Write splits into an empty folder in the format `kind`; `pictures` is whether image files are copied or linked.
 
-    Raises DataError for splits that differ in their classes, UsageError for a split that the layout has no place for,
-    TwostageError where the files cannot be written or the annotations do not read back as they were given.
+    Images in memory are written as PNG, stuff `maps` are copied. Raises DataError for splits with different classes,
+    UsageError for a split that the format cannot hold, TwostageError if files cannot be written or do not read back as
+    they were.
     """
     for other in datasets[1:]:
         check_same_classes(datasets[0], other)
@@ -60,7 +61,7 @@ def write_dataset(
         write_text(folder / NAME, json.dumps(extras_document(datasets, annotations, folder)))
         lost = _lost(folder, datasets, places)
         log.info(
-            "%s keeps what %s has no place for, as ids, crowds, areas or masks: other programs will not see that.",
+            "%s keeps what %s cannot hold, such as ids, crowds, areas or masks: other programs ignore it.",
             *(NAME, kind.upper()),
         )
     if lost:
@@ -83,12 +84,12 @@ def _place(source: Path | np.ndarray, target: Path, pictures: Pictures) -> None:
 
 
 def _lost(folder: Path, datasets: Sequence[Dataset], places: Sequence[Sequence[Path]]) -> str:
-    """What the written splits say otherwise than the given ones; "" where nothing."""
+    """How the written splits differ from the given ones; "" if they do not."""
     open_split = opener(find_layout(folder), Options(repair=False))
     for dataset, paths in zip(datasets, places, strict=True):
         try:
             written = open_split(dataset.split)
-        except FaultyDataError as error:  # a box that the layout by itself takes for a mistake
+        except FaultyDataError as error:  # a box that the format alone takes for a mistake
             return f"the split {dataset.split!r} does not read back: {error}"
         index_of = {written.path(index): index for index in range(len(written))}
         if len(index_of) != len(paths) or any(path not in index_of for path in paths):

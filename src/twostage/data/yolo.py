@@ -1,4 +1,4 @@
-"""YOLO: data.yaml with names and splits, one text file of rows an image.
+"""YOLO: data.yaml with names and splits, one text file of rows per image.
 
 A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractions of the image's size. An image
 `images/a.jpg` has its rows in `labels/a.txt`; without that file it has no objects (Ultralytics, docs/datasets/detect).
@@ -21,10 +21,10 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
 from twostage.data.faults import unusable
-from twostage.data.files import exists, require_regular, shown
+from twostage.data.files import display_path, exists, require_regular
 from twostage.data.flat import NONE, POLYGONS, Mask, pack_polygons, unpack_polygons
 from twostage.data.images import EXTENSIONS
-from twostage.data.layout import MASKED_SPLIT, Format, Layout, Look, Names, OpenSplit, Options
+from twostage.data.layout import MASKED_SPLIT, Format, HeaderOf, Layout, Names, OpenSplit, Options
 from twostage.data.names import nested_names
 from twostage.errors import UsageError
 
@@ -49,12 +49,12 @@ def detect(path: Path) -> Layout | None:
     return Layout(FORMAT, path.parent, dict.fromkeys(splits, path))
 
 
-def open_splits(layout: Layout, options: Options, look: Look) -> OpenSplit:
+def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
     """A function that opens one split; the images must be there, since the rows are fractions of their sizes."""
-    return partial(_read, layout, options, look)
+    return partial(_read, layout, options, header_of)
 
 
-def _read(layout: Layout, options: Options, look: Look, split: str) -> Dataset:
+def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> Dataset:
     path, root = layout.sources[split], layout.root
     document = _load(path)
     names = _names(document, path)
@@ -75,7 +75,7 @@ def _read(layout: Layout, options: Options, look: Look, split: str) -> Dataset:
         names=names,
         category_ids=tuple(classes.values()),
         place=place,
-        look=look,
+        header_of=header_of,
         repair=options.repair,
     )
     bare = []
@@ -84,17 +84,17 @@ def _read(layout: Layout, options: Options, look: Look, split: str) -> Dataset:
     for image_file in _image_files(document, path, split, options.images):
         label_file = _label_file(image_file)
         label_files.append(label_file)
-        shown_labels.append(shown(label_file, root))
-        image = builder.add_image(shown(image_file, root), image_file, extras.image_id(shown_labels[-1]))
+        shown_labels.append(display_path(label_file, root))
+        image = builder.add_image(display_path(image_file, root), image_file, extras.image_id(shown_labels[-1]))
         if exists(label_file):
-            own = extras.vouch_for(label_file, shown_labels[-1])
+            own = extras.is_unchanged(label_file, shown_labels[-1])
             rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names), own=own)))
         else:
             rows.append([])
             bare.append(image_file.name)
     if bare:
         message = f"images without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
-        builder.report("unannotated-images", path.name, split, message, "Write an empty label file if that is meant")
+        builder.report("unannotated-images", path.name, split, message, "Write an empty label file if this is intended")
     sizes, _ = builder.measure()
     for image, found in enumerate(rows):
         height, width = sizes[image].tolist()
@@ -143,7 +143,7 @@ def _rows(
 ) -> Iterator[tuple[int, list[float]]]:
     """Line number, and [class, numbers ...] of every good row; the others are reported.
 
-    Numbers above 2 are taken for pixels, but not in a file of our `own`: there a box may lie far outside its image.
+    Numbers above 2 are taken for pixels, except in a file that we wrote (`own`): its boxes may be far outside.
     """
     fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the image"
     try:
@@ -166,12 +166,12 @@ def _rows(
             continue
         label = values[0]
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-            builder.report("broken-row", shown, where, f"{len(values)} numbers make neither box nor polygon", fix)
+            builder.report("broken-row", shown, where, f"{len(values)} numbers are neither a box nor a polygon", fix)
         elif not (0 <= label < classes and label == int(label)):
             message = f"there is no class {fields[0]} among {classes} (0 to {classes - 1})"
             builder.report("unknown-class", shown, where, message, "Correct the class, or add its name to data.yaml")
         elif max(map(abs, values[1:])) > 2 and not own:
-            message = f"{max(values[1:], key=abs):g} is no fraction of the image"
+            message = f"{max(values[1:], key=abs):g} is not a fraction of the image's size"
             builder.report(
                 "not-normalised", shown, where, message, "Divide x and w by the width, y and h by the height"
             )
@@ -187,17 +187,17 @@ def _load(path: Path) -> dict[str, Any]:
         if _depth(text) > DEEPEST_YAML:
             _broken(path, "is nested too deeply")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            _broken(path, "holds aliases (*name), which may grow without bound")
+            _broken(path, "contains aliases (*name), which may expand without bound")
         document = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         _broken(path, f"cannot be read: {' '.join(str(error).split())}")
     if not isinstance(document, dict):
-        _broken(path, "holds no keys")
+        _broken(path, "has no keys")
     return document
 
 
 def _depth(text: str) -> int:
-    """How many brackets are open at most, those in quotes counted too."""
+    """The deepest nesting of brackets, those in quotes included."""
     steps = (1 if c in "[{" else -1 for c in text if c in "[]{}")
     return max(accumulate(steps), default=0)
 
@@ -238,13 +238,13 @@ def _image_files(document: Mapping[str, Any], path: Path, split: str, images: Pa
             found.update(_listed(place))
     if not found:
         message = f"no images in {named if images is None else images}"
-        fix = "Bring them: YOLO's rows are fractions of the images' sizes"
+        fix = "Add them: YOLO's rows are fractions of the images' sizes"
         raise unusable(path, "missing-image", message, fix, split)
     return sorted(found)
 
 
 def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
-    """Where a split's folder or list is: under `path:` or beside data.yaml, also without the ../ of some exports."""
+    """The folder or list of a split: under `path:` or beside data.yaml, also without the ../ of some exports."""
     base = path.parent / str(document.get("path") or "")
     bare = entry
     while bare.startswith("../"):
@@ -259,12 +259,14 @@ def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
 
 
 def _listed(place: Path) -> list[Path]:
-    """The images of a text file of paths; relative ones count from its folder."""
+    """The images of a text file of paths; relative ones start at its folder."""
     try:
         require_regular(place)
         lines = place.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise unusable(place, "unreadable-file", f"is no list of images: {error}", "Name a folder or a list") from error
+        raise unusable(
+            place, "unreadable-file", f"is not a list of images: {error}", "Name a folder or a list"
+        ) from error
     return [place.parent / line.strip() for line in lines if line.strip()]
 
 
@@ -278,14 +280,17 @@ def _label_file(image_file: Path) -> Path:
 
 
 def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
-    """The splits under keys of data.yaml: train2017 is train there; a single one of any name is train too.
+    """The splits under keys of data.yaml: train2017 becomes train, and so does a single split of any name.
 
-    VOC's second lists of images, of those with masks, stay behind where there are first ones.
+    VOC's additional lists of images with masks are left out if there are others.
     """
     first = [dataset for dataset in datasets if not dataset.split.startswith(MASKED_SPLIT)]
     if first and len(first) < len(datasets):
         left = ", ".join(dataset.split for dataset in datasets if dataset.split.startswith(MASKED_SPLIT))
-        log.warning("YOLO has no place for a second list of images: %s stay behind, and their masks. COCO has.", left)
+        log.warning(
+            "YOLO cannot hold a second list of images: %s and their masks are left out. Convert to COCO to keep them.",
+            left,
+        )
         datasets = first
     renamed = []
     for dataset in datasets:
@@ -301,7 +306,7 @@ def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
             log.info("The split %r is called %r in YOLO's layout.", dataset.split, renamed[-1].split)
     if len({d.split for d in renamed}) < len(renamed):
         names = ", ".join(d.split for d in datasets)
-        raise UsageError(f"{datasets[0].root}: two of the splits {names} would have one name in YOLO's layout.")
+        raise UsageError(f"{datasets[0].root}: two of the splits {names} would get the same name in YOLO's layout.")
     return renamed
 
 
@@ -331,7 +336,7 @@ def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Pa
 
 
 def _outlines(dataset: Dataset) -> Sequence[Sequence[float]] | None:
-    """The polygon of every object where all have exactly one: a file holds polygons or boxes, not both."""
+    """The polygon of every object if all have exactly one: a file has polygons or boxes, not both."""
     masks = dataset.masks
     if masks is None or not len(masks) or any(masks[row].kind != POLYGONS for row in range(len(masks))):
         return None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage.atomic import write_bytes, write_text
-from twostage.data.proposals import together, write_proposals
+from twostage.data.proposals import merge_proposals, write_proposals
 from twostage.data.workers import default_workers
 from twostage.distributed import Processes, joined
 from twostage.errors import UsageError
@@ -201,7 +201,7 @@ def _propose(options: TrainOptions, root: Path, step: Step, processes: Processes
             )
         shares = processes.collect(own)
         if processes.leads:
-            found.append((split, together(shares)))
+            found.append((split, merge_proposals(shares)))
     most = max(fields.rpn_keep_train, fields.rpn_keep_test)
     processes.led(lambda: write_proposals(_proposals(root, step.name), found, most))
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from twostage.data.dataset import Dataset
-from twostage.data.loader import Given, evaluation_batches
+from twostage.data.loader import PrecomputedProposals, evaluation_batches
 from twostage.data.stuff import Stuff
 from twostage.distributed import ALONE, Processes
 from twostage.evaluation.evaluate import Report, evaluate
@@ -26,7 +26,7 @@ def detect_and_lose(
     batch: int,
     workers: int,
     processes: Processes = ALONE,
-    proposals: Given | None = None,
+    proposals: PrecomputedProposals | None = None,
     stuff: Stuff | None = None,
 ) -> tuple[Results, dict[str, float]]:
     """Detections on a split and the mean losses of its batches; several processes share it, and the leader gets all.
@@ -79,7 +79,7 @@ def validate(
     batch: int,
     workers: int,
     processes: Processes = ALONE,
-    proposals: Given | None = None,
+    proposals: PrecomputedProposals | None = None,
     stuff: Stuff | None = None,
 ) -> tuple[Report | None, Results, dict[str, float]]:
     """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written.
