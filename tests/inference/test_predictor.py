@@ -136,7 +136,7 @@ def test_trace_ends_in_the_prediction(detector: Detector, pictures: list[Path]) 
     parents = stages.detections.proposals[0][valid]
     np.testing.assert_array_equal(parents.numpy(), found.proposals)
     assert stages.proposals.valid[0][parents].all()
-    assert stages.proposals.anchors[0].max() < sum(len(a) for a in stages.dense.anchors)
+    assert stages.proposals.anchors[0].max() < sum(len(a) for a in stages.anchors.anchors)
 
 
 def test_saved_detector_predicts_the_same(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
