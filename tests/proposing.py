@@ -23,6 +23,6 @@ def given(batch: Batch, count: int, seed: int = 0) -> GivenProposals:
 
 def with_proposals(model: TwoStage, batch: Batch) -> Batch:
     """The batch as the model takes it."""
-    if model.rpn is not None:
+    if model.rpn is not None or not isinstance(model, TwoStage):
         return batch
     return replace(batch, proposals=given(batch, model.config.proposals.keep_test))

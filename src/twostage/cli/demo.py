@@ -85,7 +85,6 @@ def demo(options: DemoOptions) -> Outcome:
 
 def _pictures(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[list[Shown], float]:
     """Pairs of ground truth and detections of every unseen scene, the worst first, and the seconds an image took."""
-    from twostage.data.loader import read_picture
     from twostage.drawing import draw_pair, save_picture
 
     judged = []
@@ -96,7 +95,7 @@ def _pictures(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[li
         seconds.append(time.perf_counter() - start)
         truth = unseen.objects(index)
         pair = draw_pair(
-            read_picture(unseen, index),
+            unseen.image(index),
             (truth.boxes, truth.labels),
             (found.boxes, found.class_ids, found.scores),
             found.names,
