@@ -1,7 +1,7 @@
 """PASCAL VOC: one XML file per image, lists of names per split.
 
 Coordinates count pixels from 1 and include the last: x1 = xmin - 1, x2 = xmax. Many tools count from 0 instead, where
-x1 = xmin; `--voc-offset` says which, and `auto` looks for a 0 in the whole data set, so that all splits agree.
+x1 = xmin; `--voc-offset` selects one, and `auto` looks for a 0 in the whole data set, so that all splits agree.
 
 Masks are in `SegmentationObject/<stem>.png`: object k of the XML has the pixels of value k, 0 is background and 255
 undecided (VOC2012 development kit, section 4.2), so an image can have at most 254 objects.
