@@ -1,6 +1,6 @@
 """From a configuration to a model: the one constructor of every detector.
 
-Parts are made in the order in which an image meets them, so that a seed gives the same weights.
+Parts are made in the order of the forward pass: their random initial weights depend on it.
 """
 
 from dataclasses import replace
@@ -58,7 +58,7 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
         return _assemble(config, num_classes, wrapped)
     if isinstance(config.backbone, ProvidedConfig):
         raise UsageError(
-            f"This model has a backbone of its user's own, {config.backbone.name}: give the module again by backbone=."
+            f"This model was built with a backbone of yours, {config.backbone.name}: give the module again by backbone=."
         )
     return _assemble(config, num_classes, None)
 
