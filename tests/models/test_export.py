@@ -60,5 +60,5 @@ def test_inference_exports_with_open_batch_height_and_width(name: str) -> None:
     assert expected <= operators
     with torch.no_grad():
         for other in (example(2, 128, 160), example(1, 96, 224), example(3, 160, 64)):
-            for found, expected in zip(program.module()(*other), Inference(model)(*other), strict=True):
-                assert torch.equal(found, expected)
+            for value, expected in zip(program.module()(*other), Inference(model)(*other), strict=True):
+                assert torch.equal(value, expected)

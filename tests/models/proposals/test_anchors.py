@@ -162,7 +162,7 @@ def test_anchors_in_padding_are_marked() -> None:
     assert inside[1].all()
 
 
-def test_anchors_in_padding_count_where_the_field_says_so() -> None:
+def test_anchors_in_padding_count_by_default() -> None:
     _, (inside,) = Anchors(one_level((32,)), (16,))(maps((4, 4)), (64, 64), torch.tensor([[33, 40]]))
     assert inside.all()
 

@@ -35,8 +35,8 @@ def test_single_map_aligned() -> None:
     config = RoIAlignConfig(14, sampling_ratio=0, aligned=True)
     (features,) = maps((16,))
     expected = roi_align(features, [*boxes()], 14, 1 / 16, 0, aligned=True).unflatten(0, (2, -1))
-    found = AlignedRegions(config, (16,))(RegionFeatures([features]), boxes())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    pooled = AlignedRegions(config, (16,))(RegionFeatures([features]), boxes())
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_limit_of_samples_is_above_what_c4_needs_at_its_own_size() -> None:

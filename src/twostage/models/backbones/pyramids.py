@@ -92,7 +92,7 @@ def pyramid(
 ) -> FPN | Levels | ImagePyramid:
     """The pyramid over a body: `whole` makes the one with the maps of all stages, `one` that of stride 16 alone.
 
-    `levels` is the number of sizes of an image pyramid. Raises UsageError where a single map is needed and there are more.
+    `levels` is the number of sizes of an image pyramid. Raises UsageError where several maps stand for a single one.
     """
     if config.kind == "top_down":
         return FPN(whole(), config.channels, extra=extra_levels(config.extra, config.channels))

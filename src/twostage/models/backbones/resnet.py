@@ -17,7 +17,7 @@ Stage = Annotated[int, Within(1, 4)]
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """ResNet-18, 34, 50 or 101; the maps of the stages from `first` to `last`, of which `dilated` keeps 4 at stride 16."""
+    """ResNet-18, 34, 50 or 101 and the maps of its stages from `first` to `last`; `dilated`: stage 4 at stride 16."""
 
     depth: Literal[18, 34, 50, 101] = 50
     first: Stage = 1

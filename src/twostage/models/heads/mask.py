@@ -136,7 +136,7 @@ class MaskHead(nn.Module):
     def mask_logits(self, x: Float[Tensor, "r c m m"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
         """Logits from the output of the convolutions.
 
-        The four cells stay next to each other until their logits are computed, so that one number per cell is moved, not C.
+        The four cells are moved to their places as logits, one number per cell, rather than as C features.
         """
         side = x.shape[2]
         cells = self.up(x.permute(0, 2, 3, 1).flatten(1, 2)).relu_()

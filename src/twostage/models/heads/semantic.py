@@ -1,4 +1,4 @@
-"""The semantic branch: a segmentation of the whole image, whose features are added to those of regions (HTC, section 3.2).
+"""The semantic branch: a segmentation of the image; its features are added to those of regions (HTC, section 3.2).
 
 Letters: N images, C channels, K classes of stuff.
 """

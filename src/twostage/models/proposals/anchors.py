@@ -39,7 +39,7 @@ class Anchors(nn.Module):
         if len(config.sizes) != len(strides) or len({len(sizes) for sizes in config.sizes}) != 1:
             raise UsageError(
                 f"The model's field anchor_sizes lists {[len(sizes) for sizes in config.sizes]} sizes: this model has "
-                f"{len(strides)} levels (strides {', '.join(map(str, strides))}). Give each level the same number of sizes."
+                f"{len(strides)} levels (strides {', '.join(map(str, strides))}). Give each level equally many sizes."
             )
         self.strides = tuple(strides)
         self.fixed_stride = config.stride == "fixed"

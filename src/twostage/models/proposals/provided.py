@@ -40,7 +40,7 @@ def of_split(
     count: int,
     after_image: Callable[[int, int], None] = lambda done, all: None,
 ) -> Given | None:
-    """Proposals of every image of a split: those that `read` returns, or those of the model's source, cached or computed.
+    """Proposals of every image of a split: those that `read` returns, or those of the model's source.
 
     None for a model with an RPN and without `read`. Raises UsageError where a file is needed.
     """

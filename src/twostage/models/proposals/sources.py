@@ -79,11 +79,11 @@ def propose(
     threads: int | None = None,
     after_image: Callable[[int, int], None] = lambda done, all: None,
 ) -> ProposalSet:
-    """The proposals of every image of a split, read from the cache `folder` where they are there.
+    """The proposals of every image of a split, read from the cache `folder` where they exist.
 
-    Images are searched in parallel `threads` (default: one per core), since OpenCV releases the GIL. Of several processes
-    that need the proposals of one split, one searches and the others wait for it. `after_image` is called with the number
-    done and the number of all. Raises DataError for an image that cannot be read.
+    Images are searched in parallel `threads` (default: one per core), since OpenCV releases the GIL. Of several
+    processes that need the proposals of one split, one searches and the others wait for it. `after_image` is called
+    with the number done and the number of all. Raises DataError for an image that cannot be read.
     """
     place = made_in_cache((folder or cache_folder("proposals")) / source.key)
     boxes: list[np.ndarray] = []
