@@ -49,7 +49,7 @@ def images(*sizes: tuple[int, int]) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "faster_rcnn_zf"])
 def test_an_images_detections_do_not_depend_on_its_neighbours(name: str) -> None:
-    """On one canvas: whatever the others are, and in whatever order."""
+    """On one canvas, for any neighbours in any order."""
     fields = {"head_channels": 32} if "zf" in name else {}
     model = lively(name, **fields)
     a, b, c = images((64, 96), (64, 96), (64, 96))
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_others(make_targets: Ca
 
 
 def test_stages_agree_with_forward() -> None:
-    """The trace of a prediction is the prediction."""
+    """`stages` and `forward` give the same detections."""
     model = lively("faster_rcnn_tiny_fpn")
     batch = stack_images(images((64, 96)))
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_box_lambda_weighs_the_box_loss_alone() -> None:
 
 
 def test_shares_of_a_batch_average_to_its_losses(make_targets: Callable[..., Targets]) -> None:
-    """Two processes divide by the mean of both's numbers of samples: here one has none but in one image."""
+    """Two processes divide by the mean of both's numbers of samples: here the first has an image without objects."""
     sizes = [(64, 96)] * 4
     model = lively("faster_rcnn_tiny_fpn", norm="frozen", region_background_iou=(0.1, 0.5)).train()
     batch, targets = stack_images(images(*sizes)), make_targets(sizes, [0, 1, 5, 2])

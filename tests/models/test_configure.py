@@ -113,11 +113,16 @@ def test_a_name_of_several_components_sets_all_of_them() -> None:
     assert both.rpn.delta_clamp == both.box_head.delta_clamp == 2.0
 
 
+SHARED = {
+    *("norm", "norm_eps", "delta_clamp", "delta_clamp_two_sided", "focal_gamma"),
+    *("roi_sampling_ratio", "roi_max_samples", "roi_aligned", "level_eps", "level_canonical_size"),
+}
+
+
 @pytest.mark.parametrize("config", ZOO.values(), ids=ZOO)
 def test_every_other_name_is_of_one_value(config: DetectorConfig) -> None:
     names = Counter(name for leaf in leaves(config) for name in leaf.names)
-    shared = {name for name, count in names.items() if count > 1}
-    assert shared <= {"norm", "norm_eps", "delta_clamp", "delta_clamp_two_sided", "focal_gamma", "focal_alpha"}
+    assert {name for name, count in names.items() if count > 1} <= SHARED
 
 
 def test_proposals_from_elsewhere_leave_no_rpn() -> None:

@@ -12,7 +12,7 @@ from twostage.data.batch import Batch
 
 @pytest.fixture(autouse=True)
 def symbols_are_whole_numbers() -> Iterator[None]:
-    """While a model is exported its sizes are symbols, which the checks of this suite do not take for `int`."""
+    """While a model is exported its sizes are symbols, which this suite's type checks do not accept as `int`."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -63,7 +63,7 @@ def test_regions_are_pooled_from_the_proposals_given(make_batch: Callable[..., B
 
 
 def test_background_learns_no_box(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
-    """Equation 1: the box loss counts where u >= 1 alone, and the class loss everywhere."""
+    """Equation 1: the box loss counts only where u >= 1, the class loss everywhere."""
     model = small(region_truth=False).train()
     batch = make_batch(*SIZES)
     batch, targets = replace(batch, proposals=given(batch, 30)), make_targets(SIZES, [3, 1])

@@ -89,7 +89,7 @@ class WatchDevice(Watch):
 
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everywhere all of a padded axis is computed."""
+    """Padded axes are computed as a whole, as on a device."""
     for module in (matching, mask, cascade, hybrid_task_cascade):
         monkeypatch.setattr(module, "filled", lambda valid: valid.shape[1])
 
@@ -158,7 +158,7 @@ def test_nor_does_it_with_other_fields(fields: dict, make_batch: Callable[..., B
 
 
 def test_the_number_of_calls_depends_on_neither_images_nor_classes(make_batch: Callable[..., Batch]) -> None:
-    """No loop over either in Python."""
+    """There is no Python loop over either."""
     # A reshape of one image need not copy; a slice never does, and one of all is named otherwise or left out.
     reshaping = ("view", "_unsafe_view", "clone", "slice", "alias")
 

@@ -39,7 +39,7 @@ def small(name: str, **fields) -> TwoStage:
     return make_model(name, 3, **{**SMALL, **LIGHT.get(name, {}), **fields})
 
 
-def test_the_issues_names() -> None:
+def test_the_names() -> None:
     faster = {
         f"faster_rcnn_{name}"
         for name in (
@@ -157,7 +157,7 @@ def test_vgg16_has_17100_anchors_at_600_x_800() -> None:
         ("faster_rcnn_mobilenet_v3_large_320_fpn", detection.fasterrcnn_mobilenet_v3_large_320_fpn),
     ],
 )
-def test_fields_of_torchvisions_models_are_its_own(name: str, theirs: Callable[..., torch.nn.Module]) -> None:
+def test_fields_of_torchvisions_models_are_torchvisions(name: str, theirs: Callable[..., torch.nn.Module]) -> None:
     with torch.device("meta"):
         other = theirs(weights=None, weights_backbone=None, num_classes=4)
         ours = SimpleNamespace(**{n: v for n, v in values_of(ZOO[name]).items() if "." not in n})

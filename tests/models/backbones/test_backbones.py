@@ -112,7 +112,7 @@ def test_maps_have_the_declared_channels_and_strides(build: Callable[[], nn.Modu
 
 
 def test_vgg16_has_torchvisions_names_and_outputs() -> None:
-    """On a side that 16 divides: there rounding up and down agree."""
+    """For sides divisible by 16, where rounding up and down agree."""
     theirs = drawn(lambda: nn.Sequential(OrderedDict(features=torchvision.models.vgg16().features)))
     ours = assert_loads_exactly(VGG16(), theirs.state_dict())
     before_pool5 = theirs.features[:-1](image())
@@ -209,7 +209,7 @@ def described(layer: nn.Module) -> str:
 
 
 def test_vgg16_layer_by_layer() -> None:
-    """Simonyan and Zisserman 2015, table 1, configuration D; the last pooling is RoIPool's place."""
+    """Simonyan and Zisserman 2015, table 1, configuration D; RoIPool replaces the last pooling."""
     blocks = [[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3]
     convs = [[layer for width in block for layer in (f"conv3/1-{width}", "relu")] for block in blocks]
     expected = [layer for block in convs for layer in [*block, "pool2/2"]][:-1]

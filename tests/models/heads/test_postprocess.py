@@ -160,7 +160,7 @@ def test_too_few_candidates_are_flagged() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.05, 0.07, 0.2, 0.34, 0.5, 0.7])
 def test_by_default_no_candidate_is_left_out(threshold: float) -> None:
-    """However a softmax spreads its score over classes: as evenly as stays above the threshold, and randomly."""
+    """For scores spread over as many classes as stay above the threshold, and for random ones."""
     logits, deltas, proposals = outputs(scale=0.5)
     classes = 40
     most = classes if threshold == 0 else min(classes, int(1 / threshold))

@@ -113,7 +113,7 @@ def test_proposals_equal_torchvisions(changes: dict, training: bool) -> None:
 
 
 def test_shapes_are_fixed() -> None:
-    """However few anchors a level has, and however many proposals survive."""
+    """For levels with few anchors, and any number of proposals left by NMS."""
     rpn = ours(rpn_keep_test=777, rpn_top_test=3000, rpn_nms=0.01).eval()
     proposals = rpn.propose(predictions_of(rpn), torch.tensor(SIZES))
     assert proposals.boxes.shape == (2, 777, 4)

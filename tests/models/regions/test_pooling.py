@@ -22,7 +22,7 @@ def boxes(count: int = 40) -> Tensor:
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_pyramid_equals_torchvision(ratio: int) -> None:
-    """The level of each box too; the proposal network's extra map is not read."""
+    """The level of each box too; the RPN's extra map is not read."""
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, ratio, canonical_scale=64)
     named = {str(i): m for i, m in enumerate(maps())}
     expected = pooler(named, [*boxes()], [CANVAS] * 2).unflatten(0, (2, -1))

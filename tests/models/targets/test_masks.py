@@ -1,4 +1,4 @@
-"""What mask a region should learn."""
+"""The mask that a region should learn."""
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ def grids(pixels: torch.Tensor) -> Coverage:
 
 
 def test_targets_are_what_roi_align_reads_from_the_mask_itself() -> None:
-    """detectron2's `BitMasks.crop_and_resize`; torchvision's own targets lie half a pixel beside them."""
+    """detectron2's `BitMasks.crop_and_resize`; torchvision's targets are shifted by half a pixel."""
     pixels = objects()
     truth = torch.tensor([0, 1, 2, 0, 1])
     boxes = torch.tensor(

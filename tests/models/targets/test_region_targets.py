@@ -93,7 +93,7 @@ def test_ground_truth_is_appended_to_the_proposals(make_targets: Callable[..., T
 
 
 def test_classes_and_truth_agree(make_targets: Callable[..., Targets]) -> None:
-    """`classes` has 0 for background and a label + 1 for an object; `truth` is whose label it is."""
+    """`classes` has 0 for background and a label + 1 for an object; `truth` is the object with that label."""
     targets = make_targets(SIZES, [3, 6])
     goals = sampled(targets)
     labels = targets.labels.gather(1, goals.truth)
