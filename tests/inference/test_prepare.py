@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from detectors import make_model
+from detectors import fields_of, make_model
 from proposing import with_proposals
 from torch import Tensor, nn
 
 from twostage import Detector
 from twostage.data.batch import Batch, stack_images, stack_targets
 from twostage.inference.predictor import make_batch
-from twostage.inference.prepare import prepare, truncated
+from twostage.inference.prepare import PreparedModel, prepare, truncated
+from twostage.models.build import Model
 from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import ZOO
@@ -71,19 +72,22 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).abs().max() / expected.abs().max())
 
 
-def errors(fast: TwoStage, model: TwoStage, images: Batch) -> list[float]:
+def errors(fast: PreparedModel, model: Model, images: Batch) -> list[float]:
     """Of every map, of what the proposal network says, and of the head on the trained model's own proposals."""
     images = with_proposals(model, images)
     a, b = model.stages(images), fast.stages(images)
-    read = fast.head.reads(b.maps)
-    looks = fast.head.looks(read, a.proposals, images.sizes)
     pairs = [*zip(b.maps, a.maps, strict=True)]
-    pairs += [pair for one, two in zip(looks, a.looks, strict=True) for pair in zip(one, two, strict=True)]
-    if a.found.masks is not None:
-        assert a.found.valid.any()
-        pairs.append((fast.head.masks(read, a.found).masks, a.found.masks))
-    if a.dense is not None:
-        pairs += [*zip(b.dense.logits, a.dense.logits, strict=True), *zip(b.dense.deltas, a.dense.deltas, strict=True)]
+    if isinstance(model, TwoStage):
+        head = fast.model.head
+        features = head.fuse_features(b.maps)
+        predictions = head.predict(features, a.proposals, images.sizes)
+        pairs += [pair for one, two in zip(predictions, a.predictions, strict=True) for pair in zip(one, two, strict=True)]
+        if a.detections.masks is not None:
+            assert a.detections.valid.any()
+            pairs.append((head.predict_masks(features, a.detections).masks, a.detections.masks))
+    if a.anchors is not None:
+        pairs += zip(b.anchors.logits, a.anchors.logits, strict=True)
+        pairs += zip(b.anchors.deltas, a.anchors.deltas, strict=True)
     return [error(found, expected) for found, expected in pairs]
 
 
@@ -93,7 +97,7 @@ EACH = [name for name in ZOO if name.startswith("fast") or "tiny" in name or "v2
 
 @pytest.mark.parametrize("name", EACH)
 def test_every_stage_of_every_model_is_that_of_the_trained_one(name: str, way: str) -> None:
-    model = lively(name, head_channels=64, rpn_keep_test=20)
+    model = lively(name, **fields_of(name, head_channels=64, rpn_keep_test=20))
     assert max(errors(prepare(model), model, batch((96, 120), (80, 128)))) < 1e-4
 
 
@@ -102,9 +106,9 @@ def test_every_normalisation_is_folded_or_kept(norm: str, way: str) -> None:
     model = lively("faster_rcnn_tiny_fpn", norm=norm)
     fast = prepare(model)
     assert max(errors(fast, model, batch((96, 120)))) < 1e-4
-    kept = sum(isinstance(module, nn.GroupNorm) for module in fast.modules())
+    kept = sum(isinstance(module, nn.GroupNorm) for module in fast.model.modules())
     assert kept == (sum(isinstance(module, nn.GroupNorm) for module in model.modules()))
-    assert not any(hasattr(module, "running_var") for module in fast.modules())
+    assert not any(hasattr(module, "running_var") for module in fast.model.modules())
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "faster_rcnn_mobilenet_v3_large_fpn", "faster_rcnn_zf"])
@@ -141,8 +145,8 @@ def test_the_trained_model_is_untouched_and_trains_on() -> None:
 
 def test_weights_are_kept_once(way: str) -> None:
     fast = prepare(lively("faster_rcnn_tiny_fpn"))
-    ways = [m.conv for m in fast.modules() if isinstance(m, FusedConv)]
-    ways += [m.linear for m in fast.modules() if isinstance(m, FusedLinear)]
+    ways = [m.conv for m in fast.model.modules() if isinstance(m, FusedConv)]
+    ways += [m.linear for m in fast.model.modules() if isinstance(m, FusedLinear)]
     assert len(ways) > 20
     kept = (PackedConv, PackedPointwise, PackedLinear, BySize) if way == "packed" else (PlainConv, PlainLinear)
     assert all(isinstance(one, kept) for one in ways)

@@ -139,10 +139,10 @@ def test_weighted_fusion_asks_for_one_box_of_an_object_and_view(image: np.ndarra
     """Soft-NMS leaves weakened copies, and a mean over them would be too low."""
     asked = []
     monkeypatch.setattr(
-        module, "detect_images", lambda *a, postprocess, image: asked.append(postprocess) or [two(image)] * len(a[1])
+        module, "detect_images", lambda *a, postprocess, **_: asked.append(postprocess) or [two(image)] * len(a[1])
     )
     seen(image, scales=(1.0, 2.0), fuse="wbf")
-    assert [(fields.soft_nms, fields.nms) for fields in asked] == [("off", 0.5)] * 2
+    assert [(config.soft_nms, config.nms) for config in asked] == [("off", 0.5)] * 2
 
 
 @pytest.mark.parametrize(("soft", "scores"), [("linear", [0.9, 0.8 * 0.4]), ("off", [0.9])])
@@ -151,7 +151,7 @@ def test_a_neighbour_is_weakened_once_for_all_views_together(
 ) -> None:
     asked = []
     monkeypatch.setattr(
-        module, "detect_images", lambda *a, postprocess, image: asked.append(postprocess) or [two(image)] * len(a[1])
+        module, "detect_images", lambda *a, postprocess, **_: asked.append(postprocess) or [two(image)] * len(a[1])
     )
     model = Detector.build("faster_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", soft_nms=soft).prepared
     found = detect_augmented(

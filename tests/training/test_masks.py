@@ -157,7 +157,7 @@ def test_maps_of_stuff_concern_nobody_else(options: TrainOptions, tmp_path: Path
     fields = {**options.model_fields, "semantic_classes": 0}
     without = of(options, "hybrid_task_cascade", data=data, model_fields=fields, out=tmp_path / "o", epochs=1)
     assert train(without)["steps"] == 2
-    with pytest.raises(DataError, match="1 of 8 images have no map of stuff"):
+    with pytest.raises(DataError, match="1 of 8 images have no stuff map"):
         train(of(options, "hybrid_task_cascade", data=data, out=tmp_path / "p"))
     few = {**options.model_fields, "semantic_classes": 3}
     with pytest.raises(DataError, match="have 6 classes, the model 3"):

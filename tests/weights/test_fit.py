@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from detectors import make_model
+from detectors import fields_of, make_model
 from torch import Tensor, nn
 
 from twostage.errors import DataError
@@ -120,10 +120,10 @@ def test_vggs_hidden_layer_reads_a_region_as_the_classifier_does() -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_model_built_to_be_filled_draws_nothing_and_ends_with_the_files_weights(name: str) -> None:
-    full = make_model(name, 3, head_channels=8)
+    full = make_model(name, 3, **fields_of(name, head_channels=8))
     before = torch.get_rng_state()
     with Unfilled():
-        model = make_model(name, 3, head_channels=8)
+        model = make_model(name, 3, **fields_of(name, head_channels=8))
     assert torch.equal(torch.get_rng_state(), before)
     load_all(model, full.state_dict(), "file")
     assert all(torch.equal(value, full.state_dict()[name]) for name, value in model.state_dict().items())

@@ -86,7 +86,7 @@ def test_other_heads_keep_every_class_and_lose_the_background_box() -> None:
 
 @pytest.mark.parametrize(("outputs", "names"), [(91, 20), (21, 80), (4, 4)])
 def test_another_number_of_classes_is_said(outputs: int, names: int) -> None:
-    with pytest.raises(DataError, match=rf"tell {outputs - 1} classes.*{names} names are given.*Give {outputs - 1} na"):
+    with pytest.raises(DataError, match=rf"have {outputs - 1} classes.*{names} names are given.*Give {outputs - 1} na"):
         from_torchvision(shapes(MOBILE, outputs), names)
 
 

@@ -8,8 +8,8 @@ from jaxtyping import UInt8
 
 from twostage.data.batch import GivenProposals, stack_proposals
 from twostage.data.dataset import Dataset
-from twostage.data.loader import Given, scale_boxes
-from twostage.data.proposals import ProposalSet, tell_shortage
+from twostage.data.loader import PrecomputedProposals, scale_boxes
+from twostage.data.proposals import ProposalSet, warn_few_proposals
 from twostage.errors import UsageError
 from twostage.models.proposals.sources import NAMES, ProposalConfig, Source, propose, ranks
 
@@ -39,7 +39,7 @@ def of_split(
     *,
     count: int,
     after_image: Callable[[int, int], None] = lambda done, all: None,
-) -> Given | None:
+) -> PrecomputedProposals | None:
     """Proposals of every image of a split: those that `read` returns, or those of the model's source.
 
     None for a model with an RPN and without `read`. Raises UsageError where a file is needed.
@@ -47,8 +47,8 @@ def of_split(
     if read is None and config.source == "network":
         return None
     proposals = read(dataset) if read else propose(source_of(config), dataset, after_image=after_image)
-    tell_shortage(proposals, dataset, count)
-    return Given(proposals, count)
+    warn_few_proposals(proposals, dataset, count)
+    return PrecomputedProposals(proposals, count)
 
 
 def source_of(config: ProposalConfig) -> Source:
