@@ -47,7 +47,7 @@ def make_targets() -> Callable[..., Targets]:
 
 
 class EveryFirst:
-    """A sampler without chance: the first positives and the first negatives, as many as `RandomSampler` takes."""
+    """A deterministic sampler: the first positives and negatives, as many as `RandomSampler` takes."""
 
     def __init__(self, count: int, positive_fraction: float) -> None:
         self.count = count
@@ -71,7 +71,7 @@ class EveryFirst:
         return positives, negatives
 
     def for_torchvision(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The same choice where torchvision's sampler stands: labels 1 and up, 0 and -1; masks instead of indices."""
+        """The same choice as torchvision's sampler makes it: labels 1 and up, 0 and -1; masks instead of indices."""
         chosen = ([], [])
         for row in labels:
             picked = self.pick(torch.where(row >= 1, 0, torch.where(row == 0, NEGATIVE, -2)))

@@ -1,4 +1,4 @@
-"""What an image gives must not depend on the others in its batch."""
+"""An image's outputs must not depend on the others in its batch."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def lively(name: str, **fields) -> TwoStage:
-    """Weights with which scores and boxes differ from each other."""
+    """A model with weights large enough for scores and boxes to differ from each other."""
     model = make_model(name, 3, **{**SMALL, **fields}).eval()
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -37,9 +37,9 @@ def lively(name: str, **fields) -> TwoStage:
 
 def detections(model: TwoStage, batch: Batch, image: int) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
-        found: BatchDetections = model(batch)
-    keep = found.valid[image]
-    return found.boxes[image][keep], found.scores[image][keep], found.labels[image][keep]
+        out: BatchDetections = model(batch)
+    keep = out.valid[image]
+    return out.boxes[image][keep], out.scores[image][keep], out.labels[image][keep]
 
 
 def images(*sizes: tuple[int, int]) -> list[Tensor]:
@@ -49,7 +49,7 @@ def images(*sizes: tuple[int, int]) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "faster_rcnn_zf"])
 def test_an_images_detections_do_not_depend_on_its_neighbours(name: str) -> None:
-    """On one canvas: whatever the others are, and in whatever order."""
+    """On one canvas, for any neighbours in any order."""
     fields = {"head_channels": 32} if "zf" in name else {}
     model = lively(name, **fields)
     a, b, c = images((64, 96), (64, 96), (64, 96))
@@ -61,10 +61,10 @@ def test_an_images_detections_do_not_depend_on_its_neighbours(name: str) -> None
             torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
-def test_nor_on_what_stands_beside_it_on_a_larger_canvas() -> None:
-    """The canvas itself does change an image's last rows and columns: convolutions carry them over its edge and back.
+def test_nor_on_another_image_that_enlarges_the_canvas() -> None:
+    """The canvas' size does change an image's last rows and columns, since convolutions reach over the image's border.
 
-    So do torchvision's and detectron2's. What must not matter is who made the canvas so large.
+    So it does in torchvision and detectron2. What is on the rest of the canvas must not matter.
     """
     model = lively("faster_rcnn_tiny_fpn", anchors_in_padding=False)
     small, large = images((64, 96), (128, 160))
@@ -76,7 +76,7 @@ def test_nor_on_what_stands_beside_it_on_a_larger_canvas() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
-def test_padding_is_the_mean_colour_whatever_stands_there() -> None:
+def test_padding_is_the_mean_colour_whatever_its_pixels() -> None:
     model = lively("faster_rcnn_tiny_fpn")
     (small,) = images((50, 70))
     batch = stack_images([small], divisor=64)
@@ -140,16 +140,16 @@ def test_the_same_seed_gives_the_same_losses_and_another_others(make_targets: Ca
 
 
 def test_stages_agree_with_forward() -> None:
-    """The trace of a prediction is the prediction."""
+    """`stages` and `forward` give the same detections."""
     model = lively("faster_rcnn_tiny_fpn")
     batch = stack_images(images((64, 96)))
     with torch.no_grad():
-        stages, found = model.stages(batch), model(batch)
+        stages, out = model.stages(batch), model(batch)
     assert stages.detections.masks is None
-    for mine, other in zip(stages.detections[:-1], found[:-1], strict=True):
+    for mine, other in zip(stages.detections[:-1], out[:-1], strict=True):
         assert torch.equal(mine, other)
-    keep = found.valid[0]
-    parents = found.proposals[0][keep]
+    keep = out.valid[0]
+    parents = out.proposals[0][keep]
     assert stages.proposals.valid[0][parents].all()
     anchors = torch.cat(stages.anchors.anchors)
     assert stages.proposals.anchors[0].max() < len(anchors)
@@ -162,8 +162,8 @@ def test_other_thresholds_of_the_last_step_change_no_other_stage() -> None:
         stages = model.stages(batch)
         other = model.stages(batch, replace(model.config.postprocess, max_det=3, score_threshold=0.3))
     assert torch.equal(stages.predictions[0].logits, other.predictions[0].logits)
-    assert other.found.boxes.shape == (1, 3, 4)
-    assert other.found.scores[other.found.valid].gt(0.3).all()
+    assert other.detections.boxes.shape == (1, 3, 4)
+    assert other.detections.scores[other.detections.valid].gt(0.3).all()
 
 
 def test_box_lambda_weighs_the_box_loss_alone() -> None:
@@ -181,7 +181,7 @@ def test_box_lambda_weighs_the_box_loss_alone() -> None:
 
 
 def test_shares_of_a_batch_average_to_its_losses(make_targets: Callable[..., Targets]) -> None:
-    """Two processes divide by the mean of both's numbers of samples: here one has none but in one image."""
+    """Two processes divide by the mean of both's numbers of samples: here the first has an image without objects."""
     sizes = [(64, 96)] * 4
     model = lively("faster_rcnn_tiny_fpn", norm="frozen", region_background_iou=(0.1, 0.5)).train()
     batch, targets = stack_images(images(*sizes)), make_targets(sizes, [0, 1, 5, 2])

@@ -1,6 +1,7 @@
-"""Values by name into a configuration, and the numbers that the named ones begin with."""
+"""Setting values by name, and the papers' and torchvision's numbers in the named configurations."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ from detectors import values_of
 
 from twostage.data.resize import Resize
 from twostage.errors import UsageError
-from twostage.models.component import to_dict
+from twostage.models.component import leaves, to_dict
 from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.configure import configure, flatten
 from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
@@ -112,6 +113,18 @@ def test_a_name_of_several_components_sets_all_of_them() -> None:
     assert both.rpn.delta_clamp == both.box_head.delta_clamp == 2.0
 
 
+SHARED = {
+    *("norm", "norm_eps", "delta_clamp", "delta_clamp_two_sided", "focal_gamma"),
+    *("roi_sampling_ratio", "roi_max_samples", "roi_aligned", "level_eps", "level_canonical_size"),
+}
+
+
+@pytest.mark.parametrize("config", ZOO.values(), ids=ZOO)
+def test_every_other_name_is_of_one_value(config: DetectorConfig) -> None:
+    names = Counter(name for leaf in leaves(config) for name in leaf.names)
+    assert {name for name, count in names.items() if count > 1} <= SHARED
+
+
 def test_proposals_from_elsewhere_leave_no_rpn() -> None:
     config = configure(MODERN, {"proposals": "selective_search"})
     assert config.rpn is None
@@ -135,7 +148,7 @@ def test_roi_chooses_the_pooling_and_keeps_its_size() -> None:
 
 
 @pytest.mark.parametrize(("name", "where"), [("recipe", "--recipe"), ("proposals_seed", "data proposals --seed")])
-def test_what_belongs_elsewhere_is_named_there(name: str, where: str) -> None:
+def test_fields_that_moved_elsewhere_say_where(name: str, where: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is no field of the model: .*{where}"):
         configure(MODERN, {name: 1})
 
@@ -164,7 +177,7 @@ def test_what_belongs_elsewhere_is_named_there(name: str, where: str) -> None:
         ("retinanet_tiny_fpn", "class_weights"),
     ],
 )
-def test_a_model_has_no_field_that_it_would_not_read(name: str, field: str) -> None:
+def test_fields_of_other_families_are_unknown(name: str, field: str) -> None:
     with pytest.raises(UsageError, match=f"no field '{field}'"):
         configure(named(name), {field: 1})
 

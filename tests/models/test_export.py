@@ -12,7 +12,7 @@ from twostage.data.batch import Batch
 
 @pytest.fixture(autouse=True)
 def symbols_are_whole_numbers() -> Iterator[None]:
-    """While a model is exported its sizes are symbols, which the checks of this suite do not take for `int`."""
+    """While a model is exported its sizes are symbols, which this suite's type checks do not accept as `int`."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -34,8 +34,10 @@ def example(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     return images, torch.tensor([[height, width], [height - 7, width - 30]] * count)[:count]
 
 
+# The graph of Faster R-CNN is part of that of Mask R-CNN.
 FEW: dict[str, dict[str, int]] = {
-    **dict.fromkeys(("faster_rcnn", "mask_rcnn", "hybrid_task_cascade"), {"rpn_keep_test": 20}),
+    "mask_rcnn": {"rpn_keep_test": 20},
+    "hybrid_task_cascade": {"rpn_keep_test": 20},
     "retinanet": {},
 }
 
@@ -51,7 +53,7 @@ def test_inference_exports_with_open_batch_height_and_width(name: str) -> None:
         dynamic_shapes={"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}},
         strict=False,
     )
-    # What runs without gradients is a graph within the graph.
+    # Operators under `set_grad_enabled` are in a graph within the graph.
     graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)]
     operators = {str(node.target) for graph in graphs for node in graph.nodes}
     expected = {"twostage.soft_nms.default"}
@@ -60,5 +62,5 @@ def test_inference_exports_with_open_batch_height_and_width(name: str) -> None:
     assert expected <= operators
     with torch.no_grad():
         for other in (example(2, 128, 160), example(1, 96, 224), example(3, 160, 64)):
-            for found, expected in zip(program.module()(*other), Inference(model)(*other), strict=True):
-                assert torch.equal(found, expected)
+            for value, expected in zip(program.module()(*other), Inference(model)(*other), strict=True):
+                assert torch.equal(value, expected)

@@ -63,7 +63,7 @@ def test_regions_are_pooled_from_the_proposals_given(make_batch: Callable[..., B
 
 
 def test_background_learns_no_box(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
-    """Equation 1: the box loss counts where u >= 1 alone, and the class loss everywhere."""
+    """Equation 1: the box loss counts only where u >= 1, the class loss everywhere."""
     model = small(region_truth=False).train()
     batch = make_batch(*SIZES)
     batch, targets = replace(batch, proposals=given(batch, 30)), make_targets(SIZES, [3, 1])
@@ -78,12 +78,12 @@ def test_background_learns_no_box(make_batch: Callable[..., Batch], make_targets
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_detector_without_proposals_says_so(make_batch: Callable[..., Batch]) -> None:
+def test_a_detector_without_proposals_is_an_error(make_batch: Callable[..., Batch]) -> None:
     with pytest.raises(UsageError, match="give proposals"):
         small().eval()(make_batch(*SIZES))
 
 
-def test_given_proposals_take_the_place_of_the_networks(make_batch: Callable[..., Batch]) -> None:
+def test_given_proposals_replace_those_of_the_rpn(make_batch: Callable[..., Batch]) -> None:
     model = small("faster_rcnn_tiny").eval()
     batch = make_batch(*SIZES)
     with torch.no_grad():
@@ -94,10 +94,10 @@ def test_given_proposals_take_the_place_of_the_networks(make_batch: Callable[...
     torch.testing.assert_close(others.proposals.boxes, given(batch, 20).boxes)
 
 
-def test_a_network_that_learns_is_asked_beside_proposals_that_are_given(
+def test_a_trained_rpn_runs_beside_proposals_that_are_given(
     make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
-    """Else `train --proposals` would leave it random without a word."""
+    """Otherwise `train --proposals` would leave it at its random initial weights."""
     model = small("faster_rcnn_tiny").train()
     batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
     batch = replace(batch, proposals=given(batch, 30))
@@ -127,7 +127,7 @@ def test_fields_that_contradict_each_other(fields: dict, says: str) -> None:
 
 
 @pytest.mark.parametrize("flows", [False, True])
-def test_the_regions_loss_reaches_the_network_that_proposes(
+def test_the_regions_loss_reaches_the_rpn(
     flows: bool, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
     """Faster R-CNN, section 3.2 (iii): only in non-approximate joint training."""
@@ -143,7 +143,7 @@ def test_the_regions_loss_reaches_the_network_that_proposes(
 
 
 def test_that_gradient_is_the_slope(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
-    """The loss after a small step of all proposals' corners against what the gradient foretells."""
+    """The loss after a small step of all proposals' corners against the gradient's prediction."""
     torch.manual_seed(0)
     model = small("faster_rcnn_tiny", roi="align", proposal_gradient=True, norm="frozen", head_channels=16).double()
     model = model.train()

@@ -2,7 +2,7 @@
 
 Ops that registered operators (`twostage::*`) issue in their CPU kernels are exempt and not seen here: a dispatch mode
 is off while it runs an operator, and so sees the operator alone. Their kernels for devices are run here on the CPU.
-What a processor leaves out because it may look (`models.filled`) is computed here, as on a device.
+What is left out on the CPU, where values may be read (`models.filled`), is computed here, as on a device.
 """
 
 from collections import Counter
@@ -28,19 +28,16 @@ SMALL = {"rpn_top_train": 60, "rpn_top_test": 40, "rpn_keep_train": 30, "rpn_kee
 MODELS = {
     "faster_rcnn_tiny_fpn": SMALL,
     "faster_rcnn_resnet18_fpn": SMALL,
-    "faster_rcnn_zf": {
-        **SMALL,
-        "head_channels": 32,
-    },  # the paper's fields and RoIPool, as VGG16, in a tenth of the time
+    "faster_rcnn_zf": {**SMALL, "head_channels": 32},  # the paper's fields and RoIPool, a tenth of VGG16's time
     "hybrid_task_cascade_tiny_fpn": SMALL,
     "mask_rcnn_tiny_fpn": {**SMALL, "region_sampling": "ohem"},
     "retinanet_tiny_fpn": {"rpn_top_test": 40},
 }
-TELLING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+READING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
 class Watch(TorchDispatchMode):
-    """Counts what cannot run without looking at the data, and copies to the host."""
+    """Counts the operators that read values on the host, and copies to the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,16 +49,16 @@ class Watch(TorchDispatchMode):
         name = str(func)
         if name.startswith("twostage."):
             self.operators[name] += 1
-        elif self.looks_at_data(func, args) or self.copies_to_host(func, args, kwargs):
+        elif self.reads_data(func, args) or self.copies_to_host(func, args, kwargs):
             self.reads[name] += 1
         return func(*args, **kwargs)
 
     @staticmethod
-    def looks_at_data(func: Any, args: Any) -> bool:
+    def reads_data(func: Any, args: Any) -> bool:
         if func is torch.ops.aten.index.Tensor or func.overloadpacket is torch.ops.aten.index_put_:
             # Indexing by numbers has a fixed shape, indexing by a mask is a nonzero.
             return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        return any(tag in func.tags for tag in TELLING)
+        return any(tag in func.tags for tag in READING)
 
     @staticmethod
     def copies_to_host(func: Any, args: Any, kwargs: Any) -> bool:
@@ -92,7 +89,7 @@ class WatchDevice(Watch):
 
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everywhere all of a padded axis is computed."""
+    """Padded axes are computed as a whole, as on a device."""
     for module in (matching, mask, cascade, hybrid_task_cascade):
         monkeypatch.setattr(module, "filled", lambda valid: valid.shape[1])
 
@@ -110,7 +107,7 @@ def watched(work: Callable[[], Any]) -> Watch:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_inference_never_looks_at_the_data(name: str, make_batch: Callable[..., Batch]) -> None:
+def test_inference_never_reads_the_data(name: str, make_batch: Callable[..., Batch]) -> None:
     model = make_model(name, 3, **MODELS[name]).eval()
     batch = make_batch(*SIZES)
     with torch.no_grad():
@@ -127,11 +124,11 @@ def test_nor_do_the_kernels_of_devices(make_batch: Callable[..., Batch], make_ta
     model = make_model("faster_rcnn_resnet18_fpn", 3, **fields).eval()
     batch, targets = make_batch(*SIZES), make_targets(SIZES, [20, 0])
     with torch.no_grad(), WatchDevice() as watch:
-        found = model(batch)
+        detections = model(batch)
     assert not watch.reads
     assert watch.operators == {"twostage.nms.default": 2, "twostage.roi_align.default": 1}
     expected = model(batch)
-    for got, want in zip(found, expected, strict=True):
+    for got, want in zip(detections, expected, strict=True):
         torch.testing.assert_close(got, want)
     with WatchDevice() as watch:
         sum(model.train()(batch, targets).values()).backward()
@@ -140,7 +137,7 @@ def test_nor_do_the_kernels_of_devices(make_batch: Callable[..., Batch], make_ta
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_losses_and_gradients_never_look_at_the_data(
+def test_losses_and_gradients_never_read_the_data(
     name: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
     model = make_model(name, 3, **MODELS[name]).train()
@@ -161,7 +158,7 @@ def test_nor_does_it_with_other_fields(fields: dict, make_batch: Callable[..., B
 
 
 def test_the_number_of_calls_depends_on_neither_images_nor_classes(make_batch: Callable[..., Batch]) -> None:
-    """No loop over either in Python."""
+    """There is no Python loop over either."""
     # A reshape of one image need not copy; a slice never does, and one of all is named otherwise or left out.
     reshaping = ("view", "_unsafe_view", "clone", "slice", "alias")
 
@@ -186,7 +183,7 @@ x = torch.tensor([1.0, 0.0, 2.0])
 
 
 @pytest.mark.parametrize(
-    "look",
+    "read",
     [
         lambda: x.nonzero(),
         lambda: x.max().item(),
@@ -204,8 +201,8 @@ x = torch.tensor([1.0, 0.0, 2.0])
         lambda: torch.ones(2).to("meta"),
     ],
 )
-def test_the_watch_sees(look: Callable[[], Any]) -> None:
-    assert sum(watched(look).reads.values()) == 1
+def test_the_watch_counts(read: Callable[[], Any]) -> None:
+    assert sum(watched(read).reads.values()) == 1
 
 
 def test_the_watch_is_silent_about_indexing_by_numbers() -> None:
@@ -217,7 +214,7 @@ def test_the_watch_is_silent_about_indexing_by_numbers() -> None:
 def test_a_gpu_is_never_waited_for(
     name: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
-    """CUDA's own word for it; here the operators' kernels count too."""
+    """As CUDA itself reports it; here the operators' kernels count too."""
     model = make_model(name, 3, **MODELS[name]).cuda()
     batch, targets = make_batch(*SIZES).to("cuda"), with_masks(make_targets(SIZES, [20, 0])).to("cuda")
     for mode in ("default", "error"):  # the first time libraries load and measure
@@ -226,9 +223,9 @@ def test_a_gpu_is_never_waited_for(
             loss = sum(model.train()(batch, targets).values())
             loss.backward()
             with torch.no_grad():
-                found = model.eval()(batch)
+                detections = model.eval()(batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    assert found.scores.isfinite().all()
+    assert detections.scores.isfinite().all()

@@ -43,11 +43,11 @@ def test_equal_to_torchvisions_fast_rcnn_loss() -> None:
     valid = torch.ones(N, S, dtype=torch.bool)
     weight = torch.full((N,), 1 / (N * S))
     torch.testing.assert_close(class_loss(logits, classes, valid, weight), expected_class, rtol=1e-6, atol=1e-6)
-    found = box_loss(own(deltas, classes), goal, classes > 0, weight, beta=1 / 9)
-    torch.testing.assert_close(found, expected_box, rtol=1e-6, atol=1e-6)
+    loss = box_loss(own(deltas, classes), goal, classes > 0, weight, beta=1 / 9)
+    torch.testing.assert_close(loss, expected_box, rtol=1e-6, atol=1e-6)
 
 
-def test_padding_counts_for_nothing() -> None:
+def test_padding_does_not_count() -> None:
     """Not even where a padded row's numbers are infinite."""
     logits, deltas, classes, goal = regions()
     valid = torch.arange(S).expand(N, -1) < torch.tensor([[S], [4], [0]])
@@ -57,10 +57,10 @@ def test_padding_counts_for_nothing() -> None:
     torch.testing.assert_close(class_loss(logits, classes, valid, weight), unpadded)
 
     positive = (classes > 0) & valid
-    found = box_loss(own(deltas, classes), goal, positive, weight, beta=1.0)
+    loss = box_loss(own(deltas, classes), goal, positive, weight, beta=1.0)
     wild = own(deltas, classes).masked_fill(~positive[..., None], torch.inf).requires_grad_()
     again = box_loss(wild, goal, positive, weight, beta=1.0)
-    torch.testing.assert_close(again, found)
+    torch.testing.assert_close(again, loss)
     again.backward()
     assert wild.grad.isfinite().all()
     assert (wild.grad[~positive] == 0).all()
@@ -78,23 +78,23 @@ def test_no_valid_region_costs_nothing() -> None:
 def test_smooth_l1_of_the_papers(delta: float, beta: float, expected: float) -> None:
     """Fast R-CNN, equation 3; with sigma 3 (beta 1/9) |x| - 0.5 / 9 from 1/9 on."""
     deltas = torch.tensor([[[delta, 0, 0, 0]]])
-    found = box_loss(deltas, torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool), torch.ones(1), beta=beta)
-    assert float(found) == pytest.approx(expected)
+    loss = box_loss(deltas, torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool), torch.ones(1), beta=beta)
+    assert float(loss) == pytest.approx(expected)
 
 
 def test_beta_0_is_l1() -> None:
     """detectron2 and mmdetection."""
     deltas = torch.tensor([[[0.5, -0.25, 0, 2]]])
-    found = box_loss(deltas, torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool), torch.ones(1), beta=0.0)
-    assert float(found) == 2.75
+    loss = box_loss(deltas, torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool), torch.ones(1), beta=0.0)
+    assert float(loss) == 2.75
 
 
 def test_objectness_is_binary_cross_entropy() -> None:
     logits = torch.tensor([[0.0, 2.0, -1.0]])
     positive = torch.tensor([[True, True, False]])
     expected = -(torch.tensor([0.5]).log() + logits[0, 1:2].sigmoid().log() + (-logits[0, 2:3]).sigmoid().log())
-    found = objectness_loss(logits, positive, torch.ones(1, 3, dtype=torch.bool), torch.tensor([0.5]))
-    torch.testing.assert_close(found, expected[0] / 2)
+    loss = objectness_loss(logits, positive, torch.ones(1, 3, dtype=torch.bool), torch.tensor([0.5]))
+    torch.testing.assert_close(loss, expected[0] / 2)
 
 
 def test_arithmetic_is_float32_whatever_the_networks_precision() -> None:
@@ -115,9 +115,9 @@ def test_overlap_losses_of_positives_and_no_gradient_of_the_rest(kind: str, thei
     boxes, truth = torch.cat([corner, corner + 5 + torch.rand(2, N, S, 2, generator=g) * 40], dim=-1)
     positive = torch.rand(N, S, generator=g) < 0.4
     wild = boxes.masked_fill(~positive[..., None], torch.inf).requires_grad_()
-    found = overlap_loss(wild, truth, positive, torch.full((N,), 0.5), kind)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, 0.5 * theirs(boxes[positive], truth[positive]).sum())
-    found.backward()
+    loss = overlap_loss(wild, truth, positive, torch.full((N,), 0.5), kind)  # type: ignore[arg-type]
+    torch.testing.assert_close(loss, 0.5 * theirs(boxes[positive], truth[positive]).sum())
+    loss.backward()
     assert wild.grad.isfinite().all()
     assert not wild.grad[~positive].any()
     same = overlap_loss(truth, truth, positive, torch.ones(N), kind)  # type: ignore[arg-type]
@@ -136,8 +136,8 @@ def test_class_losses_by_their_formulas() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-def test_focal_losses_of_what_is_told_surely_have_a_gradient(gamma: float) -> None:
-    """The paper's table has gamma = 0.5, and that power is infinitely steep where nothing is left to learn."""
+def test_focal_losses_of_certain_predictions_have_a_finite_gradient(gamma: float) -> None:
+    """The derivative of a power below 1, as gamma = 0.5 of the paper's table, is infinite at 0."""
     logits = torch.tensor([[[200.0, 0.0], [0.0, 200.0]]], requires_grad=True)
     class_losses(logits, torch.tensor([[0, 0]]), gamma=gamma).sum().backward()
     assert logits.grad is not None
@@ -154,8 +154,8 @@ def test_focal_objectness_is_torchvisions() -> None:
     g = torch.Generator().manual_seed(0)
     logits, positive = torch.randn(N, S, generator=g), torch.rand(N, S, generator=g) < 0.3
     valid, weight = torch.ones(N, S, dtype=torch.bool), torch.ones(N)
-    found = objectness_loss(logits, positive, valid, weight, focal=(2.0, 0.25))
-    torch.testing.assert_close(found, ops.sigmoid_focal_loss(logits, positive.float(), 0.25, 2.0, "sum"))
+    loss = objectness_loss(logits, positive, valid, weight, focal=(2.0, 0.25))
+    torch.testing.assert_close(loss, ops.sigmoid_focal_loss(logits, positive.float(), 0.25, 2.0, "sum"))
 
 
 def test_mask_loss_is_the_mean_over_cells_of_positives() -> None:
@@ -163,7 +163,7 @@ def test_mask_loss_is_the_mean_over_cells_of_positives() -> None:
     logits = torch.randn(N, S, 4, 4, generator=g)
     goal = (torch.rand(N, S, 4, 4, generator=g) < 0.5).float()
     positive = torch.rand(N, S, generator=g) < 0.4
-    found = mask_loss(logits, goal, positive, one_over_sampled(positive, no_reduce))
+    loss = mask_loss(logits, goal, positive, one_over_sampled(positive, no_reduce))
     p = logits.sigmoid()[positive]
     each = -(goal[positive] * p.log() + (1 - goal[positive]) * (1 - p).log())
-    torch.testing.assert_close(found, each.mean())
+    torch.testing.assert_close(loss, each.mean())

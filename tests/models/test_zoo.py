@@ -39,7 +39,7 @@ def small(name: str, **fields) -> TwoStage:
     return make_model(name, 3, **{**SMALL, **LIGHT.get(name, {}), **fields})
 
 
-def test_the_issues_names() -> None:
+def test_the_names() -> None:
     faster = {
         f"faster_rcnn_{name}"
         for name in (
@@ -83,10 +83,10 @@ def test_trains_and_detects_on_images_of_different_sizes(
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
     with torch.no_grad():
-        found = model.eval()(batch)
-    assert found.boxes.shape == (2, 10, 4)
+        detections = model.eval()(batch)
+    assert detections.boxes.shape == (2, 10, 4)
     for i, (height, width) in enumerate(SIZES):
-        boxes = found.boxes[i][found.valid[i]]
+        boxes = detections.boxes[i][detections.valid[i]]
         assert len(boxes) > 0
         assert boxes.min() >= 0
         assert boxes[:, [0, 2]].max() <= width
@@ -95,7 +95,7 @@ def test_trains_and_detects_on_images_of_different_sizes(
 
 @pytest.mark.parametrize("name", ZOO)
 def test_shapes_follow_from_the_configuration(name: str) -> None:
-    """At the model's own sizes, on the meta device: there is nothing there that anyone could look at."""
+    """At the model's own sizes, on the meta device: no value can be read there."""
     with torch.device("meta"):
         model = make_model(name, 7)
         batch = Batch(torch.empty(2, 3, 608, 800), torch.empty(2, 2, dtype=torch.int64))
@@ -124,12 +124,9 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
     proposals = model.config.proposals.keep_test
     assert stages.proposals.boxes.shape == (2, proposals, 4)
     assert stages.predictions[-1].logits.shape == (2, proposals, 8)
-    assert stages.predictions[-1].deltas.shape == (
-        2,
-        proposals,
-        1 if (model.config.stage is None or model.config.stage.class_agnostic) else 7,
-        4,
-    )
+    stage = model.config.stage
+    deltas = 1 if stage is None or stage.class_agnostic else 7
+    assert stages.predictions[-1].deltas.shape == (2, proposals, deltas, 4)
     assert stages.detections.boxes.shape == (2, 100, 4)
     if model.head.has_masks:
         side = 14 if "c4" in name else 28
@@ -160,7 +157,7 @@ def test_vgg16_has_17100_anchors_at_600_x_800() -> None:
         ("faster_rcnn_mobilenet_v3_large_320_fpn", detection.fasterrcnn_mobilenet_v3_large_320_fpn),
     ],
 )
-def test_fields_of_torchvisions_models_are_its_own(name: str, theirs: Callable[..., torch.nn.Module]) -> None:
+def test_fields_of_torchvisions_models_are_torchvisions(name: str, theirs: Callable[..., torch.nn.Module]) -> None:
     with torch.device("meta"):
         other = theirs(weights=None, weights_backbone=None, num_classes=4)
         ours = SimpleNamespace(**{n: v for n, v in values_of(ZOO[name]).items() if "." not in n})
@@ -201,7 +198,7 @@ def test_an_unknown_field_shows_the_nearest() -> None:
         make_model("faster_rcnn_tiny_fpn", 3, dropuot=0.1)
 
 
-def test_training_without_targets_says_so(make_batch: Callable[..., Batch]) -> None:
+def test_training_without_targets_is_an_error(make_batch: Callable[..., Batch]) -> None:
     with pytest.raises(ValueError, match=r"needs targets; call model\.eval\(\)"):
         small("faster_rcnn_tiny_fpn").train()(make_batch(*SIZES))
 
@@ -225,7 +222,7 @@ def test_training_without_targets_says_so(make_batch: Callable[..., Batch]) -> N
     ],
     ids=str,
 )
-def test_every_field_has_its_way(
+def test_models_with_other_fields_train_and_detect(
     fields: dict, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
     model = small("faster_rcnn_tiny_fpn", **fields)
@@ -233,8 +230,8 @@ def test_every_field_has_its_way(
     losses = model.train()(batch, make_targets(SIZES, [2, 0]))
     assert all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
-        found: BatchDetections = model.eval()(batch)
-    assert found.valid.any()
+        detections: BatchDetections = model.eval()(batch)
+    assert detections.valid.any()
 
 
 def test_images_without_objects_train(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
@@ -244,7 +241,7 @@ def test_images_without_objects_train(make_batch: Callable[..., Batch], make_tar
     assert losses["rpn_class"] > 0
 
 
-def test_300_objects_an_image(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+def test_300_objects_per_image(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
     losses = small("faster_rcnn_tiny_fpn").train()(make_batch(*SIZES), make_targets(SIZES, [300, 2]))
     assert all(loss.isfinite() for loss in losses.values())
 
@@ -252,8 +249,8 @@ def test_300_objects_an_image(make_batch: Callable[..., Batch], make_targets: Ca
 def test_one_class(make_batch: Callable[..., Batch]) -> None:
     model = make_model("faster_rcnn_tiny_fpn", 1, **SMALL).eval()
     with torch.no_grad():
-        found = model(make_batch(*SIZES))
-    assert found.labels.eq(0).all()
+        detections = model(make_batch(*SIZES))
+    assert detections.labels.eq(0).all()
 
 
 def test_the_tiny_net_is_tiny() -> None:
@@ -266,7 +263,7 @@ BEFORE = json.loads((Path(__file__).parents[1] / "before" / "weights.json").read
 
 @pytest.mark.parametrize("name", ZOO)
 def test_values_and_tensors_are_those_of_before_the_redesign(name: str) -> None:
-    """`tests/before/weights.json` was written by the code that had one flat class of fields for all models."""
+    """`tests/before/weights.json` was written by the code with one flat class of fields for all models."""
     before = BEFORE["models"][name]
     fields = {**BEFORE["defaults"], **before["fields"]}
     config = configure(ZOO[name], {"semantic_classes": 2} if "semantic_classes" in values_of(ZOO[name]) else {})

@@ -1,17 +1,17 @@
 """From a configuration to a model: the one constructor of every detector.
 
-Parts are made in the order in which an image meets them, so that a seed gives the same weights.
+Parts are made in the order of the forward pass: their random initial weights depend on it.
 """
 
 from dataclasses import replace
 from functools import partial
-from typing import overload
+from typing import cast, overload
 
 from torch import nn
 
 from twostage.data.stuff import STRIDE
 from twostage.errors import UsageError
-from twostage.models.backbones.fpn import FPN, FPNConfig, extra_levels
+from twostage.models.backbones.fpn import FPN, Body, FPNConfig, extra_levels
 from twostage.models.backbones.mobilenet import MobileNetV3Config, MobileNetV3Large
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
@@ -49,8 +49,8 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
     """The detector of a configuration for so many classes, with random weights.
 
     `backbone` takes the place of the configuration's: any module that maps images to feature maps, with attributes
-    `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError where components
-    contradict each other.
+    `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError where
+    components contradict each other.
     """
     if backbone is not None:
         wrapped = backbone if isinstance(backbone, ProvidedBackbone) else ProvidedBackbone(backbone)
@@ -58,7 +58,7 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
         return _assemble(config, num_classes, wrapped)
     if isinstance(config.backbone, ProvidedConfig):
         raise UsageError(
-            f"This model has a backbone of its user's own, {config.backbone.name}: give the module again by backbone=."
+            f"This model was built with its own backbone, {config.backbone.name}: give the module again by backbone=."
         )
     return _assemble(config, num_classes, None)
 
@@ -67,7 +67,7 @@ def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | No
     anchors = config.anchors
     levels = 1 if anchors is None else len(anchors.sizes)
     net = _backbone(config.backbone, config.neck, levels, provided)
-    channels, strides = net.channels[0], net.strides  # type: ignore[union-attr, index]
+    channels, strides = cast(Body, net).channels[0], cast(Body, net).strides
     if isinstance(config, OneStageConfig):
         head = RetinaNetHead(config.retinanet, config.anchors, channels, strides, num_classes)
         return OneStage(config, num_classes, backbone=net, head=head)
@@ -75,13 +75,13 @@ def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | No
     if config.rpn is not None:
         if config.rpn.proposal_gradient and isinstance(config.roi, RoIPoolConfig):
             raise UsageError(
-                "proposal_gradient needs roi=align: RoIPool rounds corners to whole cells, and has no gradient for them."
+                "proposal_gradient needs roi=align: RoIPool rounds corners to whole cells and has no gradient for them."
             )
         assert anchors is not None
         if isinstance(config.neck, PyramidConfig) and config.neck.kind == "single":
             anchors = _on_one_level(anchors)
         rpn = RPN(config.rpn, anchors, config.proposals, channels, strides)
-    region_strides = getattr(net, "region_strides", strides)
+    region_strides: tuple[int, ...] = getattr(net, "region_strides", strides)
     return TwoStage(
         config, num_classes, backbone=net, rpn=rpn, head=_head(config, channels, region_strides, num_classes)
     )

@@ -25,7 +25,7 @@ def short(default: Any, *names: str) -> Any:
 
 
 def component(default: Any, **names: str) -> Any:
-    """A field that holds a component; `names` are short names for leaves of it, `component(RoIAlignConfig(), size="mask_size")`."""
+    """A field that holds a component; `names` are short names of its leaves: `component(..., size="mask_size")`."""
     return field(default=default, metadata={"names": names})
 
 
@@ -40,7 +40,7 @@ class Leaf(NamedTuple):
 
 def leaves(config: Any, prefix: str = "", more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Leaf]:
     """Every value of a configuration, depth first; components that are None have none."""
-    kinds = kinds_of(type(config))
+    kinds = kinds_of(config.__class__)
     for each in fields(config):
         value, path = getattr(config, each.name), f"{prefix}{each.name}"
         if is_dataclass(value):
@@ -63,13 +63,13 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, each.name)
         if is_dataclass(value):
             values[each.name] = {"type": type(value).__name__, **to_dict(value)}
-        elif not _is_component(kinds_of(type(config))[each.name]):
+        elif not _is_component(kinds_of(config.__class__)[each.name]):
             values[each.name] = value
     return values
 
 
 @cache
-def kinds_of(cls: type) -> dict[str, Any]:
+def kinds_of(cls: Any) -> dict[str, Any]:
     """The declared type of every field."""
     return get_type_hints(cls, include_extras=True)
 

@@ -1,4 +1,4 @@
-"""Values by name into a configuration: `rpn.nms` or its short form `rpn_nms`, from the command line, keywords and files."""
+"""Sets values of a configuration by name, `rpn.nms` or its short form `rpn_nms`: from flags, keywords and files."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

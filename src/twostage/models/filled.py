@@ -1,4 +1,4 @@
-"""How much of a padded axis is computed."""
+"""How much of a padded axis has to be computed."""
 
 import torch
 from jaxtyping import Bool
@@ -6,9 +6,10 @@ from torch import Tensor
 
 
 def filled(valid: Bool[Tensor, "n d"]) -> int:
-    """How many of the first columns some image fills: a processor need not compute the others.
+    """On the CPU the number of leading columns that are valid in some image; the others need not be computed.
 
-    Elsewhere all: to ask would make the host wait for the device, and an exported program has one shape.
+    On other devices and in an exported program all columns: reading `valid` would make the host wait for the device,
+    and an exported program has one shape.
     """
     if valid.device.type != "cpu" or torch.compiler.is_compiling():
         return valid.shape[1]

@@ -1,4 +1,4 @@
-"""Layers of a prepared model: what `inference.prepare` puts in the places of convolutions and linear layers."""
+"""Layers of a prepared model: they replace convolutions and linear layers in `inference.prepare`."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from twostage.ops.plain import Window
 class FusedConv(nn.Module):
     """A convolution with its normalisation folded in; adds a summand and applies an activation in the same pass.
 
-    `activation` is that of a convolution in a plain sequence; in the blocks of a network it is given with each call.
+    `activation` is the default; the blocks of a network pass one with each call.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class FusedLinear(nn.Module):
 
 
 class KeptNearest(nn.Module):
-    """`backbones.fpn.Nearest` into memory that was used before."""
+    """`backbones.fpn.Nearest` that reuses memory on the CPU (`ops.cpu.memory`)."""
 
     def forward(self, x: Float[Tensor, "n c h w"], size: Sequence[int]) -> Float[Tensor, "n c _ _"]:
         """The map at this height and width."""
@@ -65,7 +65,7 @@ class KeptNearest(nn.Module):
 
 
 def side_by_side(x: Float[Tensor, "n c h w"], *convs: nn.Conv2d) -> tuple[Float[Tensor, "n _ h w"], ...]:
-    """The outputs of several 1 x 1 convolutions of one map, which is read once for all."""
+    """The outputs of several 1 x 1 convolutions of one map, computed as a single convolution."""
     weight = torch.cat([conv.weight for conv in convs])
     bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
     return conv2d(x, weight, bias).split([conv.out_channels for conv in convs], dim=1)

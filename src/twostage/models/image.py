@@ -35,7 +35,7 @@ class ImageConfig:
 
 
 class Normalize(nn.Module):
-    """Subtracts the pixel mean and divides by the standard deviation; padding becomes 0, as if it had the mean colour."""
+    """Subtracts the pixel mean and divides by the standard deviation; padding becomes 0, the mean colour."""
 
     pixel_mean: Tensor
     pixel_std: Tensor

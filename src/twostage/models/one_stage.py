@@ -67,7 +67,7 @@ class OneStage(nn.Module):
         mean: ReduceMean = no_reduce,
         parts: Collection[str] = PARTS,
     ) -> Losses:
-        """The losses of a prediction; see `RetinaNetHead.losses`. All of them are the head's, whatever `parts` train."""
+        """The losses of a prediction (`RetinaNetHead.losses`), whatever `parts` are trained: all are the head's."""
         return self.head.losses(stages.anchors, targets, mean)
 
     def stages(self, batch: Batch, config: PostprocessConfig | None = None) -> OneStageStages:

@@ -1,4 +1,4 @@
-"""The two-stage detector: an image flows through three parts, and each may be another one (Faster R-CNN, Figure 2).
+"""The two-stage detector: three parts, each of which can be replaced (Faster R-CNN, Figure 2).
 
     batch ── backbone ──> maps ── RPN ──> proposals ── head ──> detections
 

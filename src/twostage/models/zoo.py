@@ -1,7 +1,7 @@
 """The named detectors: a table from name to configuration.
 
-`faster_rcnn_*_fpn` have the common modern defaults (torchvision's detectors with a feature pyramid), `*_vgg16` and `*_zf`
-those of the Faster R-CNN paper (Ren et al. 2015), with py-faster-rcnn's where the paper is silent.
+`faster_rcnn_*_fpn` have the common modern defaults (torchvision's detectors with a feature pyramid), `*_vgg16` and
+`*_zf` those of the Faster R-CNN paper (Ren et al. 2015) and, where the paper gives none, of py-faster-rcnn.
 """
 
 from collections.abc import Iterable

@@ -103,7 +103,7 @@ def test_resnet_has_torchvisions_outputs(depth: int) -> None:
     ids=["resnet18", "resnet50", "resnet50 to stage 3", "mobilenet", "tiny", "vgg16"],
 )
 @pytest.mark.parametrize("shape", [(64, 96), (75, 33)], ids=str)
-def test_channels_and_strides_are_as_said(build: Callable[[], nn.Module], shape: tuple[int, int]) -> None:
+def test_maps_have_the_declared_channels_and_strides(build: Callable[[], nn.Module], shape: tuple[int, int]) -> None:
     with torch.device("meta"):
         net = build().eval()
     maps = net(torch.empty(2, 3, *shape, device="meta"))
@@ -112,7 +112,7 @@ def test_channels_and_strides_are_as_said(build: Callable[[], nn.Module], shape:
 
 
 def test_vgg16_has_torchvisions_names_and_outputs() -> None:
-    """On a side that 16 divides: there rounding up and down agree."""
+    """For sides divisible by 16, where rounding up and down agree."""
     theirs = drawn(lambda: nn.Sequential(OrderedDict(features=torchvision.models.vgg16().features)))
     ours = assert_loads_exactly(VGG16(), theirs.state_dict())
     before_pool5 = theirs.features[:-1](image())
@@ -209,7 +209,7 @@ def described(layer: nn.Module) -> str:
 
 
 def test_vgg16_layer_by_layer() -> None:
-    """Simonyan and Zisserman 2015, table 1, configuration D; the last pooling is RoIPool's place."""
+    """Simonyan and Zisserman 2015, table 1, configuration D; RoIPool replaces the last pooling."""
     blocks = [[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3]
     convs = [[layer for width in block for layer in (f"conv3/1-{width}", "relu")] for block in blocks]
     expected = [layer for block in convs for layer in [*block, "pool2/2"]][:-1]
@@ -235,7 +235,7 @@ def test_their_hidden_layers_have_4096_units(name: str, inputs: int) -> None:
 
 
 def test_a_dilated_last_stage_keeps_its_map_and_its_weights() -> None:
-    """Stride 16 in the place of 32; what it tells is what torchvision's tells with all strides of layer4 taken away."""
+    """Stride 16 instead of 32; the output equals that of torchvision's network with the strides of layer4 set to 1."""
     torch.manual_seed(0)
     ours = resnet.resnet(ResNetConfig(50, first=4, dilated=True, norm=NormConfig("batch"))).eval()
     theirs = torchvision.models.resnet50(weights=None).eval()
@@ -249,9 +249,9 @@ def test_a_dilated_last_stage_keeps_its_map_and_its_weights() -> None:
                 module.padding = module.dilation = (2, 2)
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        (found,) = ours(x)
+        (result,) = ours(x)
         y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
         expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(y))))
     assert ours.strides == (16,)
-    assert found.shape == (1, 2048, 4, 6)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert result.shape == (1, 2048, 4, 6)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from twostage.models.backbones.norm import NormConfig, norm_layer
 
 
 class Given(nn.Module):
-    """A body whose maps are given, whatever the image."""
+    """A body with fixed maps."""
 
     strides = (4, 8, 16)
 
@@ -60,9 +60,9 @@ def test_equal_to_torchvision(norm: str | None, extra: bool, shapes: list[tuple[
             other.copy_(torch.rand(other.shape) - 0.2 * (other.ndim > 1))
         mine.copy_(other)
     expected = theirs(OrderedDict((str(i), m) for i, m in enumerate(given)))
-    found = ours(torch.empty(2, 3, 96, 128))
-    assert len(found) == len(ours.strides) == len(ours.channels)
-    for mine, other in zip(found, expected.values(), strict=True):
+    levels = ours(torch.empty(2, 3, 96, 128))
+    assert len(levels) == len(ours.strides) == len(ours.channels)
+    for mine, other in zip(levels, expected.values(), strict=True):
         torch.testing.assert_close(mine, other)
 
 

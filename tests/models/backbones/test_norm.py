@@ -46,11 +46,11 @@ def test_folding_changes_neither_output_nor_gradient(conv: nn.Conv2d) -> None:
     x = image().requires_grad_()
     folded = conv_norm(x, conv, norm)
     weights = torch.randn_like(folded)
-    found = torch.autograd.grad((folded * weights).sum(), [x, conv.weight])
+    gradients = torch.autograd.grad((folded * weights).sum(), [x, conv.weight])
     plain = norm(conv(x))
     expected = torch.autograd.grad((plain * weights).sum(), [x, conv.weight])
     torch.testing.assert_close(folded, plain, rtol=1e-5, atol=1e-5)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""A backbone of a user's own in every place where a backbone of ours stands."""
+"""A user's backbone in place of one of the library's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,11 +74,36 @@ def test_a_pyramid_stands_on_it(
         assert all(p.grad is not None for p in model.backbone.body.module.parameters())
 
 
-def test_a_single_map(make_batch: Callable[..., Batch]) -> None:
-    model = build(configure(named("faster_rcnn_tiny"), SMALL), 3, Single()).eval()
+@pytest.mark.parametrize("changes", [{}, {"roi": "align"}], ids=["RoIPool", "RoIAlign"])
+def test_a_single_map(
+    changes: dict[str, Any], make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    model = build(configure(named("faster_rcnn_tiny"), SMALL | changes), 3, Single())
+    batch = make_batch(*SIZES)
     with torch.no_grad():
-        stages = model.stages(make_batch(*SIZES))
+        stages = model.eval().stages(batch)
     assert [tuple(x.shape[1:]) for x in stages.maps] == [(16, 4, 6)]
+    assert stages.detections.valid.any()
+    losses = model.train()(batch, make_targets(SIZES, [3, 1]))
+    assert set(losses) == {"rpn_class", "rpn_box", "class", "box"}
+    sum(losses.values()).backward()
+    assert model.backbone.module.stem.weight.grad.any()
+
+
+def test_retinanet_on_it(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
+    model = build(named("retinanet_tiny_fpn"), 3, Plain())
+    losses = model.train()(make_batch(*SIZES), make_targets(SIZES, [3, 1]))
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.backbone.body.module.parameters())
+
+
+@pytest.mark.parametrize("kind", ["single", "image"])
+def test_a_pyramid_of_a_single_map_needs_a_backbone_with_one(kind: str, make_batch: Callable[..., Batch]) -> None:
+    config = configure(named("faster_rcnn_tiny_fpn"), {**SMALL, "pyramid": kind})
+    with pytest.raises(UsageError, match=rf"pyramid is '{kind}', which needs a backbone with a single map.* has 4"):
+        build(config, 3, Plain())
+    with torch.no_grad():
+        assert build(config, 3, Single()).eval()(make_batch(*SIZES)).valid.any()
 
 
 def test_levels_that_do_not_fit_the_anchors_are_named() -> None:
@@ -101,10 +126,11 @@ def test_its_stages_can_be_its_own() -> None:
         ({"strides": (4, 8.5, 16, 32)}, "strides is .*8.5"),
         ({"strides": (4, 8)}, "one of each per map"),
         ({"strides": (32, 16, 8, 4)}, "the finest map"),
+        ({"strides": (4, 8, 32, 64)}, "each stride twice the one before"),
     ],
     ids=str,
 )
-def test_what_it_must_say_of_itself(changes: dict[str, Any], says: str) -> None:
+def test_wrong_channels_and_strides_are_refused(changes: dict[str, Any], says: str) -> None:
     net = Plain()
     for name, value in changes.items():
         setattr(net, name, value)
@@ -117,6 +143,20 @@ def test_maps_of_other_channels_are_named() -> None:
     net.channels = (8, 12, 16, 24)
     with pytest.raises(UsageError, match=r"channels \(8, 12, 16, 24\) and returns maps of \[\(1, 8, 16, 16\)"):
         ProvidedBackbone(net)(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("strides", [(8, 16, 32, 64), (2, 4, 8, 16)])
+def test_maps_of_other_strides_are_named(strides: tuple[int, ...]) -> None:
+    net = Plain()
+    net.strides = strides
+    with pytest.raises(UsageError, match=r"has strides .* returns maps of .* for images of \(1, 3, 64, 96\)"):
+        ProvidedBackbone(net)(torch.rand(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (67, 75), (33, 190)])
+def test_padding_may_add_or_remove_a_border_cell(size: tuple[int, int]) -> None:
+    maps = ProvidedBackbone(Plain())(torch.rand(1, 3, *size))
+    assert len(maps) == 4
 
 
 def test_the_module_must_be_given_again() -> None:

@@ -1,4 +1,4 @@
-"""Four ways to see objects of every size (FPN, figure 1)."""
+"""The four kinds of pyramids (FPN, figure 1)."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ def test_a_single_map_has_the_anchors_of_all_levels() -> None:
     assert torch.equal(again.rpn.anchors.get_buffer("cell0"), model.rpn.anchors.get_buffer("cell0"))
 
 
-def test_only_the_top_down_pathway_tells_levels_and_fpn_apart() -> None:
+def test_levels_and_fpn_differ_in_the_top_down_pathway_only() -> None:
     with_it, without = (
         make_model("faster_rcnn_resnet18_fpn", 3, pyramid=kind).eval() for kind in ("top_down", "levels")
     )

@@ -41,7 +41,7 @@ def test_convs_and_layer_are_torchvisions() -> None:
 
 
 class Pooled(nn.Module):
-    """Stands for the pooling: features that are there already."""
+    """In place of the pooling: fixed features."""
 
     def __init__(self, features: torch.Tensor) -> None:
         super().__init__()

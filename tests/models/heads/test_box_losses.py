@@ -1,4 +1,4 @@
-"""What a box head learns by: losses by fields, hard examples, and fields that cannot be."""
+"""A box head's losses: each kind by its formula, hard example mining, and class weights that are refused."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def targets(make_targets: Callable[..., Targets]) -> Targets:
     return make_targets(SIZES, [3, 2])
 
 
-def learned(made: torch.nn.Module, batch: Batch, targets: Targets):
+def head_losses(made: torch.nn.Module, batch: Batch, targets: Targets):
     maps = made.features(batch)
     _, proposals = made.propose(maps, batch)
     return made.head.compute_losses(RegionFeatures(maps), proposals.boxes, proposals.valid, targets)
@@ -44,7 +44,7 @@ def learned(made: torch.nn.Module, batch: Batch, targets: Targets):
 @pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
 def test_overlap_losses_are_of_the_moved_box_and_its_object(kind: str, batch: Batch, targets: Targets) -> None:
     made = model(box_loss=kind)
-    one = learned(made, batch, targets)
+    one = head_losses(made, batch, targets)
     moved = refine(made.head, one.predictions, batch.sizes * 100)  # without a border to clip at
     truth = targets.boxes.gather(1, one.targets.truth[..., None].expand(-1, -1, 4))
     weight = torch.full((2,), 1 / float(one.targets.valid.sum()))
@@ -57,7 +57,7 @@ def test_overlap_losses_are_of_the_moved_box_and_its_object(kind: str, batch: Ba
 
 
 def test_l1_is_the_plain_distance_of_deltas(batch: Batch, targets: Targets) -> None:
-    one = learned(model(box_loss="l1"), batch, targets)
+    one = head_losses(model(box_loss="l1"), batch, targets)
     distance = (one.predictions.deltas[:, :, 0] - one.targets.deltas).abs().sum(dim=2)[one.targets.positive].sum()
     torch.testing.assert_close(one.losses["box"], distance / one.targets.valid.sum())
 
@@ -71,10 +71,10 @@ def test_l1_is_the_plain_distance_of_deltas(batch: Batch, targets: Targets) -> N
     ],
 )
 def test_class_losses_are_fields(fields: dict, how: dict, batch: Batch, targets: Targets) -> None:
-    one = learned(model(**fields), batch, targets)
+    one = head_losses(model(**fields), batch, targets)
     each = class_losses(one.predictions.logits, one.targets.classes, **how)[one.targets.valid]
     torch.testing.assert_close(one.losses["class"], each.mean())
-    plain = learned(model(), batch, targets)
+    plain = head_losses(model(), batch, targets)
     assert not torch.isclose(one.losses["class"], plain.losses["class"])
 
 
@@ -83,7 +83,7 @@ def test_focal_objectness_is_a_field(batch: Batch, targets: Targets) -> None:
     assert 0 < focal["rpn_class"] < 0.5 * plain["rpn_class"]
 
 
-def test_hard_examples_are_those_told_worst(batch: Batch, targets: Targets) -> None:
+def test_hard_examples_have_the_highest_loss(batch: Batch, targets: Targets) -> None:
     made = model(region_sampling="ohem", region_batch=8, region_positive_fraction=0.5)
     maps = made.features(batch)
     _, proposals = made.propose(maps, batch)

@@ -36,7 +36,7 @@ def test_the_papers_stages() -> None:
     assert [s.delta_weights for s in stages] == [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
 
 
-def test_each_stage_looks_at_what_the_one_before_has_moved(make_batch: Callable[..., Batch]) -> None:
+def test_each_stage_predicts_for_the_refined_boxes_of_the_one_before(make_batch: Callable[..., Batch]) -> None:
     model = cascade().eval()
     with torch.no_grad():
         stages = model.stages(make_batch(*SIZES))
@@ -57,14 +57,14 @@ def test_detections_have_the_mean_of_the_probabilities_and_the_last_stages_boxes
     batch = make_batch(*SIZES)
     with torch.no_grad():
         stages = model.stages(batch)
-    mean = sum(look.logits.softmax(dim=2) for look in stages.predictions)[..., 1:] / 3
+    mean = sum(stage.logits.softmax(dim=2) for stage in stages.predictions)[..., 1:] / 3
     last = refine(model.head.boxes[2], stages.predictions[2], batch.sizes)
-    found = stages.detections
+    detections = stages.detections
     for image in range(2):
-        rows = found.valid[image]
-        parents, labels = found.proposals[image][rows], found.labels[image][rows]
-        torch.testing.assert_close(found.scores[image][rows], mean[image][parents, labels])
-        torch.testing.assert_close(found.boxes[image][rows], last[image][parents], rtol=1e-4, atol=1e-3)
+        rows = detections.valid[image]
+        parents, labels = detections.proposals[image][rows], detections.labels[image][rows]
+        torch.testing.assert_close(detections.scores[image][rows], mean[image][parents, labels])
+        torch.testing.assert_close(detections.boxes[image][rows], last[image][parents], rtol=1e-4, atol=1e-3)
 
 
 def test_one_stage_is_a_plain_head(make_batch: Callable[..., Batch]) -> None:
@@ -80,7 +80,7 @@ def test_one_stage_is_a_plain_head(make_batch: Callable[..., Batch]) -> None:
     torch.testing.assert_close(stages.detections.scores, plain.scores)
 
 
-def test_stages_learn_from_boxes_that_overlap_ever_more(
+def test_later_stages_need_higher_overlaps(
     make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
     model = cascade(region_positive_fraction=1.0).train()
@@ -98,27 +98,27 @@ def test_stages_learn_from_boxes_that_overlap_ever_more(
         assert (overlap[goal.targets.valid & ~goal.targets.positive] < least).all()
 
 
-def test_what_a_stage_hands_on_are_moved_boxes_and_the_objects_join_once(
+def test_later_stages_sample_from_refined_boxes_and_ground_truth_is_appended_once(
     make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
-    """If they joined anew, the last stage would see little else of a picture with many objects."""
+    """Appended to every stage, it would be most of what the last stage samples in an image with many objects."""
     model = cascade().train()
     batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
-    given, told = [], []
+    given, outputs = [], []
     for head in model.head.boxes:
         own = head.compute_losses
 
-        def learn(maps, boxes, valid, *rest, own=own):
+        def compute(maps, boxes, valid, *rest, own=own):
             given.append((boxes, valid))
-            told.append(own(maps, boxes, valid, *rest))
-            return told[-1]
+            outputs.append(own(maps, boxes, valid, *rest))
+            return outputs[-1]
 
-        head.compute_losses = learn
+        head.compute_losses = compute
     model(batch, targets)
-    for learned, (boxes, valid), head in zip(told, given[1:], model.head.boxes, strict=False):
-        assert torch.equal(valid, learned.targets.valid)
-        assert torch.equal(boxes, refine(head, learned.predictions, batch.sizes))
-    objects = [(learned.targets.index >= boxes.shape[1]).any() for (boxes, _), learned in zip(given, told, strict=True)]
+    for out, (boxes, valid), head in zip(outputs, given[1:], model.head.boxes, strict=False):
+        assert torch.equal(valid, out.targets.valid)
+        assert torch.equal(boxes, refine(head, out.predictions, batch.sizes))
+    objects = [(out.targets.index >= boxes.shape[1]).any() for (boxes, _), out in zip(given, outputs, strict=True)]
     assert objects == [True, False, False]
 
 

@@ -1,4 +1,4 @@
-"""Hybrid Task Cascade: each of its three parts does what it should, and can be left out."""
+"""Hybrid Task Cascade: what each of its three parts does, and the model without it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,12 +54,12 @@ def test_losses_of_every_stage_and_of_the_semantic_branch(make_batch: Callable[.
     assert set(without) == {"rpn_class", "rpn_box", *stages}
 
 
-def test_interleaved_masks_see_the_boxes_their_stage_has_moved(
+def test_interleaved_mask_heads_pool_the_refined_boxes_of_their_stage(
     make_batch: Callable[..., Batch], targets: Targets
 ) -> None:
-    """Without it those the stage's box head itself has seen, as in Cascade Mask R-CNN."""
+    """Without `interleaved` the boxes that the stage's box head pools, as in Cascade Mask R-CNN."""
     for interleaved in (False, True):
-        # So low that boxes of a network that has learned nothing are positive.
+        # So low that boxes of an untrained network are positive.
         model = htc(htc_interleaved=interleaved, cascade_ious=[0.05, 0.05, 0.05]).train()
         seen = pooled_boxes(model)
         model(make_batch(*SIZES), targets)
@@ -67,7 +67,7 @@ def test_interleaved_masks_see_the_boxes_their_stage_has_moved(
         for box, mask in zip(seen["box"], seen["mask"], strict=True):
             known = {tuple(row) for row in box.flatten(0, 1).tolist()}
             objects = {tuple(row) for row in targets.boxes.flatten(0, 1).tolist()}
-            # Those of real regions, which the ground truth may have joined; padding is anything.
+            # Proposals and appended ground truth; padded rows are arbitrary.
             new = {tuple(row) for row in mask[0].tolist()} - known - objects
             assert bool(new) == interleaved
 
@@ -90,7 +90,7 @@ def test_masks_flow_whatever_their_width(
     assert model(make_batch(*SIZES), targets)["mask_3"].isfinite()
 
 
-def test_what_the_branch_sees_reaches_boxes_and_masks(make_batch: Callable[..., Batch], targets: Targets) -> None:
+def test_the_branchs_features_reach_boxes_and_masks(make_batch: Callable[..., Batch], targets: Targets) -> None:
     model = htc(semantic_classes=5).train()
     losses = model(make_batch(*SIZES), targets)
     for name in ("class_1", "mask_1"):
@@ -104,12 +104,12 @@ def test_masks_at_test_are_the_mean_of_all_stages(make_batch: Callable[..., Batc
         stages = model.stages(make_batch(*SIZES))
         features = model.head.fuse_features(stages.maps)
         boxes, labels = stages.detections.boxes, stages.detections.labels
-        told = [model.head._stage_mask_logits(features, boxes, labels, stages=k) for k in (1, 2, 3)]
-    expected = torch.stack([logits.sigmoid() for logits in told]).mean(dim=0)
+        logits = [model.head._stage_mask_logits(features, boxes, labels, stages=k) for k in (1, 2, 3)]
+    expected = torch.stack([x.sigmoid() for x in logits]).mean(dim=0)
     valid = stages.detections.valid
     assert valid.any()
     torch.testing.assert_close(stages.detections.masks[valid], expected[valid])
-    assert not torch.allclose(told[0], told[2])
+    assert not torch.allclose(logits[0], logits[2])
 
 
 def test_masks_of_a_cascade_are_the_mean_of_all_stages(make_batch: Callable[..., Batch]) -> None:
@@ -120,14 +120,14 @@ def test_masks_of_a_cascade_are_the_mean_of_all_stages(make_batch: Callable[...,
         torch.nn.init.normal_(head.classes.weight, std=0.2)
     with torch.no_grad():
         stages = model.stages(make_batch(*SIZES))
-        told = [
+        masks = [
             head(RegionFeatures(stages.maps), stages.detections.boxes, stages.detections.labels).sigmoid()
             for head in model.head.mask
         ]
     valid = stages.detections.valid
     assert valid.any()
-    torch.testing.assert_close(stages.detections.masks[valid], torch.stack(told).mean(dim=0)[valid])
-    assert not torch.allclose(told[0], told[2])
+    torch.testing.assert_close(stages.detections.masks[valid], torch.stack(masks).mean(dim=0)[valid])
+    assert not torch.allclose(masks[0], masks[2])
 
 
 def test_masks_and_the_branch_weigh_as_the_fields_say(make_batch: Callable[..., Batch], targets: Targets) -> None:
@@ -138,30 +138,30 @@ def test_masks_and_the_branch_weigh_as_the_fields_say(make_batch: Callable[..., 
         torch.testing.assert_close(two[name], factor * one[name])
 
 
-def test_the_branch_brings_all_levels_to_stride_8_and_adds_them() -> None:
+def test_the_branch_resizes_all_levels_to_stride_8_and_adds_them() -> None:
     torch.manual_seed(0)
     branch = SemanticBranch(SemanticConfig(3, convs=0), 8, (4, 8, 16))
     maps = [torch.rand(1, 8, 64 // s, 96 // s) for s in (4, 8, 16)]
-    seen = branch.features([*maps, torch.rand(1, 8, 2, 3)])  # an extra level is not read
+    features = branch.features([*maps, torch.rand(1, 8, 2, 3)])  # an extra level is not read
     expected = [
         interpolate(lateral(x), (8, 12), mode="bilinear") for lateral, x in zip(branch.laterals, maps, strict=True)
     ]
-    torch.testing.assert_close(seen, torch.stack(expected).sum(dim=0))
+    torch.testing.assert_close(features, torch.stack(expected).sum(dim=0))
 
 
-def test_the_semantic_loss_leaves_out_what_is_not_known() -> None:
+def test_the_semantic_loss_ignores_unknown_pixels() -> None:
     torch.manual_seed(0)
     branch = SemanticBranch(SemanticConfig(3, convs=1), 8, (4, 8, 16))
     maps = [torch.rand(1, 8, 64 // s, 96 // s) for s in (4, 8, 16)]
     stuff = torch.randint(0, 3, (1, 8, 12)).to(torch.uint8)
     stuff[:, :5] = UNKNOWN
-    seen = branch.features(maps)
-    expected = cross_entropy(branch.logits(seen)[:, :, 5:], stuff[:, 5:].long())
-    torch.testing.assert_close(branch.loss(seen, stuff), expected)
-    assert float(branch.loss(seen, torch.full_like(stuff, UNKNOWN))) == 0
+    features = branch.features(maps)
+    expected = cross_entropy(branch.logits(features)[:, :, 5:], stuff[:, 5:].long())
+    torch.testing.assert_close(branch.loss(features, stuff), expected)
+    assert float(branch.loss(features, torch.full_like(stuff, UNKNOWN)).detach()) == 0
 
 
-def test_without_maps_of_stuff_it_is_said(make_batch: Callable[..., Batch], targets: Targets) -> None:
+def test_targets_without_stuff_maps_are_an_error(make_batch: Callable[..., Batch], targets: Targets) -> None:
     model = htc(semantic_classes=5).train()
     with pytest.raises(ValueError, match="needs targets with stuff maps"):
         model(make_batch(*SIZES), replace(targets, stuff=None))

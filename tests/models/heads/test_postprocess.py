@@ -22,7 +22,7 @@ def detect(
 
 
 def outputs(seed: int = 0, *, agnostic: bool = False, scale: float = 3.0) -> tuple[Tensor, Tensor, Proposals]:
-    """What a head says of clustered proposals; the last ten of the second image are padding."""
+    """A head's outputs for clustered proposals; the last ten of the second image are padding."""
     g = torch.Generator().manual_seed(seed)
     centre = torch.rand(N, 6, 2, generator=g).repeat_interleave(P // 6, dim=1) * 120
     corner = centre + torch.randn(N, P, 2, generator=g) * 4
@@ -80,58 +80,60 @@ def test_equal_to_torchvision(changes: dict, agnostic: bool) -> None:
         BoxCoder(weights),
         PostprocessConfig(**{k: v for k, v in changes.items() if k != "box_delta_weights"}),
     )
-    found = detect(*outputs(agnostic=agnostic), config, coder)
-    assert not found.overflow.any()
+    detections = detect(*outputs(agnostic=agnostic), config, coder)
+    assert not detections.overflow.any()
     for i, (boxes, scores, labels) in enumerate(torchvisions(*outputs(agnostic=agnostic), config, coder)):
-        valid = found.valid[i]
+        valid = detections.valid[i]
         assert len(boxes) > 0
-        torch.testing.assert_close(found.boxes[i][valid], boxes, rtol=0, atol=1e-4)
-        torch.testing.assert_close(found.scores[i][valid], scores, rtol=1e-5, atol=1e-6)
-        assert torch.equal(found.labels[i][valid], labels)
+        torch.testing.assert_close(detections.boxes[i][valid], boxes, rtol=0, atol=1e-4)
+        torch.testing.assert_close(detections.scores[i][valid], scores, rtol=1e-5, atol=1e-6)
+        assert torch.equal(detections.labels[i][valid], labels)
 
 
 def test_shapes_are_fixed_and_padding_is_last() -> None:
     config = PostprocessConfig(max_det=250, score_threshold=0.9)
-    found = detect(*outputs(), config)
-    assert found.boxes.shape == (N, 250, 4)
-    assert all(x.shape == (N, 250) for x in (found.scores, found.labels, found.proposals, found.valid))
-    assert found.valid.long().diff(dim=1).le(0).all()
-    assert found.scores[~found.valid].eq(0).all()
-    assert found.scores[found.valid].gt(0.9).all()
+    detections = detect(*outputs(), config)
+    assert detections.boxes.shape == (N, 250, 4)
+    assert all(
+        x.shape == (N, 250) for x in (detections.scores, detections.labels, detections.proposals, detections.valid)
+    )
+    assert detections.valid.long().diff(dim=1).le(0).all()
+    assert detections.scores[~detections.valid].eq(0).all()
+    assert detections.scores[detections.valid].gt(0.9).all()
 
 
-def test_nothing_found() -> None:
+def test_no_detections() -> None:
     logits, deltas, proposals = outputs()
-    found = detect(logits * 0, deltas, proposals, PostprocessConfig(score_threshold=0.5))
-    assert not found.valid.any()
-    nobody = proposals._replace(valid=torch.zeros_like(proposals.valid))
-    assert not detect(logits, deltas, nobody, PostprocessConfig()).valid.any()
+    detections = detect(logits * 0, deltas, proposals, PostprocessConfig(score_threshold=0.5))
+    assert not detections.valid.any()
+    none = proposals._replace(valid=torch.zeros_like(proposals.valid))
+    assert not detect(logits, deltas, none, PostprocessConfig()).valid.any()
 
 
-def test_every_detection_knows_its_proposal() -> None:
+def test_every_detection_has_the_index_of_its_proposal() -> None:
     logits, deltas, proposals = outputs()
-    found = detect(logits, deltas, proposals, PostprocessConfig())
+    detections = detect(logits, deltas, proposals, PostprocessConfig())
     scores = logits.softmax(dim=2)
-    image = torch.arange(N)[:, None].expand_as(found.labels)
-    again = scores[image, found.proposals, found.labels + 1]
-    torch.testing.assert_close(again[found.valid], found.scores[found.valid])
-    assert proposals.valid.gather(1, found.proposals)[found.valid].all()
+    image = torch.arange(N)[:, None].expand_as(detections.labels)
+    again = scores[image, detections.proposals, detections.labels + 1]
+    torch.testing.assert_close(again[detections.valid], detections.scores[detections.valid])
+    assert proposals.valid.gather(1, detections.proposals)[detections.valid].all()
 
 
 def test_across_classes_no_two_boxes_of_any_class_overlap() -> None:
     config = PostprocessConfig(nms_across_classes=True, nms=0.4)
-    found = detect(*outputs(), config)
+    detections = detect(*outputs(), config)
     plain = detect(*outputs(), PostprocessConfig(nms=0.4))
     for i in range(N):
-        boxes, scores = found.boxes[i][found.valid[i]], found.scores[i][found.valid[i]]
+        boxes, scores = detections.boxes[i][detections.valid[i]], detections.scores[i][detections.valid[i]]
         assert iou(boxes, boxes).triu(1).max() <= 0.4
-        assert len(found.labels[i][found.valid[i]].unique()) > 1
+        assert len(detections.labels[i][detections.valid[i]].unique()) > 1
         # torchvision's, on the candidates of all classes together.
         candidates = detect(*outputs(), PostprocessConfig(nms=1.0, max_det=N * P * K))
         some = candidates.valid[i]
         kept = torchvision_nms(candidates.boxes[i][some], candidates.scores[i][some], 0.4)
         torch.testing.assert_close(scores, candidates.scores[i][some][kept][: len(scores)])
-    assert plain.valid.sum() > found.valid.sum()
+    assert plain.valid.sum() > detections.valid.sum()
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
@@ -158,7 +160,7 @@ def test_too_few_candidates_are_flagged() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.05, 0.07, 0.2, 0.34, 0.5, 0.7])
 def test_by_default_no_candidate_is_left_out(threshold: float) -> None:
-    """However a softmax spreads its score over classes: as evenly as stays above the threshold, and randomly."""
+    """For scores spread over as many classes as stay above the threshold, and for random ones."""
     logits, deltas, proposals = outputs(scale=0.5)
     classes = 40
     most = classes if threshold == 0 else min(classes, int(1 / threshold))
@@ -173,9 +175,9 @@ def test_by_default_no_candidate_is_left_out(threshold: float) -> None:
 
 def test_boxes_lie_on_their_image() -> None:
     logits, deltas, proposals = outputs()
-    found = detect(logits, deltas * 20, proposals, named("faster_rcnn_vgg16").postprocess)
+    detections = detect(logits, deltas * 20, proposals, named("faster_rcnn_vgg16").postprocess)
     for i, (height, width) in enumerate(SIZES.tolist()):
-        boxes = found.boxes[i][found.valid[i]]
+        boxes = detections.boxes[i][detections.valid[i]]
         assert boxes.min() >= 0
         assert boxes[:, [0, 2]].max() <= width
         assert boxes[:, [1, 3]].max() <= height
@@ -184,11 +186,11 @@ def test_boxes_lie_on_their_image() -> None:
 
 def test_bf16_outputs_are_scored_in_float32() -> None:
     logits, deltas, proposals = outputs()
-    found: BatchDetections = detect(logits.bfloat16(), deltas.bfloat16(), proposals, PostprocessConfig())
-    assert found.scores.dtype == found.boxes.dtype == torch.float32
+    detections: BatchDetections = detect(logits.bfloat16(), deltas.bfloat16(), proposals, PostprocessConfig())
+    assert detections.scores.dtype == detections.boxes.dtype == torch.float32
 
 
 def test_a_threshold_too_small_to_divide_by_admits_all() -> None:
     config = PostprocessConfig(score_threshold=1e-320)
-    found, expected = (detect(*outputs(), f) for f in (config, PostprocessConfig(score_threshold=0.0)))
-    assert torch.equal(found.boxes, expected.boxes)
+    detections, expected = (detect(*outputs(), f) for f in (config, PostprocessConfig(score_threshold=0.0)))
+    assert torch.equal(detections.boxes, expected.boxes)

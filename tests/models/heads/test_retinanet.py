@@ -46,21 +46,21 @@ def test_towers_are_torchvisions(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch(*SIZES)
     with torch.no_grad():
         maps = model.features(batch)
-        dense, told = model.head(maps, batch.canvas, batch.sizes), theirs(list(maps))
+        predictions, expected = model.head(maps, batch.canvas, batch.sizes), theirs(list(maps))
     torch.testing.assert_close(
-        torch.cat(dense.logits, 1).unflatten(1, (-1, K)), told["cls_logits"], rtol=1e-4, atol=1e-4
+        torch.cat(predictions.logits, 1).unflatten(1, (-1, K)), expected["cls_logits"], rtol=1e-4, atol=1e-4
     )
-    torch.testing.assert_close(torch.cat(dense.deltas, 1), told["bbox_regression"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(predictions.deltas, 1), expected["bbox_regression"], rtol=1e-4, atol=1e-4)
 
 
-def test_at_first_background_costs_little(
+def test_the_initial_loss_of_background_is_small(
     make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
     """Section 3.3: with a prior of 0.01 the first loss is of the order of one."""
     torch.manual_seed(0)
     model = make_model("retinanet_tiny_fpn", K).train()
-    dense = model.head(model.features(make_batch(*SIZES)), (64, 96), torch.tensor(SIZES))
-    assert float(torch.cat(dense.logits, 1).sigmoid().mean().detach()) == pytest.approx(PRIOR, rel=0.2)
+    predictions = model.head(model.features(make_batch(*SIZES)), (64, 96), torch.tensor(SIZES))
+    assert float(torch.cat(predictions.logits, 1).sigmoid().mean().detach()) == pytest.approx(PRIOR, rel=0.2)
     losses = model(make_batch(*SIZES), make_targets(SIZES, [3, 1]))
     assert set(losses) == {"class", "box"}
     assert 0.3 < losses["class"] < 3
@@ -69,9 +69,9 @@ def test_at_first_background_costs_little(
 def test_losses_by_their_formulas(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
     model = net().train()
     batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 0])
-    dense = model.head(model.features(batch), batch.canvas, batch.sizes)
-    losses = model.head.losses(dense, targets)
-    anchors, logits = torch.cat(dense.anchors), torch.cat(dense.logits, 1).unflatten(1, (-1, K))
+    predictions = model.head(model.features(batch), batch.canvas, batch.sizes)
+    losses = model.head.losses(predictions, targets)
+    anchors, logits = torch.cat(predictions.anchors), torch.cat(predictions.logits, 1).unflatten(1, (-1, K))
     overlap = iou(anchors.expand(2, -1, -1), targets.boxes) * targets.valid[:, None]
     best, truth = overlap.max(dim=2)
     most = overlap.amax(dim=1, keepdim=True)
@@ -85,7 +85,7 @@ def test_losses_by_their_formulas(make_batch: Callable[..., Batch], make_targets
     assert positive[0].any()
     assert not positive[1].any()
     goal = encode(targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4)), anchors, weights=(1.0, 1.0, 1.0, 1.0))
-    moves = torch.cat(dense.deltas, 1)
+    moves = torch.cat(predictions.deltas, 1)
     far = smooth_l1_loss(moves[positive], goal[positive], beta=model.config.retinanet.beta, reduction="sum")
     torch.testing.assert_close(losses["box"], far / positive.sum())
 
@@ -104,30 +104,32 @@ def test_detections_are_what_suppression_leaves_of_the_best_pairs(make_batch: Ca
         label, anchor = proposals.labels[image][keep], proposals.anchors[image][keep]
         torch.testing.assert_close(logits[image, anchor, label].sigmoid(), score[keep])
         order = batched_nms(proposals.boxes[image][keep], score[keep], label, 0.5)[:100]
-        found = stages.detections
-        rows = found.valid[image]
+        detections = stages.detections
+        rows = detections.valid[image]
         assert rows.any()
-        torch.testing.assert_close(found.boxes[image][rows], proposals.boxes[image][keep][order])
-        torch.testing.assert_close(found.scores[image][rows], score[keep][order])
-        assert torch.equal(found.labels[image][rows], label[order])
+        torch.testing.assert_close(detections.boxes[image][rows], proposals.boxes[image][keep][order])
+        torch.testing.assert_close(detections.scores[image][rows], score[keep][order])
+        assert torch.equal(detections.labels[image][rows], label[order])
 
 
-def test_the_best_pairs_of_every_level_are_proposed(make_batch: Callable[..., Batch]) -> None:
-    """Section 4.1, inference: decoded boxes from at most so many top-scoring predictions a level."""
+def test_candidates_are_the_best_pairs_of_every_level(make_batch: Callable[..., Batch]) -> None:
+    """Section 4.1, inference: decoded boxes of the top-scoring predictions of each level."""
     model = net(rpn_top_test=20).eval()
     batch = make_batch(*SIZES)
     with torch.no_grad():
         stages = model.stages(batch)
-    proposals, dense = stages.proposals, stages.anchors
-    starts = [0, *accumulate(level.shape[1] for level in dense.logits)]
+    proposals, predictions = stages.proposals, stages.anchors
+    starts = [0, *accumulate(level.shape[1] for level in predictions.logits)]
     for image, (height, width) in enumerate(SIZES):
         expected = torch.cat(
-            [level[image].topk(20).indices + s for level, s in zip(dense.logits, starts, strict=False)]
+            [level[image].topk(20).indices + s for level, s in zip(predictions.logits, starts, strict=False)]
         )
         anchor = proposals.anchors[image][proposals.valid[image]]
         chosen = anchor * K + proposals.labels[image][proposals.valid[image]]
         assert sorted(chosen.tolist()) == sorted(expected.tolist())
-        boxes = decode(torch.cat(dense.deltas, 1)[image, anchor], torch.cat(dense.anchors)[anchor], weights=(1.0,) * 4)
+        boxes = decode(
+            torch.cat(predictions.deltas, 1)[image, anchor], torch.cat(predictions.anchors)[anchor], weights=(1.0,) * 4
+        )
         clipped = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
         torch.testing.assert_close(proposals.boxes[image][proposals.valid[image]], clipped)
 
@@ -138,14 +140,14 @@ def test_fields_of_two_stages_are_refused(field: dict[str, object]) -> None:
         make_model("retinanet_tiny_fpn", K, **field)
 
 
-def test_on_devices_so_many_candidates_compete_and_more_are_told(make_batch: Callable[..., Batch]) -> None:
+def test_more_candidates_than_the_limit_are_flagged(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch(*SIZES)
     for candidates, overflows in ((10, True), (5000, False)):
         model = net(score_threshold=0.0, nms=1.0, max_det=100, candidates=candidates).eval()
         with torch.no_grad():
-            found = model(batch)
-        assert bool(found.overflow.all()) == overflows
-        assert int(found.valid.sum(dim=1).max()) == min(candidates, 100)
+            detections = model(batch)
+        assert bool(detections.overflow.all()) == overflows
+        assert int(detections.valid.sum(dim=1).max()) == min(candidates, 100)
 
 
 def test_it_takes_no_proposals(make_batch: Callable[..., Batch]) -> None:

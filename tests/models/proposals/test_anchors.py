@@ -34,7 +34,7 @@ def one_level(sizes: tuple[float, ...], ratios: tuple[float, ...] = RATIOS, **fi
     [((600, 800), (38, 50), 17100), ((800, 800), (50, 50), 22500), ((224, 224), (14, 14), 1764)],
 )
 def test_papers_count(image: tuple[int, int], shape: tuple[int, int], count: int) -> None:
-    """Faster R-CNN, section 3.1.1, and the issue's: nine anchors at every position of VGG's map."""
+    """Faster R-CNN, section 3.1.1: nine anchors at every position of VGG's map."""
     (boxes,), (inside,) = Anchors(named("faster_rcnn_vgg16").anchors, (16,))(maps(shape), image, torch.tensor([image]))
     assert boxes.shape == (count, 4)
     assert inside.shape == (1, count)
@@ -162,7 +162,7 @@ def test_anchors_in_padding_are_marked() -> None:
     assert inside[1].all()
 
 
-def test_anchors_in_padding_count_where_the_field_says_so() -> None:
+def test_anchors_in_padding_count_by_default() -> None:
     _, (inside,) = Anchors(one_level((32,)), (16,))(maps((4, 4)), (64, 64), torch.tensor([[33, 40]]))
     assert inside.all()
 

@@ -82,7 +82,7 @@ def as_dicts(targets: Targets) -> list[dict[str, Tensor]]:
     return [{"boxes": targets.boxes[i][targets.valid[i]]} for i in range(len(targets.boxes))]
 
 
-def dense_of(rpn: RPN) -> AnchorPredictions:
+def predictions_of(rpn: RPN) -> AnchorPredictions:
     return rpn(maps(), CANVAS, torch.tensor(SIZES))
 
 
@@ -106,32 +106,36 @@ def test_proposals_equal_torchvisions(changes: dict, training: bool) -> None:
     rpn = ours(**changes).train(training)
     theirs = torchvisions(rpn).eval()  # in training mode it would want targets; its numbers are those of ours
     expected, _ = theirs(images(), {str(i): m for i, m in enumerate(maps())})
-    found = rpn.propose(dense_of(rpn), torch.tensor(SIZES))
-    for boxes, valid, wanted in zip(found.boxes, found.valid, expected, strict=True):
+    proposals = rpn.propose(predictions_of(rpn), torch.tensor(SIZES))
+    for boxes, valid, wanted in zip(proposals.boxes, proposals.valid, expected, strict=True):
         assert len(wanted) > 5
         torch.testing.assert_close(boxes[valid], wanted, rtol=0, atol=1e-4)
 
 
 def test_shapes_are_fixed() -> None:
-    """However few anchors a level has, and however many proposals survive."""
+    """For levels with few anchors, and any number of proposals left by NMS."""
     rpn = ours(rpn_keep_test=777, rpn_top_test=3000, rpn_nms=0.01).eval()
-    found = rpn.propose(dense_of(rpn), torch.tensor(SIZES))
-    assert found.boxes.shape == (2, 777, 4)
-    assert found.scores.shape == found.anchors.shape == found.valid.shape == (2, 777)
-    assert 0 < found.valid.sum() < 2 * 777
+    proposals = rpn.propose(predictions_of(rpn), torch.tensor(SIZES))
+    assert proposals.boxes.shape == (2, 777, 4)
+    assert proposals.scores.shape == proposals.anchors.shape == proposals.valid.shape == (2, 777)
+    assert 0 < proposals.valid.sum() < 2 * 777
 
 
-def test_every_proposal_knows_its_anchor() -> None:
+def test_every_proposal_has_the_index_of_its_anchor() -> None:
     rpn = ours().eval()
-    dense = dense_of(rpn)
-    found = rpn.propose(dense, torch.tensor(SIZES))
-    logits, anchors, deltas = torch.cat(dense.logits, 1), torch.cat(dense.anchors), torch.cat(dense.deltas, 1)
+    predictions = predictions_of(rpn)
+    proposals = rpn.propose(predictions, torch.tensor(SIZES))
+    logits, anchors, deltas = (
+        torch.cat(predictions.logits, 1),
+        torch.cat(predictions.anchors),
+        torch.cat(predictions.deltas, 1),
+    )
     for i in range(2):
-        index = found.anchors[i][found.valid[i]]
+        index = proposals.anchors[i][proposals.valid[i]]
         assert len(index.unique()) == len(index)
-        assert torch.equal(logits[i, index], found.scores[i][found.valid[i]])
+        assert torch.equal(logits[i, index], proposals.scores[i][proposals.valid[i]])
         # Where clipping changed nothing, box and anchor give back the deltas.
-        boxes = found.boxes[i][found.valid[i]]
+        boxes = proposals.boxes[i][proposals.valid[i]]
         free = ((boxes > 0) & (boxes < torch.tensor(SIZES[i]).flip(0).repeat(2))).all(dim=1)
         assert free.any()
         expected = deltas[i, index][free]
@@ -140,23 +144,23 @@ def test_every_proposal_knows_its_anchor() -> None:
 
 def test_proposals_lie_on_their_image_best_first() -> None:
     rpn = ours().eval()
-    found = rpn.propose(dense_of(rpn), torch.tensor(SIZES))
+    proposals = rpn.propose(predictions_of(rpn), torch.tensor(SIZES))
     for i, (height, width) in enumerate(SIZES):
-        boxes = found.boxes[i][found.valid[i]]
+        boxes = proposals.boxes[i][proposals.valid[i]]
         assert boxes.min() >= 0
         assert (boxes[:, 2] <= width).all()
         assert (boxes[:, 3] <= height).all()
-        assert found.scores[i][found.valid[i]].diff().le(0).all()
+        assert proposals.scores[i][proposals.valid[i]].diff().le(0).all()
 
 
-def test_no_proposal_starts_from_padding_where_the_field_says_so() -> None:
+def test_in_padding_false_keeps_proposals_out_of_padding() -> None:
     rpn = ours(anchors_in_padding=False).eval()
-    dense = dense_of(rpn)
-    found = rpn.propose(dense, torch.tensor(SIZES))
-    inside = torch.cat(dense.inside, dim=1)
+    predictions = predictions_of(rpn)
+    proposals = rpn.propose(predictions, torch.tensor(SIZES))
+    inside = torch.cat(predictions.inside, dim=1)
     assert not inside[1].all()
-    assert inside.gather(1, found.anchors)[found.valid].all()
-    with_padding = ours().eval().propose(dense_of(ours()), torch.tensor(SIZES))
+    assert inside.gather(1, proposals.anchors)[proposals.valid].all()
+    with_padding = ours().eval().propose(predictions_of(ours()), torch.tensor(SIZES))
     assert not inside.gather(1, with_padding.anchors)[with_padding.valid].all()
 
 
@@ -167,15 +171,15 @@ def test_softmax_of_two_is_the_sigmoid_of_their_difference() -> None:
     features = maps()
     scores = rpn.objectness(torch.relu(rpn.convs[0](features[2])))
     pairs = scores.permute(0, 2, 3, 1).reshape(2, -1, 2).softmax(dim=2)[..., 1]
-    dense = rpn(features, CANVAS, torch.tensor(SIZES))
-    torch.testing.assert_close(dense.logits[2].sigmoid(), pairs)
+    predictions = rpn(features, CANVAS, torch.tensor(SIZES))
+    torch.testing.assert_close(predictions.logits[2].sigmoid(), pairs)
 
 
 def test_gradients_do_not_flow_through_proposals() -> None:
     rpn = ours()
-    found = rpn.propose(dense_of(rpn), torch.tensor(SIZES))
-    assert not found.boxes.requires_grad
-    assert not found.scores.requires_grad
+    proposals = rpn.propose(predictions_of(rpn), torch.tensor(SIZES))
+    assert not proposals.boxes.requires_grad
+    assert not proposals.scores.requires_grad
 
 
 # --- losses
@@ -188,7 +192,7 @@ def test_losses_equal_torchvisions(counts: list[int], make_targets: Callable[...
     theirs = torchvisions(rpn).train()
     theirs.fg_bg_sampler = sampler.for_torchvision
     _, expected = theirs(images(), {str(i): m for i, m in enumerate(maps())}, as_dicts(targets))
-    losses = rpn.losses(dense_of(rpn), torch.tensor(SIZES), targets, sampler)
+    losses = rpn.losses(predictions_of(rpn), torch.tensor(SIZES), targets, sampler)
     torch.testing.assert_close(losses["rpn_class"], expected["loss_objectness"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(losses["rpn_box"], expected["loss_rpn_box_reg"], rtol=1e-5, atol=1e-6)
     assert (losses["rpn_box"] > 0) == (sum(counts) > 0)
@@ -199,7 +203,7 @@ def test_gradients_equal_torchvisions(make_targets: Callable[..., Targets], ever
     theirs = torchvisions(rpn).train()
     theirs.fg_bg_sampler = sampler.for_torchvision
     sum(theirs(images(), {str(i): m for i, m in enumerate(maps())}, as_dicts(targets))[1].values()).backward()
-    sum(rpn.losses(dense_of(rpn), torch.tensor(SIZES), targets, sampler).values()).backward()
+    sum(rpn.losses(predictions_of(rpn), torch.tensor(SIZES), targets, sampler).values()).backward()
     for mine, other in zip(rpn.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
 
@@ -210,8 +214,8 @@ def test_the_papers_normalisers(make_targets: Callable[..., Targets], every_firs
     plain = ours()
     paper = ours(rpn_class_normaliser=256, rpn_box_normaliser="locations", rpn_lambda=10)
     sizes = torch.tensor(SIZES)
-    sampled = plain.losses(dense_of(plain), sizes, targets, sampler)
-    normalised = paper.losses(dense_of(paper), sizes, targets, sampler)
+    sampled = plain.losses(predictions_of(plain), sizes, targets, sampler)
+    normalised = paper.losses(predictions_of(paper), sizes, targets, sampler)
     count = 2 * 64  # what torchvision's mean divides by
     locations = sum((CANVAS[0] // s) * (CANVAS[1] // s) for s in STRIDES)
     torch.testing.assert_close(normalised["rpn_class"], sampled["rpn_class"] * count / (256 * 2))
@@ -224,16 +228,19 @@ def test_locations_are_counted_on_each_image_not_on_the_canvas(make_targets: Cal
     rpn = ours(**changes, rpn_batch=10_000)
     targets = make_targets(SIZES, [3, 3])
     sizes = torch.tensor(SIZES)
-    dense = rpn(maps(), CANVAS, sizes)
-    both = rpn.losses(dense, sizes, targets)
-    inside = torch.cat(dense.inside, dim=1)
+    predictions = rpn(maps(), CANVAS, sizes)
+    both = rpn.losses(predictions, sizes, targets)
+    inside = torch.cat(predictions.inside, dim=1)
     assert int(inside[1].sum()) == 6 * sum(-(-80 // s) * -(-100 // s) for s in STRIDES)
     each = []
     for i in range(2):
         one = AnchorPredictions(
-            [x[i : i + 1] for x in dense.logits], [x[i : i + 1] for x in dense.deltas], dense.anchors, []
+            [x[i : i + 1] for x in predictions.logits],
+            [x[i : i + 1] for x in predictions.deltas],
+            predictions.anchors,
+            [],
         )
-        one = one._replace(inside=[x[i : i + 1] for x in dense.inside])
+        one = one._replace(inside=[x[i : i + 1] for x in predictions.inside])
         own = Targets(*(getattr(targets, n)[i : i + 1] for n in ("boxes", "labels", "valid", "seeds")))
         each.append(rpn.losses(one, sizes[i : i + 1], own))
     for name, value in both.items():
@@ -244,14 +251,14 @@ def test_cross_boundary_anchors_stay_out_of_training(make_targets: Callable[...,
     """Section 3.1.3; at the border of each image, not of the canvas."""
     seen = []
 
-    def look(matches: Tensor, seeds: Tensor):
+    def record(matches: Tensor, seeds: Tensor):
         seen.append(matches)
         return rpn.sampler(matches, seeds)
 
     rpn = ours(rpn_cross_boundary=False)
-    dense = dense_of(rpn)
-    rpn.losses(dense, torch.tensor(SIZES), make_targets(SIZES, [3, 3]), look)
-    x1, y1, x2, y2 = torch.cat(dense.anchors).unbind(1)
+    predictions = predictions_of(rpn)
+    rpn.losses(predictions, torch.tensor(SIZES), make_targets(SIZES, [3, 3]), record)
+    x1, y1, x2, y2 = torch.cat(predictions.anchors).unbind(1)
     for matches, (height, width) in zip(seen[0], SIZES, strict=True):
         within = (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
         assert (matches[~within] == -2).all()
@@ -261,13 +268,13 @@ def test_cross_boundary_anchors_stay_out_of_training(make_targets: Callable[...,
 def test_only_boxes_with_an_object_move(make_targets: Callable[..., Targets]) -> None:
     """p* L_reg of equation 1: negatives give the deltas no gradient."""
     rpn = ours()
-    dense = dense_of(rpn)
-    for deltas in dense.deltas:
+    predictions = predictions_of(rpn)
+    for deltas in predictions.deltas:
         deltas.retain_grad()
     targets = make_targets(SIZES, [2, 2])
-    rpn.losses(dense, torch.tensor(SIZES), targets)["rpn_box"].backward()
-    gradient = torch.cat([d.grad for d in dense.deltas], dim=1)
+    rpn.losses(predictions, torch.tensor(SIZES), targets)["rpn_box"].backward()
+    gradient = torch.cat([d.grad for d in predictions.deltas], dim=1)
     moved = gradient.abs().sum(dim=2) > 0
-    overlap = iou(targets.boxes, torch.cat(dense.anchors).expand(2, -1, -1)).amax(dim=1)
+    overlap = iou(targets.boxes, torch.cat(predictions.anchors).expand(2, -1, -1)).amax(dim=1)
     assert moved.any(dim=1).all()
     assert overlap[moved].min() > 0.3

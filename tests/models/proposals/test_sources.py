@@ -1,4 +1,4 @@
-"""Selective search, sliding windows, and what is kept of them."""
+"""Selective search, sliding windows, and the cache of their boxes."""
 
 import logging
 import subprocess
@@ -26,7 +26,7 @@ from twostage.models.proposals.sources import Source, propose
 
 
 def two_blocks(height: int = 60, width: int = 90) -> np.ndarray:
-    """Two plain rectangles on plain ground."""
+    """Two uniform rectangles on a uniform background."""
     image = np.full((height, width, 3), 40, dtype=np.uint8)
     image[10:40, 10:35] = (220, 30, 30)
     image[20:50, 50:80] = (30, 30, 220)
@@ -42,7 +42,7 @@ def best_iou(boxes: np.ndarray, box: tuple[float, ...]) -> float:
 
 @pytest.mark.parametrize("mode", ["fast", "quality"])
 @pytest.mark.parametrize("width", [500, 45])
-def test_selective_search_finds_plain_objects(mode: str, width: int) -> None:
+def test_selective_search_finds_uniform_rectangles(mode: str, width: int) -> None:
     boxes = selective_search(two_blocks(), mode, width=width)  # type: ignore[arg-type]
     least = 0.9 if width > 90 else 0.75  # half the pixels
     assert best_iou(boxes, (10, 10, 35, 40)) > least
@@ -53,7 +53,7 @@ def test_selective_search_finds_plain_objects(mode: str, width: int) -> None:
 
 
 def test_selective_search_is_the_same_in_every_process_and_for_every_order_of_calls() -> None:
-    """OpenCV ranks with the C library's `rand()`, whose state is anyone's."""
+    """OpenCV ranks with the C library's `rand()`, whose state is global."""
     first = selective_search(two_blocks(), seed=3)
     again = selective_search(two_blocks(), seed=3)
     np.testing.assert_array_equal(first, again)
@@ -61,7 +61,7 @@ def test_selective_search_is_the_same_in_every_process_and_for_every_order_of_ca
     assert sorted(map(tuple, first)) == sorted(map(tuple, other))
 
 
-def test_the_draw_does_not_depend_on_the_order_it_finds() -> None:
+def test_the_ranking_does_not_depend_on_the_order_of_the_boxes() -> None:
     boxes = np.random.default_rng(1).integers(0, 20, (400, 4)).astype(np.float32)
     order = rank(boxes, 0)
     assert sorted(order) == list(range(400))
@@ -71,14 +71,14 @@ def test_the_draw_does_not_depend_on_the_order_it_finds() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (3, 500)])
-def test_selective_search_of_degenerate_pictures(shape: tuple[int, int]) -> None:
+def test_selective_search_of_degenerate_images(shape: tuple[int, int]) -> None:
     boxes = selective_search(np.zeros((*shape, 3), dtype=np.uint8))
     assert boxes.dtype == np.float32
     assert boxes.shape[1] == 4
     assert (boxes <= [shape[1], shape[0]] * 2).all()
 
 
-def test_without_the_extra_the_command_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingError, match=r"pip install 'twostage\[lineage\]'"):
         module.selective_search(two_blocks())
@@ -108,13 +108,13 @@ def test_windows_step_by_a_quarter_of_their_side() -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Dataset:
+def scenes(tmp_path: Path) -> Dataset:
     """Three scenes."""
     return open_dataset(write_scenes(tmp_path / "scenes", train=3, val=1), split="train")
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
-    """Windows are counted as they are made; the one at `fail_at` is the last."""
+    """Counts the calls of `sliding_windows`; call number `fail_at` is interrupted."""
     made: list[int] = []
 
     def count(*args: int, **settings: object) -> np.ndarray:
@@ -127,57 +127,57 @@ def counting(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> lis
     return made
 
 
-def test_what_was_computed_is_kept(pictures: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computed_boxes_are_cached(scenes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, source, seen = counting(monkeypatch), Source("sliding_window"), []
-    first = propose(source, pictures, folder=tmp_path / "c", after_image=lambda done, all: seen.append((done, all)))
+    first = propose(source, scenes, folder=tmp_path / "c", after_image=lambda done, all: seen.append((done, all)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    again = propose(source, pictures, folder=tmp_path / "c")
+    again = propose(source, scenes, folder=tmp_path / "c")
     assert len(made) == 3
     np.testing.assert_array_equal(first.boxes, again.boxes)
     np.testing.assert_array_equal(first.best(0, 2)[1], [0, -1])
-    propose(replace(source, seed=1), pictures, folder=tmp_path / "c")
+    propose(replace(source, seed=1), scenes, folder=tmp_path / "c")
     assert len(made) == 6  # other settings
-    Image.new("RGB", (60, 40)).save(pictures.path(1))
-    propose(source, pictures, folder=tmp_path / "c")
-    assert len(made) == 7  # another picture
+    Image.new("RGB", (60, 40)).save(scenes.path(1))
+    propose(source, scenes, folder=tmp_path / "c")
+    assert len(made) == 7  # another image
 
 
-def test_who_is_stopped_goes_on_where_he_was(
-    pictures: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_continues_where_it_stopped(
+    scenes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Source("sliding_window")
     made = counting(monkeypatch, fail_at=2)
     with pytest.raises(KeyboardInterrupt):
-        propose(source, pictures, folder=tmp_path / "c", threads=1)
+        propose(source, scenes, folder=tmp_path / "c", threads=1)
     assert len(made) == 2
     made = counting(monkeypatch)
-    propose(source, pictures, folder=tmp_path / "c")
+    propose(source, scenes, folder=tmp_path / "c")
     assert len(made) == 1
 
 
-def test_a_broken_file_of_the_cache_is_made_anew(pictures: Dataset, tmp_path: Path) -> None:
+def test_a_damaged_file_of_the_cache_is_computed_again(scenes: Dataset, tmp_path: Path) -> None:
     source = Source("sliding_window")
-    whole = propose(source, pictures, folder=tmp_path / "c")
+    whole = propose(source, scenes, folder=tmp_path / "c")
     for number, kept in enumerate(sorted((tmp_path / "c").rglob("*.npy"))):
         kept.write_bytes([b"", b"\x93NUMPY", kept.read_bytes()[:-5]][number])
-    np.testing.assert_array_equal(propose(source, pictures, folder=tmp_path / "c").boxes, whole.boxes)
+    np.testing.assert_array_equal(propose(source, scenes, folder=tmp_path / "c").boxes, whole.boxes)
 
 
-def test_a_picture_that_cannot_be_read_is_named(pictures: Dataset, tmp_path: Path) -> None:
-    pictures.path(1).write_bytes(b"no picture")
-    with pytest.raises(DataError, match=str(pictures.path(1))):
-        propose(Source("sliding_window"), pictures, folder=tmp_path / "c")
-    pictures.path(0).unlink()
+def test_an_image_that_cannot_be_read_is_named(scenes: Dataset, tmp_path: Path) -> None:
+    scenes.path(1).write_bytes(b"no image")
+    with pytest.raises(DataError, match=str(scenes.path(1))):
+        propose(Source("sliding_window"), scenes, folder=tmp_path / "c")
+    scenes.path(0).unlink()
     with pytest.raises(DataError, match=r"cannot be"):
-        propose(Source("sliding_window"), pictures, folder=tmp_path / "c")
+        propose(Source("sliding_window"), scenes, folder=tmp_path / "c")
 
 
-def test_two_processes_share_the_work(pictures: Dataset, tmp_path: Path) -> None:
+def test_two_processes_share_the_work(scenes: Dataset, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from twostage.data.recognise import open_dataset\n"
         "from twostage.models.proposals.sources import Source, propose\n"
-        f"data = open_dataset(Path({str(pictures.root)!r}), split='train')\n"
+        f"data = open_dataset(Path({str(scenes.root)!r}), split='train')\n"
         "from twostage.models.proposals import sources\n"
         "made, own = [], sources.sliding_windows\n"
         "sources.sliding_windows = lambda *a, **k: made.append(1) or own(*a, **k)\n"
@@ -191,8 +191,8 @@ def test_two_processes_share_the_work(pictures: Dataset, tmp_path: Path) -> None
     assert sorted([one[1], two[1]]) == ["0", "3"]  # one of them made all
 
 
-def test_who_waits_for_another_process_is_told(
-    pictures: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_waiting_for_another_process_is_logged(
+    scenes: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source, begun, waited = Source("sliding_window"), threading.Event(), threading.Event()
 
@@ -201,12 +201,12 @@ def test_who_waits_for_another_process_is_told(
         waited.wait(20)
 
     first = threading.Thread(
-        target=propose, args=(source, pictures), kwargs={"folder": tmp_path / "c", "after_image": hold}
+        target=propose, args=(source, scenes), kwargs={"folder": tmp_path / "c", "after_image": hold}
     )
     first.start()
     assert begun.wait(20)
     with caplog.at_level(logging.INFO, "twostage.proposals"):
-        second = threading.Thread(target=propose, args=(source, pictures), kwargs={"folder": tmp_path / "c"})
+        second = threading.Thread(target=propose, args=(source, scenes), kwargs={"folder": tmp_path / "c"})
         second.start()
         deadline = time.monotonic() + 20
         while not caplog.messages and time.monotonic() < deadline:

@@ -34,7 +34,7 @@ def test_a_box_of_224_is_read_from_level_4(side: float, level: int) -> None:
 
 
 def test_just_below_a_border_eps_decides() -> None:
-    """torchvision's 1e-6 takes a box that rounding has made a hair too small for its level."""
+    """torchvision's 1e-6 keeps a box on its level that rounding made slightly too small for it."""
     box = square(224 * (1 - 2**-22))
     assert assign_levels(box, (4, 8, 16, 32), eps=1e-6).tolist() == [2]
     assert assign_levels(box, (4, 8, 16, 32), eps=0.0).tolist() == [1]

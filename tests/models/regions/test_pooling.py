@@ -22,7 +22,7 @@ def boxes(count: int = 40) -> Tensor:
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_pyramid_equals_torchvision(ratio: int) -> None:
-    """The level of each box too; the proposal network's extra map is not read."""
+    """The level of each box too; the RPN's extra map is not read."""
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, ratio, canonical_scale=64)
     named = {str(i): m for i, m in enumerate(maps())}
     expected = pooler(named, [*boxes()], [CANVAS] * 2).unflatten(0, (2, -1))
@@ -35,8 +35,8 @@ def test_single_map_aligned() -> None:
     config = RoIAlignConfig(14, sampling_ratio=0, aligned=True)
     (features,) = maps((16,))
     expected = roi_align(features, [*boxes()], 14, 1 / 16, 0, aligned=True).unflatten(0, (2, -1))
-    found = AlignedRegions(config, (16,))(RegionFeatures([features]), boxes())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    pooled = AlignedRegions(config, (16,))(RegionFeatures([features]), boxes())
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_limit_of_samples_is_above_what_c4_needs_at_its_own_size() -> None:

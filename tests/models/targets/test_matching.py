@@ -55,16 +55,16 @@ def test_detectron2s_literal_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """`test_matcher.py`: matches [1, 1, 2, 0], labels [-1, 1, 0, 1] (ignored, object, background, object)."""
     iou = torch.tensor([[[0.15, 0.45, 0.2, 0.6], [0.3, 0.65, 0.05, 0.1], [0.05, 0.4, 0.25, 0.4]]])
     monkeypatch.setattr(matching, "box_iou", lambda truth, boxes: iou.clone())
-    found = one_image(torch.zeros(4, 4), torch.zeros(3, 4), positive=0.7, negative=(0.0, 0.3), keep_best=True)
-    assert found.tolist() == [IGNORE, 1, NEGATIVE, 0]
+    matches = one_image(torch.zeros(4, 4), torch.zeros(3, 4), positive=0.7, negative=(0.0, 0.3), keep_best=True)
+    assert matches.tolist() == [IGNORE, 1, NEGATIVE, 0]
 
 
 def test_mmdetections_literal_case() -> None:
     """`test_max_iou_assigner.py`: [1, 0, 2, 0] with 0 for background; ground truth 2 has its best box at IoU 0.16."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [10, 10, 20, 20], [5, 5, 15, 15], [32, 32, 38, 42]])
     truth = torch.tensor([[0.0, 0, 10, 9], [0, 10, 10, 19]])
-    found = one_image(boxes, truth, positive=0.5, negative=(0.0, 0.5), keep_best=True)
-    assert (found + 1).tolist() == [1, 0, 2, 0]
+    matches = one_image(boxes, truth, positive=0.5, negative=(0.0, 0.5), keep_best=True)
+    assert (matches + 1).tolist() == [1, 0, 2, 0]
 
 
 @pytest.mark.parametrize("keep_best", [False, True])
@@ -81,35 +81,35 @@ def test_without_background_overlap_at_zero_boxes_far_from_any_object_are_ignore
     """Fast R-CNN takes its background from [0.1, 0.5)."""
     truth = torch.tensor([[0.0, 0, 10, 10]])
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 2], [0, 0, 10, 1]])
-    found = one_image(boxes, truth, positive=0.5, negative=(0.1, 0.5), keep_best=False)
-    assert found.tolist() == [0, IGNORE, NEGATIVE, NEGATIVE]
+    matches = one_image(boxes, truth, positive=0.5, negative=(0.1, 0.5), keep_best=False)
+    assert matches.tolist() == [0, IGNORE, NEGATIVE, NEGATIVE]
 
 
 def test_thresholds_include_their_lower_end() -> None:
     truth = torch.tensor([[0.0, 0, 10, 10]])
     boxes = torch.tensor([[0.0, 0, 10, 5], [0, 0, 10, 2.5]])  # IoU 0.5 and 0.25, exact in float32
-    found = one_image(boxes, truth, positive=0.5, negative=(0.0, 0.25), keep_best=False)
-    assert found.tolist() == [0, IGNORE]
+    matches = one_image(boxes, truth, positive=0.5, negative=(0.0, 0.25), keep_best=False)
+    assert matches.tolist() == [0, IGNORE]
 
 
 def test_every_ground_truth_keeps_its_best_boxes_ties_included() -> None:
     truth = torch.tensor([[10.0, 10, 14, 14]])
     boxes = torch.tensor([[0.0, 0, 12, 12], [12, 12, 24, 24], [12, 0, 24, 12], [30, 30, 40, 40]])
-    found = one_image(boxes, truth, positive=0.7, negative=(0.0, 0.3), keep_best=True)
-    assert found.tolist() == [0, 0, 0, NEGATIVE]
+    matches = one_image(boxes, truth, positive=0.7, negative=(0.0, 0.3), keep_best=True)
+    assert matches.tolist() == [0, 0, 0, NEGATIVE]
 
 
 def test_a_ground_truth_that_no_box_overlaps_takes_none() -> None:
     """torchvision would make every box positive here."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 20, 20]])
-    found = one_image(boxes, torch.tensor([[50.0, 50, 60, 60]]), positive=0.7, negative=(0.0, 0.3), keep_best=True)
-    assert found.eq(NEGATIVE).all()
+    matches = one_image(boxes, torch.tensor([[50.0, 50, 60, 60]]), positive=0.7, negative=(0.0, 0.3), keep_best=True)
+    assert matches.eq(NEGATIVE).all()
 
 
 def test_ties_between_ground_truths_of_different_blocks_go_to_the_first() -> None:
     truth = random_boxes(1, 5).repeat(3 * BLOCK, 1)
-    found = one_image(truth[:1], truth, positive=0.7, negative=(0.0, 0.3), keep_best=True)
-    assert found.tolist() == [0]
+    matches = one_image(truth[:1], truth, positive=0.7, negative=(0.0, 0.3), keep_best=True)
+    assert matches.tolist() == [0]
 
 
 def test_each_image_of_a_batch_as_if_alone() -> None:
@@ -135,11 +135,11 @@ def test_what_stands_in_padding_does_not_matter() -> None:
     assert torch.equal(match(boxes, truth, valid, **settings), match(boxes, other, valid, **settings))
 
 
-def test_boxes_that_are_not_usable_are_nobodys_best() -> None:
-    """py-faster-rcnn drops the anchors across the border before it looks for each ground truth's best."""
+def test_boxes_that_are_not_usable_are_not_the_best_of_a_ground_truth() -> None:
+    """py-faster-rcnn drops the anchors across the border before it takes each ground truth's best."""
     boxes, truth = random_boxes(200, 1), random_boxes(20, 2)
     usable = torch.rand(200, generator=torch.Generator().manual_seed(3)) < 0.5
     settings = {"positive": 0.9, "negative": (0.0, 0.3), "keep_best": True}
-    found = one_image(boxes, truth, usable=usable[None], **settings)
-    assert torch.equal(found[usable], one_image(boxes[usable], truth, **settings))
-    assert (found[~usable] == IGNORE).all()
+    matches = one_image(boxes, truth, usable=usable[None], **settings)
+    assert torch.equal(matches[usable], one_image(boxes[usable], truth, **settings))
+    assert (matches[~usable] == IGNORE).all()

@@ -60,7 +60,7 @@ def test_equal_to_torchvisions(
     targets = make_targets(SIZES, counts)
     boxes, valid = proposals(64, targets)
     sampler = every_first(batch, 0.25)
-    found = region_targets(*append_ground_truth(boxes, valid, targets), targets, sampler, **RULES)
+    goals = region_targets(*append_ground_truth(boxes, valid, targets), targets, sampler, **RULES)
     truth = zip(targets.boxes, targets.labels, targets.valid, strict=True)
     dicts = [{"boxes": b[v], "labels": c[v] + 1} for b, c, v in truth]
     expected = torchvisions(batch, sampler.for_torchvision).select_training_samples(
@@ -68,8 +68,8 @@ def test_equal_to_torchvisions(
     )
     regions, _, classes, deltas = expected
     for i in range(2):
-        keep = found.valid[i]
-        own = rows(found.boxes[i][keep], found.classes[i][keep], found.deltas[i][keep])
+        keep = goals.valid[i]
+        own = rows(goals.boxes[i][keep], goals.classes[i][keep], goals.deltas[i][keep])
         wanted = rows(regions[i], classes[i], deltas[i])
         assert len(own) == len(wanted) > 0
         torch.testing.assert_close(torch.tensor(own), torch.tensor(wanted), rtol=1e-5, atol=1e-5)
@@ -81,32 +81,32 @@ def sampled(targets: Targets, batch: int = 512, **rules) -> RegionTargets:
     return region_targets(*append_ground_truth(boxes, valid, targets), targets, sampler, **{**RULES, **rules})
 
 
-def test_ground_truth_joins_the_proposals(make_targets: Callable[..., Targets]) -> None:
+def test_ground_truth_is_appended_to_the_proposals(make_targets: Callable[..., Targets]) -> None:
     targets = make_targets(SIZES, [3, 6])
     far = targets.boxes + 1000
     nothing = torch.zeros(2, 6, dtype=torch.bool)
-    found = region_targets(*append_ground_truth(far, nothing, targets), targets, RandomSampler(16, 0.5), **RULES)
-    assert found.positive.sum(dim=1).tolist() == [3, 6]
-    assert found.deltas[found.positive].abs().max() == 0
+    goals = region_targets(*append_ground_truth(far, nothing, targets), targets, RandomSampler(16, 0.5), **RULES)
+    assert goals.positive.sum(dim=1).tolist() == [3, 6]
+    assert goals.deltas[goals.positive].abs().max() == 0
     without = region_targets(far, nothing, targets, RandomSampler(16, 0.5), **RULES)
     assert not without.valid.any()
 
 
 def test_classes_and_truth_agree(make_targets: Callable[..., Targets]) -> None:
-    """`classes` has 0 for background and a label + 1 for an object; `truth` is whose label it is."""
+    """`classes` has 0 for background and a label + 1 for an object; `truth` is the object with that label."""
     targets = make_targets(SIZES, [3, 6])
-    found = sampled(targets)
-    labels = targets.labels.gather(1, found.truth)
-    assert found.positive.any(dim=1).all()
-    assert torch.equal(found.classes[found.positive], labels[found.positive] + 1)
-    assert (found.classes[~found.positive] == 0).all()
+    goals = sampled(targets)
+    labels = targets.labels.gather(1, goals.truth)
+    assert goals.positive.any(dim=1).all()
+    assert torch.equal(goals.classes[goals.positive], labels[goals.positive] + 1)
+    assert (goals.classes[~goals.positive] == 0).all()
 
 
 def test_fast_rcnns_background_begins_at_a_tenth(make_targets: Callable[..., Targets]) -> None:
     targets = make_targets(SIZES, [3, 6])
-    found = sampled(targets, 60, negative=(0.1, 0.5))
-    overlap = (iou(found.boxes, targets.boxes) * targets.valid[:, None]).amax(dim=2)
-    negative = found.valid & ~found.positive
+    goals = sampled(targets, 60, negative=(0.1, 0.5))
+    overlap = (iou(goals.boxes, targets.boxes) * targets.valid[:, None]).amax(dim=2)
+    negative = goals.valid & ~goals.positive
     assert negative.any()
     assert overlap[negative].min() >= 0.1
     assert overlap[negative].max() < 0.5
@@ -116,14 +116,14 @@ def test_an_image_with_only_zero_area_ground_truth_gives_finite_targets() -> Non
     targets = stack_targets([torch.tensor([[5.0, 5, 5, 9]])], [torch.tensor([1])], [3])
     boxes = torch.tensor([[[0.0, 0, 10, 10], [5, 5, 5, 9]]])
     valid = torch.ones(1, 2, dtype=torch.bool)
-    found = region_targets(*append_ground_truth(boxes, valid, targets), targets, RandomSampler(4, 0.5), **RULES)
-    assert found.deltas.isfinite().all()
+    goals = region_targets(*append_ground_truth(boxes, valid, targets), targets, RandomSampler(4, 0.5), **RULES)
+    assert goals.deltas.isfinite().all()
 
 
 def test_no_gradient(make_targets: Callable[..., Targets]) -> None:
     targets = make_targets(SIZES, [3, 6])
     boxes, valid = proposals(20, targets)
     boxes, valid = append_ground_truth(boxes.requires_grad_(), valid, targets)
-    found = region_targets(boxes, valid, targets, RandomSampler(16, 0.5), **RULES)
-    assert not found.boxes.requires_grad
-    assert not found.deltas.requires_grad
+    goals = region_targets(boxes, valid, targets, RandomSampler(16, 0.5), **RULES)
+    assert not goals.boxes.requires_grad
+    assert not goals.deltas.requires_grad

@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017, section 3): every level as rich as the coarsest."""
+"""Feature pyramid network (Lin et al. 2017, section 3): semantically strong features at every level."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class FPNConfig:
 
 
 class Body(Protocol):
-    """What a pyramid stands on: a network that returns several maps."""
+    """The network below a pyramid: it returns several maps."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -35,7 +35,7 @@ class Body(Protocol):
 class FPN(nn.Module):
     """A body and its pyramid: each level's 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution.
 
-    `extra` makes more levels, `extra.levels` of them, from the coarsest; only the proposal network reads them.
+    `extra` makes `extra.levels` more levels from the coarsest; only the RPN reads them.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FPN(nn.Module):
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
         """Maps of equal width, finest first, extra levels last."""
-        # What has been read is let go: the finest maps are as large as all others together.
+        # Maps are released once they are read: the finest is as large as all others together.
         maps = list(self.body(x))
         tops: list[Tensor] = []
         for lateral in reversed(self.laterals):
@@ -99,7 +99,7 @@ class LastLevelP6P7(nn.Module):
 
 
 class Nearest(nn.Module):
-    """A map at another size: of each pixel the nearest of the old ones."""
+    """Nearest-neighbour resizing of a map."""
 
     def forward(self, x: Float[Tensor, "n c h w"], size: Sequence[int]) -> Float[Tensor, "n c _ _"]:
         """The map at this height and width."""

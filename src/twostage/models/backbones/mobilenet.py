@@ -72,7 +72,7 @@ class MobileNetV3Large(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
-        """The maps before the last stride's blocks end and after the last convolution."""
+        """The output of the first block of stride 32 and that of the last convolution."""
         maps = []
         for place, layer in enumerate(self.features):
             x = layer(x)
@@ -88,7 +88,7 @@ class MobileNetV3Large(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """A weight for each channel from the mean of all (Hu et al. 2018), with hard sigmoid."""
+    """Channel attention from global average pooling (Hu et al. 2018), with a hard sigmoid."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -96,13 +96,13 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The input, channel by channel weighted."""
+        """The input, each channel multiplied by its weight."""
         weight = self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu())
         return x * nn.functional.hardsigmoid(weight)
 
 
 class InvertedResidual(nn.Module):
-    """Expand, convolve each channel alone, weigh the channels, project (Howard et al. 2019, Figure 4)."""
+    """Expansion, depthwise convolution, squeeze-and-excitation, projection (Howard et al. 2019, Figure 4)."""
 
     def __init__(self, inputs: int, row: Row, norm: Norm) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class InvertedResidual(nn.Module):
         self.residual = row.stride == 1 and inputs == row.outputs
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
-        """The block's output, beside the identity where shapes allow."""
+        """The block's output, plus the input where shapes are equal."""
         y = self.block(x)
         return x + y if self.residual else y
 

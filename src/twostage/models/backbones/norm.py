@@ -1,4 +1,4 @@
-"""Normalisation layers, and how a convolution meets them and what comes after."""
+"""Normalisation layers, and convolutions followed by normalisation and activation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Four ways to see objects of every size, beside each other (FPN, figure 1): a field of the model chooses.
+"""The four kinds of pyramids of FPN, figure 1, for objects of every size; `PyramidConfig.kind` chooses one.
 
 single    (b) one map, anchors of all sizes on it
 image     (a) one map of the image at several sizes
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from twostage.errors import UsageError
 from twostage.models.backbones.fpn import FPN, Body, extra_levels, neck_conv, with_extra
 from twostage.models.component import Count, short
 
@@ -30,8 +31,8 @@ class PyramidConfig:
 class Levels(nn.Module):
     """A body whose maps are brought to one width, each by itself; `extra` makes more levels of the coarsest.
 
-    The layers are those of a feature pyramid without its top-down pathway (FPN, table 1, d), so that nothing but that
-    pathway tells the two apart.
+    The layers are those of a feature pyramid without its top-down pathway (FPN, table 1, d), so that the two differ in
+    that pathway only.
     """
 
     def __init__(self, body: nn.Module, width: int, *, extra: nn.Module | None = None) -> None:
@@ -69,7 +70,7 @@ class ImagePyramid(nn.Module):
 
     @property
     def body(self) -> nn.Module:
-        """The network without the layers that bring its map to a width."""
+        """The network without the convolutions behind it."""
         return self.level.body
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
@@ -91,11 +92,16 @@ def pyramid(
 ) -> FPN | Levels | ImagePyramid:
     """The pyramid over a body: `whole` makes the one with the maps of all stages, `one` that of stride 16 alone.
 
-    `levels` is the number of sizes of an image pyramid.
+    `levels` is the number of sizes of an image pyramid. Raises UsageError where several maps stand for a single one.
     """
     if config.kind == "top_down":
         return FPN(whole(), config.channels, extra=extra_levels(config.extra, config.channels))
     if config.kind == "levels":
         return Levels(whole(), config.channels, extra=extra_levels(config.extra, config.channels))
     single = Levels(one(), config.channels)
+    if len(single.strides) > 1:
+        raise UsageError(
+            f"pyramid is {config.kind!r}, which needs a backbone with a single map; this one has {len(single.strides)} "
+            f"(strides {', '.join(map(str, single.strides))}): choose pyramid=top_down or levels."
+        )
     return single if config.kind == "single" else ImagePyramid(single, levels)

@@ -1,6 +1,6 @@
 """Residual networks (He et al. 2016, Table 1), with torchvision's parameter names.
 
-The stride of a bottleneck sits in its 3 x 3 convolution, as in torchvision; the original has it in the first 1 x 1.
+A bottleneck has its stride in the 3 x 3 convolution, as in torchvision; the original in the first 1 x 1.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ Stage = Annotated[int, Within(1, 4)]
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """ResNet-18, 34, 50 or 101; the maps of the stages from `first` to `last`, of which `dilated` keeps 4 at stride 16."""
+    """ResNet-18, 34, 50 or 101 and the maps of its stages from `first` to `last`; `dilated`: stage 4 at stride 16."""
 
     depth: Literal[18, 34, 50, 101] = 50
     first: Stage = 1
@@ -27,7 +27,7 @@ class ResNetConfig:
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside the identity (He et al. 2016, Figure 5 left)."""
+    """Two 3 x 3 convolutions and a shortcut (He et al. 2016, Figure 5 left)."""
 
     expansion = 1
 
@@ -46,7 +46,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions beside the identity (He et al. 2016, Figure 5 right)."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut (He et al. 2016, Figure 5 right)."""
 
     expansion = 4
 

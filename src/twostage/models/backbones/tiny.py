@@ -1,4 +1,4 @@
-"""A small residual network that learns from scratch on two processor cores."""
+"""A small residual network that trains from scratch on two CPU cores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """VGG16 (Simonyan and Zisserman 2015, configuration D) up to conv5_3, with torchvision's parameter names.
 
 The four poolings before it round up, as Caffe does: a 600 x 800 image has a 38 x 50 map of stride 16
-(Faster R-CNN, section 3.1.1). The fifth pooling is replaced by the pooling of regions (Fast R-CNN, section 2.2).
+(Faster R-CNN, section 3.1.1). RoI pooling replaces the fifth (Fast R-CNN, section 2.2).
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 @dataclass(frozen=True)
 class VGG16Config:
-    """VGG16 has nothing to choose."""
+    """VGG16, which has no fields."""
 
 
 class VGG16(nn.Module):

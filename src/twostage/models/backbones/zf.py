@@ -1,4 +1,4 @@
-"""The "ZF" net (Zeiler and Fergus 2014), its fast version as SPPnet and Faster R-CNN use it: five convolutions."""
+"""The "ZF" net (Zeiler and Fergus 2014), the fast version that SPPnet and Faster R-CNN use: five convolutions."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class LocalNorm(nn.Module):
 
 @dataclass(frozen=True)
 class ZFConfig:
-    """ZF has nothing to choose."""
+    """ZF, which has no fields."""
 
 
 class ZF(nn.Module):

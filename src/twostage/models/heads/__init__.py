@@ -1,1 +1,1 @@
-"""What a region is and where exactly."""
+"""Heads: classes, boxes and masks of regions or anchors, and post-processing."""

@@ -42,7 +42,7 @@ class Res5Config:
 class TwoMLPHead(nn.Module):
     """fc6 and fc7: VGG's 4096 with dropout (Fast R-CNN, section 2.2), or FPN's 1024 (Lin et al. 2017, section 5.2).
 
-    fc6 reads a region in the order row, column, channel, as RoIAlign leaves it in memory; torchvision's and Caffe's
+    fc6 reads a region in the order row, column, channel, RoIAlign's memory layout; torchvision's and Caffe's
     files have the channel first, and the importers permute their weights. `ranks` are those of a prepared head.
     """
 

@@ -77,7 +77,7 @@ class BoxPredictions(NamedTuple):
 
 
 class HeadLosses(NamedTuple):
-    """The losses of a head, the regions that it learned from, and its predictions for them."""
+    """The losses of a head, the sampled regions and their targets, and the head's predictions for them."""
 
     losses: Losses
     targets: RegionTargets
@@ -224,9 +224,9 @@ class BoxHead(nn.Module):
         Positives and negatives compete among themselves, as in mmdetection.
         """
         modes = [(module, module.training) for module in self.body.modules()]
-        self.body.eval()  # no dropout in the ranking, no second update of running statistics
+        self.body.eval()  # ranking without dropout and without updating running statistics
         logits = self(features.each(Tensor.detach), boxes).logits
-        for module, training in modes:  # frozen ones were in evaluation mode
+        for module, training in modes:  # frozen modules were in evaluation mode
             module.training = training
         config = self.config
 

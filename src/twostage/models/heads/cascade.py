@@ -1,7 +1,7 @@
 """A cascade of box heads, each refining the boxes of the one before (Cascade R-CNN, Cai and Vasconcelos 2018).
 
-A head trained at IoU 0.5 gives boxes of a quality that a head at 0.6 can learn from, and so on: each stage samples anew
-from the boxes of the last one, so that the thresholds rise while there are enough positives.
+A head trained at IoU 0.5 produces boxes good enough to train a head at 0.6, and so on: each stage samples from the
+boxes of the stage before, so that there are enough positives for the higher threshold.
 """
 
 from collections.abc import Sequence

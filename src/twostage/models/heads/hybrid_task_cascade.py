@@ -1,6 +1,6 @@
 """Hybrid Task Cascade: interleaved box and mask heads, and a semantic branch (Chen et al. 2019).
 
-It differs from Cascade Mask R-CNN in three ways, each of which a field turns off:
+It differs from Cascade Mask R-CNN in three ways; a field turns each off:
 
 1. Interleaved execution: a stage's mask head reads the boxes that its box head has just refined (section 3.1).
 2. Mask information flow: it also reads the features of the mask heads before it for the same region (section 3.1).

@@ -55,7 +55,7 @@ class MaskConfig:
 
 
 class ConvTranspose2x2(nn.Module):
-    """A transposed convolution of 2 x 2 with stride 2: every cell becomes four, each by a matrix of its own.
+    """A transposed convolution of 2 x 2 with stride 2: every cell becomes four, each by its own matrix.
 
     `weight` is [4, out, in], cells in reading order; torch has [in, out, 2, 2].
     """
@@ -72,13 +72,13 @@ class ConvTranspose2x2(nn.Module):
 
 
 class ClassSpecificLinear(nn.Module):
-    """The last layer: one linear map per class, of which only that of a region's class is computed."""
+    """The last layer: one linear map per class; only that of the region's class is computed."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_classes, channels))
         self.bias = nn.Parameter(torch.zeros(num_classes))
-        nn.init.normal_(self.weight, std=0.001)  # detectron2's: every cell begins at a probability of 0.5
+        nn.init.normal_(self.weight, std=0.001)  # as in detectron2: every cell starts at a probability of 0.5
 
     def forward(self, x: Float[Tensor, "r q c"], labels: Int[Tensor, " r"]) -> Float[Tensor, "r q"]:
         """The logit of every cell."""
@@ -136,7 +136,7 @@ class MaskHead(nn.Module):
     def mask_logits(self, x: Float[Tensor, "r c m m"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
         """Logits from the output of the convolutions.
 
-        The four cells of one stay together up to their logits, so that one number of each is moved instead of C.
+        The four cells are moved to their places as logits, one number per cell, rather than as C features.
         """
         side = x.shape[2]
         cells = self.up(x.permute(0, 2, 3, 1).flatten(1, 2)).relu_()

@@ -19,12 +19,12 @@ from twostage.ops.deltas import BoxCoder
 from twostage.ops.nms import nms
 from twostage.ops.soft_nms import soft_nms
 
-_ON_DEVICES = 4096  # boxes that enter the last NMS where it measures all of them against each other
+_ON_DEVICES = 4096  # boxes that enter the last NMS where it computes the IoU of every pair
 
 
 @dataclass(frozen=True)
 class PostprocessConfig:
-    """From class scores to detections: threshold, NMS per class, the best of an image."""
+    """From class scores to detections: threshold, NMS per class, the best of each image."""
 
     score_threshold: Share = short(0.05, "score_threshold")
     nms: Share = short(0.5, "nms")
@@ -33,7 +33,7 @@ class PostprocessConfig:
     soft_nms_sigma: Positive = short(0.5, "soft_nms_sigma")
     max_det: Count = short(100, "max_det")
     min_box_size: NotNegative = short(1e-2, "min_box_size")
-    # Boxes of an image that enter NMS; None: all, on a GPU the best 4096.
+    # Boxes per image that enter NMS; None: all, on a GPU the best 4096.
     candidates: Count | None = short(None, "candidates")
 
 
@@ -122,7 +122,7 @@ def suppress(
 
 
 def max_candidates(config: PostprocessConfig, every: int, device: torch.device) -> int:
-    """How many boxes of an image enter the last NMS; by default all on a CPU, `_ON_DEVICES` on other devices."""
+    """How many boxes per image enter the last NMS; by default all on a CPU, `_ON_DEVICES` on other devices."""
     return config.candidates or (every if device.type == "cpu" else min(every, _ON_DEVICES))
 
 

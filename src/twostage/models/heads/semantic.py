@@ -1,4 +1,4 @@
-"""The semantic branch: a segmentation of the whole image, whose features are added to those of regions (HTC, section 3.2).
+"""The semantic branch: a segmentation of the image; its features are added to those of regions (HTC, section 3.2).
 
 Letters: N images, C channels, K classes of stuff.
 """
@@ -54,7 +54,7 @@ class SemanticBranch(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.logits.weight, std=0.01)  # all classes begin with nearly equal scores
+        nn.init.normal_(self.logits.weight, std=0.01)  # nearly equal scores for all classes at the start
 
     def features(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> Float[Tensor, "n c i j"]:
         """The input of both layers."""

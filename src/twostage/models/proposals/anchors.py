@@ -27,7 +27,7 @@ class AnchorConfig:
     rounding: Literal["none", "nearest", "caffe"] = short("nearest", "anchor_rounding")
     # torchvision divides the canvas by the map, others have a fixed stride.
     stride: Literal["canvas", "fixed"] = short("canvas", "anchor_stride")
-    # torchvision and detectron2 also propose from the canvas beside an image.
+    # Whether anchors on the padding of an image propose too, as in torchvision and detectron2.
     in_padding: bool = True
 
 
@@ -39,7 +39,7 @@ class Anchors(nn.Module):
         if len(config.sizes) != len(strides) or len({len(sizes) for sizes in config.sizes}) != 1:
             raise UsageError(
                 f"The model's field anchor_sizes lists {[len(sizes) for sizes in config.sizes]} sizes: this model has "
-                f"{len(strides)} levels (strides {', '.join(map(str, strides))}). Give each level the same number of sizes."
+                f"{len(strides)} levels (strides {', '.join(map(str, strides))}). Give each level equally many sizes."
             )
         self.strides = tuple(strides)
         self.fixed_stride = config.stride == "fixed"
@@ -56,7 +56,7 @@ class Anchors(nn.Module):
     def forward(
         self, maps: Sequence[Float[Tensor, "n _ _ _"]], canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]
     ) -> tuple[list[Float[Tensor, "_ 4"]], list[Bool[Tensor, "n _"]]]:
-        """Each level's anchors, and for each image which of them stand on its own map rather than on padding.
+        """Each level's anchors, and for each image which of them lie on its own part of the map rather than on padding.
 
         `canvas` is the height and width of the batch tensor, `sizes` those of each image.
         """
@@ -79,7 +79,7 @@ class Anchors(nn.Module):
 def _on_image(
     y: Int[Tensor, " h"], x: Int[Tensor, " w"], stride: int, sizes: Int[Tensor, "n 2"], each: int
 ) -> Bool[Tensor, "n _"]:
-    """Which anchors stand on each image's own part of the map: ceil(h / stride) rows of an image of h rows."""
+    """Which anchors lie on each image's own part of the map: ceil(h / stride) rows for a height of h pixels."""
     own = -(-sizes // stride)
     inside = (y < own[:, :1])[:, :, None] & (x < own[:, 1:])[:, None, :]
     return inside[..., None].expand(-1, -1, -1, each).flatten(1)
@@ -87,7 +87,7 @@ def _on_image(
 
 def grid_anchors(cell: Float[Tensor, "k 4"], y: Int[Tensor, " h"], x: Int[Tensor, " w"]) -> Float[Tensor, "h*w*k 4"]:
     """The anchors of one cell moved to every position; row by row, the k of one position together."""
-    # Not len(): it makes a constant of a size that an exported model shall leave open.
+    # Not len(), which would make a dynamic size of an exported model constant.
     shape = (y.shape[0], x.shape[0])
     corner = torch.stack([x.expand(shape), y[:, None].expand(shape)] * 2, dim=-1).to(cell.dtype)
     return (corner[:, :, None] + cell).flatten(0, 2)
@@ -108,7 +108,7 @@ def rounded_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Te
 
 
 def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
-    """py-faster-rcnn's nine: a 16 x 16 box's sides are rounded for each ratio before they are scaled.
+    """py-faster-rcnn's nine: for each ratio the sides of a 16 x 16 box are rounded, then scaled.
 
     Around the origin and with inclusive edges: with an offset of 7.5 its [-84, -40, 99, 55].
     """

@@ -1,4 +1,4 @@
-"""Proposals for a model that does not propose by itself: for pictures as they come, and for a split of a data set."""
+"""Proposals for a model without an RPN: for images in memory, and for a split of a data set."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,19 +17,19 @@ from twostage.models.proposals.sources import NAMES, ProposalConfig, Source, pro
 def of_images(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], shapes: Sequence[tuple[int, int]], config: ProposalConfig
 ) -> GivenProposals | None:
-    """Proposals of pictures (RGB), on their pixels once they are resized to `shapes` (height, width).
+    """Proposals of images (RGB), in pixels of the images resized to `shapes` (height, width).
 
-    None for a model that proposes by itself. Raises UsageError for one whose proposals come from a file.
+    None for a model with an RPN. Raises UsageError where proposals come from a file.
     """
     if config.source == "network":
         return None
     source = source_of(config)
-    found = []
+    proposals = []
     for image, shape in zip(images, shapes, strict=True):
         boxes = source(image)
         placed = scale_boxes(torch.from_numpy(boxes), (image.shape[0], image.shape[1]), shape)
-        found.append(torch.cat([placed, torch.from_numpy(ranks(len(boxes)))[:, None]], dim=1))
-    return stack_proposals(found, config.keep_test)
+        proposals.append(torch.cat([placed, torch.from_numpy(ranks(len(boxes)))[:, None]], dim=1))
+    return stack_proposals(proposals, config.keep_test)
 
 
 def of_split(
@@ -40,19 +40,19 @@ def of_split(
     count: int,
     after_image: Callable[[int, int], None] = lambda done, all: None,
 ) -> PrecomputedProposals | None:
-    """Proposals of every image of a split: those that `read` brings, or what the model's source computes or has kept.
+    """Proposals of every image of a split: those that `read` returns, or those of the model's source.
 
-    None where the model proposes by itself and nothing else is wanted. Raises UsageError where a file is needed.
+    None for a model with an RPN and without `read`. Raises UsageError where a file is needed.
     """
     if read is None and config.source == "network":
         return None
-    found = read(dataset) if read else propose(source_of(config), dataset, after_image=after_image)
-    warn_few_proposals(found, dataset, count)
-    return PrecomputedProposals(found, count)
+    proposals = read(dataset) if read else propose(source_of(config), dataset, after_image=after_image)
+    warn_few_proposals(proposals, dataset, count)
+    return PrecomputedProposals(proposals, count)
 
 
 def source_of(config: ProposalConfig) -> Source:
-    """The source that a model's fields name. Raises UsageError where that is a file."""
+    """The source of the configuration. Raises UsageError where that is a file."""
     if config.source not in NAMES:
         raise UsageError(
             "This detector's proposals come from a file. `train` and `eval` take one by --proposals; elsewhere have "

@@ -1,8 +1,8 @@
-"""Selective search (Uijlings et al. 2013): a picture's regions, grown from small to large, each give a box.
+"""Selective search (Uijlings et al. 2013): the boxes of an image's regions, merged from small to large.
 
-The graph-based segmentation (Felzenszwalb and Huttenlocher 2004) of the picture in several colour spaces is merged, the
-most similar neighbours first, until one region is left; every region on the way is a proposal. OpenCV's `ximgproc` does
-this; the order is ours.
+The graph-based segmentation (Felzenszwalb and Huttenlocher 2004) of the image in several colour spaces is merged, the
+most similar neighbours first, until one region is left; every region on the way is a proposal. OpenCV's `ximgproc`
+computes the regions; the order is drawn here.
 """
 
 from typing import Any, Literal
@@ -15,14 +15,14 @@ from twostage.errors import MissingError
 
 Mode = Literal["fast", "quality"]
 
-WIDTH = 500  # pixels the picture is shrunk to, where it is wider (R-CNN, section 2.2)
+WIDTH = 500  # wider images are shrunk to this width in pixels (R-CNN, section 2.2)
 INSTALL = "pip install 'twostage[lineage]'"
 
 
 def selective_search(
     image: UInt8[np.ndarray, "h w 3"], mode: Mode = "fast", *, seed: int = 0, width: int = WIDTH
 ) -> Float32[np.ndarray, "p 4"]:
-    """Boxes of a picture (RGB), xyxy pixels, best first; the same for the same seed.
+    """Boxes of an image (RGB), xyxy pixels, best first; the same for the same seed.
 
     "fast" takes 2 colour spaces, 2 segmentations and 2 measures of similarity, "quality" 5, 4 and 4
     (Uijlings et al. 2013, table 5, as OpenCV has it). Raises MissingError without the extra `lineage`.
@@ -34,7 +34,7 @@ def selective_search(
     if scale < 1:
         small = cv2.resize(image, (width, max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
-    search.setBaseImage(np.ascontiguousarray(small[..., ::-1]))  # OpenCV's pictures are BGR
+    search.setBaseImage(np.ascontiguousarray(small[..., ::-1]))  # OpenCV's images are BGR
     search.switchToSelectiveSearchFast() if mode == "fast" else search.switchToSelectiveSearchQuality()
     xywh = np.asarray(search.process(), dtype=np.float32).reshape(-1, 4)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
@@ -44,15 +44,15 @@ def selective_search(
 
 
 def rank(boxes: Float32[np.ndarray, "p 4"], seed: int) -> np.ndarray:
-    """The order in which boxes are proposed: drawn from the seed, whatever order they come in.
+    """The order in which boxes are proposed: a permutation drawn from the seed, independent of the order given.
 
-    The paper multiplies a box's place in its hierarchy, counted from the whole picture down, by a random number, so
-    that large boxes tend to come first (section 4.3). OpenCV counts from the smallest regions up, and draws from the C
-    library's generator, whose state is anyone's. It does not tell the places. A plain draw reaches more objects than
-    OpenCV's order with 50 or 100 boxes, and about as many from 300 on (benchmarks/results/proposals.md).
+    The paper multiplies a box's rank in its hierarchy, counted from the whole image down, by a random number, so that
+    large boxes tend to come first (section 4.3). OpenCV counts from the smallest regions up, draws from the C library's
+    global generator, and does not return the ranks. A plain permutation has a higher recall than OpenCV's order with 50
+    or 100 boxes, and about the same from 300 on (benchmarks/results/proposals.md).
     """
-    alike = np.lexsort(boxes.T[::-1])  # one order, whatever OpenCV's was
-    return alike[generator(seed, len(boxes)).permutation(len(boxes))]
+    order = np.lexsort(boxes.T[::-1])  # the same for every order of OpenCV's
+    return order[generator(seed, len(boxes)).permutation(len(boxes))]
 
 
 def opencv() -> Any:

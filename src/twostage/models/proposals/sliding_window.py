@@ -1,4 +1,4 @@
-"""Sliding windows: boxes of fixed sizes and shapes at every step, as before regions were proposed.
+"""Sliding windows: boxes of fixed sizes and shapes at regular steps, the baseline before region proposals.
 
 Overfeat and the one-stage comparison of Faster R-CNN (section 4.1, table 10) classify such windows.
 """
@@ -26,7 +26,7 @@ def sliding_windows(
 ) -> Float32[np.ndarray, "p 4"]:
     """Windows of an image, xyxy pixels, all inside it; in random order, so that the first n are spread over all kinds.
 
-    The windows of one kind stand in even steps of at most `step` of their side, from border to border.
+    Windows of one size and shape are evenly spaced from border to border, by at most `step` of their side.
     """
     windows = [np.array([[0, 0, width, height]], dtype=np.float32)]
     for scale in scales:

@@ -1,7 +1,7 @@
-"""Proposals that need no network, of one picture or a whole split; what was once computed is kept.
+"""Proposals without a network, for one image or a whole split, with a cache.
 
-The cache holds a small file for each picture, named by the picture's content and the source's settings: who is killed
-half-way goes on where he was, equal pictures are searched once, and a picture that changes is searched anew.
+The cache holds one small file per image, named by the image's content, in a folder named by the source's settings: an
+interrupted run continues where it stopped, equal images are searched once, and a changed image is searched again.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ log = logging.getLogger("twostage.proposals")
 
 Name = Literal["selective_search", "selective_search_quality", "sliding_window"]
 NAMES: tuple[Name, ...] = get_args(Name)
-_VERSION = 1  # raised when a source gives other boxes for the same settings
+_VERSION = 1  # increased when a source gives other boxes for the same settings
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class ProposalConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """A way to propose boxes from pixels alone; `width` is what selective search shrinks wider pictures to."""
+    """A way to propose boxes from pixels alone; selective search shrinks wider images to `width` pixels."""
 
     name: Name
     seed: int = 0
     width: int = WIDTH
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "p 4"]:
-        """The boxes of a picture (RGB), xyxy pixels, best first. Raises MissingError without the extra `lineage`."""
+        """The boxes of an image (RGB), xyxy pixels, best first. Raises MissingError without the extra `lineage`."""
         if self.name == "sliding_window":
             return sliding_windows(*image.shape[:2], seed=self.seed)
         mode: Literal["fast", "quality"] = "fast" if self.name == "selective_search" else "quality"
@@ -65,7 +65,7 @@ class Source:
 
     @property
     def key(self) -> str:
-        """A name for a folder, another one for other settings."""
+        """The name of the cache folder, different for different settings."""
         by = "" if self.name == "sliding_window" else opencv().__version__
         settings = json.dumps(asdict(self) | {"version": _VERSION, "opencv": by}, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
@@ -79,19 +79,19 @@ def propose(
     threads: int | None = None,
     after_image: Callable[[int, int], None] = lambda done, all: None,
 ) -> ProposalSet:
-    """The proposals of every image of a split; from the cache `folder` where it has them.
+    """The proposals of every image of a split, read from the cache `folder` where they exist.
 
-    Images are searched side by side in `threads` (default: one for each core), since OpenCV frees Python's lock. Of
-    several processes that want those of one split one searches, the others wait and find it done. `after_image` is told
-    how many of how many are done. Raises DataError for a picture that cannot be read.
+    Images are searched in parallel `threads` (default: one per core), since OpenCV releases the GIL. Of several
+    processes that need the proposals of one split, one searches and the others wait for it. `after_image` is called
+    with the number done and the number of all. Raises DataError for an image that cannot be read.
     """
     place = made_in_cache((folder or cache_folder("proposals")) / source.key)
     boxes: list[np.ndarray] = []
     which = hashlib.sha256(f"{dataset.root.absolute()}\n{dataset.split}".encode()).hexdigest()[:16]
-    with _alone(place / f".{which}.lock", dataset.split), ThreadPoolExecutor(threads or _cores()) as pool:
+    with _locked(place / f".{which}.lock", dataset.split), ThreadPoolExecutor(threads or _cores()) as pool:
         try:
-            for found in pool.map(lambda i: _of_image(source, dataset.source(i), place), range(len(dataset))):
-                boxes.append(found)
+            for one in pool.map(lambda i: _of_image(source, dataset.source(i), place), range(len(dataset))):
+                boxes.append(one)
                 after_image(len(boxes), len(dataset))
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what is done stays in the cache
@@ -100,8 +100,8 @@ def propose(
 
 
 @contextmanager
-def _alone(path: Path, split: str) -> Iterator[None]:
-    """One process searches a split; who has to wait is told so."""
+def _locked(path: Path, split: str) -> Iterator[None]:
+    """Only one process searches a split at a time; a process that has to wait logs it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -115,12 +115,12 @@ def _alone(path: Path, split: str) -> Iterator[None]:
 
 
 def count_kept(source: Source, folder: Path | None = None) -> int:
-    """How many pictures' proposals the cache holds."""
+    """The number of images whose proposals the cache holds."""
     return sum(1 for _ in ((folder or cache_folder("proposals")) / source.key).glob("*/*.npy"))
 
 
 def ranks(count: int) -> Float32[np.ndarray, " {count}"]:
-    """Scores of boxes that are ranked without scores: minus the place."""
+    """Scores of boxes that are ranked but not scored: minus the rank."""
     return -np.arange(count, dtype=np.float32)
 
 
@@ -131,31 +131,31 @@ def _of_image(source: Source, image: Path | np.ndarray, place: Path) -> np.ndarr
     except OSError as error:
         raise DataError(f"{image}: cannot be read ({error.strerror or error}).") from None
     name = hashlib.sha256(content).hexdigest()
-    kept = place / name[:2] / f"{name}.npy"
-    found = _kept(kept)
-    if found is None:
-        found = source(_read(image, content) if isinstance(image, Path) else image)
+    cached = place / name[:2] / f"{name}.npy"
+    boxes = _cached(cached)
+    if boxes is None:
+        boxes = source(_read(image, content) if isinstance(image, Path) else image)
         buffer = io.BytesIO()
-        np.save(buffer, found)
-        write_bytes(kept, buffer.getvalue())
-    return found
+        np.save(buffer, boxes)
+        write_bytes(cached, buffer.getvalue())
+    return boxes
 
 
-def _read(picture: Path, content: bytes) -> np.ndarray:
+def _read(path: Path, content: bytes) -> np.ndarray:
     try:
         return read_image(content)
     except DataError:
-        return read_image(picture)  # the same error, with the picture's name
+        return read_image(path)  # the same error, with the file's name
 
 
-def _kept(path: Path) -> np.ndarray | None:
-    """What an earlier run has kept; None where there is nothing, or something that is no boxes."""
+def _cached(path: Path) -> np.ndarray | None:
+    """The boxes that an earlier run wrote; None where the file is missing or damaged."""
     try:
-        found = np.load(path)
+        boxes = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
-    good = found.dtype == np.float32 and found.ndim == 2 and found.shape[1] == 4 and np.isfinite(found).all()
-    return found if good else None
+    good = boxes.dtype == np.float32 and boxes.ndim == 2 and boxes.shape[1] == 4 and np.isfinite(boxes).all()
+    return boxes if good else None
 
 
 def _cores() -> int:

@@ -17,7 +17,7 @@ Maps = Sequence[Float[Tensor, "n _ _ _"]]
 
 
 class RegionFeatures(NamedTuple):
-    """What regions are pooled from: the maps of a pyramid, and the embedding of a semantic branch where there is one."""
+    """What regions are pooled from: the maps of a pyramid, and the embedding of a semantic branch or None."""
 
     maps: Maps
     semantic: Float[Tensor, "n _ _ _"] | None = None
@@ -32,7 +32,7 @@ class RoIAlignConfig:
     """RoIAlign (Mask R-CNN, section 3), each box from the level of its size (FPN, section 4.2)."""
 
     size: Count = 7
-    # Points per bin along each axis; 0: as many as the bin has pixels, at most `max_samples` (None, on a CPU only: all).
+    # Points per bin along each axis; 0: as many as it has pixels, at most `max_samples` (None, on a CPU only: all).
     sampling_ratio: CountFromZero = short(2, "roi_sampling_ratio")
     max_samples: Count | None = short(8, "roi_max_samples")
     aligned: bool = short(False, "roi_aligned")

@@ -1,4 +1,4 @@
-"""What mask a region should learn: its object's, as seen through the region (Mask R-CNN, section 3.1).
+"""The mask that a region should learn: its object's mask cropped to the region (Mask R-CNN, section 3.1).
 
 Letters: N images, S regions, G ground-truth objects, m cells along a grid's side, M along a predicted mask's.
 """
@@ -19,14 +19,14 @@ def mask_targets(
 ) -> Float[Tensor, "n s {size} {size}"]:
     """1 where at least half of a cell of the box belongs to the object `truth`, else 0; outside its frame 0.
 
-    As RoIAlign reads a map: bilinear at points within each cell, then their mean.
+    Sampled as RoIAlign samples a map: bilinear at points within each cell, then their mean.
     """
     n, s = truth.shape
     frames = masks.frames.gather(1, truth[..., None].expand(-1, -1, 4))
     side = masks.cells.shape[-1]
     cells = masks.cells.flatten(2).gather(1, truth[..., None].expand(-1, -1, side * side))
     low, high = frames[..., :2], frames[..., 2:]
-    # Corners of the box on the frame, which reaches from -1 to 1; an empty mask has a frame without sides.
+    # Corners of the box in the frame's coordinates from -1 to 1; the frame of an empty mask has no area.
     corners = 2 * (boxes.view(n, s, 2, 2) - low[:, :, None]) / (high - low).clamp(min=1e-3)[:, :, None] - 1
     steps = (torch.arange(size * _POINTS, device=boxes.device) + 0.5) / (size * _POINTS)
     x, y = (corners[..., :1, k] + (corners[..., 1:, k] - corners[..., :1, k]) * steps for k in (0, 1))

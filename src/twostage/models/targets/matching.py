@@ -29,16 +29,16 @@ def match(
     """Index of the ground truth each box is assigned to, or NEGATIVE, or IGNORE.
 
     A box is positive when its best IoU is at least `positive`, negative when that lies in [low, high) of `negative`,
-    ignored otherwise. With `keep_best` every ground truth also keeps the boxes that overlap it most, however little,
-    ties included: else a small object could have no positive at all. Such a box learns the ground truth that it
-    overlaps most itself. An image without ground truth has only negatives. Boxes that are not `usable` are ignored, and
-    are nobody's best: a ground truth keeps the best of the others, as in py-faster-rcnn.
+    ignored otherwise. `keep_best` also makes the boxes positive that overlap a ground truth most, ties included, even
+    below the threshold; otherwise small objects get no positives. Such a box is assigned to the ground truth that it
+    overlaps most itself. An image without ground truth has only negatives. Boxes that are not `usable` are ignored: the
+    best box of a ground truth is the best usable one, as in py-faster-rcnn.
     """
     boxes = boxes.expand(len(truth), -1, -1)
     how = _How(positive, negative, keep_best)
     if boxes.device.type != "cpu":
         return _match(boxes, truth, valid, usable, how)
-    # A processor measures each image against its own objects alone, and not against the padding of others.
+    # On the CPU each image is matched with its own objects only, without the padding.
     images = []
     for i in range(len(boxes)):
         one, own = slice(i, i + 1), slice(filled(valid[i : i + 1]))
@@ -72,7 +72,7 @@ def _match(
         if usable is not None:
             iou.mul_(usable[:, None])
         if how.keep_best:
-            # Exact comparison on purpose: tied boxes come from one arithmetic and are bit-equal.
+            # Exact comparison: tied boxes come from the same arithmetic and are bit-equal.
             most = iou.amax(dim=2, keepdim=True).clamp(min=torch.finfo(iou.dtype).tiny)
             kept |= (iou == most).any(dim=1)
         block_best, block_index = iou.max(dim=1)

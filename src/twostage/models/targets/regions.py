@@ -32,7 +32,7 @@ class RegionTargets(NamedTuple):
 def append_ground_truth(
     boxes: Float[Tensor, "n p 4"], valid: Bool[Tensor, "n p"], targets: Targets
 ) -> tuple[Float[Tensor, "n q 4"], Bool[Tensor, "n q"]]:
-    """Proposals and behind them the ground truth: without it early training has hardly any positive region."""
+    """The proposals, then the ground truth: without it early training has hardly any positive regions."""
     return torch.cat([boxes, targets.boxes], dim=1), torch.cat([valid, targets.valid], dim=1)
 
 
@@ -51,7 +51,7 @@ def region_targets(
     matches = match(boxes, targets.boxes, targets.valid, positive=positive, negative=negative, keep_best=False).where(
         valid, IGNORE
     )
-    # Other bits than the anchors' draw from the same seed.
+    # The complement of the seed: anchors and regions are drawn independently.
     sample = sampler(matches, ~targets.seeds)
     truth = matches.gather(1, sample.index).clamp(min=0)
     regions = gather_boxes(boxes, sample.index)
