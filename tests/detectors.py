@@ -5,7 +5,7 @@ from typing import Any
 from twostage.models.build import Model, build
 from twostage.models.component import leaves
 from twostage.models.config import DetectorConfig
-from twostage.models.configure import configure
+from twostage.models.configure import configure, names_of
 from twostage.models.zoo import named
 
 
@@ -17,3 +17,9 @@ def make_model(name: str, num_classes: int, **fields: Any) -> Model:
 def values_of(config: DetectorConfig) -> dict[str, Any]:
     """Every value of a configuration by each of its names."""
     return {name: leaf.value for leaf in leaves(config) for name in leaf.names}
+
+
+def fields_of(name: str, **fields: Any) -> dict[str, Any]:
+    """Those of the fields that the model of that name has."""
+    known = names_of(named(name))
+    return {field: value for field, value in fields.items() if field in known}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from twostage.atomic import write_bytes, write_text
-from twostage.data.proposals import together, write_proposals
+from twostage.data.proposals import merge_proposals, write_proposals
 from twostage.data.workers import default_workers
 from twostage.distributed import Processes, process_group
 from twostage.errors import UsageError
@@ -222,7 +222,7 @@ def _propose(training: Training, step: Step, processes: Processes) -> None:
             )
         shares = processes.gather_to_main(own)
         if processes.is_main:
-            out.append((split, together(shares)))
+            out.append((split, merge_proposals(shares)))
     most = max(proposals.keep_train, proposals.keep_test)
     processes.on_main(lambda: write_proposals(_proposals(root, step.name), out, most))
 

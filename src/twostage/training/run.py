@@ -18,9 +18,9 @@ from torch import nn
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
-from twostage.data.loader import Given, training_batches
+from twostage.data.loader import PrecomputedProposals, training_batches
 from twostage.data.order import steps_per_epoch
-from twostage.data.proposals import read_proposals, require_told_apart
+from twostage.data.proposals import read_proposals, require_distinct_splits
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
 from twostage.device import has_bf16, reproducible, require_precision
@@ -61,7 +61,7 @@ class Run:
     session: Session
     folder: RunFolder
     workers: int
-    given: tuple[Given | None, Given | None] = (None, None)  # proposals of both splits that are not the model's own
+    given: tuple[PrecomputedProposals | None, PrecomputedProposals | None] = (None, None)  # proposals of both splits that are not the model's own
     stuff: tuple[Stuff | None, Stuff | None] = (None, None)  # of both splits, for a semantic branch
     metrics: dict[str, float] | None = None  # of the best weights
     report: Report | None = None  # the same at length, in the process that leads
@@ -122,14 +122,14 @@ def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, fol
         folder.resume(session.progress)
 
 
-def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> tuple[Given | None, Given | None]:
+def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> tuple[PrecomputedProposals | None, PrecomputedProposals | None]:
     """Proposals of the training and of the validation split, from a file or computed; None where the model proposes."""
     if not {"head", "boxes"} & set(options.learn) or not isinstance(config, TwoStageConfig):
         return None, None
     read = None if options.proposals is None else partial(read_proposals, options.proposals)
     if options.proposals is not None and splits.val is not None:
-        require_told_apart(options.proposals, splits.train, splits.val)
-    found: list[Given | None] = []
+        require_distinct_splits(options.proposals, splits.train, splits.val)
+    found: list[PrecomputedProposals | None] = []
     for split, keep in ((splits.train, config.proposals.keep_train), (splits.val, config.proposals.keep_test)):
         if split is None:
             found.append(None)

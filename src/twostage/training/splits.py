@@ -7,8 +7,9 @@ import numpy as np
 
 from twostage.data.dataset import Dataset, select_classes
 from twostage.data.faults import Fault, FaultyDataError, OnError, format_faults
+from twostage.data.layout import Layout, Options
 from twostage.data.mask_check import mask_faults
-from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
+from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener
 from twostage.errors import DataError, UsageError
 from twostage.training.options import TrainOptions
 
@@ -20,7 +21,7 @@ NONE = "none"  # the validation split of a run that is not validated
 class Splits(NamedTuple):
     """What a run learns from, what it is validated on, and the latter with its boxes as they are written.
 
-    Losses need boxes that can be learned; the metrics are defined on the boxes of the file (`Builder.mend`).
+    Losses need boxes that can be learned; the metrics are defined on the boxes of the file (`Builder.repair`).
     """
 
     train: Dataset
@@ -54,7 +55,7 @@ def open_splits(options: TrainOptions) -> Splits:
     if len(opened) == 2:
         check_same_classes(*opened)
         mended = any(fault.severity == "repair" for fault in opened[1].faults) and options.on_error != "skip"
-        opened.append(opener(layout, how._replace(mend=False))(opened[1].split) if mended else opened[1])
+        opened.append(opener(layout, how._replace(repair=False))(opened[1].split) if mended else opened[1])
     if options.names is not None:
         opened = [select_classes(dataset, options.names) for dataset in opened]
     for dataset in opened[:2]:

@@ -1,4 +1,4 @@
-"""Mask R-CNN's head: torchvision's layers, the own class no_reduce, positives alone."""
+"""Mask R-CNN's head: torchvision's layers, the own class alone, positives alone."""
 
 from collections.abc import Callable
 from dataclasses import replace
