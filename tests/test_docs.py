@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("recipes/*.md")])
-LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)[^)]*\)")
+LINK = re.compile(r"\[([^\[\]]+)\]\(([^)#]+)[^)]*\)")
 CODE = re.compile(r"`([^`]+)`")
 
 
