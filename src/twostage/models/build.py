@@ -4,34 +4,28 @@ Parts are made in the order of the forward pass: their random initial weights de
 """
 
 from dataclasses import replace
-from functools import partial
-from typing import cast, overload
+from typing import Any, cast, overload
 
 from torch import nn
 
 from twostage.data.stuff import STRIDE
 from twostage.errors import UsageError
-from twostage.models.backbones.fpn import FPN, Body, FPNConfig, extra_levels
-from twostage.models.backbones.mobilenet import MobileNetV3Config, MobileNetV3Large
+from twostage.models.backbones.backbone import Backbone, BackboneConfig
+from twostage.models.backbones.fpn import FPN, FPNConfig, extra_levels
 from twostage.models.backbones.norm import norm_layer
-from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
+from twostage.models.backbones.provided import ProvidedBackbone
 from twostage.models.backbones.pyramids import PyramidConfig, pyramid
-from twostage.models.backbones.resnet import ResNetConfig, resnet
-from twostage.models.backbones.tiny import TinyConfig, tiny
-from twostage.models.backbones.vgg import VGG16, VGG16Config
-from twostage.models.backbones.zf import ZF
-from twostage.models.config import BackboneConfig, DetectorConfig, OneStageConfig, TwoStageConfig
-from twostage.models.heads.bodies import Res5Head, body
-from twostage.models.heads.box import BoxHead, BoxHeadConfig, StageConfig
+from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
+from twostage.models.heads.box import BoxHead
 from twostage.models.heads.cascade import Cascade, stage_configs
 from twostage.models.heads.hybrid_task_cascade import HybridTaskCascade, SemanticRegions
-from twostage.models.heads.mask import BoxAndMaskHead, MaskConfig, MaskHead, own_pooler, shared_res5
+from twostage.models.heads.mask import BoxAndMaskHead, MaskHead, own_pooler, shared_res5
 from twostage.models.heads.retinanet import RetinaNetHead
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.one_stage import OneStage
 from twostage.models.proposals.anchors import AnchorConfig
 from twostage.models.proposals.rpn import RPN
-from twostage.models.regions.pooling import AlignedRegions, RoIAlignConfig, RoIPoolConfig, pooler
+from twostage.models.regions.pooling import AlignedRegions, RoIAlignConfig, RoIPoolConfig
 from twostage.models.two_stage import TwoStage
 
 Model = TwoStage | OneStage
@@ -56,10 +50,6 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
         wrapped = backbone if isinstance(backbone, ProvidedBackbone) else ProvidedBackbone(backbone)
         config = replace(config, backbone=wrapped.config)
         return _assemble(config, num_classes, wrapped)
-    if isinstance(config.backbone, ProvidedConfig):
-        raise UsageError(
-            f"This model was built with its own backbone, {config.backbone.name}: give the module again by backbone=."
-        )
     return _assemble(config, num_classes, None)
 
 
@@ -67,7 +57,7 @@ def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | No
     anchors = config.anchors
     levels = 1 if anchors is None else len(anchors.sizes)
     net = _backbone(config.backbone, config.neck, levels, provided)
-    channels, strides = cast(Body, net).channels[0], cast(Body, net).strides
+    channels, strides = cast(Backbone, net).channels[0], cast(Backbone, net).strides
     if isinstance(config, OneStageConfig):
         head = RetinaNetHead(config.retinanet, config.anchors, channels, strides, num_classes)
         return OneStage(config, num_classes, backbone=net, head=head)
@@ -91,32 +81,15 @@ def _backbone(
     config: BackboneConfig, neck: FPNConfig | PyramidConfig | None, levels: int, provided: nn.Module | None
 ) -> nn.Module:
     """The network with its neck; `levels` is the number of sizes of an image pyramid."""
-    whole = partial(_body, config, provided)
+    whole, single = config.build, config.with_single_map().build
+    if provided is not None:
+        whole = single = lambda: provided
     if neck is None:
         return whole()
     if isinstance(neck, PyramidConfig):
-        return pyramid(neck, whole, partial(_body, _single(config), provided), levels=levels)
+        return pyramid(neck, whole, single, levels=levels)
     norm = None if neck.norm is None else norm_layer(neck.norm)
     return FPN(whole(), neck.channels, norm, extra=extra_levels(neck.extra, neck.channels))
-
-
-def _body(config: BackboneConfig, provided: nn.Module | None) -> nn.Module:
-    if provided is not None:
-        return provided
-    if isinstance(config, ResNetConfig):
-        return resnet(config)
-    if isinstance(config, TinyConfig):
-        return tiny(config)
-    if isinstance(config, MobileNetV3Config):
-        return MobileNetV3Large(norm_layer(config.norm))
-    return VGG16() if isinstance(config, VGG16Config) else ZF()
-
-
-def _single(config: BackboneConfig) -> BackboneConfig:
-    """The same network up to its map of stride 16 alone."""
-    if isinstance(config, ResNetConfig):
-        return replace(config, first=3, last=3)
-    return replace(config, single=True) if isinstance(config, TinyConfig) else config
 
 
 def _on_one_level(config: AnchorConfig) -> AnchorConfig:
@@ -125,17 +98,17 @@ def _on_one_level(config: AnchorConfig) -> AnchorConfig:
 
 
 def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_classes: int) -> nn.Module:
-    box_of = partial(_box_head, config.roi, channels=channels, strides=strides, num_classes=num_classes)
-    mask_of = partial(_mask_head, box_head=config.box_head, channels=channels, strides=strides, num_classes=num_classes)
+    shape: dict[str, Any] = {"channels": channels, "strides": strides, "num_classes": num_classes}
     if config.cascade is None:
         assert config.stage is not None
-        box = box_of(config.box_head, config.stage)
+        box = config.box_head.build(config.stage, config.roi, **shape)
         if config.mask is None:
             return box
-        return BoxAndMaskHead(box, mask_of(config.mask), own_pooler if config.mask.tower else shared_res5)
+        mask = config.mask.build(config.box_head, **shape)
+        return BoxAndMaskHead(box, mask, own_pooler if config.mask.tower else shared_res5)
     stages = stage_configs(config.cascade, config.box_head)
-    boxes = [box_of(*stage) for stage in stages]
-    masks = [] if config.mask is None else [mask_of(config.mask) for _ in stages]
+    boxes = [head.build(stage, config.roi, **shape) for head, stage in stages]
+    masks = [] if config.mask is None else [config.mask.build(config.box_head, **shape) for _ in stages]
     if config.htc is None:
         return Cascade(config.cascade, boxes, masks)
     assert config.mask is not None
@@ -160,31 +133,3 @@ def _semantic(
     for mask in masks:
         mask.regions = SemanticRegions(mask.regions, AlignedRegions(config.mask.tower.roi, (STRIDE,)))
     return branch
-
-
-def _box_head(
-    roi: RoIAlignConfig | RoIPoolConfig,
-    config: BoxHeadConfig,
-    stage: StageConfig,
-    *,
-    channels: int,
-    strides: tuple[int, ...],
-    num_classes: int,
-) -> BoxHead:
-    layers, width = body(config.body, channels, roi.size)
-    return BoxHead(config, stage, pooler(roi, strides), layers, width, num_classes)
-
-
-def _mask_head(
-    config: MaskConfig, *, box_head: BoxHeadConfig, channels: int, strides: tuple[int, ...], num_classes: int
-) -> MaskHead:
-    """A mask head with regions of its own, or on the box head's res5 features."""
-    regions = nn.Identity() if config.tower is None else AlignedRegions(config.tower.roi, strides)
-    return MaskHead(
-        config,
-        regions,
-        Res5Head.channels if config.tower is None else channels,
-        num_classes,
-        region_batch=box_head.region_batch,
-        positive_fraction=box_head.region_positive_fraction,
-    )

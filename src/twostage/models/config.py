@@ -5,14 +5,9 @@ A component that is None is not there; a field that a model does not read does n
 
 from dataclasses import dataclass, field
 
+from twostage.models.backbones.backbone import BackboneConfig
 from twostage.models.backbones.fpn import FPNConfig
-from twostage.models.backbones.mobilenet import MobileNetV3Config
-from twostage.models.backbones.provided import ProvidedConfig
 from twostage.models.backbones.pyramids import PyramidConfig
-from twostage.models.backbones.resnet import ResNetConfig
-from twostage.models.backbones.tiny import TinyConfig
-from twostage.models.backbones.vgg import VGG16Config
-from twostage.models.backbones.zf import ZFConfig
 from twostage.models.heads.box import BoxHeadConfig, StageConfig
 from twostage.models.heads.cascade import CascadeConfig
 from twostage.models.heads.hybrid_task_cascade import HTCConfig
@@ -25,8 +20,6 @@ from twostage.models.proposals.anchors import AnchorConfig
 from twostage.models.proposals.rpn import RPNConfig
 from twostage.models.proposals.sources import ProposalConfig
 from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
-
-BackboneConfig = VGG16Config | ZFConfig | ResNetConfig | MobileNetV3Config | TinyConfig | ProvidedConfig
 
 
 @dataclass(frozen=True)

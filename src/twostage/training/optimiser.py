@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
 from twostage.errors import UsageError
-from twostage.models.backbones.fpn import Body
+from twostage.models.backbones.backbone import Backbone
 from twostage.models.build import Model
 from twostage.models.heads.box import BoxHead
 from twostage.models.one_stage import OneStage
@@ -89,7 +89,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def _stages(model: Model) -> list[list[nn.Module]]:
-    return cast(Body, model.backbone).get_stages()
+    return cast(Backbone, model.backbone).get_stages()
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool:

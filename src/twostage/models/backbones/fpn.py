@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
+from twostage.models.backbones.backbone import Backbone
 from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig
 from twostage.models.component import Count
 
@@ -21,17 +22,6 @@ class FPNConfig:
     norm: NormConfig | None = None
 
 
-class Body(Protocol):
-    """The network below a pyramid: it returns several maps."""
-
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]: ...
-
-    def get_stages(self) -> list[list[nn.Module]]: ...
-
-
 class FPN(nn.Module):
     """A body and its pyramid: each level's 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution.
 
@@ -43,7 +33,7 @@ class FPN(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
-        shape = cast(Body, body)
+        shape = cast(Backbone, body)
         self.laterals = nn.ModuleList(neck_conv(c, width, 1, norm) for c in shape.channels)
         self.outputs = nn.ModuleList(neck_conv(width, width, 3, norm) for _ in shape.channels)
         self.upsample = Nearest()
@@ -67,7 +57,7 @@ class FPN(nn.Module):
 
     def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen: the body's stages."""
-        return cast(Body, self.body).get_stages()
+        return cast(Backbone, self.body).get_stages()
 
 
 class LastLevelMaxPool(nn.Module):

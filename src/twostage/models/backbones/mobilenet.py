@@ -6,7 +6,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig
+from twostage.models.backbones.backbone import BackboneConfig
+from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, norm_layer
 from twostage.ops.activation import Activation
 
 
@@ -43,10 +44,14 @@ LARGE = (
 
 
 @dataclass(frozen=True)
-class MobileNetV3Config:
+class MobileNetV3Config(BackboneConfig):
     """MobileNetV3-Large."""
 
     norm: NormConfig = field(default_factory=NormConfig)
+
+    def build(self) -> nn.Module:
+        """The network."""
+        return MobileNetV3Large(norm_layer(self.norm))
 
 
 class MobileNetV3Large(nn.Module):

@@ -9,15 +9,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twostage.errors import UsageError
+from twostage.models.backbones.backbone import BackboneConfig
 
 
 @dataclass(frozen=True)
-class ProvidedConfig:
+class ProvidedConfig(BackboneConfig):
     """What is saved of such a backbone: to load the weights again, the same module is given again."""
 
     name: str
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+
+    def build(self) -> nn.Module:
+        """Raises UsageError: the module itself is not saved."""
+        raise UsageError(
+            f"This model was built with its own backbone, {self.name}: give the module again by backbone=."
+        )
 
 
 class ProvidedBackbone(nn.Module):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from twostage.errors import UsageError
-from twostage.models.backbones.fpn import FPN, Body, extra_levels, neck_conv, with_extra
+from twostage.models.backbones.backbone import Backbone
+from twostage.models.backbones.fpn import FPN, extra_levels, neck_conv, with_extra
 from twostage.models.component import Count, short
 
 
@@ -38,7 +39,7 @@ class Levels(nn.Module):
     def __init__(self, body: nn.Module, width: int, *, extra: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
-        shape = cast(Body, body)
+        shape = cast(Backbone, body)
         self.laterals = nn.ModuleList(neck_conv(c, width, 1, None) for c in shape.channels)
         self.outputs = nn.ModuleList(neck_conv(width, width, 3, None) for _ in shape.channels)
         self.extra = extra
@@ -54,7 +55,7 @@ class Levels(nn.Module):
 
     def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen: the body's stages."""
-        return cast(Body, self.body).get_stages()
+        return cast(Backbone, self.body).get_stages()
 
 
 class ImagePyramid(nn.Module):

@@ -3,20 +3,21 @@
 A bottleneck has its stride in the 3 x 3 convolution, as in torchvision; the original in the first 1 x 1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from twostage.kinds import Within
+from twostage.models.backbones.backbone import BackboneConfig
 from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, conv_norm, norm_layer
 
 Stage = Annotated[int, Within(1, 4)]
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(BackboneConfig):
     """ResNet-18, 34, 50 or 101 and the maps of its stages from `first` to `last`; `dilated`: stage 4 at stride 16."""
 
     depth: Literal[18, 34, 50, 101] = 50
@@ -24,6 +25,14 @@ class ResNetConfig:
     last: Stage = 4
     dilated: bool = False
     norm: NormConfig = field(default_factory=NormConfig)
+
+    def build(self) -> nn.Module:
+        """The network."""
+        return resnet(self)
+
+    def with_single_map(self) -> BackboneConfig:
+        """Up to stage 3."""
+        return replace(self, first=3, last=3)
 
 
 class BasicBlock(nn.Module):

@@ -1,21 +1,31 @@
 """A small residual network that trains from scratch on two CPU cores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from twostage.models.backbones.backbone import BackboneConfig
 from twostage.models.backbones.norm import Norm, NormConfig, norm_layer
 from twostage.models.backbones.resnet import BasicBlock
 
 
 @dataclass(frozen=True)
-class TinyConfig:
+class TinyConfig(BackboneConfig):
     """All four stages, or with `single` the map of stride 16 alone, without the stage behind it."""
 
     single: bool = False
     norm: NormConfig = field(default_factory=lambda: NormConfig("batch"))
+
+    def build(self) -> nn.Module:
+        """The network."""
+        norm = norm_layer(self.norm)
+        return Tiny(norm, (32, 64, 128), (1, 1, 1), first=2) if self.single else Tiny(norm)
+
+    def with_single_map(self) -> BackboneConfig:
+        """Without the last stage."""
+        return replace(self, single=True)
 
 
 class Tiny(nn.Module):
@@ -67,9 +77,3 @@ class Tiny(nn.Module):
     def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen, from the input on: the stem, then each stage."""
         return [[self.stem], *([stage] for stage in self.stages)]
-
-
-def tiny(config: TinyConfig) -> Tiny:
-    """The network of a configuration."""
-    norm = norm_layer(config.norm)
-    return Tiny(norm, (32, 64, 128), (1, 1, 1), first=2) if config.single else Tiny(norm)

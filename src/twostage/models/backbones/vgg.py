@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from twostage.models.backbones.backbone import BackboneConfig
+
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 @dataclass(frozen=True)
-class VGG16Config:
+class VGG16Config(BackboneConfig):
     """VGG16, which has no fields."""
+
+    def build(self) -> nn.Module:
+        """The network."""
+        return VGG16()
 
 
 class VGG16(nn.Module):

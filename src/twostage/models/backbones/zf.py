@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from twostage.models.backbones.backbone import BackboneConfig
+
 
 class LocalNorm(nn.Module):
     """Local response normalisation within a channel: x / (1 + alpha * mean of x^2 in 3 x 3 cells) ^ beta.
@@ -24,8 +26,12 @@ class LocalNorm(nn.Module):
 
 
 @dataclass(frozen=True)
-class ZFConfig:
+class ZFConfig(BackboneConfig):
     """ZF, which has no fields."""
+
+    def build(self) -> nn.Module:
+        """The network."""
+        return ZF()
 
 
 class ZF(nn.Module):

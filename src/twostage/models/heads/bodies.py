@@ -15,28 +15,49 @@ from twostage.models.component import Count, CountFromZero, Share, short
 
 
 @dataclass(frozen=True)
-class TwoMLPConfig:
+class BodyConfig:
+    """The base of every body's configuration."""
+
+    def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
+        """The body for regions of so many channels and cells per side, and the width of its vector."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TwoMLPConfig(BodyConfig):
     """fc6 and fc7. At test each is a product of two matrices of `ranks`, 1024 and 256 in Fast R-CNN, section 3.1."""
 
     channels: Count = short(1024, "head_channels")
     dropout: Share = short(0.0, "dropout")
     ranks: tuple[Count, Count] | None = short(None, "head_ranks")
 
+    def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
+        """The body, and the width of its vector."""
+        return TwoMLPHead(channels, size, self.channels, self.dropout, self.ranks), self.channels
+
 
 @dataclass(frozen=True)
-class FourConvConfig:
+class FourConvConfig(BodyConfig):
     """Convolutions and one linear layer."""
 
     convs: CountFromZero = short(4, "head_convs")
     channels: Count = short(1024, "head_channels")
     norm: NormConfig = field(default_factory=lambda: NormConfig("batch"))
 
+    def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
+        """The body, and the width of its vector."""
+        return FourConvHead(channels, size, self.convs, self.channels, norm_layer(self.norm)), self.channels
+
 
 @dataclass(frozen=True)
-class Res5Config:
+class Res5Config(BodyConfig):
     """ResNet's last stage."""
 
     norm: NormConfig = field(default_factory=NormConfig)
+
+    def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
+        """The body, and the width of its vector."""
+        return Res5Head(norm_layer(self.norm)), Res5Head.channels
 
 
 class TwoMLPHead(nn.Module):
@@ -99,14 +120,3 @@ class Res5Head(nn.Module):
     def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
         """One vector per region."""
         return self.layer4(regions.flatten(0, 1)).mean((2, 3)).unflatten(0, regions.shape[:2])
-
-
-def body(
-    config: TwoMLPConfig | FourConvConfig | Res5Config, channels: int, size: int
-) -> tuple[TwoMLPHead | FourConvHead | Res5Head, int]:
-    """The body of a configuration for regions of so many channels and cells per side, and the width of its vector."""
-    if isinstance(config, TwoMLPConfig):
-        return TwoMLPHead(channels, size, config.channels, config.dropout, config.ranks), config.channels
-    if isinstance(config, FourConvConfig):
-        return FourConvHead(channels, size, config.convs, config.channels, norm_layer(config.norm)), config.channels
-    return Res5Head(norm_layer(config.norm)), Res5Head.channels

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twostage.data.batch import Targets
 from twostage.errors import UsageError
 from twostage.models.component import Count, NotNegative, Quad, Share, short
-from twostage.models.heads.bodies import FourConvConfig, Res5Config, TwoMLPConfig
+from twostage.models.heads.bodies import BodyConfig, TwoMLPConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
 from twostage.models.losses import (
     Losses,
@@ -26,7 +26,7 @@ from twostage.models.losses import (
     overlap_loss,
 )
 from twostage.models.proposals.rpn import Proposals
-from twostage.models.regions.pooling import Maps, RegionFeatures
+from twostage.models.regions.pooling import Maps, RegionFeatures, RoIAlignConfig, RoIPoolConfig, pooler
 from twostage.models.targets.regions import RegionTargets, append_ground_truth, region_targets
 from twostage.models.targets.sampling import RandomSampler, Sample, Sampler, largest
 from twostage.ops.boxes import gather_boxes
@@ -37,7 +37,7 @@ from twostage.ops.deltas import CLAMP, BoxCoder
 class BoxHeadConfig:
     """The layers, the sampling and the losses that every box head has, those of a cascade's stages included."""
 
-    body: TwoMLPConfig | FourConvConfig | Res5Config = field(default_factory=TwoMLPConfig)
+    body: BodyConfig = field(default_factory=TwoMLPConfig)
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
     region_batch: Count = short(512, "region_batch")
@@ -53,6 +53,19 @@ class BoxHeadConfig:
     class_weights: tuple[NotNegative, ...] | None = short(None, "class_weights")  # one per class; background has 1
     label_smoothing: Share = short(0.0, "label_smoothing")
     focal_gamma: NotNegative = short(2.0, "focal_gamma")  # Lin et al. 2017
+
+    def build(
+        self,
+        stage: "StageConfig",
+        roi: RoIAlignConfig | RoIPoolConfig,
+        *,
+        channels: int,
+        strides: tuple[int, ...],
+        num_classes: int,
+    ) -> "BoxHead":
+        """The head on maps of so many channels, for one stage."""
+        layers, width = self.body.build(channels, roi.size)
+        return BoxHead(self, stage, pooler(roi, strides), layers, width, num_classes)
 
 
 @dataclass(frozen=True)

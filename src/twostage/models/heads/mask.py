@@ -18,11 +18,11 @@ from twostage.models.backbones.norm import ConvNorm, NormConfig, norm_layer
 from twostage.models.component import Count, CountFromZero, NotNegative, Share, component, short
 from twostage.models.filled import filled
 from twostage.models.heads.bodies import Res5Head
-from twostage.models.heads.box import BoxHead, BoxPredictions
+from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.losses import Losses, ReduceMean, mask_loss, no_reduce, one_over_sampled
 from twostage.models.proposals.rpn import Proposals
-from twostage.models.regions.pooling import Maps, RegionFeatures, RoIAlignConfig
+from twostage.models.regions.pooling import AlignedRegions, Maps, RegionFeatures, RoIAlignConfig
 from twostage.models.targets.masks import mask_targets
 from twostage.models.targets.regions import RegionTargets
 from twostage.models.targets.sampling import Sampler
@@ -52,6 +52,19 @@ class MaskConfig:
     threshold: Share = 0.5  # of the probability of a pixel
     # torchvision pastes a mask into the box rounded to whole pixels, detectron2 and mmdetection into the exact box.
     paste: Literal["exact", "rounded"] = "exact"
+
+    def build(
+        self, box_head: BoxHeadConfig, *, channels: int, strides: tuple[int, ...], num_classes: int
+    ) -> "MaskHead":
+        """The head on maps of so many channels, learned from the positives of a box head."""
+        return MaskHead(
+            self,
+            nn.Identity() if self.tower is None else AlignedRegions(self.tower.roi, strides),
+            Res5Head.channels if self.tower is None else channels,
+            num_classes,
+            region_batch=box_head.region_batch,
+            positive_fraction=box_head.region_positive_fraction,
+        )
 
 
 class ConvTranspose2x2(nn.Module):
