@@ -13,7 +13,7 @@ from torch import Tensor
 from twostage.data.batch import Batch, canvas_shape, stack_images
 from twostage.detections import Detections
 from twostage.inference.prepare import PreparedModel
-from twostage.models.config import DetectorConfig, TwoStageConfig
+from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
 from twostage.models.heads.mask import MaskConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import ImageConfig
@@ -43,7 +43,7 @@ def resized(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: ImageConfig) -
 
 def with_proposals(batch: Batch, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: DetectorConfig) -> Batch:
     """The batch of these images with proposals, for a model without an RPN."""
-    if not isinstance(config, TwoStageConfig):
+    if isinstance(config, OneStageConfig):
         return batch
     shapes = [(int(h), int(w)) for h, w in batch.sizes]
     return replace(batch, proposals=of_images(images, shapes, config.proposals))

@@ -20,8 +20,8 @@ from twostage.models.backbones.resnet import ResNetConfig, resnet
 from twostage.models.backbones.tiny import TinyConfig, tiny
 from twostage.models.backbones.vgg import VGG16, VGG16Config
 from twostage.models.backbones.zf import ZF
-from twostage.models.config import BackboneConfig, DetectorConfig, OneStageConfig, TwoStageConfig
-from twostage.models.heads.bodies import Res5Head, body
+from twostage.models.config import BackboneConfig, DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
+from twostage.models.heads.bodies import Res5Head, TwoMLPHead, body
 from twostage.models.heads.box import BoxHead, BoxHeadConfig, StageConfig
 from twostage.models.heads.cascade import Cascade, stage_configs
 from twostage.models.heads.hybrid_task_cascade import HybridTaskCascade, SemanticRegions
@@ -31,14 +31,17 @@ from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.one_stage import OneStage
 from twostage.models.proposals.anchors import AnchorConfig
 from twostage.models.proposals.rpn import RPN
+from twostage.models.rcnn import WarpConfig, WarpedRegions, WholeImage
 from twostage.models.regions.pooling import AlignedRegions, RoIAlignConfig, RoIPoolConfig, pooler
+from twostage.models.sppnet import ImageScales, PyramidRegions
+from twostage.models.stagewise import SVMHead
 from twostage.models.two_stage import TwoStage
 
 Model = TwoStage | OneStage
 
 
 @overload
-def build(config: TwoStageConfig, num_classes: int, backbone: nn.Module | None = None) -> TwoStage: ...
+def build(config: TwoStageConfig | StagewiseConfig, num_classes: int, backbone: nn.Module | None = None) -> TwoStage: ...
 
 
 @overload
@@ -64,6 +67,8 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
 
 
 def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | None) -> Model:
+    if isinstance(config, StagewiseConfig):
+        return _stagewise(config, num_classes, _body(config.backbone, provided))
     anchors = config.anchors
     levels = 1 if anchors is None else len(anchors.sizes)
     net = _backbone(config.backbone, config.neck, levels, provided)
@@ -85,6 +90,22 @@ def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | No
     return TwoStage(
         config, num_classes, backbone=net, rpn=rpn, head=_head(config, channels, region_strides, num_classes)
     )
+
+
+def _stagewise(config: StagewiseConfig, num_classes: int, body: nn.Module) -> TwoStage:
+    """R-CNN or SPPnet; both read the last map of the network."""
+    channels, stride = body.channels[-1], body.strides[-1]  # type: ignore[index]
+    backbone: nn.Module
+    regions: nn.Module
+    if isinstance(config.regions, WarpConfig):
+        backbone, regions, bins = WholeImage(), WarpedRegions(config.regions, body), config.regions.bins**2
+    else:
+        backbone, regions = ImageScales(body, config.regions.sizes), PyramidRegions(config.regions, stride)
+        bins = sum(side * side for side in config.regions.pyramid)
+    layers = TwoMLPHead(channels * bins, 1, config.head.body.channels, config.head.body.dropout, config.head.body.ranks)
+    classes = nn.Linear(config.head.body.channels, num_classes + 1)
+    head = SVMHead(config.head.scores, regions, layers, classes)
+    return TwoStage(config, num_classes, backbone=backbone, rpn=None, head=head)
 
 
 def _backbone(
