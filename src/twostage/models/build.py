@@ -41,7 +41,9 @@ Model = TwoStage | OneStage
 
 
 @overload
-def build(config: TwoStageConfig | StagewiseConfig, num_classes: int, backbone: nn.Module | None = None) -> TwoStage: ...
+def build(
+    config: TwoStageConfig | StagewiseConfig, num_classes: int, backbone: nn.Module | None = None
+) -> TwoStage: ...
 
 
 @overload

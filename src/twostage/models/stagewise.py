@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -83,7 +82,7 @@ class SVMHead(nn.Module):
     def predict(
         self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
     ) -> tuple[BoxPredictions, ...]:
-        """Predictions for the proposals; on the CPU padding is not computed, since every region may be a forward pass."""
+        """Predictions for the proposals; a CPU skips padding, since every region may be a forward pass."""
         count = max(1, filled(proposals.valid))
         some = self(features, proposals.boxes[:, :count])
         missing = proposals.boxes.shape[1] - count
