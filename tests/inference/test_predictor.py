@@ -13,8 +13,8 @@ from twostage.data.images import read_image
 from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError, UsageError
-from twostage.inference import predictor
-from twostage.inference.predictor import find, make_batch, run, suppressed_again
+from twostage.inference import prepare
+from twostage.inference.predictor import make_batch
 from twostage.weights.file import Card, save_weights
 
 FIELDS = {"size": 96, "rpn_top_test": 100, "rpn_keep_test": 60, "anchors_in_padding": False}
@@ -123,7 +123,7 @@ def test_unreadable_picture_does_not_lose_the_others(detector: Detector, picture
 
 def test_trace_ends_in_the_prediction(detector: Detector, pictures: list[Path]) -> None:
     stages = detector.trace(pictures[0])
-    found = detector.predict(pictures[0], conf=detector.model.fields.score_threshold)
+    found = detector.predict(pictures[0], conf=detector.model.config.postprocess.score_threshold)
     valid = stages.found.valid[0]
     np.testing.assert_array_equal(stages.found.scores[0][valid].numpy(), found.scores)
     # Every detection knows its proposal, every proposal its anchor.
@@ -137,7 +137,7 @@ def test_saved_detector_predicts_the_same(detector: Detector, pictures: list[Pat
     detector.save(tmp_path / "d.safetensors", metrics={"AP": 0.5})
     loaded = Detector.load(tmp_path / "d.safetensors", device="cpu")
     assert loaded.names == detector.names
-    assert loaded.model.fields == detector.model.fields
+    assert loaded.model.config == detector.model.config
     a, b = (d.predict(pictures[0], conf=0.05) for d in (detector, loaded))
     np.testing.assert_array_equal(a.boxes, b.boxes)
 
@@ -180,12 +180,13 @@ def test_a_file_of_a_later_version_is_named(tmp_path: Path, change: dict) -> Non
 
 def test_suppression_repeated_by_the_processor_finds_the_same(detector: Detector, pictures: list[Path]) -> None:
     """What a device could not finish; here the forward pass had nothing left to do."""
-    fields = detector.model.fields
-    batch = make_batch([read_image(path) for path in pictures[:2]], fields)
-    stages = run(detector.prepared, batch, output=fields)
-    again = suppressed_again(detector.prepared, stages, batch.sizes, fields)
+    config = detector.model.config
+    batch = make_batch([read_image(path) for path in pictures[:2]], config)
+    stages = detector.prepared.stages(batch)
+    with torch.inference_mode():
+        again = detector.prepared.model.suppress_again(stages, batch.sizes, config.postprocess).detections
     assert again.valid.any()
-    for found, expected in zip(again, stages.found, strict=True):
+    for found, expected in zip(again, stages.detections, strict=True):
         torch.testing.assert_close(found, expected)
 
 
@@ -193,14 +194,14 @@ def test_a_processor_takes_a_large_batch_in_parts_and_finds_the_same(monkeypatch
     torch.manual_seed(0)
     model = Detector.build("faster_rcnn_tiny_fpn", ["a", "b"], device="cpu", score_threshold=0.0).prepared
     batch = stack_images(list(torch.rand(5, 3, 64, 96)))
-    whole = find(model, batch, output=model.fields)
-    monkeypatch.setattr(predictor, "_PIXELS", 2 * 64 * 96 + 1)
+    whole = model.detect(batch, model.config.postprocess)
+    monkeypatch.setattr(prepare, "_PIXELS", 2 * 64 * 96 + 1)
     seen = []
-    hook = model.rpn.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0][0])))
-    divided = find(model, batch, output=model.fields)
+    hook = model.model.rpn.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0][0])))
+    divided = model.detect(batch, model.config.postprocess)
     hook.remove()
     assert seen == [2, 2, 1]
     for got, expected in zip(divided, whole, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
-    monkeypatch.setattr(predictor, "_PIXELS", 1)
-    assert len(find(model, batch, output=model.fields).boxes) == 5
+    monkeypatch.setattr(prepare, "_PIXELS", 1)
+    assert len(model.detect(batch, model.config.postprocess).boxes) == 5

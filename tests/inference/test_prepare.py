@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from detectors import make_model
 from proposing import with_proposals
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from twostage.inference.predictor import make_batch
 from twostage.inference.prepare import prepare, truncated
 from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import ZOO, build
+from twostage.models.zoo import ZOO
 from twostage.ops.activation import Activation
 from twostage.ops.cpu import packed
 from twostage.ops.cpu.packed import PackedConv, PackedLinear, PackedPointwise
@@ -50,7 +51,7 @@ def lively(name: str, **fields: object) -> TwoStage:
     """A model whose normalisations do something: random statistics, as after training."""
     with torch.inference_mode(False):
         torch.manual_seed(0)
-        model = build(name, 3, **fields).to(memory_format=torch.channels_last).eval()
+        model = make_model(name, 3, **fields).to(memory_format=torch.channels_last).eval()
         for module in model.modules():
             if hasattr(module, "running_var"):
                 module.running_var.uniform_(0.5, 2)
@@ -113,7 +114,9 @@ def test_bf16_is_near_float32_and_boxes_are_float32(name: str, way: str) -> None
     assert max(errors(fast, model, batch((96, 120)))) < 0.05
     stages = fast.stages(batch((96, 120)))
     assert {m.dtype for m in stages.maps} == {torch.bfloat16}
-    assert stages.found.boxes.dtype == stages.found.scores.dtype == stages.proposals.boxes.dtype == torch.float32
+    assert (
+        stages.detections.boxes.dtype == stages.detections.scores.dtype == stages.proposals.boxes.dtype == torch.float32
+    )
 
 
 def test_any_shape_after_any_other_runs_on_the_same_weights(way: str) -> None:
@@ -155,8 +158,8 @@ def test_a_detector_prepares_anew_when_its_weights_change() -> None:
     assert detector.prepared is not first
     image = (torch.rand(64, 64, 3) * 255).to(torch.uint8).numpy()
     with torch.inference_mode():
-        expected = detector.model.stages(make_batch([image], detector.model.fields)).looks[-1].logits
-    torch.testing.assert_close(detector.trace(image).looks[-1].logits, expected, rtol=1e-4, atol=1e-4)
+        expected = detector.model.stages(make_batch([image], detector.model.config)).predictions[-1].logits
+    torch.testing.assert_close(detector.trace(image).predictions[-1].logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "hardswish"])
@@ -210,9 +213,9 @@ def test_large_maps_are_convolved_by_winograd_and_small_ones_directly(way: str) 
 def test_moving_or_hooking_the_prepared_model_does_not_touch_the_trained_one() -> None:
     model = lively("faster_rcnn_tiny_fpn")
     fast = prepare(model)
-    fast.to(torch.float64)
-    fast.rpn.register_forward_hook(lambda *_: pytest.fail("hooked"))
-    assert model.mean.dtype == model.rpn.anchors.get_buffer("cell0").dtype == torch.float32
+    fast.model.to(torch.float64)
+    fast.model.rpn.register_forward_hook(lambda *_: pytest.fail("hooked"))
+    assert model.normalize.pixel_mean.dtype == model.rpn.anchors.get_buffer("cell0").dtype == torch.float32
     model.stages(batch((64, 64)))
 
 
@@ -220,19 +223,11 @@ def test_what_a_trace_is_used_for_changes_no_later_prediction() -> None:
     model = prepare(lively("faster_rcnn_tiny_fpn"))
     images = batch((64, 96))
     expected = model.stages(images)
-    boxes = expected.found.boxes.clone()
-    for level in expected.dense.anchors:
+    boxes = expected.detections.boxes.clone()
+    for level in expected.anchors.anchors:
         level.mul_(3)
-    expected.dense.anchors.pop()
-    assert torch.equal(model.stages(images).found.boxes, boxes)
-
-
-@torch.inference_mode(False)
-def test_a_detector_prepares_anew_when_its_fields_change() -> None:
-    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
-    first = detector.prepared
-    detector.model.rpn.fields = detector.model.fields.changed({"rpn_keep_test": 5})
-    assert detector.prepared is not first
+    expected.anchors.anchors.pop()
+    assert torch.equal(model.stages(images).detections.boxes, boxes)
 
 
 @torch.inference_mode(False)

@@ -92,7 +92,7 @@ def test_every_peer_has_a_model_of_ours_and_as_many_outputs(picture: bytes) -> N
     image = np.array(Image.open(io.BytesIO(picture)))
     name = "faster_rcnn_mobilenet_v3_large_320_fpn"
     ours = Detector.build(name, ["a", "b"], device="cpu", size=64, max_size=96)
-    theirs = build_peer(name, 2, ours.model.fields, ours.device)
+    theirs = build_peer(name, 2, ours.model.config.image, ours.device)
     assert sum(p.numel() for p in theirs.parameters()) == pytest.approx(
         sum(p.numel() for p in ours.model.parameters()), rel=0.01
     )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detectors import make_model
 from proposing import given
 from torch import nn
 from torchvision.ops import roi_pool as torchvisions_pool
@@ -14,7 +15,6 @@ from twostage.errors import UsageError
 from twostage.models.regions.pooling import RegionFeatures
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import named
-from detectors import make_model
 from twostage.training.optimiser import set_trainable
 
 SIZES = [(96, 128), (80, 112)]

@@ -6,12 +6,12 @@ from torchvision import ops
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from twostage.models.losses import (
-    no_reduce,
     binary_focal,
     box_loss,
     class_loss,
     class_losses,
     mask_loss,
+    no_reduce,
     objectness_loss,
     one_over_sampled,
     overlap_loss,

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from twostage.models.fields import PAPER, Fields
 
 from twostage import __version__
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
-from twostage.models.fields import PAPER, Fields
 from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
 
 CARD = Card(

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from detectors import make_model
 
 from twostage.data.batch import Batch, Targets
 from twostage.errors import UsageError
 from twostage.models.heads.cascade import refine
 from twostage.models.losses import class_losses, overlap_loss
 from twostage.models.regions.pooling import RegionFeatures
-from detectors import make_model
 from twostage.ops.boxes import iou
 
 SIZES = [(64, 96), (60, 80)]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from detectors import make_model
 
 from twostage.data.batch import Batch, Targets
 from twostage.errors import UsageError
@@ -11,7 +12,6 @@ from twostage.models.heads.box import BoxHeadConfig
 from twostage.models.heads.cascade import CascadeConfig, refine, scale_gradient, stage_configs
 from twostage.models.heads.postprocess import postprocess
 from twostage.models.regions.pooling import RegionFeatures
-from detectors import make_model
 from twostage.ops.boxes import iou
 from twostage.ops.deltas import decode
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detectors import make_model
 from torch.nn.functional import cross_entropy, interpolate
 
 from twostage.data.batch import Batch, Targets
@@ -12,7 +13,6 @@ from twostage.data.coverage import Coverage
 from twostage.data.stuff import UNKNOWN
 from twostage.models.heads.semantic import SemanticBranch, SemanticConfig
 from twostage.models.regions.pooling import RegionFeatures
-from detectors import make_model
 
 SIZES = [(64, 96), (60, 80)]
 
@@ -120,7 +120,10 @@ def test_masks_of_a_cascade_are_the_mean_of_all_stages(make_batch: Callable[...,
         torch.nn.init.normal_(head.classes.weight, std=0.2)
     with torch.no_grad():
         stages = model.stages(make_batch(*SIZES))
-        told = [head(RegionFeatures(stages.maps), stages.detections.boxes, stages.detections.labels).sigmoid() for head in model.head.mask]
+        told = [
+            head(RegionFeatures(stages.maps), stages.detections.boxes, stages.detections.labels).sigmoid()
+            for head in model.head.mask
+        ]
     valid = stages.detections.valid
     assert valid.any()
     torch.testing.assert_close(stages.detections.masks[valid], torch.stack(told).mean(dim=0)[valid])

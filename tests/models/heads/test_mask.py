@@ -1,4 +1,4 @@
-"""Mask R-CNN's head: torchvision's layers, the own class no_reduce, positives alone."""
+"""Mask R-CNN's head: torchvision's layers, the own class alone, positives alone."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,16 +6,16 @@ from functools import partial
 
 import pytest
 import torch
+from detectors import make_model
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from twostage.data.batch import Batch, Targets
 from twostage.data.coverage import Coverage
 from twostage.models.filled import filled
+from twostage.models.heads.mask import BoxAndMaskHead, MaskConfig, MaskHead
 from twostage.models.heads.postprocess import BatchDetections
 from twostage.models.regions.pooling import RegionFeatures
-from twostage.models.heads.mask import BoxAndMaskHead, MaskConfig, MaskHead
-from detectors import make_model
 from twostage.ops.boxes import iou
 
 C, K, M = 12, 4, 14
@@ -95,7 +95,12 @@ def test_what_no_image_fills_is_not_computed(head: MaskHead) -> None:
     assert masks.shape == (2, 5, 2 * M, 2 * M)
     assert not masks[~valid].any()
     assert ((masks[valid] > 0) & (masks[valid] < 1)).all()
-    assert head.predict_masks(found._replace(valid=valid & False), partial(head, RegionFeatures([]))).masks.shape == (2, 5, 2 * M, 2 * M)
+    assert head.predict_masks(found._replace(valid=valid & False), partial(head, RegionFeatures([]))).masks.shape == (
+        2,
+        5,
+        2 * M,
+        2 * M,
+    )
 
 
 def with_masks(targets: Targets) -> Targets:

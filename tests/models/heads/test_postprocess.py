@@ -76,7 +76,10 @@ def torchvisions(
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_equal_to_torchvision(changes: dict, agnostic: bool) -> None:
     weights = changes.get("box_delta_weights", CODER.weights)
-    coder, config = BoxCoder(weights), PostprocessConfig(**{k: v for k, v in changes.items() if k != "box_delta_weights"})
+    coder, config = (
+        BoxCoder(weights),
+        PostprocessConfig(**{k: v for k, v in changes.items() if k != "box_delta_weights"}),
+    )
     found = detect(*outputs(agnostic=agnostic), config, coder)
     assert not found.overflow.any()
     for i, (boxes, scores, labels) in enumerate(torchvisions(*outputs(agnostic=agnostic), config, coder)):

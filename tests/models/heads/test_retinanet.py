@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from detectors import make_model
 from proposing import given
 from torch.nn.functional import smooth_l1_loss
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead, RetinaNetRegressionHead
@@ -14,7 +15,6 @@ from torchvision.ops import batched_nms, sigmoid_focal_loss
 from twostage.data.batch import Batch, Targets
 from twostage.errors import UsageError
 from twostage.models.heads.retinanet import PRIOR
-from detectors import make_model
 from twostage.ops.boxes import iou
 from twostage.ops.deltas import decode, encode
 

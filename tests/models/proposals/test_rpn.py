@@ -230,7 +230,9 @@ def test_locations_are_counted_on_each_image_not_on_the_canvas(make_targets: Cal
     assert int(inside[1].sum()) == 6 * sum(-(-80 // s) * -(-100 // s) for s in STRIDES)
     each = []
     for i in range(2):
-        one = AnchorPredictions([x[i : i + 1] for x in dense.logits], [x[i : i + 1] for x in dense.deltas], dense.anchors, [])
+        one = AnchorPredictions(
+            [x[i : i + 1] for x in dense.logits], [x[i : i + 1] for x in dense.deltas], dense.anchors, []
+        )
         one = one._replace(inside=[x[i : i + 1] for x in dense.inside])
         own = Targets(*(getattr(targets, n)[i : i + 1] for n in ("boxes", "labels", "valid", "seeds")))
         each.append(rpn.losses(one, sizes[i : i + 1], own))

@@ -8,8 +8,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from twostage.data.batch import Targets, stack_targets
 from twostage.models.targets.regions import RegionTargets, append_ground_truth, region_targets
 from twostage.models.targets.sampling import RandomSampler
-from twostage.ops.deltas import BoxCoder
 from twostage.ops.boxes import iou
+from twostage.ops.deltas import BoxCoder
 
 SIZES = [(96, 128), (80, 100)]
 RULES = {"positive": 0.5, "negative": (0.0, 0.5), "coder": BoxCoder((10.0, 10.0, 5.0, 5.0))}

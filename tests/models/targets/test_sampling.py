@@ -78,7 +78,7 @@ def test_no_generator_state_is_read_or_moved() -> None:
 
 
 def test_other_seeds_draw_otherwise() -> None:
-    """Neighbouring seeds, seeds that differ in the high half no_reduce, and a seed and its complement."""
+    """Neighbouring seeds, seeds that differ in the high half alone, and a seed and its complement."""
     seeds = (0, 1, 2, 2**32, 2**33, 2**62, -1, -2, ~(2**40))
     sample = draw(RandomSampler(32, 0.5), matches_with(50, 500, 10), *seeds)
     assert len({tuple(row.sort().values.tolist()) for row in sample.index}) == len(seeds)
