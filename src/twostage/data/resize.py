@@ -15,9 +15,9 @@ from torch.nn.functional import interpolate
 class Resize:
     """`shortest`: the shortest side becomes `size`, the longest at most `max_size` (Fast R-CNN, 4.6: 600, 1000).
 
-    `fixed`: both sides become `size`, whatever the aspect. `none`: the image keeps its size. Without `antialias`, bilinear interpolation reads at most
-    four pixels however far it shrinks, as torchvision's detectors do. `rounding` says how a side becomes whole:
-    torchvision takes the floor, detectron2 and mmdetection the nearest.
+    `fixed`: both sides become `size`, whatever the aspect. `none`: the image keeps its size. Without `antialias`,
+    bilinear interpolation reads at most four pixels however far it shrinks, as torchvision's detectors do. `rounding`
+    says how a side becomes whole: torchvision takes the floor, detectron2 and mmdetection the nearest.
     """
 
     mode: Literal["shortest", "fixed", "none"] = "shortest"

@@ -104,7 +104,7 @@ def setting_of(options: CompareOptions, root: Path, splits: Splits) -> Setting:
     file = root / PROPOSALS
     if not file.exists():
         write_proposals(file, [(splits.train, proposals[0]), (splits.val, proposals[1])], options.windows)
-    return Setting(options, splits, *proposals, root)
+    return Setting(options, splits, proposals[0], proposals[1], root)
 
 
 def begin_backbone(setting: Setting) -> tuple[str, float]:

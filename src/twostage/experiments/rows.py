@@ -11,7 +11,6 @@ import numpy as np
 
 from twostage.atomic import write_text
 from twostage.data.dataset import Dataset
-from twostage.data.images import read_image
 from twostage.detector import Detector
 from twostage.evaluation.evaluate import evaluate
 from twostage.experiments.begin import Setting
@@ -76,7 +75,7 @@ def make_row(setting: Setting, examples: Examples, weights: Path, named: Named, 
     metrics = evaluate(truth, detector.detect_dataset(val, max_det=100, proposals=given)).scores.metrics
     pictures = setting.root / "pictures"
     pictures.mkdir(exist_ok=True)
-    detector.predict(read_image(val.path(examples.drawn)), conf=0.5).save(pictures / f"{named.key}.jpg")
+    detector.predict(val.path(examples.drawn).read_bytes(), conf=0.5).save(pictures / f"{named.key}.jpg")
     parts: dict[str, list[float]] = {}
     for index in examples.indices(val):
         for stage, times in stage_times(detector.prepared, [val.path(index)], repeats=3, warmup=1).items():

@@ -1,6 +1,6 @@
 """The papers' tables as runs: each study computes the value of every case for one seed.
 
-Values are VOC07 mAP in percent unless the study's `unit` says otherwise; the papers' are of VOC 2007 and larger networks.
+Values are VOC07 mAP in percent unless the study has another `unit`; the papers' are of VOC 2007 and larger networks.
 """
 
 import statistics

@@ -5,7 +5,7 @@ Parts are made in the order in which an image meets them, so that a seed gives t
 
 from dataclasses import replace
 from functools import partial
-from typing import overload
+from typing import cast, overload
 
 from torch import nn
 
@@ -96,7 +96,7 @@ def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | No
 
 def _stagewise(config: StagewiseConfig, num_classes: int, body: nn.Module) -> TwoStage:
     """R-CNN or SPPnet; both read the last map of the network."""
-    channels, stride = body.channels[-1], body.strides[-1]  # type: ignore[index]
+    channels, stride = cast(tuple[int, ...], body.channels)[-1], cast(tuple[int, ...], body.strides)[-1]
     backbone: nn.Module
     regions: nn.Module
     if isinstance(config.regions, WarpConfig):

@@ -41,11 +41,11 @@ def configure(config: C, values: Mapping[str, Any]) -> C:
             if not matches(good, leaf.kind):
                 raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {describe(leaf.kind)}.")
             config = with_value(config, leaf.path, good)
-    image = config.image
-    if isinstance(image, ImageConfig) and isinstance(before, ImageConfig) and image.size != before.size:
-        if not {"max_size", "image.max_size"} & set(given):
-            longest = max(1, round(image.size * before.max_size / before.size))
-            config = with_value(config, "image.max_size", longest)
+    after = config.image
+    alone = not {"max_size", "image.max_size"} & set(given)
+    if alone and isinstance(before, ImageConfig) and isinstance(after, ImageConfig):
+        longest = round(after.size * before.max_size / before.size)
+        config = with_value(config, "image.max_size", max(1, longest))
     return config
 
 

@@ -52,13 +52,16 @@ class OwnSizeConfig:
         return 1
 
 
+AnyImageConfig = ImageConfig | OwnSizeConfig
+
+
 class Normalize(nn.Module):
     """Subtracts the pixel mean and divides by the standard deviation; padding becomes 0, as if it had the mean colour."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, config: ImageConfig | OwnSizeConfig) -> None:
+    def __init__(self, config: AnyImageConfig) -> None:
         super().__init__()
         self.register_buffer("pixel_mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.std)[:, None, None], persistent=False)

@@ -1,4 +1,4 @@
-"""SPPnet's regions: convolutions once per image and size, then a spatial pyramid per region (He et al. 2014, section 4).
+"""SPPnet's regions: convolutions once per image and size, a pyramid per region (He et al. 2014, section 4).
 
 Letters: N images, P regions per image, b all bins of a pyramid together.
 """

@@ -177,7 +177,7 @@ def _stagewise_card(path: Path, text: str) -> Card:
         five = len(sizes) > 1
         model = "sppnet_tiny_5_scales" if five else "sppnet_tiny"
         regions = scaled(sizes[SCALES.index(688)] if five else sizes[0], five=five)
-        return Card(model, names, replace(ZOO[model], regions=regions))  # type: ignore[call-arg]
+        return Card(model, names, replace(ZOO[model], regions=regions))  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise DataError(f"{path}: its header does not describe an R-CNN or SPPnet ({error!r}).") from None
 
