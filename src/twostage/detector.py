@@ -31,7 +31,7 @@ from twostage.inference.test_time_augmentation import TestTimeAugmentation, dete
 from twostage.kinds import coerce, describe, matches
 from twostage.models.build import Model, build
 from twostage.models.component import Count, Share
-from twostage.models.config import TwoStageConfig
+from twostage.models.config import OneStageConfig
 from twostage.models.configure import configure
 from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.models.proposals.provided import of_split
@@ -264,7 +264,7 @@ class Detector:
                 raise UsageError("proposals are of whole pictures as they are: leave them out, or the views.")
             gathered = self._detect_augmented(dataset, postprocess, views, batch, processes)
             return Accumulator.join(processes.gather_to_main(gathered)).results()
-        if proposals is not None and not isinstance(config, TwoStageConfig):
+        if proposals is not None and isinstance(config, OneStageConfig):
             raise UsageError("This detector has one stage: it takes no proposals from elsewhere.")
         if workers is None:
             workers = default_workers(on_cpu=self.device.type == "cpu", sharing=processes.local_world)
@@ -272,7 +272,7 @@ class Detector:
         if proposals is not None:
             read = partial(read_proposals, proposals) if isinstance(proposals, Path) else lambda _: proposals
         given = None
-        if isinstance(config, TwoStageConfig):
+        if not isinstance(config, OneStageConfig):
             given = of_split(dataset, config.proposals, read, count=config.proposals.keep_test)
         model = self.prepared
         batches = batches_of(model, dataset, batch=batch, workers=workers, processes=processes, proposals=given)

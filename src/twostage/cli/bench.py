@@ -68,7 +68,7 @@ def bench(options: BenchOptions) -> Outcome:
         "model": detector.name,
         "precision": detector.precision,
         "device": str(detector.device),
-        "fields": {"size": detector.model.config.image.size, "max_size": detector.model.config.image.max_size},
+        "fields": {name: getattr(detector.model.config.image, name, None) for name in ("size", "max_size")},
         "batches": rows,
     }
     if folder:
@@ -103,9 +103,11 @@ def _pictures(options: BenchOptions, detector: "Detector") -> list[Path | bytes]
     from PIL import Image
 
     from twostage.data.scenes import make_scene
+    from twostage.models.image import ImageConfig
 
-    fields = detector.model.config.image
-    shape = (min(fields.max_size, round(fields.size * 4 / 3)), fields.size)
+    rule = detector.model.config.image
+    size, longest = (rule.size, rule.max_size) if isinstance(rule, ImageConfig) else (480, 640)
+    shape = (min(longest, round(size * 4 / 3)), size)
     buffer = io.BytesIO()
     Image.fromarray(make_scene(0, 0, 0).image).resize(shape, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     return [buffer.getvalue()]

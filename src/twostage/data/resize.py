@@ -1,4 +1,4 @@
-"""The size of an image at the input of the network: by its shortest side, or stretched to a fixed shape.
+"""The size of an image at the input of the network: by its shortest side, stretched to a fixed shape, or unchanged.
 
 The same in training, prediction and evaluation; saved with the model.
 """
@@ -15,12 +15,12 @@ from torch.nn.functional import interpolate
 class Resize:
     """`shortest`: the shortest side becomes `size`, the longest at most `max_size` (Fast R-CNN, 4.6: 600, 1000).
 
-    `fixed`: both sides become `size`; the aspect ratio changes. Without `antialias`, bilinear interpolation reads at
-    most four pixels at any scale, as in torchvision's detectors. `rounding` of sides to integers: torchvision takes the
-    floor, detectron2 and mmdetection the nearest.
+    `fixed`: both sides become `size`; the aspect ratio changes. `none`: the image keeps its size. Without `antialias`,
+    bilinear interpolation reads at most four pixels at any scale, as in torchvision's detectors. `rounding` of sides to
+    integers: torchvision takes the floor, detectron2 and mmdetection the nearest.
     """
 
-    mode: Literal["shortest", "fixed"] = "shortest"
+    mode: Literal["shortest", "fixed", "none"] = "shortest"
     size: int = 800
     max_size: int = 1333
     antialias: bool = False
@@ -30,6 +30,8 @@ class Resize:
         """Height and width after resizing an image of this height and width."""
         if self.mode == "fixed":
             return self.size, self.size
+        if self.mode == "none":
+            return height, width
         scale = self.scale(height, width)
         half = 0.5 if self.rounding == "nearest" else 0.0
         return max(1, int(height * scale + half)), max(1, int(width * scale + half))

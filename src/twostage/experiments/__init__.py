@@ -1,1 +1,1 @@
-"""The history of the R-CNN family on one data set: every detector with the same backbone, side by side."""
+"""Experiments over the R-CNN family: every detector with one backbone side by side, and the papers' ablations."""

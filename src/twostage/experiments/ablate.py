@@ -20,7 +20,7 @@ SEEDS = 3
 def ablate(options: AblateOptions) -> dict[str, Any]:
     """Run the studies; returns {"out", "settings", "studies": {name: {"title", "source", "unit", "cases": [...]}}}.
 
-    A case has the papers' value, those of each seed, their mean, and the smallest and largest. Raises MissingError
+    A case has the paper's value, one value per seed, and their mean, smallest and largest. Raises MissingError
     without the extra `lineage`, and as `twostage.training.train`.
     """
     options, root, splits = begin(options, "ablate")
@@ -35,25 +35,25 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
         "data": str(setting.splits.train.root),
         "images": {"train": len(setting.splits.train), "val": len(setting.val)},
         "settings": {name: getattr(options, name) for name in ("size", "windows", "minutes", "seeds", "seed")},
-        "studies": {name: _told(name, of_seeds) for name, of_seeds in values.items()},
+        "studies": {name: _summary(name, of_seeds) for name, of_seeds in values.items()},
     }
     write_text(root / "ablate.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
 def _of_all_seeds(setting: Setting, name: str, options: AblateOptions) -> list[Values]:
-    found = []
+    by_seed = []
     for seed in range(options.seed, options.seed + (options.seeds or SEEDS)):
         path = setting.root / "results" / f"{name}-{seed}.json"
         if not path.exists():
             log.info("%s, seed %d", ALL[name].title, seed)
             values = ALL[name].run(Bench(setting, seed))
             write_text(path, json.dumps(values, indent=2) + "\n")
-        found.append(json.loads(path.read_text(encoding="utf-8")))
-    return found
+        by_seed.append(json.loads(path.read_text(encoding="utf-8")))
+    return by_seed
 
 
-def _told(name: str, of_seeds: list[Values]) -> dict[str, Any]:
+def _summary(name: str, of_seeds: list[Values]) -> dict[str, Any]:
     study = ALL[name]
     cases = []
     for case, papers in study.papers.items():

@@ -1,10 +1,9 @@
-"""What comparisons begin with: their folder, the data, everybody's proposals, and the one backbone."""
+"""What the detectors of a comparison share: the run folder, the data, selective search's proposals, one backbone."""
 
 import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +17,11 @@ from twostage.device import choose_device
 from twostage.environment import environment
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.experiments.options import CompareOptions
-from twostage.experiments.small import load_backbone, save_backbone, stagewise, window_net
+from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
 from twostage.folders import new_folder, next_folder
 from twostage.models.proposals.selective_search import selective_search
 from twostage.models.proposals.sources import Source, propose
-from twostage.models.stagewise.detector import Stagewise
-from twostage.models.stagewise.nets import WindowNet
+from twostage.models.two_stage import TwoStage
 from twostage.progress import images_bar
 from twostage.training import train
 from twostage.training.options import TrainOptions
@@ -37,21 +35,20 @@ CONFIG = "config.yaml"
 BACKBONE = "backbone.safetensors"
 PROPOSALS = "proposals.safetensors"
 _PATHS = ("data", "weights", "images")
-_NOT_TOLD = ("resume", "out", "quiet")
-_MORE = ("only", "seeds")  # what a run that goes on may be told anew: how much is to be done
+_NOT_STORED = ("resume", "out", "quiet")
+_CHANGEABLE = ("only", "seeds")  # options of a resumed run that may differ: how much is to be done
 
 O = TypeVar("O", bound=CompareOptions)  # noqa: E741
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all detectors of a comparison have in common; `root` is its folder."""
+    """What all detectors of a comparison share; `root` is the run folder, `train` and `val` are proposals."""
 
     options: CompareOptions
     splits: Splits
     train: ProposalSet
     val: ProposalSet
-    source: Source
     root: Path
 
     @property
@@ -61,19 +58,19 @@ class Setting:
 
 
 def begin(options: O, verb: str) -> tuple[O, Path, Splits]:
-    """What a comparison was told, the folder of a new one or of one to go on with, and its data, opened.
+    """The options of a new or resumed comparison, its folder and its data, opened.
 
-    Nothing is written where anything is wrong. Raises MissingError where the extra `lineage` or a run to go on with is
-    not there, DataError for a configuration that is none, UsageError for a folder with something in it, and as
+    Everything is checked before anything is written. Raises MissingError without the extra `lineage` or the run to
+    resume, DataError for a damaged configuration, UsageError for a folder that is not empty, and as
     `training.splits.open_splits`.
     """
-    selective_search(np.zeros((8, 8, 3), np.uint8))  # the extra is there, or nothing begins
+    selective_search(np.zeros((8, 8, 3), np.uint8))  # raises without the extra
     linear_svc()
     choose_device(options.device)
     if options.resume is not None:
-        told = _told(options, options.resume)
-        write_text(options.resume / CONFIG, _to_yaml(told))
-        return told, options.resume, _splits(told)
+        stored = _stored(options, options.resume)
+        write_text(options.resume / CONFIG, _to_yaml(stored))
+        return stored, options.resume, _splits(stored)
     splits = _splits(options)
     root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / verb, "run")
     write_text(root / CONFIG, _to_yaml(options))
@@ -92,75 +89,79 @@ def _splits(options: CompareOptions) -> Splits:
         )
     )
     if splits.val is None:
-        raise UsageError("val_split is none: detectors are compared on a split that they did not learn from")
+        raise UsageError("val_split is none: give a split that is not trained on, to compare the detectors on")
     return splits
 
 
 def setting_of(options: CompareOptions, root: Path, splits: Splits) -> Setting:
-    """Selective search done on all pictures."""
+    """The shared parts, with selective search done on all images."""
     assert splits.val is not None
     source = Source("selective_search", seed=options.seed)
-    found = []
+    proposals = []
     for split in (splits.train, splits.val):
         with images_bar(f"selective search, {split.split}", quiet=options.quiet) as after_image:
-            found.append(propose(source, split, after_image=after_image))
+            proposals.append(propose(source, split, after_image=after_image))
     file = root / PROPOSALS
     if not file.exists():
-        write_proposals(file, [(splits.train, found[0]), (splits.val, found[1])], options.windows)
-    return Setting(options, splits, found[0], found[1], source, root)
+        write_proposals(file, [(splits.train, proposals[0]), (splits.val, proposals[1])], options.windows)
+    return Setting(options, splits, proposals[0], proposals[1], root)
 
 
 def begin_backbone(setting: Setting) -> tuple[str, float]:
-    """Train the network that all begin with, a classifier of crops, or read it; what was done, and its seconds."""
-    options, names = setting.options, setting.names
+    """Train the shared backbone as a classifier of crops, or read it from a file; a description, and the seconds."""
+    options = setting.options
     torch.manual_seed(options.seed)
-    net = window_net(len(names)).to(choose_device(options.device))
-    begun = time.perf_counter()
+    model = _new_rcnn(setting)
+    started = time.perf_counter()
     if options.weights is not None:
-        load_backbone(options.weights, net)
+        load_backbone(options.weights, model)
         detail = f"read from {options.weights}"
     else:
         settings = TuneSettings(
             minutes=options.minutes, positives=64, negatives=64, negative=(0.0, 0.3), lr=2e-3, seed=options.seed
         )
-        steps = pretrain(net, partial(stagewise, num_classes=len(names)), setting.splits.train, settings)
+        steps = pretrain(model, setting.splits.train, settings)
         detail = f"{steps} steps of 128 crops, half of them objects"
-    save_backbone(setting.root / BACKBONE, net)
-    return detail, time.perf_counter() - begun
+    save_backbone(setting.root / BACKBONE, model)
+    return detail, time.perf_counter() - started
 
 
-def begun_net(setting: Setting) -> WindowNet:
-    """That network, to be trained further."""
-    net = window_net(len(setting.names))
-    load_backbone(setting.root / BACKBONE, net)
-    return net.to(choose_device(setting.options.device))
+def pretrained_rcnn(setting: Setting) -> TwoStage:
+    """An R-CNN with the shared backbone, to be trained further."""
+    model = _new_rcnn(setting)
+    load_backbone(setting.root / BACKBONE, model)
+    return model
 
 
-def rcnn(setting: Setting, seed: int) -> Stagewise:
-    """R-CNN, tuned from that network and fitted behind it."""
-    options = setting.options
-    return train_rcnn(
-        begun_net(setting),
-        partial(stagewise, num_classes=len(setting.names)),
+def _new_rcnn(setting: Setting) -> TwoStage:
+    return rcnn_model(len(setting.names), setting.options.windows).to(choose_device(setting.options.device))
+
+
+def rcnn(setting: Setting, seed: int) -> TwoStage:
+    """R-CNN, trained from the shared backbone."""
+    options, model = setting.options, pretrained_rcnn(setting)
+    train_rcnn(
+        model,
         setting.splits.train,
         setting.train,
         Bounds(options.learn_images, options.windows, seed),
         TuneSettings(minutes=options.minutes, lr=5e-4, seed=seed),
         FitSettings(pair=0.6, seed=seed),
     )
+    return model
 
 
 def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[str, Any]:
-    """A detector of the zoo trained from the backbone as `twostage train` does, or gone on with; that verb's result.
+    """Train a detector of the zoo from the shared backbone, as `twostage train` does, or resume it; returns its result.
 
-    `changes` are of its options; `model_fields` join those that all comparisons share.
+    `changes` are options of that verb; `model_fields` are added to those that all comparisons share.
     """
     options = setting.options
-    common = {"nms": 0.3, "soft_nms": "off", "roi_size": 6, "proposals_seed": options.seed}
+    common = {"nms": 0.3, "soft_nms": "off", "roi_size": 6}
     fields_of_model = {**common, **changes.pop("model_fields", {})}
     if model == "fast_rcnn_tiny":
         fields_of_model = {"rpn_keep_train": options.windows, "rpn_keep_test": options.windows, **fields_of_model}
-    told = TrainOptions(
+    new = TrainOptions(
         options.data,
         model=model,
         weights=str(setting.root / BACKBONE),
@@ -174,48 +175,46 @@ def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[
         minutes=options.minutes,
         device=options.device,
         seed=options.seed,
-        eval_every=10**6,  # at the end alone
+        eval_every=10**6,  # only at the end
         out=folder,
         quiet=options.quiet,
     )
-    told = replace(told, **changes)
-    has = "config.yaml" if told.scheme == "alternating" else "state/state.safetensors"
+    new = replace(new, **changes)
+    has = "config.yaml" if new.scheme == "alternating" else "state/state.safetensors"
     if (folder / has).exists():
         return train(TrainOptions(resume=folder, quiet=options.quiet))
     shutil.rmtree(folder, ignore_errors=True)  # it was stopped before its first step
-    return train(told)
+    return train(new)
 
 
 def _to_yaml(options: CompareOptions) -> str:
     values = {
         name: str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in asdict(options).items()
-        if value is not None and name not in _NOT_TOLD
+        if value is not None and name not in _NOT_STORED
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _told(options: O, folder: Path) -> O:
-    """The options of a comparison, from its folder."""
+def _stored(options: O, folder: Path) -> O:
+    """The options of a resumed comparison, from its folder."""
     path = folder / CONFIG
     if not path.exists():
-        raise MissingError(f"{folder}: no run to go on with: it holds no {CONFIG}.")
+        raise MissingError(f"{folder}: no run to resume: it has no {CONFIG}.")
     known = {f.name for f in fields(options)}
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         read: dict[str, Any] = {name: Path(v) if name in _PATHS else v for name, v in values.items()}
         read = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
         if set(read) - known:
-            raise ValueError(f"it tells {', '.join(sorted(set(read) - known))}")
-        told = type(options)(**read)
+            raise ValueError(f"unknown: {', '.join(sorted(set(read) - known))}")
+        stored = type(options)(**read)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, UsageError, RecursionError) as error:
         raise DataError(f"{path}: not the configuration of such a run ({error}).") from None
     default = {f.name: f.default for f in fields(options)}
-    said = {name: getattr(options, name) for name in default if name not in _NOT_TOLD}
+    given = {name: getattr(options, name) for name in default if name not in _NOT_STORED}
     for f in fields(options):
-        if f.name in said and said[f.name] not in (f.default, getattr(told, f.name)) and f.name not in _MORE:
-            raise UsageError(
-                f"{f.name}: a run goes on with what it was told. Leave it out, or begin a new one by --out."
-            )
-    more = {name: said[name] for name in _MORE if name in said and said[name] != default[name]}
-    return replace(told, quiet=options.quiet, **more)
+        if f.name in given and given[f.name] not in (f.default, getattr(stored, f.name)) and f.name not in _CHANGEABLE:
+            raise UsageError(f"{f.name}: a resumed run keeps its options. Leave it out, or start a new run by --out.")
+    more = {name: given[name] for name in _CHANGEABLE if name in given and given[name] != default[name]}
+    return replace(stored, quiet=options.quiet, **more)

@@ -1,9 +1,9 @@
-"""The one small network that every detector of the comparison begins with, in the form that each needs."""
+"""The one small network that every detector of the comparison starts from, in the form that each of them needs."""
 
-import copy
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save
@@ -11,122 +11,79 @@ from torch import Tensor, nn
 
 from twostage.atomic import write_bytes
 from twostage.errors import DataError
-from twostage.models.backbones.norm import norm_layer
-from twostage.models.stagewise.detector import Stagewise
-from twostage.models.stagewise.nets import PyramidNet, WindowNet
-from twostage.models.zoo.defaults import TINY_SINGLE
-from twostage.models.zoo.parts import tiny_single
+from twostage.models.build import build
+from twostage.models.config import DetectorConfig, StagewiseConfig
+from twostage.models.configure import configure
+from twostage.models.rcnn import WarpedRegions
+from twostage.models.sppnet import ImageScales, scaled
+from twostage.models.stagewise import SVMHead
+from twostage.models.two_stage import TwoStage
+from twostage.models.zoo import named
 from twostage.weights.file import load_tensors
 
-WINDOW = 96  # R-CNN's input: six cells of stride 16, as AlexNet's 227 are six at pool5
-CONTEXT = 7  # 16 pixels of 227, as a share of it
-SIDE = 6
-PYRAMID = (6, 3, 2, 1)
-SCALES = (480, 576, 688, 864, 1200)  # SPPnet's five (section 4.1); its one is 688
-CHANNELS = 128
-KEY = "twostage-lineage"
+OF_HEAD = ("head.", "classifier.")  # prefixes in a backbone's file
 
 
-def window_net(num_classes: int) -> WindowNet:
-    """R-CNN's network around the small backbone, with random weights."""
-    backbone = tiny_single(norm_layer("batch", TINY_SINGLE.norm_eps))
-    return WindowNet(
-        backbone,
-        CHANNELS,
-        num_classes,
-        size=WINDOW,
-        context=CONTEXT,
-        side=SIDE,
-        width=TINY_SINGLE.head_channels,
-        dropout=TINY_SINGLE.dropout,
-    )
+def rcnn_model(num_classes: int, windows: int = 500) -> TwoStage:
+    """R-CNN with random weights, for so many proposals per image."""
+    return _built(configure(named("rcnn_tiny"), {"rpn_keep_train": windows, "rpn_keep_test": windows}), num_classes)
 
 
-def pyramid_net(begun: WindowNet, num_classes: int, size: int, *, five: bool) -> PyramidNet:
-    """SPPnet's network with the weights of R-CNN's: the pyramid's finest level has the bins of its pool5.
+def sppnet_model(begun: TwoStage, size: int, *, five: bool) -> TwoStage:
+    """SPPnet with the weights of an R-CNN: the finest level of the pyramid has the bins of its pool5.
 
-    fc6's columns of the coarser levels begin at 0, so that at first it says what the other says.
+    The columns of fc6 for the coarser levels are 0, so that both networks start with the same function.
     """
-    sizes = [round(size * scale / 688) for scale in SCALES] if five else [size]
-    net = PyramidNet(
-        copy.deepcopy(begun.backbone),
-        CHANNELS,
-        num_classes,
-        sizes=sizes,
-        region=224 * size / 688,
-        stride=16,
-        pyramid=PYRAMID,
-        width=begun.body.fc7.out_features,
-        dropout=begun.body.dropout,
-    )
+    own = cast(StagewiseConfig, begun.config)
+    config = replace(own, regions=scaled(size, five=five))
+    model = _built(config, begun.num_classes)
+    to, source = cast(SVMHead, model.head), cast(SVMHead, begun.head)
+    cast(ImageScales, model.backbone).body.load_state_dict(cast(WarpedRegions, source.regions).backbone.state_dict())
     with torch.no_grad():
-        own, theirs = net.body.fc6.weight, begun.body.fc6.weight
-        own.zero_()
-        own[:, : theirs.shape[1]] = theirs
-        net.body.fc6.bias.copy_(begun.body.fc6.bias)
-    net.body.fc7.load_state_dict(begun.body.fc7.state_dict())
-    net.classes.load_state_dict(begun.classes.state_dict())
-    return net
+        fc6, theirs = to.body.fc6, source.body.fc6
+        fc6.weight.zero_()
+        fc6.weight[:, : theirs.in_features] = theirs.weight
+        fc6.bias.copy_(theirs.bias)
+    to.body.fc7.load_state_dict(source.body.fc7.state_dict())
+    to.classes.load_state_dict(source.classes.state_dict())
+    return model
 
 
-def stagewise(net: nn.Module, num_classes: int) -> Stagewise:
-    """The detector around a network."""
-    model = Stagewise(net, num_classes, mean=TINY_SINGLE.mean, std=TINY_SINGLE.std)
-    return model.to(next(net.parameters()).device).to(memory_format=torch.channels_last)
+def _built(config: DetectorConfig, num_classes: int) -> TwoStage:
+    return cast(TwoStage, build(config, num_classes)).to(memory_format=torch.channels_last)
 
 
-def save_stagewise(path: Path, model: Stagewise, names: Sequence[str]) -> None:
-    """Write an R-CNN or SPPnet around the small backbone, with its classes."""
-    sizes = model.net.sizes if isinstance(model.net, PyramidNet) else None
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_bytes(path, save(state, metadata={KEY: json.dumps({"names": list(names), "sizes": sizes})}))
+def save_backbone(path: Path, model: TwoStage) -> None:
+    """Write an R-CNN's network as `train --weights` takes it: the backbone's names bare, fc6 and fc7 as the head's."""
+    state = {
+        prefix + name: tensor.contiguous()
+        for prefix, module in _parts(model).items()
+        for name, tensor in module.state_dict().items()
+    }
+    write_bytes(path, save(state))
 
 
-def load_stagewise(path: Path) -> tuple[Stagewise, tuple[str, ...]]:
-    """The detector of such a file, and its classes: `detector(image, boxes)` finds objects among proposals.
+def load_backbone(path: Path, model: TwoStage) -> None:
+    """Load such a file into an R-CNN; the classifier of other classes is left out.
 
-    Raises MissingError where there is none, DataError where it is none.
-    """
-    metadata, state = load_tensors(path)
-    try:
-        told = json.loads(metadata[KEY])
-        names, sizes = tuple(map(str, told["names"])), told["sizes"]
-        net: nn.Module = window_net(len(names))
-        if sizes is not None:
-            size = sizes[SCALES.index(688)] if len(sizes) > 1 else sizes[0]
-            net = pyramid_net(window_net(len(names)), len(names), size, five=len(sizes) > 1)
-        model = stagewise(net, len(names))
-        model.load_state_dict(state)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise DataError(f"{path}: not an R-CNN or SPPnet of a lineage run ({str(error).splitlines()[0]}).") from None
-    return model.eval(), names
-
-
-def save_backbone(path: Path, net: WindowNet) -> None:
-    """Write the network as `train --weights` takes it: the backbone's names bare, fc6 and fc7 the head's."""
-    state = dict(net.backbone.state_dict())
-    state |= {f"head.body.{name}": tensor for name, tensor in net.body.state_dict().items()}
-    state |= {f"classifier.{name}": tensor for name, tensor in net.classes.state_dict().items()}
-    write_bytes(path, save({name: tensor.contiguous() for name, tensor in state.items()}))
-
-
-def load_backbone(path: Path, net: WindowNet) -> None:
-    """Fill a network from such a file; the classifier stays as it is where it tells other classes apart.
-
-    Raises DataError where the file is of another network, MissingError where there is none.
+    Raises DataError where the file has another network, MissingError where it does not exist.
     """
     _, state = load_tensors(path)
-    backbone = {k: v for k, v in state.items() if not k.startswith(("head.", "classifier."))}
-    body = {k.removeprefix("head.body."): v for k, v in state.items() if k.startswith("head.body.")}
-    classes = {k.removeprefix("classifier."): v for k, v in state.items() if k.startswith("classifier.")}
-    try:
-        net.backbone.load_state_dict(backbone)
-        net.body.load_state_dict(body)
-    except RuntimeError as error:
-        raise DataError(f"{path}: not the backbone of a lineage run ({str(error).splitlines()[0]}).") from None
-    if _fits(classes, net.classes):
-        net.classes.load_state_dict(classes)
+    for prefix, module in _parts(model).items():
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix or OF_HEAD) == bool(prefix)}
+        if prefix == "classifier." and not _fits(own, module):
+            continue
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise DataError(f"{path}: not the backbone of a lineage run ({str(error).splitlines()[0]}).") from None
 
 
-def _fits(state: Mapping[str, Tensor], layer: nn.Linear) -> bool:
+def _parts(model: TwoStage) -> dict[str, nn.Module]:
+    """The modules of the network and the prefixes of their names in the file."""
+    head = cast(SVMHead, model.head)
+    return {"": cast(WarpedRegions, head.regions).backbone, "head.body.": head.body, "classifier.": head.classes}
+
+
+def _fits(state: Mapping[str, Tensor], layer: nn.Module) -> bool:
     return {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in layer.state_dict().items()}

@@ -1,29 +1,33 @@
-"""The papers' tables as runs: each study gives the value of every case, for one seed.
+"""The papers' tables as runs: each study computes the value of every case for one seed.
 
-Values are VOC07 mAP in percent unless the study's `unit` says otherwise; the papers' are of VOC 2007 and larger nets.
+Values are VOC07 mAP in percent unless the study has another `unit`; the papers' are of VOC 2007 and larger networks.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from twostage.data.augment import Augment
 from twostage.data.loader import PrecomputedProposals, training_batches
+from twostage.detector import Detector
 from twostage.device import choose_device
 from twostage.experiments.begin import PROPOSALS
 from twostage.experiments.bench import Bench, without_boxes, without_ranking, without_regression
-from twostage.models.zoo import build
+from twostage.models.build import build
+from twostage.models.config import TwoStageConfig
+from twostage.models.configure import configure
+from twostage.models.zoo import named
 
 Values = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table: what it asks, where it stands, the papers' values by case, and the run."""
+    """A table: its title, the paper, the paper's values by case, and the run."""
 
     title: str
     source: str
@@ -50,7 +54,7 @@ def _anchors(bench: Bench) -> Values:
 
 
 def _lambda(bench: Bench) -> Values:
-    """N_cls and N_reg as the paper has them: with those lambda 10 weighs both losses about alike."""
+    """With N_cls and N_reg as in the paper, where lambda 10 gives both losses about the same weight."""
     norm = {"rpn_batch": 256, "rpn_class_normaliser": 256.0, "rpn_box_normaliser": "locations"}
     return {
         f"{value:g}": bench.score(bench.detector(bench.joint(**norm, rpn_lambda=value)))
@@ -59,35 +63,29 @@ def _lambda(bench: Bench) -> Values:
 
 
 def _at_test(bench: Bench) -> Values:
-    """The detector learned on selective search; only the proposals at test change (table 2)."""
-    fast, network = bench.detector(bench.fast()), bench.detector(bench.joint()).model
-    fields = network.fields
-    found: Values = {}
+    """The detector is trained on selective search's proposals; only those at test change (table 2)."""
+    joint, values = bench.joint(), {}
+
+    def add(case: str, network: Detector, keep: int) -> None:
+        """The case's value: the Fast R-CNN on so many proposals of another network."""
+        fast = bench.detector(bench.fast(), rpn_keep_test=keep)
+        values[case] = bench.score(fast, bench.propose(network, top=6000, keep=keep))
+
+    network, plain = bench.detector(joint), without_regression(bench.detector(joint))
     for count in (100, 300, 1000, 2000):
-        own = replace(fields, rpn_top_test=6000, rpn_keep_test=count)
-        found[f"{count} proposals"] = _on(bench, fast, network, own, count)
-    every = replace(fields, rpn_top_test=6000, rpn_keep_test=6000, rpn_nms=1.0)
-    found["6000, without NMS"] = _on(bench, fast, network, every, 6000)
-    random = without_ranking(bench.detector(bench.joint()).model, bench.seed)
+        add(f"{count} proposals", network, count)
+    add("6000, without NMS", bench.detector(joint, rpn_nms=1.0), 6000)
+    random = without_ranking(bench.detector(joint, rpn_nms=1.0), bench.seed)
     for count in (100, 300, 1000):
-        # Neither NMS nor ranking: so many anchors, drawn, and moved by their deltas.
-        own = replace(fields, rpn_top_test=6000, rpn_keep_test=count, rpn_nms=1.0)
-        found[f"{count}, without ranking"] = _on(bench, fast, random, own, count)
-    plain = without_regression(bench.detector(bench.joint()).model)
+        # Neither NMS nor ranking: so many anchors, drawn at random, and moved by their deltas.
+        add(f"{count}, without ranking", random, count)
     for count in (300, 1000):
-        own = replace(fields, rpn_top_test=6000, rpn_keep_test=count)
-        found[f"{count}, without regression"] = _on(bench, fast, plain, own, count)
-    return found
-
-
-def _on(bench: Bench, detector: Any, network: Any, fields: Any, count: int) -> float:
-    """A Fast R-CNN on another network's proposals."""
-    detector.model.fields = replace(detector.model.fields, rpn_keep_test=count)
-    return bench.score(detector, bench.proposals(network, fields))
+        add(f"{count}, without regression", plain, count)
+    return values
 
 
 def _features(bench: Bench) -> Values:
-    """Where proposals are from, and whether the network that proposes shares its convolutions."""
+    """Where proposals are from, and whether the RPN shares the convolutions."""
     return {
         "selective search": bench.score(bench.detector(bench.fast()), bench.setting.val),
         "RPN, unshared": _unshared(bench),
@@ -96,7 +94,7 @@ def _features(bench: Bench) -> Values:
 
 
 def _stages(bench: Bench) -> Values:
-    """All windows of twelve kinds, some 4500 of a picture, against proposals of a network of its own (table 10)."""
+    """All windows of twelve kinds, some 4500 per image, against the proposals of a separate RPN (table 10)."""
     count = 5000
     dense = bench.train(
         "dense",
@@ -115,23 +113,22 @@ def _unshared(bench: Bench) -> float:
 
 def _svm(bench: Bench) -> Values:
     """R-CNN, appendix B, and Fast R-CNN, table 8."""
-    found: Values = {}
-    for name, model in (("R-CNN", bench.rcnn()), ("Fast R-CNN", bench.stages_behind(bench.detector(bench.fast())))):
-        found[f"{name}, SVM"] = bench.score_stagewise(model)
-        model.scores, model.floor = "softmax", 0.01
-        found[f"{name}, softmax"] = bench.score_stagewise(model)
-    return found
+    values: Values = {}
+    for name, svm in (("R-CNN", bench.rcnn()), ("Fast R-CNN", bench.with_svms(bench.detector(bench.fast())))):
+        values[f"{name}, SVM"] = bench.score(svm, bench.setting.val)
+        values[f"{name}, softmax"] = bench.score(bench.with_softmax(svm), bench.setting.val)
+    return values
 
 
 def _multi_task(bench: Bench) -> Values:
-    """Fast R-CNN, table 6. Stage-wise: classes first, then the layer for boxes on what they have made."""
+    """Fast R-CNN, table 6. Stage-wise: the classes first, then the box layer on the fixed features."""
     classes = bench.fast(model_fields={"box_lambda": 0.0})
     together = bench.fast()
     after = bench.train(
         "fast-stagewise",
         "fast_rcnn_tiny",
         weights=str(classes),
-        model_fields={"box_lambda": 1.0},  # or the detector's own 0 would go on
+        model_fields={"box_lambda": 1.0},  # the weights file has 0
         learn=("boxes",),
         proposals=bench.setting.root / PROPOSALS,
         minutes=bench.setting.options.minutes / 2,
@@ -151,38 +148,38 @@ def _sampling(bench: Bench) -> Values:
 
 
 def _seconds_of_128(bench: Bench, images: int) -> float:
-    """Reading, forward and backward; many images go through the network 16 at a time, lest their maps fill memory."""
+    """Reading, forward and backward pass; many images 16 at a time, since their maps take memory."""
     train, options = bench.setting.splits.train, bench.setting.options
     together, device = min(images, 16), choose_device(options.device)
     torch.manual_seed(bench.seed)
     fields = {"size": options.size, "max_size": 2 * options.size, "region_batch": 128 // images, "roi_size": 6}
-    model = build("fast_rcnn_tiny", len(train.names), **fields).to(device).to(memory_format=torch.channels_last)
-    model.train()
+    config = cast(TwoStageConfig, configure(named("fast_rcnn_tiny"), fields))
+    model = build(config, len(train.names)).to(device).to(memory_format=torch.channels_last).train()
     batches = training_batches(
         train,
-        resize=model.fields.resizing,
+        resize=config.image.resizing,
         augment=Augment(),
         batch=together,
         seed=bench.seed,
-        divisor=model.fields.divisor,
+        divisor=config.image.divisor,
         proposals=PrecomputedProposals(bench.setting.train, options.windows),
     )
     taken = []
     for _ in range(4):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(images // together):
             loaded = next(batches)
             loss = torch.stack(list(model(loaded.batch.to(device), loaded.targets.to(device)).values())).sum()
             loss.backward()
-            float(loss.detach())  # a device is waited for
-        taken.append(time.perf_counter() - begun)
+            float(loss.detach())  # waits for the device
+        taken.append(time.perf_counter() - started)
     return statistics.median(taken[1:])
 
 
 def _roi(bench: Bench) -> Values:
     return {
         "RoIPool": bench.score(bench.detector(bench.joint())),
-        "RoIAlign": bench.score(bench.detector(bench.joint(roi="align"))),
+        "RoIAlign": bench.score(bench.detector(bench.joint(roi="align", roi_aligned=True))),
     }
 
 
@@ -220,7 +217,7 @@ ALL = {
         _lambda,
     ),
     "proposals_at_test": Study(
-        "Proposals at test, of a detector that learned on selective search",
+        "Proposals at test, for a detector trained on selective search",
         "Faster R-CNN, table 2 (ZF)",
         {
             "100 proposals": 55.1,
@@ -237,7 +234,7 @@ ALL = {
         _at_test,
     ),
     "features": Study(
-        "Selective search, or a network that proposes, with its own convolutions or shared ones",
+        "Selective search, or an RPN with its own or with shared convolutions",
         "Faster R-CNN, table 2 (ZF)",
         {"selective search": 58.7, "RPN, unshared": 58.7, "RPN, shared": 59.9},
         _features,
@@ -274,7 +271,7 @@ ALL = {
         _roi,
     ),
     "pyramids": Study(
-        "How objects of every size are seen",
+        "Objects of every size",
         "FPN, table 3 (ResNet-50, COCO: AP of Fast R-CNN on fixed proposals)",
         {
             "a single map": 31.9,

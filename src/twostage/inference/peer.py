@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from twostage.device import arithmetic
-from twostage.models.image import ImageConfig
+from twostage.models.image import AnyImageConfig, ImageConfig
 
 PEERS = {
     "faster_rcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn",
@@ -22,10 +22,11 @@ PEERS = {
 """torchvision's names of the models that it has too."""
 
 
-def build_peer(name: str, num_classes: int, image: ImageConfig, device: torch.device) -> nn.Module:
+def build_peer(name: str, num_classes: int, image: AnyImageConfig, device: torch.device) -> nn.Module:
     """torchvision's detector of that name with random weights, for images of that size."""
     from torchvision.models import detection
 
+    assert isinstance(image, ImageConfig)  # as every detector of `PEERS` has
     torch.manual_seed(0)
     build = getattr(detection, PEERS[name])
     sizes = {"min_size": image.size, "max_size": image.max_size}

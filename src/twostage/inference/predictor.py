@@ -13,10 +13,10 @@ from torch import Tensor
 from twostage.data.batch import Batch, canvas_shape, stack_images
 from twostage.detections import Detections
 from twostage.inference.prepare import PreparedModel
-from twostage.models.config import DetectorConfig, TwoStageConfig
+from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
 from twostage.models.heads.mask import MaskConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
-from twostage.models.image import ImageConfig
+from twostage.models.image import AnyImageConfig
 from twostage.models.proposals.provided import of_images
 from twostage.ops.masks import RLE
 from twostage.ops.paste import paste
@@ -25,7 +25,7 @@ log = logging.getLogger("twostage.inference")
 
 
 def make_batch(
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: DetectorConfig, image: ImageConfig | None = None
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: DetectorConfig, image: AnyImageConfig | None = None
 ) -> Batch:
     """Images (RGB) as the model takes them: resized, on one canvas, with proposals where it has no RPN.
 
@@ -34,7 +34,7 @@ def make_batch(
     return with_proposals(resized(images, image or config.image), images, config)
 
 
-def resized(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: ImageConfig) -> Batch:
+def resized(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: AnyImageConfig) -> Batch:
     """Images (RGB) resized by the model's rule, on one canvas."""
     resize = config.resizing
     tensors = [resize(torch.tensor(image).permute(2, 0, 1)) for image in images]
@@ -43,7 +43,7 @@ def resized(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: ImageConfig) -
 
 def with_proposals(batch: Batch, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: DetectorConfig) -> Batch:
     """The batch of these images with proposals, for a model without an RPN."""
-    if not isinstance(config, TwoStageConfig):
+    if isinstance(config, OneStageConfig):
         return batch
     shapes = [(int(h), int(w)) for h, w in batch.sizes]
     return replace(batch, proposals=of_images(images, shapes, config.proposals))
@@ -104,7 +104,7 @@ def detect_images(
     names: tuple[str, ...],
     *,
     postprocess: PostprocessConfig,
-    image: ImageConfig | None = None,
+    image: AnyImageConfig | None = None,
     paths: Sequence[str | None] | None = None,
 ) -> list[Detections]:
     """Detections in several images; those that have one canvas go through the model together.

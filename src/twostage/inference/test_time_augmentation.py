@@ -18,7 +18,7 @@ from twostage.inference.predictor import detect_images
 from twostage.inference.prepare import PreparedModel
 from twostage.kinds import coerce, describe, matches
 from twostage.models.heads.postprocess import PostprocessConfig, suppress
-from twostage.models.image import ImageConfig
+from twostage.models.image import AnyImageConfig, OwnSizeConfig
 from twostage.ops.boxes import iou
 from twostage.ops.masks import decode
 from twostage.ops.paste import Patch, encoded
@@ -213,7 +213,11 @@ def _detect_views(
                 yield _on_image(one, window, flip, (height, width))
 
 
-def _scaled(config: ImageConfig, factor: float) -> ImageConfig:
+def _scaled(config: AnyImageConfig, factor: float) -> AnyImageConfig:
+    if isinstance(config, OwnSizeConfig):
+        if factor != 1:
+            raise UsageError(f"scales has {factor:g}: this detector takes images at their own size. Leave scales out.")
+        return config
     size, max_size = (max(1, round(side * factor)) for side in (config.size, config.max_size))
     return replace(config, size=size, max_size=max_size)
 

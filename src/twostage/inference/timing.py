@@ -27,6 +27,7 @@ from twostage.models.heads.box import BoxHead
 from twostage.models.heads.mask import MaskHead
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.one_stage import OneStage
+from twostage.models.stagewise import SVMHead
 
 STAGES = (
     "read",
@@ -138,7 +139,7 @@ def _timed_parts(model: Model, done: Callable[[str], None]) -> Iterator[None]:
     pools: list[nn.Module] = []
     begins: list[nn.Module] = []
     for part in cast(nn.Module, model.head).modules():
-        if isinstance(part, BoxHead):
+        if isinstance(part, BoxHead | SVMHead):
             ends[part] = "heads"
             pools.append(part.regions)
         elif isinstance(part, MaskHead):

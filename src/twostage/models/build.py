@@ -15,7 +15,8 @@ from twostage.models.backbones.fpn import FPN, FPNConfig, extra_levels
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.provided import ProvidedBackbone
 from twostage.models.backbones.pyramids import PyramidConfig, pyramid
-from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
+from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
+from twostage.models.heads.bodies import TwoMLPHead
 from twostage.models.heads.box import BoxHead
 from twostage.models.heads.cascade import Cascade, stage_configs
 from twostage.models.heads.hybrid_task_cascade import HybridTaskCascade, SemanticRegions
@@ -25,14 +26,19 @@ from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.one_stage import OneStage
 from twostage.models.proposals.anchors import AnchorConfig
 from twostage.models.proposals.rpn import RPN
+from twostage.models.rcnn import WarpConfig, WarpedRegions, WholeImage
 from twostage.models.regions.pooling import AlignedRegions, RoIAlignConfig, RoIPoolConfig
+from twostage.models.sppnet import ImageScales, PyramidRegions
+from twostage.models.stagewise import SVMHead
 from twostage.models.two_stage import TwoStage
 
 Model = TwoStage | OneStage
 
 
 @overload
-def build(config: TwoStageConfig, num_classes: int, backbone: nn.Module | None = None) -> TwoStage: ...
+def build(
+    config: TwoStageConfig | StagewiseConfig, num_classes: int, backbone: nn.Module | None = None
+) -> TwoStage: ...
 
 
 @overload
@@ -43,8 +49,8 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
     """The detector of a configuration for so many classes, with random weights.
 
     `backbone` takes the place of the configuration's: any module that maps images to feature maps, with attributes
-    `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError where
-    components contradict each other.
+    `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError where components
+    contradict each other.
     """
     if backbone is not None:
         wrapped = backbone if isinstance(backbone, ProvidedBackbone) else ProvidedBackbone(backbone)
@@ -54,6 +60,8 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
 
 
 def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | None) -> Model:
+    if isinstance(config, StagewiseConfig):
+        return _stagewise(config, num_classes, provided or config.backbone.build())
     anchors = config.anchors
     levels = 1 if anchors is None else len(anchors.sizes)
     net = _backbone(config.backbone, config.neck, levels, provided)
@@ -75,6 +83,22 @@ def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | No
     return TwoStage(
         config, num_classes, backbone=net, rpn=rpn, head=_head(config, channels, region_strides, num_classes)
     )
+
+
+def _stagewise(config: StagewiseConfig, num_classes: int, body: nn.Module) -> TwoStage:
+    """R-CNN or SPPnet; both read the last map of the network."""
+    channels, stride = cast(Backbone, body).channels[-1], cast(Backbone, body).strides[-1]
+    backbone: nn.Module
+    regions: nn.Module
+    if isinstance(config.regions, WarpConfig):
+        backbone, regions, bins = WholeImage(), WarpedRegions(config.regions, body), config.regions.bins**2
+    else:
+        backbone, regions = ImageScales(body, config.regions.sizes), PyramidRegions(config.regions, stride)
+        bins = sum(side * side for side in config.regions.pyramid)
+    layers = TwoMLPHead(channels * bins, 1, config.head.body.channels, config.head.body.dropout, config.head.body.ranks)
+    classes = nn.Linear(config.head.body.channels, num_classes + 1)
+    head = SVMHead(config.head.scores, regions, layers, classes)
+    return TwoStage(config, num_classes, backbone=backbone, rpn=None, head=head)
 
 
 def _backbone(

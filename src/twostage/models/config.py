@@ -15,11 +15,14 @@ from twostage.models.heads.mask import MaskConfig
 from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.models.heads.retinanet import RetinaNetConfig
 from twostage.models.heads.semantic import SemanticConfig
-from twostage.models.image import ImageConfig
+from twostage.models.image import ImageConfig, OwnSizeConfig
 from twostage.models.proposals.anchors import AnchorConfig
 from twostage.models.proposals.rpn import RPNConfig
 from twostage.models.proposals.sources import ProposalConfig
+from twostage.models.rcnn import WarpConfig
 from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
+from twostage.models.sppnet import SPPConfig
+from twostage.models.stagewise import SVMHeadConfig
 
 
 @dataclass(frozen=True)
@@ -55,4 +58,16 @@ class OneStageConfig:
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
 
 
-DetectorConfig = TwoStageConfig | OneStageConfig
+@dataclass(frozen=True)
+class StagewiseConfig:
+    """R-CNN (`regions` are warped) or SPPnet (a pyramid from shared maps), trained stage by stage."""
+
+    image: OwnSizeConfig
+    backbone: BackboneConfig
+    proposals: ProposalConfig
+    regions: WarpConfig | SPPConfig
+    head: SVMHeadConfig
+    postprocess: PostprocessConfig
+
+
+DetectorConfig = TwoStageConfig | OneStageConfig | StagewiseConfig

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 from twostage.errors import UsageError, nearest
 from twostage.kinds import coerce, describe, matches
 from twostage.models.component import Leaf, leaves, with_value
-from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
+from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
+from twostage.models.image import ImageConfig
 from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
 
-C = TypeVar("C", bound=TwoStageConfig | OneStageConfig)
+C = TypeVar("C", bound=TwoStageConfig | OneStageConfig | StagewiseConfig)
 
 _ROI = {"align": RoIAlignConfig, "pool": RoIPoolConfig}
 MOVED = {
@@ -31,7 +32,7 @@ def configure(config: C, values: Mapping[str, Any]) -> C:
     config = _with_pooling(config, given)
     config = _with_source(config, given)
     known = _by_name(config)
-    size, longest = config.image.size, config.image.max_size
+    before = config.image
     for name, value in given.items():
         if name not in known:
             raise UsageError(_unknown(name, known))
@@ -40,8 +41,11 @@ def configure(config: C, values: Mapping[str, Any]) -> C:
             if not matches(good, leaf.kind):
                 raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {describe(leaf.kind)}.")
             config = with_value(config, leaf.path, good)
-    if "max_size" not in given and "image.max_size" not in given and config.image.size != size:
-        config = with_value(config, "image.max_size", max(1, round(config.image.size * longest / size)))
+    after = config.image
+    alone = not {"max_size", "image.max_size"} & set(given)
+    if alone and isinstance(before, ImageConfig) and isinstance(after, ImageConfig):
+        longest = round(after.size * before.max_size / before.size)
+        config = with_value(config, "image.max_size", max(1, longest))
     return config
 
 
@@ -72,7 +76,7 @@ def _by_name(config: DetectorConfig) -> dict[str, list[Leaf]]:
 def _with_pooling(config: C, given: dict[str, Any]) -> C:
     """The region pooling that `roi` names, with the size of the one before."""
     kind = given.pop("roi", None)
-    if kind is None or isinstance(config, OneStageConfig):
+    if kind is None or not isinstance(config, TwoStageConfig):
         return config if kind is None else _refuse("roi", config)
     if kind not in _ROI:
         raise UsageError(f"The model's field roi cannot be {kind!r}: it takes {' or '.join(map(repr, _ROI))}.")
@@ -87,8 +91,8 @@ def _with_source(config: C, given: Mapping[str, Any]) -> C:
     if source is None or isinstance(config, OneStageConfig):
         return config
     if source != "network":
-        return replace(config, rpn=None, anchors=None)
-    if config.rpn is None:
+        return config if isinstance(config, StagewiseConfig) else replace(config, rpn=None, anchors=None)
+    if isinstance(config, StagewiseConfig) or config.rpn is None:
         raise UsageError("proposals is 'network', and this model has no RPN: choose a faster_rcnn_* model.")
     return config
 

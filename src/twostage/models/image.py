@@ -34,13 +34,34 @@ class ImageConfig:
         return Resize(self.resize, self.size, self.max_size, self.antialias, self.rounding)
 
 
+@dataclass(frozen=True)
+class OwnSizeConfig:
+    """Images at their own size, each canvas as large as its image; `mean` and `std` as in `ImageConfig`."""
+
+    mean: tuple[float, float, float] = short((0.485, 0.456, 0.406), "mean")
+    std: tuple[Positive, Positive, Positive] = short((0.229, 0.224, 0.225), "std")
+
+    @property
+    def resizing(self) -> Resize:
+        """The rule that changes nothing."""
+        return Resize("none")
+
+    @property
+    def divisor(self) -> int:
+        """No padding."""
+        return 1
+
+
+AnyImageConfig = ImageConfig | OwnSizeConfig
+
+
 class Normalize(nn.Module):
     """Subtracts the pixel mean and divides by the standard deviation; padding becomes 0, the mean colour."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, config: ImageConfig) -> None:
+    def __init__(self, config: AnyImageConfig) -> None:
         super().__init__()
         self.register_buffer("pixel_mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.std)[:, None, None], persistent=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from twostage.data.batch import Batch, GivenProposals, Targets
 from twostage.errors import UsageError
-from twostage.models.config import TwoStageConfig
+from twostage.models.config import StagewiseConfig, TwoStageConfig
 from twostage.models.heads.box import BoxPredictions
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import Normalize
@@ -107,7 +107,13 @@ class TwoStage(nn.Module):
     """
 
     def __init__(
-        self, config: TwoStageConfig, num_classes: int, *, backbone: nn.Module, rpn: RPN | None, head: nn.Module
+        self,
+        config: TwoStageConfig | StagewiseConfig,
+        num_classes: int,
+        *,
+        backbone: nn.Module,
+        rpn: RPN | None,
+        head: nn.Module,
     ) -> None:
         super().__init__()
         self.config = config

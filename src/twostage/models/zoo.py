@@ -16,7 +16,7 @@ from twostage.models.backbones.resnet import ResNetConfig
 from twostage.models.backbones.tiny import TinyConfig
 from twostage.models.backbones.vgg import VGG16Config
 from twostage.models.backbones.zf import ZFConfig
-from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
+from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.configure import MOVED, names_of
 from twostage.models.heads.bodies import FourConvConfig, Res5Config, TwoMLPConfig
 from twostage.models.heads.box import BoxHeadConfig, StageConfig
@@ -26,11 +26,14 @@ from twostage.models.heads.mask import MaskConfig, MaskTowerConfig
 from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.models.heads.retinanet import RetinaNetConfig
 from twostage.models.heads.semantic import SemanticConfig
-from twostage.models.image import ImageConfig
+from twostage.models.image import ImageConfig, OwnSizeConfig
 from twostage.models.proposals.anchors import AnchorConfig
 from twostage.models.proposals.rpn import RPNConfig
 from twostage.models.proposals.sources import ProposalConfig
+from twostage.models.rcnn import WarpConfig
 from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
+from twostage.models.sppnet import scaled
+from twostage.models.stagewise import FLOOR, SVMHeadConfig
 
 _BATCH = NormConfig("batch")
 
@@ -201,7 +204,20 @@ _TINY_RETINANET = OneStageConfig(
     postprocess=_TINY_POSTPROCESS,
 )
 
+# As `twostage lineage` trains them by default.
+_RCNN_TINY = StagewiseConfig(
+    image=OwnSizeConfig(),
+    backbone=TinyConfig(single=True),
+    proposals=ProposalConfig("selective_search", keep_train=500, keep_test=500),
+    regions=WarpConfig(),
+    head=SVMHeadConfig(TwoMLPConfig(256)),
+    postprocess=PostprocessConfig(score_threshold=FLOOR, nms=0.3, min_box_size=1.0),
+)
+
 ZOO: dict[str, DetectorConfig] = {
+    "rcnn_tiny": _RCNN_TINY,
+    "sppnet_tiny": replace(_RCNN_TINY, regions=scaled(384, five=False)),
+    "sppnet_tiny_5_scales": replace(_RCNN_TINY, regions=scaled(384, five=True)),
     "faster_rcnn_vgg16": _VGG16,
     "faster_rcnn_zf": _ZF,
     "faster_rcnn_resnet50_c4": _C4,

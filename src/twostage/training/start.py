@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from twostage.data.stuff import Stuff
 from twostage.device import choose_device
-from twostage.errors import DataError
+from twostage.errors import DataError, UsageError
 from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.build import Model, build
-from twostage.models.config import DetectorConfig, TwoStageConfig
+from twostage.models.config import DetectorConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.configure import configure
+from twostage.models.stagewise import NOT_TRAINED
 from twostage.models.zoo import named
 from twostage.training.folder import RunFolder
 from twostage.training.options import TrainOptions
@@ -48,7 +49,8 @@ def require_start(options: TrainOptions) -> None:
 
     Raises UsageError and MissingError as building and loading will.
     """
-    configure(named(options.model), given_fields(options))
+    if isinstance(configure(named(options.model), given_fields(options)), StagewiseConfig):
+        raise UsageError(f"model is {options.model}. {NOT_TRAINED}")
     choose_device(options.device)
     if options.weights is not None:
         find_weights(options.weights, offline=options.offline)

@@ -23,9 +23,11 @@ from twostage.models.backbones.provided import ProvidedConfig
 from twostage.models.component import to_dict
 from twostage.models.config import DetectorConfig
 from twostage.models.configure import MOVED, configure, flatten, names_of
+from twostage.models.sppnet import SCALES, scaled
 from twostage.models.zoo import ZOO
 
 KEY = "twostage"
+STAGEWISE_KEY = "twostage-lineage"  # in the first files of R-CNN and SPPnet
 FORMAT = 2  # 1 had one flat dictionary of the fields of all models
 
 
@@ -58,6 +60,10 @@ def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:
     Raises MissingError when there is none, DataError when it is not one of ours or is damaged.
     """
     metadata, state = load_tensors(path)
+    if STAGEWISE_KEY in metadata:
+        card = _stagewise_card(path, metadata[STAGEWISE_KEY])
+        backbone = "head.regions.backbone." if card.model == "rcnn_tiny" else "backbone.body."
+        return card, {_stagewise_name(name, backbone): tensor for name, tensor in state.items()}
     if KEY not in metadata:
         raise DataError(
             f"{path}: a safetensors file, but not a twostage detector: its header has no {KEY!r} entry. "
@@ -159,6 +165,28 @@ def _configured(
     if strange:
         raise DataError(_of_a_later_version(path, content, f"the field {strange[0]!r}"))
     return configure(template, values)
+
+
+def _stagewise_card(path: Path, text: str) -> Card:
+    """The header of the first R-CNNs and SPPnets, which had only the classes and SPPnet's sizes."""
+    try:
+        content = json.loads(text)
+        names, sizes = tuple(map(str, content["names"])), content["sizes"]
+        if sizes is None:
+            return Card("rcnn_tiny", names, ZOO["rcnn_tiny"])
+        five = len(sizes) > 1
+        model = "sppnet_tiny_5_scales" if five else "sppnet_tiny"
+        regions = scaled(sizes[SCALES.index(688)] if five else sizes[0], five=five)
+        return Card(model, names, replace(ZOO[model], regions=regions))  # type: ignore[arg-type]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise DataError(f"{path}: its header does not describe an R-CNN or SPPnet ({error!r}).") from None
+
+
+def _stagewise_name(name: str, backbone: str) -> str:
+    """The present name of a tensor of such a file."""
+    if name.startswith("net.backbone."):
+        return name.replace("net.backbone.", backbone)
+    return f"head.{name.removeprefix('net.')}"
 
 
 def _of_a_later_version(path: Path, content: Mapping[str, Any], what: str) -> str:

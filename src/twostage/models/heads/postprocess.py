@@ -68,13 +68,30 @@ def postprocess(
 ) -> BatchDetections:
     """Every proposal gives a box for every class; those above the threshold compete within their class.
 
-    1. Softmax, background dropped. 2. Threshold, the best `candidates`. 3. Decode, clip, minimum size. 4. NMS per
-    class. 5. The best D.
+    Softmax, background dropped; then `best_boxes`.
     """
-    scores = precise(logits).softmax(dim=2)[..., 1:]
+    scores, floor = precise(logits).softmax(dim=2)[..., 1:], config.score_threshold
+    per_proposal = _classes_above(floor, scores.shape[2])
+    return best_boxes(scores, deltas, proposals, sizes, coder, config, floor, per_proposal)
+
+
+def best_boxes(
+    scores: Float[Tensor, "n p k"],
+    deltas: Float[Tensor, "n p kd 4"],
+    proposals: Proposals,
+    sizes: Int[Tensor, "n 2"],
+    coder: BoxCoder,
+    config: PostprocessConfig,
+    floor: float,
+    per_proposal: int | None = None,
+) -> BatchDetections:
+    """Detections from scores of any scale; at most `per_proposal` (default: K) of a proposal are above `floor`.
+
+    1. Threshold, the best `candidates`. 2. Decode, clip, minimum size. 3. NMS per class. 4. The best D.
+    """
     p, k = scores.shape[1:]
-    above = (proposals.valid[..., None] & (scores > config.score_threshold)).flatten(1)
-    candidates = max_candidates(config, p * _classes_above(config.score_threshold, k), scores.device)
+    above = (proposals.valid[..., None] & (scores > floor)).flatten(1)
+    candidates = max_candidates(config, p * (per_proposal or k), scores.device)
     entering = scores.flatten(1).masked_fill(~above, -torch.inf).sort(dim=1, descending=True, stable=True)
     score, place = entering.values[:, :candidates], entering.indices[:, :candidates]
     proposal, label = place // k, place % k

@@ -1,1 +1,1 @@
-"""Training stage by stage: networks as classifiers of regions, then SVMs, then ridge regressors."""
+"""Stage-by-stage training: fine-tuning a network on regions, then SVMs, then ridge regressors."""

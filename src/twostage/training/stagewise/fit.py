@@ -1,26 +1,30 @@
-"""The stages behind a tuned network: vectors of many regions, then an SVM and box regressors for each class."""
+"""The stages after fine-tuning: the vectors of many regions, then an SVM and box regressors per class."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from twostage.models.stagewise.detector import Stagewise
+from twostage.data.batch import Batch, stack_images
+from twostage.data.loader import scale_boxes
+from twostage.models.stagewise import SVMHead
+from twostage.models.two_stage import TwoStage
 from twostage.ops.deltas import encode
-from twostage.training.stagewise.regions import Kept, Regions
+from twostage.training.stagewise.regions import Cache, Regions
 from twostage.training.stagewise.ridge import LAMBDA, fit_ridge
 from twostage.training.stagewise.svm import NEGATIVE, SvmSettings, fit_svm
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """`pair` is the IoU above which a proposal learns to become the object: 0.6 for R-CNN, 0.5 for SPPnet.
+    """`pair` is the IoU above which a proposal and its object are a training pair: 0.6 for R-CNN, 0.5 for SPPnet.
 
-    At most `pairs` of a class are learned from, drawn with `seed`. pool5 is scaled to a mean norm of `norm` before the
-    regression, as R-CNN's code does, so that `strength` means the same for every network.
+    At most `pairs` per class are used, drawn with `seed`. pool5 is scaled to a mean norm of `norm` before the
+    regression, as in R-CNN's code, so that `strength` means the same for every network.
     """
 
     pair: float = 0.6
@@ -33,24 +37,25 @@ class FitSettings:
 
 @torch.inference_mode()
 def fit_stages(
-    model: Stagewise,
-    pictures: Kept[Tensor],
+    model: TwoStage,
+    images: Cache[Tensor],
     regions: Sequence[Regions],
     names: Sequence[str],
     settings: FitSettings,
     after_image: Callable[[int, int], None] = lambda done, all: None,
 ) -> None:
-    """Fill the model's SVMs and regressors from these images' regions; `regions[i]` are those of `pictures[i]`."""
+    """Fit the SVMs and regressors of the model's head to `regions[i]` of `images[i]`."""
+    head = cast(SVMHead, model.head)
     classes = range(len(names))
-    seen = [one for one in regions if len(one.boxes)]
+    used = [one for one in regions if len(one.boxes)]
     fc7s: list[np.ndarray] = []
     pool5s: list[list[np.ndarray]] = [[] for _ in classes]
     deltas: list[list[np.ndarray]] = [[] for _ in classes]
     rng = np.random.default_rng(settings.seed)
-    enough = -(-settings.pairs // max(len(regions), 1)) * 4  # of an image, lest all be held
+    enough = -(-settings.pairs // max(len(regions), 1)) * 4  # per image, to bound the memory
     for index, one in enumerate(regions):
         if len(one.boxes):
-            pool5, fc7 = (x.float().cpu().numpy() for x in model.vectors(pictures[index], torch.from_numpy(one.boxes)))
+            pool5, fc7 = (x.float().cpu().numpy() for x in vectors(model, images[index], torch.from_numpy(one.boxes)))
             fc7s.append(fc7)
             label = np.where(one.truth >= 0, one.labels[np.maximum(one.truth, 0)] if len(one.labels) else -1, -1)
             for k in classes:
@@ -61,24 +66,41 @@ def fit_stages(
                 deltas[k].append(_deltas(one, pairs))
         after_image(index + 1, len(regions))
     for k in classes:
-        # One class after the other: the vectors of all classes' negatives are nearly the same.
-        positives = _all([fc7[: one.objects][one.labels == k] for fc7, one in zip(fc7s, seen, strict=True)])
-        negatives = [fc7[one.overlap[:, k] < NEGATIVE] for fc7, one in zip(fc7s, seen, strict=True)]
+        # Class by class: the negatives of all classes are nearly the same vectors.
+        positives = _all([fc7[: one.objects][one.labels == k] for fc7, one in zip(fc7s, used, strict=True)])
+        negatives = [fc7[one.overlap[:, k] < NEGATIVE] for fc7, one in zip(fc7s, used, strict=True)]
         svm = fit_svm(positives, negatives, settings.svm, name=names[k], seed=settings.seed)
-        model.svms.weight[k], model.svms.bias[k] = torch.from_numpy(svm[0]), svm[1]
+        head.svms.weight[k], head.svms.bias[k] = torch.from_numpy(svm[0]), svm[1]
         x, y = _all(pool5s[k]), _all(deltas[k])
         drawn = np.sort(rng.permutation(len(x))[: settings.pairs])
         x, y = x[drawn], y[drawn]
         scale = settings.norm / max(float(np.linalg.norm(x, axis=1).mean()), 1e-12) if len(x) else 1.0
         weight, offset = fit_ridge(x * np.float32(scale), y, strength=settings.strength)
-        model.ridges.weight[4 * k : 4 * k + 4] = torch.from_numpy(weight * np.float32(scale))
-        model.ridges.bias[4 * k : 4 * k + 4] = torch.from_numpy(offset)
+        head.ridges.weight[4 * k : 4 * k + 4] = torch.from_numpy(weight * np.float32(scale))
+        head.ridges.bias[4 * k : 4 * k + 4] = torch.from_numpy(offset)
+
+
+def batch_of(model: TwoStage, image: Tensor) -> Batch:
+    """An image (UInt8[3 h w], RGB) as the model takes it, on the model's device."""
+    rule = model.config.image
+    return stack_images([rule.resizing(image)], divisor=rule.divisor).to(model.normalize.pixel_mean.device)
+
+
+def vectors(
+    model: TwoStage, image: Tensor, boxes: Float[Tensor, "p 4"]
+) -> tuple[Float[Tensor, "p d"], Float[Tensor, "p f"]]:
+    """pool5 and fc7 of regions of an image (UInt8[3 h w], RGB), boxes on its pixels."""
+    head, batch = cast(SVMHead, model.head), batch_of(model, image)
+    height, width = batch.sizes[0].tolist()
+    placed = scale_boxes(boxes, (image.shape[1], image.shape[2]), (height, width))
+    pool5, fc7 = head.vectors(head.fuse_features(model.features(batch)), placed.to(batch.images.device)[None])
+    return pool5[0], fc7[0]
 
 
 def _deltas(regions: Regions, rows: np.ndarray) -> Float32[np.ndarray, "n 4"]:
-    """What leads from proposals to their objects."""
-    goals = torch.from_numpy(regions.boxes[: regions.objects][regions.truth[rows]])
-    return encode(goals, torch.from_numpy(regions.boxes[rows])).numpy()
+    """The deltas from proposals to their objects."""
+    targets = torch.from_numpy(regions.boxes[: regions.objects][regions.truth[rows]])
+    return encode(targets, torch.from_numpy(regions.boxes[rows])).numpy()
 
 
 def _all(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Regions of a split with what they overlap: from these windows are drawn, SVMs and regressors learned.
+"""Regions of the images of a split with their overlaps: the training set of fine-tuning, SVMs and regressors.
 
-Letters: p regions of an image, g its objects, K classes.
+Letters: p regions and g objects of an image, K classes.
 """
 
 from collections import OrderedDict
@@ -18,14 +18,14 @@ from twostage.ops.boxes import iou
 
 T = TypeVar("T")
 
-_HELD = 1 << 30
+_LIMIT = 1 << 30  # bytes
 
 
 class Regions(NamedTuple):
-    """The objects of an image and behind them its proposals; the first `objects` are those of the ground truth.
+    """The ground-truth boxes of an image, `objects` in number, followed by its proposals.
 
-    `best` is the largest IoU with an object and `truth` that object's index, -1 without any; `overlap` the largest IoU
-    with an object of each class.
+    `best` is the largest IoU with an object and `truth` the index of that object, -1 without any; `overlap` is the
+    largest IoU with an object of each class.
     """
 
     boxes: Float32[np.ndarray, "p 4"]
@@ -37,7 +37,7 @@ class Regions(NamedTuple):
 
 
 def regions_of(dataset: Dataset, index: int, proposals: ProposalSet, count: int) -> Regions:
-    """An image's objects, crowds and difficult ones left out, and its best `count` proposals."""
+    """The objects of an image, without crowds and difficult ones, and its best `count` proposals."""
     objects = dataset.objects(index)
     learn = ~(objects.crowd | objects.difficult)
     truth, labels = objects.boxes[learn], objects.labels[learn]
@@ -51,25 +51,25 @@ def regions_of(dataset: Dataset, index: int, proposals: ProposalSet, count: int)
     return Regions(boxes, len(truth), labels, best, index_of, overlap)
 
 
-class Kept(Generic[T]):
-    """What `make` gives for an image, the last ones used kept in memory up to `held` bytes."""
+class Cache(Generic[T]):
+    """Results of `make` by index; the most recently used stay in memory, up to `limit` bytes (`size` of each)."""
 
-    def __init__(self, make: Callable[[int], T], size: Callable[[T], int], held: int = _HELD) -> None:
-        self.make, self.size, self.held = make, size, held
-        self._kept: OrderedDict[int, T] = OrderedDict()
+    def __init__(self, make: Callable[[int], T], size: Callable[[T], int], limit: int = _LIMIT) -> None:
+        self.make, self.size, self.limit = make, size, limit
+        self._cached: OrderedDict[int, T] = OrderedDict()
         self._bytes = 0
 
     def __getitem__(self, index: int) -> T:
-        """Made anew, or as it was kept."""
-        if index not in self._kept:
-            self._kept[index] = self.make(index)
-            self._bytes += self.size(self._kept[index])
-            while self._bytes > self.held and len(self._kept) > 1:
-                self._bytes -= self.size(self._kept.popitem(last=False)[1])
-        self._kept.move_to_end(index)
-        return self._kept[index]
+        """The result for an index, computed unless it is in memory."""
+        if index not in self._cached:
+            self._cached[index] = self.make(index)
+            self._bytes += self.size(self._cached[index])
+            while self._bytes > self.limit and len(self._cached) > 1:
+                self._bytes -= self.size(self._cached.popitem(last=False)[1])
+        self._cached.move_to_end(index)
+        return self._cached[index]
 
 
-def pictures_of(dataset: Dataset) -> Kept[Tensor]:
-    """The decoded pictures of a split: UInt8[3 h w], RGB."""
-    return Kept(lambda index: torch.from_numpy(dataset.image(index)).permute(2, 0, 1), lambda image: image.numel())
+def images_of(dataset: Dataset) -> Cache[Tensor]:
+    """The decoded images of a split: UInt8[3 h w], RGB."""
+    return Cache(lambda index: torch.from_numpy(dataset.image(index)).permute(2, 0, 1), Tensor.numel)

@@ -14,14 +14,14 @@ LAMBDA = 1000.0
 def fit_ridge(
     pool5: Float[np.ndarray, "n d"], deltas: Float[np.ndarray, "n 4"], *, strength: float = LAMBDA
 ) -> tuple[Float32[np.ndarray, "4 d"], Float32[np.ndarray, " 4"]]:
-    """Weights and offsets of least squares with `strength` times the weights' squares; the offsets are free.
+    """Weights and offsets of least squares with an L2 penalty of `strength` on the weights.
 
-    Without pairs everything is 0: boxes stay where they are. Raises MissingError without the extra `lineage`.
+    Without pairs all are 0: boxes stay where they are. Raises MissingError without the extra `lineage`.
     """
     if not len(pool5):
         return np.zeros((4, pool5.shape[1]), np.float32), np.zeros(4, np.float32)
-    found = _ridge()(alpha=strength).fit(pool5, deltas)
-    return found.coef_.astype(np.float32), found.intercept_.astype(np.float32)
+    ridge = _ridge()(alpha=strength).fit(pool5, deltas)
+    return ridge.coef_.astype(np.float32), ridge.intercept_.astype(np.float32)
 
 
 def _ridge() -> Any:

@@ -1,8 +1,8 @@
-"""One linear SVM a class, with hard negatives (R-CNN, sections 2.3 and appendix B; Felzenszwalb et al. 2010).
+"""One linear SVM per class with hard negative mining (R-CNN, section 2.3 and appendix B; Felzenszwalb et al. 2010).
 
-Positives are the ground truth's boxes, negatives the windows that overlap the class's objects by less than 0.3; what
-lies between is left out. There are too many negatives to learn from all: those of one image after the other that the
-machine so far does not put safely on their side join what it learns from.
+Positives are the ground-truth boxes, negatives the regions whose IoU with every object of the class is below 0.3;
+others are ignored. There are too many negatives to train on all of them: image by image, those inside the margin of the
+current SVM join its training set.
 """
 
 import logging
@@ -19,14 +19,15 @@ from twostage.models.proposals.selective_search import INSTALL
 
 log = logging.getLogger("twostage.lineage")
 
-NEGATIVE = 0.3  # IoU below which a window is none of the class
+NEGATIVE = 0.3  # IoU with the objects of a class below which a region is a negative
 
 
 @dataclass(frozen=True)
 class SvmSettings:
-    """R-CNN's (`rcnn_train.m`): vectors scaled to a mean norm of 20, C of 0.001, positives count twice, a bias of 10.
+    """R-CNN's (`rcnn_train.m`): vectors scaled to a mean norm of 20, C of 0.001, positives weighted 2, a bias of 10.
 
-    Negatives with a score above `hard` join, those below `easy` go; the machine learns anew whenever `fresh` have come.
+    Negatives with a score above `hard` are added, those below `easy` removed; the SVM is fitted again after every
+    `fresh` new ones.
     """
 
     norm: float = 20.0
@@ -47,20 +48,20 @@ def fit_svm(
     name: str,
     seed: int = 0,
 ) -> tuple[Float32[np.ndarray, " f"], float]:
-    """The hyperplane and its offset: `x @ w + b` is above 0 for the class.
+    """The normal and the offset of the hyperplane: `x @ w + b` is above 0 for the class.
 
-    `negatives` are those of each image. A class without positives is said, and its hyperplane puts everything on the
-    other side, at -1. Raises MissingError without the extra `lineage`.
+    `negatives` has one array per image. A class without positives is logged, and every vector gets -1. Raises
+    MissingError without the extra `lineage`.
     """
     if not len(positives):
-        log.warning("%s: no object in these images, so there is no SVM for it, and none will be found.", name)
+        log.warning("%s: no object in these images: its SVM cannot be trained, and the class is never detected.", name)
         return np.zeros(positives.shape[1], np.float32), -1.0
     total = [positives, *negatives]
     scale = settings.norm / max(np.concatenate([np.linalg.norm(x, axis=1) for x in total]).mean(), 1e-12)
     positives = positives * scale
-    first = [x[:20] for x in negatives]  # something to begin with
-    kept = np.concatenate([np.zeros((0, positives.shape[1]), np.float32), *first]) * scale
-    weight, offset = _fit(positives, kept, settings, seed)
+    first = [x[:20] for x in negatives]  # for the first fit
+    cached = np.concatenate([np.zeros((0, positives.shape[1]), np.float32), *first]) * scale
+    weight, offset = _fit(positives, cached, settings, seed)
     for turn in range(settings.rounds):
         fresh: list[np.ndarray] = []
         for number, of_image in enumerate(negatives):
@@ -68,12 +69,12 @@ def fit_svm(
             fresh.append(scaled[scaled @ weight + offset > settings.hard])
             last = number == len(negatives) - 1
             if _count(fresh) >= settings.fresh or (last and _count(fresh)):
-                kept = np.unique(np.concatenate([kept, *fresh]), axis=0)
-                weight, offset = _fit(positives, kept, settings, seed)
-                # Easy ones go, or the cache would become all of them.
-                kept = kept[kept @ weight + offset > settings.easy]
+                cached = np.unique(np.concatenate([cached, *fresh]), axis=0)
+                weight, offset = _fit(positives, cached, settings, seed)
+                # Without easy ones, or all negatives would be cached in the end.
+                cached = cached[cached @ weight + offset > settings.easy]
                 fresh = []
-        log.debug("%s: round %d, %d positives, %d negatives kept", name, turn + 1, len(positives), len(kept))
+        log.debug("%s: round %d, %d positives, %d negatives cached", name, turn + 1, len(positives), len(cached))
     return (weight * scale).astype(np.float32), float(offset)
 
 
@@ -84,7 +85,7 @@ def _count(parts: Sequence[np.ndarray]) -> int:
 def _fit(positives: np.ndarray, negatives: np.ndarray, settings: SvmSettings, seed: int) -> tuple[np.ndarray, float]:
     if not len(negatives):
         return np.zeros(positives.shape[1]), 0.0
-    machine = linear_svc()(
+    svm = linear_svc()(
         C=settings.c,
         loss="hinge",
         class_weight={1: settings.positive_weight},
@@ -93,9 +94,9 @@ def _fit(positives: np.ndarray, negatives: np.ndarray, settings: SvmSettings, se
         max_iter=5000,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hinge losses end a hair's breadth from the optimum
-        machine.fit(np.concatenate([positives, negatives]), np.repeat([1, 0], [len(positives), len(negatives)]))
-    return machine.coef_[0], float(machine.intercept_[0])
+        warnings.simplefilter("ignore")  # liblinear reports a hinge loss that stops just before its tolerance
+        svm.fit(np.concatenate([positives, negatives]), np.repeat([1, 0], [len(positives), len(negatives)]))
+    return svm.coef_[0], float(svm.intercept_[0])
 
 
 def linear_svc() -> Any:

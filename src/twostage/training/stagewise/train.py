@@ -1,7 +1,8 @@
-"""R-CNN and SPPnet from a pretrained network to a detector, and that network before them."""
+"""R-CNN and SPPnet from a pretrained network to a detector, and the pretraining of that network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,23 +11,24 @@ from torch import Tensor, nn
 from twostage.data.dataset import Dataset
 from twostage.data.proposals import ProposalSet
 from twostage.data.randomness import generator
-from twostage.models.stagewise.detector import Stagewise
-from twostage.models.stagewise.nets import PyramidNet, WindowNet
-from twostage.training.stagewise.fit import FitSettings, fit_stages
-from twostage.training.stagewise.regions import Kept, Regions, pictures_of, regions_of
+from twostage.models.rcnn import WarpedRegions
+from twostage.models.regions.pooling import Maps, RegionFeatures
+from twostage.models.stagewise import SVMHead
+from twostage.models.two_stage import TwoStage
+from twostage.training.stagewise.fit import FitSettings, batch_of, fit_stages
+from twostage.training.stagewise.regions import Cache, Regions, images_of, regions_of
 from twostage.training.stagewise.tune import TuneSettings, tune
 
 AfterImage = Callable[[int, int], None]
-Make = Callable[[nn.Module], Stagewise]
 
 
 def silent(done: int, all: int) -> None:
-    """Tells nobody."""
+    """No progress is shown."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How many proposals of an image are looked at, and how many images, drawn with `seed`, teach the SVMs."""
+    """The number of images that SVMs and regressors are fitted to, drawn with `seed`, and of proposals per image."""
 
     images: int = 200
     windows: int = 300
@@ -38,105 +40,118 @@ class Bounds:
         return sorted(some.tolist())
 
 
-def pretrain(net: WindowNet, make: Make, dataset: Dataset, settings: TuneSettings) -> int:
-    """Let a network tell crops of the ground truth and background apart; the number of steps.
+def pretrain(model: TwoStage, dataset: Dataset, settings: TuneSettings) -> int:
+    """Train R-CNN's network as a classifier of crops and background; returns the number of steps.
 
-    Its windows are the objects, moved and scaled a little, and windows of the objects' sizes anywhere.
+    The crops are the objects, moved and scaled a little, and windows of the objects' sizes anywhere.
     """
     of_images = crops(dataset, settings.seed)
     regions = [regions_of(dataset, i, of_images, len(of_images.boxes)) for i in range(len(dataset))]
-    return _tune_windows(net, make(net), pictures_of(dataset), regions, settings)
+    return _tune_windows(model, images_of(dataset), regions, settings)
 
 
 def train_rcnn(
-    net: WindowNet,
-    make: Make,
+    model: TwoStage,
     dataset: Dataset,
     proposals: ProposalSet,
     bounds: Bounds,
     tuning: TuneSettings,
     fitting: FitSettings,
     after_image: AfterImage = silent,
-) -> Stagewise:
-    """R-CNN: the whole network is tuned on windows of all images; vectors of some teach SVMs and regressors."""
-    model, pictures = make(net), pictures_of(dataset)
+) -> None:
+    """R-CNN: fine-tune the whole network on windows of all images; fit SVMs and regressors to vectors of some."""
+    images = images_of(dataset)
     regions = [regions_of(dataset, i, proposals, bounds.windows) for i in range(len(dataset))]
-    _tune_windows(net, model, pictures, regions, tuning)
-    fit_some(model, dataset, pictures, regions, bounds, fitting, after_image)
-    return model
+    _tune_windows(model, images, regions, tuning)
+    fit_some(model, dataset, images, regions, bounds, fitting, after_image)
 
 
 def train_sppnet(
-    net: PyramidNet,
-    make: Make,
+    model: TwoStage,
     dataset: Dataset,
     proposals: ProposalSet,
     bounds: Bounds,
     tuning: TuneSettings,
     fitting: FitSettings,
     after_image: AfterImage = silent,
-) -> Stagewise:
-    """SPPnet: only fc6, fc7 and the classifier are tuned, on regions pooled from fixed maps; then as R-CNN."""
-    model, pictures = make(net), pictures_of(dataset)
+) -> None:
+    """SPPnet: fine-tune fc6, fc7 and the classifier alone, on regions pooled from fixed maps; then as R-CNN."""
+    images, head = images_of(dataset), cast(SVMHead, model.head)
     regions = [regions_of(dataset, i, proposals, bounds.windows) for i in range(len(dataset))]
-    net.eval()
+    model.eval()
 
     @torch.no_grad()
-    def maps(key: int) -> list[Tensor]:
+    def maps(key: int) -> Maps:
         """Of an image, or, where the key is odd, of its mirror image."""
-        image = model.normalised(pictures[key // 2])
-        return net.maps(image.flip(2) if key % 2 else image)
+        batch = batch_of(model, images[key // 2])
+        return model.features(replace(batch, images=batch.images.flip(3)) if key % 2 else batch)
 
-    kept = Kept(maps, lambda found: sum(4 * x.numel() for x in found))
+    cached = Cache(maps, lambda levels: sum(4 * x.numel() for x in levels))
 
     @torch.no_grad()
     def pooled(index: int, boxes: Tensor, mirrored: bool) -> Tensor:
-        """Float[p d]: the pyramids of an image's regions."""
-        height, width = pictures[index].shape[1:]
+        """Float[p c b 1]: the pyramids of regions of an image."""
+        features = RegionFeatures(cached[2 * index + mirrored])
+        width = features.maps[0].shape[3]
         if mirrored:
             boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
-        return net.pooled(kept[2 * index + mirrored], min(height, width), boxes)
+        return head.regions(features, boxes.to(features.maps[0].device)[None])[0]
 
-    head = nn.Sequential(net.body, net.classes).train()
-    tune(head, list(head.parameters()), pooled, regions, replace(tuning, negative=(0.1, 0.5)))
-    fit_some(model, dataset, pictures, regions, bounds, fitting, after_image)
-    return model
+    head.body.train()
+    learned = [*head.body.parameters(), *head.classes.parameters()]
+    tune(_Classifier(head, nn.Identity()), learned, pooled, regions, replace(tuning, negative=(0.1, 0.5)))
+    fit_some(model, dataset, images, regions, bounds, fitting, after_image)
 
 
 def fit_some(
-    model: Stagewise,
+    model: TwoStage,
     dataset: Dataset,
-    pictures: Kept[Tensor],
+    images: Cache[Tensor],
     regions: Sequence[Regions],
     bounds: Bounds,
     fitting: FitSettings,
     after_image: AfterImage = silent,
 ) -> None:
-    """Fill a model's SVMs and regressors from some of a data set's images."""
-    images = bounds.of(dataset)
-    some = Kept(lambda place: pictures[images[place]], lambda image: image.numel(), held=0)
-    fit_stages(model.eval(), some, [regions[i] for i in images], dataset.names, fitting, after_image)
+    """Fit a model's SVMs and regressors to some of the images of a data set."""
+    chosen = bounds.of(dataset)
+    some = Cache(lambda place: images[chosen[place]], Tensor.numel, limit=0)
+    fit_stages(model.eval(), some, [regions[i] for i in chosen], dataset.names, fitting, after_image)
 
 
-def _tune_windows(
-    net: WindowNet, model: Stagewise, pictures: Kept[Tensor], regions: Sequence[Regions], settings: TuneSettings
-) -> int:
-    """Let a whole network tell windows apart."""
+class _Classifier(nn.Module):
+    """From windows, or from pooled regions, to K + 1 logits."""
+
+    def __init__(self, head: SVMHead, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.head = head
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head.classes(self.head.body(self.pool(x)[None]))[0]
+
+
+def _tune_windows(model: TwoStage, images: Cache[Tensor], regions: Sequence[Regions], settings: TuneSettings) -> int:
+    """Train R-CNN's whole network as a classifier of windows."""
+    head = cast(SVMHead, model.head)
+    warped = cast(WarpedRegions, head.regions)
 
     def windows(index: int, boxes: Tensor, mirrored: bool) -> Tensor:
-        """Float[p 3 s s]: the windows of an image's regions."""
-        found = net.windows(model.normalised(pictures[index]), boxes)
-        return found.flip(3) if mirrored else found
+        """Float[p 3 s s]: the windows of regions of an image."""
+        (image,) = model.normalize(batch_of(model, images[index]))
+        some = warped.windows(image, boxes.to(image.device))
+        return some.flip(3) if mirrored else some
 
-    return tune(net.train(), list(net.parameters()), windows, regions, settings)
+    model.train()
+    learned = [*warped.parameters(), *head.body.parameters(), *head.classes.parameters()]
+    return tune(_Classifier(head, warped.pool), learned, windows, regions, settings)
 
 
 def crops(dataset: Dataset, seed: int, copies: int = 4, others: int = 40) -> ProposalSet:
-    """For each image its objects moved and scaled by up to a sixth, and windows of all objects' sizes anywhere."""
+    """Per image its objects moved and scaled by up to a sixth, and windows of the sizes of all objects anywhere."""
     sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
 
     def of_image(index: int) -> tuple[np.ndarray, np.ndarray]:
-        """An image's boxes; as scores they have none, zeros."""
+        """The boxes of an image, and scores of 0."""
         rng = generator(seed, 7, index)
         height, width = dataset.sizes[index].tolist()
         own = dataset.objects(index).boxes.repeat(copies, axis=0)

@@ -1,4 +1,4 @@
-"""A network as a classifier of regions: what R-CNN and SPPnet are tuned as, and what a backbone is first trained as.
+"""Training a network as a classifier of regions: the backbone's pretraining, R-CNN's and SPPnet's fine-tuning.
 
 (R-CNN, section 2.3 and appendix B; SPPnet, section 4.2.)
 """
@@ -23,17 +23,17 @@ from twostage.training.stagewise.regions import Regions
 log = logging.getLogger("twostage.lineage")
 
 Inputs = Callable[[int, Tensor, bool], Tensor]
-"""What the network is given of an image's regions: its index, boxes Float[p 4], and whether it is mirrored."""
+"""The input of the classifier for regions of an image: its index, boxes Float[p 4], and whether it is mirrored."""
 
 
 @dataclass(frozen=True)
 class TuneSettings:
     """R-CNN's batch of 32 positive windows (IoU from `positive`) and 96 others (IoU in [low, high) of `negative`).
 
-    The paper draws each window from any image; here a step's windows are drawn from `images` images, which lets a
-    decoded picture serve several of them; half of them are mirrored. `minutes` end the tuning, or `steps` where they
-    are given. The optimizer is AdamW with a rate that falls to 0 as a cosine, for nets that begin small and know
-    little; the papers' SGD at 0.001 suits nets of ImageNet alone.
+    The paper draws each window from any image; here the windows of a step are from `images` images, so that one decoded
+    image serves several of them; half of the images are mirrored. Training ends after `steps`, or after `minutes` where
+    they are None. The optimizer is AdamW with a cosine schedule, for small networks trained from scratch; the papers'
+    SGD at 0.001 suits networks pretrained on ImageNet.
     """
 
     minutes: float = 1.0
@@ -49,27 +49,27 @@ class TuneSettings:
 
 
 def tune(
-    learner: nn.Module,
+    classifier: nn.Module,
     parameters: Sequence[nn.Parameter],
     inputs: Inputs,
     regions: Sequence[Regions],
     settings: TuneSettings,
 ) -> int:
-    """Let `learner`, which turns `inputs` into K + 1 logits, tell classes and background apart; the number of steps.
+    """Train `classifier`, from `inputs` to K + 1 logits, with cross-entropy; returns the number of steps.
 
-    The learner's mode is the caller's. Raises DataError where no image has a positive window, TwostageError when the
-    loss is no number any more.
+    The caller sets its mode. Raises DataError where no image has a positive region, TwostageError when the loss is not
+    finite.
     """
     positives = [np.flatnonzero(r.best >= settings.positive) for r in regions]
     low, high = settings.negative
     negatives = [np.flatnonzero((r.best >= low) & (r.best < high)) for r in regions]
     with_objects = np.array([i for i, rows in enumerate(positives) if len(rows)], dtype=np.int64)
     if not len(with_objects):
-        raise DataError("No image has an object to learn from: there is nothing to tell apart.")
+        raise DataError("No image has an object to learn from. Give images with annotated objects of the classes.")
     optimizer = AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=_fused(parameters))
     device = parameters[0].device
     precision = "bf16" if has_bf16(device) else "fp32"
-    begun, step, share, last = time.perf_counter(), 0, 0.0, 0.0
+    started, step, share, last = time.perf_counter(), 0, 0.0, 0.0
     while share < 1:
         for group in optimizer.param_groups:
             warmup = min(1.0, (step + 1) / 20)
@@ -87,20 +87,20 @@ def tune(
             )
             parts.append(inputs(index, torch.from_numpy(regions[index].boxes[rows]), bool(rng.random() < 0.5)))
             labels.append(labels_of(regions[index], rows, settings.positive))
-        batch, goal = torch.cat(parts), torch.from_numpy(np.concatenate(labels))
+        batch, targets = torch.cat(parts), torch.from_numpy(np.concatenate(labels))
         with arithmetic(batch.device, precision):
-            logits = learner(batch)
-        loss = cross_entropy(logits.float(), goal.to(batch.device))
+            logits = classifier(batch)
+        loss = cross_entropy(logits.float(), targets.to(batch.device))
         last = float(loss.detach())
         if not math.isfinite(last):
-            raise TwostageError(f"Tuning yields no numbers any more at step {step}: the loss is {last}.")
+            raise TwostageError(f"Fine-tuning stopped at step {step}: the loss is not finite ({last}).")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
         step += 1
-        share = step / settings.steps if settings.steps else (time.perf_counter() - begun) / (60 * settings.minutes)
-    log.info("tuned for %d steps: the last loss is %.3f", step, last)
+        share = step / settings.steps if settings.steps else (time.perf_counter() - started) / (60 * settings.minutes)
+    log.info("fine-tuned for %d steps: the last loss is %.3f", step, last)
     return step
 
 
@@ -112,7 +112,7 @@ def labels_of(regions: Regions, rows: np.ndarray, positive: float) -> np.ndarray
 
 
 def _some(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """At most `count` of them."""
+    """At most `count` of the rows, drawn."""
     return rows if len(rows) <= count else rng.choice(rows, count, replace=False)
 
 
