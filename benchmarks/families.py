@@ -94,7 +94,7 @@ def run_peer(data: Path, minutes: float, seed: int) -> dict[str, Any]:
     precision = "bf16" if has_bf16(CPU) else "fp32"
     learn, test = (open_dataset(data, split=split) for split in ("train", "val"))
     model = build_peer(len(test.names), SIZE, seed, masks=True)
-    resize = Detector.build("mask_rcnn_tiny_fpn", test.names, size=SIZE).model.fields.resizing
+    resize = Detector.build("mask_rcnn_tiny_fpn", test.names, size=SIZE).model.config.image.resizing
     steps: list[int] = []
     memory = peak_memory(
         CPU,
