@@ -112,7 +112,7 @@ def test_a_small_model_learns_half_boxes(
     torch.manual_seed(0)
     model = build(f"{kind}_tiny_fpn", 3, rpn_keep_train=20, region_batch=16).train()
     batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
-    optimizer = torch.optim.Adam(model.head.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.head.parameters(), lr=1e-3)  # 3e-3 is unstable: single losses rise fourfold
     first = None
     for _ in range(25):
         losses = model(batch, targets)
