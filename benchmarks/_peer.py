@@ -24,8 +24,8 @@ from twostage.data.loader import Loaded, evaluation_batches, training_batches
 from twostage.data.resize import Resize
 from twostage.device import arithmetic
 from twostage.evaluation.results import Accumulator, Results
-from twostage.ops.masks import encode
-from twostage.ops.paste import pasted
+from twostage.ops.masks import decode, encode
+from twostage.ops.paste import paste
 from twostage.training.schedule import steps_in
 
 WIDTHS = (32, 64, 128, 256)
@@ -110,7 +110,7 @@ def peer_inputs(loaded: Loaded) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         targets.append({"boxes": loaded.targets.boxes[i][valid], "labels": loaded.targets.labels[i][valid] + 1})
         if loaded.targets.masks is not None:
             frames, cells = (value[i][valid].numpy() for value in loaded.targets.masks)
-            pixels = pasted(cells.astype(np.float32) / 255, frames, height, width)
+            pixels = decode(paste(cells.astype(np.float32) / 255, frames, height, width)).reshape(-1, height, width)
             targets[-1]["masks"] = torch.from_numpy(pixels).to(torch.uint8)
     return images, targets
 

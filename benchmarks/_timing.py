@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from twostage.environment import processor_flags
+from twostage.environment import cpu_flags
 from twostage.inference.timing import Times
 from twostage.inference.timing import interleaved as compare
 
@@ -37,7 +37,7 @@ def hardware() -> str:
 
     return (
         f"{date.today().isoformat()}, {_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
-        f"{' '.join(processor_flags())}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"{' '.join(cpu_flags())}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"Python {platform.python_version()}"
     )
 

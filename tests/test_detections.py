@@ -1,6 +1,8 @@
 """Detections: what they hold, how they are cut, converted, drawn and saved."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 import types
@@ -41,27 +43,40 @@ def test_holding_reading_and_drawing_names_need_no_torch():
 
 
 def test_the_fields_by_all_their_names():
-    found = make()
-    assert len(found) == 3
-    assert found.labels == ["cat", "bird", "cat"]
-    assert found.xyxy is found.boxes
-    assert found.confidence is found.scores
-    assert found.class_id is found.class_ids
-    assert found.xywh[0].tolist() == [10, 20, 40, 40]
-    assert found.cxcywh[0].tolist() == [30, 40, 40, 40]
-    np.testing.assert_allclose(found.xyxyn[0], [0.1, 0.25, 0.5, 0.75])
-    assert found.xywh.dtype == found.cxcywh.dtype == found.xyxyn.dtype == np.float32
+    detections = make()
+    assert len(detections) == 3
+    assert detections.labels == ["cat", "bird", "cat"]
+    assert detections.xyxy is detections.boxes
+    assert detections.confidence is detections.scores
+    assert detections.class_id is detections.class_ids
+    assert detections.xywh[0].tolist() == [10, 20, 40, 40]
+    assert detections.cxcywh[0].tolist() == [30, 40, 40, 40]
+    np.testing.assert_allclose(detections.xyxyn[0], [0.1, 0.25, 0.5, 0.75])
+    assert detections.xywh.dtype == detections.cxcywh.dtype == detections.xyxyn.dtype == np.float32
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_hold_the_same_and_share_no_memory(copied):
+    fields = {"masks": [rle()] * 3, "proposals": np.array([7, 8, 9]), "image": np.ones((80, 100, 3), np.uint8)}
+    detections = make(**fields, path="a.jpg")
+    other = copied(detections)
+    assert repr(other) == repr(detections)
+    for name, value in vars(detections).items():
+        np.testing.assert_array_equal(getattr(other, name), value)
+        if isinstance(value, np.ndarray):
+            assert not np.shares_memory(getattr(other, name), value)
+    assert [d.label for d in other[1:]] == detections.labels[1:]
 
 
 def test_one_by_number_and_by_iteration():
-    found = make(masks=[rle()] * 3, proposals=np.array([7, 8, 9]))
-    assert [d.label for d in found] == found.labels
-    last = found[-1]
-    assert (last.label, last.class_id, last.proposal, last.mask) == ("cat", 0, 9, found.masks[2])
+    detections = make(masks=[rle()] * 3, proposals=np.array([7, 8, 9]))
+    assert [d.label for d in detections] == detections.labels
+    last = detections[-1]
+    assert (last.label, last.class_id, last.proposal, last.mask) == ("cat", 0, 9, detections.masks[2])
     assert last.score == pytest.approx(0.123456789)
-    assert last.box.tolist() == found.boxes[2].tolist()
+    assert last.box.tolist() == detections.boxes[2].tolist()
     with pytest.raises(IndexError):
-        found[3]
+        detections[3]
 
 
 @pytest.mark.parametrize(
@@ -78,26 +93,26 @@ def test_one_by_number_and_by_iteration():
     ],
 )
 def test_parts_keep_everything_together(index, kept):
-    found = make(masks=[rle(columns=slice(k, 50)) for k in range(3)], proposals=np.array([7, 8, 9]), path="a.jpg")
-    part = found[index]
+    detections = make(masks=[rle(columns=slice(k, 50)) for k in range(3)], proposals=np.array([7, 8, 9]), path="a.jpg")
+    part = detections[index]
     assert isinstance(part, Detections)
     for name in ("boxes", "scores", "class_ids", "proposals"):
-        assert getattr(part, name).tolist() == getattr(found, name)[kept].tolist()
-    assert part.masks == [found.masks[k] for k in kept]
-    assert (part.names, part.size, part.path) == (found.names, found.size, found.path)
+        assert getattr(part, name).tolist() == getattr(detections, name)[kept].tolist()
+    assert part.masks == [detections.masks[k] for k in kept]
+    assert (part.names, part.size, part.path) == (detections.names, detections.size, detections.path)
 
 
 def test_filter_by_confidence_and_classes():
-    found = make()
-    assert found.filter(conf=0.5).labels == ["cat", "bird"]
-    assert found.filter(conf=float(found.scores[1])).labels == ["cat", "bird"]
-    assert found.filter(classes=["cat"]).scores.tolist() == found.scores[[0, 2]].tolist()
-    assert found.filter(classes="bird").labels == found.filter(classes=[2]).labels == ["bird"]
-    assert len(found.filter(classes=["dog"])) == len(found.filter(classes=[])) == 0
+    detections = make()
+    assert detections.filter(conf=0.5).labels == ["cat", "bird"]
+    assert detections.filter(conf=float(detections.scores[1])).labels == ["cat", "bird"]
+    assert detections.filter(classes=["cat"]).scores.tolist() == detections.scores[[0, 2]].tolist()
+    assert detections.filter(classes="bird").labels == detections.filter(classes=[2]).labels == ["bird"]
+    assert len(detections.filter(classes=["dog"])) == len(detections.filter(classes=[])) == 0
     with pytest.raises(UsageError, match="Did you mean 'bird'"):
-        found.filter(classes=["brid"])
+        detections.filter(classes=["brid"])
     with pytest.raises(UsageError, match=r"0\.\.2"):
-        found.filter(classes=[3])
+        detections.filter(classes=[3])
 
 
 @pytest.mark.parametrize(
@@ -112,16 +127,16 @@ def test_filter_by_confidence_and_classes():
 def test_fields_that_do_not_fit_are_refused(fields, words):
     values = {k: getattr(make(), k) for k in ("boxes", "scores", "class_ids", "names", "size")}
     # Object by object, because the suite's shape checks would be the first to refuse.
-    found = object.__new__(Detections)
+    detections = object.__new__(Detections)
     for name, value in {**values, "masks": None, "proposals": None, **fields}.items():
-        object.__setattr__(found, name, value)
+        object.__setattr__(detections, name, value)
     with pytest.raises(UsageError, match=words):
-        found.__post_init__()
+        detections.__post_init__()
 
 
 def test_to_dict_is_predicts_json():
-    found = make(path="photos/a.jpg").to_dict()
-    assert found == {
+    detections = make(path="photos/a.jpg").to_dict()
+    assert detections == {
         "path": "photos/a.jpg",
         "width": 100,
         "height": 80,
@@ -131,15 +146,15 @@ def test_to_dict_is_predicts_json():
             {"label": "cat", "class_id": 0, "score": 0.123457, "box": [30.25, 40.5, 31.125, 70.0]},
         ],
     }
-    assert json.loads(make(path="photos/a.jpg").to_json()) == found
+    assert json.loads(make(path="photos/a.jpg").to_json()) == detections
     assert make(0).to_dict() == {"path": None, "width": 100, "height": 80, "detections": []}
 
 
 def test_masks_in_json_are_plain_run_lengths():
-    (found,) = make(1, masks=[rle()]).to_dict()["detections"]
-    assert found["mask"] == {"size": [80, 100], "counts": rle()["counts"].decode()}
-    assert json.dumps(found)
-    assert coco_mask.decode(found["mask"]).sum() == 1600
+    (detections,) = make(1, masks=[rle()]).to_dict()["detections"]
+    assert detections["mask"] == {"size": [80, 100], "counts": rle()["counts"].decode()}
+    assert json.dumps(detections)
+    assert coco_mask.decode(detections["mask"]).sum() == 1600
 
 
 def test_to_coco_writes_ids_of_the_file():
@@ -175,38 +190,38 @@ def test_to_voc_counts_pixels_from_one_and_stays_inside():
 def test_what_voc_writes_is_read_back(tmp_path):
     from twostage.data.recognise import open_dataset
 
-    found = make(2, image=np.zeros((80, 100, 3), np.uint8))
+    detections = make(2, image=np.zeros((80, 100, 3), np.uint8))
     for folder in ("train",):
         (tmp_path / folder).mkdir()
-        Image.fromarray(found.image).save(tmp_path / folder / "a.png")
-        Detections(**{**vars(found), "path": "a.png"}).save(tmp_path / folder / "a.xml")
+        Image.fromarray(detections.image).save(tmp_path / folder / "a.png")
+        Detections(**{**vars(detections), "path": "a.png"}).save(tmp_path / folder / "a.xml")
     dataset = open_dataset(tmp_path, split="train", voc_offset="1")
-    assert dataset.boxes.tolist() == found.boxes.tolist()
-    assert [dataset.names[k] for k in dataset.labels] == found.labels
+    assert dataset.boxes.tolist() == detections.boxes.tolist()
+    assert [dataset.names[k] for k in dataset.labels] == detections.labels
 
 
 def test_saves_by_suffix(tmp_path):
-    found = make(image=np.full((80, 100, 3), 90, np.uint8), path="a.jpg")
+    detections = make(image=np.full((80, 100, 3), 90, np.uint8), path="a.jpg")
     for suffix, kind in ((".jpg", "JPEG"), (".PNG", "PNG"), (".webp", "WEBP")):
-        found.save(tmp_path / "deep" / f"out{suffix}")
+        detections.save(tmp_path / "deep" / f"out{suffix}")
         with Image.open(tmp_path / "deep" / f"out{suffix}") as image:
             assert (image.format, image.size) == (kind, (100, 80))
-    found.save(str(tmp_path / "out.json"))
-    assert json.loads((tmp_path / "out.json").read_text()) == found.to_dict()
-    found.save(tmp_path / "out.xml")
-    assert (tmp_path / "out.xml").read_text() == found.to_voc()
+    detections.save(str(tmp_path / "out.json"))
+    assert json.loads((tmp_path / "out.json").read_text()) == detections.to_dict()
+    detections.save(tmp_path / "out.xml")
+    assert (tmp_path / "out.xml").read_text() == detections.to_voc()
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
 def test_what_cannot_be_saved_says_why(tmp_path):
-    found = make(image=np.zeros((80, 100, 3), np.uint8))
+    detections = make(image=np.zeros((80, 100, 3), np.uint8))
     for name in ("out.docx", "out"):
         with pytest.raises(UsageError, match=r"\.jpg, \.png"):
-            found.save(tmp_path / name)
+            detections.save(tmp_path / name)
     (tmp_path / "file").write_text("")
     with pytest.raises(TwostageError, match="cannot be written"):
-        found.save(tmp_path / "file" / "out.jpg")
-    with pytest.raises(UsageError, match="no picture"):
+        detections.save(tmp_path / "file" / "out.jpg")
+    with pytest.raises(UsageError, match="no image to draw on"):
         make().save(tmp_path / "out.jpg")
 
 
@@ -266,10 +281,10 @@ def test_to_supervision_hands_over_the_arrays(monkeypatch):
     fake = types.ModuleType("supervision")
     fake.Detections = lambda **fields: fields
     monkeypatch.setitem(sys.modules, "supervision", fake)
-    found = make(masks=[rle()] * 3)
-    fields = found.to_supervision()
-    assert fields["xyxy"] is found.boxes
-    assert fields["data"]["class_name"].tolist() == found.labels
+    detections = make(masks=[rle()] * 3)
+    fields = detections.to_supervision()
+    assert fields["xyxy"] is detections.boxes
+    assert fields["data"]["class_name"].tolist() == detections.labels
     assert fields["mask"].shape == (3, 80, 100)
     assert fields["mask"].dtype == bool
     assert make(0, masks=[]).to_supervision()["mask"].shape == (0, 80, 100)

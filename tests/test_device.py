@@ -14,7 +14,7 @@ from twostage.device import has_bf16
 def test_bf16_is_of_the_processor_where_its_flags_say_so(
     monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: bool
 ) -> None:
-    monkeypatch.setattr(device, "processor_flags", lambda: flags)
+    monkeypatch.setattr(device, "cpu_flags", lambda: flags)
     assert has_bf16(torch.device("cpu")) == (expected and torch.backends.mkldnn.is_available())
 
 

@@ -67,20 +67,20 @@ def test_a_wrong_byte_is_refused(server: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_not_asked_for_again(server: Any, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"HTTP 404.*or fetch it by hand and put it at"):
+    with pytest.raises(MissingError, match=r"HTTP 404.*or download it by hand and put it at"):
         download(server.url("a.pth"), tmp_path / "a.pth", DIGITS)
     assert len(server.asked) == 1
 
 
 def test_no_network(server: Any, tmp_path: Path) -> None:
     address = server.address.rpartition(":")[0] + ":9"  # nobody listens there
-    with pytest.raises(MissingError, match=r"cannot be fetched .*refused.*put it at"):
+    with pytest.raises(MissingError, match=r"cannot be downloaded .*refused.*put it at"):
         download(f"{address}/a.pth", tmp_path / "a.pth", DIGITS)
 
 
 def test_a_server_that_gives_nothing_is_left(server: Any, tmp_path: Path) -> None:
     server.files["a.pth"], server.breaks = CONTENT, [0] * 10
-    with pytest.raises(MissingError, match="cannot be fetched"):
+    with pytest.raises(MissingError, match="cannot be downloaded"):
         download(server.url("a.pth"), tmp_path / "a.pth", DIGITS)
     assert len(server.asked) == 3
 

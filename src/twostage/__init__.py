@@ -11,14 +11,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from twostage.data.dataset import Dataset
     from twostage.detections import Detections
     from twostage.detector import Detector
     from twostage.training import train
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "Detector", "__version__", "train"]
+__all__ = ["Dataset", "Detections", "Detector", "__version__", "train"]
 
-_HOMES = {"Detections": "twostage.detections", "Detector": "twostage.detector", "train": "twostage.training"}
+_HOMES = {
+    "Dataset": "twostage.data.dataset",
+    "Detections": "twostage.detections",
+    "Detector": "twostage.detector",
+    "train": "twostage.training",
+}
 
 
 def __getattr__(name: str) -> Any:

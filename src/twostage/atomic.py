@@ -1,4 +1,4 @@
-"""Files that are complete or not there at all: written beside their place, then renamed into it."""
+"""Atomic file writes: a temporary file beside the target, renamed to it when it is complete."""
 
 import os
 import re
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from twostage.errors import TwostageError
 
-_BESIDE = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as mkstemp makes them below; nobody's own file looks so
+_BESIDE = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the temporary files made below; no user's file is named so
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step as far as anyone can see.
+    """Write a file atomically; missing folders are made.
 
-    Raises TwostageError naming the path and the system's reason (no space, no permission); an older file stays.
+    Raises TwostageError with the path and the system's reason (no space, no permission); the old file then stays.
     """
     beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Only the beginning of the name: the system limits its length, and the random part comes on top.
+        # Only the start of the name: the system limits its length, and the random part is added.
         handle, beside = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -40,7 +40,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed have left beside their files, in a folder and those within."""
+    """Remove temporary files that killed processes left in a folder and its subfolders."""
     for path in folder.rglob(".*"):
         if _BESIDE.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What a prediction is: the objects found in one picture, and how they are drawn, saved and converted.
+"""Detections of one image, with methods that draw, save and convert them.
 
-Letters: n objects found, K classes. Only numpy: no torch is needed to hold, read or convert detections.
+Letters: n objects, K classes. Only numpy: detections are created, read and converted without torch.
 """
 
 import base64
@@ -24,11 +24,11 @@ from twostage.errors import DataError, MissingError, UsageError, nearest
 if TYPE_CHECKING:
     from PIL import Image
 
-_NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")  # which file names may hold all the same
+_NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")  # but allowed in file names
 
 
 class Detection(NamedTuple):
-    """One object: what `found[3]` gives and iteration yields; `box` is xyxy pixels, `proposal` its parent's index."""
+    """One object, from `detections[3]` or iteration; `box` is xyxy pixels, `proposal` the index of its proposal."""
 
     label: str
     class_id: int
@@ -40,11 +40,11 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The objects found in one picture, the best score first when a detector made them.
+    """The objects found in one image, from a detector in order of falling score.
 
     `boxes` are xyxy pixels of the upright original image, 0-based with half-open edges; `class_ids` are 0..K-1 and
     index `names`, which holds all K class names; `size` is the image's (height, width). `masks` are COCO RLEs of the
-    whole image. `image` (RGB) is kept only to draw on. `proposals` is the index of the proposal each object came from.
+    whole image. `image` (RGB) is used only by `draw`. `proposals` are the indices of the proposals they came from.
     """
 
     boxes: Float32[np.ndarray, "n 4"]
@@ -62,12 +62,10 @@ class Detections:
         columns = {"scores": self.scores, "class_ids": self.class_ids, "masks": self.masks, "proposals": self.proposals}
         for name, column in columns.items():
             if column is not None and len(column) != n:
-                raise UsageError(f"Detections: {n} boxes but {len(column)} {name}; give one for each box.")
+                raise UsageError(f"Detections: {n} boxes but {len(column)} {name}; give one per box.")
         outside = self.class_ids[(self.class_ids < 0) | (self.class_ids >= len(self.names))]
         if len(outside):
-            raise UsageError(
-                f"Detections: class id {outside[0]} is none of the {len(self.names)} names' ids, from 0 up."
-            )
+            raise UsageError(f"Detections: class id {outside[0]} is not in 0..{len(self.names) - 1}, one per name.")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -81,7 +79,7 @@ class Detections:
     def __getitem__(
         self, index: int | np.integer | slice | np.ndarray | Sequence[int] | Sequence[bool]
     ) -> "Detection | Detections":
-        """`found[3]` is one `Detection`; a slice, a boolean mask or an array of indices gives `Detections`."""
+        """`detections[3]` is one `Detection`; a slice, a boolean mask or an array of indices gives `Detections`."""
         if isinstance(index, int | np.integer) or (isinstance(index, np.ndarray) and index.ndim == 0):
             return self._one(range(len(self))[int(index)])
         if not isinstance(index, slice) and len(index) == 0:
@@ -106,7 +104,7 @@ class Detections:
         return Detection(self.names[class_id], class_id, float(self.scores[i]), self.boxes[i], mask, proposal)
 
     def filter(self, *, conf: float = 0.0, classes: Sequence[str | int] | str | int | None = None) -> "Detections":
-        """Those with a score of at least `conf` and, if given, of one of `classes`: names or ids.
+        """The detections with a score of at least `conf` and, if given, of one of `classes`: names or ids.
 
         Raises UsageError for an unknown class.
         """
@@ -133,17 +131,17 @@ class Detections:
 
     @property
     def xyxy(self) -> Float32[np.ndarray, "n 4"]:
-        """`boxes`, by the name supervision gives them."""
+        """`boxes`, as supervision names them."""
         return self.boxes
 
     @property
     def confidence(self) -> Float32[np.ndarray, " n"]:
-        """`scores`, by the name supervision gives them."""
+        """`scores`, as supervision names them."""
         return self.scores
 
     @property
     def class_id(self) -> Int64[np.ndarray, " n"]:
-        """`class_ids`, by the name supervision gives them."""
+        """`class_ids`, as supervision names them."""
         return self.class_ids
 
     @property
@@ -165,9 +163,9 @@ class Detections:
         return self.boxes / np.array([width, height, width, height], dtype=np.float32)
 
     def draw(self, *, min_side: int = 0) -> "Image.Image":
-        """The picture with boxes, labels, scores and masks on it, enlarged where its shortest side is below `min_side`.
+        """The image with boxes, labels, scores and masks, enlarged if its shortest side is below `min_side`.
 
-        The picture is `image` or read from `path`; raises UsageError where there is neither.
+        It is `image`, or is read from `path`; raises UsageError if both are missing.
         """
         from twostage.drawing import draw_boxes
 
@@ -185,13 +183,13 @@ class Detections:
         if self.image is not None:
             return self.image
         if self.path is None:
-            raise UsageError("These detections hold no picture to draw on: give Detections an `image` or a `path`.")
+            raise UsageError("These detections have no image to draw on: give Detections an `image` or a `path`.")
         from twostage.data.images import read_image
 
         return read_image(self.path)
 
     def save(self, path: str | Path) -> None:
-        """Save by suffix: a drawn picture (.jpg, .png, ...), `.json` (`to_dict`) or `.xml` (VOC)."""
+        """Save by suffix: the drawn image (.jpg, .png, ...), `.json` (`to_dict`) or `.xml` (VOC)."""
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
             atomic.write_text(Path(path), self.to_json())
@@ -203,17 +201,17 @@ class Detections:
             save_picture(self.draw(), path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python, as one image of `predict --json`; boxes are rounded to 0.001 px and scores to 0.000001."""
+        """A dictionary, as one image of `predict --json`; boxes are rounded to 0.001 px and scores to 0.000001."""
         height, width = self.size
-        found = [
+        objects = [
             {"label": label, "class_id": class_id, "score": score, "box": box}
             for label, class_id, score, box in zip(
                 self.labels, self.class_ids.tolist(), _rounded(self.scores, 6), _rounded(self.boxes, 3), strict=True
             )
         ]
         if self.masks is not None:
-            found = [{**d, "mask": _plain_rle(rle)} for d, rle in zip(found, self.masks, strict=True)]
-        return {"path": self.path, "width": int(width), "height": int(height), "detections": found}
+            objects = [{**d, "mask": _plain_rle(rle)} for d, rle in zip(objects, self.masks, strict=True)]
+        return {"path": self.path, "width": int(width), "height": int(height), "detections": objects}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """`to_dict` as JSON text."""
@@ -223,9 +221,7 @@ class Detections:
         """Entries of a COCO results file; `category_ids` gives each class's id in the file, class id + 1 by default."""
         ids = range(1, len(self.names) + 1) if category_ids is None else category_ids
         if len(ids) != len(self.names):
-            raise UsageError(
-                f"to_coco: {len(ids)} category ids for {len(self.names)} classes; give one for each class."
-            )
+            raise UsageError(f"to_coco: {len(ids)} category ids for {len(self.names)} classes; give one per class.")
         rows = [
             {"image_id": int(image_id), "category_id": int(ids[c]), "bbox": box, "score": score}
             for c, box, score in zip(self.class_ids, _rounded(self.xywh, 3), _rounded(self.scores, 6), strict=True)
@@ -235,7 +231,7 @@ class Detections:
         return rows
 
     def to_voc(self) -> str:
-        """The text of a VOC annotation file: whole pixels from 1, the last included; the format has no scores."""
+        """The text of a VOC annotation file: whole pixels from 1, the last one included; the format has no scores."""
         height, width = self.size
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = _NOT_IN_XML.sub("?", Path(self.path).name) if self.path else ""
@@ -251,7 +247,7 @@ class Detections:
         return ElementTree.tostring(root, encoding="unicode") + "\n"
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame, one row an object: path, label, class_id, score, x1, y1, x2, y2."""
+        """A pandas DataFrame, one row per object: path, label, class_id, score, x1, y1, x2, y2."""
         try:
             import pandas
         except ImportError as error:
@@ -261,7 +257,7 @@ class Detections:
         return pandas.DataFrame({**columns, **corners}, index=range(len(self)))
 
     def to_supervision(self) -> Any:
-        """The same as `supervision.Detections`: masks as arrays, names as `data["class_name"]`."""
+        """A `supervision.Detections`: masks as arrays, names as `data["class_name"]`."""
         try:
             import supervision
         except ImportError as error:
@@ -292,12 +288,12 @@ class Detections:
         return f"Detections({where}{width} x {height} px: {what})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: the drawn picture where there is one, and a table of the first twenty objects."""
+        """For notebooks: the drawn image if there is one, and a table of the first twenty objects."""
         parts = [f"<p>{html.escape(repr(self))}</p>"]
         if self.image is not None or (self.path is not None and Path(self.path).is_file()):
             try:
                 parts.append(self._drawn_html())
-            except DataError as error:  # the file may have changed since: the boxes are still worth a look
+            except DataError as error:  # the file may have changed since; the table of boxes is still shown
                 parts.append(f"<p>{html.escape(str(error))}</p>")
         cells = [(d.label, f"{d.score:.3f}", *(f"{v:.1f}" for v in d.box)) for d in self[:20]]
         head = "".join(f"<th>{name}</th>" for name in ("label", "score", "x1", "y1", "x2", "y2"))
@@ -315,7 +311,7 @@ class Detections:
 
 
 def _rounded(values: np.ndarray, digits: int) -> list[Any]:
-    """Plain floats of so many decimals; through float64, else 0.9 of a float32 would read 0.8999999762."""
+    """Python floats of so many decimals; by float64, because a float32 of 0.9 would become 0.8999999762."""
     return list(np.round(values.astype(np.float64), digits).tolist())
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from twostage.data.dataset import Dataset
-from twostage.data.loader import read_picture
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
@@ -290,7 +289,7 @@ class Detector:
     ) -> Accumulator:
         gathered = Accumulator()
         for index in range(processes.rank, len(dataset), processes.world):
-            image = read_picture(dataset, index)
+            image = dataset.image(index)
             one = detect_augmented(self.prepared, image, self.names, postprocess=postprocess, views=views, batch=batch)
             gathered.add(index, one.boxes, one.scores, one.class_ids, one.masks)
         return gathered
@@ -362,7 +361,7 @@ def _required(name: str, value: Any, kind: Any) -> Any:
 
 
 def _path(item: Item) -> str | None:
-    """A video's frames are told apart by their number: `clip.mp4#17`."""
+    """The path of an image; that of a video's frame has its number: `clip.mp4#17`."""
     return item.path if item.frame is None else f"{item.path}#{item.frame}"
 
 

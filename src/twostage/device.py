@@ -1,4 +1,4 @@
-"""Where a model runs, and in which arithmetic."""
+"""The device a model runs on, and its precision."""
 
 import os
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from twostage.environment import processor_flags
+from twostage.environment import cpu_flags
 from twostage.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one, then Apple's, then the processor; else torch's own names.
+    """The torch device of this name; `auto` is CUDA if available, else MPS, else the CPU.
 
-    Raises UsageError for a device that is not there.
+    Raises UsageError for a device that cannot be used.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -24,34 +24,34 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("the meta device has no data")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise UsageError(f"The device {name!r} cannot be used: {reason}. Try 'cpu', or 'auto'.") from None
+        raise UsageError(f"The device {name!r} cannot be used: {reason}. Use 'cpu' or 'auto'.") from None
     return device
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device is built for bf16: Nvidia's since Ampere, x86 processors with AVX-512 BF16 or AMX.
+    """Whether the device has bf16 instructions: Nvidia since Ampere, x86 CPUs with AVX-512 BF16 or AMX.
 
-    Where it is not, bf16 works and is slower than float32: on a Xeon without, 2.4 times in a training step. Processors
-    are known by the list that Linux keeps.
+    Without them bf16 works and is slower than float32: a training step takes 2.4 times as long on a Xeon. The flags of
+    a CPU are read from /proc/cpuinfo.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return torch.backends.mkldnn.is_available() and bool({"avx512_bf16", "amx_bf16"} & set(processor_flags()))
+        return torch.backends.mkldnn.is_available() and bool({"avx512_bf16", "amx_bf16"} & set(cpu_flags()))
     return False
 
 
 def require_precision(device: torch.device, precision: str) -> torch.dtype:
-    """The dtype of a precision. Raises UsageError for an unknown one, and for fp16 on a processor."""
+    """The dtype of a precision. Raises UsageError for an unknown one, and for fp16 on a CPU."""
     if precision not in PRECISIONS:
-        raise UsageError(f"There is no precision {precision!r}. Known: {', '.join(PRECISIONS)}.")
+        raise UsageError(f"Unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}.")
     if precision == "fp16" and device.type == "cpu":
-        raise UsageError("Precision fp16 needs a GPU; a processor has bf16.")
+        raise UsageError("Precision fp16 needs a GPU. Use bf16 on a CPU.")
     return PRECISIONS[precision]
 
 
@@ -66,9 +66,9 @@ def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[o
 
 @contextmanager
 def reproducible(asked: bool) -> Iterator[None]:
-    """Within it torch takes operations that give the same bits every time, and warns of those that have no such form.
+    """Use deterministic algorithms of torch inside, if asked; operations without one only warn.
 
-    Those of a processor do so anyway.
+    Those of the CPU are deterministic anyway.
     """
     if not asked:
         yield

@@ -1,4 +1,4 @@
-"""A file from the network: resumed where it broke off, verified, and complete or not there at all."""
+"""Download a file: interrupted transfers are resumed, the hash is verified, the file appears only when complete."""
 
 import hashlib
 import http.client
@@ -16,22 +16,22 @@ from twostage.errors import DataError, MissingError, TwostageError
 log = logging.getLogger("twostage.download")
 _BLOCK = 1 << 20  # bytes
 _PATIENCE = 30  # seconds without a byte
-_TRIES = 3  # in a row that brought nothing
+_TRIES = 3  # in a row without a new byte
 _PAUSE = 1.0  # seconds between them
-_PASSING = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
+_PASSING = (408, 429, 500, 502, 503, 504)  # status codes worth another try
 
 Show = Callable[[int, int | None], None]
 
 
 def download(url: str, path: Path, sha256: str) -> None:
-    """Fetch `url` to `path`; its SHA-256 must begin with `sha256`. Proxies are those of the environment.
+    """Download `url` to `path`; its SHA-256 must begin with `sha256`. Proxies are those of the environment.
 
-    What broke off is resumed, by a later call too. Raises MissingError that says where to put the file by hand, and
-    TwostageError where it cannot be written.
+    An interrupted download is resumed, by a later call too. Raises MissingError, with the place where to put the file
+    by hand, and TwostageError if it cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
     log.info("Fetching %s", url)
-    by_hand = f"Call again to go on, or fetch it by hand and put it at {path}."
+    by_hand = f"Run again to resume, or download it by hand and put it at {path}."
     failures = 0
     with _bar(path.name) as show:
         while True:
@@ -47,7 +47,7 @@ def download(url: str, path: Path, sha256: str) -> None:
                 reason = str(getattr(error, "reason", None) or error or type(error).__name__)
             failures = 0 if part.exists() and part.stat().st_size > had else failures + 1
             if failures >= _TRIES:
-                raise MissingError(f"{url}: cannot be fetched ({reason}). {by_hand}")
+                raise MissingError(f"{url}: cannot be downloaded ({reason}). {by_hand}")
             time.sleep(_PAUSE)
     try:
         verify(part, sha256)
@@ -58,19 +58,19 @@ def download(url: str, path: Path, sha256: str) -> None:
 
 
 def verify(path: Path, sha256: str) -> None:
-    """Raises DataError where a file's SHA-256 does not begin so."""
+    """Raises DataError if a file's SHA-256 does not begin with `sha256`."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(sha256):
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(sha256):
         size = path.stat().st_size
-        raise DataError(f"{path}: another file ({size} bytes): its SHA-256 is {found}, and should begin with {sha256}.")
+        raise DataError(f"{path}: another file ({size} bytes): its SHA-256 is {digest} and must begin with {sha256}.")
 
 
 def _fetch(url: str, part: Path, had: int, show: Show) -> bool:
-    """Add to what is there what the server has besides; whether that is all."""
+    """Append the rest of the file to `part`, which has `had` bytes; returns whether it is complete."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={had}-"} if had else {})
     try:
-        # Not `urlopen`: it keeps the proxies that the environment named at its first call.
+        # Not `urlopen`: it keeps the proxies of the environment at its first call.
         answer = urllib.request.build_opener().open(request, timeout=_PATIENCE)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -93,7 +93,7 @@ def _fetch(url: str, part: Path, had: int, show: Show) -> bool:
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
-    """The next bytes; a connection that breaks is told apart from a disk that is full."""
+    """The next bytes. A broken connection raises HTTPException, so that it differs from a full disk."""
     try:
         return answer.read(_BLOCK)
     except OSError as error:
@@ -110,7 +110,7 @@ def _written(part: Path) -> Iterator[None]:
 
 @contextmanager
 def _bar(name: str) -> Iterator[Show]:
-    """A function to be called with the bytes that are there and those wanted: a bar on a terminal, else nothing."""
+    """A function to call with the bytes so far and the total: a progress bar on a terminal, else nothing."""
     if not sys.stderr.isatty():
         yield lambda size, total: None
         return

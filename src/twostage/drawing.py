@@ -1,7 +1,7 @@
-"""Boxes, labels and masks on pictures, legible at any size.
+"""Draw boxes, labels and masks on images, legible at any size.
 
-Colours go by class id. The first seven are those of Okabe and Ito (2008), which people with any colour vision tell
-apart; more classes take the same hues darker, then lighter. Lines and letters grow with the picture.
+Colours depend on the class id. The first seven are those of Okabe and Ito (2008), which people with any colour vision
+can distinguish; more classes take the same hues darker, then lighter. Lines and fonts scale with the image.
 """
 
 import io
@@ -31,14 +31,14 @@ _HUES: tuple[Colour, ...] = (
     (0, 114, 178),
 )
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
-# Matplotlib brings a font with accents, Greek and Cyrillic; Pillow's own has none of them. Its import takes too long.
+# Matplotlib's font has accents, Greek and Cyrillic, Pillow's has not. Located without the slow import of matplotlib.
 _LETTERS = Path(getattr(find_spec("matplotlib"), "origin", None) or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
-# Above this share of the picture under labels, they hide more than they tell, and a legend takes their place.
+# If labels cover more than this share of the image, a legend replaces them.
 _CROWDED = 0.25
 
 
 class _Label(NamedTuple):
-    """One label: its text, its place in the picture, its colours."""
+    """One label: its text, its place in the image (x1, y1, x2, y2), its colour."""
 
     text: str
     place: tuple[int, int, int, int]
@@ -46,7 +46,7 @@ class _Label(NamedTuple):
 
 
 def colour_of(class_id: int) -> Colour:
-    """The colour (R, G, B; 0 to 255) of a class: the same in every picture and plot."""
+    """The colour (R, G, B; 0 to 255) of a class: the same in every image and plot."""
     hue = _HUES[class_id % len(_HUES)]
     turn = class_id // len(_HUES) % 3
     if turn == 0:
@@ -66,12 +66,11 @@ def draw_boxes(
     masks: Sequence[Mapping[str, Any]] | None = None,
     min_side: int = 0,
 ) -> Image.Image:
-    """A copy of the picture with one box and one label an object; `boxes` are xyxy pixels, `masks` COCO RLEs.
+    """A copy of the image with one box and one label per object; `boxes` are xyxy pixels, `masks` COCO RLEs.
 
-    `class_ids` choose the colours (else each distinct label has its own). A picture whose shortest side is below
-    `min_side` is enlarged by a whole factor first, so that labels can be read; otherwise its size stays.
-    Labels keep inside the picture and off each other where they can; where they would hide too much of it, a legend
-    that counts the classes takes their place.
+    `class_ids` determine the colours (by default each distinct label has its own). An image whose shortest side is
+    below `min_side` is first enlarged by a whole factor, so that labels can be read. Labels are placed inside the image
+    and apart from each other if possible; if they would cover too much, a legend that counts the classes replaces them.
     """
     picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
     if class_ids is None:
@@ -109,29 +108,35 @@ def draw_boxes(
 def draw_pair(
     image: UInt8[np.ndarray, "h w 3"] | Image.Image,
     truth: tuple[Float[np.ndarray, "g 4"], Int[np.ndarray, " g"]],
-    found: tuple[Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]],
+    detections: tuple[Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]],
     names: Sequence[str],
     *,
     masks: tuple[Sequence[Mapping[str, Any]] | None, Sequence[Mapping[str, Any]] | None] | None = None,
     min_side: int = 384,
 ) -> Image.Image:
     """Ground truth (boxes, class ids) on the left, detections (boxes, class ids, scores) on the right, captioned."""
-    true_masks, found_masks = masks if masks is not None else (None, None)
+    true_masks, drawn_masks = masks if masks is not None else (None, None)
     boxes, class_ids = truth
     left = draw_boxes(
         image, boxes, [names[c] for c in class_ids], class_ids=class_ids, masks=true_masks, min_side=min_side
     )
-    boxes, class_ids, scores = found
+    boxes, class_ids, scores = detections
     right = draw_boxes(
-        image, boxes, [names[c] for c in class_ids], scores, class_ids=class_ids, masks=found_masks, min_side=min_side
+        image,
+        boxes,
+        [names[c] for c in class_ids],
+        scores,
+        class_ids=class_ids,
+        masks=drawn_masks,
+        min_side=min_side,
     )
     return tile([left, right], titles=["ground truth", "found"], columns=2)
 
 
 def tile(pictures: Sequence[Image.Image], *, titles: Sequence[str] | None = None, columns: int = 4) -> Image.Image:
-    """Pictures in rows of `columns` on white, each cell as large as the largest picture, titles above the pictures."""
+    """Images in rows of `columns` on white, each cell as large as the largest image, titles above the images."""
     if not pictures:
-        raise UsageError("No pictures to lay out: give at least one.")
+        raise UsageError("No images to tile: give at least one.")
     gap = 8
     columns = min(columns, len(pictures))
     cell_w, cell_h = max(p.width for p in pictures), max(p.height for p in pictures)
@@ -150,15 +155,15 @@ def tile(pictures: Sequence[Image.Image], *, titles: Sequence[str] | None = None
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Save in the format of the suffix, whole or not at all; missing folders are made.
+    """Save atomically in the format of the suffix; missing folders are made.
 
-    Raises UsageError for a suffix that no picture format has.
+    Raises UsageError for a suffix of no image format.
     """
     path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise UsageError(
-            f"{path}: cannot save a picture as {path.suffix or 'a file without suffix'!r}; use .jpg, .png or .webp."
+            f"{path}: cannot save an image as {path.suffix or 'a file without suffix'!r}; use .jpg, .png or .webp."
         )
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))
@@ -166,12 +171,12 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
 
 
 def line_width(size: tuple[int, int]) -> int:
-    """Pixels of a line in a picture of this (width, height): 2 up to 500 px, then growing with the picture."""
+    """Line width in pixels for an image of this (width, height): 2 up to 500 px, then proportional to the size."""
     return max(2, round(min(size) / 200))
 
 
 def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """The letters for labels in a picture of this (width, height)."""
+    """The font of labels in an image of this (width, height)."""
     return _font(max(11, min(64, round(min(size) / 34))))
 
 
@@ -184,7 +189,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: list[int], colour: Colour, width: int) -> None:
-    """The box in its colour with a thin dark line outside, which keeps it visible on any ground."""
+    """The box in its colour with a thin dark line outside, so that it is visible on any background."""
     x1, y1, x2, y2 = box
     x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)
     draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_BLACK)
@@ -210,10 +215,10 @@ def _place_labels(
     font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> list[_Label]:
-    """Each label at the best of six places around its box, the first of `wanted` first.
+    """Put each label at the best of six places around its box, in the order of `wanted`.
 
-    A place costs what it covers of labels already there and of boxes; a box smaller than the label counts in full, a
-    larger one in proportion. A label that finds no place at least three quarters free of other labels is left off.
+    The cost of a place is the area that it covers of earlier labels and of boxes; a box smaller than the label counts
+    in full, a larger one in proportion. A label without a place that is three quarters free of other labels is omitted.
     """
     boxes = np.array([box for _, box, _ in wanted], dtype=float).reshape(-1, 4)
     areas = (boxes[:, 2:] - boxes[:, :2]).clip(min=1).prod(axis=1)
@@ -221,7 +226,7 @@ def _place_labels(
     for text, (x1, y1, x2, y2), colour in wanted:
         w, h = _label_size(draw, text, font)
         corners = [(x1, y1 - h), (x1, y2), (x2 - w, y1 - h), (x2 - w, y2), (x1, y1), (x1, y2 - h)]
-        # Above the box only where there is room: pushed down by the border it would cover the box's upper edge.
+        # Above the box only if there is room: moved down by the border it would cover the box's upper edge.
         corners = [(x, y) for x, y in corners if y >= 0 and y + h <= size[1]] or [(x1, y1)]
         inside = [(min(max(0, x), max(0, size[0] - w)), min(max(0, y), max(0, size[1] - h))) for x, y in corners]
         places = np.array([(x, y, x + w, y + h) for x, y in inside])
@@ -247,7 +252,7 @@ def _legend(
     font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> list[_Label]:
-    """One line a class with its count, the most frequent first, from the top left corner down."""
+    """One line per class with its count, the most frequent first, from the top left corner down."""
     colour = dict(zip(labels, colours, strict=True))
     counts = sorted(((-labels.count(name), name) for name in colour), key=lambda pair: pair[0])
     placed, y = [], 0
@@ -262,7 +267,7 @@ def _legend(
 
 
 def _blend_masks(picture: Image.Image, masks: Sequence[Mapping[str, Any]], colours: Sequence[Colour]) -> Image.Image:
-    """The masks as veils of 35 % colour over the picture."""
+    """The masks as 35 % of their colour over the image."""
     for rle, colour in zip(masks, colours, strict=True):
         stencil = Image.fromarray(coco_mask.decode(rle) * np.uint8(90)).resize(picture.size, Image.Resampling.NEAREST)
         picture.paste(colour, (0, 0), stencil)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, memory, devices. Kept in every run folder, shown by `twostage env`."""
+"""The environment of a run: versions, CPU, memory, devices. Kept in every run folder, shown by `twostage env`."""
 
 import os
 import platform
@@ -8,14 +8,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# The processor's instructions that decide which precision and which kernels are quick.
+# The CPU's instruction sets that decide which precision and which kernels are fast.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval", "matplotlib", "cyclopts")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processor, memory in GiB, devices, threads and extras, as values JSON holds. Imports torch."""
+    """Versions, CPU, memory in GiB, devices, threads and extras, as JSON values. Imports torch."""
     import torch
 
     from twostage import __version__
@@ -46,48 +46,48 @@ def _version(name: str) -> str | None:
 
 
 def _extras() -> dict[str, bool]:
-    """Which extras of the package have all they need."""
+    """Which extras of the package have all their dependencies installed."""
     try:
         requirements = metadata.requires("twostage") or []
     except metadata.PackageNotFoundError:
         return {}
-    there: dict[str, bool] = {}
+    complete: dict[str, bool] = {}
     for requirement in requirements:
         name = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         if name and extra and name[0] != "twostage":
-            there[extra[1]] = there.get(extra[1], True) and _version(name[0]) is not None
-    return there
+            complete[extra[1]] = complete.get(extra[1], True) and _version(name[0]) is not None
+    return complete
 
 
 def _cpu() -> dict[str, Any]:
     import torch
 
-    model = re.search(r"^model name\s*:\s*(.+)$", _processor_listing(), re.MULTILINE)
+    model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     name = model[1].strip() if model else platform.processor() or platform.machine()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "name": name,
         "cores": usable,
-        "flags": processor_flags(),
+        "flags": cpu_flags(),
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def processor_flags() -> list[str]:
-    """The instructions among `_FLAGS` that the processor lists; none where the system has no such list."""
-    listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _processor_listing(), re.MULTILINE)
+def cpu_flags() -> list[str]:
+    """The instruction sets of `_FLAGS` that /proc/cpuinfo lists; none on systems without that file."""
+    listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     words = set(listed[1].split()) if listed else set()
     return [flag for flag in _FLAGS if flag in words]
 
 
-def _processor_listing() -> str:
+def _cpuinfo() -> str:
     listing = Path("/proc/cpuinfo")
     return listing.read_text(encoding="utf-8", errors="replace") if listing.exists() else ""
 
 
 def _memory() -> float | None:
-    """Memory of the machine in GiB, where the system says it."""
+    """Memory of the machine in GiB; None if the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
@@ -95,13 +95,13 @@ def _memory() -> float | None:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """The accelerators torch sees; without one, the processor is all there is."""
+    """The accelerators that torch finds."""
     import torch
 
-    found: list[dict[str, Any]] = []
+    devices: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found.append(
+        devices.append(
             {
                 "device": f"cuda:{index}",
                 "name": properties.name,
@@ -111,5 +111,5 @@ def _devices() -> list[dict[str, Any]]:
             }
         )
     if torch.backends.mps.is_available():
-        found.append({"device": "mps", "name": platform.processor()})
-    return found
+        devices.append({"device": "mps", "name": platform.processor()})
+    return devices

@@ -1,4 +1,4 @@
-"""The exceptions a user can meet. Every message says what, where, and how to mend it.
+"""The exceptions of the library. Every message says what failed, where, what was expected and how to fix it.
 
 The command line turns each into its exit code (DESIGN, section 4) and prints the message without a traceback.
 """
@@ -15,31 +15,31 @@ class TwostageError(Exception):
 
 
 class UsageError(TwostageError):
-    """The call itself is wrong: an unknown name, a value out of range, options that contradict each other."""
+    """Wrong arguments: an unknown name, a value out of range, options that contradict each other: exit code 2."""
 
     exit_code = 2
 
 
 class DataError(TwostageError):
-    """The data set or an image cannot be used as it stands."""
+    """The data set or an image is not valid: exit code 3."""
 
     exit_code = 3
 
 
 class MissingError(TwostageError):
-    """An optional dependency or a weights file is not there; the message holds the command that brings it."""
+    """An optional dependency or a weights file is missing; the message has the command to get it: exit code 4."""
 
     exit_code = 4
 
 
 class ThresholdError(TwostageError):
-    """A metric fell below what was asked, or an exported model differs from its original."""
+    """A metric is below its threshold, or an exported model differs from its original: exit code 5."""
 
     exit_code = 5
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest known name, or all of them when none is near: `Did you mean 'train'?`."""
+    """A sentence with the most similar known name, or with all if none is similar: `Did you mean 'train'?`."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
@@ -48,6 +48,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value as it stands in a message: its repr, cut where it is long."""
+    """A value for a message: its repr, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""Folders a verb writes into: new ones, so that no earlier result is ever mixed up or lost."""
+"""Output folders of the verbs: always new ones, so that no earlier result is overwritten."""
 
 import glob
 import os
@@ -16,26 +16,25 @@ _PATIENCE = 20  # seconds
 
 
 def cache_folder(name: str) -> Path:
-    """Where what may be fetched or computed again is kept: `name` under $TWOSTAGE_HOME, else
-    $XDG_CACHE_HOME/twostage, else ~/.cache/twostage."""
+    """The cache folder `name` under $TWOSTAGE_HOME, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage."""
     home = os.environ.get("TWOSTAGE_HOME")
     root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "twostage"
     return root.expanduser() / name
 
 
 def made_in_cache(path: Path) -> Path:
-    """The folder, made where there is none. Raises TwostageError where the system refuses."""
+    """Make the folder if it does not exist, and return it. Raises TwostageError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TwostageError(
-            f"{path}: cannot be made ({error.strerror or error}). TWOSTAGE_HOME names another folder."
+            f"{path}: cannot be made ({error.strerror or error}). Set TWOSTAGE_HOME to another folder."
         ) from error
     return path
 
 
 def new_folder(path: Path, flag: str) -> Path:
-    """Make the folder `path`, asked for by `flag`; an empty one may be there. Raises UsageError for any other."""
+    """Make the folder `path`, the value of `flag`. It may exist if it is empty; else raises UsageError."""
     require_new(path, flag)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -45,15 +44,15 @@ def new_folder(path: Path, flag: str) -> Path:
 
 
 def require_new(path: Path, flag: str) -> None:
-    """Raises UsageError where `path` is something else than an empty folder."""
+    """Raises UsageError if `path` exists and is not an empty folder."""
     if path.exists() and not path.is_dir():
-        raise UsageError(f"{flag} {path}: is a file, and must be a folder")
+        raise UsageError(f"{flag} {path}: is a file, not a folder")
     if path.is_dir() and any(path.iterdir()):
-        raise UsageError(f"{flag} {path}: is not empty, and nothing is overwritten: name a new folder")
+        raise UsageError(f"{flag} {path}: is not empty, and nothing is overwritten: choose a new folder")
 
 
 def next_folder(parent: Path, name: str) -> Path:
-    """Make and return the first folder `parent/name-N` that is not there yet, N from 1."""
+    """Make and return the first folder `parent/name-N` that does not exist yet, N from 1."""
     number = 1
     while True:
         path = parent / f"{name}-{number}"
@@ -62,23 +61,23 @@ def next_folder(parent: Path, name: str) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise UsageError(f"{path}: cannot be made ({error.strerror or error}); choose a folder by --out") from error
+            raise UsageError(f"{path}: cannot be made ({error.strerror or error}); use --out") from error
         else:
             return path
 
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Make a folder where there is none, and keep it to this process. Raises UsageError where another one has it.
+    """Make a folder if it does not exist, and lock it for this process. Raises UsageError if another process has it.
 
-    Waits for the children of one that was killed: the system frees its lock when the last of them has noticed.
+    Waits for the child processes of a run that was killed: its lock is free when the last of them has ended.
     """
     path.mkdir(exist_ok=True)
     lock = FileLock(path / "lock", timeout=_PATIENCE)
     try:
         lock.acquire()
     except Timeout:
-        raise UsageError(f"{path}: another run is writing there. Wait for its end, or choose a new folder.") from None
+        raise UsageError(f"{path}: another run is writing there. Wait until it ends, or choose a new folder.") from None
     try:
         yield
     finally:
@@ -87,24 +86,24 @@ def claimed(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(path: Path, flag: str) -> Iterator[Path]:
-    """A folder to fill that becomes `path`, asked for by `flag`, when all went well, and is gone when it did not.
+    """A temporary folder to fill, renamed to `path`, the value of `flag`, on success and removed on failure.
 
-    What writers that were killed have left beside it goes too. Raises UsageError as `new_folder`, and where another
-    process is writing the same folder.
+    Temporary folders that killed processes left beside it are removed too. Raises UsageError as `new_folder`, and if
+    another process is writing the same folder.
     """
     path = path.absolute()
     if path == Path.cwd():
-        raise UsageError(f"{flag} {path}: is the folder you are in: name one that can be put in its place")
+        raise UsageError(f"{flag} {path}: is the folder you are in, which cannot be replaced: choose another one")
     new_folder(path, flag)
     prefix = f".{path.name[:40]}."
     lock = FileLock(path.with_name(f"{prefix}lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UsageError(f"{flag} {path}: another process is writing it. Choose a new folder.") from None
+        raise UsageError(f"{flag} {path}: another process is writing there. Choose a new folder.") from None
     try:
-        for left in path.parent.glob(f"{glob.escape(prefix)}{'[a-z0-9_]' * 8}.part"):
-            shutil.rmtree(left, ignore_errors=True)
+        for stale in path.parent.glob(f"{glob.escape(prefix)}{'[a-z0-9_]' * 8}.part"):
+            shutil.rmtree(stale, ignore_errors=True)
         beside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
         try:
             yield beside

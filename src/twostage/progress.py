@@ -1,4 +1,4 @@
-"""A progress bar over images, on standard error; nothing where that is no terminal."""
+"""A progress bar over images, on standard error if that is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def images_bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function to be told how many images of how many are done."""
+    """A function to call with the number of finished images and of all images."""
     if quiet or not sys.stderr.isatty():
         yield lambda done, all: None
         return

@@ -64,7 +64,7 @@ def assert_refused(answer: "tuple", code: int, *says: str, out: Path) -> None:
         (box(1, 2, 3), ["box-not-numbers", "instances_train.json"]),
         (
             box(float("nan"), 1, 2, 3),
-            ["holds NaN, which is no JSON number", "write a number there", "instances_train.json"],
+            ["contains NaN, which is not a JSON number", "write a number there", "instances_train.json"],
         ),
         (with_unknown_class, ["unknown-class", "99"]),
         (with_missing_picture, ["missing-image", "gone.png"]),
@@ -232,4 +232,4 @@ def test_formats_that_nothing_would_be_written_in(
 
 def test_a_list_that_is_none_is_not_said_to_be_missing(shell: Callable, broken: Callable, tmp_path: Path) -> None:
     answer = shell("train", broken(lambda document: document.update(images=None)), *TINY, "--out", tmp_path / "run")
-    assert_refused(answer, 3, "'images' is None, no list", out=tmp_path / "run")
+    assert_refused(answer, 3, "'images' is None, not a list", out=tmp_path / "run")

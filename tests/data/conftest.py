@@ -1,4 +1,4 @@
-"""Small data sets written by the tests: a few coloured pictures, with annotations as each test needs them."""
+"""Small data sets written by the tests: a few coloured images, with annotations as each test needs them."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ VocObjects = Sequence[tuple[str, Sequence[Any]]]
 
 
 def picture(path: Path, height: int = 40, width: int = 60, *, seed: int = 0, **save: Any) -> Path:
-    """A picture of noise of this size."""
+    """An image of noise of this size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **save)
@@ -34,8 +34,8 @@ def voc_xml(
 
 
 @pytest.fixture
-def make_picture() -> Callable[..., Path]:
-    """`picture`, for tests."""
+def make_image() -> Callable[..., Path]:
+    """`image`, for tests."""
     return picture
 
 
@@ -61,7 +61,7 @@ def make_voc(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_coco(tmp_path: Path) -> Callable[..., Path]:
-    """A COCO folder with annotations/instances_train.json and pictures in train/, from annotations by image id."""
+    """A COCO folder with annotations/instances_train.json and images in train/, from annotations by image id."""
 
     def make(annotations: Sequence[Mapping[str, Any]], *, images: int = 2, **document: Any) -> Path:
         root = tmp_path / "coco"

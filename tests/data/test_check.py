@@ -81,7 +81,7 @@ def test_nothing_to_check_is_an_error(tmp_path: Path) -> None:
         check(tmp_path)
 
 
-def test_the_same_picture_in_two_splits(make_voc: Callable[..., Path]) -> None:
+def test_the_same_image_in_two_splits(make_voc: Callable[..., Path]) -> None:
     names = ["a", "b", "c", "d"]
     root = make_voc({n: [] for n in names}, train=["a", "b"], val=["b", "c", "d"], trainval=names)
     folder = root / "JPEGImages"
@@ -98,7 +98,7 @@ def test_the_same_picture_in_two_splits(make_voc: Callable[..., Path]) -> None:
     assert of_code(report, "repeated-image")
 
 
-def test_pictures_of_other_kinds_are_noted(make_voc: Callable[..., Path]) -> None:
+def test_images_of_other_kinds_are_noted(make_voc: Callable[..., Path]) -> None:
     root = make_voc({n: [("cat", (1, 1, 9, 9))] for n in "abcdef"})
     folder = root / "JPEGImages"
     rgb = Image.open(folder / "a.jpg")
@@ -162,10 +162,10 @@ def test_rare_classes_and_splits_with_other_classes(make_coco: Callable[..., Pat
 
 
 def test_only_decoding_finds_damage_inside_a_complete_file(
-    make_voc: Callable[..., Path], make_picture: Callable[..., Path]
+    make_voc: Callable[..., Path], make_image: Callable[..., Path]
 ) -> None:
     root = make_voc({"a": []})
-    path = make_picture(root / "JPEGImages" / "a.png", 64, 64)
+    path = make_image(root / "JPEGImages" / "a.png", 64, 64)
     (root / "JPEGImages" / "a.jpg").unlink()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -234,4 +234,4 @@ def test_a_split_without_masks_beside_one_with_them(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     (fault,) = [f for f in check(root).faults if f.code == "missing-mask"]
     assert fault.file == "val"
-    assert "no object of this split has a mask, as those of train have" in fault.message
+    assert "no object of this split has a mask, those of train have" in fault.message

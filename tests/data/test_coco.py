@@ -240,10 +240,10 @@ def test_huge_floats_are_no_numbers(make_coco: Callable[..., Path]) -> None:
     assert codes(root) == ["box-not-numbers"]
 
 
-def test_no_picture_at_all_is_one_error_that_says_where_was_looked(make_coco: Callable[..., Path]) -> None:
+def test_no_image_at_all_is_one_error_that_says_where_was_looked(make_coco: Callable[..., Path]) -> None:
     root = make_coco([annotation(1)])
     (root / "train").rename(root / "elsewhere")
-    with pytest.raises(DataError, match=r"none of its 2 pictures.*--images"):
+    with pytest.raises(DataError, match=r"none of its 2 images.*--images"):
         open_dataset(root, split="train")
     assert len(open_dataset(root, split="train", images=root / "elsewhere")) == 2
     assert len(open_dataset(root, split="train", require_images=False)) == 2
@@ -251,7 +251,7 @@ def test_no_picture_at_all_is_one_error_that_says_where_was_looked(make_coco: Ca
         open_dataset(root, split="train", images=root / "nowhere")
 
 
-def test_sizes_that_disagree_with_the_picture(make_coco: Callable[..., Path]) -> None:
+def test_sizes_that_disagree_with_the_image(make_coco: Callable[..., Path]) -> None:
     lies = [{"id": 1, "file_name": "1.jpg", "height": 400, "width": 600}]
     rle = {"size": [400, 600], "counts": [240000]}
     root = _with(make_coco([annotation(1), annotation(2, segmentation=rle)]), images=lies)
@@ -262,7 +262,7 @@ def test_sizes_that_disagree_with_the_picture(make_coco: Callable[..., Path]) ->
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_annotations_of_the_picture_before_exif_turned_it_are_turned(
+def test_annotations_of_the_image_before_exif_turned_it_are_turned(
     make_coco: Callable[..., Path], orientation: int
 ) -> None:
     ring = [10.0, 5.0, 30.0, 5.0, 30.0, 13.0, 10.0, 13.0]
@@ -278,7 +278,7 @@ def test_annotations_of_the_picture_before_exif_turned_it_are_turned(
     dataset = open_dataset(root, split="train")
     assert [f.code for f in dataset.faults] == ["rotated-annotation"]
     assert dataset.sizes.tolist() == [[60, 40]]
-    # The oracle: the mask as a picture of its own, turned by Pillow.
+    # The oracle: the mask as an image of its own, turned by Pillow.
     turns = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
     upright = np.asarray(Image.fromarray(pixels).transpose(Image.Transpose[turns[orientation]]))
     rows, columns = np.nonzero(upright)
@@ -288,7 +288,7 @@ def test_annotations_of_the_picture_before_exif_turned_it_are_turned(
         np.testing.assert_array_equal(coco_mask.decode(mask), upright)
 
 
-def test_annotations_of_the_upright_picture_stay(make_coco: Callable[..., Path]) -> None:
+def test_annotations_of_the_upright_image_stay(make_coco: Callable[..., Path]) -> None:
     upright = [{"id": 1, "file_name": "1.jpg", "height": 60, "width": 40}]
     root = _with(make_coco([annotation(1, bbox=[10, 5, 20, 50])]), images=upright)
     exif = Image.Exif()
@@ -309,7 +309,7 @@ def test_file_names_of_any_script(make_coco: Callable[..., Path]) -> None:
     assert all(dataset.path(i).is_file() for i in range(4))
 
 
-def test_unreadable_picture_is_an_error_and_can_be_skipped(make_coco: Callable[..., Path]) -> None:
+def test_unreadable_image_is_an_error_and_can_be_skipped(make_coco: Callable[..., Path]) -> None:
     root = make_coco([annotation(1), annotation(2, image_id=2)])
     (root / "train" / "1.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"unreadable-image error train/1\.jpg: is empty"):

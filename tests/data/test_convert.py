@@ -52,7 +52,7 @@ def assert_same(given: Dataset, other: Dataset) -> None:
 
 
 def opened(root: Path, split: str = "train") -> Dataset:
-    return open_dataset(root, split=split, mend=False)
+    return open_dataset(root, split=split, repair=False)
 
 
 @pytest.mark.parametrize("way", [*permutations(LAYOUTS, 2), *permutations(LAYOUTS)], ids="-".join)
@@ -122,19 +122,17 @@ def test_any_boxes_survive(
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_a_box_far_outside_its_picture_survives(make_coco: Callable[..., Path], tmp_path: Path, kind: str) -> None:
-    """As a fraction of the picture its centre is above 2, which a foreign YOLO file has by mistake alone."""
+def test_a_box_far_outside_its_image_survives(make_coco: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    """As a fraction of the image its centre is above 2, which a foreign YOLO file has by mistake alone."""
     source = make_coco([annotation(1, bbox=[3, 60, 20, 50])])
     assert_same(opened(source), opened(convert(source, tmp_path / "out", kind).path))
 
 
-def test_pictures_of_like_names_are_told_apart(
-    make_coco: Callable[..., Path], make_picture: Any, tmp_path: Path
-) -> None:
+def test_images_of_like_names_are_told_apart(make_coco: Callable[..., Path], make_image: Any, tmp_path: Path) -> None:
     names = ["a/x.jpg", "b/x.jpg", "X.png", "no suffix", "line\nbreak.jpg", "한국 🙂.jpg", " .jpg"]
     root = make_coco([annotation(i, image=i) for i in range(1, 8)])
     for number, name in enumerate(names):
-        make_picture(root / "train" / name, seed=number, format="PNG")
+        make_image(root / "train" / name, seed=number, format="PNG")
     listed = [{"id": i, "file_name": name, "height": 40, "width": 60} for i, name in enumerate(names, start=1)]
     path = root / "annotations" / "instances_train.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"images": listed}))
@@ -145,14 +143,14 @@ def test_pictures_of_like_names_are_told_apart(
             assert written.path(index).read_bytes() == (root / "train" / names[number - 1]).read_bytes()
 
 
-def test_one_picture_in_two_splits_stays_one_file_in_voc(make_voc: Callable[..., Path], tmp_path: Path) -> None:
+def test_one_image_in_two_splits_stays_one_file_in_voc(make_voc: Callable[..., Path], tmp_path: Path) -> None:
     source = make_voc({"a": [("dog", (2, 3, 20, 30))], "b": []}, train=["a"], trainval=["a", "b"])
     root = convert(source, tmp_path / "out", "voc").path
     assert sorted(p.name for p in (root / "JPEGImages").iterdir()) == ["a.jpg", "b.jpg"]
     assert_same(opened(source, "trainval"), opened(root, "trainval"))
 
 
-def test_pictures_may_be_links(make_coco: Callable[..., Path], tmp_path: Path) -> None:
+def test_images_may_be_links(make_coco: Callable[..., Path], tmp_path: Path) -> None:
     source = make_coco(RICH)
     root = convert(source, tmp_path / "out", "yolo", pictures="link").path
     assert (root / "images" / "train" / "1.jpg").is_symlink()
@@ -166,7 +164,7 @@ def test_names_of_splits_that_yolo_does_not_have(make_voc: Callable[..., Path], 
     (several / "ImageSets" / "Main" / "night.txt").unlink()
     assert set(convert(several, tmp_path / "yes", "yolo").splits) == {"train", "val"}
     (several / "ImageSets" / "Main" / "val.txt").write_text("a\n")
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match="the same name"):
         convert(several, tmp_path / "no", "yolo")
 
 
@@ -194,7 +192,7 @@ def test_faults_stop_a_conversion(make_coco: Callable[..., Path], tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["voc", "yolo"])
 def test_what_was_changed_by_hand_is_believed(make_coco: Callable[..., Path], tmp_path: Path, kind: str) -> None:
-    """The other pictures keep what stands beside; ids do not collide with theirs."""
+    """The other images keep what stands beside; ids do not collide with theirs."""
     root = convert(make_coco(RICH), tmp_path / "out", kind).path
     path = root / ("Annotations/1.xml" if kind == "voc" else "labels/train/1.txt")
     path.write_text(path.read_text() + "\n")
@@ -245,7 +243,7 @@ def test_photos_with_masks_and_crowds(real_data: Path, tmp_path: Path) -> None:
     for kind in ("voc", "yolo", "coco"):
         root = convert(root, tmp_path / kind, kind, images=images if root == source else None).path
     (split,) = convert(root, tmp_path / "last", "coco").splits
-    assert_same(open_dataset(source, split="instances", images=images, mend=False), opened(root, split))
+    assert_same(open_dataset(source, split="instances", images=images, repair=False), opened(root, split))
 
 
 def test_an_object_without_mask_stays_without(make_coco: Callable[..., Path], tmp_path: Path) -> None:

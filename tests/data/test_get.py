@@ -46,7 +46,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def coco(server: Any, scenes: Path) -> PublishedData:
-    """As COCO is dealt out: annotations of all splits in one archive, the pictures of each in its own."""
+    """As COCO is dealt out: annotations of all splits in one archive, the images of each in its own."""
     return PublishedData(
         "coco2017",
         "little",
@@ -100,7 +100,7 @@ def test_broken_off_and_resumed(coco: PublishedData, server: Any, tmp_path: Path
 
 
 def test_offline_and_by_hand(coco: PublishedData, server: Any, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"got\.archives: nothing is fetched offline") as caught:
+    with pytest.raises(MissingError, match=r"got\.archives: nothing is downloaded offline") as caught:
         get(coco, tmp_path / "got", offline=True)
     assert not (tmp_path / "got.archives").exists()
     (tmp_path / "got.archives").mkdir()
@@ -131,7 +131,7 @@ def test_a_folder_that_is_not_new_and_a_disk_that_is_full(coco: PublishedData, t
     with pytest.raises(UsageError, match="not empty"):
         get(coco, tmp_path / "got")
     huge = coco._replace(archives=(coco.archives[0]._replace(size=10**18),))
-    with pytest.raises(TwostageError, match="GiB are needed to fetch and unpack"):
+    with pytest.raises(TwostageError, match="GiB are needed to download and unpack"):
         get(huge, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -141,7 +141,7 @@ def test_two_do_not_fetch_into_one_folder(coco: PublishedData, tmp_path: Path, m
     with claimed(tmp_path / "got.archives"), pytest.raises(UsageError, match=r"got\.archives: another run is writing"):
         get(coco, tmp_path / "got")
     (tmp_path / "file.archives").touch()
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         get(coco, tmp_path / "file")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()

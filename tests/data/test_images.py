@@ -1,4 +1,4 @@
-"""Every picture leaves as upright RGB of 8 bits, or as an error that names it."""
+"""Every image leaves as upright RGB of 8 bits, or as an error that names it."""
 
 import io
 import struct
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from twostage.data.images import read_header, read_image, read_size
-from twostage.data.probe import probe
+from twostage.data.images import probe, read_header, read_image
 from twostage.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -41,7 +40,7 @@ def test_other_modes_become_rgb_as_pillow_converts_them(tmp_path: Path, mode: st
     image = Image.fromarray(PIXELS).convert(mode)
     path = saved(tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png"), image)
     np.testing.assert_array_equal(read_image(path), np.asarray(image.convert("RGB")))
-    assert read_size(path) == (6, 9)
+    assert read_header(path)[:2] == (6, 9)
 
 
 def test_alpha_is_dropped_and_not_blended(tmp_path: Path) -> None:
@@ -89,7 +88,7 @@ def test_exif_turns_pixels_and_size_alike(tmp_path: Path, name: str, orientation
         upright = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(read_image(path), upright)
     np.testing.assert_array_equal(read_image(Image.open(path)), upright)
-    assert read_size(path) == upright.shape[:2]
+    assert read_header(path)[:2] == upright.shape[:2]
     assert read_header(path).orientation == orientation
 
 
@@ -99,13 +98,13 @@ def test_exif_behind_the_pixels_of_a_png_turns_it_too(tmp_path: Path) -> None:
     chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\x00\x00"))
     plain = saved(tmp_path / "a.png", Image.fromarray(PIXELS)).read_bytes()
     (tmp_path / "a.png").write_bytes(plain[:-12] + chunk + plain[-12:])
-    assert read_size(tmp_path / "a.png") == (9, 6)
+    assert read_header(tmp_path / "a.png")[:2] == (9, 6)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(PIXELS, -1))
 
 
 def test_broken_exif_counts_as_none(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", Image.fromarray(PIXELS), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
-    assert read_size(path) == (6, 9)
+    assert read_header(path)[:2] == (6, 9)
     assert read_image(path).shape == (6, 9, 3)
 
 
@@ -119,14 +118,14 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("empty.jpg", b"", "empty"),
-        ("text.png", b"hello, I am no picture", "not an image"),
+        ("text.png", b"hello, I am no image", "not an image"),
         ("header.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "."),
         ("script.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
     ],
 )
-def test_what_is_no_picture_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
-    for read in (read_image, read_size, probe):
+    for read in (read_image, read_header, probe):
         with pytest.raises(DataError, match=words) as caught:
             read(tmp_path / name)
         assert name in str(caught.value)
@@ -143,16 +142,16 @@ def test_a_header_of_a_bomb_is_refused_with_its_pixels(tmp_path: Path) -> None:
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
     pixels = png_chunk(b"IDAT", zlib.compress(bytes(1000)))
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + png_chunk(b"IEND", b""))
-    for read in (read_image, read_size):
+    for read in (read_image, read_header):
         with pytest.raises(DataError, match=r"bomb\.png.*3600000000 pixels"):
             read(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp", "a.tif", "a.ppm", "a.jp2"])
-def test_probe_passes_whole_pictures_and_finds_truncated_ones(
-    tmp_path: Path, name: str, make_picture: Callable[..., Path]
+def test_probe_passes_whole_images_and_finds_truncated_ones(
+    tmp_path: Path, name: str, make_image: Callable[..., Path]
 ) -> None:
-    path = make_picture(tmp_path / name, 64, 80)
+    path = make_image(tmp_path / name, 64, 80)
     assert probe(path)[:2] == (64, 80)
     content = path.read_bytes()
     for part in (0.5, 0.9):
@@ -161,15 +160,15 @@ def test_probe_passes_whole_pictures_and_finds_truncated_ones(
             probe(path)
 
 
-def test_probe_passes_a_jpeg_with_bytes_behind_its_end(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
-    path = make_picture(tmp_path / "a.jpg")
+def test_probe_passes_a_jpeg_with_bytes_behind_its_end(tmp_path: Path, make_image: Callable[..., Path]) -> None:
+    path = make_image(tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes() + b"phone maker's own data")
     assert probe(path)[:2] == (40, 60)
 
 
-def test_real_pictures_are_read_as_pillow_reads_them(real_data: Path) -> None:
+def test_real_images_are_read_as_pillow_reads_them(real_data: Path) -> None:
     for path in sorted((real_data / "coco-photos" / "images").iterdir())[:20]:
         with Image.open(path) as image:
             expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         np.testing.assert_array_equal(read_image(io.BytesIO(path.read_bytes()).getvalue()), expected)
-        assert read_size(path) == expected.shape[:2]
+        assert read_header(path)[:2] == expected.shape[:2]

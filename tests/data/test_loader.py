@@ -110,11 +110,9 @@ def test_images_without_objects_can_fill_a_batch(make_voc: Callable[..., Path]) 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pictures_that_vanish_or_change_are_named(
-    small: Dataset, workers: int, make_picture: Callable[..., Path]
-) -> None:
+def test_images_that_vanish_or_change_are_named(small: Dataset, workers: int, make_image: Callable[..., Path]) -> None:
     path = small.path(2)
-    make_picture(path, 20, 20)
+    make_image(path, 20, 20)
     with pytest.raises(DataError, match=r"02\.jpg: is 20 x 20 now, and was 60 x 40"):
         take(small, 3, workers=workers)
     path.unlink()

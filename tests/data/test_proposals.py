@@ -13,14 +13,14 @@ from safetensors.numpy import load_file, save_file
 from twostage.data.augment import Augment, Sample
 from twostage.data.dataset import Dataset
 from twostage.data.flat import FlatStrings
-from twostage.data.loader import Given, evaluation_batches, training_batches
+from twostage.data.loader import PrecomputedProposals, evaluation_batches, training_batches
 from twostage.data.proposals import (
     ProposalSet,
     is_proposals_file,
+    merge_proposals,
     read_proposals,
-    require_told_apart,
-    tell_shortage,
-    together,
+    require_distinct_splits,
+    warn_few_proposals,
     write_proposals,
 )
 from twostage.data.recognise import open_dataset
@@ -32,7 +32,7 @@ OBJECT = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [5, 5, 20, 10], "are
 
 @pytest.fixture
 def dataset(make_coco: Callable[..., Path]) -> Dataset:
-    """Two pictures of 60 x 40."""
+    """Two images of 60 x 40."""
     return open_dataset(make_coco([OBJECT]), split="train")
 
 
@@ -66,7 +66,7 @@ def test_file_gives_back_what_was_written(dataset: Dataset, tmp_path: Path) -> N
     assert not is_proposals_file(tmp_path / "none.safetensors")
 
 
-def test_a_file_holds_splits_whose_pictures_share_names(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_file_holds_splits_whose_images_share_names(dataset: Dataset, tmp_path: Path) -> None:
     other, path = replace(dataset, split="val"), tmp_path / "p.safetensors"
     write_proposals(path, [(dataset, some(seed=1)), (other, some(seed=2))], keep=9)
     np.testing.assert_array_equal(read_proposals(path, other).boxes, some(seed=2).boxes)
@@ -98,8 +98,8 @@ def test_json_is_read_and_clipped(dataset: Dataset, tmp_path: Path, caplog: pyte
         ({"bbox": [1, 2, -3, 4]}, r"1\.jpg .*has no area"),
         ({"bbox": [100, 2, 3, 4]}, r"1\.jpg \(60 x 40\).*lies outside the image"),
         ({"score": float("inf")}, "is not a number"),
-        ({"score": "high"}, "entry 0 .*is no proposal"),
-        ({"score": 10**400}, "entry 0 .*is no proposal"),
+        ({"score": "high"}, "entry 0 .*is not a proposal"),
+        ({"score": 10**400}, "entry 0 .*is not a proposal"),
         ({"image_id": None}, "entry 0"),
     ],
 )
@@ -111,7 +111,7 @@ def test_faulty_entries_are_named(dataset: Dataset, tmp_path: Path, changes: dic
 def test_an_image_without_entries_has_no_proposals_but_not_all_of_them(dataset: Dataset, tmp_path: Path) -> None:
     found = read_proposals(written(tmp_path, entries(image_id=9)), dataset)
     assert np.diff(found.offsets).tolist() == [0, 1]
-    with pytest.raises(DataError, match=r"no proposals for 2 of the 2 images .*is of other images"):
+    with pytest.raises(DataError, match=r"no proposals for 2 of the 2 images .*belongs to other images"):
         read_proposals(written(tmp_path, [{**entries()[0], "image_id": 9}]), dataset)
 
 
@@ -120,16 +120,16 @@ def test_entries_of_another_split_are_passed_over(dataset: Dataset, tmp_path: Pa
     path = written(tmp_path, both)
     found = read_proposals(path, dataset)
     np.testing.assert_array_equal(found.boxes, np.float32([[1, 2, 11, 22]]))
-    require_told_apart(path, dataset, replace(dataset, split="val"))
+    require_distinct_splits(path, dataset, replace(dataset, split="val"))
 
 
 def test_a_json_that_would_serve_two_splits_alike_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     """VOC's and YOLO's ids begin at 1 in every split."""
     path = written(tmp_path, entries())
     with pytest.raises(DataError, match='Add "split" to each'):
-        require_told_apart(path, dataset, replace(dataset, split="val"))
+        require_distinct_splits(path, dataset, replace(dataset, split="val"))
     other = replace(dataset, split="val", image_ids=dataset.image_ids + 10, files=FlatStrings.of(["a", "b"]))
-    require_told_apart(path, dataset, other)
+    require_distinct_splits(path, dataset, other)
 
 
 def test_shares_of_several_processes_come_together() -> None:
@@ -138,7 +138,7 @@ def test_shares_of_several_processes_come_together() -> None:
         ProposalSet.of((whole.best(i, 9) if i % 2 == rank else (np.zeros((0, 4)), np.zeros(0)) for i in range(3)), "x")
         for rank in range(2)
     ]
-    found = together(shares)
+    found = merge_proposals(shares)
     np.testing.assert_array_equal(found.boxes, whole.boxes)
     np.testing.assert_array_equal(found.offsets, whole.offsets)
 
@@ -163,7 +163,7 @@ def test_files_that_are_not_there_or_others(dataset: Dataset, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("change", ["boxes", "offsets", "split", "size"])
-def test_files_that_contradict_themselves_or_the_pictures(dataset: Dataset, tmp_path: Path, change: str) -> None:
+def test_files_that_contradict_themselves_or_the_images(dataset: Dataset, tmp_path: Path, change: str) -> None:
     path = tmp_path / "p.safetensors"
     write_proposals(path, [(dataset, some())], keep=9)
     if change in ("boxes", "offsets"):
@@ -180,13 +180,13 @@ def test_files_that_contradict_themselves_or_the_pictures(dataset: Dataset, tmp_
         if change == "size"
         else replace(dataset, files=FlatStrings.of(["a", "b"]))
     )
-    with pytest.raises(DataError, match="of another picture" if change == "size" else "is of other images"):
+    with pytest.raises(DataError, match="of another image" if change == "size" else "belongs to other images"):
         read_proposals(path, changed)
 
 
 def test_images_without_proposals_are_said(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "twostage")
-    tell_shortage(some((0, 2)), dataset, 5)
+    warn_few_proposals(some((0, 2)), dataset, 5)
     assert "1 of 2 images have no proposals" in caplog.text
     assert "1.jpg" in caplog.text
     assert "1 of 2 images have fewer than 5 proposals, the fewest 2" in caplog.text
@@ -194,7 +194,7 @@ def test_images_without_proposals_are_said(dataset: Dataset, caplog: pytest.LogC
 
 @pytest.mark.parametrize("training", [True, False])
 def test_batches_carry_proposals_on_their_pixels(dataset: Dataset, training: bool) -> None:
-    given = Given(some(), 4)
+    given = PrecomputedProposals(some(), 4)
     resize = Resize(size=80, max_size=200)
     if training:
         batches = training_batches(dataset, resize=resize, augment=None, batch=2, seed=0, proposals=given)
@@ -215,7 +215,7 @@ def test_batches_carry_proposals_on_their_pixels(dataset: Dataset, training: boo
     assert [one.proposals.boxes.shape[0] for one in loaded.batch.split(1) if one.proposals] == [1, 1]
 
 
-def test_proposals_move_with_the_picture() -> None:
+def test_proposals_move_with_the_image() -> None:
     boxes = torch.tensor([[1.0, 2, 11, 12], [30, 5, 50, 20]])
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     proposals = torch.cat([boxes, torch.tensor([[0.5], [0.25]])], dim=1)

@@ -51,11 +51,11 @@ def test_coco_layouts(tmp_path: Path, files: list[str], splits: tuple[str, ...])
 
 
 @pytest.mark.parametrize("place", ["train", "train/images", "images/train", "images", "annotations", "."])
-def test_pictures_of_a_coco_file_are_found(tmp_path: Path, place: str, make_picture: Callable[..., Path]) -> None:
+def test_images_of_a_coco_file_are_found(tmp_path: Path, place: str, make_image: Callable[..., Path]) -> None:
     path = coco_file(tmp_path / "annotations" / "instances_train.json")
     document = json.loads(path.read_text()) | {"images": [{"id": 1, "file_name": "a.jpg"}]}
     path.write_text(json.dumps(document))
-    make_picture(tmp_path / place / "a.jpg")
+    make_image(tmp_path / place / "a.jpg")
     for named in (tmp_path, path):
         dataset = open_dataset(named, split="train")
         assert dataset.path(0).resolve() == (tmp_path / place / "a.jpg").resolve()
@@ -113,7 +113,7 @@ def test_two_annotation_files_in_the_folder_of_a_split_are_not_guessed_between(t
 def test_splits_with_other_classes_are_refused(make_voc: Callable[..., Path]) -> None:
     dataset = open_dataset(make_voc({"a": [("cat", (1, 1, 9, 9)), ("dog", (1, 1, 9, 9))]}), split="train")
     check_same_classes(dataset, dataset)
-    with pytest.raises(DataError, match="another order"):
+    with pytest.raises(DataError, match="the order differs"):
         check_same_classes(dataset, replace(dataset, names=("dog", "cat"), split="val"))
     with pytest.raises(DataError, match=r"'val' has \['cow'"):
         check_same_classes(dataset, replace(dataset, names=("cat", "cow"), split="val"))

@@ -1,4 +1,4 @@
-"""Dealing pictures out: every one once, classes in their shares, equal pictures on one side, the same each time."""
+"""Dealing images out: every one once, classes in their shares, equal images on one side, the same each time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twostage.data.check import check
 from twostage.data.recognise import open_dataset
-from twostage.data.split import deal, split
+from twostage.data.split import split, stratify
 from twostage.errors import DataError, UsageError
 
 
@@ -20,19 +20,19 @@ from twostage.errors import DataError, UsageError
     share=st.sampled_from([0.5, 0.7, 0.9]),
     seed=st.integers(0, 5),
 )
-def test_every_group_has_a_side_and_pictures_keep_their_shares(rows: list[list[int]], share: float, seed: int) -> None:
+def test_every_group_has_a_side_and_images_keep_their_shares(rows: list[list[int]], share: float, seed: int) -> None:
     counts = np.column_stack([np.array(rows, float).reshape(-1, 3), np.ones(len(rows))])
-    sides = deal(counts, [share, 1 - share], seed)
+    sides = stratify(counts, [share, 1 - share], seed)
     assert set(sides.tolist()) <= {0, 1}
-    assert (deal(counts, [share, 1 - share], seed) == sides).all()
+    assert (stratify(counts, [share, 1 - share], seed) == sides).all()
 
 
 def test_classes_keep_their_shares() -> None:
-    """A rare class is where a plain draw fails: in one split of a hundred pictures it may be wholly missing."""
+    """A rare class is where a plain draw fails: in one split of a hundred images it may be wholly missing."""
     rng = np.random.default_rng(0)
     counts = np.column_stack([rng.integers(0, 6, 200), rng.random(200) < 0.05, rng.random(200) < 0.3, np.ones(200)])
     for seed in range(5):
-        sides = deal(counts.astype(float), [0.8, 0.2], seed)
+        sides = stratify(counts.astype(float), [0.8, 0.2], seed)
         total = counts.sum(axis=0)
         off = np.abs(counts[sides == 1].sum(axis=0) - 0.2 * total)
         assert (off <= np.maximum(1, 0.04 * total)).all(), off
@@ -48,15 +48,15 @@ def dealt(root: Path, out: Path, **changes: object) -> dict[str, list[str]]:
     return names
 
 
-def test_each_picture_once_and_twins_together(
-    make_voc: Callable[..., Path], make_picture: Callable[..., Path], tmp_path: Path
+def test_each_image_once_and_twins_together(
+    make_voc: Callable[..., Path], make_image: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Splits of the source that share pictures do not double them."""
+    """Splits of the source that share images do not double them."""
     stems = "abcdefghij"
     objects = [("dog", (2, 3, 20, 30))]
     root = make_voc(dict.fromkeys(stems, objects), train=stems[:5], val=stems[5:], trainval=stems)
     for stem in "cgj":
-        make_picture(root / "JPEGImages" / f"{stem}.jpg", seed=99)
+        make_image(root / "JPEGImages" / f"{stem}.jpg", seed=99)
     for seed in range(3):
         names = dealt(root, tmp_path / str(seed), seed=seed)
         assert sorted(names["train"] + names["val"]) == [f"{stem}.jpg" for stem in stems]

@@ -14,7 +14,7 @@ OBJECTS = {
 }
 
 
-def test_numbers_of_pictures_of_60_by_40(make_voc: Callable[..., Path]) -> None:
+def test_numbers_of_images_of_60_by_40(make_voc: Callable[..., Path]) -> None:
     found = stats(open_dataset(make_voc(OBJECTS), split="train"), Resize(size=80, max_size=200))
     assert (found.images, found.without_objects, found.objects) == (3, 1, 4)
     assert found.classes == {
@@ -37,7 +37,7 @@ def test_anchors_that_reach_more_are_named(make_voc: Callable[..., Path]) -> Non
     assert found.best_anchors[0] < 32
 
 
-def test_the_hardest_pictures(make_voc: Callable[..., Path]) -> None:
+def test_the_hardest_images(make_voc: Callable[..., Path]) -> None:
     dataset = open_dataset(make_voc(OBJECTS), split="train")
     assert smallest(dataset, 5).tolist() == [0, 1]
     assert most_crowded(dataset, 2).tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""Maps of stuff: found, checked, and laid beside their pictures."""
+"""Maps of stuff: found, checked, and laid beside their images."""
 
 from pathlib import Path
 
@@ -52,17 +52,17 @@ def test_without_maps_there_are_none_and_with_some_the_first_that_lacks_is_named
 @pytest.mark.parametrize(
     ("pixels", "says"),
     [
-        (np.zeros((10, 10), np.uint8), "the map is 10 x 10, its picture 192 x 192"),
-        (np.full((192, 192), 77, np.uint8), "holds the class 77; there are 6"),
-        (np.zeros((192, 192, 3), np.uint8), "holds RGB pixels"),
-        (None, "cannot be read as a map"),
+        (np.zeros((10, 10), np.uint8), "the map is 10 x 10, its image 192 x 192"),
+        (np.full((192, 192), 77, np.uint8), "has the class 77; there are 6"),
+        (np.zeros((192, 192, 3), np.uint8), "has RGB pixels"),
+        (None, "cannot be read as a stuff map"),
     ],
 )
 def test_maps_that_cannot_be_are_refused(scenes: Path, pixels: np.ndarray | None, says: str) -> None:
     stuff = find_stuff(open_dataset(scenes, split="train"))
     path = scenes / "stuff" / "train" / "000000.png"
     if pixels is None:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     else:
         Image.fromarray(pixels).save(path)
     with pytest.raises(DataError, match=says):
@@ -73,12 +73,12 @@ def test_every_map_that_cannot_be_learned_from_is_named(scenes: Path) -> None:
     assert [f.code for f in check(scenes).faults if f.code == "stuff-map"] == []
     folder = scenes / "stuff" / "train"
     (folder / "000000.png").unlink()
-    (folder / "000001.png").write_bytes(b"no picture")
+    (folder / "000001.png").write_bytes(b"no image")
     Image.new("RGB", (192, 192)).save(folder / "000002.png")
     Image.new("L", (50, 40)).save(folder / "000003.png")
     report = check(scenes)
     faults = [f for f in report.faults if f.code == "stuff-map"]
-    says = ("does not exist, and 1 of 4 images", "cannot be read", "RGB pixels", "is 50 x 40, its picture 192 x 192")
+    says = ("does not exist, and 1 of 4 images", "cannot be read", "RGB pixels", "is 50 x 40, its image 192 x 192")
     for index, (fault, message) in enumerate(zip(faults, says, strict=True)):
         assert fault.file.endswith(f"00000{index}.png")
         assert message in fault.message
@@ -95,7 +95,7 @@ def test_unknown_pixels_are_allowed(scenes: Path) -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (60, 90), (65, 97), (7, 300)])
 def test_coarse_maps_hold_the_class_in_the_middle_of_each_cell(size: tuple[int, int]) -> None:
-    """Where the picture keeps its size the middle is a pixel of it."""
+    """Where the image keeps its size the middle is a pixel of it."""
     stuff = torch.arange(size[0] * size[1]).reshape(size).remainder(251).to(torch.uint8)
     found = coarse(stuff, *size)
     assert found.shape == (-(-size[0] // STRIDE), -(-size[1] // STRIDE))
@@ -104,11 +104,11 @@ def test_coarse_maps_hold_the_class_in_the_middle_of_each_cell(size: tuple[int, 
         assert found[i, j] == stuff[y, x]
 
 
-def test_batches_hold_maps_that_fit_their_pictures(scenes: Path) -> None:
-    """The class at the middle of an object's box is mostly its own, however the picture is turned and cut."""
+def test_batches_hold_maps_that_fit_their_images(scenes: Path) -> None:
+    """The class at the middle of an object's box is mostly its own, however the image is mirrored and cut."""
     dataset = open_dataset(scenes, split="train")
     stuff = find_stuff(dataset)
-    augment = Augment(flip=0.5, vertical_flip=0.5, quarter_turns=True, scale=(0.6, 1.6))
+    augment = Augment(flip=0.5, vertical_flip=0.5, scale=(0.6, 1.6))
     (loaded, *_) = batches = list(
         zip(
             range(6),

@@ -135,7 +135,7 @@ def test_objects_that_are_none_are_named_by_number(make_voc: Callable[..., Path]
     assert len(open_dataset(root, split="train", on_error="skip").boxes) == 1
 
 
-def test_pictures_and_xml_side_by_side_one_folder_per_split(make_voc: Callable[..., Path], tmp_path: Path) -> None:
+def test_images_and_xml_side_by_side_one_folder_per_split(make_voc: Callable[..., Path], tmp_path: Path) -> None:
     source = make_voc({"a": [("cat", (1, 1, 9, 9))], "b": [("dog", (1, 1, 9, 9))], "c": []})
     root = tmp_path / "beside"
     for split, stem in (("train", "a"), ("train", "c"), ("valid", "b")):
@@ -150,7 +150,7 @@ def test_pictures_and_xml_side_by_side_one_folder_per_split(make_voc: Callable[.
     assert open_dataset(root, split="valid").names == ("cat", "dog")
 
 
-def test_a_picture_called_otherwise_than_its_xml_is_found_by_filename(
+def test_a_image_called_otherwise_than_its_xml_is_found_by_filename(
     make_voc: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = make_voc({"a": [("cat", (1, 1, 9, 9))]})
@@ -163,7 +163,7 @@ def test_a_picture_called_otherwise_than_its_xml_is_found_by_filename(
     assert len(dataset.boxes) == 1
 
 
-def test_missing_annotations_and_pictures_are_named(make_voc: Callable[..., Path]) -> None:
+def test_missing_annotations_and_images_are_named(make_voc: Callable[..., Path]) -> None:
     root = make_voc({"a": [("cat", (1, 1, 9, 9))], "b": []}, train=["a", "b", "gone"])
     (root / "JPEGImages" / "b.jpg").unlink()
     with pytest.raises(FaultyDataError) as caught:
@@ -186,7 +186,7 @@ def test_wrong_offset_or_split_of_an_empty_list(make_voc: Callable[..., Path]) -
         open_dataset(root / "Annotations" / "a.xml", split="train")
 
 
-def test_pictures_may_be_away_while_results_are_scored(make_voc: Callable[..., Path]) -> None:
+def test_images_may_be_away_while_results_are_scored(make_voc: Callable[..., Path]) -> None:
     root = make_voc({"a": [("cat", (1, 1, 9, 9))], "b": []}, train=["a"], val=["b"])
     shutil.rmtree(root / "JPEGImages")
     assert find_layout(root).splits == ("train", "val")

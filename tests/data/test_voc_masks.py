@@ -1,4 +1,4 @@
-"""VOC's SegmentationObject: every object its pixels, and pictures that cannot be theirs."""
+"""VOC's SegmentationObject: every object its pixels, and images that cannot be theirs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twostage.data import Kind
 from twostage.data.check import check
 from twostage.data.convert import convert
 from twostage.data.dataset import difference
 from twostage.data.faults import FaultyDataError
-from twostage.data.mend import mend
+from twostage.data.fix import fix_dataset
 from twostage.data.recognise import find_layout, open_dataset
 from twostage.data.split import split as deal_out
-from twostage.data.voc_masks import MOST, object_masks
-from twostage.data.write import Kind
+from twostage.data.voc import MOST_MASKS, object_masks
 from twostage.ops import masks as rle_masks
 
 HEIGHT, WIDTH = 40, 60
@@ -67,12 +67,12 @@ def test_a_split_of_which_only_some_have_masks_has_none(voc: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "says"),
     [
-        (np.zeros((20, 20), np.uint8), "is 20 x 20, its picture 60 x 40"),
-        (np.full((HEIGHT, WIDTH), 7, np.uint8), "holds the object 7, and the XML lists 2"),
-        (np.zeros((HEIGHT, WIDTH, 3), np.uint8), "holds RGB pixels"),
+        (np.zeros((20, 20), np.uint8), "is 20 x 20, its image 60 x 40"),
+        (np.full((HEIGHT, WIDTH), 7, np.uint8), "has the object 7, and the XML lists 2"),
+        (np.zeros((HEIGHT, WIDTH, 3), np.uint8), "has RGB pixels"),
     ],
 )
-def test_pictures_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.ndarray, says: str) -> None:
+def test_images_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.ndarray, says: str) -> None:
     Image.fromarray(pixels).save(voc / "SegmentationObject" / "b.png")
     with pytest.raises(FaultyDataError, match=rf"SegmentationObject/b\.png.*{says}") as caught:
         open_dataset(voc, split="segmentation_train")
@@ -82,9 +82,9 @@ def test_pictures_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.
 
 def test_more_objects_than_numbers_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
-    assert len(object_masks(tmp_path / "a.png", MOST, (4, 4))) == MOST
-    with pytest.raises(ValueError, match="cannot tell 255 objects apart"):
-        object_masks(tmp_path / "a.png", MOST + 1, (4, 4))
+    assert len(object_masks(tmp_path / "a.png", MOST_MASKS, (4, 4))) == MOST_MASKS
+    with pytest.raises(ValueError, match="has 255 objects"):
+        object_masks(tmp_path / "a.png", MOST_MASKS + 1, (4, 4))
 
 
 def test_an_object_without_pixels_is_said_to_have_none(voc: Path) -> None:
@@ -108,19 +108,19 @@ def test_yolo_gets_the_first_lists_and_says_what_stays_behind(
 ) -> None:
     convert(voc, tmp_path / "new", to="yolo")
     assert set(find_layout(tmp_path / "new").splits) == {"train"}
-    assert "segmentation_train stay behind, and their masks" in caplog.text
+    assert "segmentation_train and their masks are left out" in caplog.text
     (voc / "ImageSets" / "Main" / "train.txt").unlink()
     convert(voc, tmp_path / "masks", to="yolo")
     assert open_dataset(tmp_path / "masks", split="train").masks is not None
 
 
 def test_a_mended_copy_keeps_the_lists(voc: Path, tmp_path: Path) -> None:
-    mend(voc, tmp_path / "new")
+    fix_dataset(voc, tmp_path / "new")
     assert open_dataset(tmp_path / "new", split="segmentation_train").masks is not None
 
 
-def test_pictures_dealt_out_keep_their_masks(voc: Path, tmp_path: Path) -> None:
+def test_images_dealt_out_keep_their_masks(voc: Path, tmp_path: Path) -> None:
     deal_out(voc, tmp_path / "new", {"train": 1.0}, to="coco")
     dealt = open_dataset(tmp_path / "new", split="train")
     assert len(dealt) == 3
-    assert dealt.unmasked.sum() == 2, "the objects of the picture without masks"
+    assert dealt.unmasked.sum() == 2, "the objects of the image without masks"

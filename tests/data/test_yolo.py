@@ -1,4 +1,4 @@
-"""YOLO: fractions of the picture, polygons, and the many ways data.yaml is written."""
+"""YOLO: fractions of the image, polygons, and the many ways data.yaml is written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_polygons_give_boxes_and_masks(make_yolo: Callable[..., Path]) -> None:
     assert dataset.areas.tolist() == [coco_mask.area(expected)]
 
 
-def test_pictures_without_label_file_have_no_objects_and_are_counted(make_yolo: Callable[..., Path]) -> None:
+def test_images_without_label_file_have_no_objects_and_are_counted(make_yolo: Callable[..., Path]) -> None:
     dataset = open_dataset(make_yolo({"a": "0 0.5 0.5 1 1", "b": None}), split="train")
     assert np.diff(dataset.offsets).tolist() == [1, 0]
     (note,) = dataset.faults
@@ -105,7 +105,7 @@ def test_data_yaml_is_read_in_its_many_shapes(make_yolo: Callable[..., Path], ya
         ("names: [cat, dog]\nnc: 3\ntrain: images/train", "nc is 3"),
         ("names: [cat, dog]\ntrain: images/gone", "does not exist"),
         ("names: [cat, dog\ntrain: x", "cannot be read"),
-        ("just text", "holds no keys"),
+        ("just text", "has no keys"),
         ("a: &a [1]\nb: [*a, *a]\nnames: [cat]\ntrain: images/train", "aliases"),
         ("names: !!python/object/apply:os.system [ls]\ntrain: x", "cannot be read"),
         ("names: " + "[" * 500_000, "nested too deeply"),
@@ -124,9 +124,9 @@ def test_splits_are_those_that_data_yaml_names(make_yolo: Callable[..., Path]) -
     assert find_layout(root).splits == ("train", "val")
 
 
-def test_a_split_without_pictures_is_an_error(make_yolo: Callable[..., Path]) -> None:
+def test_a_split_without_images_is_an_error(make_yolo: Callable[..., Path]) -> None:
     """Without them its rows mean nothing; and no number of 0 images should look like a result."""
     root = make_yolo({"a": "0 0.5 0.5 1 1"})
     next((root / "images" / "train").iterdir()).unlink()
-    with pytest.raises(FaultyDataError, match="no pictures in"):
+    with pytest.raises(FaultyDataError, match="no images in"):
         open_dataset(root, split="train")

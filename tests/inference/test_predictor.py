@@ -1,20 +1,26 @@
 """Predictions on pictures: their own pixels, any source, any batch."""
 
+import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from twostage.data.batch import stack_images
 from twostage.data.images import read_image
+from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
+from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.errors import DataError, UsageError
-from twostage.inference import predictor
-from twostage.inference.predictor import find, make_batch, run, suppressed_again
+from twostage.evaluation.evaluate import evaluate
+from twostage.inference import prepare as prepare_module
+from twostage.inference.predictor import make_batch
 from twostage.weights.file import Card, save_weights
 
 FIELDS = {"size": 96, "rpn_top_test": 100, "rpn_keep_test": 60, "anchors_in_padding": False}
@@ -123,21 +129,21 @@ def test_unreadable_picture_does_not_lose_the_others(detector: Detector, picture
 
 def test_trace_ends_in_the_prediction(detector: Detector, pictures: list[Path]) -> None:
     stages = detector.trace(pictures[0])
-    found = detector.predict(pictures[0], conf=detector.model.fields.score_threshold)
-    valid = stages.found.valid[0]
-    np.testing.assert_array_equal(stages.found.scores[0][valid].numpy(), found.scores)
+    found = detector.predict(pictures[0], conf=detector.model.config.postprocess.score_threshold)
+    valid = stages.detections.valid[0]
+    np.testing.assert_array_equal(stages.detections.scores[0][valid].numpy(), found.scores)
     # Every detection knows its proposal, every proposal its anchor.
-    parents = stages.found.proposals[0][valid]
+    parents = stages.detections.proposals[0][valid]
     np.testing.assert_array_equal(parents.numpy(), found.proposals)
     assert stages.proposals.valid[0][parents].all()
-    assert stages.proposals.anchors[0].max() < sum(len(a) for a in stages.dense.anchors)
+    assert stages.proposals.anchors[0].max() < sum(len(a) for a in stages.anchors.anchors)
 
 
 def test_saved_detector_predicts_the_same(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
     detector.save(tmp_path / "d.safetensors", metrics={"AP": 0.5})
     loaded = Detector.load(tmp_path / "d.safetensors", device="cpu")
     assert loaded.names == detector.names
-    assert loaded.model.fields == detector.model.fields
+    assert loaded.model.config == detector.model.config
     a, b = (d.predict(pictures[0], conf=0.05) for d in (detector, loaded))
     np.testing.assert_array_equal(a.boxes, b.boxes)
 
@@ -169,23 +175,86 @@ def test_names_are_different_texts(names: list[str] | str) -> None:
         Detector.build("faster_rcnn_tiny_fpn", names, device="cpu")
 
 
-@pytest.mark.parametrize("change", [{"model": "faster_rcnn_later"}, {"fields": {"size": 64, "later": 1}}])
-def test_a_file_of_a_later_version_is_named(tmp_path: Path, change: dict) -> None:
+def test_a_file_of_a_later_version_is_named(tmp_path: Path) -> None:
     path = tmp_path / "later.safetensors"
-    state = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu").model.state_dict()
-    save_weights(path, state, Card(**{"model": "faster_rcnn_tiny_fpn", "names": ("a",), "fields": {}, **change}))
-    with pytest.raises(DataError, match=r"later\.safetensors: .*does not know the (model|field) .*later.*Update"):
+    model = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu").model
+    save_weights(path, model.state_dict(), Card("faster_rcnn_later", ("a",), model.config))
+    with pytest.raises(DataError, match=r"later\.safetensors: .*does not have the model .*later.*Update"):
         Detector.load(path)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "mask_rcnn_tiny_fpn", "retinanet_tiny_fpn"])
+def test_one_detector_serves_many_threads(name: str) -> None:
+    torch.manual_seed(0)
+    detector = Detector.build(name, ["a", "b"], device="cpu", size=64, max_size=96, score_threshold=0.0, max_det=20)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (60 + k, 80, 3), dtype=np.uint8) for k in range(8)]
+    expected = [detector.predict([image], conf=0.0) for image in images]
+    expected = [next(one) for one in expected]
+    fresh = pickle.loads(pickle.dumps(detector))  # the threads meet a model that is not prepared yet
+
+    def predict(k: int) -> list[Detections]:
+        return [next(fresh.predict([images[k]], conf=0.0)) for _ in range(3)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for one, many in zip(expected, pool.map(predict, range(8)), strict=True):
+            for got in many:
+                assert (got.boxes == one.boxes).all()
+                assert (got.scores == one.scores).all()
+                assert got.masks == one.masks
+
+
+def test_evaluate_is_the_report_of_detect_dataset(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    val = open_dataset(write_scenes(tmp_path / "scenes", train=1, val=3), split="val")
+    detector = Detector.build("faster_rcnn_tiny_fpn", val.names, device="cpu", size=64, max_size=96)
+    expected = evaluate(val, detector.detect_dataset(val, conf=0.01, workers=0), score_floor=0.01)
+    assert detector.evaluate(val, conf=0.01, workers=0).metrics == expected.metrics
+
+
+def test_a_backbone_of_ones_own_is_given_again(tmp_path: Path) -> None:
+    class Own(nn.Module):
+        channels, strides = (8,), (16,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 16, 16), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)).relu()
+
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    small = {"size": 64, "head_channels": 16, "score_threshold": 0.0}
+    detector = Detector.build("faster_rcnn_tiny", ["a"], backbone=Own(), device="cpu", **small)
+    expected = detector.predict(image, conf=0.0)
+    detector.save(tmp_path / "own.safetensors")
+    with pytest.raises(UsageError, match="Own: give the module again by backbone="):
+        Detector.load(tmp_path / "own.safetensors")
+    loaded = Detector.load(tmp_path / "own.safetensors", backbone=Own(), device="cpu")
+    assert loaded.model.config == detector.model.config
+    assert (loaded.predict(image, conf=0.0).boxes == expected.boxes).all()
+    with pytest.raises(DataError, match="not this model's"):
+        Detector.load(tmp_path / "own.safetensors", backbone=Wider())
+
+
+class Wider(nn.Module):
+    channels, strides = (12,), (16,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 16, 16)
 
 
 def test_suppression_repeated_by_the_processor_finds_the_same(detector: Detector, pictures: list[Path]) -> None:
     """What a device could not finish; here the forward pass had nothing left to do."""
-    fields = detector.model.fields
-    batch = make_batch([read_image(path) for path in pictures[:2]], fields)
-    stages = run(detector.prepared, batch, output=fields)
-    again = suppressed_again(detector.prepared, stages, batch.sizes, fields)
+    config = detector.model.config
+    batch = make_batch([read_image(path) for path in pictures[:2]], config)
+    stages = detector.prepared.stages(batch)
+    with torch.inference_mode():
+        again = detector.prepared.model.suppress_again(stages, batch.sizes, config.postprocess).detections
     assert again.valid.any()
-    for found, expected in zip(again, stages.found, strict=True):
+    for found, expected in zip(again, stages.detections, strict=True):
         torch.testing.assert_close(found, expected)
 
 
@@ -193,14 +262,14 @@ def test_a_processor_takes_a_large_batch_in_parts_and_finds_the_same(monkeypatch
     torch.manual_seed(0)
     model = Detector.build("faster_rcnn_tiny_fpn", ["a", "b"], device="cpu", score_threshold=0.0).prepared
     batch = stack_images(list(torch.rand(5, 3, 64, 96)))
-    whole = find(model, batch, output=model.fields)
-    monkeypatch.setattr(predictor, "_PIXELS", 2 * 64 * 96 + 1)
+    whole = model.detect(batch, model.config.postprocess)
+    monkeypatch.setattr(prepare_module, "_PIXELS", 2 * 64 * 96 + 1)
     seen = []
-    hook = model.rpn.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0][0])))
-    divided = find(model, batch, output=model.fields)
+    hook = model.model.rpn.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0][0])))
+    divided = model.detect(batch, model.config.postprocess)
     hook.remove()
     assert seen == [2, 2, 1]
     for got, expected in zip(divided, whole, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
-    monkeypatch.setattr(predictor, "_PIXELS", 1)
-    assert len(find(model, batch, output=model.fields).boxes) == 5
+    monkeypatch.setattr(prepare_module, "_PIXELS", 1)
+    assert len(model.detect(batch, model.config.postprocess).boxes) == 5

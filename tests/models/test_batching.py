@@ -1,15 +1,16 @@
 """What an image gives must not depend on the others in its batch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from detectors import make_model
 from torch import Tensor, nn
 
 from twostage.data.batch import Batch, Targets, stack_images, stack_targets
-from twostage.models.heads.detect import Found
+from twostage.models.heads.postprocess import BatchDetections
 from twostage.models.two_stage import Samplers, TwoStage
-from twostage.models.zoo import build
 
 SMALL = {
     "rpn_top_train": 80,
@@ -25,7 +26,7 @@ SMALL = {
 
 def lively(name: str, **fields) -> TwoStage:
     """Weights with which scores and boxes differ from each other."""
-    model = build(name, 3, **{**SMALL, **fields}).eval()
+    model = make_model(name, 3, **{**SMALL, **fields}).eval()
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in [*model.rpn.modules(), *model.head.modules()]:
@@ -36,7 +37,7 @@ def lively(name: str, **fields) -> TwoStage:
 
 def detections(model: TwoStage, batch: Batch, image: int) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
-        found: Found = model(batch)
+        found: BatchDetections = model(batch)
     keep = found.valid[image]
     return found.boxes[image][keep], found.scores[image][keep], found.labels[image][keep]
 
@@ -144,13 +145,13 @@ def test_stages_agree_with_forward() -> None:
     batch = stack_images(images((64, 96)))
     with torch.no_grad():
         stages, found = model.stages(batch), model(batch)
-    assert stages.found.masks is None
-    for mine, other in zip(stages.found[:-1], found[:-1], strict=True):
+    assert stages.detections.masks is None
+    for mine, other in zip(stages.detections[:-1], found[:-1], strict=True):
         assert torch.equal(mine, other)
     keep = found.valid[0]
     parents = found.proposals[0][keep]
     assert stages.proposals.valid[0][parents].all()
-    anchors = torch.cat(stages.dense.anchors)
+    anchors = torch.cat(stages.anchors.anchors)
     assert stages.proposals.anchors[0].max() < len(anchors)
 
 
@@ -159,8 +160,8 @@ def test_other_thresholds_of_the_last_step_change_no_other_stage() -> None:
     batch = stack_images(images((64, 96)))
     with torch.no_grad():
         stages = model.stages(batch)
-        other = model.stages(batch, model.fields.changed({"max_det": 3, "score_threshold": 0.3}))
-    assert torch.equal(stages.looks[0].logits, other.looks[0].logits)
+        other = model.stages(batch, replace(model.config.postprocess, max_det=3, score_threshold=0.3))
+    assert torch.equal(stages.predictions[0].logits, other.predictions[0].logits)
     assert other.found.boxes.shape == (1, 3, 4)
     assert other.found.scores[other.found.valid].gt(0.3).all()
 

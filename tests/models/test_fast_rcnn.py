@@ -5,36 +5,40 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detectors import make_model
 from proposing import given
 from torch import nn
 from torchvision.ops import roi_pool as torchvisions_pool
 
 from twostage.data.batch import Batch, Targets
 from twostage.errors import UsageError
-from twostage.models.fields import FAST, PAPER
+from twostage.models.regions.pooling import RegionFeatures
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import build
-from twostage.training.optimiser import only
+from twostage.models.zoo import named
+from twostage.training.optimiser import set_trainable
 
 SIZES = [(96, 128), (80, 112)]
 SMALL = {"rpn_keep_train": 30, "rpn_keep_test": 20, "region_batch": 16, "head_channels": 32, "score_threshold": 0.0}
 
 
 def small(name: str = "fast_rcnn_tiny", **fields: object) -> TwoStage:
-    return build(name, 3, **{**SMALL, **fields})
+    return make_model(name, 3, **{**SMALL, **fields})
 
 
 def test_the_papers_numbers() -> None:
     """Sections 2.3, 3.1 and 4.1: two images, 64 regions each, a quarter positive, background from 0.1 to 0.5."""
-    assert (FAST.region_batch, FAST.region_positive_fraction, FAST.region_background_iou) == (64, 0.25, (0.1, 0.5))
-    assert (FAST.size, FAST.max_size, FAST.dropout, FAST.box_beta, FAST.box_lambda) == (600, 1000, 0.5, 1.0, 1.0)
-    assert (PAPER.region_batch, PAPER.region_background_iou) == (128, (0.0, 0.5))
+    fast, faster = named("fast_rcnn_vgg16"), named("faster_rcnn_vgg16")
+    head = fast.box_head
+    assert (head.region_batch, head.region_positive_fraction, fast.stage.background_iou) == (64, 0.25, (0.1, 0.5))
+    assert (fast.image.size, fast.image.max_size, head.body.dropout) == (600, 1000, 0.5)
+    assert (head.box_beta, head.box_loss_weight) == (1.0, 1.0)
+    assert (faster.box_head.region_batch, faster.stage.background_iou) == (128, (0.0, 0.5))
 
 
 def test_a_classification_network_changes_in_three_ways() -> None:
     """Section 2.2: RoIPool for the last pooling, two sibling layers for the last one, images and regions as input."""
     with torch.device("meta"):
-        model = build("fast_rcnn_vgg16", 20)
+        model = make_model("fast_rcnn_vgg16", 20)
     assert model.rpn is None
     assert not isinstance(list(model.backbone.features)[-1], nn.MaxPool2d)
     assert (model.head.regions.size, model.head.regions.scale) == (7, 1 / 16)
@@ -53,9 +57,9 @@ def test_regions_are_pooled_from_the_proposals_given(make_batch: Callable[..., B
     rois = [torch.cat([torch.full((20, 1), float(i)), boxes], dim=1) for i, boxes in enumerate(batch.proposals.boxes)]
     theirs = torchvisions_pool(stages.maps[0].contiguous(), torch.cat(rois), 7, 1 / 16)
     torch.testing.assert_close(seen["regions"].flatten(0, 1), theirs)
-    assert stages.dense is None
+    assert stages.anchors is None
     assert stages.proposals.anchors[0].tolist() == list(range(20))
-    assert not (stages.found.proposals[stages.found.valid] == 19).any()  # padding proposes nothing
+    assert not (stages.detections.proposals[stages.detections.valid] == 19).any()  # padding proposes nothing
 
 
 def test_background_learns_no_box(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
@@ -85,8 +89,8 @@ def test_given_proposals_take_the_place_of_the_networks(make_batch: Callable[...
     with torch.no_grad():
         own = model.stages(batch)
         others = model.stages(replace(batch, proposals=given(batch, 20)))
-    assert own.dense is not None
-    assert others.dense is None
+    assert own.anchors is not None
+    assert others.anchors is None
     torch.testing.assert_close(others.proposals.boxes, given(batch, 20).boxes)
 
 
@@ -101,9 +105,9 @@ def test_a_network_that_learns_is_asked_beside_proposals_that_are_given(
     assert set(losses) == {"rpn_class", "rpn_box", "class", "box"}
     sum(losses.values()).backward()
     assert model.rpn.deltas.weight.grad.abs().sum() > 0
-    only(model, ("backbone", "head"))
-    assert set(model(batch, targets)) == {"class", "box"}
-    only(model, ("boxes",))
+    set_trainable(model, ("backbone", "head"))
+    assert set(model(batch, targets, parts=("backbone", "head"))) == {"class", "box"}
+    set_trainable(model, ("boxes",))
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
     assert learning == ["head.deltas.weight", "head.deltas.bias"]
 
@@ -112,7 +116,7 @@ def test_a_network_that_learns_is_asked_beside_proposals_that_are_given(
     ("fields", "says"),
     [
         ({"proposal_gradient": True}, "needs roi=align"),
-        ({"pyramid": "levels"}, "has not"),
+        ({"pyramid": "levels"}, "no field 'pyramid'"),
     ],
 )
 def test_fields_that_contradict_each_other(fields: dict, says: str) -> None:
@@ -130,7 +134,7 @@ def test_the_regions_loss_reaches_the_network_that_proposes(
     model = small("faster_rcnn_tiny", roi="align", proposal_gradient=flows, norm="frozen", region_truth=False).train()
     batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
     maps = model.features(batch)
-    _, proposals = model.proposals(maps, batch)
+    _, proposals = model.propose(maps, batch)
     assert proposals.boxes.requires_grad == flows
     losses = model.head.losses(maps, proposals, batch.sizes, targets)
     sum(losses.values()).backward()
@@ -152,7 +156,7 @@ def test_that_gradient_is_the_slope(make_batch: Callable[..., Batch], make_targe
 
     def loss(shift: torch.Tensor) -> torch.Tensor:
         proposals = fixed._replace(boxes=fixed.boxes.detach() + shift)
-        return model.head(maps, proposals.boxes).logits.square().sum()
+        return model.head(RegionFeatures(maps), proposals.boxes).logits.square().sum()
 
     shift = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(loss(shift), shift)

@@ -6,12 +6,12 @@ from torchvision import ops
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from twostage.models.losses import (
-    alone,
     binary_focal,
     box_loss,
     class_loss,
     class_losses,
     mask_loss,
+    no_reduce,
     objectness_loss,
     one_over_sampled,
     overlap_loss,
@@ -69,7 +69,7 @@ def test_padding_counts_for_nothing() -> None:
 def test_no_valid_region_costs_nothing() -> None:
     logits, deltas, classes, goal = regions()
     none = torch.zeros(N, S, dtype=torch.bool)
-    assert class_loss(logits, classes, none, one_over_sampled(none, alone)) == 0
+    assert class_loss(logits, classes, none, one_over_sampled(none, no_reduce)) == 0
     assert box_loss(own(deltas, classes), goal, none, torch.ones(N), beta=1.0) == 0
     assert objectness_loss(logits[..., 0], none, none, torch.ones(N)) == 0
 
@@ -163,7 +163,7 @@ def test_mask_loss_is_the_mean_over_cells_of_positives() -> None:
     logits = torch.randn(N, S, 4, 4, generator=g)
     goal = (torch.rand(N, S, 4, 4, generator=g) < 0.5).float()
     positive = torch.rand(N, S, generator=g) < 0.4
-    found = mask_loss(logits, goal, positive, one_over_sampled(positive, alone))
+    found = mask_loss(logits, goal, positive, one_over_sampled(positive, no_reduce))
     p = logits.sigmoid()[positive]
     each = -(goal[positive] * p.log() + (1 - goal[positive]) * (1 - p).log())
     torch.testing.assert_close(found, each.mean())

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectors import make_model
 
 from twostage.data.recognise import open_dataset
 from twostage.distributed import SINGLE_PROCESS
-from twostage.models.zoo import build
 from twostage.training import step
 from twostage.training.recipe import SCRATCH
 from twostage.training.state import Progress
@@ -31,10 +31,11 @@ def test_time_budget_is_met_though_steps_change(
     monkeypatch.setattr(step, "train_step", quick_step)
     monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: now))
     session = Session(
-        model=(model := build("faster_rcnn_tiny_fpn", 1)),
-        learner=model,
+        model=(model := make_model("faster_rcnn_tiny_fpn", 1)),
+        ddp_model=model,
+        parts=("backbone", "rpn", "head"),
         optimizer=torch.optim.SGD([torch.zeros(1)]),
-        average=None,
+        ema=None,
         scaler=None,
         recipe=replace(SCRATCH, warmup=50),
         progress=Progress(),

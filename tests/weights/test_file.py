@@ -9,16 +9,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from twostage.models.configure import configure
+from twostage.models.zoo import named
 
 from twostage import __version__
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
-from twostage.models.fields import PAPER, Fields
 from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
 
 CARD = Card(
-    "faster_rcnn_tiny_fpn",
+    "faster_rcnn_vgg16",
     ("Blutkörperchen", "white cell"),
-    PAPER.to_dict(),
+    named("faster_rcnn_vgg16"),
     metrics={"AP": 0.612, "AP50": 0.9},
     licence="CC0",
 )
@@ -51,7 +52,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (card.model, card.names, card.licence) == (CARD.model, CARD.names, CARD.licence)
     assert card.metrics == CARD.metrics
     assert card.version == __version__
-    assert Fields().changed(card.fields) == PAPER
+    assert card.config == named("faster_rcnn_vgg16")
     assert loaded.keys() == given.keys()
     for name, tensor in given.items():
         assert torch.equal(loaded[name], tensor)
@@ -65,7 +66,7 @@ def test_any_reader_of_safetensors_can_read_it(tmp_path: Path) -> None:
         header = json.loads(file.metadata()[KEY])
     assert header["format"] == FORMAT
     assert header["names"] == [*CARD.names]
-    assert header["fields"]["size"] == 600
+    assert header["config"]["image"]["size"] == 600
 
 
 def test_what_is_read_outlives_the_file(tmp_path: Path) -> None:
@@ -168,9 +169,10 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
 
 def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
     """Fields that did not exist yet take their defaults later; `licence` and `metrics` may be absent."""
-    path = with_header(tmp_path / "a.safetensors", version="0.0.1", fields={"size": 320}, licence=..., metrics=...)
+    path = with_header(tmp_path / "a.safetensors", version="0.0.1", config={"image": {"size": 320}}, licence=..., metrics=...)
     card, _ = load_weights(path)
-    assert card.fields == {"size": 320}
+    assert card.config.image.size == 320
+    assert card.config.rpn == named(CARD.model).rpn
     assert card.metrics == {}
 
 
@@ -183,7 +185,7 @@ def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
         {"names": []},
         {"model": ...},
         {"model": 3},
-        {"fields": [1, 2]},
+        {"config": [1, 2]},
         {"format": ...},
         {"format": "one"},
         {"unknown": 1},
@@ -222,10 +224,32 @@ def test_a_header_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_another_size_keeps_the_ratio_of_the_file() -> None:
-    card = Card("m", ("a",), {"size": 320, "max_size": 480})
-    assert card.fields_with({"size": 640}) == {"size": 640, "max_size": 960}
-    assert card.fields_with({"size": 640, "max_size": 700}) == {"size": 640, "max_size": 700}
-    assert card.fields_with({}) == card.fields
+    config = configure(named("faster_rcnn_tiny_fpn"), {"size": 320, "max_size": 480})
+    image = configure(config, {"size": 640}).image
+    assert (image.size, image.max_size) == (640, 960)
+    assert configure(config, {"size": 640, "max_size": 700}).image.max_size == 700
+
+
+BEFORE = json.loads((Path(__file__).parents[1] / "before" / "weights.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", BEFORE["models"])
+def test_a_file_of_format_1_has_the_configuration_of_its_flat_fields(name: str, tmp_path: Path) -> None:
+    """It held the fields of all models: those of others are left out, also where their defaults have changed since."""
+    fields = {**BEFORE["defaults"], **BEFORE["models"][name]["fields"], "score_threshold": 0.125}
+    fields |= {} if name.startswith(("mask", "cascade_mask", "hybrid")) else {"mask_channels": 32, "semantic_lambda": 1.0}
+    path = with_header(tmp_path / "old.safetensors", format=1, model=name, fields=fields, config=...)
+    card, _ = load_weights(path)
+    changes = {"score_threshold": 0.125, **({"semantic_classes": 2} if name.startswith("hybrid") else {})}
+    assert card.config == configure(named(name), changes)
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_a_field_of_a_later_version_asks_for_an_update(tmp_path: Path, form: int) -> None:
+    content = {"fields": {"rpn_colour": 1}, "config": ...} if form == 1 else {"config": {"rpn": {"colour": 1}}}
+    path = with_header(tmp_path / "later.safetensors", format=form, version="9.0", **content)
+    with pytest.raises(DataError, match=r"later\.safetensors: written by twostage 9\.0.*colour'\. Update twostage"):
+        load_weights(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes in folders")

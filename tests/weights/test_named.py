@@ -74,7 +74,7 @@ def test_a_name_nearly_right_is_told() -> None:
 def test_a_cache_that_cannot_be_made(little: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path / "file"))
-    with pytest.raises(TwostageError, match="TWOSTAGE_HOME names another folder"):
+    with pytest.raises(TwostageError, match="Set TWOSTAGE_HOME to another folder"):
         bring(little)
 
 

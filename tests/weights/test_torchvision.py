@@ -7,13 +7,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from detectors import make_model
 from torch import Tensor
 from torchvision.models import detection
 
 from twostage import Detector
 from twostage.data.scenes import EASY, HARD, make_scene
 from twostage.errors import DataError, UsageError
-from twostage.models.zoo import build
 from twostage.weights.fit import load_all
 from twostage.weights.torchvision import COCO_HOLES, channel_last, from_torchvision
 
@@ -44,7 +44,7 @@ def numbered(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tensor_finds_its_place_and_none_is_left(name: str) -> None:
     with torch.device("meta"):
-        own = build(name, 7).state_dict()
+        own = make_model(name, 7).state_dict()
     own = {n: t.shape for n, t in own.items() if not n.endswith("num_batches_tracked")}
     found = {n: t.shape for n, t in from_torchvision(shapes(name, 8), 7).items()}
     assert found == own
@@ -86,7 +86,7 @@ def test_other_heads_keep_every_class_and_lose_the_background_box() -> None:
 
 @pytest.mark.parametrize(("outputs", "names"), [(91, 20), (21, 80), (4, 4)])
 def test_another_number_of_classes_is_said(outputs: int, names: int) -> None:
-    with pytest.raises(DataError, match=rf"tell {outputs - 1} classes.*{names} names are given.*Give {outputs - 1} na"):
+    with pytest.raises(DataError, match=rf"have {outputs - 1} classes.*{names} names are given.*Give {outputs - 1} na"):
         from_torchvision(shapes(MOBILE, outputs), names)
 
 
@@ -127,7 +127,7 @@ def test_a_classification_network_is_refused() -> None:
 def test_weights_of_another_model_are_refused_by_name(theirs: type, ours: str) -> None:
     with torch.device("meta"):
         state = theirs(weights=None, weights_backbone=None, num_classes=4).state_dict()
-        model = build(ours, 3)
+        model = make_model(ours, 3)
     with pytest.raises(DataError, match=r"these weights are not this model's: they (lack|have unknown|differ)"):
         load_all(model, from_torchvision(state, 3), "the torchvision weights")
 

@@ -37,7 +37,7 @@ def check(options: CheckOptions) -> Outcome:
     Exits with 3 when anything is wrong, repairable or not; notes do not count. With --fix, that is judged of the copy.
     """
     from twostage.data.check import check
-    from twostage.data.mend import mend
+    from twostage.data.fix import fix_dataset
     from twostage.data.resize import Resize
 
     resize = Resize(size=options.size, max_size=options.max_size)
@@ -47,7 +47,9 @@ def check(options: CheckOptions) -> Outcome:
         if options.fix:
             print(f"{options.fix} is not written: there is nothing to mend.")
         return Outcome(report.to_dict(), _failure(options.data, report))
-    written = mend(options.data, options.fix, images=options.images, voc_offset=options.voc_offset, deep=options.deep)
+    written = fix_dataset(
+        options.data, options.fix, images=options.images, voc_offset=options.voc_offset, deep=options.deep
+    )
     mended = check(written.path, resize=resize, deep=options.deep)
     print(f"\nThe mended copy:\n{mended.format(most=options.most)}")
     result = {**report.to_dict(), "fixed": {**mended.to_dict(), **written.to_dict()}}

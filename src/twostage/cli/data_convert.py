@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from twostage.cli.verb import Outcome, verb
+from twostage.data import Kind
 from twostage.options import option, validate
 
 
@@ -14,7 +15,7 @@ class ConvertOptions:
 
     data: Path = option(help="Data set in VOC, COCO or YOLO layout; all its splits are converted.")
     _: KW_ONLY
-    to: Literal["voc", "coco", "yolo"] = option(help="Layout to write.")
+    to: Kind = option(help="Layout to write.")
     images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
     voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
     on_error: Literal["default", "fail", "skip"] = option(

@@ -74,7 +74,8 @@ def proposals(options: ProposalsOptions) -> Outcome:
 
     What selective search finds is kept in the cache, picture by picture: training takes it from there.
     """
-    from twostage.data.recognise import Options, find_layout, opener
+    from twostage.data.layout import Options
+    from twostage.data.recognise import find_layout, opener
 
     layout = find_layout(options.data)
     open_split = opener(layout, Options(options.images, options.voc_offset, "default"))

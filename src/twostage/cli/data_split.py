@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from twostage.cli.verb import Outcome, verb
+from twostage.data import Kind
 from twostage.errors import UsageError
 from twostage.options import option, validate
 
@@ -19,9 +20,7 @@ class SplitOptions:
     seed: int = option(0, "Another seed deals otherwise.", low=0)
     images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
     voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
-    to: Literal["voc", "coco", "yolo"] | None = option(
-        None, "Layout to write (default: that of the data).", group="Output"
-    )
+    to: Kind | None = option(None, "Layout to write (default: that of the data).", group="Output")
     pictures: Literal["copy", "link"] = option("copy", "Copy the pictures, or link to where they are.", group="Output")
     out: Path = option(help="New folder.", group="Output")
 

@@ -38,7 +38,8 @@ class StatsOptions:
 @verb(StatsOptions)
 def stats(options: StatsOptions) -> Outcome:
     """Tell a data set's sizes, classes, objects an image, and what anchors of the common sizes reach."""
-    from twostage.data.recognise import Options, find_layout, opener
+    from twostage.data.layout import Options
+    from twostage.data.recognise import find_layout, opener
     from twostage.data.resize import Resize
     from twostage.data.stats import stats
 
@@ -101,7 +102,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 def _save(folder: Path, datasets: "Sequence[Dataset]", numbers: str) -> None:
     from twostage.atomic import write_text
-    from twostage.data.images import read_image
     from twostage.data.stats import most_crowded, smallest
     from twostage.drawing import draw_boxes, save_picture, tile
     from twostage.evaluation.plots import plot_labels, save_figure
@@ -115,9 +115,7 @@ def _save(folder: Path, datasets: "Sequence[Dataset]", numbers: str) -> None:
                 objects = dataset.objects(index)
                 labels = [dataset.names[label] for label in objects.labels]
                 pictures.append(
-                    draw_boxes(
-                        read_image(dataset.path(index)), objects.boxes, labels, class_ids=objects.labels, min_side=384
-                    )
+                    draw_boxes(dataset.image(index), objects.boxes, labels, class_ids=objects.labels, min_side=384)
                 )
             if pictures:
                 titles = [dataset.file_name(index) for index in chosen.tolist()]

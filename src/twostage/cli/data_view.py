@@ -68,7 +68,8 @@ class ViewOptions:
 @verb(ViewOptions)
 def view(options: ViewOptions) -> Outcome:
     """Write one HTML page of a data set's pictures with their boxes; it opens in any browser, without a server."""
-    from twostage.data.recognise import Options, default_splits, find_layout, opener
+    from twostage.data.layout import Options
+    from twostage.data.recognise import default_splits, find_layout, opener
 
     if options.out.exists():
         raise UsageError(f"--out {options.out}: is there already, and nothing is overwritten: name a new file")
@@ -115,7 +116,6 @@ def _chosen(dataset: "Dataset", options: ViewOptions) -> list[int]:
 
 
 def _figures(dataset: "Dataset", chosen: list[int]) -> Iterator[str]:
-    from twostage.data.images import read_image
     from twostage.drawing import draw_boxes
 
     for index in chosen:
@@ -123,7 +123,7 @@ def _figures(dataset: "Dataset", chosen: list[int]) -> Iterator[str]:
         labels = [dataset.names[label] for label in objects.labels]
         masks = dataset.masks_of(index) or None
         picture = draw_boxes(
-            read_image(dataset.path(index)),
+            dataset.image(index),
             objects.boxes,
             labels,
             class_ids=objects.labels,

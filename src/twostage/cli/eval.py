@@ -172,7 +172,7 @@ def _open(options: EvalOptions) -> "Dataset":
         on_error=options.on_error,
         require_images=options.predictions is None,
         # The official tools take boxes as they are written, over the border and without area too.
-        mend=options.on_error == "skip",
+        repair=options.on_error == "skip",
     )
 
 

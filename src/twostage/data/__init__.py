@@ -1,1 +1,6 @@
-"""From files to batches: readers, checks, augmentation, generated scenes."""
+"""From files to batches: formats, checks, augmentation, generated scenes."""
+
+from typing import Literal
+
+# A data format is the module of this name here, with its object `FORMAT`; they are tried in this order.
+Kind = Literal["yolo", "voc", "coco"]

@@ -1,7 +1,7 @@
 """What training changes about an image, drawn from the generator of the sample.
 
-Geometry is a `View`: which window of the image is seen, and how it is turned. It is drawn once and applied to pixels
-and boxes alike, before the image is resized; colour comes after, on fewer pixels. Torchvision is imported when used.
+Geometry is a `View`: a window of the image, and how it is mirrored. It is drawn once and applied to pixels and
+boxes alike, before the image is resized; colour comes after, on fewer pixels. Torchvision is imported when used.
 """
 
 import math
@@ -22,10 +22,10 @@ TONE, HUE = 0.4, 0.05
 
 
 class View(NamedTuple):
-    """A window of the image, which may reach over its borders, then mirrored and turned.
+    """A window of the image, which may reach over its borders, then mirrored.
 
     `top`, `left`, `height`, `width` are the window in pixels of the image; `flip` mirrors left and right,
-    `vertical_flip` top and bottom, `transpose` rows and columns, in this order.
+    `vertical_flip` top and bottom.
     """
 
     top: int
@@ -34,15 +34,14 @@ class View(NamedTuple):
     width: int
     flip: bool = False
     vertical_flip: bool = False
-    transpose: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of what is seen."""
-        return (self.width, self.height) if self.transpose else (self.height, self.width)
+        """Height and width of the view."""
+        return self.height, self.width
 
     def image(self, image: Tensor, beyond: Tensor | float = 0) -> Tensor:
-        """What is seen of an image [..., h, w]; `beyond`, a colour [..., 1, 1], where the window reaches over it."""
+        """The view of an image [..., h, w], filled with the colour `beyond` [..., 1, 1] outside the image."""
         from torchvision.transforms.v2 import functional as F
 
         height, width = image.shape[-2:]
@@ -58,29 +57,28 @@ class View(NamedTuple):
             image = F.horizontal_flip_image(image)
         if self.vertical_flip:
             image = F.vertical_flip_image(image)
-        return image.transpose(-1, -2) if self.transpose else image
+        return image
 
     def cells(self, cells: UInt8[Tensor, "g m m"]) -> UInt8[Tensor, "g m m"]:
-        """Grids over objects, mirrored and turned with them; their frames move as boxes do."""
+        """Grids over objects, mirrored with them; their frames move as boxes do."""
         axes = [axis for axis, turned in ((2, self.flip), (1, self.vertical_flip)) if turned]
-        cells = cells.flip(axes) if axes else cells
-        return cells.transpose(1, 2) if self.transpose else cells
+        return cells.flip(axes) if axes else cells
 
     def boxes(self, boxes: Float[Tensor, "g 4"]) -> Float[Tensor, "g 4"]:
-        """Where boxes xyxy of the image lie in what is seen; they may reach over its borders."""
+        """Boxes xyxy of the image in the pixels of the view; they may reach over its borders."""
         x1, y1, x2, y2 = boxes.unbind(1)
         x1, x2, y1, y2 = x1 - self.left, x2 - self.left, y1 - self.top, y2 - self.top
         if self.flip:
             x1, x2 = self.width - x2, self.width - x1
         if self.vertical_flip:
             y1, y2 = self.height - y2, self.height - y1
-        return torch.stack([y1, x1, y2, x2] if self.transpose else [x1, y1, x2, y2], dim=1)
+        return torch.stack([x1, y1, x2, y2], dim=1)
 
 
 class Sample(NamedTuple):
     """An image and its objects. `labels` are class ids, `proposals` boxes and scores where the data set has them.
 
-    `masks` and the map of `stuff` are there where they are to be learned.
+    `masks` and the map of `stuff` are there if they are trained on.
     """
 
     image: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]
@@ -95,18 +93,17 @@ class Sample(NamedTuple):
 class Augment:
     """Chances and strengths of each change; the default mirrors half of the images and does nothing else.
 
-    `flip`, `vertical_flip`: chance to mirror. `quarter_turns`: turned by 0, 90, 180 or 270 degrees with equal chance.
-    `scale`: smallest and largest factor of objects against the image, uniform in its logarithm: above 1 a window is cut
-    out, below 1 the image is laid on a larger canvas. `crop`: chance to cut out a window of 0.3 to 1 of the area, with
-    the centre of some object in it. An object of which less than `visible` of its area is left is dropped, the others
-    are clipped. `colour`: from 0 to 1, strength of brightness, contrast and saturation (at 1 factors of 0.6 to 1.4)
-    and hue (at 1 a twentieth of the circle to either side). `beyond` is the colour, RGB from 0 to 1, of what lies
-    beyond the image's border: a batch's padding has the model's mean colour. Raises UsageError for values out of range.
+    `flip`, `vertical_flip`: chance to mirror. `scale`: smallest and largest factor of objects against the image,
+    uniform in its logarithm: above 1 a window is cut out, below 1 the image is placed on a larger canvas. `crop`:
+    chance to cut out a window of 0.3 to 1 of the area, with the centre of some object in it. Objects with less than
+    `visible` of their area left are dropped, the others are clipped. `colour`: from 0 to 1, strength of brightness,
+    contrast and saturation (at 1 factors of 0.6 to 1.4) and hue (at 1 a twentieth of the circle to either side).
+    `beyond` is the colour, RGB from 0 to 1, outside the image: the model's mean colour, as in the padding of a batch.
+    Raises UsageError for values out of range.
     """
 
     flip: float = 0.5
     vertical_flip: float = 0.0
-    quarter_turns: bool = False
     scale: tuple[float, float] = (1.0, 1.0)
     crop: float = 0.0
     visible: float = 0.3
@@ -132,7 +129,7 @@ class Augment:
         return sample._replace(image=self.recolour(sample.image, rng))
 
     def geometry(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Window, mirror and turn, with the boxes clipped to what is seen and those dropped of which too little is."""
+        """Window and mirror; boxes are clipped to the view, and dropped if too little of them is left."""
         view = self.view(sample.image.shape[1], sample.image.shape[2], sample.boxes, rng)
         boxes, keep = clip(view.boxes(sample.boxes), view.shape, self.visible)
         scale = 1.0 if sample.image.is_floating_point() else 255.0
@@ -167,13 +164,7 @@ class Augment:
             for axis, (size, part) in enumerate(((height, rows), (width, columns)))
         )
         flip, vertical_flip = chances[6] < self.flip, chances[7] < self.vertical_flip
-        transpose = False
-        if self.quarter_turns:
-            # A quarter turn is a transposition and a mirror; with the mirrors drawn above all eight poses can come.
-            transpose, half = (bool(v) for v in rng.integers(2, size=2))
-            vertical_flip ^= half ^ transpose
-            flip ^= half
-        return View(top, left, rows, columns, bool(flip), bool(vertical_flip), transpose)
+        return View(top, left, rows, columns, bool(flip), bool(vertical_flip))
 
     def recolour(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         """The image [3, h, w], uint8 or from 0 to 1, in other colours."""
@@ -190,7 +181,7 @@ class Augment:
 
 
 def clip(boxes: Float[Tensor, "g 4"], shape: tuple[int, int], visible: float) -> tuple[Float[Tensor, "g 4"], Tensor]:
-    """Boxes clipped to an image of this (height, width), and which keep at least `visible` of their area."""
+    """Boxes clipped to an image of this (height, width), and whether each keeps at least `visible` of its area."""
     height, width = shape
     limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
     clipped = boxes.clamp(min=0).minimum(limits)
@@ -201,7 +192,7 @@ def clip(boxes: Float[Tensor, "g 4"], shape: tuple[int, int], visible: float) ->
 def turn_hue(image: Tensor, turns: float) -> Tensor:
     """Colours rotated about the grey axis of the RGB cube by this many turns.
 
-    One 3 x 3 matrix, fifteen times as fast as going through HSV and back; greys stay as they are.
+    One 3 x 3 matrix, fifteen times as fast as a conversion to HSV and back; greys do not change.
     """
     cosine, sine = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
     along, across = (1 - cosine) / 3, sine / math.sqrt(3)
@@ -213,7 +204,7 @@ def turn_hue(image: Tensor, turns: float) -> Tensor:
 
 
 def _start(size: int, part: int, centre: float | None, chance: float) -> int:
-    """Where a window of `part` pixels begins on a side of `size`; anywhere it fits, but with `centre` in it."""
+    """Start of a window of `part` pixels on a side of `size`: anywhere it fits, with `centre` inside."""
     low, high = min(0, size - part), max(0, size - part)
     if centre is not None:
         low, high = max(low, min(high, math.ceil(centre - part))), min(high, max(low, math.floor(centre)))

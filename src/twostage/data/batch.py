@@ -1,6 +1,6 @@
-"""What a model receives: images of different sizes on one padded canvas, and what it should learn from them.
+"""What a model receives: images of different sizes on one padded canvas, and their training targets.
 
-Letters: N images, H, W the canvas, G ground-truth boxes of the fullest image; the others are padded.
+Letters: N images, H, W the canvas, G ground-truth boxes of the image with most; the others are padded.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ class GivenProposals(NamedTuple):
     valid: Bool[Tensor, "n p"]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "GivenProposals":
-        """All three tensors changed alike."""
+        """`change` applied to all three tensors."""
         return GivenProposals(*(change(tensor) for tensor in self))
 
 
@@ -32,7 +32,7 @@ class GivenProposals(NamedTuple):
 class Batch:
     """Images in RGB, 0 to 1, each in the top left corner of the canvas; `sizes` is each image's own (height, width).
 
-    `proposals` are there where another source than the model's own network proposes.
+    `proposals` are there if the model has no RPN.
     """
 
     images: Float[Tensor, "n 3 h w"]
@@ -45,7 +45,7 @@ class Batch:
         return self.images.shape[2], self.images.shape[3]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device; the copy runs beside the computation where the memory is pinned."""
+        """The same batch on another device; from pinned memory the copy overlaps with computation."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def on_canvas(self, height: int, width: int) -> "Batch":
@@ -57,15 +57,15 @@ class Batch:
         return replace(self, images=canvas)
 
     def split(self, count: int) -> "list[Batch]":
-        """The same images, at most so many together."""
+        """The same images in batches of at most `count`."""
         return [self._each(lambda x, i=i: x[i : i + count]) for i in range(0, len(self.images), count)]  # type: ignore[misc]
 
     def clone(self) -> "Batch":
-        """The same batch in memory of its own."""
+        """A copy of the batch."""
         return self._each(lambda tensor: tensor.clone(memory_format=torch.preserve_format))
 
     def copy_(self, other: "Batch") -> None:
-        """Take over the content of a batch of the same shapes."""
+        """Copy the content of a batch of the same shapes into this one."""
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine.copy_(theirs)
 
@@ -73,7 +73,7 @@ class Batch:
         return [self.images, self.sizes, *(self.proposals or ())]
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from which copies to a GPU run beside the computation."""
+        """The same batch in page-locked memory, from which copies to a GPU overlap with computation."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -86,9 +86,9 @@ class Targets:
     """Ground truth on the pixels of the batch.
 
     `boxes` are xyxy, `labels` class ids 0..K-1 without background, `valid` is False where a row is padding.
-    `seeds` are one integer an image from which anchor and region sampling draw; equal seeds draw equal samples,
-    whatever the image's place in the batch. `masks` are there where they are to be learned, and so is `stuff`, the
-    class of each cell of `data.stuff.STRIDE` pixels of the canvas.
+    `seeds` are one integer per image for anchor and region sampling; equal seeds draw equal samples at any place in
+    the batch. `masks`, and `stuff`, the class of each cell of `data.stuff.STRIDE` pixels of the canvas, are there if
+    they are trained on.
     """
 
     boxes: Float[Tensor, "n g 4"]
@@ -103,7 +103,7 @@ class Targets:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def on_canvas(self, height: int, width: int) -> "Targets":
-        """The same targets on a larger canvas, of which the rest is not known."""
+        """The same targets on a larger canvas, unknown outside the old one."""
         if self.stuff is None:
             return self
         rows, columns = (-(-side // STRIDE) for side in (height, width))
@@ -111,7 +111,7 @@ class Targets:
         return replace(self, stuff=pad(self.stuff, more, value=UNKNOWN))
 
     def pin_memory(self) -> "Targets":
-        """The same targets in page-locked memory, from which copies to a GPU run beside the computation."""
+        """The same targets in page-locked memory, from which copies to a GPU overlap with computation."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
@@ -147,7 +147,7 @@ def stack_proposals(proposals: Sequence[Float[Tensor, "_ 5"]], count: int) -> Gi
 
 
 def stack_stuff(maps: Sequence[UInt8[Tensor, "_ _"]], canvas: tuple[int, int]) -> UInt8[Tensor, "n i j"]:
-    """Maps of several images in the corner of one canvas, of which the rest is not known."""
+    """Maps of several images in the top left corner of one canvas, unknown outside them."""
     cells = [-(-side // STRIDE) for side in canvas]
     whole = maps[0].new_full((len(maps), *cells), UNKNOWN)
     for place, stuff in zip(whole, maps, strict=True):
@@ -161,7 +161,7 @@ def stack_targets(
     seeds: Sequence[int],
     masks: Sequence[Coverage] | None = None,
 ) -> Targets:
-    """Ground truth of several images padded to the fullest one, and to at least one row, so that no axis is empty."""
+    """Ground truth of several images padded to the longest, and to at least one row, so that no axis is empty."""
     most = max([1, *(len(b) for b in boxes)])
     grids = None
     if masks is not None:

@@ -9,33 +9,61 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError, fault
-from twostage.data.files import shown
+from twostage.data.files import display_path
 from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, to_rle
-from twostage.data.images import SIDEWAYS, Header
-from twostage.data.probe import probe
-from twostage.data.table import Row, Table
+from twostage.data.images import SIDEWAYS, Header, probe
 from twostage.data.upright import turn_boxes, turn_mask
 from twostage.errors import DataError
 
-# How far over the border rounded coordinates may reach before it counts as a fault, in pixels.
+# Pixels by which rounded coordinates may reach over the border without being a fault.
 SLACK = 0.1
-# Pixels; farther out there is no picture, and float32 tells pixels no longer apart.
+# Pixels; no image is larger, and float32 no longer resolves single pixels beyond.
 FARTHEST = 1e7
-_NAMED = 5  # of the objects without a mask in a split, which may be most of them
+_NAMED = 5  # objects without a mask that a message lists; there may be thousands
+
+
+# image, source, label, annotation id, crowd, difficult, area, x1, y1, x2, y2
+Row = tuple[int, int, int, int, int, int, float, float, float, float, float]
+
+
+@dataclass
+class Table:
+    """The objects of a split as columns, in the order of `Row`; boxes are xyxy in float64."""
+
+    image: Int64[np.ndarray, " b"]
+    source: Int64[np.ndarray, " b"]
+    label: Int64[np.ndarray, " b"]
+    annotation_id: Int64[np.ndarray, " b"]
+    crowd: Int64[np.ndarray, " b"]
+    difficult: Int64[np.ndarray, " b"]
+    area: Float64[np.ndarray, " b"]
+    boxes: Float64[np.ndarray, "b 4"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Table":
+        """The columns of these rows."""
+        columns = list(zip(*rows, strict=True)) or [()] * 11
+        image, source, label, annotation_id, crowd, difficult = (np.array(c, dtype=np.int64) for c in columns[:6])
+        area, boxes = np.array(columns[6], np.float64), np.array(columns[7:], np.float64).T.reshape(-1, 4)
+        return cls(image, source, label, annotation_id, crowd, difficult, area, boxes)
+
+    def take(self, rows: np.ndarray) -> "Table":
+        """These rows, copied."""
+        return Table(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 @dataclass
 class Builder:
     """Collects the images and objects of one split.
 
-    `place(image, source)` names an object for people: the annotation file, and the object in it; `source` is the number
-    the reader gave it. `look` tells the size of a picture. A box no wider or no higher than `thin` has no area (1 where
-    coordinates include the last pixel). Without `mend`, boxes of finite numbers stay as the annotation has them, as the
-    tools that define the metrics read them.
+    `place(image, source)` returns the annotation file and the object in it for messages; `source` is the number that
+    the reader gave the object. `header_of` reads the size of an image. A box no wider or no higher than `thin` has no
+    area (1 where coordinates include the last pixel). Without `repair`, boxes of finite numbers stay as
+    annotated, as the tools that define the metrics read them.
     """
 
     root: Path
@@ -44,10 +72,10 @@ class Builder:
     names: tuple[str, ...]
     category_ids: Sequence[int]
     place: Callable[[int, int], tuple[str, str]]
-    look: Callable[[str], Header] = probe
+    header_of: Callable[[str], Header] = probe
     require_images: bool = True
     thin: float = 0.0
-    mend: bool = True
+    repair: bool = True
     faults: list[Fault] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
     _paths: list[str] = field(default_factory=list)
@@ -59,7 +87,7 @@ class Builder:
     _measured: tuple[np.ndarray, np.ndarray] | None = None
 
     def add_image(self, name: str, path: Path | str, image_id: int, stated: tuple[int, int] = (0, 0)) -> int:
-        """Begins an image and gives its index; `stated` is the annotation's (height, width), 0 where it has none."""
+        """Adds an image and returns its index; `stated` is the annotation's (height, width), 0 where it has none."""
         self._names.append(name)
         self._paths.append(str(path))
         self._ids.append(image_id)
@@ -76,8 +104,8 @@ class Builder:
         """How many objects were added so far."""
         return len(self._rows)
 
-    def spoil(self, image: int) -> None:
-        """An image that cannot be used, for a reason already reported."""
+    def exclude(self, image: int) -> None:
+        """Leaves out an image that cannot be used, for a reason already reported."""
         self._bad.add(image)
 
     @property
@@ -98,7 +126,7 @@ class Builder:
         area: float = np.nan,
         mask: Mask = NO_MASK,
     ) -> None:
-        """Adds an object: `box` is xyxy on the image as annotated; an `area` that is not known is NaN."""
+        """Adds an object: `box` is xyxy on the image as annotated; an unknown `area` is NaN."""
         self._rows.append((image, source, label, annotation_id, int(crowd), int(difficult), area, *box))
         self._masks.append(mask)
 
@@ -109,7 +137,7 @@ class Builder:
             self._bad.add(image)
 
     def build(self, on_error: OnError = "default") -> Dataset:
-        """The data set. Raises FaultyDataError with all faults where `on_error` does not allow to go on."""
+        """The data set. Raises FaultyDataError with all faults unless `on_error` allows them."""
         self._judge_names()
         table = Table.of(self._rows)
         sizes, turns = self.measure()
@@ -129,13 +157,15 @@ class Builder:
     def _judge_names(self) -> None:
         for name in self.names:
             if not name.strip() or not name.isprintable():
-                fix = "Write letters, digits, marks and spaces: it is drawn, printed and written to files"
-                self.report("broken-record", self.split, "", f"the class name {name!r} is no line of text", fix)
+                fix = "Write letters, digits, punctuation and spaces: it is drawn, printed and written to files"
+                self.report(
+                    "broken-record", self.split, "", f"the class name {name!r} must be one line of printable text", fix
+                )
 
     def measure(self) -> tuple[np.ndarray, np.ndarray]:
         """Upright sizes [M, 2], and the EXIF orientation of images annotated before they were turned, else 1 [M].
 
-        Reads the pictures when first called, after all of them were added.
+        Reads the images when first called, after all of them were added.
         """
         if self._measured is None:
             self._measured = self._measure()
@@ -151,9 +181,9 @@ class Builder:
             if not self.require_images and min(stated) > 0:
                 continue
             try:
-                header = self.look(path)
+                header = self.header_of(path)
             except DataError as error:
-                self._report_picture(image, path, error)
+                self._report_unreadable(image, path, error)
                 continue
             size = header.height, header.width
             sizes[image] = size
@@ -163,23 +193,23 @@ class Builder:
                 self._report_size(image, stated, size, turned)
         return sizes, turns
 
-    def _report_picture(self, image: int, path: str, error: DataError) -> None:
+    def _report_unreadable(self, image: int, path: str, error: DataError) -> None:
         code, message = "unreadable-image", str(error).removeprefix(f"{path}: ").rstrip(".")
-        fix = "Replace the picture, or remove it from the data set"
+        fix = "Replace the image, or remove it from the data set"
         if isinstance(error.__cause__, FileNotFoundError):
             code = "missing-image" if self.require_images else "missing-size"
-            message, fix = "the picture does not exist", "Bring it, correct its name, or remove the image"
-        self.report(code, shown(path, self.root), "", message, fix, image=image)
+            message, fix = "the image does not exist", "Add the file, correct its name, or remove the image"
+        self.report(code, display_path(path, self.root), "", message, fix, image=image)
 
     def _report_size(self, image: int, stated: tuple[int, int], size: tuple[int, int], turned: bool) -> None:
-        says = f"the annotation says {stated[1]} x {stated[0]} (width x height)"
+        states = f"the annotation states {stated[1]} x {stated[0]} (width x height)"
         if turned:
-            message = f"{says}, the picture before its EXIF tag turns it; boxes and masks are turned with it"
-            self.report("rotated-annotation", shown(self._paths[image], self.root), "", message, "Nothing to do")
+            message = f"{states}, the image before its EXIF tag turns it; boxes and masks are turned with it"
+            self.report("rotated-annotation", display_path(self._paths[image], self.root), "", message, "Nothing to do")
         else:
-            message = f"{says}, the picture has {size[1]} x {size[0]}"
-            fix = "Check that the boxes belong to this picture, then correct the size"
-            self.report("size-mismatch", shown(self._paths[image], self.root), "", message, fix)
+            message = f"{states}, the image has {size[1]} x {size[0]}"
+            fix = "Check that the boxes belong to this image, then correct the size"
+            self.report("size-mismatch", display_path(self._paths[image], self.root), "", message, fix)
 
     def _turn(self, table: Table, masks: list[Mask], sizes: np.ndarray, turns: np.ndarray) -> None:
         for row in np.flatnonzero(turns[table.image] > 1):
@@ -190,7 +220,7 @@ class Builder:
             masks[row] = turn_mask(masks[row], turn, height, width)
 
     def _judge(self, table: Table, sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
-        """Which objects can be used; their boxes are clipped in place, every box that cannot be learned is reported."""
+        """Which objects can be used; their boxes are clipped in place, and every unusable box is reported."""
         boxes = table.boxes
         height, width = sizes[table.image].astype(np.float64).T.reshape(2, -1)
         usable = ~np.isin(table.image, list(self._bad))
@@ -206,7 +236,7 @@ class Builder:
         beyond = (boxes[:, :2] >= limits[:, :2]).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
         outside, thin = flat & beyond, thin | (flat & ~beyond)
         over = finite & ~inverted & ~thin & ~outside & (np.abs(boxes - clipped) > SLACK).any(axis=1)
-        dropped, cut = ("dropped", "clipped") if self.mend else ("kept as it is", "kept as it is")
+        dropped, cut = ("dropped", "clipped") if self.repair else ("kept as it is", "kept as it is")
         flat_words = "the box has no area" if self.thin == 0 else "the box begins and ends at the same pixel"
         for code, rows, message, fix in (
             ("box-not-numbers", ~finite, "the box is not four finite numbers", "Correct the box, or remove the object"),
@@ -217,13 +247,13 @@ class Builder:
         ):
             for row in np.flatnonzero(rows & usable):
                 self._report_box(code, table, int(row), (width[row], height[row]), message, fix)
-        if not self.mend:
+        if not self.repair:
             return np.asarray(finite)
         table.boxes[:] = np.where(np.isfinite(clipped), clipped, 0)
         return np.asarray(finite & ~inverted & ~thin & ~outside)
 
     def _fitting(self, table: Table, masks: list[Mask], sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
-        """Which objects have no run lengths, or run lengths of the size of their image; the others are reported."""
+        """Which objects have no RLE, or one of the size of their image; the others are reported."""
         fits = np.ones(len(masks), dtype=bool)
         for row, mask in enumerate(masks):
             image = int(table.image[row])
@@ -231,18 +261,18 @@ class Builder:
                 fits[row] = False
                 file, where = self.place(image, int(table.source[row]))
                 message = f"the mask has {mask.size[1]} x {mask.size[0]} pixels, the image {sizes[image, 1]} x "
-                fix = "Make the mask for this picture, or remove it"
+                fix = "Make the mask for this image, or remove it"
                 self.report("broken-mask", file, where, f"{message}{sizes[image, 0]}", fix)
         return fits
 
     def _report_box(self, code: str, table: Table, row: int, size: tuple[float, float], message: str, fix: str) -> None:
         file, where = self.place(int(table.image[row]), int(table.source[row]))
         box = ", ".join(f"{v:.7g}" for v in table.boxes[row])
-        seen = f"{message}: xyxy [{box}] on {size[0]:g} x {size[1]:g}"
-        self.report(code, file, where, seen, fix)
+        text = f"{message}: xyxy [{box}] on {size[0]:g} x {size[1]:g}"
+        self.report(code, file, where, text, fix)
 
     def _masks_of(self, table: Table, masks: list[Mask], sizes: np.ndarray) -> FlatMasks | None:
-        """All masks, and the areas that were not stated: the mask's where there is one, else the box's."""
+        """All masks; fills in the areas that were not stated: the mask's if there is one, else the box's."""
         missing = np.array([m.kind == NONE for m in masks], dtype=bool)
         unknown = np.isnan(table.area)
         for row in np.flatnonzero(unknown & ~missing):
@@ -254,14 +284,14 @@ class Builder:
         table.area[:] = np.where(np.isnan(table.area), sides.prod(axis=1), table.area)
         if missing.all():
             return None
-        told = missing & (table.crowd == 0) & (table.difficult == 0)
-        if told.any():
-            rows = np.flatnonzero(told)
+        trained = missing & (table.crowd == 0) & (table.difficult == 0)
+        if trained.any():
+            rows = np.flatnonzero(trained)
             named = [": ".join(self.place(int(table.image[row]), int(table.source[row]))) for row in rows[:_NAMED]]
             named += [f"and {len(rows) - _NAMED} more"] * (len(rows) > _NAMED)
             which = ", ".join(named)
-            message = f"{len(rows)} of {len(masks)} objects have no mask ({which}): of these the boxes alone count"
-            fix = "Add the masks, or train a model with masks by --on-error skip"
+            message = f"{len(rows)} of {len(masks)} objects have no mask ({which}): only their boxes are used"
+            fix = "Add the masks, or train a model with masks with --on-error skip"
             self.report("missing-mask", self.split, "", message, fix)
         return FlatMasks.of(masks)
 
@@ -270,7 +300,7 @@ class Builder:
         found = [f for f in self.faults if f.severity in stopping]
         if found:
             heading = f"{self.root}: faults in the split {self.split!r} ({self.layout} layout)."
-            raise FaultyDataError(f"{heading} --on-error skip leaves out what is wrong.", found)
+            raise FaultyDataError(f"{heading} --on-error skip leaves out the faulty images and objects.", found)
 
     def _dataset(self, table: Table, masks: FlatMasks | None, sizes: np.ndarray, good: np.ndarray) -> Dataset:
         images = np.flatnonzero(good)

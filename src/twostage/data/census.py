@@ -1,4 +1,4 @@
-"""What is not wrong with a data set but good to know before training on it: the notes of `check`."""
+"""The notes of `check`: what is not wrong with a data set but useful to have seen before training."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ def class_notes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
     for names in alike.values():
         if len(names) > 1:
             message = f"the classes {', '.join(map(repr, names))} differ in spelling only"
-            yield fault("similar-class-names", where, "", message, "Merge them if one class is meant")
+            yield fault("similar-class-names", where, "", message, "Merge them if they are one class")
     ids = first.category_ids
     if len(ids) and (np.diff(ids) != 1).any():
         message = f"category ids run from {ids[0]} to {ids[-1]} for {len(ids)} classes"
@@ -60,17 +60,17 @@ def class_notes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
     if ranked and ranked[0][1] >= IMBALANCE * ranked[-1][1]:
         (most, many), (least, few) = ranked[0], ranked[-1]
         message = f"{most!r} has {many} objects, {least!r} {few}"
-        yield fault("class-imbalance", where, "", message, "Expect a low AP of the rare class, or add pictures of it")
+        yield fault("class-imbalance", where, "", message, "Expect a low AP of the rare class, or add images of it")
 
 
-def image_notes(datasets: Sequence[Dataset], look: Callable[[str], Header]) -> Iterator[Fault]:
-    """Wrong extensions, pixels that are converted, pictures that EXIF turns. `look` gives a picture's header."""
-    headers = {path: look(path) for d in datasets for path in (str(d.path(i)) for i in range(len(d)))}
+def image_notes(datasets: Sequence[Dataset], header_of: Callable[[str], Header]) -> Iterator[Fault]:
+    """Wrong extensions, pixels that are converted, images that EXIF turns. `header_of` gives an image's header."""
+    headers = {path: header_of(path) for d in datasets for path in (str(d.path(i)) for i in range(len(d)))}
     for path, header in headers.items():
         extension = Path(path).suffix.lower()
         if extension not in EXTENSIONS_OF.get(header.format, {extension}):
             message = f"holds {header.format} but is called {extension or 'nothing'}"
-            yield fault("wrong-extension", path, "", message, "Rename it; it is read by its content")
+            yield fault("wrong-extension", path, "", message, "Rename it; the content decides how it is read")
     modes: dict[str, list[str]] = defaultdict(list)
     for path, header in headers.items():
         if header.mode not in PLAIN_MODES:
@@ -78,19 +78,19 @@ def image_notes(datasets: Sequence[Dataset], look: Callable[[str], Header]) -> I
     for mode, paths in modes.items():
         done = {"CMYK": "converted without colour profile", "RGBA": "alpha dropped", "LA": "alpha dropped"}
         how = done.get(mode, "only the high byte is kept" if mode.startswith("I") else "converted to RGB")
-        yield fault("pixel-format", paths[0], "", f"pictures of mode {mode}: {len(paths)}; {how}", "Nothing to do")
+        yield fault("pixel-format", paths[0], "", f"images of mode {mode}: {len(paths)}; {how}", "Nothing to do")
     turned = [path for path, header in headers.items() if header.orientation != 1]
     if turned:
-        message = f"pictures turned by their EXIF tag: {len(turned)}; boxes are read on the upright picture"
+        message = f"images turned by their EXIF tag: {len(turned)}; boxes are read on the upright image"
         yield fault("exif-turned", turned[0], "", message, "Nothing to do")
 
 
 def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
-    """Images without objects, crowds, difficult objects, boxes that are tiny, doubled or all of the image, anchors."""
+    """Images without objects, crowds, difficult objects, boxes that are tiny, repeated or the whole image, anchors."""
     split, empty = f"split {dataset.split}", int((np.diff(dataset.offsets) == 0).sum())
     if empty:
         message = f"{empty} of {len(dataset)} images ({100 * empty / len(dataset):.0f} %) have no objects"
-        yield fault("background-images", dataset.root, split, message, "Nothing to do if that is meant")
+        yield fault("background-images", dataset.root, split, message, "Nothing to do if this is intended")
     for code, count in (("crowd-objects", dataset.crowd.sum()), ("difficult-objects", dataset.difficult.sum())):
         if count:
             message = f"{count} of {len(dataset.labels)} objects are left out of training and not counted in evaluation"

@@ -1,7 +1,7 @@
-"""Everything that is wrong or strange about a data set, in one report, without changing anything.
+"""All faults and oddities of a data set in one report; nothing is changed.
 
-Annotations are read as for training, so that what is said here is what training would say. Pictures are opened up to
-their headers and their last bytes; `deep` decodes them all.
+Annotations are read as for training, so the report has the faults that training would report. Only the headers and the
+last bytes of images are read; `deep` decodes them all.
 """
 
 import os
@@ -20,19 +20,18 @@ from twostage.data.census import class_notes, image_notes, object_notes
 from twostage.data.dataset import Dataset
 from twostage.data.duplicates import duplicate_faults
 from twostage.data.faults import Fault, FaultyDataError, fault, format_faults
-from twostage.data.images import Header, read_image
+from twostage.data.images import Header, probe, read_image
+from twostage.data.layout import Layout, Options, VocOffset
 from twostage.data.mask_check import mask_faults
-from twostage.data.probe import probe
-from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
+from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener
 from twostage.data.resize import Resize
 from twostage.data.stuff import stuff_faults
-from twostage.data.voc import VocOffset
 from twostage.errors import DataError
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split holds after repairs; `classes` counts objects by name."""
+    """The content of a split after repairs; `classes` counts objects by name."""
 
     name: str
     images: int
@@ -55,7 +54,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether training on boxes could begin with nothing mended; masks may be lacking still."""
+        """Whether training on boxes can start without repairs; masks may still be missing."""
         return all(f.severity == "note" for f in self.faults)
 
     @property
@@ -77,7 +76,7 @@ class Report:
         }
 
     def format(self, *, most: int = 50) -> str:
-        """The report for people: what there is, the faults (the first `most` of them), the sum."""
+        """The report as text: the splits, the faults (the first `most` of them), the totals."""
         lines = [f"{self.path}: {self.layout}"]
         for s in self.splits:
             classes = ", ".join(f"{name} {count}" for name, count in s.classes.items())
@@ -98,25 +97,25 @@ def check(
     resize: Resize | None = None,
     deep: bool = False,
 ) -> Report:
-    """All faults of all splits of a data set. `resize` is that of the training to come, for how small objects get.
+    """All faults of all splits of a data set. `resize` is that of the training, to find objects that become tiny.
 
-    Raises DataError where no data set is recognised at all.
+    Raises DataError if no data set is recognised at all.
     """
     started = time.perf_counter()
     path = Path(path)
-    look = cache(probe)
+    header_of = cache(probe)
     faults: list[Fault] = []
     try:
         layout = find_layout(path)
     except FaultyDataError as error:
         return Report(path, "not readable", (), error.faults, time.perf_counter() - started)
     options = Options(Path(images) if images else None, voc_offset, "skip")
-    datasets = list(_open_all(layout, options, look, faults))
+    datasets = list(_open_all(layout, options, header_of, faults))
     faults += _empty(datasets, default_splits(layout)[0])
     faults += _differing_classes(datasets)
     faults += _differing_masks(datasets)
     faults += class_notes(datasets)
-    faults += image_notes(datasets, look)
+    faults += image_notes(datasets, header_of)
     faults += duplicate_faults(datasets)
     for dataset in datasets:
         faults += object_notes(dataset, resize or Resize())
@@ -125,15 +124,15 @@ def check(
     if deep:
         faults += _undecodable(datasets)
     summaries = tuple(map(_summary, datasets))
-    # Splits may share images (trainval and train): what is said twice in the same words is said once.
+    # Splits may share images (trainval and train): equal faults are listed once.
     return Report(path, str(layout), summaries, tuple(dict.fromkeys(faults)), time.perf_counter() - started)
 
 
 def _open_all(
-    layout: Layout, options: Options, look: Callable[[str], Header], faults: list[Fault]
+    layout: Layout, options: Options, header_of: Callable[[str], Header], faults: list[Fault]
 ) -> Iterator[Dataset]:
-    """The splits that can be opened; what is wrong with them and with the others is added to `faults`."""
-    open_split = opener(layout, options, look)
+    """The splits that can be opened; the faults of all splits are added to `faults`."""
+    open_split = opener(layout, options, header_of)
     for split in layout.splits:
         try:
             dataset = open_split(split)
@@ -153,32 +152,32 @@ def _differing_classes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
 
 
 def _differing_masks(datasets: Sequence[Dataset]) -> Iterator[Fault]:
-    """Splits without a mask beside splits with masks; of one that has some, its reader has said so."""
+    """Splits without masks beside splits with masks; the reader reports splits with some masks."""
     masked = [dataset.split for dataset in datasets if dataset.masks is not None]
     for dataset in datasets:
-        said = any(found.code == "missing-mask" for found in dataset.faults)
-        if masked and dataset.masks is None and not said and not (dataset.crowd | dataset.difficult).all():
-            message = f"no object of this split has a mask, as those of {', '.join(masked)} have"
+        reported = any(found.code == "missing-mask" for found in dataset.faults)
+        if masked and dataset.masks is None and not reported and not (dataset.crowd | dataset.difficult).all():
+            message = f"no object of this split has a mask, those of {', '.join(masked)} have"
             yield fault("missing-mask", dataset.split, "", message, "Add the masks, or train a model without them")
 
 
 def _empty(datasets: Sequence[Dataset], train: str | None) -> Iterator[Fault]:
     for dataset in datasets:
         if not len(dataset):
-            yield fault("empty-split", dataset.root, dataset.split, "the split has no images", "Add some, or drop it")
+            yield fault("empty-split", dataset.root, dataset.split, "the split has no images", "Add some, or remove it")
         elif dataset.split == train and (dataset.crowd | dataset.difficult).all():
-            message = "the split to learn from has no object to learn"
-            yield fault("empty-split", dataset.root, dataset.split, message, "Annotate its pictures")
+            message = "the training split has no object to train on"
+            yield fault("empty-split", dataset.root, dataset.split, message, "Annotate its images")
 
 
 def _undecodable(datasets: Sequence[Dataset]) -> Iterator[Fault]:
-    """Decodes every picture once, on all cores: Pillow's decoders run beside each other."""
+    """Decodes every image once, on all cores: Pillow's decoders release Python's lock."""
     paths = sorted({str(d.path(i)) for d in datasets for i in range(len(d))})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, message in zip(paths, pool.map(_decode, paths), strict=True):
             if message:
                 shown = message.removeprefix(f"{path}: ").rstrip(".")
-                fix = "Replace the picture, or remove it from the data set"
+                fix = "Replace the image, or remove it from the data set"
                 yield fault("unreadable-image", path, "", shown, fix)
 
 

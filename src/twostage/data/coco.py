@@ -1,111 +1,133 @@
 """COCO's JSON: images, annotations with boxes and masks, categories.
 
-Field names and meanings: https://cocodataset.org/#format-data; VOC's `difficult` may stand beside `iscrowd`. Class ids
+Field names and meanings: https://cocodataset.org/#format-data; VOC's `difficult` is allowed beside `iscrowd`. Class ids
 follow the category ids in ascending order.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
+import numpy as np
+
+from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
-from twostage.data.faults import Fault, FaultyDataError, OnError, fault
-from twostage.data.files import exists, require_regular
-from twostage.data.flat import Mask
-from twostage.data.images import Header
-from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons
-from twostage.errors import brief
+from twostage.data.faults import Fault, fault, unusable
+from twostage.data.files import exists, load_json, subfolders
+from twostage.data.flat import NONE, Mask
+from twostage.data.layout import Format, HeaderOf, Layout, Names, OpenSplit, Options
+from twostage.data.names import nested_names
+from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons, write_segmentation
+from twostage.errors import DataError, brief
 
 LARGEST_ID = 2**63 - 1
 
 
-def read_coco(
-    json_file: Path,
-    *,
-    root: Path,
-    split: str,
-    folders: Sequence[Path],
-    on_error: OnError,
-    mend: bool,
-    require_images: bool,
-    look: Callable[[str], Header],
-) -> Dataset:
-    """The data set of one COCO file, its pictures in whichever of `folders` has them; `look` reads their headers.
+def detect(path: Path) -> Layout | None:
+    """The layout of a JSON file, of a folder with JSON files, or of one folder with a JSON file per split."""
+    if path.is_file():
+        if path.suffix.lower() != ".json":
+            return None
+        root = path.parent.parent if path.parent.name == "annotations" else path.parent
+        return Layout(FORMAT, root, {_split_name(path): path})
+    for folder in (path / "annotations", path):
+        files = _annotation_files(folder)
+        if files:
+            return Layout(FORMAT, path, {_split_name(p): p for p in files})
+    sources: dict[str, Path] = {}
+    for folder in subfolders(path):
+        files = _annotation_files(folder)
+        if len(files) > 1:
+            names = ", ".join(p.name for p in files)
+            raise DataError(
+                f"{folder}: holds several annotation files: {names}. Name one of them instead of the folder."
+            )
+        if files:
+            sources[folder.name] = files[0]
+    return Layout(FORMAT, path, sources) if sources else None
 
-    Raises FaultyDataError.
-    """
+
+def _annotation_files(folder: Path) -> list[Path]:
+    """The COCO files in a folder: `instances*.json` if there are any, without captions and keypoints, else all."""
+    if not folder.is_dir():
+        return []
+    files = [p for p in sorted(folder.glob("*.json")) if p.is_file() and _looks_like_coco(p)]
+    return [p for p in files if p.stem.startswith("instances")] or files
+
+
+def _looks_like_coco(path: Path) -> bool:
+    """By its name, or by a key near its beginning or end: these files can be large."""
+    if path.name.startswith("instances") or path.name.endswith((".coco.json", "_annotations.json")):
+        return True
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        text = file.read(1 << 16)
+        file.seek(max(0, size - (1 << 16)))
+        text += file.read()
+    return any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
+
+
+def _split_name(path: Path) -> str:
+    return path.stem.removeprefix("instances_") or path.stem
+
+
+def _image_folders(json_file: Path, root: Path, split: str) -> list[Path]:
+    """Where the images of a COCO file may be, the likeliest first."""
+    beside = json_file.parent
+    inside = [root / split, root / split / "images", root / "images" / split, root / "images", root]
+    return list(dict.fromkeys([beside, beside / "images", *inside]))
+
+
+def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
+    """A function that opens one split."""
+    return partial(_read, layout, options, header_of)
+
+
+def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> Dataset:
+    """The data set of one JSON file, its images in whichever folder has them."""
+    json_file = layout.sources[split]
+    folders = [options.images] if options.images else _image_folders(json_file, layout.root, split)
     document = load_json(json_file)
     shown = json_file.name
     faults: list[Fault] = []
     categories = _categories(document, shown, faults)
     label_of = {category: label for label, (category, _) in enumerate(categories)}
     images, annotations = (_list(document, key, json_file) for key in ("images", "annotations"))
-    folder = _folder(images, folders, json_file if require_images else None)
+    folder = _folder(images, folders, json_file if options.require_images else None)
     places: list[str] = []  # file name of each image
 
     def place(image: int, source: int) -> tuple[str, str]:
         return shown, f"annotations[{source}] (id {annotations[source].get('id')}, image {places[image]})"
 
     builder = Builder(
-        root=root,
+        root=layout.root,
         layout="coco",
         split=split,
         names=tuple(name for _, name in categories),
         category_ids=[category for category, _ in categories],
         place=place,
-        require_images=require_images,
-        look=look,
-        mend=mend,
+        require_images=options.require_images,
+        header_of=header_of,
+        repair=options.repair,
         faults=faults,
     )
     index_of = _add_images(builder, images, folder, shown)
     places.extend(builder.file_names)
     _add_annotations(builder, annotations, index_of, label_of, shown)
-    return builder.build(on_error)
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises FaultyDataError for whatever keeps it from being one, NaN included."""
-
-    def refuse(constant: str) -> NoReturn:
-        raise _NoNumberError(f"holds {constant}, which is no JSON number")
-
-    try:
-        require_regular(path)
-        document = json.loads(path.read_bytes(), parse_constant=refuse)
-    except FileNotFoundError:
-        _broken(path, "missing-file", "does not exist", "Check the path")
-    except OSError as error:
-        _broken(
-            path,
-            "unreadable-file",
-            f"cannot be read ({error.strerror or error})",
-            "Check that it is a file you may read",
-        )
-    except RecursionError:
-        _broken(path, "broken-json", "is nested too deeply", "Write plain COCO lists")
-    except _NoNumberError as error:
-        _broken(path, "broken-json", str(error), "Find it in the file, and write a number there or drop its entry")
-    except ValueError as error:  # of JSON and of text encodings alike
-        _broken(path, "broken-json", f"does not parse: {error}", "Write the file again; it may have been cut short")
-    if not isinstance(document, dict):
-        _broken(path, "broken-json", f"holds a {type(document).__name__}, not an object", "Name a COCO data set")
-    return document
-
-
-def _broken(path: Path, code: str, message: str, fix: str) -> NoReturn:
-    raise FaultyDataError(f"{path}: cannot be used.", [fault(code, path, "", message, fix)])
+    return builder.build(options.on_error)
 
 
 def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     value = document.get(key, [] if key == "annotations" else None)
     if not isinstance(value, list):
         found = ", ".join(map(repr, list(document)[:8])) or "nothing"
-        what = f"{key!r} is {brief(value)}, no list" if key in document else f"has no list {key!r}; it has {found}"
-        _broken(path, "broken-json", what, "Name a COCO data set, not its results")
+        what = f"{key!r} is {brief(value)}, not a list" if key in document else f"has no list {key!r}; it has {found}"
+        raise unusable(path, "broken-json", what, "Name a COCO data set, not its results")
     return value
 
 
@@ -131,18 +153,18 @@ def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) ->
 
 
 def _folder(images: Sequence[Any], folders: Sequence[Path], required_by: Path | None) -> Path:
-    """The folder that has the most of the first pictures. Raises FaultyDataError when none has any, if that matters."""
+    """The folder with most of the first images. Raises FaultyDataError if none has any and `required_by` is set."""
     names = [r["file_name"] for r in images if isinstance(r, dict) and _is_name(r.get("file_name"))]
     best = max(folders, key=lambda folder: sum(exists(folder / name) for name in names[:20]))
     if names and required_by and not any(exists(folder / name) for name in names for folder in folders):
         looked = ", ".join(map(str, folders))
-        message = f"none of its {len(names)} pictures is there, {names[0]!r} the first; looked in {looked}"
-        _broken(required_by, "missing-image", message, "Name the folder of the pictures with --images")
+        message = f"none of its {len(names)} images exists, {names[0]!r} the first; looked in {looked}"
+        raise unusable(required_by, "missing-image", message, "Give the folder of the images with --images")
     return best
 
 
 def _add_images(builder: Builder, images: Sequence[Any], folder: Path, shown: str) -> dict[int, int]:
-    """Adds the images; the index of each id."""
+    """Adds the images; returns the index of each image id."""
     index_of: dict[int, int] = {}
     seen: set[str] = set()
     for position, record in enumerate(images):
@@ -190,7 +212,11 @@ def _add_annotations(
             if number is not None:
                 message = f"the id {number} is taken; {fresh} is used"
                 builder.report(
-                    "duplicate-annotation-id", shown, f"annotations[{position}]", message, "Number annotations anew"
+                    "duplicate-annotation-id",
+                    shown,
+                    f"annotations[{position}]",
+                    message,
+                    "Give every annotation its own id",
                 )
             number, fresh = fresh, fresh + 1
         used.add(number)
@@ -210,10 +236,6 @@ def _add_annotations(
             value = {"iscrowd": "0", "area": "the area of mask or box", "id": "a new number"}[key]
             message = f"{count} of {len(annotations)} annotations have no {key!r}; {value} is used"
             builder.report("filled-default", shown, "", message, "Nothing to do")
-
-
-class _NoNumberError(ValueError):
-    """NaN or an infinity, which Python writes and JSON does not know."""
 
 
 class _RecordError(Exception):
@@ -271,3 +293,63 @@ def _is_name(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
+
+
+def image_folder(root: Path, split: str) -> Path:
+    """The images of a split, in `<split>/`."""
+    return root / split
+
+
+def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
+    """Write annotations/instances_<split>.json for splits whose images have these names; the file of each image."""
+    places = []
+    for dataset, of_split in zip(datasets, names, strict=True):
+        path = root / "annotations" / f"instances_{dataset.split}.json"
+        write_text(path, json.dumps(_document(dataset, of_split)))
+        places.append([path] * len(dataset))
+    return places
+
+
+def _document(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
+    """A split as COCO's JSON."""
+    categories = dataset.category_ids.tolist()
+    return {
+        "images": [
+            {"id": int(number), "file_name": name, "height": int(height), "width": int(width)}
+            for number, name, (height, width) in zip(dataset.image_ids, names, dataset.sizes, strict=True)
+        ],
+        "annotations": list(_written_annotations(dataset, categories)),
+        "categories": [{"id": number, "name": name} for number, name in zip(categories, dataset.names, strict=True)],
+    }
+
+
+def _written_annotations(dataset: Dataset, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
+    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+    for row in range(len(dataset.labels)):
+        x1, y1, x2, y2 = dataset.boxes[row].tolist()
+        entry = {
+            "id": int(dataset.annotation_ids[row]),
+            "image_id": int(dataset.image_ids[image[row]]),
+            "category_id": categories[dataset.labels[row]],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": float(dataset.areas[row]),
+            "iscrowd": int(dataset.crowd[row]),
+        }
+        if dataset.difficult[row]:
+            entry["difficult"] = 1
+        if dataset.masks is not None and dataset.masks.kinds[row] != NONE:  # pycocotools does not accept null
+            height, width = dataset.sizes[image[row]].tolist()
+            entry["segmentation"] = write_segmentation(dataset.masks[row], height, width)
+        yield entry
+
+
+FORMAT = Format(
+    name="coco",
+    description="a JSON file; annotations/instances_<split>.json with <split>/; or one folder per split with a JSON",
+    detect=detect,
+    open=open_splits,
+    write=write,
+    image_names=lambda datasets, by_stem: nested_names(datasets, by_stem=by_stem),
+    image_folder=image_folder,
+    complete=True,
+)

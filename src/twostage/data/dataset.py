@@ -1,16 +1,17 @@
-"""A split of a data set in memory: flat arrays, whatever layout it was read from."""
+"""A split of a data set as flat arrays, the same for all formats and for data made in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
-from twostage.data.faults import Fault
+from twostage.data.faults import Fault, OnError
 from twostage.data.flat import NO_MASK, NONE, FlatMasks, FlatStrings, Mask, box_mask, to_rle
-from twostage.errors import UsageError, nearest
+from twostage.data.images import read_image
+from twostage.errors import DataError, UsageError, nearest
 from twostage.ops import masks as rle_masks
 
 _OF_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
@@ -34,7 +35,8 @@ class Dataset:
     `sizes` are upright (height, width). `labels` are class ids 0..K-1 in the order of `names`; `category_ids` are those
     of the COCO file, or class id + 1. `image_ids` are those of the COCO file, or the 1-based position in sorted order.
     `areas` are COCO's `area` (of the mask, where there is one), else the box's. `faults` are the repairs made, what
-    `on_error="skip"` left out, and notes.
+    `on_error="skip"` left out, and notes. `pixels` are those of images in memory, None for an image in a file; () where
+    all are in files.
     """
 
     root: Path
@@ -55,16 +57,59 @@ class Dataset:
     files: FlatStrings
     paths: FlatStrings
     faults: tuple[Fault, ...]
+    pixels: tuple[UInt8[np.ndarray, "_ _ 3"] | None, ...] = ()
+
+    @classmethod
+    def from_samples(
+        cls,
+        samples: Iterable[Sequence[Any]],
+        names: Sequence[str],
+        *,
+        split: str = "train",
+        on_error: OnError = "default",
+    ) -> "Dataset":
+        """A data set in memory from (image, boxes, labels) or (image, boxes, labels, masks).
+
+        `image` is a path, a PIL image or an RGB array uint8 [h, w, 3]; arrays are kept, not copied, and files are read
+        when they are needed. `boxes` are xyxy in pixels of the upright image, [n, 4]; `labels` are class ids 0..K-1 in
+        the order of `names`, or names. `masks` are binary pixels [n, h, w], or a COCO segmentation (RLE or polygons)
+        per box. Image ids and category ids count from 1. Raises UsageError for types, shapes and lengths that do not
+        fit, FaultyDataError as `open_dataset` does, both with the number of the sample, counted from 0.
+        """
+        from twostage.data.memory import dataset_from_samples
+
+        return dataset_from_samples(samples, names, split, on_error)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def path(self, index: int) -> Path:
-        """Where the picture is."""
+        """The image file; the name, such as `image_3`, of an image in memory."""
         return Path(self.paths[index])
 
+    def source(self, index: int) -> Path | UInt8[np.ndarray, "h w 3"]:
+        """What an image is read from: its file, or its pixels in memory. `Detector.predict` takes both."""
+        pixels = self.pixels[index] if self.pixels else None
+        return self.path(index) if pixels is None else pixels
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """An image as upright RGB; do not write to it.
+
+        Raises DataError where its file cannot be read, or has another size than when the data set was opened.
+        """
+        source = self.source(index)
+        pixels = read_image(source) if isinstance(source, Path) else source
+        height, width = self.sizes[index].tolist()
+        if pixels.shape[:2] != (height, width):
+            now = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            raise DataError(
+                f"{self.path(index)}: is {now} now, and was {width} x {height} when the data set was opened. Do not "
+                "change images while they are read; restore this one."
+            )
+        return pixels
+
     def file_name(self, index: int) -> str:
-        """The picture's name as the data set writes it (COCO's `file_name`)."""
+        """The image's name in the data set (COCO's `file_name`); `image_3` for the fourth sample in memory."""
         return self.files[index]
 
     def objects(self, index: int) -> Objects:
@@ -81,13 +126,13 @@ class Dataset:
 
     @property
     def unmasked(self) -> Bool[np.ndarray, " b"]:
-        """Which objects have no mask where others have one."""
+        """Which objects have no mask; all False if the data set has no masks."""
         return np.zeros(len(self.labels), dtype=bool) if self.masks is None else self.masks.kinds == NONE
 
     def masks_of(self, index: int) -> list[rle_masks.RLE]:
-        """Masks of an image's objects as COCO's run lengths, {"size": [h, w], "counts": bytes}; [] without masks.
+        """Masks of an image's objects as COCO RLEs, {"size": [h, w], "counts": bytes}; [] if the data set has no masks.
 
-        The box of an object stands in for a mask that it has not.
+        An object without a mask among others with masks gets its box as the mask.
         """
         if self.masks is None:
             return []
@@ -100,9 +145,9 @@ class Dataset:
 
 
 def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
-    """The data set with these classes alone, in this order; images stay, objects of other classes go.
+    """The data set with only these classes, in this order; all images are kept, objects of other classes are removed.
 
-    Raises UsageError for a class that the data set does not have, or that is named twice.
+    Raises UsageError for an unknown class, or one named twice.
     """
     for name in names:
         if name not in dataset.names:
@@ -127,7 +172,7 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
 
 
 def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset:
-    """The data set with these images alone, in this order."""
+    """The data set with only these images, in this order."""
     counts = np.diff(dataset.offsets)[indices]
     starts = dataset.offsets[indices]
     ends = np.cumsum(counts, dtype=np.int64)
@@ -141,6 +186,7 @@ def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset
         masks=None if masks is None else FlatMasks.of([masks[int(row)] for row in rows]),
         files=FlatStrings.of([dataset.files[int(i)] for i in indices]),
         paths=FlatStrings.of([dataset.paths[int(i)] for i in indices]),
+        pixels=tuple(dataset.pixels[int(i)] for i in indices) if dataset.pixels else (),
         **{name: getattr(dataset, name)[rows] for name in _OF_OBJECTS},
     )
 
@@ -148,7 +194,7 @@ def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset
 def join(datasets: Sequence[Dataset]) -> Dataset:
     """All images of splits with the same classes, one after the other.
 
-    Where splits share ids of images or of objects, all are numbered anew.
+    If splits share image ids or annotation ids, all get new ones.
     """
     first, *_ = datasets
     sizes = np.cumsum([0, *(len(d.labels) for d in datasets)])
@@ -167,21 +213,24 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         masks=None if masks is None else FlatMasks.of(masks),
         files=FlatStrings.of([d.files[i] for d in datasets for i in range(len(d))]),
         paths=FlatStrings.of([d.paths[i] for d in datasets for i in range(len(d))]),
+        pixels=tuple(p for d in datasets for p in d.pixels or (None,) * len(d))
+        if any(d.pixels for d in datasets)
+        else (),
         faults=tuple(dict.fromkeys(fault for d in datasets for fault in d.faults)),
         **columns,
     )
 
 
 def _all_masks(dataset: Dataset) -> Iterator[Mask]:
-    """The mask of every object, also where there are none."""
+    """The mask of every object, NO_MASK where there is none."""
     for row in range(len(dataset.labels)):
         yield NO_MASK if dataset.masks is None else dataset.masks[row]
 
 
 def difference(given: Dataset, other: Dataset, order: Sequence[int]) -> str:
-    """In words, the first thing that `other`, with its images in this `order`, says otherwise; "" where nothing.
+    """The first difference of `other`, with its images in this `order`, in words; "" if there is none.
 
-    Names of files do not count.
+    File names are not compared.
     """
     if given.names != other.names or (given.category_ids != other.category_ids).any():
         return f"the classes {list(zip(given.category_ids.tolist(), given.names, strict=True))} are changed"

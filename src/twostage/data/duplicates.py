@@ -1,4 +1,4 @@
-"""Pictures that are there twice, found by their content; in two splits they make a validation score worth less."""
+"""Images that occur twice, found by their content; in two splits they invalidate a validation score."""
 
 import hashlib
 from collections import defaultdict
@@ -9,24 +9,23 @@ from pathlib import Path
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
 from twostage.data.files import exists
-
-VOC_MASKED = "segmentation_"  # of the splits that VOC lists a second time, for their masks
+from twostage.data.layout import MASKED_SPLIT
 
 
 def duplicate_faults(datasets: Sequence[Dataset]) -> Iterator[Fault]:
-    """A fault for every picture that two splits share, and a note for every copy within one split.
+    """A fault for every image that two splits share, and a note for every copy within one split.
 
-    Splits of which one's name holds the other's (trainval and val) are meant to overlap.
+    Splits may overlap if the name of one contains that of the other (trainval and val).
     """
-    for places in same_pictures(datasets):
+    for places in same_images(datasets):
         names: dict[str, list[str]] = defaultdict(list)
         for number, index in places:
             names[datasets[number].split].append(datasets[number].file_name(index))
         yield from _faults(names)
 
 
-def same_pictures(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]]:
-    """Every distinct picture of the splits, by its bytes, as the places where it is: (split, image), both numbers."""
+def same_images(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]]:
+    """The places of every distinct image of the splits, by its bytes: pairs (split, image) of indices."""
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for number, dataset in enumerate(datasets):
         for index in range(len(dataset)):
@@ -36,16 +35,16 @@ def same_pictures(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]
 
 
 def may_share(one: str, other: str) -> bool:
-    """Whether two splits of these names are meant to have pictures in common."""
-    one, other = (name.removeprefix(VOC_MASKED) for name in (one, other))
+    """Whether two splits of these names may have images in common."""
+    one, other = (name.removeprefix(MASKED_SPLIT) for name in (one, other))
     return one in other or other in one
 
 
 def _faults(names: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
-    """Every copy against the first one of its split and of each other: all pairs would grow as the square."""
+    """Every copy is paired with the first one of each split only: all pairs would grow with the square."""
     for split, (first, *copies) in names.items():
         for name in copies:
-            message = f"the same picture as {first} in the split {split!r}"
+            message = f"the same image as {first} in the split {split!r}"
             yield fault("repeated-image", name, "", message, "Keep one of them")
     for one, other in combinations(names, 2):
         if not may_share(one, other):
@@ -56,9 +55,9 @@ def _faults(names: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
 
 
 def _same_content(paths: Sequence[str]) -> Iterator[list[str]]:
-    """Groups of files with equal bytes; a file of a size of its own is not read."""
+    """Groups of files with equal bytes; only files of equal size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
-    for path in filter(exists, paths):  # one that vanished meanwhile has no copy
+    for path in filter(exists, paths):  # it may have been removed meanwhile
         by_size[Path(path).stat().st_size].append(path)
     for same_size in by_size.values():
         if len(same_size) == 1:

@@ -1,10 +1,10 @@
-"""What VOC and YOLO have no place for: `twostage.json` beside the annotations keeps ids, crowds, areas and masks.
+"""What VOC and YOLO cannot hold: `twostage.json` beside the annotations keeps ids, crowds, areas and masks.
 
     {"format": 1, "classes": [{"id": 7, "name": "cat"}], "splits": {"train": {"Annotations/a.xml": {
         "sha256": ..., "id": 3, "objects": [{"id": 1, "iscrowd": 0, "area": 12.5, "segmentation": [[...]]}]}}}}
 
-Objects stand in the order of the annotation file. Of a file that was changed since, they are not used: nothing tells
-any more which object is which.
+Objects are in the order of the annotation file. They are ignored for a file that was changed since, because the order
+may have changed.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from twostage.data.builder import Builder
-from twostage.data.coco import load_json
 from twostage.data.dataset import Dataset
-from twostage.data.faults import FaultyDataError, fault
+from twostage.data.faults import unusable
+from twostage.data.files import load_json
 from twostage.data.flat import NO_MASK, Mask
 from twostage.data.segmentation import SegmentationError, read_segmentation, write_segmentation
 
@@ -26,7 +26,7 @@ _FORMAT = 1
 
 
 class Extra(NamedTuple):
-    """What is known of an object beyond what its layout says; None and NaN where nothing is."""
+    """The fields of an object that its format cannot hold; None and NaN where unknown."""
 
     id: int | None = None
     crowd: bool = False
@@ -37,7 +37,7 @@ class Extra(NamedTuple):
 
 
 class Extras:
-    """The extras of one split, as the reader of a layout asks for them. Without a file all answers are defaults."""
+    """The extras of one split. Without a file all methods return defaults."""
 
     def __init__(self, categories: Mapping[str, int], files: Mapping[str, Mapping[str, Any]]) -> None:
         self._categories = categories
@@ -47,32 +47,32 @@ class Extras:
         self._object_ids = count(1 + max((one["id"] for one in objects), default=0))
 
     def classes(self, found: Sequence[str]) -> dict[str, int]:
-        """Category ids by name: those kept, in their order, then those of classes found besides."""
+        """Category ids by name: the stored ones in their order, then new ones for the other classes found."""
         free = count(1 + max(self._categories.values(), default=0))
         return {**self._categories, **{name: next(free) for name in found if name not in self._categories}}
 
     def image_id(self, shown: str) -> int:
-        """The id of the picture with this annotation file (its path from the root); a free one if it has none."""
+        """The id of the image with this annotation file (path from the root); an unused one if none is stored."""
         entry = self._files.get(shown)
         return next(self._image_ids) if entry is None else entry["id"]
 
     def object_id(self) -> int:
-        """A free id for an object that has none."""
+        """An unused id for an object."""
         return next(self._object_ids)
 
-    def vouch_for(self, path: Path, shown: str) -> bool:
-        """Whether an annotation file is as it was when the extras were written: by us, from boxes that were read."""
+    def is_unchanged(self, path: Path, shown: str) -> bool:
+        """Whether an annotation file is the one that was written together with the extras."""
         entry = self._files.get(shown)
         return entry is not None and hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
 
     def objects(self, builder: Builder, path: Path, shown: str, stated: tuple[int, int]) -> Sequence[Extra]:
-        """Those of the objects in an annotation file, [] where there are none or the file is not as it was."""
+        """Those of the objects in an annotation file; [] if there are none or the file was changed."""
         entry = self._files.get(shown)
         if entry is None:
             return []
-        if not self.vouch_for(path, shown):
+        if not self.is_unchanged(path, shown):
             message = f"was changed after {NAME} was written; ids, crowds, areas and masks there are not used"
-            builder.report("stale-extras", shown, "", message, "Nothing to do, or convert the data set anew")
+            builder.report("stale-extras", shown, "", message, "Nothing to do, or convert the data set again")
             return []
         try:
             return [_extra(one, stated) for one in entry["objects"]]
@@ -82,21 +82,21 @@ class Extras:
 
 
 def read_extras(root: Path, split: str) -> Extras:
-    """The extras of a split; empty ones where the data set has none. Raises FaultyDataError for a broken file."""
+    """The extras of a split; empty if the data set has none. Raises FaultyDataError for a broken file."""
     path = root / NAME
     if not path.is_file():
         return Extras({}, {})
     document = load_json(path)
     wrong = _wrong(document, split)
     if wrong:
-        fix = "Remove it to go on without ids, crowds, areas and masks, or convert the data set anew"
-        raise FaultyDataError(f"{path}: cannot be used.", [fault("broken-json", path, "", wrong, fix)])
+        fix = "Remove it to go on without ids, crowds, areas and masks, or convert the data set again"
+        raise unusable(path, "broken-json", wrong, fix)
     categories = {one["name"]: one["id"] for one in document["classes"]}
     return Extras(categories, document["splits"].get(split, {}))
 
 
 def extras_document(datasets: Sequence[Dataset], places: Sequence[Sequence[Path]], root: Path) -> dict[str, Any]:
-    """The file's content for splits whose annotation files stand at `places`, written already."""
+    """The content of the file for splits whose annotation files were written to `places`."""
     classes = zip(datasets[0].category_ids.tolist(), datasets[0].names, strict=True)
     return {
         "format": _FORMAT,
@@ -138,7 +138,7 @@ def _extra(entry: Mapping[str, Any], stated: tuple[int, int]) -> Extra:
 
 
 def _wrong(document: Mapping[str, Any], split: str) -> str:
-    """What keeps a document from being one of ours, or ""."""
+    """Why a document is not a valid twostage.json, or ""."""
     if document.get("format") != _FORMAT:
         return f"format is {document.get('format')!r}, not {_FORMAT}"
     classes, splits = document.get("classes"), document.get("splits")

@@ -1,6 +1,6 @@
-"""What can be wrong with a data set: one table of codes, and one line of text for each fault found.
+"""Faults of data sets: one table of codes, and one line of text for each fault found.
 
-An error stops training; a repair is made (the box dropped or clipped) and listed; a note only tells.
+An error stops training; a repair is made (the box dropped or clipped) and listed; a note informs.
 """
 
 from collections import Counter
@@ -14,11 +14,11 @@ OnError = Literal["default", "fail", "skip"]
 
 CODES: dict[str, tuple[Severity, str]] = {
     # the annotation files
-    "missing-file": ("error", "a file or folder that the data set names does not exist"),
+    "missing-file": ("error", "a file or folder that the data set refers to does not exist"),
     "unreadable-file": ("error", "a file cannot be opened: permission, encoding, not a regular file"),
     "broken-json": ("error", "the JSON does not parse, or is not a COCO data set"),
-    "broken-xml": ("error", "the XML does not parse, declares a DTD or entities, or is no VOC annotation"),
-    "broken-yaml": ("error", "data.yaml does not parse, or lacks what it must say"),
+    "broken-xml": ("error", "the XML does not parse, declares a DTD or entities, or is not a VOC annotation"),
+    "broken-yaml": ("error", "data.yaml does not parse, or lacks a required key"),
     "broken-row": ("error", "a row of a YOLO label file is neither a box nor a polygon"),
     "broken-record": ("error", "an image, annotation or category lacks a field, or the field has the wrong type"),
     "not-normalised": ("error", "YOLO coordinates are pixels where fractions of the image are expected"),
@@ -27,44 +27,47 @@ CODES: dict[str, tuple[Severity, str]] = {
     "unknown-image": ("error", "an annotation belongs to an image that the file does not list"),
     "duplicate-class": ("error", "two classes share a name or an id"),
     "duplicate-image-id": ("error", "two images share an id"),
-    "duplicate-file": ("error", "one picture is listed twice"),
+    "duplicate-file": ("error", "an image is listed twice"),
     "duplicate-annotation-id": ("repair", "two annotations share an id; the later one gets a new id"),
-    # pictures
-    "missing-image": ("error", "the picture does not exist"),
-    "unreadable-image": ("error", "the picture is empty, truncated, hostile, or not an image"),
-    "missing-size": ("error", "neither the annotation nor a picture tells the image's size"),
-    "size-mismatch": ("repair", "the annotation states another size than the picture has; the picture's is used"),
+    # images
+    "missing-image": ("error", "the image does not exist"),
+    "unreadable-image": ("error", "the image is empty, truncated, hostile, or not an image"),
+    "missing-size": (
+        "error",
+        "the annotation does not state the size of the image, and there is no image file to read it from",
+    ),
+    "size-mismatch": ("repair", "the annotation states another size than the image has; the image's is used"),
     "rotated-annotation": (
         "note",
-        "the annotation was made on the picture before EXIF turned it; it is turned as well",
+        "the annotation was made on the image before EXIF turned it; it is turned as well",
     ),
     # boxes and masks
     "box-not-numbers": ("error", "a box is missing, or is not four finite numbers"),
-    "inverted-box": ("repair", "right of the box is left of its left, or bottom above top; dropped"),
+    "inverted-box": ("repair", "x2 < x1 or y2 < y1; dropped"),
     "zero-area-box": ("repair", "the box has no width or no height; dropped"),
-    "box-outside": ("repair", "the box lies wholly outside the image; dropped"),
+    "box-outside": ("repair", "the box lies entirely outside the image; dropped"),
     "box-partly-outside": ("repair", "the box reaches over the border of the image; clipped"),
-    "broken-mask": ("error", "a mask is not numbers, or its run lengths do not fill the image"),
+    "broken-mask": ("error", "a mask is not numbers, or its run lengths do not add up to the image"),
     "missing-mask": (
         "note",
-        "some objects or images have no mask where others have; a model with masks needs --on-error skip",
+        "some objects or images have no mask and others have; a model with masks needs --on-error skip",
     ),
-    "stuff-map": ("note", "a map of stuff is missing or not of its picture; Hybrid Task Cascade learns of them"),
+    "stuff-map": ("note", "a stuff map is missing or does not fit its image; Hybrid Task Cascade trains on them"),
     "empty-mask": ("note", "a mask has no pixel in its image; a model with masks needs --on-error skip"),
-    "short-polygon": ("repair", "a polygon of fewer than three points encloses nothing; it is left out"),
+    "short-polygon": ("repair", "a polygon of fewer than three points has no area; it is left out"),
     "mask-elsewhere": ("note", "a mask and its box hardly overlap"),
     # the data set as a whole
-    "empty-split": ("error", "a split has no images, or the one to learn from no objects to learn"),
-    "classes-differ": ("error", "two splits have not the same classes in the same order"),
-    "duplicate-image": ("repair", "a picture is in two splits that should have none in common"),
-    # what is good to know
+    "empty-split": ("error", "a split has no images, or the training split has no objects"),
+    "classes-differ": ("error", "two splits do not have the same classes in the same order"),
+    "duplicate-image": ("repair", "an image is in two splits that must not share images"),
+    # notes on the data set
     "voc-offset": ("note", "which pixel VOC coordinates count from, and the evidence"),
     "filled-default": ("note", "optional fields that are missing and were filled with their default"),
     "background-images": ("note", "images without objects"),
-    "repeated-image": ("note", "a picture is there twice in one split"),
-    "wrong-extension": ("note", "the picture's content is of another format than its name says"),
-    "pixel-format": ("note", "pictures with CMYK, alpha or 16 bits are converted to 8-bit RGB"),
-    "exif-turned": ("note", "pictures that their EXIF tag turns or mirrors"),
+    "repeated-image": ("note", "an image occurs twice in one split"),
+    "wrong-extension": ("note", "the extension of an image is not that of its content"),
+    "pixel-format": ("note", "images with CMYK, alpha or 16 bits are converted to 8-bit RGB"),
+    "exif-turned": ("note", "images that their EXIF tag turns or mirrors"),
     "tiny-box": ("note", "the box is smaller than a pixel once the image is resized"),
     "whole-image-box": ("note", "the box is the whole image"),
     "duplicate-box": ("note", "two objects of one class have the same box"),
@@ -74,14 +77,14 @@ CODES: dict[str, tuple[Severity, str]] = {
     "class-imbalance": ("note", "a class is far rarer than another"),
     "crowd-objects": ("note", "objects marked iscrowd"),
     "difficult-objects": ("note", "objects marked difficult"),
-    "anchor-reach": ("note", "how many objects are of the size and shape of an anchor"),
-    "stale-extras": ("note", "an annotation file was changed after twostage.json, which no longer speaks of it"),
-    "unannotated-images": ("note", "pictures without an annotation file, taken as images without objects"),
+    "anchor-reach": ("note", "how many objects have the size and shape of an anchor"),
+    "stale-extras": ("note", "an annotation file was changed after twostage.json was written; its entry is ignored"),
+    "unannotated-images": ("note", "images without an annotation file, taken as images without objects"),
 }
 
 
 class Fault(NamedTuple):
-    """One thing wrong: what (a code of `CODES`), where (file, and object in it or ""), in words, and how to mend it."""
+    """One fault: what (a code of `CODES`), where (file, and object in it or ""), the message, and how to fix it."""
 
     code: str
     severity: Severity
@@ -101,11 +104,11 @@ def fault(code: str, file: object, where: str, message: str, fix: str) -> Fault:
 
 
 def format_faults(faults: Iterable[Fault], *, most: int = 50) -> str:
-    """One line a fault, errors first; `most` lines, in which each kind has its share, and the rest counted by kind."""
+    """One line per fault, errors first; at most `most` lines with every code represented, the rest counted by code."""
     rank = {"error": 0, "repair": 1, "note": 2}
     ordered = sorted(faults, key=lambda f: rank[f.severity])
     seen: Counter[str] = Counter()
-    turns = []  # the first of every kind, then the second ...: one fault's many consequences must not hide another
+    turns = []  # the first of every code, then the second ...: a frequent fault must not hide the others
     for f in ordered:
         turns.append((rank[f.severity], seen[f.code]))
         seen[f.code] += 1
@@ -118,8 +121,13 @@ def format_faults(faults: Iterable[Fault], *, most: int = 50) -> str:
 
 
 class FaultyDataError(DataError):
-    """Data that cannot be used, with every fault that says why."""
+    """Data that cannot be used, with all its faults."""
 
     def __init__(self, heading: str, faults: Sequence[Fault]) -> None:
         super().__init__(f"{heading}\n{format_faults(faults)}" if faults else heading)
         self.faults = tuple(faults)
+
+
+def unusable(path: object, code: str, message: str, fix: str, where: str = "") -> FaultyDataError:
+    """The error for a file or folder that cannot be used at all."""
+    return FaultyDataError(f"{path}: cannot be used.", [fault(code, path, where, message, fix)])

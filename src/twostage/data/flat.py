@@ -1,4 +1,4 @@
-"""Strings and masks as flat arrays: forked workers share their memory, where lists of objects would be copied."""
+"""Strings and masks as flat arrays: forked workers share their memory; lists of objects would be copied."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class FlatStrings:
 
     @classmethod
     def of(cls, strings: Sequence[str]) -> "FlatStrings":
-        """The strings laid one after the other."""
+        """The strings, concatenated."""
         return cls(*_flatten([os.fsencode(s) for s in strings]))
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class FlatStrings:
 class Mask(NamedTuple):
     """A mask as it was read: `kind` POLYGONS with bytes of `pack_polygons`, or RLE with COCO's compressed counts.
 
-    `size` is the (height, width) that run lengths were made for; polygons know none.
+    `size` is the (height, width) of an RLE; (0, 0) for polygons.
     """
 
     kind: int
@@ -48,7 +48,7 @@ NO_MASK = Mask(NONE, b"")
 
 @dataclass(frozen=True)
 class FlatMasks:
-    """Masks of all objects in one array of bytes; polygons are drawn only when asked for."""
+    """Masks of all objects in one array of bytes; polygons are rasterised on demand."""
 
     kinds: UInt8[np.ndarray, " b"]
     offsets: Int64[np.ndarray, " b1"]
@@ -56,7 +56,7 @@ class FlatMasks:
 
     @classmethod
     def of(cls, masks: Sequence[Mask]) -> "FlatMasks":
-        """The masks laid one after the other."""
+        """The masks, concatenated."""
         kinds = np.fromiter((m.kind for m in masks), dtype=np.uint8, count=len(masks))
         return cls(kinds, *_flatten([m.data for m in masks]))
 
@@ -68,7 +68,7 @@ class FlatMasks:
 
 
 def pack_polygons(rings: Sequence[Sequence[int | float] | np.ndarray]) -> bytes:
-    """Rings of x, y, x, y ... as bytes: how many, the length of each, the coordinates (all 8 bytes wide)."""
+    """Rings of x, y, x, y ... as bytes: their number, the length of each, the coordinates (all 8 bytes wide)."""
     lengths = np.array([len(rings), *map(len, rings)], dtype=np.int64)
     return lengths.tobytes() + b"".join(np.asarray(ring, dtype=np.float64).tobytes() for ring in rings)
 
@@ -82,13 +82,13 @@ def unpack_polygons(data: bytes) -> list[np.ndarray]:
 
 
 def box_mask(box: Sequence[float] | np.ndarray) -> Mask:
-    """A box xyxy as a polygon, to draw an object without mask among others, and not to score what is found there."""
+    """A box xyxy as a polygon: the mask of an object that has none, for drawing and for ignoring detections there."""
     x1, y1, x2, y2 = box
     return Mask(POLYGONS, pack_polygons([[x1, y1, x2, y1, x2, y2, x1, y2]]))
 
 
 def to_rle(mask: Mask, height: int, width: int) -> rle_masks.RLE:
-    """COCO's run lengths of a mask on an image of this size: {"size": [h, w], "counts": bytes}."""
+    """A mask on an image of this size as a COCO RLE: {"size": [h, w], "counts": bytes}."""
     if mask.kind == RLE:
         return {"size": [height, width], "counts": mask.data}
     from faster_coco_eval.core import mask as coco

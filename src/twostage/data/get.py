@@ -1,4 +1,4 @@
-"""A published data set: fetched, verified and unpacked, complete or not there at all."""
+"""A published data set: downloaded, verified and unpacked; the folder appears only when it is complete."""
 
 import logging
 import re
@@ -17,16 +17,16 @@ from twostage.folders import claimed, require_new, whole_folder
 
 log = logging.getLogger("twostage.data")
 
-_FETCHED = "fetched.txt"  # names of archives
+_FETCHED = "fetched.txt"  # names of downloaded archives
 
 
 def get(one: PublishedData, out: Path, *, splits: tuple[str, ...] = (), offline: bool = False) -> Path:
-    """Put a data set, or what some of its splits need, into the new folder `out`.
+    """Download a data set, or what some of its splits need, into the new folder `out`.
 
-    Archives lie in `out.archives` until all are unpacked; a fetch that broke off is resumed from there, and what was
-    put there by hand stays. Raises UsageError for a folder that is not new, a split that does not exist or a
-    folder that another process is fetching into; MissingError where the network does not bring a file (or `offline`),
-    with where to put it by hand; DataError for a wrong file put there; TwostageError where the disk is too small.
+    Archives are kept in `out.archives` until all are unpacked; an interrupted download is resumed from there, and files
+    put there by hand are kept. Raises UsageError for a folder that is not new, an unknown split or a folder that
+    another process is downloading into; MissingError if a file cannot be downloaded (or `offline`), with where to put
+    it by hand; DataError for a wrong file there; TwostageError if the disk is too small.
     """
     archives = one.needed(splits)
     out = out.absolute()
@@ -43,39 +43,41 @@ def get(one: PublishedData, out: Path, *, splits: tuple[str, ...] = (), offline:
             (beside / name).unlink(missing_ok=True)
         (beside / _FETCHED).unlink(missing_ok=True)
     if beside.exists():
-        log.info("%s: what was put there by hand is no longer needed.", beside)
+        log.info("%s: the files put there by hand are no longer needed.", beside)
     return out
 
 
 @contextmanager
 def _kept(beside: Path) -> Iterator[None]:
-    """The folder of the archives, kept to this process; gone when it is empty."""
+    """Locks the folder of the archives; removes it when it is empty."""
     if (beside.exists() or beside.is_symlink()) and not beside.is_dir():
-        raise UsageError(f"{beside}: is no folder, and archives are fetched there. Move it away, or say another --out.")
+        raise UsageError(
+            f"{beside}: is not a folder, and archives are downloaded there. Move it, or use another --out."
+        )
     beside.parent.mkdir(parents=True, exist_ok=True)
     with claimed(beside):
         try:
             yield
         finally:
-            with suppress(OSError):  # where something is left in it, where it is a link, or where a lock is not removed
+            with suppress(OSError):  # if it is not empty, is a link, or the lock cannot be removed
                 (beside / "lock").unlink()
                 beside.rmdir()
 
 
 def _fetched(beside: Path) -> list[str]:
-    """The archives there that were fetched, by this call or one before; the others were put there by hand."""
+    """The archives that were downloaded, by this or an earlier call; the others were put there by hand."""
     path = beside / _FETCHED
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _bring_all(archives: Sequence[Archive], beside: Path, *, offline: bool) -> None:
-    """Fetch what is not there."""
+    """Download the missing archives."""
     there = [archive for archive in archives if (beside / archive.file).is_file()]
     new = [archive for archive in archives if archive not in there]
     if new and offline:
         lacking = "\n".join(f"  {archive.url}, to {beside / archive.file}" for archive in new)
         raise MissingError(
-            f"{beside}: nothing is fetched offline. Bring from where there is a network, and call again:\n{lacking}"
+            f"{beside}: nothing is downloaded offline. Download these elsewhere, and call again:\n{lacking}"
         )
     for archive in there:
         try:
@@ -87,8 +89,8 @@ def _bring_all(archives: Sequence[Archive], beside: Path, *, offline: bool) -> N
     free = shutil.disk_usage(beside).free
     if free < needed:
         raise TwostageError(
-            f"{beside}: {free / 2**30:.1f} GiB are free there, and {needed / 2**30:.1f} GiB are needed to fetch and "
-            "unpack. Make room, or choose --out on another disk."
+            f"{beside}: {free / 2**30:.1f} GiB are free, and {needed / 2**30:.1f} GiB are needed to download "
+            "and unpack. Free some space, or choose --out on another disk."
         )
     for archive in new:
         download(archive.url, beside / archive.file, archive.sha256)
@@ -96,7 +98,7 @@ def _bring_all(archives: Sequence[Archive], beside: Path, *, offline: bool) -> N
 
 
 def _unpack(path: Path, archive: Archive, folder: Path, absent: Collection[str]) -> None:
-    """All that lies under the archive's root but what names a split whose pictures are absent, into the folder."""
+    """Unpack everything under the archive's root, except files of splits whose images are absent."""
     root = PurePosixPath(archive.root)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:

@@ -1,12 +1,13 @@
-"""Pictures into arrays: the one decode function that training, prediction, evaluation and the server share.
+"""Image files to arrays: the one decode function of training, prediction, evaluation and the server.
 
-Every picture leaves as RGB, 8 bits, turned upright by its EXIF (or PNG eXIf) tag:
+Every image is returned as RGB, 8 bits, turned upright by its EXIF (or PNG eXIf) tag:
 
-- alpha is dropped, not blended: a transparent pixel keeps the colour stored beneath it, as Pillow's and torchvision's
+- alpha is dropped, not blended: a transparent pixel keeps its stored colour, as Pillow's and torchvision's
   conversions to RGB do;
-- 16-bit samples keep their high byte (65535 becomes 255), for grey as Pillow itself does for 16-bit colour: nothing is
-  stretched to the picture's own range, so equal values stay equal over a data set;
-- CMYK goes through Pillow's conversion, without colour profiles; of an animation or a pile of pages the first is taken.
+- 16-bit samples keep their high byte (65535 becomes 255), for grey as Pillow itself does for 16-bit colour: values are
+  not stretched to the range of the image, so equal values stay equal over a data set;
+- CMYK goes through Pillow's conversion, without colour profiles; of several frames or
+  pages the first is taken.
 """
 
 import io
@@ -30,7 +31,7 @@ EXTENSIONS = frozenset(
         *("ppm", "pgm", "pbm", "pnm", "jp2", "qoi"),
     )
 )
-# Formats that hold one raster and need no outside program; Pillow would hand an EPS to Ghostscript.
+# Raster formats that need no external program; Pillow would run Ghostscript for an EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "MPO", "QOI")
 
 TURNS = {
@@ -46,7 +47,7 @@ SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and
 
 
 class Header(NamedTuple):
-    """What a picture says of itself without being decoded; height and width are upright."""
+    """What the header of an image file states; height and width are upright."""
 
     height: int
     width: int
@@ -56,7 +57,7 @@ class Header(NamedTuple):
 
 
 def read_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture as upright RGB, from a path, the bytes of a file, or a PIL image.
+    """The image as upright RGB, from a path, the bytes of a file, or a PIL image.
 
     Raises DataError, naming the file, when it is missing, empty, truncated, not an image, or larger than Pillow's limit
     of pixels (`PIL.Image.MAX_IMAGE_PIXELS`).
@@ -66,18 +67,18 @@ def read_image(source: str | Path | bytes | Image.Image) -> UInt8[np.ndarray, "h
             source.load()
         return _pixels(source, _orientation(source))
     with _named(_name(source)), _open(source) as (image, _):
-        # Loading first: Pillow turns a TIFF itself, and finds a PNG's EXIF wherever it stands.
+        # Loading first: Pillow turns a TIFF itself, and finds a PNG's EXIF before and after the pixels.
         image.load()
         return _pixels(image, _orientation(image))
 
 
 def read_header(source: str | Path | bytes) -> Header:
-    """Size, orientation, format and mode of a picture from its first bytes. Raises DataError as `read_image` does."""
+    """Size, orientation, format and mode of an image from its first bytes. Raises DataError as `read_image` does."""
     with _named(_name(source)), _open(source) as (image, file):
         width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:
             image.info["exif"] = _late_exif(file)
-        if image.format == "TIFF":  # whether Pillow's own size is turned depends on its version
+        if image.format == "TIFF":  # whether Pillow's size is turned depends on its version
             tags = image.tag_v2  # type: ignore[attr-defined]
             width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
         orientation = _orientation(image)
@@ -86,10 +87,19 @@ def read_header(source: str | Path | bytes) -> Header:
         return Header(height, width, orientation, image.format or "", image.mode)
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of the upright picture, from its header alone. Raises DataError as `read_image` does."""
+def probe(path: str | Path) -> Header:
+    """An image's header, after a check that the file is complete, at the price of the header. Raises as `read_image`.
+
+    A copy that broke off is found by its end, where each format marks that it is complete. Without that mark, and for a
+    format that has none, the pixels are decoded; a complete file with bytes appended passes. Damage inside a complete
+    file is found by decoding alone (`data check --deep`).
+    """
     header = read_header(path)
-    return header.height, header.width
+    with Path(path).open("rb") as file:
+        whole = _ends_well(file, header.format)
+    if not whole:
+        read_image(path)
+    return header
 
 
 def _name(source: str | Path | bytes) -> str:
@@ -107,7 +117,7 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, io.Buffered
     if not isinstance(source, bytes):
         path = Path(source)
         if path.is_dir():
-            raise DataError(f"{path}: is a folder, not a picture. Name a file in it.")
+            raise DataError(f"{path}: is a folder, not an image. Name a file in it.")
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: is not a regular file.")
     file: io.BufferedIOBase = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
@@ -121,7 +131,7 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, io.Buffered
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turns whatever Pillow raises on a bad picture into a DataError that names it."""
+    """Turns all exceptions of Pillow into a DataError that names the image."""
     try:
         yield
     except DataError:
@@ -134,7 +144,7 @@ def _named(name: str) -> Iterator[None]:
         raise DataError(f"{name}: {error.strerror}. Check the path.") from error
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{name}: is not an image, or one cut short; known formats are {', '.join(_formats())}."
+            f"{name}: is not an image, or is truncated; known formats are {', '.join(_formats())}."
         ) from error
     except Image.DecompressionBombError as error:
         raise DataError(
@@ -157,7 +167,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _late_exif(file: io.BufferedIOBase) -> bytes | None:
-    """The eXIf chunk of a PNG that stands behind the pixels, where ExifTool writes it."""
+    """The eXIf chunk of a PNG after the pixels, where ExifTool writes it."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -193,3 +203,20 @@ def _high_byte(image: Image.Image) -> Image.Image:
     if low < 0 or high > 0xFFFF:
         raise ValueError(f"its samples run from {low} to {high}, more than 16 bits hold")
     return Image.fromarray((samples >> 8).astype(np.uint8))
+
+
+def _ends_well(file: io.BufferedIOBase, kind: str) -> bool:
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 12))
+    tail = file.read(12)
+    file.seek(0)
+    head = file.read(12)
+    if kind in ("JPEG", "MPO"):
+        return tail.endswith(b"\xff\xd9")
+    if kind == "PNG":
+        return tail[4:8] == b"IEND"
+    if kind == "GIF":
+        return tail.endswith(b";")
+    if kind == "WEBP":
+        return int.from_bytes(head[4:8], "little") + 8 <= size
+    return False

@@ -1,7 +1,7 @@
-"""Batches from a data set: read, augment, resize and stack, in this process or in others beside it.
+"""Batches from a data set: read, augment, resize and stack, in this process or in worker processes.
 
 A sample is a function of (seed, epoch, image), a batch of (seed, step): neither the number of workers nor a resume
-changes them. One endless stream serves a whole training, so that worker processes are started once.
+changes them. One endless stream serves a whole training run, so worker processes are started once.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -22,7 +22,6 @@ from twostage.data.augment import Augment, Sample
 from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_stuff, stack_targets
 from twostage.data.coverage import SIDE, coverage
 from twostage.data.dataset import Dataset
-from twostage.data.images import read_image
 from twostage.data.order import Plan, evaluation_plans, training_plans
 from twostage.data.proposals import ProposalSet
 from twostage.data.randomness import generator, mix
@@ -32,14 +31,14 @@ from twostage.errors import DataError, TwostageError, UsageError
 
 log = logging.getLogger("twostage.data")
 
-PREFETCH = 2  # batches that each worker keeps ready
+PREFETCH = 2  # batches that each worker prepares in advance
 SHARED_MEMORY = Path("/dev/shm")
 
 T = TypeVar("T")
 
 
 class Loaded(NamedTuple):
-    """A batch, what is to be learned from it, and which images of the data set it holds, at which step and epoch."""
+    """A batch, its targets, the indices of its images in the data set, and its step and epoch."""
 
     batch: Batch
     targets: Targets
@@ -48,8 +47,8 @@ class Loaded(NamedTuple):
     epoch: int
 
 
-class Given(NamedTuple):
-    """Proposals of every image of a split, and how many of an image a batch holds."""
+class PrecomputedProposals(NamedTuple):
+    """Proposals of every image of a split, and how many per image a batch holds."""
 
     all: ProposalSet
     keep: int
@@ -68,23 +67,23 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
-    proposals: Given | None = None,
+    proposals: PrecomputedProposals | None = None,
     masks: bool = False,
     stuff: Stuff | None = None,
 ) -> Iterator[Loaded]:
-    """Batches from step `start` on, without end; `steps_per_epoch` of them see every image.
+    """Batches from step `start` on, without end; every `steps_per_epoch` of them contain every image.
 
     `batch` is the number of images of all `world` processes together; each gets its share. Crowds and difficult objects
-    are left out of the targets, as py-faster-rcnn does. With `masks` the targets have them, with `stuff` its maps.
-    Raises UsageError where processes cannot share `batch`, DataError for an image that cannot be read any more, a data
-    set without images, or without the masks asked for.
+    are left out of the targets, as in py-faster-rcnn. With `masks` the targets have masks, with `stuff` its maps.
+    Raises UsageError if `batch` cannot be divided among the processes, DataError for an image that can no longer be
+    read, a data set without images, or one without masks if `masks`.
     """
     if batch < 1 or batch % world:
         raise UsageError(f"batch is {batch}; it must be a positive multiple of the {world} processes.")
-    _need(dataset, masks=masks)
+    _require_data(dataset, masks=masks)
     plans = training_plans(dataset.sizes, batch=batch, seed=seed, start=start, rank=rank, world=world)
     reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks=masks, stuff=stuff)
-    return _stream(reader, plans, _affordable(workers, dataset, resize, batch // world, masks=masks), pin)
+    return _stream(reader, plans, _worker_limit(workers, dataset, resize, batch // world, masks=masks), pin)
 
 
 def evaluation_batches(
@@ -98,22 +97,22 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
-    proposals: Given | None = None,
+    proposals: PrecomputedProposals | None = None,
     masks: bool = False,
     stuff: Stuff | None = None,
 ) -> Iterator[Loaded]:
-    """Every image once, grouped by canvas: `indices` tell which. With several processes each gets its share of batches.
+    """Every image once, grouped by canvas; see `indices`. Of several processes each gets its share of the batches.
 
     The targets are those of training, for a validation loss. Raises DataError as `training_batches` does.
     """
-    _need(dataset, masks=masks)
+    _require_data(dataset, masks=masks)
     plans = evaluation_plans(dataset.sizes, resize=resize, divisor=divisor, batch=batch, rank=rank, world=world)
     reader = Reader(dataset, resize, None, seed, divisor, proposals, masks=masks, stuff=stuff)
-    return _stream(reader, plans, _affordable(min(workers, len(plans)), dataset, resize, batch, masks=masks), pin)
+    return _stream(reader, plans, _worker_limit(min(workers, len(plans)), dataset, resize, batch, masks=masks), pin)
 
 
 class Reader:
-    """Makes the batch of a plan; the part of the loader that runs in worker processes."""
+    """Makes the batch of a plan; runs in worker processes."""
 
     def __init__(
         self,
@@ -122,7 +121,7 @@ class Reader:
         augment: Augment | None,
         seed: int,
         divisor: int,
-        proposals: Given | None = None,
+        proposals: PrecomputedProposals | None = None,
         *,
         masks: bool = False,
         stuff: Stuff | None = None,
@@ -131,7 +130,7 @@ class Reader:
         self.proposals, self.masks, self.stuff = proposals, masks, stuff
 
     def __getitem__(self, plan: Plan) -> Loaded | DataError:
-        """The batch, or the reason why it cannot be made: an exception that crosses processes would lose its type."""
+        """The batch, or the error why it cannot be made: an exception raised in a worker would lose its type."""
         try:
             samples = [self.sample(int(i), plan.epoch) for i in plan.indices]
         except DataError as error:
@@ -149,7 +148,7 @@ class Reader:
         return Loaded(batch, targets, torch.from_numpy(plan.indices.copy()), plan.step, plan.epoch)
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """One image as it enters the network, float32 from 0 to 1, with its objects on its pixels."""
+        """One image as the network gets it, float32 from 0 to 1, with its objects on its pixels."""
         sample = read_sample(self.dataset, index, masks=self.masks)
         if self.stuff is not None:
             sample = sample._replace(stuff=torch.from_numpy(self.stuff.read(index, *_shape(sample.image))))
@@ -173,24 +172,12 @@ class Reader:
         return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given, masks, stuff)
 
 
-def read_picture(dataset: Dataset, index: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture of a data set. Raises DataError where it cannot be read, or has another size than at first."""
-    pixels = read_image(dataset.path(index))
-    height, width = dataset.sizes[index].tolist()
-    if pixels.shape[:2] != (height, width):
-        raise DataError(
-            f"{dataset.path(index)}: is {pixels.shape[1]} x {pixels.shape[0]} now, and was {width} x {height} when the "
-            "data set was opened. Do not change pictures while they are read; bring that one back."
-        )
-    return pixels
-
-
 def read_sample(dataset: Dataset, index: int, *, masks: bool = False) -> Sample:
-    """An image of a data set with the objects to learn, those that are neither crowd nor difficult; with their masks.
+    """An image of a data set with the objects to train on, those that are neither crowd nor difficult.
 
-    Raises DataError where the picture cannot be read, or is not the one that was there when the data set was opened.
+    Raises DataError if the image cannot be read, or has another size than when the data set was opened.
     """
-    pixels = read_picture(dataset, index)
+    pixels = dataset.image(index)
     height, width = pixels.shape[:2]
     objects = dataset.objects(index)
     learn = ~(objects.crowd | objects.difficult)
@@ -212,18 +199,18 @@ def _shape(image: Tensor) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def _need(dataset: Dataset, *, masks: bool) -> None:
+def _require_data(dataset: Dataset, *, masks: bool) -> None:
     if not len(dataset):
         raise DataError(f"{dataset.root}: the split {dataset.split!r} has no images.")
     if masks and dataset.masks is None and len(dataset.labels):
         raise DataError(
-            f"{dataset.root}: the split {dataset.split!r} has no masks, and this model learns them. Add masks "
+            f"{dataset.root}: the split {dataset.split!r} has no masks, and this model trains on them. Add masks "
             "(COCO's segmentation, YOLO's segments, VOC's SegmentationObject), or choose a model without them."
         )
 
 
-def _affordable(workers: int, dataset: Dataset, resize: Resize, batch: int, *, masks: bool) -> int:
-    """As many workers as shared memory can hand batches over from; containers often have 64 MiB of it."""
+def _worker_limit(workers: int, dataset: Dataset, resize: Resize, batch: int, *, masks: bool) -> int:
+    """The number of workers whose batches fit into shared memory; containers often have 64 MiB of it."""
     if workers == 0 or not SHARED_MEMORY.is_dir():
         return workers
     shapes = {resize.shape(int(h), int(w)) for h, w in np.unique(dataset.sizes, axis=0)}
@@ -243,15 +230,15 @@ def _affordable(workers: int, dataset: Dataset, resize: Resize, batch: int, *, m
 
 def _stream(reader: Reader, plans: Iterable[Plan], workers: int, pin: bool) -> Iterator[Loaded]:
     loader: DataLoader[Loaded | DataError] = DataLoader(
-        reader,  # type: ignore[arg-type]  # torch asks for its own base class, and uses nothing but __getitem__
+        reader,  # type: ignore[arg-type]  # torch's type is its own base class; only __getitem__ is used
         sampler=plans,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_same,
+        collate_fn=_identity,
         pin_memory=pin,
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=_quiet_worker,
-        generator=torch.Generator(),  # its own, or torch's global one would move on with every loader
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # its own: otherwise every loader would advance torch's global generator
     )
     try:
         for loaded in loader:
@@ -262,15 +249,15 @@ def _stream(reader: Reader, plans: Iterable[Plan], workers: int, pin: bool) -> I
         if "DataLoader worker" not in str(error):
             raise
         raise TwostageError(
-            f"A process that reads images was ended from outside ({error}). Often memory ran out: use fewer --workers."
+            f"A worker process that reads images was killed ({error}). Often memory runs out: use fewer --workers."
         ) from error
 
 
-def _same(value: T) -> T:
+def _identity(value: T) -> T:
     return value
 
 
-def _quiet_worker(_: int) -> None:
-    """Ctrl-C reaches the whole process group, and so does torchrun's word to stop; only the main process answers."""
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C and torchrun's SIGTERM reach the whole process group; only the main process handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

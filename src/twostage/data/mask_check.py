@@ -1,4 +1,4 @@
-"""What is strange about masks: those without a pixel in their image, and those that lie elsewhere than their boxes."""
+"""Suspect masks: those without a pixel in their image, and those that hardly overlap their boxes."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
 from twostage.data.flat import POLYGONS, Mask, to_rle, unpack_polygons
 
-CLEAR = 4.0  # square pixels within the picture, over two pixels both ways, which must cover the middle of some pixel
-APART = 0.5  # IoU of a box and its mask's extent, below which they can hardly be of one object
+CLEAR = 4.0  # square pixels; a polygon of this area, two pixels wide and high, covers the centre of some pixel
+APART = 0.5  # IoU of a box and the bounding box of its mask, below which one of them is suspect
 
 
 def mask_faults(dataset: Dataset) -> Iterator[Fault]:
-    """The faults of a split's masks, object by object; an object that only lacks a mask is named by its reader."""
+    """The faults of a split's masks, per object; the reader reports objects without a mask."""
     if dataset.masks is None:
         return
     unlearned = dataset.crowd | dataset.difficult | dataset.unmasked
@@ -26,18 +26,18 @@ def mask_faults(dataset: Dataset) -> Iterator[Fault]:
                 continue
             extent = _extent(dataset.masks[row], height, width)
             if extent is None:
-                message = "the mask has no pixel in its image: its box alone counts"
-                fix = "Draw it again, or train a model with masks by --on-error skip"
+                message = "the mask has no pixel in its image: only its box is used"
+                fix = "Draw it again, or train a model with masks with --on-error skip"
                 yield fault("empty-mask", dataset.file_name(index), where, message, fix)
             elif _iou(extent, dataset.boxes[row].astype(np.float64)) < APART:
-                seen = ", ".join(f"{v:.7g}" for v in extent)
+                covered = ", ".join(f"{v:.7g}" for v in extent)
                 box = ", ".join(f"{v:.7g}" for v in dataset.boxes[row])
-                message = f"the mask reaches over xyxy [{seen}], the box over [{box}]"
+                message = f"the mask covers xyxy [{covered}], the box [{box}]"
                 yield fault("mask-elsewhere", dataset.file_name(index), where, message, "Check which of them is right")
 
 
 def _extent(mask: Mask, height: int, width: int) -> Float[np.ndarray, "4"] | None:
-    """The box around a mask's pixels, None where there are none; polygons are drawn only where they are doubtful."""
+    """The bounding box of a mask's pixels, None if there are none; only doubtful polygons are rasterised."""
     from faster_coco_eval.core import mask as coco
 
     if mask.kind == POLYGONS:
@@ -55,7 +55,7 @@ def _extent(mask: Mask, height: int, width: int) -> Float[np.ndarray, "4"] | Non
 
 
 def _area(ring: Float[np.ndarray, "p 2"]) -> float:
-    """What a ring encloses, in square pixels."""
+    """The area of a ring in square pixels."""
     x, y = ring.T
     return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 

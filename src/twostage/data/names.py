@@ -1,4 +1,4 @@
-"""What pictures are called in a data set that is written: as before where that can be, and no two alike."""
+"""File names of the images in a data set that is written: the old ones where possible, all different."""
 
 import re
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 from twostage.data.dataset import Dataset
 from twostage.data.images import EXTENSIONS, read_header
 
-# Neither XML nor a list of lines can hold these.
+# Not allowed in XML or in a list of lines.
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 def nested_names(datasets: Sequence[Dataset], *, by_stem: bool) -> list[list[str]]:
-    """Names for the images of each split in a folder of its own; folders in it stay.
+    """Names for the images of splits that each have their own folder; subfolders are kept.
 
     With `by_stem` names differ even without suffix.
     """
@@ -25,9 +25,9 @@ def nested_names(datasets: Sequence[Dataset], *, by_stem: bool) -> list[list[str
 
 
 def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
-    """Names within one folder for the images of all splits, which differ even without suffix.
+    """Names for the images of all splits in one folder; they differ even without suffix.
 
-    A picture that several splits share with the same objects has one name.
+    An image that several splits share with the same objects gets one name.
     """
     taken: set[str] = set()
     name_of: dict[tuple[object, ...], str] = {}
@@ -36,7 +36,9 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
         names.append([])
         for index in range(len(dataset)):
             objects = dataset.objects(index)
-            key = (dataset.paths[index], *(column.tobytes() for column in objects[:4]))
+            source = dataset.source(index)
+            image = str(source) if isinstance(source, Path) else id(source)
+            key = (image, *(column.tobytes() for column in objects[:4]))
             if key not in name_of:
                 plain = _UNWRITABLE.sub("_", "_".join(name_parts(dataset, index)))
                 name_of[key] = _free(plain, taken, by_stem=True)
@@ -45,18 +47,19 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
 
 
 def name_parts(dataset: Dataset, index: int) -> list[str]:
-    """A picture's name in folders, without those that only say where a layout keeps its pictures."""
+    """The parts of an image's path, without the folders in which the formats keep images."""
     found = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
     while len(found) > 1 and (found[0] in ("images", dataset.split) or found[0].endswith(":")):
         del found[0]
     found = found or ["picture"]
     if Path(found[-1]).suffix.lower() not in EXTENSIONS:
-        found[-1] += f".{read_header(dataset.path(index)).format.lower()}"
+        source = dataset.source(index)
+        found[-1] += f".{read_header(source).format.lower()}" if isinstance(source, Path) else ".png"
     return found
 
 
 def _free(name: str, taken: set[str], *, by_stem: bool) -> str:
-    """The name, or with the first number that makes it another one. Upper and lower case are one to some systems."""
+    """The name, with a number if it is taken. Case is ignored, as on some file systems."""
     path = PurePosixPath(name)
     stem = path.stem.strip() or "picture"
     number = 1

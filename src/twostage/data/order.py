@@ -1,4 +1,4 @@
-"""Which images make which batch: a function of seed and epoch alone, so that any step can be found again."""
+"""Which images are in which batch: a function of seed and epoch, so that training can resume at any step."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from twostage.data.batch import canvas_shape
 from twostage.data.randomness import generator
 from twostage.data.resize import Resize
 
-WINDOW = 32  # batches among which images of one orientation are brought together
+WINDOW = 32  # batches within which images are sorted by orientation
 
 
 class Plan(NamedTuple):
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 
 
 def steps_per_epoch(images: int, batch: int) -> int:
-    """Batches it takes to see every image; the last is filled up with images of the same epoch."""
+    """Number of batches that contain every image; the last is filled with images of the same epoch."""
     return -(-images // batch)
 
 
@@ -43,9 +43,9 @@ def training_plans(
 def epoch_order(
     sizes: Int[np.ndarray, "m 2"], *, batch: int, seed: int, epoch: int
 ) -> Int64[np.ndarray, "steps batch"]:
-    """The image indices of every batch of an epoch, shuffled; upright and lying images share a batch only at the seams.
+    """The image indices of every batch of an epoch, shuffled; few batches mix portrait and landscape images.
 
-    Images are shuffled, brought together by orientation inside windows of `WINDOW` batches, and the batches shuffled.
+    Images are shuffled, sorted by orientation within windows of `WINDOW` batches, and the batches shuffled.
     """
     rng = generator(seed, epoch)
     steps = steps_per_epoch(len(sizes), batch)
@@ -61,7 +61,7 @@ def evaluation_plans(
 ) -> list[Plan]:
     """Every image once, at most `batch` together, all on the canvas that each would have alone.
 
-    What lies beside an image on a larger canvas changes features near its border: so no detection depends on `batch`.
+    Padding beside an image changes features near its border; this way no detection depends on `batch`.
     """
     canvases = np.array([canvas_shape(*resize.shape(int(h), int(w)), divisor) for h, w in sizes], dtype=np.int64)
     _, kind = np.unique(canvases.reshape(-1, 2), axis=0, return_inverse=True)

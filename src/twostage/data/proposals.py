@@ -1,4 +1,4 @@
-"""Boxes that may hold an object, for every image of a split: what selective search, windows or a file propose.
+"""Proposals for every image of a split, from selective search, sliding windows or a file.
 
 Letters: M images of the split, B boxes of all of them.
 """
@@ -29,8 +29,8 @@ FORMAT = 1
 class ProposalSet:
     """The boxes of image i are rows `offsets[i]` to `offsets[i + 1]`, best first; xyxy on the upright original image.
 
-    `scores` fall within an image; of a source that ranks without scoring they are minus the rank. `source` says in
-    words where the boxes are from.
+    `scores` fall within an image; for a source that ranks without scores they are minus the rank. `source` describes
+    where the boxes are from.
     """
 
     boxes: Float32[np.ndarray, "b 4"]
@@ -43,7 +43,7 @@ class ProposalSet:
 
     @classmethod
     def of(cls, images: Iterable[tuple[np.ndarray, np.ndarray]], source: str) -> "ProposalSet":
-        """From each image's boxes and scores; the best come first, equal ones in the order given."""
+        """From the boxes and scores of each image; sorted by score, equal ones in the given order."""
         boxes, scores, counts = [], [], [0]
         for some, score in images:
             order = np.argsort(-score, kind="stable")
@@ -64,13 +64,13 @@ class ProposalSet:
         return self.boxes[rows], self.scores[rows]
 
     def select(self, indices: Sequence[int]) -> "ProposalSet":
-        """The proposals of these images alone, in this order."""
+        """The proposals of only these images, in this order."""
         everything = len(self.boxes)
         return ProposalSet.of((self.best(i, everything) for i in indices), self.source)
 
 
-def together(shares: Sequence[ProposalSet]) -> ProposalSet:
-    """The proposals of all images from sets of which each has only some images'."""
+def merge_proposals(shares: Sequence[ProposalSet]) -> ProposalSet:
+    """The proposals of all images, from sets that each have those of some images."""
     first, *_ = shares
     every = len(first.boxes) + sum(len(share.boxes) for share in shares)
     parts = ([share.best(i, every) for share in shares] for i in range(len(first)))
@@ -80,7 +80,7 @@ def together(shares: Sequence[ProposalSet]) -> ProposalSet:
 
 
 def write_proposals(path: Path, splits: Sequence[tuple[Dataset, ProposalSet]], keep: int) -> None:
-    """A safetensors file of splits of one data set, at most `keep` boxes an image, that also names the images."""
+    """Write the proposals of splits of one data set, at most `keep` boxes per image, as a safetensors file."""
     parts = [proposals.best(i, keep) for dataset, proposals in splits for i in range(len(dataset))]
     whole = ProposalSet.of(parts, splits[0][1].source)
     content = {
@@ -99,7 +99,7 @@ def write_proposals(path: Path, splits: Sequence[tuple[Dataset, ProposalSet]], k
 
 
 def is_proposals_file(path: Path) -> bool:
-    """Whether this is a file of proposals, rather than a detector's weights or anything else."""
+    """Whether this is a file of proposals and not, for instance, of weights."""
     if path.suffix == ".json":
         return True
     try:
@@ -112,23 +112,25 @@ def is_proposals_file(path: Path) -> bool:
 def read_proposals(path: Path, dataset: Dataset) -> ProposalSet:
     """The proposals of a split's images from a file of `write_proposals`, or a JSON list in the form of COCO's results.
 
-    The JSON's entries are {"image_id" or "file_name", "bbox": [x, y, w, h], "score"}, and "split" where several splits
-    share ids or names; an image without entries has no proposals. A file may hold more images than the split. Boxes
-    that reach over an image's border are clipped, and that is said. Raises MissingError where there is no such file,
-    DataError for what is no number, no box, lies wholly outside its image, or where images of the split are missing.
+    The entries of the JSON are {"image_id" or "file_name", "bbox": [x, y, w, h], "score"}, and "split" if several
+    splits share ids or names; an image without entries has no proposals. A file may contain more images than the split.
+    Boxes over the border of an image are clipped, with a warning. Raises MissingError if the file does not exist,
+    DataError for values that are not numbers, boxes without area or entirely outside their image, and missing images.
     """
     if not path.exists():
         bring = f"twostage data proposals {dataset.root} --source selective_search --out FOLDER"
         raise MissingError(f"{path}: no such proposals file. Make one: {bring}")
     if not path.is_file():
-        raise UsageError(f"{path}: not a proposals file. Name the file itself, as FOLDER/selective_search.safetensors.")
+        raise UsageError(
+            f"{path}: not a proposals file. Name the file itself, such as FOLDER/selective_search.safetensors."
+        )
     read = _read_json if path.suffix == ".json" else _read_own
     proposals = read(path, dataset)
     return _checked(path, proposals, dataset)
 
 
-def require_told_apart(path: Path, one: Dataset, other: Dataset) -> None:
-    """Raises DataError for a JSON file without splits where two splits share ids or names: it would serve both."""
+def require_distinct_splits(path: Path, one: Dataset, other: Dataset) -> None:
+    """Raises DataError for a JSON file without "split" if two splits share ids or names: its entries are ambiguous."""
     if path.suffix != ".json" or not path.is_file():
         return
     ids = set(one.image_ids.tolist()) & set(other.image_ids.tolist())
@@ -136,17 +138,17 @@ def require_told_apart(path: Path, one: Dataset, other: Dataset) -> None:
     if (ids or names) and '"split"' not in path.read_text(encoding="utf-8", errors="replace"):
         raise DataError(
             f"{path}: the splits {one.split!r} and {other.split!r} share ids or names of images, and its entries do "
-            'not say of which split they are. Add "split" to each.'
+            'not state their split. Add "split" to each.'
         )
 
 
-def tell_shortage(proposals: ProposalSet, dataset: Dataset, wanted: int) -> None:
-    """Say where images have fewer boxes than are asked for."""
+def warn_few_proposals(proposals: ProposalSet, dataset: Dataset, wanted: int) -> None:
+    """Log how many images have fewer boxes than wanted."""
     counts = np.diff(proposals.offsets)
     none, fewer = np.flatnonzero(counts == 0), np.flatnonzero((counts > 0) & (counts < wanted))
     if len(none):
         log.warning(
-            "%s: %d of %d images have no proposals, and nothing will be found there (%s).",
+            "%s: %d of %d images have no proposals, so nothing will be detected there (%s).",
             *(proposals.source, len(none), len(counts), _some(dataset, none)),
         )
     if len(fewer):
@@ -179,7 +181,7 @@ def _read_own(path: Path, dataset: Dataset) -> ProposalSet:
             raise ValueError("offsets that do not rise from 0 to the number of boxes")
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path}: not a readable file of proposals ({error}). Make it again.") from None
-    # Pictures of one name may stand in several splits; where the split is not there, its pictures may be in another.
+    # Several splits may have an image of one name; if this split is not in the file, its images may be in another.
     known = dataset.split in sections
     row_of = {name: row for row, (split, name) in enumerate(names) if split == dataset.split or not known}
     _require_images(path, dataset, row_of)
@@ -188,7 +190,7 @@ def _read_own(path: Path, dataset: Dataset) -> ProposalSet:
         if list(sizes[row]) != dataset.sizes[i].tolist():
             raise DataError(
                 f"{path}: {names[row][1]}: was {sizes[row][1]} x {sizes[row][0]} when proposals were made, and is "
-                f"{dataset.sizes[i][1]} x {dataset.sizes[i][0]}: they are of another picture. Make them again."
+                f"{dataset.sizes[i][1]} x {dataset.sizes[i][0]}: they are those of another image. Make them again."
             )
     return ProposalSet(boxes, scores, offsets.astype(np.int64), source).select(rows)
 
@@ -210,8 +212,8 @@ def _read_json(path: Path, dataset: Dataset) -> ProposalSet:
         row = _row(entry)
         if row is None or (image is None and not _names_image(entry)):
             raise DataError(
-                f"{path}: entry {number} (counted from 0) is no proposal: it needs an image_id or file_name, a bbox of "
-                "four numbers [x, y, w, h] and a score."
+                f"{path}: entry {number} (counted from 0) is not a proposal: it needs an image_id or file_name, a bbox "
+                "of four numbers [x, y, w, h] and a score."
             )
         if image is not None:  # another split's
             found.setdefault(image, []).append(row)
@@ -228,7 +230,7 @@ def _names_image(entry: Any) -> bool:
 
 
 def _image_of(entry: Any, by_id: dict[int, int], by_name: dict[str, int]) -> int | None:
-    """The split's image that an entry is of; a file's name decides where there is one."""
+    """The index of the image that an entry belongs to; `file_name` takes precedence."""
     if not isinstance(entry, dict):
         return None
     name, image_id = entry.get("file_name"), entry.get("image_id")
@@ -238,7 +240,7 @@ def _image_of(entry: Any, by_id: dict[int, int], by_name: dict[str, int]) -> int
 
 
 def _row(entry: Any) -> list[float] | None:
-    """x, y, w, h and score, where they are numbers."""
+    """x, y, w, h and score if they are numbers, else None."""
     box = entry.get("bbox") if isinstance(entry, dict) else None
     if not isinstance(box, list) or len(box) != 4:
         return None
@@ -247,7 +249,7 @@ def _row(entry: Any) -> list[float] | None:
         return None
     try:
         return [float(v) for v in row]
-    except OverflowError:  # JSON's whole numbers have no end
+    except OverflowError:  # integers in JSON are unbounded
         return None
 
 
@@ -257,12 +259,12 @@ def _require_images(path: Path, dataset: Dataset, known: Iterable[str]) -> None:
     if len(missing):
         raise DataError(
             f"{path}: has no proposals for {len(missing)} of the {len(dataset)} images of the split "
-            f"{dataset.split!r} ({_some(dataset, missing)}): it is of other images. Name the file of this split."
+            f"{dataset.split!r} ({_some(dataset, missing)}): it belongs to other images. Name the file of this split."
         )
 
 
 def _checked(path: Path, proposals: ProposalSet, dataset: Dataset) -> ProposalSet:
-    """The same with boxes clipped to their images. Raises DataError for what is no box on its image."""
+    """The same with boxes clipped to their images. Raises DataError for a box that is not one on its image."""
     owner = np.repeat(np.arange(len(proposals)), np.diff(proposals.offsets))
     sizes = dataset.sizes[owner].astype(np.float32)
     limits = sizes[:, [1, 0, 1, 0]]
@@ -282,7 +284,7 @@ def _checked(path: Path, proposals: ProposalSet, dataset: Dataset) -> ProposalSe
             raise DataError(
                 f"{path}: {dataset.file_name(image)} ({width} x {height}): proposal {place} (counted from 0), "
                 f"{proposals.boxes[row].tolist()} with score {proposals.scores[row]:g}, {what}; "
-                f"{int(rows.sum())} such in all. Make the file again without them."
+                f"{int(rows.sum())} such in total. Make the file again without them."
             )
     over = (clipped != proposals.boxes).any(axis=1)
     if over.any():

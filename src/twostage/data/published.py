@@ -46,14 +46,14 @@ class PublishedData(NamedTuple):
         return tuple(archive for archive in self.archives if not splits or set(splits) & set(archive.splits))
 
 
-_FLICKR = "the pictures are Flickr's, under its terms of use"
+_FLICKR = "the images are Flickr's, under its terms of use"
 
 PUBLISHED_DATA = {
     one.name: one
     for one in (
         PublishedData(
             "voc2007",
-            "PASCAL VOC 2007: 9963 pictures, 20 classes (Everingham et al. 2010)",
+            "PASCAL VOC 2007: 9963 images, 20 classes (Everingham et al. 2010)",
             f"no licence is given; {_FLICKR}",
             (
                 Archive(
@@ -74,7 +74,7 @@ PUBLISHED_DATA = {
         ),
         PublishedData(
             "voc2012",
-            "PASCAL VOC 2012: 11540 pictures with boxes, 20 classes (Everingham et al. 2015)",
+            "PASCAL VOC 2012: 11540 images with boxes, 20 classes (Everingham et al. 2015)",
             f"no licence is given; {_FLICKR}",
             (
                 Archive(
@@ -88,7 +88,7 @@ PUBLISHED_DATA = {
         ),
         PublishedData(
             "coco2017",
-            "COCO 2017: 123287 pictures, 80 classes, masks (Lin et al. 2014)",
+            "COCO 2017: 123287 images, 80 classes, masks (Lin et al. 2014)",
             f"CC BY 4.0 for the annotations; {_FLICKR}",
             (
                 Archive(

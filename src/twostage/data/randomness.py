@@ -1,4 +1,4 @@
-"""Randomness as a function of whole numbers: one seed, epoch and image give one draw, on any worker, rank or resume."""
+"""Randomness as a function of integers: a seed, epoch and image give the same draw on any worker, rank or resume."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ _MASK = 2**64 - 1
 
 
 def mix(*numbers: int) -> int:
-    """One number from 0 to 2**63 - 1 that depends on all of these and on their order.
+    """A hash of these integers and their order, from 0 to 2**63 - 1.
 
     Each is added to the state and scrambled by the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable
     pseudorandom number generators, OOPSLA 2014).

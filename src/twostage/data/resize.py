@@ -1,6 +1,6 @@
-"""How large an image enters the network: by its shortest side, or stretched to a fixed shape.
+"""The size of an image at the input of the network: by its shortest side, or stretched to a fixed shape.
 
-One rule for training, prediction and evaluation; it is saved with the model.
+The same in training, prediction and evaluation; saved with the model.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from torch.nn.functional import interpolate
 class Resize:
     """`shortest`: the shortest side becomes `size`, the longest at most `max_size` (Fast R-CNN, 4.6: 600, 1000).
 
-    `fixed`: both sides become `size`, whatever the aspect. Without `antialias`, bilinear interpolation reads at most
-    four pixels however far it shrinks, as torchvision's detectors do. `rounding` says how a side becomes whole:
-    torchvision takes the floor, detectron2 and mmdetection the nearest.
+    `fixed`: both sides become `size`; the aspect ratio changes. Without `antialias`, bilinear interpolation reads at
+    most four pixels at any scale, as in torchvision's detectors. `rounding` of sides to integers: torchvision takes the
+    floor, detectron2 and mmdetection the nearest.
     """
 
     mode: Literal["shortest", "fixed"] = "shortest"

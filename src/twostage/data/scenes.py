@@ -1,7 +1,7 @@
-"""Generated scenes: shapes on noisy ground, with boxes and masks, written as a normal COCO folder.
+"""Generated scenes: shapes on a noisy background, with boxes and masks, written as a COCO folder.
 
-Everything in a scene is a function of (seed, split, index). Objects are drawn from large to small, so that a small one
-is never hidden; boxes and masks are those of the pixels that can be seen.
+A scene is a function of (seed, split, index). Objects are drawn from large to small, so that small ones are never
+hidden; boxes and masks are those of the visible pixels.
 """
 
 import json
@@ -25,7 +25,7 @@ OVERSAMPLE = 4  # sub-pixels a side, for smooth edges
 
 @dataclass(frozen=True)
 class SceneStyle:
-    """How large a scene is, and how many objects of which size it holds; sides and outline in pixels."""
+    """The size of a scene, and the number and size of its objects; sides and outline in pixels."""
 
     size: int = 192
     least: int = 1
@@ -44,7 +44,7 @@ HARD = SceneStyle(size=256, least=3, most=10, small=10.0, large=110.0, log_unifo
 
 
 class Scene(NamedTuple):
-    """A picture, and of each object its class, its box xyxy (whole pixels, half-open) and its mask."""
+    """An image, and the class, the box xyxy (whole pixels, half-open) and the mask of each object."""
 
     image: UInt8[np.ndarray, "h w 3"]
     labels: list[int]
@@ -53,11 +53,10 @@ class Scene(NamedTuple):
 
 
 def write_scenes(folder: str | Path, *, train: int = 600, val: int = 100, seed: int = 0, hard: bool = False) -> Path:
-    """Writes annotations/instances_{train,val}.json with the pictures in train/ and val/; the folder.
+    """Writes annotations/instances_{train,val}.json with the images in train/ and val/; returns the folder.
 
     Masks are in the JSON, the class of every pixel in stuff/{train,val}/ (`data.stuff`).
-    It appears when it is complete. Raises UsageError where `folder` exists already, TwostageError where it cannot be
-    written.
+    The folder appears when it is complete. Raises UsageError if `folder` exists, TwostageError if it cannot be written.
     """
     folder = Path(folder)
     if folder.exists():
@@ -81,7 +80,7 @@ def write_scenes(folder: str | Path, *, train: int = 600, val: int = 100, seed: 
 
 
 def make_scene(*numbers: int, style: SceneStyle = EASY) -> Scene:
-    """The scene that these numbers (seed, split, index) stand for."""
+    """The scene of these numbers (seed, split, index)."""
     rng = generator(*numbers)
     canvas = _ground(rng, style)
     places = _places(rng, style)
@@ -126,7 +125,7 @@ def _write_split(
 
 
 def _stuff(scene: Scene) -> UInt8[np.ndarray, "h w"]:
-    """The class of each pixel's object, and after all of them that of the ground."""
+    """The class of each pixel; the background has the last one."""
     found = np.full(scene.image.shape[:2], len(NAMES), dtype=np.uint8)
     for label, mask in zip(scene.labels, scene.masks, strict=True):
         found[mask] = label
@@ -134,7 +133,7 @@ def _stuff(scene: Scene) -> UInt8[np.ndarray, "h w"]:
 
 
 def _ground(rng: np.random.Generator, style: SceneStyle) -> Float[np.ndarray, "h w 3"]:
-    """Colours that flow into one another, with noise."""
+    """A smooth colour gradient with noise."""
     side = int(rng.integers(2, 5))
     coarse = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((style.size, style.size), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -143,7 +142,7 @@ def _ground(rng: np.random.Generator, style: SceneStyle) -> Float[np.ndarray, "h
 
 
 def _places(rng: np.random.Generator, style: SceneStyle) -> list[tuple[float, float, float, float]]:
-    """Boxes x, y, w, h of the objects from large to small; a place that overlaps too much is drawn again."""
+    """Boxes x, y, w, h of the objects from large to small; a box that overlaps too much is drawn again."""
     places: list[tuple[float, float, float, float]] = []
     for _ in range(int(rng.integers(style.least, style.most + 1))):
         for _ in range(50):
@@ -155,7 +154,7 @@ def _places(rng: np.random.Generator, style: SceneStyle) -> list[tuple[float, fl
 
 
 def _place(rng: np.random.Generator, style: SceneStyle) -> tuple[float, float, float, float]:
-    """A side, an aspect (width / height, as often above 1 as below), and a corner such that all lies inside."""
+    """A random box inside the scene; its aspect (width / height) is as often above 1 as below."""
     if style.log_uniform:
         side = math.exp(rng.uniform(math.log(style.small), math.log(style.large)))
     else:
@@ -181,7 +180,7 @@ def _draw(
     place: tuple[float, float, float, float],
     style: SceneStyle,
 ) -> None:
-    """Paints one object onto the canvas, and its index onto the pixels that are at least half its own."""
+    """Draws one object onto the canvas, and its index onto the pixels that it covers at least half."""
     x, y, width, height = place
     left, top = math.floor(x), math.floor(y)
     right, bottom = min(math.ceil(x + width), style.size), min(math.ceil(y + height), style.size)
@@ -200,7 +199,7 @@ def _draw(
 
 
 def _shape(label: int) -> Float[np.ndarray, "n 2"]:
-    """The corners of a class in the unit square, which it fills from side to side."""
+    """The corners of the shape of a class, scaled to the unit square."""
     if NAMES[label] == "circle":
         turn = np.arange(48) * (2 * math.pi / 48)
         return np.stack([np.cos(turn), np.sin(turn)], axis=1) / 2 + 0.5

@@ -1,4 +1,4 @@
-"""COCO's `segmentation`: a mask as JSON writes it, polygons or run lengths.
+"""COCO's `segmentation`: a mask in JSON, polygons or RLE.
 
 https://cocodataset.org/#format-data, "Object Detection".
 """
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, Mask, pack_polygons, unpack_polygons
-from twostage.data.runs import compress, decompress
-from twostage.errors import brief
+from twostage.errors import DataError, brief
+from twostage.ops.masks import checked
 
-LONGEST_WAY = 10_000_000  # pixels around a polygon
+LONGEST_OUTLINE = 10_000_000  # pixels
 
 
 class SegmentationError(ValueError):
-    """Why a `segmentation` is none, and in `fix` how to mend it."""
+    """Why a `segmentation` is invalid; `fix` is how to fix it."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class SegmentationError(ValueError):
 
 
 def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
-    """Polygons or run lengths, as they are written; `stated` is the image's (height, width), 0 where it is not known.
+    """Polygons or RLE, unchanged; `stated` is the image's (height, width), 0 where unknown.
 
     Raises SegmentationError.
     """
@@ -35,9 +35,9 @@ def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
             if not isinstance(ring, list) or len(ring) % 2 or not set(map(type, ring)) <= {int, float}:
                 raise SegmentationError(f"a polygon is {brief(ring)}, not x, y, x, y ...", "Write numbers in pairs")
             if not _drawable(ring):
-                message = f"the polygon {brief(ring)} runs far beyond any image"
-                raise SegmentationError(message, "Write pixels of this image")
-        # Fewer than three points enclose nothing; COCO's own tools would read four numbers as a box.
+                message = f"the polygon {brief(ring)} lies far outside any image"
+                raise SegmentationError(message, "Write pixel coordinates of this image")
+        # Fewer than three points have no area; COCO's own tools would read four numbers as a box.
         rings = [ring for ring in segmentation if len(ring) >= 6]
         return Mask(POLYGONS, pack_polygons(rings)) if rings else NO_MASK
     return read_run_lengths(segmentation, stated)
@@ -49,7 +49,7 @@ def short_polygons(segmentation: Any) -> list[Any]:
 
 
 def write_segmentation(mask: Mask, height: int, width: int) -> Any:
-    """What `read_segmentation` reads as this mask of an image of this size; None for no mask."""
+    """The `segmentation` of a mask on an image of this size; None for no mask."""
     if mask.kind == NONE:
         return None
     if mask.kind == POLYGONS:
@@ -58,37 +58,33 @@ def write_segmentation(mask: Mask, height: int, width: int) -> Any:
 
 
 def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
-    """A mask that must be run lengths, compressed or as numbers, as results files have them. Raises as above."""
+    """A mask that must be an RLE, compressed or as numbers, as results files have them. Raises SegmentationError."""
     fix = 'Write {"size": [height, width], "counts": ...} for the size of the image'
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
     if not (isinstance(size, list) and len(size) == 2 and all(_is_count(v) for v in size)):
-        raise SegmentationError(f"{brief(segmentation)} is no run-length mask", fix)
+        raise SegmentationError(f"{brief(segmentation)} is not a run-length mask", fix)
     if min(stated) > 0 and tuple(size) != stated:
         raise SegmentationError(f"the mask is {size[1]} x {size[0]}, its image {stated[1]} x {stated[0]}", fix)
     counts = segmentation.get("counts")
+    if not isinstance(counts, str | bytes) and not (isinstance(counts, list) and all(map(_is_count, counts))):
+        raise SegmentationError("counts are neither text nor whole numbers", fix)
     try:
-        runs = decompress(counts) if isinstance(counts, str) else counts
-        if not isinstance(runs, list) or not all(_is_count(v) for v in runs):
-            raise ValueError("counts are neither text nor whole numbers")
-        if sum(runs) != size[0] * size[1]:
-            raise ValueError(f"counts add up to {sum(runs)} pixels, the image has {size[0] * size[1]}")
-    except ValueError as error:
+        return Mask(RLE, checked(segmentation)["counts"], (size[0], size[1]))
+    except DataError as error:
         raise SegmentationError(str(error), fix) from error
-    packed = counts.encode() if isinstance(counts, str) else compress(runs)
-    return Mask(RLE, packed, (size[0], size[1]))
 
 
 def _drawable(ring: Sequence[int | float]) -> bool:
-    """Whether the way around a ring is short enough to be walked pixel by pixel, as drawing it does."""
+    """Whether the outline of a ring is short enough to be rasterised, which walks along it."""
     if not ring:
         return True
     reach = max(max(ring), -min(ring))
-    if not reach < LONGEST_WAY:  # NaN too
+    if not reach < LONGEST_OUTLINE:  # NaN too
         return False
-    if reach * 2 * len(ring) < LONGEST_WAY:
+    if reach * 2 * len(ring) < LONGEST_OUTLINE:
         return True
     points = np.asarray(ring, dtype=np.float64).reshape(-1, 2)
-    return bool(np.abs(points - np.roll(points, 1, axis=0)).sum() < LONGEST_WAY)
+    return bool(np.abs(points - np.roll(points, 1, axis=0)).sum() < LONGEST_OUTLINE)
 
 
 def _is_count(value: Any) -> bool:

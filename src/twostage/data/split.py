@@ -1,7 +1,7 @@
-"""`data split`: a data set's pictures dealt out anew, each class in its share on every side, no picture on two.
+"""`data split`: the images of a data set in new splits, with the same share of every class in each.
 
-The dealing is iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label
-Data", section 3.2): the rarest class goes first, to whichever side lacks most of it.
+Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data", section
+3.2): images of the rarest class are assigned first, each to the split that still needs most of that class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from twostage.data import Kind
 from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, join, select_images
-from twostage.data.duplicates import same_pictures
-from twostage.data.recognise import Options, check_same_classes, find_layout, opener
+from twostage.data.duplicates import same_images
+from twostage.data.layout import Options, VocOffset
+from twostage.data.recognise import check_same_classes, find_layout, opener
 from twostage.data.stuff import maps_of
-from twostage.data.voc import VocOffset
-from twostage.data.write import Kind, Pictures, write_dataset
+from twostage.data.write import Pictures, write_dataset
 from twostage.errors import DataError, UsageError
 from twostage.folders import whole_folder
 
@@ -33,14 +34,14 @@ def split(
     voc_offset: VocOffset = "auto",
     pictures: Pictures = "copy",
 ) -> Written:
-    """Deal out all pictures of the data set at `path` into `parts` ({"train": 0.8, "val": 0.2}) of a new one at `out`.
+    """Split all images of the data set at `path` into `parts` ({"train": 0.8, "val": 0.2}) of a new one at `out`.
 
-    Pictures of equal content go to the same side. The same seed and data give the same split on every machine. `to` is
-    the layout to write, by default that of the source. Raises UsageError for shares that do not add up to 1, DataError
-    where a side would be empty.
+    Images of equal content go to the same split. The same seed and data give the same splits on every machine. `to` is
+    the format to write, by default that of the source. Raises UsageError for shares that do not add up to 1, DataError
+    if a split would be empty.
     """
     _require_shares(parts)
-    options = Options(Path(images) if images else None, voc_offset, mend=False)
+    options = Options(Path(images) if images else None, voc_offset, repair=False)
     with whole_folder(Path(out), "--out") as folder:
         layout = find_layout(path)
         open_split = opener(layout, options)
@@ -48,21 +49,23 @@ def split(
         for other in datasets[1:]:
             check_same_classes(datasets[0], other)
         whole, groups = pool(datasets)
-        sides = deal(_class_counts(whole, groups), list(parts.values()), seed)
-        dealt = []
+        sides = stratify(_class_counts(whole, groups), list(parts.values()), seed)
+        written = []
         for number, name in enumerate(parts):
             chosen = [index for group, side in zip(groups, sides, strict=True) if side == number for index in group]
             if not chosen:
-                raise DataError(f"{path}: its {len(groups)} different pictures leave none for {name!r}. Give it more.")
-            dealt.append(replace(select_images(whole, np.array(sorted(chosen))), split=name))
-        write_dataset(folder, dealt, to or layout.kind, pictures=pictures, maps=maps_of(datasets))
-    return Written.of(Path(out), to or layout.kind, dealt)
+                raise DataError(
+                    f"{path}: its {len(groups)} different images leave none for {name!r}. Give it a larger share."
+                )
+            written.append(replace(select_images(whole, np.array(sorted(chosen))), split=name))
+        write_dataset(folder, written, to or layout.kind, pictures=pictures, maps=maps_of(datasets))
+    return Written.of(Path(out), to or layout.kind, written)
 
 
 def pool(datasets: Sequence[Dataset]) -> tuple[Dataset, list[list[int]]]:
-    """All pictures of some splits, each file once, and the numbers of those of equal content.
+    """All images of some splits, each file once, and groups of indices of equal content.
 
-    Of a picture in two splits the one that knows its masks counts: VOC lists some pictures a second time for theirs.
+    If an image is in two splits, the one with masks is used: VOC lists images with masks a second time.
     """
     seen: set[str] = set()
     fresh = []
@@ -71,11 +74,11 @@ def pool(datasets: Sequence[Dataset]) -> tuple[Dataset, list[list[int]]]:
         seen.update(dataset.paths[index] for index in indices)
         fresh.append(select_images(dataset, np.array(indices, dtype=np.int64)))
     whole = join(fresh)
-    return whole, sorted(sorted(index for _, index in places) for places in same_pictures([whole]))
+    return whole, sorted(sorted(index for _, index in places) for places in same_images([whole]))
 
 
-def deal(counts: Float64[np.ndarray, "g k1"], shares: Sequence[float], seed: int) -> Int64[np.ndarray, " g"]:
-    """The side of each of g groups, given their objects of each class and, in the last column, their pictures."""
+def stratify(counts: Float64[np.ndarray, "g k1"], shares: Sequence[float], seed: int) -> Int64[np.ndarray, " g"]:
+    """The split of each of g groups, from their number of objects per class and, in the last column, of images."""
     lacking = np.array(shares)[:, None] * counts.sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(counts))
     sides = np.full(len(counts), -1, dtype=np.int64)
@@ -106,5 +109,5 @@ def _require_shares(parts: Mapping[str, float]) -> None:
         if not share > 0:
             raise UsageError(f"the share of {name!r} is {share:g}, and must be above 0")
     if abs(sum(parts.values()) - 1) > 1e-6:
-        told = " + ".join(f"{share:g}" for share in parts.values())
-        raise UsageError(f"the shares must add up to 1, and {told} is {sum(parts.values()):g}")
+        total = " + ".join(f"{share:g}" for share in parts.values())
+        raise UsageError(f"the shares must add up to 1, and {total} is {sum(parts.values()):g}")

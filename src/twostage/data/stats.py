@@ -1,4 +1,4 @@
-"""`data stats`: how many, how large, how crowded; and whether the anchors are of the objects' sizes."""
+"""`data stats`: numbers and sizes of objects, and how well anchors fit them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from twostage.data.resize import Resize
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SMALL, MEDIUM = 32.0**2, 96.0**2  # pixels of area, COCO's borders
-# The smallest anchor of five that double; ties go to the common one.
+# Smallest of five anchor sizes that double; on a tie the common one, which is first, wins.
 SMALLEST_ANCHORS = (32, 16, 24, 48, 8, 12, 64, 4, 6)
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Of one split. Quantiles are those of `QUANTILES`, sides square roots of box areas, in pixels."""
+    """Statistics of one split. Quantiles are those of `QUANTILES`; sides are square roots of box areas, in pixels."""
 
     split: str
     images: int
@@ -45,7 +45,7 @@ class Stats:
 
 
 def stats(dataset: Dataset, resize: Resize) -> Stats:
-    """The numbers of a split, whose images will be resized so."""
+    """The statistics of a split whose images will be resized by `resize`."""
     per_image = np.diff(dataset.offsets)
     sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
     resized = resized_sides(dataset, resize)
@@ -73,7 +73,7 @@ def stats(dataset: Dataset, resize: Resize) -> Stats:
 
 
 def smallest(dataset: Dataset, count: int) -> Int64[np.ndarray, " i"]:
-    """The images with the smallest objects, at most so many, the smallest first."""
+    """At most `count` images with the smallest objects, the smallest first."""
     image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     order = image[np.argsort((dataset.boxes[:, 2:] - dataset.boxes[:, :2]).prod(axis=1), kind="stable")]
     _, first = np.unique(order, return_index=True)
@@ -81,7 +81,7 @@ def smallest(dataset: Dataset, count: int) -> Int64[np.ndarray, " i"]:
 
 
 def most_crowded(dataset: Dataset, count: int) -> Int64[np.ndarray, " i"]:
-    """The images with most objects, at most so many, the fullest first."""
+    """At most `count` images with most objects, those with most first."""
     return np.argsort(-np.diff(dataset.offsets), kind="stable")[:count]
 
 
@@ -96,7 +96,7 @@ def _classes(dataset: Dataset, sides: Float64[np.ndarray, "b 2"]) -> dict[str, d
 
 
 def _anchors(sides: Float64[np.ndarray, "b 2"]) -> tuple[float, list[int], float]:
-    """What the common anchors reach, and the five doubling sizes that reach most."""
+    """The share of objects that the common anchors match, and the five doubling sizes that match most."""
     if not len(sides):
         return -1.0, list(ANCHOR_SIZES), -1.0
     reach = {smallest: anchor_reach(sides, _doubling(smallest)) for smallest in SMALLEST_ANCHORS}

@@ -1,9 +1,8 @@
-"""Maps of stuff: the class of every pixel, ground and things alike, for a semantic branch (Chen et al. 2019, HTC).
+"""Stuff maps: the class of every pixel, stuff and things, for a semantic branch (Chen et al. 2019, HTC).
 
-A data set has them as 8-bit PNGs of its pictures' names in `stuff/<split>/`, as generated scenes do, or in
-`stuffthingmaps/<split>/`, as COCO does; folders of pictures, `images/` and `<split>/`, are not repeated there. 255 is a
-pixel of which nothing is known. `names.txt` beside the splits lists the classes, one a line; without it they are
-COCO's.
+A data set has them as 8-bit PNGs with the names of its images in `stuff/<split>/`, as generated scenes do, or in
+`stuffthingmaps/<split>/`, as COCO does; folders of images, `images/` and `<split>/`, are not repeated there. 255 is
+an unlabelled pixel. `names.txt` beside the splits lists the classes, one per line; without it they are COCO's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,47 +25,47 @@ from twostage.errors import DataError
 FOLDERS = ("stuff", "stuffthingmaps")
 NAMES = "names.txt"
 UNKNOWN = 255
-COCO_CLASSES = 183  # COCO-Stuff's stuffthingmaps: category ids less one, and some to spare
+COCO_CLASSES = 183  # COCO-Stuff's stuffthingmaps: category ids minus 1, with unused ones
 _MODES = ("L", "P")
 _UNREADABLE = (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
-STRIDE = 8  # pixels of the resized image between what a semantic branch learns
+STRIDE = 8  # of the targets of a semantic branch, in pixels of the resized image
 
 
 @dataclass(frozen=True)
 class Stuff:
-    """Where the map of each image of a split is, and how many classes the maps tell apart."""
+    """The map file of each image of a split, and the number of classes in the maps."""
 
     paths: FlatStrings
     classes: int
 
     def read(self, index: int, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
-        """The map of an image of this size. Raises DataError for another size, for other classes, for no map."""
+        """The map of an image of this size. Raises DataError for another size, unknown classes, or a missing map."""
         path = Path(self.paths[index])
         try:
-            with Image.open(path) as picture:
-                if picture.mode not in _MODES:
-                    raise DataError(f"{path}: holds {picture.mode} pixels. Write a map as 8-bit numbers, one a pixel.")
-                found = np.array(picture)
+            with Image.open(path) as image:
+                if image.mode not in _MODES:
+                    raise DataError(f"{path}: has {image.mode} pixels. Write a map as 8-bit numbers, one per pixel.")
+                found = np.array(image)
         except _UNREADABLE as error:
             raise DataError(
-                f"{path}: cannot be read as a map of stuff ({error}). Bring it, or write it anew."
+                f"{path}: cannot be read as a stuff map ({error}). Add the file, or write it again."
             ) from None
         if found.shape != (height, width):
             raise DataError(
-                f"{path}: the map is {found.shape[1]} x {found.shape[0]}, its picture {width} x {height}. "
-                "Make the map for this picture."
+                f"{path}: the map is {found.shape[1]} x {found.shape[0]}, its image {width} x {height}. "
+                "Make the map for this image."
             )
-        strange = found[(found >= self.classes) & (found != UNKNOWN)]
-        if len(strange):
+        unknown = found[(found >= self.classes) & (found != UNKNOWN)]
+        if len(unknown):
             raise DataError(
-                f"{path}: holds the class {strange[0]}; there are {self.classes}, counted from 0, and {UNKNOWN} for "
-                f"what is not known. List all classes in {path.parent.parent / NAMES}."
+                f"{path}: has the class {unknown[0]}; there are {self.classes}, counted from 0, and {UNKNOWN} for "
+                f"unlabelled pixels. List all classes in {path.parent.parent / NAMES}."
             )
         return found
 
 
 def find_stuff(dataset: Dataset) -> Stuff | None:
-    """The maps of a split, None where the data set has none. Raises DataError where only some images have one."""
+    """The maps of a split, None if the data set has none. Raises DataError if only some images have one."""
     folder = _folder(dataset)
     if folder is None:
         return None
@@ -74,53 +73,53 @@ def find_stuff(dataset: Dataset) -> Stuff | None:
     lacking = [path for path in paths if not path.is_file()]
     if lacking:
         raise DataError(
-            f"{lacking[0]}: does not exist, and {len(lacking)} of {len(paths)} images have no map of stuff. "
-            "Bring them, or remove the folder to learn without."
+            f"{lacking[0]}: does not exist, and {len(lacking)} of {len(paths)} images have no stuff map. "
+            "Add them, or remove the folder to train without."
         )
     return Stuff(FlatStrings.of([str(path) for path in paths]), _classes(folder.parent / NAMES))
 
 
 def stuff_faults(dataset: Dataset) -> Iterator[Fault]:
-    """What the headers of a split's maps tell a semantic branch in vain; nothing where there are no maps."""
+    """Missing maps of a split, and those whose header does not fit their image; nothing if there are no maps."""
     folder = _folder(dataset)
     paths = [] if folder is None else [_place(folder, dataset, index) for index in range(len(dataset))]
     there = [path.is_file() for path in paths]
     lacking = [path for path, found in zip(paths, there, strict=True) if not found]
     if lacking:
-        message = f"does not exist, and {len(lacking)} of {len(paths)} images have no map of stuff"
-        yield fault("stuff-map", lacking[0], "", message, "Bring them, or remove the folder to learn without")
+        message = f"does not exist, and {len(lacking)} of {len(paths)} images have no stuff map"
+        yield fault("stuff-map", lacking[0], "", message, "Add them, or remove the folder to train without")
     for path, found, (height, width) in zip(paths, there, dataset.sizes.tolist(), strict=False):
         wrong = _wrong(path, height, width) if found else ""
         if wrong:
-            yield fault("stuff-map", path, "", wrong, "Make the map for its picture, or remove the folder of maps")
+            yield fault("stuff-map", path, "", wrong, "Make the map for its image, or remove the folder of maps")
 
 
 def _wrong(path: Path, height: int, width: int) -> str:
     try:
-        with Image.open(path) as picture:
-            mode, size = picture.mode, picture.size
+        with Image.open(path) as image:
+            mode, size = image.mode, image.size
     except _UNREADABLE as error:
         return f"cannot be read ({error})"
     if mode not in _MODES:
-        return f"holds {mode} pixels, no 8-bit numbers"
-    return "" if size == (width, height) else f"the map is {size[0]} x {size[1]}, its picture {width} x {height}"
+        return f"has {mode} pixels, not 8-bit numbers"
+    return "" if size == (width, height) else f"the map is {size[0]} x {size[1]}, its image {width} x {height}"
 
 
 class Map(NamedTuple):
-    """The map of one picture, and the folder that holds those of all splits."""
+    """The map of one image, and the folder of the maps of all splits."""
 
     path: Path
     folder: Path
 
 
 def maps_of(datasets: Sequence[Dataset]) -> dict[str, Map]:
-    """The map of every picture that has one, by the picture's path: what a copy of a data set takes along."""
+    """The map of every image that has one, by the image's path, to be copied with a data set."""
     found = {}
     for dataset in datasets:
         folder = _folder(dataset)
         if folder is not None:
             places = {dataset.paths[index]: _place(folder, dataset, index) for index in range(len(dataset))}
-            found.update({picture: Map(place, folder.parent) for picture, place in places.items() if place.is_file()})
+            found.update({image: Map(place, folder.parent) for image, place in places.items() if place.is_file()})
     return found
 
 
@@ -151,7 +150,7 @@ def _folder(dataset: Dataset) -> Path | None:
 
 
 def _place(folder: Path, dataset: Dataset, index: int) -> Path:
-    """Where the map of an image belongs."""
+    """The path of the map of an image."""
     return folder.joinpath(*name_parts(dataset, index)).with_suffix(".png")
 
 

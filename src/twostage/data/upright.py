@@ -1,6 +1,6 @@
-"""Annotations made on a picture before its EXIF tag turned it, turned upright as the picture is.
+"""Turns annotations upright that were made on an image before its EXIF tag turned it.
 
-`turn` is the EXIF orientation, 5 to 8 (those that exchange height and width); h, w are the picture's size as stored.
+`turn` is the EXIF orientation, 5 to 8 (those that exchange height and width); h, w are the size of the stored image.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from twostage.data.flat import POLYGONS, RLE, Mask, pack_polygons, unpack_polygo
 
 
 def turn_points(x: np.ndarray, y: np.ndarray, turn: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where points of the stored picture lie on the upright one."""
+    """Points of the stored image on the upright one."""
     right, down = (height - y, x)  # orientation 6: a quarter turn clockwise
     if turn in (5, 8):
         right = y
@@ -20,7 +20,7 @@ def turn_points(x: np.ndarray, y: np.ndarray, turn: int, height: int, width: int
 
 
 def turn_boxes(boxes: Float[np.ndarray, "n 4"], turn: int, height: int, width: int) -> Float[np.ndarray, "n 4"]:
-    """Boxes xyxy of the stored picture on the upright one; an inverted box stays one."""
+    """Boxes xyxy of the stored image on the upright one; inverted boxes stay inverted."""
     x, y = turn_points(boxes[:, [0, 2]], boxes[:, [1, 3]], turn, height, width)
     # A mirrored axis exchanges its two ends.
     if turn in (6, 7):
@@ -31,7 +31,7 @@ def turn_boxes(boxes: Float[np.ndarray, "n 4"], turn: int, height: int, width: i
 
 
 def turn_mask(mask: Mask, turn: int, height: int, width: int) -> Mask:
-    """The mask of the stored picture on the upright one."""
+    """The mask of the stored image on the upright one."""
     if mask.kind == POLYGONS:
         rings = []
         for ring in unpack_polygons(mask.data):

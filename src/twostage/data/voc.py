@@ -1,53 +1,43 @@
-"""PASCAL VOC: one XML file a picture, lists of names per split.
+"""PASCAL VOC: one XML file per image, lists of names per split.
 
 Coordinates count pixels from 1 and include the last: x1 = xmin - 1, x2 = xmax. Many tools count from 0 instead, where
 x1 = xmin; `--voc-offset` says which, and `auto` looks for a 0 in the whole data set, so that all splits agree.
+
+Masks are in `SegmentationObject/<stem>.png`: object k of the XML has the pixels of value k, 0 is background and 255
+undecided (VOC2012 development kit, section 4.2), so an image can have at most 254 objects.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers.expat import ExpatError, ParserCreate
+from typing import NamedTuple
 
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
-from twostage.data.faults import Fault, FaultyDataError, OnError, fault
-from twostage.data.files import exists, require_regular, shown
-from twostage.data.flat import NO_MASK, NONE, Mask
-from twostage.data.images import EXTENSIONS, Header
-from twostage.data.voc_masks import object_masks
+from twostage.data.faults import Fault, fault, unusable
+from twostage.data.files import display_path, exists, has_files, require_regular, subfolders
+from twostage.data.flat import NO_MASK, NONE, RLE, Mask
+from twostage.data.images import EXTENSIONS
+from twostage.data.layout import MASKED_SPLIT, Format, HeaderOf, Layout, Names, OpenSplit, Options, VocOffset
+from twostage.data.names import flat_names
+from twostage.data.voc_xml import VocFile, read_xml, write_xml
+from twostage.errors import DataError
 
-VocOffset = Literal["auto", "0", "1"]
-LARGEST_FILE = 64 << 20  # bytes; a hundred thousand objects fit
-
-
-class VocObject(NamedTuple):
-    """An object as the XML writes it, or the fault that keeps it from being one."""
-
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-    number: int
-
-
-class VocFile(NamedTuple):
-    """One XML file: the picture it names, the (height, width) it states (0 where it does not), objects and faults."""
-
-    filename: str
-    stated: tuple[int, int]
-    objects: tuple[VocObject, ...]
-    faults: tuple[Fault, ...]
-    broken: bool
-
+MASK_FOLDER = "SegmentationObject"
+MOST_MASKS = 254
+UNDECIDED = 255
 
 VocFiles = Mapping[tuple[Path, str], VocFile]
 
 
 class VocFolders(NamedTuple):
-    """Where each split of a VOC data set has its XML and pictures; `lists` are None where it is all in the folder."""
+    """Where each split has its XML and images; `lists` is None for a split that is a whole folder."""
 
     annotations: Mapping[str, Path]
     images: Mapping[str, Path]
@@ -55,39 +45,67 @@ class VocFolders(NamedTuple):
     masks: Path | None = None
 
 
-def read_annotations(folders: VocFolders, root: Path) -> VocFiles:
-    """Every XML file of the data set by its folder and stem: classes and the first pixel are those of all splits."""
+def detect(path: Path) -> Layout | None:
+    """The layout of a folder with Annotations/ and JPEGImages/, or with images and XML side by side."""
+    found = _find(path) if path.is_dir() else None
+    return None if found is None else Layout(FORMAT, path, found[0])
+
+
+def _find(root: Path) -> tuple[Mapping[str, Path], VocFolders] | None:
+    """The list or folder of each split, and where its files are."""
+    for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images")):
+        folder = root / annotations
+        # The folder of images is not required: they may be elsewhere, or absent while results are scored.
+        if folder.is_dir() and has_files(folder, {".xml"}):
+            lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main"))
+            # Only some images of VOC have masks; they are listed as separate splits.
+            drawn = _lists(root / "ImageSets" / "Segmentation")
+            lists |= {f"{MASKED_SPLIT}{split}": path for split, path in drawn.items()}
+            lists = lists or {"all": None}
+            image_folders = dict.fromkeys(lists, root / images)
+            folders = VocFolders(dict.fromkeys(lists, folder), image_folders, lists, root / MASK_FOLDER)
+            return {split: lists[split] or folder for split in lists}, folders
+    beside = {p.name: p for p in subfolders(root) if has_files(p, {".xml"})}
+    if not beside and has_files(root, {".xml"}) and has_files(root, EXTENSIONS):
+        beside = {"all": root}
+    return (beside, VocFolders(beside, beside, dict.fromkeys(beside))) if beside else None
+
+
+def _lists(folder: Path) -> dict[str, Path]:
+    """The lists of splits, without those made for one class of a split (aeroplane_train.txt)."""
+    found = {p.stem: p for p in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
     return {
-        (folder, Path(name).stem): read_xml(folder / name, root)
+        stem: p for stem, p in found.items() if stem.rpartition("_")[2] == stem or stem.rpartition("_")[2] not in found
+    }
+
+
+def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
+    """A function that opens one split. All XML files are read first: splits share classes and the first pixel."""
+    found = _find(layout.root)
+    if found is None:  # removed since it was recognised
+        raise DataError(f"{layout.root}: no longer a VOC data set. Check the path.")
+    _, folders = found
+    if options.images:
+        folders = folders._replace(images=dict.fromkeys(folders.images, options.images))
+    files = {
+        (folder, Path(name).stem): read_xml(folder / name, layout.root)
         for folder in sorted(set(folders.annotations.values()))
         for names in _stems(folder, {".xml"}).values()
         for name in names
     }
+    return partial(_read, layout.root, folders, files, options, header_of)
 
 
-def read_voc(
-    folders: VocFolders,
-    files: VocFiles,
-    *,
-    root: Path,
-    split: str,
-    offset: VocOffset,
-    on_error: OnError,
-    mend: bool,
-    require_images: bool,
-    look: Callable[[str], Header],
+def _read(
+    root: Path, folders: VocFolders, files: VocFiles, options: Options, header_of: HeaderOf, split: str
 ) -> Dataset:
-    """One split of a VOC data set whose annotations are `files`; its classes are all of theirs, in sorted order.
-
-    Raises FaultyDataError.
-    """
     extras = read_extras(root, split)
     classes = extras.classes(sorted({o.name for f in files.values() for o in f.objects}))
-    first, evidence = _first_pixel(files, offset, root)
-    folder, pictures = folders.annotations[split], _stems(folders.images[split], EXTENSIONS)
+    first, evidence = _first_pixel(files, options.voc_offset, root)
+    folder, image_files = folders.annotations[split], _stems(folders.images[split], EXTENSIONS)
     listed = folders.lists[split]
     faults = list(evidence)
-    stems = _listed(listed, {s for f, s in files if f == folder}) if listed else _together(folder, files, pictures)
+    stems = _listed(listed, {s for f, s in files if f == folder}) if listed else _together(folder, files, image_files)
     xml_of: list[str] = []
 
     def place(image: int, source: int) -> tuple[str, str]:
@@ -100,9 +118,9 @@ def read_voc(
         names=tuple(classes),
         category_ids=tuple(classes.values()),
         place=place,
-        look=look,
-        mend=mend,
-        require_images=require_images,
+        header_of=header_of,
+        repair=options.repair,
+        require_images=options.require_images,
         thin=float(first),
         faults=faults,
     )
@@ -112,21 +130,21 @@ def read_voc(
     for stem in stems:
         found = files.get((folder, stem))
         xml = folder / f"{stem}.xml"
-        xml_of.append(shown(xml, root))
-        picture = _picture(folders.images[split], stem, pictures.get(stem, ()), found)
+        xml_of.append(display_path(xml, root))
+        image_file = _image_file(folders.images[split], stem, image_files.get(stem, ()), found)
         stated = found.stated if found else (0, 0)
-        image = builder.add_image(picture.name, picture, extras.image_id(xml_of[-1]), stated)
+        image = builder.add_image(image_file.name, image_file, extras.image_id(xml_of[-1]), stated)
         if found is None:
             if listed:
-                fix = f"Bring it, or remove {stem!r} from {listed.name}"
+                fix = f"Add it, or remove {stem!r} from {listed.name}"
                 builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
-            bare.append(picture.name)
+            bare.append(image_file.name)
             continue
         _add(builder, image, found, first, label_of, extras, xml, masked.get(stem))
     if bare and not listed:
-        message = f"pictures without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
-        builder.report("unannotated-images", shown(folder, root), "", message, "Annotate them, or take them away")
-    return builder.build(on_error)
+        message = f"images without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
+        builder.report("unannotated-images", display_path(folder, root), "", message, "Annotate them, or remove them")
+    return builder.build(options.on_error)
 
 
 def _add(
@@ -141,17 +159,17 @@ def _add(
 ) -> None:
     builder.faults.extend(found.faults)
     if found.broken:
-        builder.spoil(image)
+        builder.exclude(image)
         return
-    kept = extras.objects(builder, xml, shown(xml, builder.root), found.stated)
+    kept = extras.objects(builder, xml, display_path(xml, builder.root), found.stated)
     masks: dict[int, Mask] = {}
     if masked is not None:
         try:
-            count = len(found.objects) + len(found.faults)  # a fault is an object that is none
+            count = len(found.objects) + len(found.faults)  # faulty objects are numbered too
             masks = dict(enumerate(object_masks(masked, count, found.stated), start=1))
         except ValueError as error:
-            fix = "Make the mask for this picture and its XML, or remove it"
-            builder.report("broken-mask", shown(masked, builder.root), "", str(error), fix, image=image)
+            fix = "Make the mask for this image and its XML, or remove it"
+            builder.report("broken-mask", display_path(masked, builder.root), "", str(error), fix, image=image)
     for item in found.objects:
         left, top, right, bottom = item.box
         extra = kept[item.number - 1] if item.number <= len(kept) else Extra()
@@ -169,7 +187,7 @@ def _add(
 
 
 def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
-    """The picture of each image's objects, where all images of a split have one: few of VOC's have."""
+    """The mask file of each image, if all images of a split have one; {} otherwise."""
     if folder is None or not folder.is_dir():
         return {}
     found = {stem: folder / f"{stem}.png" for stem in stems}
@@ -177,94 +195,30 @@ def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict
     if not lacking:
         return found
     if len(lacking) < len(found):
-        missing = f"{len(lacking)} of {len(found)} images have no masks ({shown(lacking[0], builder.root)} the first)"
-        fix = "Bring them to learn masks, or choose a split whose images have them"
-        builder.report("missing-mask", builder.split, "", f"{missing}; those of the others are not read", fix)
+        missing = (
+            f"{len(lacking)} of {len(found)} images have no masks ({display_path(lacking[0], builder.root)} the first)"
+        )
+        fix = "Add them to train on masks, or choose a split whose images have them"
+        builder.report("missing-mask", builder.split, "", f"{missing}; those of the others are ignored", fix)
     return {}
 
 
-def read_xml(path: Path, root: Path) -> VocFile:
-    """What one XML file says; what it says wrongly stands in its faults."""
-    name = shown(path, root)
-    try:
-        tree = parse_xml(path)
-        if tree.tag != "annotation":
-            raise ValueError(f"its outermost element is <{tree.tag}>, not <annotation>")
-    except (OSError, ValueError, LookupError, ExpatError) as error:
-        fix = "Write the annotation again, or remove it together with its picture"
-        return VocFile("", (0, 0), (), (fault("broken-xml", name, "", str(error), fix),), broken=True)
-    objects, faults = [], []
-    for number, element in enumerate(tree.iterfind("object"), start=1):
-        try:
-            objects.append(_object(element, number))
-        except ValueError as error:
-            fix = "Write name and bndbox with xmin, ymin, xmax, ymax, or remove the object"
-            code = "box-not-numbers" if element.findtext("name") else "broken-record"
-            faults.append(fault(code, name, f"object {number}", str(error), fix))
-    stated = tuple(_whole(tree.findtext(f"size/{side}")) for side in ("height", "width"))
-    filename = (tree.findtext("filename") or "").strip()
-    return VocFile(filename, (stated[0], stated[1]), tuple(objects), tuple(faults), broken=False)
-
-
-def parse_xml(path: Path) -> Element:
-    """The tree of a small XML file without DTD, so that no entity can grow or reach outside. Raises ValueError."""
-
-    def refuse(name: str, *_: object) -> NoReturn:
-        raise ValueError(f"declares a document type <!DOCTYPE {name}>, which may hold entity bombs; remove that line")
-
-    require_regular(path)
-    if path.stat().st_size > LARGEST_FILE:
-        raise ValueError(f"is larger than {LARGEST_FILE >> 20} MiB")
-    builder = TreeBuilder()
-    parser = ParserCreate()
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    parser.Parse(path.read_bytes(), True)
-    return builder.close()
-
-
-def _object(element: Element, number: int) -> VocObject:
-    name = (element.findtext("name") or "").strip()
-    if not name:
-        raise ValueError("the object has no name")
-    box = element.find("bndbox")
-    if box is None:
-        raise ValueError(f"the object {name!r} has no bndbox")
-    sides = []
-    for side in ("xmin", "ymin", "xmax", "ymax"):
-        text = box.findtext(side)
-        try:
-            sides.append(float(text or ""))
-        except ValueError:
-            raise ValueError(f"{side} of {name!r} is {text!r}, not a number") from None
-    difficult = (element.findtext("difficult") or "0").strip() in ("1", "true", "True")
-    return VocObject(name, (sides[0], sides[1], sides[2], sides[3]), difficult, number)
-
-
-def _whole(text: str | None) -> int:
-    text = (text or "").strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
-
-
 def _first_pixel(files: VocFiles, offset: VocOffset, root: Path) -> tuple[int, list[Fault]]:
-    """The number of the first pixel, 0 or 1, and the note that says why it is 0."""
+    """The number of the first pixel, 0 or 1, and a note with the evidence if it is 0."""
     if offset != "auto":
         return int(offset), []
     for (folder, stem), file in files.items():
         for item in file.objects:
             if min(item.box[:2]) == 0:
                 message = "a minimum of 0 shows that coordinates count from 0: x1 = xmin, x2 = xmax"
-                fix = "If they count from 1, say --voc-offset 1 and correct this box"
+                fix = "If they count from 1, use --voc-offset 1 and correct this box"
                 where = f"object {item.number}"
-                return 0, [fault("voc-offset", shown(folder / f"{stem}.xml", root), where, message, fix)]
+                return 0, [fault("voc-offset", display_path(folder / f"{stem}.xml", root), where, message, fix)]
     return 1, []
 
 
 def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """File names by stem, in sorted order, of the files in a folder that end so."""
+    """File names by stem, sorted, of the files in a folder with these extensions."""
     found: dict[str, tuple[str, ...]] = {}
     if not folder.is_dir():
         return found
@@ -277,21 +231,21 @@ def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]
     return found
 
 
-def _together(folder: Path, files: VocFiles, pictures: Mapping[str, Sequence[str]]) -> list[str]:
-    """The stems of all XML files of a folder, and of the pictures that no XML file belongs to."""
+def _together(folder: Path, files: VocFiles, image_files: Mapping[str, Sequence[str]]) -> list[str]:
+    """The stems of all XML files of a folder, and of the images without an XML file."""
     stems = {stem for where, stem in files if where == folder}
-    claimed = {files[folder, stem].filename for stem in stems if stem not in pictures}
-    return sorted(stems | {stem for stem, names in pictures.items() if claimed.isdisjoint(names)})
+    claimed = {files[folder, stem].filename for stem in stems if stem not in image_files}
+    return sorted(stems | {stem for stem, names in image_files.items() if claimed.isdisjoint(names)})
 
 
 def _listed(path: Path, known: set[str]) -> list[str]:
-    """The names in a list; one made for a single class has -1, 0 or 1 behind each. Raises FaultyDataError."""
+    """The names in a list; lists of a single class have -1, 0 or 1 after each. Raises FaultyDataError."""
     try:
         require_regular(path)
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
-        message, fix = f"cannot be read: {error.strerror or error}", "Check that it is a file you may read"
-        raise FaultyDataError(f"{path}: cannot be used.", [fault("unreadable-file", path, "", message, fix)]) from error
+        message = f"cannot be read: {error.strerror or error}"
+        raise unusable(path, "unreadable-file", message, "Check that it is a file you may read") from error
     stems = set()
     for line in lines:
         stem = line.strip()
@@ -302,9 +256,70 @@ def _listed(path: Path, known: set[str]) -> list[str]:
     return sorted(stems)
 
 
-def _picture(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile | None) -> Path:
-    """The picture of an annotation: of the same stem, else the one that the XML names."""
+def _image_file(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile | None) -> Path:
+    """The image of an annotation: of the same stem, else `filename` of the XML."""
     named = Path(found.filename).name if found else ""
     if not same_stem:
         return folder / (named if named and exists(folder / named) else f"{stem}.jpg")
     return folder / (named if named in same_stem else same_stem[0])
+
+
+def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
+    """The mask of each of `count` objects on an image of this (height, width); none for an object without pixels.
+
+    Raises ValueError if the file does not fit these objects.
+    """
+    from faster_coco_eval.core import mask as coco
+
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"has {image.mode} pixels, not object numbers")
+            numbers = np.array(image)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot be read ({error})") from None
+    if min(size) > 0 and numbers.shape != size:
+        raise ValueError(f"is {numbers.shape[1]} x {numbers.shape[0]}, its image {size[1]} x {size[0]}")
+    if count > MOST_MASKS:
+        raise ValueError(f"has {count} objects: VOC masks allow at most {MOST_MASKS}. Write the masks as COCO")
+    held = np.unique(numbers)
+    unknown = held[(held > count) & (held != UNDECIDED)]
+    if len(unknown):
+        raise ValueError(f"has the object {unknown[0]}, and the XML lists {count}")
+    found = []
+    for number in range(1, count + 1):
+        inside = np.asfortranarray(numbers == number)
+        found.append(
+            Mask(RLE, coco.encode(inside.view(np.uint8))["counts"], numbers.shape) if inside.any() else NO_MASK
+        )
+    return found
+
+
+def image_folder(root: Path, split: str) -> Path:
+    """The images of all splits, in one folder."""
+    return root / "JPEGImages"
+
+
+def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
+    """Write Annotations/ and ImageSets/ for splits whose images have these names; the file of each image."""
+    places = []
+    for dataset, of_split in zip(datasets, names, strict=True):
+        stems = [Path(name).stem for name in of_split]
+        split = dataset.split.removeprefix(MASKED_SPLIT)
+        lists = root / "ImageSets" / ("Main" if split == dataset.split else "Segmentation")
+        write_text(lists / f"{split}.txt", "".join(f"{stem}\n" for stem in stems))
+        places.append([root / "Annotations" / f"{stem}.xml" for stem in stems])
+        for index, (path, name) in enumerate(zip(places[-1], of_split, strict=True)):
+            write_text(path, write_xml(dataset, index, name))
+    return places
+
+
+FORMAT = Format(
+    name="voc",
+    description="JPEGImages/, Annotations/ and ImageSets/Main/<split>.txt, or images and XML in one folder per split",
+    detect=detect,
+    open=open_splits,
+    write=write,
+    image_names=lambda datasets, by_stem: flat_names(datasets),
+    image_folder=image_folder,
+)

@@ -1,95 +1,81 @@
-"""Splits in memory become a data set on disk, in any of the three layouts; what is written is read again to be sure.
+"""Writes splits as a data set in any format, reads it again and compares.
 
-A layout without a place for ids, crowds, areas or masks gets `extras` beside it, where there is something to keep.
+Beside a format that cannot hold ids, crowds, areas or masks, `extras` keeps them.
 """
 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import numpy as np
+from PIL import Image
 
 from twostage.atomic import write_text
-from twostage.data import write_coco, write_voc, write_yolo
 from twostage.data.dataset import Dataset, difference
 from twostage.data.extras import NAME, extras_document
 from twostage.data.faults import FaultyDataError
-from twostage.data.names import flat_names, nested_names
-from twostage.data.recognise import Options, check_same_classes, find_layout, opener
+from twostage.data.layout import Options
+from twostage.data.recognise import check_same_classes, find_layout, format_named, opener
 from twostage.data.stuff import Map, copies
 from twostage.errors import TwostageError
 
 log = logging.getLogger("twostage.data")
 
-Kind = Literal["voc", "coco", "yolo"]
 Pictures = Literal["copy", "link"]
-Names = list[list[str]]
-
-
-class _Layout(NamedTuple):
-    """How a layout names its pictures, where it keeps those of a split, and what writes its annotations."""
-
-    names: Callable[[Sequence[Dataset]], Names]
-    pictures: Callable[[Path, str], Path]
-    write: Callable[[Path, Sequence[Dataset], Names], list[list[Path]]]
-
-
-_LAYOUTS: dict[Kind, _Layout] = {
-    "voc": _Layout(flat_names, write_voc.picture_folder, write_voc.write_voc),
-    "coco": _Layout(partial(nested_names, by_stem=False), write_coco.picture_folder, write_coco.write_coco),
-    "yolo": _Layout(partial(nested_names, by_stem=True), write_yolo.picture_folder, write_yolo.write_yolo),
-}
 
 
 def write_dataset(
     folder: Path,
     datasets: Sequence[Dataset],
-    kind: Kind,
+    kind: str,
     *,
     pictures: Pictures = "copy",
     maps: Mapping[str, Map] | None = None,
 ) -> None:
-    """Write splits into an empty folder; `pictures` are copied, or linked to where they are, `maps` of stuff copied.
+    """Write splits into an empty folder in the format `kind`; `pictures` is whether image files are copied or linked.
 
-    Raises DataError for splits that differ in their classes, UsageError for a split that the layout has no place for,
-    TwostageError where the files cannot be written or the annotations do not read back as they were given.
+    Images in memory are written as PNG, stuff `maps` are copied. Raises DataError for splits with different classes,
+    UsageError for a split that the format cannot hold, TwostageError if files cannot be written or do not read back as
+    they were.
     """
     for other in datasets[1:]:
         check_same_classes(datasets[0], other)
-    layout = _LAYOUTS[kind]
-    # A map has its picture's name but for the suffix.
-    names = nested_names(datasets, by_stem=True) if kind == "coco" and maps else layout.names(datasets)
+    form = format_named(kind)
+    names = form.image_names(datasets, bool(maps))  # a map has the name of its image but for the suffix
     places = [
-        [layout.pictures(folder, dataset.split) / name for name in of_split]
+        [form.image_folder(folder, dataset.split) / name for name in of_split]
         for dataset, of_split in zip(datasets, names, strict=True)
     ]
-    annotations = layout.write(folder, datasets, names)
+    annotations = form.write(folder, datasets, names)
     for dataset, paths in zip(datasets, places, strict=True):
         for index, path in enumerate(paths):
-            _place(dataset.path(index), path, pictures)
+            _place(dataset.source(index), path, pictures)
     for dataset, of_split in zip(datasets, names, strict=True):
         for target, source in copies(maps or {}, dataset, of_split, folder).items():
             _place(source, target, "copy")
     lost = _lost(folder, datasets, places)
-    if lost and kind != "coco":
+    if lost and not form.complete:
         write_text(folder / NAME, json.dumps(extras_document(datasets, annotations, folder)))
         lost = _lost(folder, datasets, places)
         log.info(
-            "%s keeps what %s has no place for, as ids, crowds, areas or masks: other programs will not see that.",
+            "%s keeps what %s cannot hold, such as ids, crowds, areas or masks: other programs ignore it.",
             *(NAME, kind.upper()),
         )
     if lost:
         raise TwostageError(f"{folder}: {kind.upper()} does not hold this data set: {lost}.")
 
 
-def _place(source: Path, target: Path, pictures: Pictures) -> None:
-    if target.exists():  # splits may share a picture
+def _place(source: Path | np.ndarray, target: Path, pictures: Pictures) -> None:
+    if target.exists():  # splits may share an image
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if pictures == "link":
+        if not isinstance(source, Path):
+            Image.fromarray(source).save(target)
+        elif pictures == "link":
             target.symlink_to(source.absolute())
         else:
             shutil.copyfile(source, target)
@@ -98,12 +84,12 @@ def _place(source: Path, target: Path, pictures: Pictures) -> None:
 
 
 def _lost(folder: Path, datasets: Sequence[Dataset], places: Sequence[Sequence[Path]]) -> str:
-    """What the written splits say otherwise than the given ones; "" where nothing."""
-    open_split = opener(find_layout(folder), Options(mend=False))
+    """How the written splits differ from the given ones; "" if they do not."""
+    open_split = opener(find_layout(folder), Options(repair=False))
     for dataset, paths in zip(datasets, places, strict=True):
         try:
             written = open_split(dataset.split)
-        except FaultyDataError as error:  # a box that the layout by itself takes for a mistake
+        except FaultyDataError as error:  # a box that the format alone takes for a mistake
             return f"the split {dataset.split!r} does not read back: {error}"
         index_of = {written.path(index): index for index in range(len(written))}
         if len(index_of) != len(paths) or any(path not in index_of for path in paths):

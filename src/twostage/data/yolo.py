@@ -1,24 +1,34 @@
-"""YOLO: data.yaml with names and splits, one text file of rows a picture.
+"""YOLO: data.yaml with names and splits, one text file of rows per image.
 
-A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractions of the picture's size. A picture
+A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractions of the image's size. An image
 `images/a.jpg` has its rows in `labels/a.txt`; without that file it has no objects (Ultralytics, docs/datasets/detect).
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
-from twostage.data.faults import FaultyDataError, OnError, fault
-from twostage.data.files import exists, require_regular, shown
-from twostage.data.flat import NONE, POLYGONS, Mask, pack_polygons
-from twostage.data.images import EXTENSIONS, Header
+from twostage.data.faults import unusable
+from twostage.data.files import display_path, exists, require_regular
+from twostage.data.flat import NONE, POLYGONS, Mask, pack_polygons, unpack_polygons
+from twostage.data.images import EXTENSIONS
+from twostage.data.layout import MASKED_SPLIT, Format, HeaderOf, Layout, Names, OpenSplit, Options
+from twostage.data.names import nested_names
+from twostage.errors import UsageError
+
+log = logging.getLogger("twostage.data")
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_KEYS = ("train", "val", "valid", "test", "trainval", "minival")
@@ -26,22 +36,28 @@ LARGEST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 50  # brackets in brackets; PyYAML's time grows with the square of it
 
 
-def yolo_splits(path: Path) -> tuple[str, ...]:
-    """The splits that a data.yaml names. Raises FaultyDataError."""
+def detect(path: Path) -> Layout | None:
+    """The layout of a data.yaml, or of a folder that holds one; its splits are the keys that data.yaml has."""
+    if path.is_dir():
+        return next((detect(path / name) for name in YAML_NAMES if (path / name).is_file()), None)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return None
     document = _load(path)
-    splits = tuple(key for key in SPLIT_KEYS if document.get(key))
+    splits = [key for key in SPLIT_KEYS if document.get(key)]
     if not splits:
         _broken(path, f"names no split; it may have {', '.join(SPLIT_KEYS)}")
-    return splits
+    return Layout(FORMAT, path.parent, dict.fromkeys(splits, path))
 
 
-def read_yolo(
-    path: Path, *, split: str, images: Path | None, on_error: OnError, mend: bool, look: Callable[[str], Header]
-) -> Dataset:
-    """One split of a YOLO data set; the pictures must be there, for their sizes. Raises FaultyDataError."""
+def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
+    """A function that opens one split; the images must be there, since the rows are fractions of their sizes."""
+    return partial(_read, layout, options, header_of)
+
+
+def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> Dataset:
+    path, root = layout.sources[split], layout.root
     document = _load(path)
     names = _names(document, path)
-    root = path.parent
     extras = read_extras(root, split)
     classes = extras.classes(names)
     if tuple(classes) != names:  # the names were changed since
@@ -59,26 +75,26 @@ def read_yolo(
         names=names,
         category_ids=tuple(classes.values()),
         place=place,
-        look=look,
-        mend=mend,
+        header_of=header_of,
+        repair=options.repair,
     )
     bare = []
     label_files: list[Path] = []
     rows: list[list[tuple[int, list[float]]]] = []
-    for picture in _pictures(document, path, split, images):
-        label_file = _label_file(picture)
+    for image_file in _image_files(document, path, split, options.images):
+        label_file = _label_file(image_file)
         label_files.append(label_file)
-        shown_labels.append(shown(label_file, root))
-        image = builder.add_image(shown(picture, root), picture, extras.image_id(shown_labels[-1]))
+        shown_labels.append(display_path(label_file, root))
+        image = builder.add_image(display_path(image_file, root), image_file, extras.image_id(shown_labels[-1]))
         if exists(label_file):
-            own = extras.vouch_for(label_file, shown_labels[-1])
+            own = extras.is_unchanged(label_file, shown_labels[-1])
             rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names), own=own)))
         else:
             rows.append([])
-            bare.append(picture.name)
+            bare.append(image_file.name)
     if bare:
-        message = f"pictures without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
-        builder.report("unannotated-images", path.name, split, message, "Write an empty label file if that is meant")
+        message = f"images without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
+        builder.report("unannotated-images", path.name, split, message, "Write an empty label file if this is intended")
     sizes, _ = builder.measure()
     for image, found in enumerate(rows):
         height, width = sizes[image].tolist()
@@ -87,7 +103,7 @@ def read_yolo(
             extra = kept[line - 1] if line <= len(kept) else Extra()
             number = extras.object_id() if extra.id is None else extra.id
             _add(builder, image, line, int(label), values, (height, width), number, extra)
-    return builder.build(on_error)
+    return builder.build(options.on_error)
 
 
 def _add(
@@ -127,9 +143,9 @@ def _rows(
 ) -> Iterator[tuple[int, list[float]]]:
     """Line number, and [class, numbers ...] of every good row; the others are reported.
 
-    Numbers above 2 are taken for pixels, but not in a file of our `own`: there a box may lie far outside its picture.
+    Numbers above 2 are taken for pixels, except in a file that we wrote (`own`): its boxes may be far outside.
     """
-    fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the picture"
+    fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the image"
     try:
         require_regular(path)
         text = path.read_text(encoding="utf-8-sig")
@@ -150,12 +166,12 @@ def _rows(
             continue
         label = values[0]
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-            builder.report("broken-row", shown, where, f"{len(values)} numbers make neither box nor polygon", fix)
+            builder.report("broken-row", shown, where, f"{len(values)} numbers are neither a box nor a polygon", fix)
         elif not (0 <= label < classes and label == int(label)):
             message = f"there is no class {fields[0]} among {classes} (0 to {classes - 1})"
             builder.report("unknown-class", shown, where, message, "Correct the class, or add its name to data.yaml")
         elif max(map(abs, values[1:])) > 2 and not own:
-            message = f"{max(values[1:], key=abs):g} is no fraction of the picture"
+            message = f"{max(values[1:], key=abs):g} is not a fraction of the image's size"
             builder.report(
                 "not-normalised", shown, where, message, "Divide x and w by the width, y and h by the height"
             )
@@ -171,24 +187,24 @@ def _load(path: Path) -> dict[str, Any]:
         if _depth(text) > DEEPEST_YAML:
             _broken(path, "is nested too deeply")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            _broken(path, "holds aliases (*name), which may grow without bound")
+            _broken(path, "contains aliases (*name), which may expand without bound")
         document = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         _broken(path, f"cannot be read: {' '.join(str(error).split())}")
     if not isinstance(document, dict):
-        _broken(path, "holds no keys")
+        _broken(path, "has no keys")
     return document
 
 
 def _depth(text: str) -> int:
-    """How many brackets are open at most, those in quotes counted too."""
+    """The deepest nesting of brackets, those in quotes included."""
     steps = (1 if c in "[{" else -1 for c in text if c in "[]{}")
     return max(accumulate(steps), default=0)
 
 
 def _broken(path: Path, message: str) -> NoReturn:
     fix = "Write `names: [cat, dog]`, `train: images/train`, `val: images/val`"
-    raise FaultyDataError(f"{path}: cannot be used.", [fault("broken-yaml", path, "", message, fix)])
+    raise unusable(path, "broken-yaml", message, fix)
 
 
 def _names(document: Mapping[str, Any], path: Path) -> tuple[str, ...]:
@@ -210,8 +226,8 @@ def _names(document: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _pictures(document: Mapping[str, Any], path: Path, split: str, images: Path | None) -> list[Path]:
-    """The pictures of a split in sorted order."""
+def _image_files(document: Mapping[str, Any], path: Path, split: str, images: Path | None) -> list[Path]:
+    """The images of a split in sorted order."""
     named = [images] if images else document[split]
     found: set[Path] = set()
     for entry in named if isinstance(named, list) else [named]:
@@ -221,14 +237,14 @@ def _pictures(document: Mapping[str, Any], path: Path, split: str, images: Path 
         else:
             found.update(_listed(place))
     if not found:
-        message = f"no pictures in {named if images is None else images}"
-        fix = "Bring them: YOLO's rows are fractions of the pictures' sizes"
-        raise FaultyDataError(f"{path}: cannot be used.", [fault("missing-image", path, split, message, fix)])
+        message = f"no images in {named if images is None else images}"
+        fix = "Add them: YOLO's rows are fractions of the images' sizes"
+        raise unusable(path, "missing-image", message, fix, split)
     return sorted(found)
 
 
 def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
-    """Where a split's folder or list is: under `path:` or beside data.yaml, also without the ../ of some exports."""
+    """The folder or list of a split: under `path:` or beside data.yaml, also without the ../ of some exports."""
     base = path.parent / str(document.get("path") or "")
     bare = entry
     while bare.startswith("../"):
@@ -239,28 +255,116 @@ def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
             return candidate
     looked = ", ".join(dict.fromkeys(map(str, candidates)))
     message = f"names {entry!r}, which does not exist; looked at {looked}"
-    raise FaultyDataError(
-        f"{path}: cannot be used.", [fault("missing-file", path, "", message, "Correct the path in data.yaml")]
-    )
+    raise unusable(path, "missing-file", message, "Correct the path in data.yaml")
 
 
 def _listed(place: Path) -> list[Path]:
-    """The pictures of a text file of paths; relative ones count from its folder."""
+    """The images of a text file of paths; relative ones start at its folder."""
     try:
         require_regular(place)
         lines = place.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FaultyDataError(
-            f"{place}: cannot be used.",
-            [fault("unreadable-file", place, "", f"is no list of pictures: {error}", "Name a folder or a list")],
+        raise unusable(
+            place, "unreadable-file", f"is not a list of images: {error}", "Name a folder or a list"
         ) from error
     return [place.parent / line.strip() for line in lines if line.strip()]
 
 
-def _label_file(picture: Path) -> Path:
-    parts = list(picture.parts)
+def _label_file(image_file: Path) -> Path:
+    parts = list(image_file.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
             parts[i] = "labels"
             break
     return Path(*parts).with_suffix(".txt")
+
+
+def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """The splits under keys of data.yaml: train2017 becomes train, and so does a single split of any name.
+
+    VOC's additional lists of images with masks are left out if there are others.
+    """
+    first = [dataset for dataset in datasets if not dataset.split.startswith(MASKED_SPLIT)]
+    if first and len(first) < len(datasets):
+        left = ", ".join(dataset.split for dataset in datasets if dataset.split.startswith(MASKED_SPLIT))
+        log.warning(
+            "YOLO cannot hold a second list of images: %s and their masks are left out. Convert to COCO to keep them.",
+            left,
+        )
+        datasets = first
+    renamed = []
+    for dataset in datasets:
+        split = dataset.split.removeprefix(MASKED_SPLIT)
+        known = re.match(r"(trainval|train|minival|valid|val|test)(?![a-z])", split)
+        if known is None and len(datasets) > 1:
+            raise UsageError(
+                f"{dataset.root}: YOLO's data.yaml has no key for the split {dataset.split!r}. Rename it to train, "
+                "val or test, or convert its annotation file alone."
+            )
+        renamed.append(replace(dataset, split=known[1] if known else "train"))
+        if renamed[-1].split != dataset.split:
+            log.info("The split %r is called %r in YOLO's layout.", dataset.split, renamed[-1].split)
+    if len({d.split for d in renamed}) < len(renamed):
+        names = ", ".join(d.split for d in datasets)
+        raise UsageError(f"{datasets[0].root}: two of the splits {names} would get the same name in YOLO's layout.")
+    return renamed
+
+
+def image_folder(root: Path, split: str) -> Path:
+    """The images of a split, in `images/<split>/`."""
+    return root / "images" / split
+
+
+def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
+    """Write data.yaml, and labels/<split>/*.txt for splits whose images have these names; the file of each image.
+
+    Raises UsageError for a split that YOLO has no key for.
+    """
+    for dataset in datasets:
+        if dataset.split not in SPLIT_KEYS:
+            raise UsageError(f"data.yaml has no key for the split {dataset.split!r}; it has {', '.join(SPLIT_KEYS)}.")
+    splits = {dataset.split: f"images/{dataset.split}" for dataset in datasets}
+    document = {"names": dict(enumerate(datasets[0].names)), "nc": len(datasets[0].names), **splits}
+    write_text(root / "data.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    places = []
+    for dataset, of_split in zip(datasets, names, strict=True):
+        places.append([(root / "labels" / dataset.split / name).with_suffix(".txt") for name in of_split])
+        outlines = _outlines(dataset)
+        for index, path in enumerate(places[-1]):
+            write_text(path, "".join(f"{row}\n" for row in _written_rows(dataset, index, outlines)))
+    return places
+
+
+def _outlines(dataset: Dataset) -> Sequence[Sequence[float]] | None:
+    """The polygon of every object if all have exactly one: a file has polygons or boxes, not both."""
+    masks = dataset.masks
+    if masks is None or not len(masks) or any(masks[row].kind != POLYGONS for row in range(len(masks))):
+        return None
+    rings = [unpack_polygons(masks[row].data) for row in range(len(masks))]
+    return None if any(len(of_one) != 1 for of_one in rings) else [of_one[0].tolist() for of_one in rings]
+
+
+def _written_rows(dataset: Dataset, index: int, outlines: Sequence[Sequence[float]] | None) -> list[str]:
+    height, width = dataset.sizes[index].tolist()
+    start, end = dataset.offsets[index : index + 2].tolist()
+    rows = []
+    for row in range(start, end):
+        if outlines is None:
+            x1, y1, x2, y2 = dataset.boxes[row].tolist()
+            numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+        else:
+            numbers = [v / (height if i % 2 else width) for i, v in enumerate(outlines[row])]
+        rows.append(" ".join([str(int(dataset.labels[row])), *map(str, numbers)]))
+    return rows
+
+
+FORMAT = Format(
+    name="yolo",
+    description="data.yaml",
+    detect=detect,
+    open=open_splits,
+    write=write,
+    image_names=lambda datasets, by_stem: nested_names(datasets, by_stem=True),
+    image_folder=image_folder,
+    splits_of=splits_of,
+)

@@ -1,1 +1,1 @@
-"""How good a detector is."""
+"""Metrics of detections: VOC and COCO AP, proposal recall, confusion, and their plots."""

@@ -1,14 +1,14 @@
-"""COCO's numbers: average precision and recall over IoU thresholds and object sizes (Lin et al. 2014; cocoapi).
+"""COCO metrics: average precision and recall over IoU thresholds and object sizes (Lin et al. 2014; cocoapi).
 
-Computed by faster-coco-eval, fed from flat arrays, and equal to pycocotools: crowds may take any number of detections
-and count neither way, detections of equal score keep their order, the data set's `areas` tell which size an object has.
+Computed by faster-coco-eval from flat arrays, and equal to pycocotools: crowds match any number of detections and are
+ignored, detections of equal score keep their order, the data set's `areas` determine the size of an object.
 
-Four differences from pycocotools, none of which changes the box numbers of a COCO data set:
-- objects without a mask among others that have one are crowds when masks are scored, their boxes the crowds' masks;
-- objects that VOC marks as difficult count neither way and absorb any number of detections, as crowds do, but the IoU
-  with them is the plain one, not crowds';
-- the size of a detected mask is the mask's, where pycocotools takes the box's if the file has boxes as well;
-- annotation id 0 is an id like others; in pycocotools a match with it counts as none.
+Four differences from pycocotools, none of which changes the box metrics of a COCO data set:
+- objects without a mask among objects with one are crowds when masks are scored, with their boxes as masks;
+- objects that VOC marks as difficult are ignored and match any number of detections, as crowds do, but with the plain
+  IoU and not that of crowds;
+- the size of a detected mask is the area of the mask; pycocotools takes that of the box if the file has boxes as well;
+- annotation id 0 is a valid id; in pycocotools a match with it counts as no match.
 
 Letters: T IoU thresholds, R recall levels, K classes, S object sizes, M limits of detections per image and class.
 """
@@ -29,19 +29,19 @@ from twostage.evaluation.results import Results
 
 COCO_IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 MAX_DETECTIONS = (1, 10, 100)
-# Digits of a number that is no short decimal.
+# The number of digits of a value that is not a short decimal.
 _BINARY = 99
-_BLOCK = 100_000  # detections given to the evaluator at once, which keeps each as a dictionary
+_BLOCK = 100_000  # detections given at once to the evaluator, which holds each as a dictionary
 # Square pixels of object area, both ends included.
 SIZES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
 
 @dataclass(frozen=True, eq=False)
 class CocoScores:
-    """All that COCO's evaluation yields; -1 where a class has no object of a size.
+    """The arrays of COCO's evaluation; -1 where a class has no object of a size.
 
     `precision[t, r, k, s, m]` is the best precision at a recall of at least r / 100, `scores` the score of the
-    detection that reaches this recall, `recall[t, k, s, m]` the highest recall.
+    detection with which this recall is reached, `recall[t, k, s, m]` the highest recall.
     """
 
     ious: tuple[float, ...]
@@ -62,7 +62,7 @@ class CocoScores:
         return _mean(self.recall[self._thresholds(iou), _one_or_all(class_id), list(SIZES).index(size), limit])
 
     def summary(self, class_id: int | None = None) -> dict[str, float]:
-        """COCO's twelve numbers and AP90, of all classes or of one; in 0..1, -1 where undefined."""
+        """COCO's twelve metrics and AP90, of all classes or of one; in 0..1, -1 if undefined."""
         ap, ar = partial(self.average_precision, class_id=class_id), partial(self.average_recall, class_id=class_id)
         precision = {"AP": ap(), **{f"AP{round(100 * iou)}": ap(iou=iou) for iou in (0.5, 0.75, 0.9)}}
         sizes = {"s": "small", "m": "medium", "l": "large"}
@@ -86,23 +86,23 @@ def coco_scores(
     ious: Sequence[float] = COCO_IOUS,
     max_detections: Sequence[int] = MAX_DETECTIONS,
 ) -> CocoScores:
-    """Match and accumulate: by boxes, or with `masks` by masks; `class_blind` takes all classes as one."""
+    """Match and accumulate by boxes, or by masks with `masks`; `class_blind` treats all classes as one."""
     truth = _truth(dataset, masks=masks)
-    found = _found(dataset, results, masks=masks)
+    detected = _detected(dataset, results, masks=masks)
     classes = _ranks(dataset.category_ids)
     if class_blind:
         # As pycocotools orders them: by class, then as they come.
-        truth, found, classes = truth.as_one_class(), found.as_one_class(), np.ones(1, dtype=np.int64)
+        truth, detected, classes = truth.as_one_class(), detected.as_one_class(), np.ones(1, dtype=np.int64)
     parts = [
         _grids(
             len(dataset),
             truth.of_classes(first, last),
-            found.of_classes(first, last),
+            detected.of_classes(first, last),
             last - first,
             ious,
             max_detections,
         )
-        for first, last in _class_blocks(found.categories, len(classes))
+        for first, last in _class_blocks(detected.categories, len(classes))
     ]
     precision, scores, recall = (np.concatenate(grids, axis=-3) for grids in zip(*parts, strict=True))
     columns = classes - 1
@@ -116,7 +116,7 @@ def coco_scores(
 
 
 def _class_blocks(categories: Int64[np.ndarray, " n"], classes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of ranks (the last excluded), with no more than `_BLOCK` detections each where one class has no more."""
+    """Ranges of ranks (the last excluded) with at most `_BLOCK` detections each, unless one class has more."""
     counts = np.bincount(categories, minlength=classes + 1)
     first, held = 1, 0
     for rank in range(1, classes + 1):
@@ -130,17 +130,17 @@ def _class_blocks(categories: Int64[np.ndarray, " n"], classes: int) -> Iterator
 def _grids(
     images: int,
     truth: "_Shapes",
-    found: "_Shapes",
+    detected: "_Shapes",
     classes: int,
     ious: Sequence[float],
     max_detections: Sequence[int],
 ) -> list[np.ndarray]:
     """Precision, scores [iou, level, class, size, detections] and recall (without level) of some classes."""
-    evaluator = COCOeval_faster(_as_coco(images, classes, truth), _as_coco(images, classes, found), "bbox")
+    evaluator = COCOeval_faster(_as_coco(images, classes, truth), _as_coco(images, classes, detected), "bbox")
     evaluator.params.iouThrs = np.array(ious, dtype=np.float64)
     evaluator.params.maxDets = sorted(max_detections)
-    # The one place where its flat input is read instead of lists of dictionaries; boxes and masks take the same way.
-    evaluator.computeIoU = _ious_by_group(truth, found, max(max_detections))
+    # IoUs are computed from the flat arrays here instead of from lists of dictionaries, for boxes and masks alike.
+    evaluator.computeIoU = _ious_by_group(truth, detected, max(max_detections))
     evaluator.evaluate()
     evaluator.accumulate()
     tail = (classes, len(SIZES), len(max_detections))
@@ -161,7 +161,7 @@ class _Shapes:
     scores: Float64[np.ndarray, " n"]
 
     def of_classes(self, first: int, last: int) -> "_Shapes":
-        """Those of the ranks from `first` up to `last` (excluded), counted from 1 again."""
+        """The rows with ranks from `first` up to `last` (excluded), renumbered from 1."""
         rows = (self.categories >= first) & (self.categories < last)
         columns = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__}
         return _Shapes(**{**columns, "categories": columns["categories"] - first + 1})
@@ -173,7 +173,7 @@ class _Shapes:
 
 
 def _ranks(ids: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
-    """1, 2 ... in the order of the ids, which decides ties; the evaluator's doubles could not tell large ids apart."""
+    """1, 2 ... in the order of the ids, which decides ties; the evaluator's doubles cannot represent large ids."""
     ranks = np.empty(len(ids), dtype=np.int64)
     ranks[np.argsort(ids)] = np.arange(1, len(ids) + 1)
     return ranks
@@ -181,7 +181,7 @@ def _ranks(ids: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
 
 def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
     rles = [rle for i in range(len(dataset)) for rle in dataset.masks_of(i)] if masks else []
-    # What lies in the box of an object without a mask is neither right nor wrong, as in a crowd.
+    # Detections in the box of an object without a mask are ignored, as in a crowd.
     crowd = dataset.crowd | dataset.unmasked if masks else dataset.crowd
     return _Shapes(
         images=_ranks(dataset.image_ids)[image_of_objects(dataset)],
@@ -194,7 +194,7 @@ def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
     )
 
 
-def _found(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
+def _detected(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
     none = np.zeros(len(results), dtype=bool)
     rles = results.masks or []
     xywh = _xywh(results.boxes)
@@ -210,11 +210,11 @@ def _found(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
 
 
 def _xywh(boxes: np.ndarray) -> Float64[np.ndarray, "n 4"]:
-    """COCO's x, y, width, height, as a file writes them.
+    """COCO's x, y, width, height, as written in a file.
 
-    Corners come from x + width, in float32 those of a data set; taken back they are a hair off, and a detection whose
-    IoU is exactly a threshold could change sides. So each coordinate is the decimal of the fewest digits (six at most)
-    that its number can stand for, and a width has as many digits as its corners.
+    Corners were computed as x + width, in float32 for a data set, and x2 - x1 differs from the width by rounding, so
+    that a detection whose IoU is exactly a threshold could change. Each coordinate is therefore replaced by the decimal
+    of the fewest digits (at most six) that rounds to it, and a width has as many digits as its corners.
     """
     values = boxes.astype(np.float64)
     slack = np.spacing(np.abs(boxes)).astype(np.float64) * (0.5 if boxes.dtype == np.float32 else 2)
@@ -238,7 +238,7 @@ def _rle_column(rles: Sequence[Any]) -> np.ndarray:
 
 
 def _as_coco(images: int, classes: int, shapes: _Shapes) -> COCO:
-    """The data base the evaluator asks; ids count from 1, because 0 means "unmatched" inside it."""
+    """The data set of the evaluator; ids start at 1, because 0 means "unmatched" in it."""
     keys = ("id", "image_id", "category_id", "area", "iscrowd", "score")
     columns = (
         range(1, len(shapes.images) + 1),
@@ -253,21 +253,21 @@ def _as_coco(images: int, classes: int, shapes: _Shapes) -> COCO:
     return COCO({**documents, "categories": [{"id": k} for k in range(1, classes + 1)]})
 
 
-def _ious_by_group(truth: _Shapes, found: _Shapes, most: int) -> Callable[..., np.ndarray | list]:
+def _ious_by_group(truth: _Shapes, detected: _Shapes, most: int) -> Callable[..., np.ndarray | list]:
     """IoU of the `most` best detections with the objects of a category on an image, in the evaluator's order."""
     true_rows, true_groups = _grouped(truth)
-    found_rows, found_groups = _grouped(found)
+    detected_rows, detected_groups = _grouped(detected)
 
     def ious(image: int | np.integer, category: int | np.integer) -> np.ndarray | list:
-        """[detections, objects] of one category on one image; [] where either is missing, as the evaluator wants."""
+        """[detections, objects] of one category on one image; [] without any of either, as the evaluator expects."""
         key = int(image), int(category)
-        t, f = true_groups.get(key), found_groups.get(key)
-        if t is None or f is None:
+        t, d = true_groups.get(key), detected_groups.get(key)
+        if t is None or d is None:
             return []
         rows = true_rows[t]
-        best = found_rows[f][:most]
+        best = detected_rows[d][:most]
         crowd = truth.crowd[rows].astype(int).tolist()
-        return np.asarray(coco_mask.iou(_plain(found.shapes[best]), _plain(truth.shapes[rows]), crowd))
+        return np.asarray(coco_mask.iou(_plain(detected.shapes[best]), _plain(truth.shapes[rows]), crowd))
 
     return ious
 
@@ -291,6 +291,6 @@ def _one_or_all(index: int | None) -> slice:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Over what is defined; -1 where nothing is."""
+    """The mean of the defined values; -1 if there are none."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0

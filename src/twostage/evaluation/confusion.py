@@ -1,4 +1,4 @@
-"""Which class is taken for which: detections and objects paired by place alone, then counted by class.
+"""Confusion matrix: detections and objects matched by IoU alone, then counted by class.
 
 Letters: K classes; row and column K are the background.
 """
@@ -15,7 +15,7 @@ from twostage.evaluation.results import Results
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """`counts[truth, found]`: row K holds what was found where nothing is, column K the objects that were missed."""
+    """`counts[truth, detected]`: row K has the detections without an object, column K the missed objects."""
 
     names: tuple[str, ...]
     iou: float
@@ -24,10 +24,11 @@ class Confusion:
 
 
 def confusion_matrix(dataset: Dataset, results: Results, *, iou: float = 0.5, conf: float = 0.5) -> Confusion:
-    """Each detection of a score from `conf` up, the best first, takes the free object it overlaps most, if at `iou`.
+    """Match each detection with a score of at least `conf`, the best first, to the free object of the highest IoU.
 
-    Among equal overlaps it takes one of its own class, then the first. Detections left over that lie on a crowd or a
-    difficult object (half of the detection inside, or at `iou`) are not counted, and these objects neither.
+    The IoU must be at least `iou`; among equal IoUs an object of the same class goes first, then the lower index.
+    Unmatched detections on a crowd or a difficult object (half of the detection inside, or IoU at least `iou`) are not
+    counted, nor are these objects.
     """
     classes = len(dataset.names)
     rows = np.flatnonzero(results.scores >= conf)
@@ -36,12 +37,12 @@ def confusion_matrix(dataset: Dataset, results: Results, *, iou: float = 0.5, co
     ignored = dataset.crowd | dataset.difficult
     taken = np.full(len(dataset.labels), -1, dtype=np.int64)
     match = np.full(len(rows), -1, dtype=np.int64)
-    excused = np.zeros(len(rows), dtype=bool)
+    ignorable = np.zeros(len(rows), dtype=bool)
     for i, j in pair_blocks(results.images[rows], owner):
         boxes = results.boxes[rows[i]]
         overlap = paired_iou(boxes, dataset.boxes[j])
         inside = paired_intersection(boxes, dataset.boxes[j]) >= 0.5 * box_areas(boxes)
-        excused[i[ignored[j] & (inside | (overlap >= iou))]] = True
+        ignorable[i[ignored[j] & (inside | (overlap >= iou))]] = True
         near = np.flatnonzero((overlap >= iou) & ~ignored[j])
         i, j, overlap = i[near], j[near], overlap[near]
         other = results.class_ids[rows[i]] != dataset.labels[j]
@@ -51,9 +52,9 @@ def confusion_matrix(dataset: Dataset, results: Results, *, iou: float = 0.5, co
                 match[detection], taken[truth] = truth, detection
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     background = np.array(classes)
-    found = results.class_ids[rows]
+    detected = results.class_ids[rows]
     matched = match >= 0
-    np.add.at(counts, (dataset.labels[match[matched]], found[matched]), 1)
-    np.add.at(counts, (background, found[~matched & ~excused]), 1)
+    np.add.at(counts, (dataset.labels[match[matched]], detected[matched]), 1)
+    np.add.at(counts, (background, detected[~matched & ~ignorable]), 1)
     np.add.at(counts, (dataset.labels[(taken < 0) & ~ignored], background), 1)
     return Confusion(tuple(dataset.names), iou, conf, counts)

@@ -1,7 +1,7 @@
-"""Precision against recall, and F1 against confidence, class by class.
+"""Precision over recall and F1 over confidence, per class.
 
-The precision is COCO's: the mean height of a curve is the AP of its class at this IoU. F1 is of what is kept at a
-confidence, matched by VOC's rule, so it is what a user meets who sets `conf` to that value.
+The precision is COCO's: the mean height of a curve is the AP of its class at this IoU. F1 is that of the detections
+kept at a confidence, matched by VOC's rule: the F1 that a user gets who sets `conf` to that value.
 
 Letters: K classes, R = 101 recall levels, C = 101 confidences.
 """
@@ -19,7 +19,7 @@ from twostage.evaluation.voc import match_by_voc
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """`precision[k, r]` is the best at `recall[r]` or above; `f1[k, c]` is of the detections from `confidence[c]` up.
+    """`precision[k, r]` is the best at `recall[r]` or above; `f1[k, c]` counts the detections from `confidence[c]` up.
 
     Classes without objects are not `defined`; their rows are 0.
     """
@@ -39,7 +39,7 @@ class Curves:
     def best_confidence(self) -> tuple[float, float]:
         """The confidence at which the mean F1 over classes is highest (the lowest of equals), and that F1.
 
-        (0, -1) where no class has objects.
+        (0, -1) if no class has objects.
         """
         if not self.defined.any():
             return 0.0, -1.0
@@ -49,7 +49,7 @@ class Curves:
 
 
 def class_curves(dataset: Dataset, results: Results, scores: CocoScores, *, iou: float = 0.5) -> Curves:
-    """The curves of all classes at one IoU threshold of `scores`: all object sizes, the highest limit of detections."""
+    """The curves of all classes at one IoU threshold of `scores`, for all sizes and the highest `max_detections`."""
     t = int(np.flatnonzero(np.isclose(scores.ious, iou))[0])
     precision = scores.precision[t, :, :, 0, -1].T
     confidence = np.linspace(0.0, 1.0, 101)
@@ -73,8 +73,8 @@ def _f1(
     f1 = np.zeros((len(dataset.names), len(confidence)))
     for k in range(len(dataset.names)):
         of_class = counted & (results.class_ids == k)
-        found = np.sort(results.scores[of_class])
+        detected = np.sort(results.scores[of_class])
         hits = np.sort(results.scores[of_class & right])
-        kept, true = (len(s) - np.searchsorted(s, confidence, side="left") for s in (found, hits))
+        kept, true = (len(s) - np.searchsorted(s, confidence, side="left") for s in (detected, hits))
         f1[k] = 2 * true / np.maximum(objects[k] + kept, 1)
     return f1

@@ -1,4 +1,4 @@
-"""All numbers of a split in one report: COCO's and VOC's, of boxes and masks, with their meaning and settings."""
+"""All metrics of a split in one report: COCO's and VOC's, of boxes and masks, with definitions and settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The numbers of all classes together, and by class name; in 0..1, -1 where undefined."""
+    """The metrics of all classes together, and by class name; in 0..1, -1 if undefined."""
 
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
@@ -38,7 +38,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What `evaluate` found. `segm` is there where masks were scored, `curves` where COCO's numbers were asked for."""
+    """The result of `evaluate`. `segm` is None unless masks were scored, `curves` None without COCO's metrics."""
 
     scores: Scores
     segm: Scores | None
@@ -49,12 +49,12 @@ class Report:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All numbers of all classes together; those of masks as `segm_AP` and so on."""
+        """All metrics of all classes together; those of masks as `segm_AP` and so on."""
         segm = {} if self.segm is None else {f"segm_{name}": value for name, value in self.segm.metrics.items()}
         return self.scores.metrics | segm
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python: {"metrics", "per_class", "settings"}, and with masks the same keys under "segm"."""
+        """A dictionary {"metrics", "per_class", "settings"}, with masks the same keys under "segm"."""
         settings = {"settings": self.settings}
         boxes = {"metrics": self.scores.metrics, "per_class": self.scores.per_class} | settings
         if self.segm is None:
@@ -62,7 +62,7 @@ class Report:
         return boxes | {"segm": {"metrics": self.segm.metrics, "per_class": self.segm.per_class} | settings}
 
     def require(self, least: Mapping[str, float]) -> None:
-        """Raises ThresholdError if a metric is below what is asked, or undefined; UsageError for an unknown metric."""
+        """Raises ThresholdError if a metric is below its threshold or undefined; UsageError for an unknown metric."""
         failed = []
         for name, value in least.items():
             if name.startswith("segm_") and self.segm is None:
@@ -75,11 +75,11 @@ class Report:
             raise ThresholdError("; ".join(failed) + ".")
 
     def table(self) -> str:
-        """For people: the numbers by class, what they mean, and the settings they depend on."""
+        """A text table: the metrics per class, their definitions, and the settings they depend on."""
         return "\n".join(_table_lines(self))
 
     def write_plots(self, folder: str | Path) -> list[Path]:
-        """Writes pr.png (where there are COCO's numbers), confusion.png and labels.png; returns their paths."""
+        """Write pr.png (with COCO's metrics), confusion.png and labels.png; returns their paths."""
         from twostage.evaluation.plots import plot_confusion, plot_curves, plot_labels, save_figure
 
         figures = {"confusion.png": plot_confusion(self.confusion), "labels.png": plot_labels(self.dataset)}
@@ -101,9 +101,9 @@ def evaluate(
 ) -> Report:
     """Score the detections of a split.
 
-    `masks` scores masks as well: by default where both sides have them. `score_floor` is the confidence below which the
-    detector dropped detections, None where that is not known; it is only stated. `conf` is the confusion
-    matrix's. Raises UsageError for a metric that does not exist, DataError for masks that are asked for and not there.
+    `masks` scores masks as well: by default if both the data set and the results have them. `score_floor` is the
+    confidence below which the detector dropped detections, None if unknown; it is only reported. `conf` is the
+    confidence of the confusion matrix. Raises UsageError for an unknown metric, DataError for missing masks.
     """
     known = ("all", "coco", "voc07", "voc12")
     if metric not in known:

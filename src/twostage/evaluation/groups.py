@@ -1,4 +1,4 @@
-"""Rows of flat arrays that belong together: detections and ground truth of one class on one image."""
+"""Pairs of rows of flat arrays: detections and ground truth of one class on one image."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from twostage.data.dataset import Dataset
 from twostage.data.flat import FlatMasks, FlatStrings
 
-# Pairs compared at once: bounds memory to a few hundred megabytes however many boxes an image has.
+# Pairs compared at once: limits memory to a few hundred megabytes for any number of boxes per image.
 _BLOCK = 2_000_000
 
 
@@ -19,7 +19,7 @@ def image_of_objects(dataset: Dataset) -> Int64[np.ndarray, " b"]:
 
 
 def images_between(dataset: Dataset, first: int, last: int) -> Dataset:
-    """The images `first` to `last` (excluded) of a data set as one of their own; views into it."""
+    """The images `first` to `last` (excluded) as a data set, of views into the arrays of `dataset`."""
     rows = slice(int(dataset.offsets[first]), int(dataset.offsets[last]))
     columns = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
     masks = dataset.masks
@@ -56,7 +56,7 @@ def pair_blocks(
 
 
 def paired_iou(a: Float[np.ndarray, "p 4"], b: Float[np.ndarray, "p 4"]) -> Float64[np.ndarray, " p"]:
-    """IoU of box with box, row by row, in float64; 0 where both are empty."""
+    """IoU of the boxes in each row, in float64; 0 if both are empty."""
     common = paired_intersection(a, b)
     union = box_areas(a) + box_areas(b) - common
     iou: np.ndarray = np.divide(common, union, out=np.zeros(len(common)), where=union > 0)
@@ -64,7 +64,7 @@ def paired_iou(a: Float[np.ndarray, "p 4"], b: Float[np.ndarray, "p 4"]) -> Floa
 
 
 def paired_intersection(a: Float[np.ndarray, "p 4"], b: Float[np.ndarray, "p 4"]) -> Float64[np.ndarray, " p"]:
-    """Common area of box with box, row by row."""
+    """Intersection area of the boxes in each row."""
     sides = np.minimum(a[:, 2:], b[:, 2:], dtype=np.float64) - np.maximum(a[:, :2], b[:, :2], dtype=np.float64)
     areas: np.ndarray = sides.clip(min=0).prod(axis=1)
     return areas

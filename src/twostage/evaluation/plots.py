@@ -1,7 +1,7 @@
-"""Pictures of numbers: precision and recall, confusion, what a data set holds, how a training went.
+"""Plots: precision and recall, confusion, data set statistics, training curves, stage times.
 
-Figures are made without pyplot, so that nothing global changes and any thread may draw. Colours are those of
-`twostage.drawing`, told apart by people with any colour vision; lines also differ by dashes.
+Figures are made without pyplot, so that no global state changes and any thread can draw. Colours are those of
+`twostage.drawing`, distinguishable with any colour vision; lines also differ by dashes.
 """
 
 import io
@@ -30,14 +30,14 @@ _NAMED = 12
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
-    """Writes a PNG of 150 dots an inch, whole or not at all."""
+    """Write a PNG of 150 dots per inch, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     atomic.write_bytes(Path(path), buffer.getvalue())
 
 
 def plot_curves(curves: Curves) -> "Figure":
-    """Precision over recall for each class with its AP, and the mean over classes; F1 over confidence beside it."""
+    """Precision over recall per class with its AP, and the mean over classes; beside it F1 over confidence."""
     figure = _figure(10.0, 4.6)
     left, right = figure.subplots(1, 2)
     _style(left, "recall", "precision")
@@ -73,7 +73,7 @@ def plot_curves(curves: Curves) -> "Figure":
 
 
 def plot_confusion(confusion: Confusion) -> "Figure":
-    """Each row is a class, spread over what its objects were found as; the last row was found where nothing is."""
+    """One row per class with the detected classes of its objects; the last row has detections without an object."""
     names = [*confusion.names, "background"]
     k = len(names)
     side = min(16.0, max(4.5, 1.8 + 0.55 * k))
@@ -89,13 +89,15 @@ def plot_confusion(confusion: Confusion) -> "Figure":
             text = f"{counts[row, column]}\n{value:.0%}" if k <= 12 else f"{counts[row, column]}"
             ink = "white" if value > 0.5 else _INK
             axes.text(column, row, text, ha="center", va="center", fontsize=size, color=ink)
-    # The background is no class: a line sets it apart.
+    # A line separates the background, which is not a class.
     axes.axhline(k - 1.5, color=_INK, lw=1)
     axes.axvline(k - 1.5, color=_INK, lw=1)
-    found, missed = [*confusion.names, "missed"], [*confusion.names, "no object"]
+    across, down = [*confusion.names, "missed"], [*confusion.names, "no object"]
     tick_size = 9 if k <= 20 else 6
-    axes.set_xticks(range(k), found, rotation=45 if k > 4 else 0, ha="right" if k > 4 else "center", fontsize=tick_size)
-    axes.set_yticks(range(k), missed, fontsize=tick_size)
+    axes.set_xticks(
+        range(k), across, rotation=45 if k > 4 else 0, ha="right" if k > 4 else "center", fontsize=tick_size
+    )
+    axes.set_yticks(range(k), down, fontsize=tick_size)
     axes.set_xlabel("found as", color=_INK)
     axes.set_ylabel("truth", color=_INK)
     axes.set_title(
@@ -107,7 +109,7 @@ def plot_confusion(confusion: Confusion) -> "Figure":
 
 
 def plot_labels(dataset: Dataset) -> "Figure":
-    """What the data set holds: objects of each class, objects in an image, sizes, and where in the image they lie."""
+    """Statistics of a data set: objects per class, objects per image, sizes and positions of objects."""
     figure = _figure(11.0, 7.2)
     (by_class, per_image), (sizes, places) = figure.subplots(2, 2)
     classes = len(dataset.names)
@@ -134,12 +136,12 @@ def plot_labels(dataset: Dataset) -> "Figure":
 
 
 def plot_history(rows: Sequence[Mapping[str, Any]], *, x: str = "epoch") -> "Figure":
-    """Losses, metrics and learning rate of a training over the column `x`; gaps are bridged, other columns left out.
+    """Losses, metrics and learning rate of a training over the column `x`; gaps are bridged, other columns omitted.
 
     A column is a loss when its name holds "loss", a metric when it is AP, AP50 or AP75 (of boxes or, behind `segm_`, of
-    masks), a rate when it is "lr". Values may be text, as a CSV reader gives them.
+    masks), a rate when it is "lr". Values may be strings, as from a CSV reader.
     """
-    # A row has what was measured then: the first one of a training need not have been validated.
+    # Rows differ in their columns: the first rows of a training may have no validation.
     every = dict.fromkeys(name for row in rows for name in row)
     columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in every}
     panels = {
@@ -178,7 +180,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], *, x: str = "epoch") -> "Fig
 
 
 def plot_stages(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> "Figure":
-    """A bar for each case, of its stages one behind the other: the medians of `bench`, in milliseconds."""
+    """One stacked bar per case of the stages' medians from `bench`, in milliseconds."""
     figure = _figure(9.0, 1.6 + 0.7 * len(cases))
     axes = figure.subplots()
     stages = list(dict.fromkeys(stage for taken in cases.values() for stage in taken))
@@ -200,7 +202,7 @@ def plot_stages(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> "Figu
 def plot_recall(recalls: Mapping[str, ProposalRecall]) -> "Figure":
     """Recall over IoU at each number of proposals (Faster R-CNN, figure 4), then over their number at IoU 0.5.
 
-    One line for each source; all must have been measured with the same numbers and thresholds.
+    One line per source; all must have the same counts and thresholds.
     """
     first = next(iter(recalls.values()))
     panels = len(first.counts) + 1
@@ -258,7 +260,7 @@ def _plot_places(axes: "Axes", dataset: Dataset) -> None:
     sizes = np.repeat(dataset.sizes, np.diff(dataset.offsets), axis=0).astype(float)
     x = (dataset.boxes[:, 0] + dataset.boxes[:, 2]) / 2 / np.maximum(sizes[:, 1], 1)
     y = (dataset.boxes[:, 1] + dataset.boxes[:, 3]) / 2 / np.maximum(sizes[:, 0], 1)
-    # About one object a cell or more, else the picture shows nothing but chance.
+    # About one object per cell or more, otherwise the plot shows only noise.
     cells, _, _ = np.histogram2d(y, x, bins=int(np.clip(np.sqrt(len(x)) / 2, 4, 24)), range=((0, 1), (0, 1)))
     axes.imshow(cells, cmap="Blues", extent=(0, 1, 1, 0), aspect="auto")
     _style(axes, "x, share of the width", "y, share of the height", grid="")
@@ -285,7 +287,7 @@ def _style(axes: "Axes", x: str, y: str, *, grid: Literal["both", "x", "y", ""] 
 
 
 def _hex(k: int) -> str:
-    """The colour of class k, darkened where white paper would swallow it."""
+    """The colour of class k, darkened if it is too light on white."""
     rgb = np.array(colour_of(k))
     return "#{:02x}{:02x}{:02x}".format(*(rgb if rgb.mean() < 170 else rgb * 0.8).astype(int))
 
@@ -295,7 +297,7 @@ def _dash(k: int) -> str:
 
 
 def _kind(column: str) -> str:
-    """What training and validation losses have in common."""
+    """The name without its prefix, common to training and validation losses."""
     return column.removeprefix("train_").removeprefix("val_")
 
 

@@ -1,4 +1,4 @@
-"""How many objects the proposals reach, of whatever class: average recall (Hosang et al. 2015; cocoapi, useCats = 0).
+"""Class-agnostic recall of proposals: average recall (Hosang et al. 2015; cocoapi, useCats = 0).
 
 Letters: T IoU thresholds, S object sizes, M numbers of proposals.
 """
@@ -16,13 +16,13 @@ from twostage.evaluation.groups import image_of_objects, images_between
 from twostage.evaluation.results import Results
 
 PROPOSALS = (100, 300, 1000)
-# The evaluator holds one dictionary for each proposal: at this many it takes about half a gigabyte.
+# The evaluator holds one dictionary per proposal: at this many it takes about half a gigabyte.
 _BLOCK = 500_000
 
 
 @dataclass(frozen=True, eq=False)
 class ProposalRecall:
-    """`recall[t, s, m]`: share of objects of a size reached at an IoU by so many proposals an image; -1 undefined."""
+    """`recall[t, s, m]`: share of objects of a size matched at an IoU by so many proposals per image; -1 undefined."""
 
     ious: tuple[float, ...]
     counts: tuple[int, ...]
@@ -34,7 +34,7 @@ class ProposalRecall:
         return float(values.mean() if iou is None else values[np.isclose(self.ious, iou)][0])
 
     def summary(self) -> dict[str, float]:
-        """AR at each count; at the highest also by size, and recall at IoU 0.5 where that is among the thresholds."""
+        """AR at each count; at the highest count also by size, and recall at IoU 0.5 if that is a threshold."""
         most = max(self.counts)
         rows = {f"AR{count}": self.at(count) for count in self.counts}
         rows |= {f"AR{size[0]}": self.at(most, size=size) for size in SIZES if size != "all"}
@@ -44,9 +44,9 @@ class ProposalRecall:
 def proposal_recall(
     dataset: Dataset, proposals: Results, *, counts: Sequence[int] = PROPOSALS, ious: Sequence[float] = COCO_IOUS
 ) -> ProposalRecall:
-    """Recall of the best-scored proposals of each image, of whatever class; crowds and difficult objects are left out.
+    """Recall of the best proposals of each image for objects of any class; crowds and difficult objects are ignored.
 
-    Matched block by block of images, because the evaluator's memory grows with the proposals it holds.
+    Matched in blocks of images, because the evaluator's memory grows with the number of proposals.
     """
     owner = image_of_objects(dataset)
     ignored = dataset.crowd | dataset.difficult
@@ -59,7 +59,7 @@ def proposal_recall(
         images = images_between(dataset, first, last)
         scores = coco_scores(images, part, class_blind=True, ious=ious, max_detections=counts)
         objects = np.array([np.count_nonzero(of_size[(owner >= first) & (owner < last)]) for of_size in sizes])
-        # Recall times objects is a whole number; rounding takes back what the division lost.
+        # Recall times objects is an integer; rounding undoes the rounding of the division.
         reached += np.round(scores.recall[:, 0].clip(min=0) * objects[:, None])
     total = np.array([np.count_nonzero(of_size) for of_size in sizes], dtype=float)[:, None]
     recall = np.where(total > 0, reached / np.maximum(total, 1), -1.0)
@@ -67,7 +67,7 @@ def proposal_recall(
 
 
 def as_results(proposals: ProposalSet) -> Results:
-    """Proposals in the form of detections of one class."""
+    """Proposals as detections of one class."""
     return Results(
         images=np.repeat(np.arange(len(proposals), dtype=np.int64), np.diff(proposals.offsets)),
         boxes=proposals.boxes.astype(np.float64),
@@ -77,7 +77,7 @@ def as_results(proposals: ProposalSet) -> Results:
 
 
 def _best_of_each_image(proposals: Results, first: int, last: int, most: int) -> Results:
-    """The `most` best proposals of each image in `first` to `last`, which become images 0 and on; order is kept."""
+    """The `most` best proposals of each image from `first` to `last`, renumbered from 0; the order is kept."""
     rows = np.flatnonzero((proposals.images >= first) & (proposals.images < last))
     by_image = rows[np.lexsort((-proposals.scores[rows], proposals.images[rows]))]
     images = proposals.images[by_image]

@@ -1,4 +1,4 @@
-"""What a detector found on a whole split, as flat arrays, and the files it is exchanged in.
+"""The detections of a whole split as flat arrays, and the file formats to exchange them.
 
 Letters: n detections over all images, M images, K classes.
 """
@@ -23,7 +23,7 @@ class Results:
     """n detections in any order; among equal scores the earlier row comes first, as in COCO's tools.
 
     `images` index the data set, `boxes` are xyxy pixels, `class_ids` are 0..K-1, `masks` COCO RLEs of the whole image.
-    Float64, so that scores and boxes read from a file compare exactly as the file has them.
+    Float64, so that scores and boxes are exactly those of a file.
     """
 
     images: Int64[np.ndarray, " n"]
@@ -39,10 +39,10 @@ class Results:
     def from_coco(cls, path: str | Path, dataset: Dataset) -> "Results":
         """Reads a COCO results file: a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}.
 
-        Where an entry also has a "file_name" or a "category_name", as `predict` writes them, these decide: the ids of a
-        detector that never saw the data set are only its own. With "segmentation" in every entry there are masks; boxes
-        that are missing are then the masks'. Raises DataError naming the first entry that is no detection, or belongs
-        to no image or class of the data set.
+        A "file_name" or "category_name" in an entry, as `predict` writes them, has priority over the ids, which may be
+        those of another data set. With "segmentation" in every entry there are masks; missing boxes are then computed
+        from them. Raises DataError with the first entry that is not a detection, or of no image or class of the data
+        set.
         """
         entries = _load_entries(Path(path))
         images, classes = _index(dataset.image_ids), _index(dataset.category_ids)
@@ -76,7 +76,7 @@ class Results:
         """
         stems = {Path(dataset.file_name(i)).stem: i for i in range(len(dataset))}
         if len(stems) < len(dataset):
-            raise DataError(f"{dataset.root}: pictures differ by folder or suffix alone. Give COCO results instead.")
+            raise DataError(f"{dataset.root}: images differ only by folder or suffix. Give COCO results instead.")
         gathered = Accumulator()
         files = sorted(Path(folder).glob("*_det_*.txt"))
         classes = [(k, f) for f in files if (k := _class_of(f.name, dataset.names)) is not None]
@@ -99,7 +99,7 @@ class Results:
         return gathered.results()
 
     def to_coco(self, dataset: Dataset) -> list[dict[str, Any]]:
-        """Entries of a COCO results file, unrounded, so that other tools compute the same numbers from them."""
+        """Entries of a COCO results file, not rounded, so that other tools compute the same metrics from them."""
         xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         columns = (dataset.image_ids[self.images], dataset.category_ids[self.class_ids], xywh, self.scores)
         keys = ("image_id", "category_id", "bbox", "score")
@@ -111,7 +111,7 @@ class Results:
 
 
 class Accumulator:
-    """Collects the detections of one image after the other, in any order of images."""
+    """Collects detections image by image, in any order of images."""
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
@@ -124,12 +124,12 @@ class Accumulator:
         class_ids: Int[np.ndarray, " n"],
         masks: Sequence[dict] | None = None,
     ) -> None:
-        """Adds the detections of the image with this index in the data set."""
+        """Add the detections of the image with this index in the data set."""
         self._parts.append(_Part(image, boxes, scores, class_ids, masks))
 
     @classmethod
     def join(cls, shares: "Iterable[Accumulator]") -> "Accumulator":
-        """What several of them have collected, in the order of the images."""
+        """The contents of several accumulators, in the order of the images."""
         whole = cls()
         whole._parts = sorted((part for share in shares for part in share._parts), key=lambda part: part.image)
         return whole
@@ -174,13 +174,13 @@ def _index(ids: Int64[np.ndarray, " k"]) -> dict[int, int]:
 
 
 def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
-    """A function that sets the ids of an entry by the names it has, and says what is wrong with them."""
+    """A function that sets the ids of an entry from its names, and returns an error message if they are unknown."""
     images = {dataset.file_name(i): i for i in range(len(dataset))}
     categories = dict(zip(dataset.names, dataset.category_ids.tolist(), strict=True))
 
     @cache
     def image_of(name: str) -> int | None:
-        """The image whose name the path ends in; but not where the path is that of another picture of the data set."""
+        """The image whose name is the end of the path, unless the path is that of another image of the data set."""
         parts = Path(name).parts
         known = [images[k] for i in range(len(parts)) if (k := "/".join(parts[i:])) in images]
         path = Path(name).resolve()
@@ -188,7 +188,7 @@ def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
         return known[0] if known and (not own or path == dataset.path(known[0]).resolve()) else None
 
     def set_ids(entry: Any) -> str | None:
-        """Sets `image_id` and `category_id` of an entry that names them; the fault of one that names none of these."""
+        """Set `image_id` and `category_id` of an entry from its names; returns an error message for unknown names."""
         if type(entry) is not dict:
             return None
         if isinstance(name := entry.get("file_name"), str):
@@ -208,7 +208,7 @@ def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
 
 
 def _fault_of(entry: Any, images: dict[int, int], classes: dict[int, int]) -> str | None:
-    """What is wrong with an entry of a results file, and how to mend it; None where all is well."""
+    """What is wrong with an entry of a results file and how to fix it; None if it is valid."""
     if type(entry) is not dict:
         return f"{brief(entry)} is no object. Write an object for each detection."
     image, category, score, box = (entry.get(k) for k in ("image_id", "category_id", "score", "bbox"))
@@ -233,7 +233,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _rle(segmentation: Any, size: list[int], where: str) -> dict:
-    """COCO's compressed run lengths, {"size", "counts": bytes}, from these or from counts as numbers."""
+    """COCO's compressed run lengths, {"size", "counts": bytes}, from compressed or plain counts."""
     try:
         return {"size": size, "counts": read_run_lengths(segmentation, (size[0], size[1])).data}
     except SegmentationError as error:
@@ -247,7 +247,7 @@ def _box_of(rle: dict) -> list[float]:
 
 
 def _class_of(file_name: str, names: Sequence[str]) -> int | None:
-    """The class of a file of VOC results: of those its name ends with the longest, `traffic_light` before `light`."""
+    """The class of a file of VOC results: the longest name at the end of its name (`traffic_light`, not `light`)."""
     fitting = [k for k, name in enumerate(names) if file_name.endswith(f"_{name}.txt")]
     return max(fitting, key=lambda k: len(names[k]), default=None)
 

@@ -1,8 +1,8 @@
 """Average precision by the rules of the PASCAL VOC devkit (Everingham et al. 2010; VOCevaldet.m, VOCap.m).
 
-A detection belongs to the object of its class it overlaps most, and is right when that IoU reaches the threshold and no
-better-scored detection took the object before. Difficult objects count neither way, nor do COCO's crowds, nor, where
-masks are scored, objects without one.
+A detection is matched to the object of its class with the highest IoU. It is a true positive if that IoU reaches the
+threshold and no detection of a higher score has matched the object. Difficult objects are ignored, and so are COCO's
+crowds and, when masks are scored, objects without a mask.
 
 Pixels are inclusive, as VOC's are: a box from xmin to xmax is xmax - xmin + 1 wide. Boxes here are half-open, with
 x1 = xmin - 1 and x2 = xmax, so x2 - x1 is that same width, and the plain IoU is the devkit's.
@@ -24,20 +24,20 @@ from twostage.ops.masks import RLE
 
 @dataclass(frozen=True, eq=False)
 class VocScores:
-    """Average precision of each class: `ap07` of 11 points (VOC2007), `ap12` of all points (2010 on); -1 undefined."""
+    """Average precision per class: `ap07` of 11 points (VOC2007), `ap12` of all points (from 2010); -1 undefined."""
 
     iou: float
     ap07: Float64[np.ndarray, " k"]
     ap12: Float64[np.ndarray, " k"]
 
     def summary(self, class_id: int | None = None) -> dict[str, float]:
-        """The mean over the classes that have objects, or one class's values."""
+        """The means over the classes that have objects, or the values of one class."""
         rows = slice(None) if class_id is None else slice(class_id, class_id + 1)
         return {key: _mean(values[rows]) for key, values in (("voc07", self.ap07), ("voc12", self.ap12))}
 
 
 def voc_scores(dataset: Dataset, results: Results, *, iou: float = 0.5, masks: bool = False) -> VocScores:
-    """Score every class; with `masks`, IoU is of masks (AP^r of Hariharan et al. 2014) instead of boxes."""
+    """Score every class by the IoU of boxes, or of masks with `masks` (AP^r of Hariharan et al. 2014)."""
     classes = len(dataset.names)
     ignored = _ignored(dataset, masks=masks)
     wanted = np.bincount(dataset.labels[~ignored], minlength=classes)
@@ -57,14 +57,14 @@ def voc_scores(dataset: Dataset, results: Results, *, iou: float = 0.5, masks: b
 def match_by_voc(
     dataset: Dataset, results: Results, *, iou: float, masks: bool = False
 ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Which detections are right, and which count at all (those on difficult objects do not)."""
+    """Which detections are true positives, and which count at all (those on ignored objects do not)."""
     best, overlap = _best_object(dataset, results, masks=masks)
     ignored = np.append(_ignored(dataset, masks=masks), False)
     near = (best >= 0) & (overlap >= iou)
     counted = ~(near & ignored[best])
     candidates = np.flatnonzero(near & counted)
     candidates = candidates[np.argsort(-results.scores[candidates], kind="stable")]
-    # The first in order of score takes the object; numpy's unique gives the first of each.
+    # The first in order of score matches the object; numpy's unique returns the first of each.
     _, first = np.unique(best[candidates], return_index=True)
     right = np.zeros(len(results), dtype=bool)
     right[candidates[first]] = True
@@ -79,12 +79,12 @@ def _ignored(dataset: Dataset, *, masks: bool) -> Bool[np.ndarray, " b"]:
 def eleven_point_ap(recall: Float64[np.ndarray, " n"], precision: Float64[np.ndarray, " n"]) -> float:
     """Mean over the recalls 0, 0.1 ... 1 of the best precision at that recall or above (VOC2007)."""
     best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    # i * 0.1 as the devkit computes them, one rounding above 0.3 included, not i / 10.
+    # i * 0.1 as in the devkit, with 0.30000000000000004, not i / 10.
     return float(best[np.searchsorted(recall, np.arange(11) * 0.1, side="left")].mean())
 
 
 def all_point_ap(recall: Float64[np.ndarray, " n"], precision: Float64[np.ndarray, " n"]) -> float:
-    """Area under the precision that is made to fall with recall (VOC2010 and later)."""
+    """Area under the precision-recall curve, with precision made monotonic (VOC2010 and later)."""
     best = np.maximum.accumulate(precision[::-1])[::-1]
     return float((np.diff(recall, prepend=0.0) * best).sum())
 
@@ -92,7 +92,7 @@ def all_point_ap(recall: Float64[np.ndarray, " n"], precision: Float64[np.ndarra
 def _best_object(
     dataset: Dataset, results: Results, *, masks: bool
 ) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """For each detection the object of its class and image with the highest IoU (the first of equals), and that IoU."""
+    """Per detection the object of its class and image with the highest IoU (the first of equals), and that IoU."""
     n, classes = len(results), len(dataset.names)
     best, overlap = np.full(n, -1, dtype=np.int64), np.zeros(n)
     owner = image_of_objects(dataset)
@@ -112,8 +112,8 @@ def _best_object(
 def _mask_iou(
     dataset: Dataset, results: Results, owner: np.ndarray, i: np.ndarray, j: np.ndarray
 ) -> Float64[np.ndarray, " p"]:
-    """IoU of the masks of detection `i[p]` and object `j[p]`: one table for all of a class in an image."""
-    found = results.masks or []
+    """IoU of the masks of detection `i[p]` and object `j[p]`, computed per class and image."""
+    detected = results.masks or []
     truth: dict[int, RLE] = {}
     for image in np.unique(owner[j]).tolist():
         rles = dataset.masks_of(image)
@@ -124,7 +124,7 @@ def _mask_iou(
     for pairs in np.split(order, np.flatnonzero(np.diff(kind[order])) + 1):
         detections, row = np.unique(i[pairs], return_inverse=True)
         objects, column = np.unique(j[pairs], return_inverse=True)
-        table = coco_mask.iou([found[k] for k in detections], [truth[k] for k in objects], [0] * len(objects))
+        table = coco_mask.iou([detected[k] for k in detections], [truth[k] for k in objects], [0] * len(objects))
         overlap[pairs] = table[row, column]
     return overlap
 

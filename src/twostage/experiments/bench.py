@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from twostage.atomic import write_text
-from twostage.data.images import read_image
 from twostage.data.proposals import ProposalSet
 from twostage.detector import Detector
 from twostage.evaluation.evaluate import evaluate
@@ -99,7 +98,7 @@ class Bench:
         val, gathered = self.setting.splits.val, Accumulator()
         assert val is not None
         for index in range(len(val)):
-            image = torch.from_numpy(read_image(val.path(index))).permute(2, 0, 1)
+            image = torch.from_numpy(val.image(index)).permute(2, 0, 1)
             boxes = torch.from_numpy(self.setting.val.best(index, self.setting.options.windows)[0])
             found = model(image, boxes)
             gathered.add(index, *(value.cpu().numpy() for value in found[:3]))

@@ -14,7 +14,6 @@ import torch
 
 from twostage.atomic import write_text
 from twostage.data.dataset import Dataset
-from twostage.data.images import read_image
 from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.evaluation.evaluate import evaluate
@@ -86,7 +85,7 @@ def seconds_of_search(setting: Setting, shown: Shown) -> float:
     val, taken = setting.splits.val, []
     assert val is not None
     for index in shown.indices(val):
-        image = read_image(val.path(index))
+        image = val.image(index)
         begun = time.perf_counter()
         setting.source(image)
         taken.append(time.perf_counter() - begun)
@@ -104,7 +103,7 @@ def stagewise_row(setting: Setting, shown: Shown, model: Stagewise, named: Named
     gathered, taken = Accumulator(), []
     timed = set(shown.indices(val))
     for index in range(len(val)):
-        image = torch.from_numpy(read_image(val.path(index))).permute(2, 0, 1)
+        image = torch.from_numpy(val.image(index)).permute(2, 0, 1)
         boxes = torch.from_numpy(setting.val.best(index, count)[0])
         found = fast(image, boxes)
         if index in timed:
@@ -141,7 +140,7 @@ def detector_row(setting: Setting, shown: Shown, weights: Path, named: Named, se
     assert val is not None
     detector = Detector.load(weights, device=setting.options.device)
     found = detector.detect_dataset(val, max_det=100, proposals=setting.val if detector.model.rpn is None else None)
-    _save_picture(setting, named.key, detector.predict(val.path(shown.drawn), conf=0.5))
+    _save_picture(setting, named.key, detector.predict(val.source(shown.drawn), conf=0.5))
     parts: dict[str, list[float]] = {}
     for index in shown.indices(val):
         for stage, times in stage_times(detector.prepared, [val.path(index)], repeats=3, warmup=1).items():
@@ -182,7 +181,7 @@ def _draw(
 ) -> None:
     val = setting.splits.val
     assert val is not None
-    image = read_image(val.path(index))
+    image = val.image(index)
     keep = scores > 0
     # Distances from a hyperplane as numbers between 0 and 1, so that they can be drawn as scores.
     found = Detections(

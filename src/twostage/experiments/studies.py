@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from twostage.data.augment import Augment
-from twostage.data.loader import Given, training_batches
+from twostage.data.loader import PrecomputedProposals, training_batches
 from twostage.device import choose_device
 from twostage.experiments.begin import PROPOSALS
 from twostage.experiments.bench import Bench, without_boxes, without_ranking, without_regression
@@ -165,7 +165,7 @@ def _seconds_of_128(bench: Bench, images: int) -> float:
         batch=together,
         seed=bench.seed,
         divisor=model.fields.divisor,
-        proposals=Given(bench.setting.train, options.windows),
+        proposals=PrecomputedProposals(bench.setting.train, options.windows),
     )
     taken = []
     for _ in range(4):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from twostage.data.dataset import Dataset
-from twostage.data.loader import Given, Loaded, evaluation_batches
+from twostage.data.loader import Loaded, PrecomputedProposals, evaluation_batches
 from twostage.data.proposals import ProposalSet
 from twostage.data.stuff import Stuff
 from twostage.distributed import SINGLE_PROCESS, Processes
@@ -25,7 +25,7 @@ def batches_of(
     batch: int,
     workers: int,
     processes: Processes = SINGLE_PROCESS,
-    proposals: Given | None = None,
+    proposals: PrecomputedProposals | None = None,
     masks: bool = False,
     stuff: Stuff | None = None,
 ) -> Iterator[Loaded]:

@@ -1,7 +1,7 @@
-"""What a person gives to predict, as a stream of pictures: paths, folders, patterns, lists, arrays, tensors, videos.
+"""The sources of `predict` as a stream of images: paths, folders, patterns, lists, arrays, tensors, videos.
 
-What is named is looked up at once, so that a wrong path fails before any work; pictures are decoded as they are taken.
-A picture that cannot be decoded does not end the stream: its item carries the error.
+Paths are checked at once, so that a wrong one fails before any work; images are decoded as they are consumed. An image
+that cannot be decoded does not end the stream: its item carries the error.
 """
 
 import glob
@@ -39,13 +39,13 @@ class Item:
 
 
 def expand(source: Any, *, ahead: int = 2) -> Iterator[Item]:
-    """The pictures of a source, in its order; `ahead` of them are decoded in the background while one is in use.
+    """The images of a source, in its order; `ahead` of them are decoded in the background while one is in use.
 
-    A source is the path of a picture or a video, a folder (its pictures in order of name, not those of its subfolders),
+    A source is the path of a picture or a video, a folder (its pictures sorted by name, without subfolders),
     a glob pattern (`**` enters folders), `-` (paths from standard input, one a line), an array [h, w, 3] or [h, w] of
     uint8 in RGB, a PIL image, the bytes of a picture's file, a tensor [3, h, w] of uint8 or of floats from 0 to 1, or
-    any iterable of these. Arrays and tensors with one more axis in front are batches. From standard input and iterators
-    nothing is taken before it is due.
+    any iterable of these. Arrays and tensors with one more axis in front are batches. Standard input and iterators
+    are read as images are needed.
 
     Raises DataError for a path that does not exist, a folder without pictures and a pattern without matches; UsageError
     for a URL and anything that is no source; MissingError for videos without the `video` extra: beside pictures their
@@ -68,7 +68,7 @@ _Job = Callable[[], Item] | Iterator[Item]
 
 
 def _jobs(source: Any) -> Iterator[_Job]:
-    """What is to be decoded, each piece by itself; all checks that need no decoding are made before this returns."""
+    """One job per item to decode; all checks that need no decoding are made before this returns."""
     if isinstance(source, str) and source == "-":
         return (_of_file(line) for line in _lines())
     if isinstance(source, str | Path):
@@ -89,7 +89,7 @@ def _jobs(source: Any) -> Iterator[_Job]:
 
 
 def _jobs_later(source: Any) -> Iterator[_Job]:
-    """As `_jobs`, in the midst of a stream: work is done already, so a wrong path must not end it."""
+    """As `_jobs`, inside a stream: a wrong path must not end it after work has been done."""
     try:
         return _jobs(source)
     except DataError as error:
@@ -149,7 +149,7 @@ def _is_media(file: Path) -> bool:
 
 
 def _together(files: list[Path]) -> list[_Job]:
-    """What was not asked for by name: a video that cannot be read must not stop the pictures beside it."""
+    """Files that were not named one by one: a video that cannot be read must not stop the images beside it."""
     jobs: list[_Job] = []
     missing = None
     for file in files:

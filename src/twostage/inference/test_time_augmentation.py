@@ -113,11 +113,11 @@ def detect_augmented(
     At most `batch` views of one size go through the model together. There are at most `max_det` detections a tile.
     """
     height, width = image.shape[:2]
-    # A mean is of the best box of each view, and the weak sightings of an object say that it was seen so often.
+    # The mean is over the best box of each view; weak detections count too, as evidence of how many views have one.
     config = postprocess
     if views.fuse == "wbf":
         config = replace(postprocess, soft_nms="off", score_threshold=min(postprocess.score_threshold, LOW))
-    elif postprocess.soft_nms != "off":  # once is enough: a neighbour weakened twice is lost
+    elif postprocess.soft_nms != "off":  # applied once: a neighbour whose score falls twice is lost
         config = replace(postprocess, soft_nms="off", nms=max(postprocess.nms, COPIES))
     most = postprocess.max_det * max(1, len(list(windows(height, width, views))) - 1)
     by_view = list(_detect_views(model, image, names, config, views, batch))

@@ -86,7 +86,7 @@ def stage_times(
 
 
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int | None:
-    """Bytes at the peak of a call: of the GPU's memory, or of the whole process where Linux tells it; else None."""
+    """Bytes at the peak of a call: of the GPU's memory, or of the whole process on Linux; else None."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         call()
@@ -154,7 +154,7 @@ def _timed_parts(model: Model, done: Callable[[str], None]) -> Iterator[None]:
         module.register_forward_hook(lambda _module, _inputs, _output, stage=stage: done(stage))  # type: ignore[misc]
         for module, stage in ends.items()
     ]
-    # Up to the first look at a region boxes are proposed; between looks they are moved, or suppressed.
+    # Up to the first pooling boxes are proposed; between poolings they are refined or suppressed.
     before = iter(["proposals"])
     hooks += [
         module.register_forward_pre_hook(lambda _module, _inputs: done(next(before, "post-processing")))

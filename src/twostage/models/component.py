@@ -57,11 +57,14 @@ def with_value(config: Any, path: str, value: Any) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested values, as JSON and YAML hold them; a component's class is kept as `type`."""
+    """Plain nested values, as JSON and YAML hold them: a component with its class as `type`, none where it is None."""
     values: dict[str, Any] = {}
     for each in fields(config):
         value = getattr(config, each.name)
-        values[each.name] = {"type": type(value).__name__, **to_dict(value)} if is_dataclass(value) else value
+        if is_dataclass(value):
+            values[each.name] = {"type": type(value).__name__, **to_dict(value)}
+        elif not _is_component(kinds_of(type(config))[each.name]):
+            values[each.name] = value
     return values
 
 

@@ -1,4 +1,4 @@
-"""What follows a convolution, by name."""
+"""Activation functions by name."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Activation = Literal["none", "relu", "hardswish"]
 
 
 def activate(x: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
-    """The activation, in the memory of `x`, which is then lost."""
+    """Apply the activation in place; returns `x`."""
     if activation == "none":
         return x
     return x.relu_() if activation == "relu" else hardswish(x, inplace=True)

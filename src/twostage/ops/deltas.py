@@ -1,10 +1,10 @@
-"""Boxes as offsets from anchors, the numbers that regressors learn (R-CNN, appendix C).
+"""Boxes as offsets from anchors, the targets of box regression (R-CNN, appendix C).
 
     dx = (x - xa) / wa    dy = (y - ya) / ha    dw = log(w / wa)    dh = log(h / ha)
 
 x, y are centres. `weights` multiply the four; dividing by standard deviations of 0.1, 0.1, 0.2, 0.2, as the Fast and
-Faster R-CNN code normalises its targets, is `weights=(10, 10, 5, 5)`. Always computed in float32 at least: exp and the
-differences of large coordinates do not survive bf16.
+Faster R-CNN code normalises its targets, is `weights=(10, 10, 5, 5)`. Always computed in float32 at least: bf16 is too
+coarse for exp and for differences of large coordinates.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from twostage.ops.boxes import precise
 
 CLAMP = math.log(1000 / 16)
-"""Largest dw and dh: a box grows at most 62.5 times, so that exp cannot overflow (Detectron, torchvision)."""
+"""Largest dw and dh: a box grows at most by 62.5, so that exp cannot overflow (Detectron, torchvision)."""
 
 _SMALLEST = 1e-3  # px
 
@@ -28,9 +28,9 @@ def encode(
     *,
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
 ) -> Float[Tensor, "*#b 4"]:
-    """The deltas that lead from each anchor to its box; leading dimensions broadcast.
+    """The deltas from each anchor to its box; leading dimensions broadcast.
 
-    Finite for every finite input: widths and heights count as at least 1e-3 px, so that padding and ground truth
+    Finite for every finite input: widths and heights are clamped to at least 1e-3 px, so that padding and ground truth
     without area give large but finite numbers that a mask can remove (0 times infinity would be NaN).
     """
     x1, y1, x2, y2 = precise(boxes).unbind(-1)
@@ -61,7 +61,7 @@ def decode(
     clamp: float = CLAMP,
     two_sided: bool = False,
 ) -> Float[Tensor, "*#b 4"]:
-    """The boxes that the deltas lead to; leading dimensions broadcast: `[n, p, k, 4]` takes anchors `[n, p, 1, 4]`.
+    """The boxes of deltas and anchors; leading dimensions broadcast: `[n, p, k, 4]` takes anchors `[n, p, 1, 4]`.
 
     dw and dh are at most `clamp` after the weights are divided out; with `two_sided` (mmdetection) also at least
     `-clamp`.
@@ -88,7 +88,7 @@ def _unweighted(
 
 @dataclass(frozen=True)
 class BoxCoder:
-    """`encode` and `decode` with the constants of one regressor, as torchvision's class of this name."""
+    """`encode` and `decode` with the constants of one regressor, like torchvision's BoxCoder."""
 
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     clamp: float = CLAMP

@@ -1,4 +1,4 @@
-"""The quickest form of a convolution or a linear layer on the device of its weights."""
+"""The fastest form of a convolution or a linear layer on the device of its weights."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,7 +8,7 @@ from twostage.ops.plain import Conv, PlainConv, PlainLinear, Window
 
 
 def best_conv(weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> Conv:
-    """The quickest way to do a convolution, with its weights in the form that it takes."""
+    """The fastest form of a convolution, with its weights packed for it."""
     if not packed.serves(weight.device.type, weight.dtype):
         return PlainConv.of(weight, bias, window)
     if winograd.suits(weight, window):
@@ -19,7 +19,7 @@ def best_conv(weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None
 
 
 def best_linear(weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> PlainLinear | packed.PackedLinear:
-    """The quickest way to do a linear layer, with its weights in the form that it takes."""
+    """The fastest form of a linear layer, with its weights packed for it."""
     if packed.serves(weight.device.type, weight.dtype):
         return packed.PackedLinear.of(weight, bias)
     return PlainLinear(weight, bias)

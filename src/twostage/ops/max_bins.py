@@ -1,4 +1,4 @@
-"""The largest value in rectangular bins of a feature map: what RoIPool and spatial pyramid pooling are made of.
+"""The maximum over rectangular bins of a feature map, the basis of RoIPool and spatial pyramid pooling.
 
 Letters: n images, p regions of each, c channels, by x bx bins of a region. A bin is the cells from its start up to, not
 including, its end along each axis. The operator is `twostage::max_bins`.
@@ -24,7 +24,7 @@ def max_bins(
     """The maximum over each bin, 0 where it is empty; the gradient goes to its first largest cell, row by row.
 
     `rows` and `columns` are starts and ends, within the map. `most` is the largest height and width of a bin that
-    devices other than the CPU look at. In memory the result is channels-last, [n, p, by, bx, c].
+    accelerators read. In memory the result is channels-last, [n, p, by, bx, c].
     """
     out: Tensor = torch.ops.twostage.max_bins(feature, rows, columns, list(most))
     return out.permute(0, 1, 4, 2, 3)

@@ -1,8 +1,8 @@
-"""From a grid of probabilities over a box to a mask of the picture, only where the box is.
+"""Paste a grid of mask probabilities over a box into the image.
 
-Bilinear interpolation along each axis is a matrix product with two numbers a row, so a mask of any size takes two small
-products. The result is a run-length code (RLE), made from the box alone: a mask costs what its box does, whatever the
-picture's size. Letters: n masks, m cells along a grid's side.
+Bilinear interpolation along each axis is a product with a matrix of two numbers per row, so that a mask of any size
+takes two small products. The result is a run-length code (RLE) made from the pixels of the box alone: the cost depends
+on the size of the box and not of the image. Letters: n masks, m cells along a side of the grid.
 """
 
 import math
@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 
-from twostage.ops.masks import RLE
+from twostage.ops.masks import RLE, compress
 
 Paste = Literal["exact", "rounded"]
 
 
 class Patch(NamedTuple):
-    """The pixels of a mask in the window of the picture that its box covers."""
+    """The pixels of a mask in the window of the image that its box covers."""
 
     top: int
     left: int
@@ -35,29 +35,13 @@ def paste(
     threshold: float = 0.5,
     way: Paste = "exact",
 ) -> list[RLE]:
-    """The masks of a picture of this size as RLEs: a pixel is inside where the grid says at least `threshold`.
+    """The masks as RLEs of an image of this size: pixels with a probability of at least `threshold` are inside.
 
-    `boxes` are xyxy pixels. The grid's cells tile the box; beyond the middle of the outer cells the probability falls
-    to 0 within one cell. `way` "exact" (detectron2, mmdetection) samples at the pixels' middles; "rounded"
-    (torchvision) widens the box by a cell, rounds it to whole pixels and stretches the grid to them.
+    `boxes` are xyxy pixels. The cells of the grid tile the box; beyond the centres of the outer cells the probability
+    falls to 0 within one cell. `way` "exact" (detectron2, mmdetection) samples at the pixel centres; "rounded"
+    (torchvision) enlarges the box by a cell, rounds it to whole pixels and stretches the grid to them.
     """
     return [encoded(patch, height, width) for patch in patches(masks, boxes, height, width, threshold, way)]
-
-
-def pasted(
-    masks: Float32[np.ndarray, "n m m"],
-    boxes: Float32[np.ndarray, "n 4"],
-    height: int,
-    width: int,
-    *,
-    threshold: float = 0.5,
-    way: Paste = "exact",
-) -> Bool[np.ndarray, "n {height} {width}"]:
-    """The same as pixels of the whole picture."""
-    out = np.zeros((len(masks), height, width), dtype=bool)
-    for whole, (top, left, inside) in zip(out, patches(masks, boxes, height, width, threshold, way), strict=True):
-        whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return out
 
 
 def patches(
@@ -68,10 +52,10 @@ def patches(
     threshold: float,
     way: Paste,
 ) -> Iterator[Patch]:
-    """Each mask in its window."""
+    """Each mask in the window of its box."""
     spread = _exact if way == "exact" else _rounded
     cells = masks.shape[1]
-    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))  # beyond the grid lies nothing
+    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))  # the probability is 0 outside the grid
     for grid, box in zip(padded, boxes, strict=True):
         left, across = _weights(*spread(box[0], box[2], cells), cells, width)
         top, down = _weights(*spread(box[1], box[3], cells), cells, height)
@@ -79,9 +63,9 @@ def patches(
 
 
 def _exact(low: np.float32, high: np.float32, cells: int) -> tuple[int, NDArray]:
-    """The first pixel that a side of a box reaches, and the place of that and all later ones among the cells.
+    """The first pixel that a side of a box covers, and the positions of it and all later pixels among the cells.
 
-    Place k is the middle of cell k, counted from 1; 0 and `cells` + 1 are the middles of nothing around them.
+    Position k is the centre of cell k, counted from 1; 0 and `cells` + 1 are the centres of the padding.
     """
     cell = max(float(high) - float(low), 1e-6) / cells
     first, last = math.floor(low - cell / 2), math.ceil(high + cell / 2)
@@ -89,15 +73,15 @@ def _exact(low: np.float32, high: np.float32, cells: int) -> tuple[int, NDArray]
 
 
 def _rounded(low: np.float32, high: np.float32, cells: int) -> tuple[int, NDArray]:
-    """The same as torchvision has it, in its float32."""
+    """The same with torchvision's rounding, in float32 as there."""
     middle, half = (low + high) / np.float32(2), (high - low) / np.float32(2) * np.float32((cells + 2) / cells)
-    first = int(middle - half)  # towards 0, as a conversion to whole numbers goes
+    first = int(middle - half)  # rounds towards 0, as torchvision's conversion to integers
     count = max(int(middle + half) + 1 - first, 1)
     return first, (np.arange(count) + 0.5) * ((cells + 2) / count) - 0.5
 
 
 def _weights(first: int, places: NDArray, cells: int, limit: int) -> tuple[int, Float32[np.ndarray, "p c"]]:
-    """The first pixel on the picture, and of that and all later ones the weights of cells and nothing around them."""
+    """The first pixel inside the image, and the weights of the padded cells for it and all later pixels."""
     begin = min(max(first, 0), limit)
     places = np.clip(places[begin - first : max(limit - first, 0)], 0, cells + 1)
     lower = np.minimum(np.floor(places), cells).astype(np.int64)
@@ -108,11 +92,9 @@ def _weights(first: int, places: NDArray, cells: int, limit: int) -> tuple[int, 
 
 
 def encoded(patch: Patch, height: int, width: int) -> RLE:
-    """The runs down the columns of a picture of this size, from where a window of it changes."""
-    from faster_coco_eval.core import mask as coco
-
+    """The RLE of an image of this size, from the places where the window changes down the columns."""
     top, left, inside = patch
-    # A row of zeros below each column ends its run, unless the next column goes on where it ends.
+    # A row of zeros below each column ends its run; `_touching` joins runs that continue in the next column.
     rows = inside.shape[0]
     column = np.zeros((inside.shape[1], rows + 1), dtype=np.int8)
     column[:, :rows] = inside.T
@@ -122,14 +104,13 @@ def encoded(patch: Patch, height: int, width: int) -> RLE:
     if rows == height:
         at = _touching(at)
     if len(at) and at[-1] == height * width:
-        at = at[:-1]  # a mask that ends with the picture has no run behind it
+        at = at[:-1]  # no run after a mask that ends with the image
     runs = np.diff(at, prepend=0, append=height * width).tolist()
-    rle: RLE = coco.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    return rle
+    return {"size": [height, width], "counts": compress(runs, height, width)}
 
 
 def _touching(at: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Changes without those where one run ends and the next begins: windows as high as the picture."""
+    """The changes without those where a run ends and the next begins at once: windows as high as the image."""
     ends, begins = at[1:-1:2], at[2::2]
     keep = np.ones(len(at), dtype=bool)
     same = ends == begins

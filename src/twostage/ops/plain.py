@@ -1,4 +1,4 @@
-"""Convolutions and linear layers by plain operators, on any device; what follows a convolution in the same call."""
+"""Convolutions with their activation, and linear layers, by torch's public operators on any device."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from twostage.ops.activation import Activation, activate
 
 
 class Window(NamedTuple):
-    """How a convolution moves over its map: `torch.nn.functional.conv2d`'s arguments of these names."""
+    """The geometry of a convolution: `torch.nn.functional.conv2d`'s arguments of these names."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -21,7 +21,7 @@ class Window(NamedTuple):
 
 @runtime_checkable
 class Conv(Protocol):
-    """A convolution in one of its forms."""
+    """The interface of all forms of a convolution."""
 
     def __call__(
         self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
@@ -31,7 +31,7 @@ class Conv(Protocol):
 
 
 class PlainConv(NamedTuple):
-    """A convolution by plain operators, on any device."""
+    """A convolution by torch's public operators."""
 
     weight: Float[Tensor, "d c k l"]
     bias: Float[Tensor, " d"] | None
@@ -51,7 +51,7 @@ class PlainConv(NamedTuple):
 
 
 class PlainLinear(NamedTuple):
-    """A linear layer by the plain operator, on any device."""
+    """A linear layer by torch's public operator."""
 
     weight: Float[Tensor, "d c"]
     bias: Float[Tensor, " d"] | None

@@ -30,8 +30,8 @@ def roi_align(
     """The mean of bilinear samples in each bin of each box, read from the level of the box; torchvision's numbers.
 
     `scales` are the levels' cells per pixel (1/4, 1/8, ...). `sampling_ratio` is the number of samples along each axis
-    of a bin; 0 adapts it to the box, `ceil(size / bins)`, at most `max_samples` where that is given; away from the CPU
-    it must be (ValueError). `aligned` shifts boxes by half a cell, as detectron2 does, and lets them be smaller.
+    of a bin; 0 adapts it to the box, `ceil(size / bins)`, at most `max_samples`, which devices other than the CPU need
+    (ValueError). `aligned` shifts boxes by half a cell and allows boxes smaller than a cell, as in detectron2.
 
     Coordinates are float32; the result has the dtype of the features, which all levels share. In memory it is
     channels-last, [n, p, sy, sx, c]: a permuted view. Channels-last features are read without a copy.
@@ -59,23 +59,23 @@ def _fake_boxes_gradient(gradient: Tensor, features: list[Tensor], boxes: Tensor
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, boxes, levels, *ctx.settings = inputs
     ctx.shapes = [side for feature in features for side in feature.shape[2:]]
-    ctx.boxes_learn = boxes.requires_grad
-    ctx.features_learn = any(feature.requires_grad for feature in features)
-    # The gradient in the features needs only their shapes; the maps are kept alive for that in the boxes alone.
-    ctx.save_for_backward(boxes, levels, *(features if ctx.boxes_learn else []))
+    ctx.needs_boxes = boxes.requires_grad
+    ctx.needs_features = any(feature.requires_grad for feature in features)
+    # The gradient in the features needs only their shapes; only the gradient in the boxes needs the maps.
+    ctx.save_for_backward(boxes, levels, *(features if ctx.needs_boxes else []))
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     boxes, levels, *features = ctx.saved_tensors
     features_gradient: Any = [None] * (len(ctx.shapes) // 2)
     boxes_gradient = None
-    if ctx.features_learn:
+    if ctx.needs_features:
         features_gradient = torch.ops.twostage.roi_align_features_gradient(
             gradient, ctx.shapes, boxes, levels, *ctx.settings
         )
-    if ctx.boxes_learn:
-        found = torch.ops.twostage.roi_align_boxes_gradient(gradient, features, boxes, levels, *ctx.settings)
-        boxes_gradient = found.to(boxes.dtype)
+    if ctx.needs_boxes:
+        boxes_gradient = torch.ops.twostage.roi_align_boxes_gradient(gradient, features, boxes, levels, *ctx.settings)
+        boxes_gradient = boxes_gradient.to(boxes.dtype)
     return features_gradient, boxes_gradient, None, None, None, None, None, None
 
 

@@ -19,17 +19,17 @@ def roi_pool(
     output_size: int | tuple[int, int] = 7,
     max_cells: tuple[int, int] | None = None,
 ) -> Float[Tensor, "n p c sy sx"]:
-    """The numbers of Fast R-CNN's Caffe layer and of torchvision: a box covers whole cells, both ends included.
+    """RoIPool as in Fast R-CNN's Caffe layer and torchvision: a box covers whole cells, both ends included.
 
     `scale` is the map's cells per pixel. Bins overlap where the box does not divide evenly, and are 0 where they lie
-    outside the map. `max_cells`, the most rows and columns of a bin that devices other than the CPU look at, holds all
+    outside the map. `max_cells`, the most rows and columns of a bin that devices other than the CPU read, covers all
     bins of boxes inside the image by default. In memory the result is channels-last, [n, p, sy, sx, c].
     """
     sy, sx = (output_size, output_size) if isinstance(output_size, int) else output_size
     h, w = features.shape[2:]
     x1, y1, x2, y2 = precise(boxes.detach()).unbind(-1)
     rows, columns = rounded_bins(y1, y2, scale, sy, h), rounded_bins(x1, x2, scale, sx, w)
-    # A box inside the image covers at most one cell more than the map has, and a bin touches one more than its size.
+    # A box inside the image covers at most one cell more than the map has, and a bin one more than its size.
     most = max_cells or (min(h, -(-(h + 1) // sy) + 1), min(w, -(-(w + 1) // sx) + 1))
     return max_bins(features, rows, columns, most=most)
 
@@ -37,7 +37,7 @@ def roi_pool(
 def rounded_bins(
     start: Float[Tensor, "n p"], end: Float[Tensor, "n p"], scale: float, bins: int, extent: int
 ) -> Int[Tensor, "n p b 2"]:
-    """Where the bins of boxes rounded to cells start and end along one axis, clipped to the map."""
+    """Start and end along one axis of the bins of boxes rounded to cells, clipped to the map."""
     low, high = _round(start * scale), _round(end * scale)
     size = (high - low + 1).clamp(min=1) / bins
     number = torch.arange(bins, dtype=size.dtype, device=size.device)
@@ -46,6 +46,6 @@ def rounded_bins(
 
 
 def _round(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
-    """To the nearest whole number, halves away from 0 as C does; torch takes halves to the even one."""
+    """To the nearest integer, halves away from 0 as in C; torch rounds halves to even."""
     whole = x.trunc()
     return whole + x.sign() * ((x - whole).abs() >= 0.5)

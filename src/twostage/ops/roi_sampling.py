@@ -1,10 +1,10 @@
-"""Which cells of which feature map the bins of a region read, and how much of each (Mask R-CNN, section 3).
+"""Which cells of the feature maps the bins of a region read, and with which weights (Mask R-CNN, section 3).
 
-RoIAlign averages bilinear samples. A bilinear weight is a product of one number for each axis, and so is the sum of a
-bin's weights on a cell: each axis is worked out alone.
+RoIAlign averages bilinear samples. A bilinear weight is a product of one number per axis, and so is the sum of a bin's
+weights on a cell: each axis is computed separately.
 
-Letters: r regions, b bins along an axis, s samples of a bin along it, c cells a bin reads along it. Regions come last:
-the other axes are too short for inner loops.
+Letters: r regions, b bins along an axis, s samples of a bin along it, c cells a bin reads along it. Regions are the
+last dimension: the others are too short for inner loops.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from twostage.ops.boxes import precise
 
 
 class Grid(NamedTuple):
-    """How regions are sampled: what the operators take behind boxes and levels."""
+    """How regions are sampled: the arguments of the operators after boxes and levels."""
 
     scales: Sequence[float]  # cells per pixel of each level
     size: Sequence[int]  # bins along y and x
@@ -28,7 +28,7 @@ class Grid(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """Where regions lie along one axis, in cells of their map."""
+    """Position and size of regions along one axis, in cells of their map."""
 
     low: Float[Tensor, " r"]
     size: Float[Tensor, " r"]
@@ -37,7 +37,7 @@ class Spans(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """Where regions lie on their maps."""
+    """Position and size of regions on their maps."""
 
     y: Spans
     x: Spans
@@ -47,21 +47,21 @@ class Regions(NamedTuple):
     scale: Float[Tensor, " r"]
 
     def take(self, some: Tensor) -> "Regions":
-        """Some of the regions."""
+        """The regions at these indices."""
         y, x = (Spans(*(values.index_select(0, some) for values in span)) for span in self[:2])
         return Regions(y, x, *(values.index_select(0, some) for values in self[2:]))
 
 
 class Reads(NamedTuple):
-    """What bins read along y and along x; a bin reads all pairs."""
+    """Rows and columns that the bins read, and their weights; a bin reads all pairs of them."""
 
-    rows: Int32[Tensor, "by cy r"]  # of the table of maps, where the map's own row begins
+    rows: Int32[Tensor, "by cy r"]  # of the table of maps, at the start of a map row
     columns: Int32[Tensor, "bx cx r"]
     weight_y: Float[Tensor, "by cy r"]
     weight_x: Float[Tensor, "bx cx r"]
 
     def entries(self, part: slice) -> Int32[Tensor, "by bx cy cx p"]:
-        """The rows of the table that the bins of some regions read."""
+        """The rows of the table that the bins of a part of the regions read."""
         return self.rows[:, None, :, None, part] + self.columns[None, :, None, :, part]
 
     def weights(self, part: slice) -> Float[Tensor, "by bx cy cx p"]:
@@ -76,7 +76,7 @@ def locate(
     grid: Grid,
     firsts: Sequence[int],
 ) -> Regions:
-    """Boxes on the maps of their levels; `firsts` are the rows at which the maps begin, each holding n images."""
+    """Boxes on the maps of their levels; each map holds n images and starts at its row of the table in `firsts`."""
     sides = precise(boxes).flatten(0, 1).unbind(1)
     level = levels.flatten().clamp(0, len(grid.scales) - 1)
     scale = _constants(grid.scales, sides[0]).index_select(0, level)
@@ -104,20 +104,20 @@ def locate(
 
 
 def cells_needed(span: Spans, bins: int) -> Float[Tensor, " r"]:
-    """How many neighbouring cells hold all samples of a bin: at most two a sample, or the whole map."""
+    """How many neighbouring cells hold all samples of a bin: at most two per sample, or the whole map."""
     between = span.size.nan_to_num().abs() / bins * (1 - 1 / span.samples.clamp(min=1))
     return (between.ceil() + 2).minimum(2 * span.samples).minimum(span.extent).clamp(min=2)
 
 
 def read(regions: Regions, size: Sequence[int], samples: tuple[int, int], cells: tuple[int, int]) -> Reads:
-    """What the bins of regions read, with so many samples and cells along y and x; see `_along`."""
+    """Rows, columns and weights of all bins, with so many samples and cells along y and x; see `_along`."""
     y, weight_y = _along(regions.y, size[0], samples[0], cells[0])
     x, weight_x = _along(regions.x, size[1], samples[1], cells[1])
     return Reads(y * regions.width + regions.first, x, weight_y, weight_x)
 
 
 def by_bin(entries: Shaped[Tensor, "by bx cy cx r"]) -> Shaped[Tensor, "bins cells"]:
-    """The entries of each bin side by side, regions first: what `embedding_bag` takes."""
+    """The entries of each bin in one row, regions first, as `embedding_bag` takes them."""
     by, bx, cy, cx, r = entries.shape
     return entries.view(by * bx * cy * cx, r).t().contiguous().view(r * by * bx, cy * cx)
 
@@ -130,10 +130,10 @@ def boxes_gradient(
     *,
     aligned: bool,
 ) -> Float[Tensor, "r 4"]:
-    """The gradient in the boxes, given that in the weight of each row of each bin."""
+    """The gradient in the boxes from that in the weights of the rows of the bins."""
     low_y, size_y = _along_gradient(regions.y, samples[0], (slopes * reads.weight_x[None, :, None, :]).sum((1, 3)))
     low_x, size_x = _along_gradient(regions.x, samples[1], (slopes * reads.weight_y[:, None, :, None]).sum((0, 2)))
-    if not aligned:  # sizes below a cell were raised to it
+    if not aligned:  # sizes below one cell were clamped
         size_y, size_x = size_y * (regions.y.size > 1), size_x * (regions.x.size > 1)
     return torch.stack([low_x - size_x, low_y - size_y, size_x, size_y], dim=-1) * regions.scale[:, None]
 
@@ -141,8 +141,8 @@ def boxes_gradient(
 def _along(span: Spans, bins: int, samples: int, cells: int) -> tuple[Int32[Tensor, "b c r"], Float[Tensor, "b c r"]]:
     """The cells that each bin reads along one axis, and their weights.
 
-    With `cells` twice the samples each sample brings its own two. With fewer, at least `cells_needed`, samples share
-    them: 2 x 2 samples touch 9 cells, not 16, while they stand less than a cell apart.
+    With twice as many cells as samples each sample has its own two cells. With fewer, at least `cells_needed`, samples
+    share cells: 2 x 2 samples less than one cell apart touch 9 cells, not 16.
     """
     place, share, _ = _samples(span, bins, samples)
     first = place.floor()
@@ -155,14 +155,14 @@ def _along(span: Spans, bins: int, samples: int, cells: int) -> tuple[Int32[Tens
         cell = first.amin(dim=1, keepdim=True) + number[:, None]
         distance = place[:, :, None].sub(cell[:, None]).abs_()
         weight = distance.neg_().add_(1).clamp_(min=0).mul_(share[:, :, None]).sum(dim=1)
-    # Beyond the last cell weights are 0; a NaN must reach the result and not the address.
+    # Beyond the last cell weights are 0; a NaN must reach the result and not the index.
     return cell.int().clamp_(min=0).minimum((span.extent - 1).int()), weight
 
 
 def _along_gradient(
     span: Spans, samples: int, slopes: Float[Tensor, "b c r"]
 ) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
-    """The gradient in `low` and `size`, given that in the weights along one axis."""
+    """The gradient in `low` and `size` from that in the weights along one axis."""
     bins, cells, _ = slopes.shape
     place, share, position = _samples(span, bins, samples)
     if cells == 2 * samples:
@@ -171,7 +171,7 @@ def _along_gradient(
         first = place.floor()
         at = (first - first.amin(dim=1, keepdim=True)).long()
         lower, upper = (slopes.gather(1, i.clamp(0, cells - 1)) for i in (at, at + 1))
-    free = (place > 0) & (place < span.extent - 1)  # a sample held at the border does not move
+    free = (place > 0) & (place < span.extent - 1)  # a sample clamped to the border does not move
     moved = (upper - lower) * share * free
     return moved.sum(dim=(0, 1)), (moved * position).sum(dim=(0, 1))
 
@@ -179,20 +179,20 @@ def _along_gradient(
 def _samples(
     span: Spans, bins: int, samples: int
 ) -> tuple[Float[Tensor, "b s r"], Float[Tensor, "b s r"], Float[Tensor, "b s r"]]:
-    """Where samples stand on the map, each one's share in its bin's mean, and its place in the region, in [0, 1]."""
+    """Positions of samples on the map, their shares in the mean of their bin, and their places in the region (0..1)."""
     low, size, extent, count = span
     number = torch.arange(bins, dtype=low.dtype, device=low.device)[:, None, None]
     sample = torch.arange(samples, dtype=low.dtype, device=low.device)[:, None] + 0.5
     some = count.clamp(min=1)
     step = size / bins
-    # In torchvision's order of arithmetic: a sample on the border of the map must fall on the same side.
+    # In torchvision's order of arithmetic, so that a sample on the border of the map falls on the same side.
     place = (low + number * step) + sample * step / some
     inside = (place >= -1) & (place <= extent) & (sample < count)
     return place.clamp(min=0).minimum(extent - 1), inside / some, (number + sample / some) / bins
 
 
 def _constants(values: Sequence[int] | Sequence[float], like: Tensor) -> Tensor:
-    """Numbers as a tensor of the dtype and device of another, without a copy that makes the host wait."""
+    """Numbers as a tensor of the dtype and device of `like`, without a copy for which the host waits."""
     if like.device.type == "cpu":
         return torch.tensor(values, dtype=like.dtype)
     return torch.stack([torch.full((), value, dtype=like.dtype, device=like.device) for value in values])

@@ -34,11 +34,11 @@ def soft_nms(
     sigma: float = 0.5,
     min_score: float = 1e-3,
 ) -> SoftKept:
-    """The `top` best boxes of each image after decay; those whose score falls below `min_score` are dropped.
+    """The `top` best boxes of each image after decay; boxes whose score falls below `min_score` are dropped.
 
     A box taken multiplies the scores of the others of its group by `1 - IoU` where that exceeds `iou` (linear, equation
-    2), or by `exp(-IoU² / sigma)` (gaussian, equation 3). Only `valid` boxes take part; equal scores: the lower index
-    first. Raises ValueError on another method.
+    2), or by `exp(-IoU² / sigma)` (gaussian, equation 3). Only `valid` boxes take part; of equal scores the lower index
+    goes first. Raises ValueError for another method.
     """
     if method not in ("linear", "gaussian"):
         raise ValueError(f"unknown soft-NMS method {method!r}; known: linear, gaussian")
@@ -68,10 +68,10 @@ def _soft_nms(
         decay = torch.exp(overlap.square() / -sigma) if gaussian else torch.where(overlap > iou, 1 - overlap, 1.0)
         if groups is not None:
             decay = torch.where(groups == groups.gather(1, taken), decay, 1.0)
-        # A dropped or taken box stays at minus infinity: that times a decay of 0 would be NaN.
+        # A dropped or taken box stays at -inf, because -inf times a decay of 0 would be NaN.
         score = torch.where(score > -torch.inf, score * decay, score).scatter(1, taken, -torch.inf)
-    found = best >= min_score
-    return index.masked_fill(~found, 0), best.masked_fill(~found, 0), found
+    kept = best >= min_score
+    return index.masked_fill(~kept, 0), best.masked_fill(~kept, 0), kept
 
 
 def _fake(

@@ -1,7 +1,7 @@
 """Spatial pyramid pooling of regions of a feature map (SPPnet, He et al. 2014).
 
 Letters: n images, p boxes of each, padded, c channels. A pyramid level of b bins has b x b of them; the results of all
-levels stand one after another in a flat vector, each row, column, channel, as fc6 reads regions here.
+levels are concatenated to a flat vector, each in the order row, column, channel, as fc6 takes regions here.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def spp(
     Along an axis of k cells bin i of b is [floor(i k / b), ceil((i + 1) k / b)) (section 4.1), so that no bin is empty.
     By "centres" a box covers the cells whose receptive fields are centred inside it, from floor(x1 / stride) + 1 to
     ceil(x2 / stride) - 1 (appendix A), at least one; by "rounded" those of Fast R-CNN, and one level is then its
-    RoIPool. `max_cells` limits the rows and columns of a bin that devices other than the CPU look at; by default it
-    holds all bins.
+    RoIPool. `max_cells` limits the rows and columns of a bin that devices other than the CPU read; by default it
+    covers all bins.
     """
     h, w = features.shape[2:]
     x1, y1, x2, y2 = precise(boxes.detach()).unbind(-1)
@@ -50,7 +50,7 @@ def spp(
             continue
         finer = [level for level in levels if level % bins == 0]
         if finer:
-            # Each of its bins is exactly a block of those: floor(m i k / (m b)) = floor(i k / b), and so with ceil.
+            # Each bin is exactly a block of finer bins: floor(m i k / (m b)) = floor(i k / b), the same for ceil.
             size = min(finer) // bins
             level = levels[min(finer)].flatten(0, 1)
             levels[bins] = max_pool2d(level, size).unflatten(0, boxes.shape[:2])
@@ -74,7 +74,7 @@ def _cells(
 
 
 def _bins(cells: Int[Tensor, "n p 2"], bins: int) -> Int[Tensor, "n p b 2"]:
-    """Where the bins start and end along one axis."""
+    """Start and end of the bins along one axis."""
     first, end = cells[..., :1], cells[..., 1:]
     size, number = end - first, torch.arange(bins, dtype=torch.int32, device=cells.device)
     starts = first + torch.div(number * size, bins, rounding_mode="floor")

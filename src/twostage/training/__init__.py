@@ -17,12 +17,12 @@ def train(
     *,
     val: "Dataset | None" = None,
     backbone: "nn.Module | None" = None,
-    **options: Any,
+    **fields: Any,
 ) -> dict[str, Any]:
     """Train a detector and write a run folder.
 
     `data` is the path of a data set, an open `Dataset` or one made in memory (then `val` is the data set to validate
-    on, or None), or the `TrainOptions` of the run; `options` are fields of `TrainOptions`: `train("my-data", epochs=12)`.
+    on, or None), or the `TrainOptions` of the run; `fields` are those of `TrainOptions`: `train("my-data", epochs=12)`.
     `backbone` takes the place of the model's own (`models.build`).
 
     Returns {"out", "weights", "epochs", "steps", "seconds", "metrics"}: the run folder, its best weights, what was
@@ -41,14 +41,16 @@ def train(
     splits = None
     if isinstance(data, Dataset):
         splits = given_splits(data, val)
-        chosen = TrainOptions(data.root, **{"val_split": NONE if val is None else val.split, **options})
+        options = TrainOptions(data.root, **{"val_split": NONE if val is None else val.split, **fields})
     elif val is not None:
         raise UsageError("val is given and data is no Dataset: give --val-split, or both as data sets")
     else:
-        chosen = data if isinstance(data, TrainOptions) else TrainOptions(None if data is None else Path(data), **options)
-    scheme = chosen.scheme if chosen.resume is None else read_options(chosen.resume).scheme
+        options = (
+            data if isinstance(data, TrainOptions) else TrainOptions(None if data is None else Path(data), **fields)
+        )
+    scheme = options.scheme if options.resume is None else read_options(options.resume).scheme
     try:
         learn = alternate if scheme == "alternating" else run
-        return learn(chosen, splits=splits, backbone=backbone)
+        return learn(options, splits=splits, backbone=backbone)
     finally:
         release_freed_memory()

@@ -1,12 +1,12 @@
 """Faster R-CNN's four-step alternating training (Ren et al. 2015, section 3.2).
 
-1. The proposal network learns, from the pretrained net.
-2. Fast R-CNN learns on step 1's proposals, from the pretrained net again: nothing is shared yet.
-3. The proposal network learns anew on step 2's convolutions, which stay as they are.
-4. Fast R-CNN's own layers learn on step 3's proposals; the convolutions stay. Now both nets share them.
+1. The RPN is trained, from the pretrained net.
+2. Fast R-CNN is trained on step 1's proposals, from the pretrained net again: nothing is shared yet.
+3. The RPN is trained again on step 2's convolutions, which stay fixed.
+4. Fast R-CNN's own layers are trained on step 3's proposals, the convolutions stay fixed: both nets share them.
 
-Each step is a training run in a folder of its own, and goes on where it was stopped. Further rounds begin from what the
-round before has made, in place of the pretrained net.
+Each step is a training run in a folder of its own, and can be resumed. Further rounds begin from the result of the
+round before instead of the pretrained net.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from twostage.atomic import write_bytes, write_text
-from twostage.data.proposals import together, write_proposals
+from twostage.data.proposals import merge_proposals, write_proposals
 from twostage.data.workers import default_workers
 from twostage.distributed import Processes, process_group
 from twostage.errors import UsageError
@@ -49,9 +49,9 @@ RESULT = "result.json"  # of a step that is done
 
 @dataclass(frozen=True)
 class Step:
-    """One of the four: its folder's name, what learns, and the earlier steps it begins from and takes proposals of.
+    """One of the four: its folder, what is trained, and the earlier steps that its weights and proposals come from.
 
-    `begins` None is the pretrained net, `proposals` None the step's own network.
+    `begins` None is the pretrained net, `proposals` None the step's own RPN.
     """
 
     name: str
@@ -67,9 +67,11 @@ def steps(rounds: int) -> Iterator[Step]:
     for number in range(1, rounds + 1):
         names = [f"{'' if number == 1 else f'round-{number}-'}step-{k}" for k in (1, 2, 3, 4)]
         one, two, three, four = names
-        yield Step(one, "the proposal network, from the net given", ("backbone", "rpn"), before, None)
-        yield Step(two, f"Fast R-CNN on the proposals of {one}, from the net given", ("backbone", "head"), before, one)
-        yield Step(three, f"the proposal network on the convolutions of {two}", ("rpn",), two, None)
+        yield Step(one, "the RPN, from the initial net", ("backbone", "rpn"), before, None)
+        yield Step(
+            two, f"Fast R-CNN on the proposals of {one}, from the initial net", ("backbone", "head"), before, one
+        )
+        yield Step(three, f"the RPN on the convolutions of {two}", ("rpn",), two, None)
         yield Step(four, f"Fast R-CNN's own layers on the proposals of {three}", ("head",), three, three)
         before = four
 
@@ -126,7 +128,9 @@ def _all_steps(training: Training) -> dict[str, Any]:
 
 def _require_alternating(options: TrainOptions) -> None:
     if set(options.learn) != {"backbone", "rpn", "head"} or options.proposals is not None:
-        raise UsageError("scheme is alternating, which says itself what learns on which proposals: leave those out")
+        raise UsageError(
+            "scheme is alternating, whose steps fix what is trained on which proposals: leave --learn and --proposals out"
+        )
     config = configure(named(options.model), given_fields(options))
     if not isinstance(config, TwoStageConfig) or config.rpn is None:
         raise UsageError(
@@ -135,7 +139,7 @@ def _require_alternating(options: TrainOptions) -> None:
 
 
 def _claimed_root(options: TrainOptions, held: ExitStack) -> Path:
-    """The folder of all steps, kept to this process, with what the whole training was told."""
+    """The folder of all steps, locked by this process, with the options of the whole training."""
     folder = RunFolder.create(options) if options.resume is None else RunFolder(options.resume)
     held.enter_context(claimed(folder.state.parent))
     if options.resume is None:
@@ -218,7 +222,7 @@ def _propose(training: Training, step: Step, processes: Processes) -> None:
             )
         shares = processes.gather_to_main(own)
         if processes.is_main:
-            out.append((split, together(shares)))
+            out.append((split, merge_proposals(shares)))
     most = max(proposals.keep_train, proposals.keep_test)
     processes.on_main(lambda: write_proposals(_proposals(root, step.name), out, most))
 

@@ -1,4 +1,4 @@
-"""The run folder: everything a run leaves behind, each file complete or not there at all."""
+"""The run folder: everything that a run writes, each file complete or not there at all."""
 
 import csv
 import io
@@ -58,22 +58,22 @@ class RunFolder:
         return folder
 
     def begin(self, options: TrainOptions, processes: int = 1) -> None:
-        """Write what the run is. Raises UsageError where another run has begun here meanwhile."""
+        """Write the run's options and environment. Raises UsageError where another run has started here meanwhile."""
         if not self.writes:
             return
         if (self.path / "config.yaml").exists():
-            raise UsageError(f"{self.path}: another run has begun there just now. Choose a new folder.")
+            raise UsageError(f"{self.path}: another run has just started there. Choose a new folder.")
         write_text(self.path / "config.yaml", to_yaml(options))
         write_text(self.path / "env.json", json.dumps(environment() | {"processes": processes}, indent=2) + "\n")
 
-    def go_on(self, progress: Progress) -> None:
-        """Drop what came after this state, and what a writer that was killed has left."""
+    def resume(self, progress: Progress) -> None:
+        """Drop the rows behind this state, and the temporary files of a killed writer."""
         if self.writes:
             sweep(self.path)
         path = self.path / "metrics.csv"
         if path.exists():  # not when the run stopped within the first epoch
             with path.open(newline="", encoding="utf-8") as file:
-                # Losses that are still summed up say that the row of this step is yet to be written.
+                # Where losses are still being summed, the row of this step is yet to be written.
                 last = progress.step - bool(progress.summed)
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last]
 
@@ -109,7 +109,7 @@ class RunFolder:
             self._save_weights(self.best, model, session, names, metrics)
 
     def with_picture(self, batches: Iterator[Loaded], names: tuple[str, ...]) -> Iterator[Loaded]:
-        """The same batches; the first is also drawn, as the model is taught it."""
+        """The same batches; the first is also drawn, with the targets of the model."""
         for loaded in batches:
             path = self.path / "train_batch.jpg"
             if self.writes and not path.exists():
@@ -135,7 +135,7 @@ class RunFolder:
 
 
 def to_yaml(options: TrainOptions) -> str:
-    """Everything a run was told, as `train --config` reads it; paths are made absolute."""
+    """The options of a run, as `train --config` reads them; paths are made absolute."""
     values = {}
     for name, value in asdict(options).items():
         if name in ("resume", "out", "quiet") or value is None:

@@ -1,4 +1,4 @@
-"""Everything a training run can be told: the source of `twostage train`'s flags, configuration keys and help.
+"""The options of a training run: the source of `twostage train`'s flags, configuration keys and help.
 
 Importing this module imports no torch, so that the command line's help stays quick.
 """
@@ -15,7 +15,7 @@ PARTS = ("backbone", "rpn", "head", "boxes")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `twostage.training.train` is asked to do. None means: as the model's recipe says, or as the help says.
+    """The options of `twostage.training.train`. None: the value of the model's recipe, or the default in the help.
 
     Raises UsageError when a value is out of its range, or when options contradict each other.
     """
@@ -36,7 +36,7 @@ class TrainOptions:
         "--epochs, or its share of --minutes.",
         group="Model",
     )
-    rounds: int = option(1, "How often the four steps are gone through.", group="Model", low=1)
+    rounds: int = option(1, "How often the four steps are repeated.", group="Model", low=1)
     learn: tuple[str, ...] = option(
         ("backbone", "rpn", "head"),
         "Parts of the model that learn; the losses of others do not count. boxes is the head's last layer alone.",

@@ -6,7 +6,6 @@ import numpy as np
 
 from twostage.data.batch import Batch, Targets
 from twostage.data.dataset import Dataset
-from twostage.data.images import read_image
 from twostage.drawing import draw_boxes, draw_pair, save_picture, tile
 from twostage.evaluation.results import Results
 from twostage.ops.paste import paste
@@ -43,6 +42,6 @@ def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: 
         if results.masks is not None:
             masks = (dataset.masks_of(index) or None, [results.masks[int(row)] for row in np.flatnonzero(mine)])
         truth = (objects.boxes, objects.labels)
-        pair = draw_pair(read_image(dataset.path(index)), truth, found, dataset.names, masks=masks)
+        pair = draw_pair(dataset.image(index), truth, found, dataset.names, masks=masks)
         name = "-".join(Path(dataset.file_name(index)).with_suffix("").parts)
         save_picture(pair, folder / f"{name}.jpg")

@@ -1,4 +1,4 @@
-"""Going on with a run exactly as if it had not stopped: what may be said anew, and what must be the same."""
+"""Resuming a run exactly as if it had not stopped: which options may change, and which must be the same."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,17 +14,17 @@ FREE = ("data", "images", "proposals", "device", "workers", "quiet", "offline", 
 
 
 def resumed(options: TrainOptions, folder: Path) -> TrainOptions:
-    """What the run was told, with what may be said anew. Raises UsageError for anything else that is said."""
-    told = read_options(folder)
+    """The options of the run, with those that may change. Raises UsageError where another one differs."""
+    stored = read_options(folder)
     defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(options)}
-    said = {name: value for name in defaults if (value := getattr(options, name)) != defaults[name]}
-    for name in said:
-        if name not in FREE and said[name] != getattr(told, name):
+    given = {name: value for name in defaults if (value := getattr(options, name)) != defaults[name]}
+    for name in given:
+        if name not in FREE and given[name] != getattr(stored, name):
             raise UsageError(
-                f"{name}: a resumed run goes on with what it was told, and {name} would change it. "
+                f"{name}: a resumed run keeps its options, and another {name} would change it. "
                 f"Leave it out, or begin a new run with --weights {RunFolder(folder).last}."
             )
-    return replace(told, **said)
+    return replace(stored, **given)
 
 
 def require_same_images(progress: Progress, train: Dataset) -> None:

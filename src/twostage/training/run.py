@@ -18,9 +18,9 @@ from torch import nn
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
-from twostage.data.loader import Given, training_batches
+from twostage.data.loader import PrecomputedProposals, training_batches
 from twostage.data.order import steps_per_epoch
-from twostage.data.proposals import read_proposals, require_told_apart
+from twostage.data.proposals import read_proposals, require_distinct_splits
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
 from twostage.device import has_bf16, reproducible, require_precision
@@ -54,15 +54,15 @@ log = logging.getLogger("twostage.training")
 
 @dataclass
 class Run:
-    """What a run holds besides the session that learns."""
+    """Everything that a run holds besides its session."""
 
     options: TrainOptions
     splits: Splits
     session: Session
     folder: RunFolder
     workers: int
-    given: tuple[Given | None, Given | None] = (None, None)  # proposals of both splits that are not the model's own
-    stuff: tuple[Stuff | None, Stuff | None] = (None, None)  # of both splits, where a semantic branch learns them
+    given: tuple[PrecomputedProposals | None, PrecomputedProposals | None] = (None, None)  # proposals of both splits that are not the model's own
+    stuff: tuple[Stuff | None, Stuff | None] = (None, None)  # of both splits, for a semantic branch
     metrics: dict[str, float] | None = None  # of the best weights
     report: Report | None = None  # the same at length, in the process that leads
     results: Results | None = None
@@ -119,17 +119,17 @@ def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, fol
         session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.ema)
         session.scaler.load_state_dict(scaler)
         require_same_images(session.progress, splits.train)
-        folder.go_on(session.progress)
+        folder.resume(session.progress)
 
 
-def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> tuple[Given | None, Given | None]:
+def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> tuple[PrecomputedProposals | None, PrecomputedProposals | None]:
     """Proposals of the training and of the validation split, from a file or computed; None where the model proposes."""
     if not {"head", "boxes"} & set(options.learn) or not isinstance(config, TwoStageConfig):
         return None, None
     read = None if options.proposals is None else partial(read_proposals, options.proposals)
     if options.proposals is not None and splits.val is not None:
-        require_told_apart(options.proposals, splits.train, splits.val)
-    found: list[Given | None] = []
+        require_distinct_splits(options.proposals, splits.train, splits.val)
+    found: list[PrecomputedProposals | None] = []
     for split, keep in ((splits.train, config.proposals.keep_train), (splits.val, config.proposals.keep_test)):
         if split is None:
             found.append(None)
@@ -150,7 +150,7 @@ def _stuff(splits: Splits, session: Session) -> tuple[Stuff | None, Stuff | None
     for split, stuff in zip(splits, found, strict=False):
         if split is not None and stuff is not None and stuff.classes > semantic.classes:
             raise DataError(
-                f"{split.root}: the maps of stuff tell {stuff.classes} classes apart, the model "
+                f"{split.root}: the stuff maps have {stuff.classes} classes, the model "
                 f"{semantic.classes}. Leave semantic_classes out to take their number from the data."
             )
         if split is not None and stuff is None:
@@ -174,7 +174,7 @@ def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
 
 def _session(options: TrainOptions, train: Dataset, processes: Processes, backbone: nn.Module | None = None) -> Session:
     device = processes.device(options.device)
-    require_precision(device, options.precision or "fp32")  # an impossible one is said before anything is written
+    require_precision(device, options.precision or "fp32")  # an impossible one is an error before anything is written
     model, loaded = starting_model(options, train.names, partial(find_stuff, train), backbone)
     recipe = resolve(
         options,
@@ -249,7 +249,7 @@ def _learn(run: Run) -> None:
             epoch_end = ceil((progress.step // run.updates + 1) * run.updates)
             try:
                 train_until(session, drawn, epoch_end, after_step)
-            except (DataError, SystemExit):  # a picture, here or elsewhere, that cannot be read: the step has not begun
+            except (DataError, SystemExit):  # an image, of this process or another, cannot be read
                 run.folder.save_last(options.model, session, names)
                 log.warning("Saved. When that is mended, go on with: twostage train --resume %s", run.folder.path)
                 raise
@@ -263,7 +263,7 @@ def _learn(run: Run) -> None:
 
 
 def _epochs(run: Run) -> int:
-    """Passes over the data that have ended, or have begun where the run is over."""
+    """Passes over the data that are complete; at the end of the run also the last one."""
     whole = int(run.session.progress.step // run.updates)
     return max(1, whole if ceil(whole * run.updates) == run.session.progress.step else whole + 1)
 

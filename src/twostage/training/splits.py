@@ -7,8 +7,9 @@ import numpy as np
 
 from twostage.data.dataset import Dataset, select_classes
 from twostage.data.faults import Fault, FaultyDataError, OnError, format_faults
+from twostage.data.layout import Layout, Options
 from twostage.data.mask_check import mask_faults
-from twostage.data.recognise import Layout, Options, check_same_classes, default_splits, find_layout, opener
+from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener
 from twostage.errors import DataError, UsageError
 from twostage.training.options import TrainOptions
 
@@ -20,7 +21,7 @@ NONE = "none"  # the validation split of a run that is not validated
 class Splits(NamedTuple):
     """What a run learns from, what it is validated on, and the latter with its boxes as they are written.
 
-    Losses need boxes that can be learned; the metrics are defined on the boxes of the file (`Builder.mend`).
+    Losses need boxes that can be learned; the metrics are defined on the boxes of the file (`Builder.repair`).
     """
 
     train: Dataset
@@ -29,7 +30,7 @@ class Splits(NamedTuple):
 
 
 def open_splits(options: TrainOptions) -> Splits:
-    """The data sets to learn from and to choose by; what was recognised and what was repaired is said.
+    """The data sets to train and to validate on; the layout and the repairs are logged.
 
     Raises UsageError for a split that is not there, DataError with the faults of both splits, or where there is nothing
     to learn.
@@ -54,11 +55,11 @@ def open_splits(options: TrainOptions) -> Splits:
     if len(opened) == 2:
         check_same_classes(*opened)
         mended = any(fault.severity == "repair" for fault in opened[1].faults) and options.on_error != "skip"
-        opened.append(opener(layout, how._replace(mend=False))(opened[1].split) if mended else opened[1])
+        opened.append(opener(layout, how._replace(repair=False))(opened[1].split) if mended else opened[1])
     if options.names is not None:
         opened = [select_classes(dataset, options.names) for dataset in opened]
     for dataset in opened[:2]:
-        _tell(dataset)
+        _log(dataset)
     _require_objects(opened[0])
     return Splits(*opened) if len(opened) == 3 else Splits(opened[0], None, None)
 
@@ -69,7 +70,7 @@ def given_splits(train: Dataset, val: Dataset | None) -> Splits:
         check_same_classes(train, val)
     for dataset in (train, val):
         if dataset is not None:
-            _tell(dataset)
+            _log(dataset)
     _require_objects(train)
     return Splits(train, val, val)
 
@@ -122,7 +123,7 @@ def _choose(layout: Layout, options: TrainOptions) -> tuple[str, str]:
     return train, val
 
 
-def _tell(dataset: Dataset) -> None:
+def _log(dataset: Dataset) -> None:
     notes = [fault for fault in dataset.faults if fault.severity == "note"]
     repairs = [fault for fault in dataset.faults if fault.severity != "note"]
     if repairs:

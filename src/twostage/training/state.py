@@ -24,7 +24,7 @@ class Progress:
     that of the last step.
 
     `warmup` and `warmup_seconds` are the steps a time budget had for warming up and their time; `corrected` says that
-    `total` was fitted anew halfway. `seconds` is the time spent in steps, `losses` the sums over `summed` steps since
+    `total` was corrected halfway. `seconds` is the time spent in steps, `losses` the sums over `summed` steps since
     the last epoch's end.
     """
 

@@ -31,7 +31,7 @@ from twostage.training.state import Progress
 log = logging.getLogger("twostage.training")
 
 WARMUP_SHARE = 0.1  # of a time budget: a slow machine does not spend it all on warming up
-ENOUGH = 30  # steps that tell how long one takes
+ENOUGH = 30  # steps that the duration of one is measured over
 SAVE_EVERY = 600  # seconds, in epochs that last longer
 
 
@@ -198,7 +198,7 @@ def _fit_to_budget(recipe: Recipe, budget: float, progress: Progress, duration: 
             return
         if progress.step < ENOUGH and share < 2 * WARMUP_SHARE:
             return
-        # The first steps allocate and plan: they say nothing about the others.
+        # The first steps allocate and plan: they take longer than the others.
         later = progress.durations[len(progress.durations) // 2 :]
         progress.warmup, progress.warmup_seconds, progress.durations = progress.step, progress.seconds, []
     elif not progress.corrected and progress.step == (progress.warmup + progress.total) // 2:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from twostage.data.dataset import Dataset
-from twostage.data.loader import Given, Loaded
+from twostage.data.loader import Loaded, PrecomputedProposals
 from twostage.data.stuff import Stuff
 from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.evaluation.evaluate import Report, evaluate
@@ -26,7 +26,7 @@ def detect_with_losses(
     workers: int,
     parts: Collection[str] = PARTS,
     processes: Processes = SINGLE_PROCESS,
-    proposals: Given | None = None,
+    proposals: PrecomputedProposals | None = None,
     stuff: Stuff | None = None,
 ) -> tuple[Results, dict[str, float]]:
     """Detections on a split and the mean losses of its batches; of several processes the main one gets all.
@@ -74,7 +74,7 @@ def validate(
     workers: int,
     parts: Collection[str] = PARTS,
     processes: Processes = SINGLE_PROCESS,
-    proposals: Given | None = None,
+    proposals: PrecomputedProposals | None = None,
     stuff: Stuff | None = None,
 ) -> tuple[Report | None, Results, dict[str, float]]:
     """The report of a split, its detections, and the mean losses; `truth` is the split with its boxes as written.

@@ -128,14 +128,13 @@ def read_card(path: Path, text: str) -> Card:
 def _config(path: Path, content: Mapping[str, Any], stored: dict[str, Any]) -> DetectorConfig:
     """The configuration of a header: that of the model's name with the stored values."""
     template = ZOO[content["model"]]
-    backbone = stored["backbone"]
-    if backbone["type"] == "ProvidedConfig":
+    backbone = stored.get("backbone", {})
+    if backbone.get("type") == "ProvidedConfig":
         provided = ProvidedConfig(backbone["name"], tuple(backbone["channels"]), tuple(backbone["strides"]))
         template = replace(template, backbone=provided)
     values = flatten(stored)
     if "roi" in stored:
         values["roi"] = "pool" if stored["roi"]["type"] == "RoIPoolConfig" else "align"
-    values = {name: value for name, value in values.items() if value is not None or name in names_of(template)}
     return _configured(path, content, template, values)
 
 

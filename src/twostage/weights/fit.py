@@ -30,7 +30,7 @@ class Unfilled(TorchFunctionMode):
 def load_all(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load a state dict of which nothing may be missing, too much or of another shape.
 
-    Batch counters are ignored: they say nothing about a prediction. Raises DataError that names what differs.
+    Batch counters are ignored: no prediction depends on them. Raises DataError that names what differs.
     """
     own = model.state_dict()
     given = {name: tensor for name, tensor in state.items() if name in own or not _is_counter(name)}

@@ -72,7 +72,7 @@ def _classes(outputs: int, num_classes: int) -> Tensor:
     if (outputs, num_classes) == (91, 80):
         return torch.tensor([row for row in range(91) if row not in COCO_HOLES])
     raise DataError(
-        f"The weights tell {outputs - 1} classes apart (and background), but {num_classes} names are given. "
+        f"The weights have {outputs - 1} classes (and background), but {num_classes} names are given. "
         f"Give {outputs - 1} names."
     )
 
@@ -86,11 +86,11 @@ def _box_rows(weight: Tensor, keep: Tensor) -> Tensor:
 
 
 def _object_rows(weight: Tensor, keep: Tensor) -> Tensor:
-    """Of a layer that tells a mask of background as well; a convolution of one cell is a matrix."""
+    """The rows of a layer that has a mask of background as well; a 1 x 1 convolution is a matrix."""
     return weight[keep[1:]].flatten(1) if weight.ndim > 1 else weight[keep[1:]]
 
 
-def _doubling(weight: Float[Tensor, "c d 2 2"], keep: Tensor) -> Float[Tensor, "4 d c"]:
+def _transposed(weight: Float[Tensor, "c d 2 2"], keep: Tensor) -> Float[Tensor, "4 d c"]:
     return weight.permute(2, 3, 1, 0).flatten(0, 1)
 
 
@@ -111,7 +111,7 @@ _CONVERSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "head.deltas.bias": _box_rows,
     "head.body.fc6.weight": _fc6,
     "head.body.fc.weight": _fc6,
-    "head.mask.up.weight": _doubling,
+    "head.mask.up.weight": _transposed,
     "head.mask.classes.weight": _object_rows,
     "head.mask.classes.bias": _object_rows,
 }

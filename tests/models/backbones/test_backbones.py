@@ -7,21 +7,22 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
+from detectors import make_model
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
 from twostage.models.backbones import resnet
 from twostage.models.backbones.mobilenet import MobileNetV3Large
-from twostage.models.backbones.norm import norm_layer
+from twostage.models.backbones.norm import NormConfig, norm_layer
+from twostage.models.backbones.resnet import ResNetConfig
 from twostage.models.backbones.tiny import Tiny
 from twostage.models.backbones.vgg import VGG16
 from twostage.models.backbones.zf import ZF, LocalNorm
-from twostage.models.zoo import build as build_model
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
-BATCH = norm_layer("batch", 1e-5)
-FROZEN = norm_layer("frozen", 1e-5)
+BATCH = norm_layer(NormConfig("batch"))
+FROZEN = norm_layer(NormConfig("frozen"))
 
 
 def image(height: int = 64, width: int = 48, batch: int = 2) -> Tensor:
@@ -64,21 +65,26 @@ def assert_loads_exactly(ours: nn.Module, theirs: dict[str, Tensor]) -> nn.Modul
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
-def test_resnet_has_torchvisions_names(name: str) -> None:
+NORMS = (NormConfig("frozen"), NormConfig("batch"))
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_resnet_has_torchvisions_names(depth: int) -> None:
     with torch.device("meta"):
-        theirs = common(getattr(torchvision.models, name)(weights=None), ("conv1", "bn1", *STAGES))
-        for norm in (FROZEN, BATCH):
-            assert_loads_exactly(getattr(resnet, name)(norm), theirs)
+        theirs = common(getattr(torchvision.models, f"resnet{depth}")(weights=None), ("conv1", "bn1", *STAGES))
+        for norm in NORMS:
+            assert_loads_exactly(resnet.resnet(ResNetConfig(depth, norm=norm)), theirs)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnet_has_torchvisions_outputs(name: str) -> None:
-    theirs = drawn(getattr(torchvision.models, name))
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnet_has_torchvisions_outputs(depth: int) -> None:
+    theirs = drawn(getattr(torchvision.models, f"resnet{depth}"))
     getter = IntermediateLayerGetter(theirs, {stage: stage for stage in STAGES})
     expected = [*getter(image()).values()]
-    for norm in (FROZEN, BATCH):
-        ours = assert_loads_exactly(getattr(resnet, name)(norm), common(theirs, ("conv1", "bn1", *STAGES)))
+    for norm in NORMS:
+        ours = assert_loads_exactly(
+            resnet.resnet(ResNetConfig(depth, norm=norm)), common(theirs, ("conv1", "bn1", *STAGES))
+        )
         for mine, other in zip(ours(image()), expected, strict=True):
             scale = float(other.abs().max())
             torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=2e-5)
@@ -87,9 +93,9 @@ def test_resnet_has_torchvisions_outputs(name: str) -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: resnet.resnet18(FROZEN),
-        lambda: resnet.resnet50(FROZEN),
-        lambda: resnet.resnet50(FROZEN, first=3, stages=3),
+        lambda: resnet.resnet(ResNetConfig(18)),
+        lambda: resnet.resnet(ResNetConfig(50)),
+        lambda: resnet.resnet(ResNetConfig(50, first=3, last=3)),
         lambda: MobileNetV3Large(FROZEN),
         lambda: Tiny(BATCH),
         lambda: VGG16(),
@@ -156,8 +162,8 @@ def test_zfs_map_is_caffes(image: tuple[int, int], expected: tuple[int, int]) ->
     [
         (lambda: VGG16(), 5),
         (lambda: ZF(), 5),
-        (lambda: resnet.resnet18(FROZEN), 5),
-        (lambda: resnet.resnet50(FROZEN, first=3, stages=3), 4),
+        (lambda: resnet.resnet(ResNetConfig(18)), 5),
+        (lambda: resnet.resnet(ResNetConfig(50, first=3, last=3)), 4),
         (lambda: MobileNetV3Large(BATCH), 6),
         (lambda: Tiny(BATCH), 5),
     ],
@@ -167,7 +173,7 @@ def test_parts_are_the_whole_body_from_the_input_on(build: Callable[[], nn.Modul
     """What `--freeze n` fixes: each parameter in exactly one part, in the order of the forward pass."""
     with torch.device("meta"):
         net = build()
-    parts = net.parts()
+    parts = net.get_stages()
     assert len(parts) == count
     of_parts = [p for part in parts for module in part for p in module.parameters()]
     assert len({id(p) for p in of_parts}) == len(of_parts)
@@ -177,7 +183,7 @@ def test_parts_are_the_whole_body_from_the_input_on(build: Callable[[], nn.Modul
 def test_freezing_layers_before_conv3_1_is_two_parts_of_vgg16() -> None:
     """Faster R-CNN, section 3.1.3 and py-faster-rcnn: conv1 and conv2, four convolutions."""
     with torch.device("meta"):
-        parts = VGG16().parts()
+        parts = VGG16().get_stages()
     convolutions = [m for part in parts[:2] for m in part if isinstance(m, nn.Conv2d)]
     assert [m.out_channels for m in convolutions] == [64, 64, 128, 128]
 
@@ -222,7 +228,7 @@ def test_zf_layer_by_layer() -> None:
 @pytest.mark.parametrize(("name", "inputs"), [("vgg16", 512 * 7 * 7), ("zf", 256 * 6 * 6)])
 def test_their_hidden_layers_have_4096_units(name: str, inputs: int) -> None:
     with torch.device("meta"):
-        body = build_model(f"faster_rcnn_{name}", 20).head.body
+        body = make_model(f"faster_rcnn_{name}", 20).head.body
     assert body.fc6.weight.shape == (4096, inputs)
     assert body.fc7.weight.shape == (4096, 4096)
     assert body.dropout == 0.5
@@ -231,7 +237,7 @@ def test_their_hidden_layers_have_4096_units(name: str, inputs: int) -> None:
 def test_a_dilated_last_stage_keeps_its_map_and_its_weights() -> None:
     """Stride 16 in the place of 32; what it tells is what torchvision's tells with all strides of layer4 taken away."""
     torch.manual_seed(0)
-    ours = resnet.dilated(resnet.resnet50(norm_layer("batch", 1e-5), first=4)).eval()
+    ours = resnet.resnet(ResNetConfig(50, first=4, dilated=True, norm=NormConfig("batch"))).eval()
     theirs = torchvision.models.resnet50(weights=None).eval()
     names = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert not names.unexpected_keys

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops import feature_pyramid_network as torchvisions
 
-from twostage.models.backbones.fpn import FPN, EverySecond, TwoConvs
-from twostage.models.backbones.norm import norm_layer
+from twostage.models.backbones.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from twostage.models.backbones.norm import NormConfig, norm_layer
 
 
 class Given(nn.Module):
@@ -22,6 +22,9 @@ class Given(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.maps)
+
+    def get_stages(self) -> list[list[nn.Module]]:
+        return [[self]]
 
     def parts(self) -> list[list[nn.Module]]:
         return [[self]]
@@ -43,11 +46,14 @@ def test_equal_to_torchvision(norm: str | None, extra: bool, shapes: list[tuple[
     theirs = FeaturePyramidNetwork(
         list(channels),
         16,
-        extra_blocks=LastLevelMaxPool() if extra else None,
+        extra_blocks=torchvisions.LastLevelMaxPool() if extra else None,
         norm_layer=nn.BatchNorm2d if norm else None,
     ).eval()
     ours = FPN(
-        Given(channels, given), 16, norm_layer(norm, 1e-5) if norm else None, extra=EverySecond() if extra else None
+        Given(channels, given),
+        16,
+        norm_layer(NormConfig(norm)) if norm else None,
+        extra=LastLevelMaxPool() if extra else None,
     ).eval()
     for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         if other.is_floating_point():
@@ -62,9 +68,9 @@ def test_equal_to_torchvision(norm: str | None, extra: bool, shapes: list[tuple[
 
 def test_two_more_levels_equal_torchvisions() -> None:
     channels, shapes = (8, 12, 20), [(24, 32), (12, 16), (7, 8)]
-    theirs = FeaturePyramidNetwork(list(channels), 16, extra_blocks=LastLevelP6P7(16, 16)).eval()
+    theirs = FeaturePyramidNetwork(list(channels), 16, extra_blocks=torchvisions.LastLevelP6P7(16, 16)).eval()
     given = maps(channels, shapes)
-    ours = FPN(Given(channels, given), 16, extra=TwoConvs(16)).eval()
+    ours = FPN(Given(channels, given), 16, extra=LastLevelP6P7(16)).eval()
     for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         mine.copy_(other)
     expected = theirs(OrderedDict((str(i), m) for i, m in enumerate(given)))
@@ -75,6 +81,6 @@ def test_two_more_levels_equal_torchvisions() -> None:
 
 def test_strides_and_parts_are_the_bodys_and_one_more() -> None:
     body = Given((8, 8, 8), [])
-    assert FPN(body, 16, extra=EverySecond()).strides == (4, 8, 16, 32)
+    assert FPN(body, 16, extra=LastLevelMaxPool()).strides == (4, 8, 16, 32)
     assert FPN(body, 16).strides == (4, 8, 16)
-    assert FPN(body, 16).parts() == body.parts()
+    assert FPN(body, 16).get_stages() == body.get_stages()

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from twostage.models.backbones.norm import FrozenBatchNorm, conv_norm, norm_layer
+from twostage.models.backbones.norm import FrozenBatchNorm, NormConfig, conv_norm, norm_layer
 
 
 def with_statistics(norm: nn.Module, seed: int = 0) -> nn.Module:
@@ -63,19 +63,19 @@ def test_frozen_has_nothing_to_learn_and_moves_nothing() -> None:
 
 
 def test_trained_batch_norm_takes_its_statistics_from_the_batch() -> None:
-    conv, norm = nn.Conv2d(8, 16, 1, bias=False), norm_layer("batch", 1e-5)(16).train()
+    conv, norm = nn.Conv2d(8, 16, 1, bias=False), norm_layer(NormConfig("batch"))(16).train()
     out = conv_norm(image(), conv, norm)
     assert out.mean(dim=(0, 2, 3)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("channels", [8, 16, 24, 40, 64, 72, 112, 120, 184, 200, 256, 672, 960, 2048])
 def test_groups_divide_every_width_the_backbones_have(channels: int) -> None:
-    norm = norm_layer("group", 1e-5)(channels)
+    norm = norm_layer(NormConfig("group"))(channels)
     assert norm(torch.randn(1, channels, 2, 2)).shape == (1, channels, 2, 2)
     assert channels / norm.num_groups >= 8
 
 
 def test_kinds_and_eps() -> None:
-    kinds = {kind: norm_layer(kind, 0.25)(16) for kind in ("frozen", "batch", "group")}
+    kinds = {kind: norm_layer(NormConfig(kind, 0.25))(16) for kind in ("frozen", "batch", "group")}
     assert [type(norm) for norm in kinds.values()] == [FrozenBatchNorm, nn.BatchNorm2d, nn.GroupNorm]
     assert all(norm.eps == 0.25 for norm in kinds.values())

@@ -1,13 +1,14 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.faster_rcnn import TwoMLPHead as TorchvisionTwoMLPHead
 from torchvision.models.resnet import resnet50
 
-from twostage.models.backbones.norm import norm_layer
-from twostage.models.fields import Fields
-from twostage.models.heads.bodies import ConvsAndLayer, Stage5, TwoLayers
-from twostage.models.heads.box import BoxHead
+from twostage.models.backbones.norm import NormConfig, norm_layer
+from twostage.models.heads.bodies import FourConvHead, Res5Head, TwoMLPHead
+from twostage.models.heads.box import BoxHead, BoxHeadConfig, StageConfig
+from twostage.models.regions.pooling import RegionFeatures
 from twostage.weights.torchvision import channel_last
 
 N, P, C, S, WIDTH = 2, 3, 8, 7, 24
@@ -20,7 +21,7 @@ def regions(channels: int = C, size: int = S) -> Tensor:
 
 
 def test_two_layers_are_torchvisions_with_turned_columns() -> None:
-    theirs, ours = TwoMLPHead(C * S * S, WIDTH), TwoLayers(C, S, WIDTH, dropout=0.0)
+    theirs, ours = TorchvisionTwoMLPHead(C * S * S, WIDTH), TwoMLPHead(C, S, WIDTH, dropout=0.0)
     state = theirs.state_dict()
     state["fc6.weight"] = channel_last(state["fc6.weight"], C)
     ours.load_state_dict(state)
@@ -31,7 +32,7 @@ def test_two_layers_are_torchvisions_with_turned_columns() -> None:
 
 def test_convs_and_layer_are_torchvisions() -> None:
     theirs = FastRCNNConvFCHead((C, S, S), [C] * 4, [WIDTH], norm_layer=nn.BatchNorm2d).eval()
-    ours = ConvsAndLayer(C, S, 4, WIDTH, norm_layer("batch", 1e-5)).eval()
+    ours = FourConvHead(C, S, 4, WIDTH, norm_layer(NormConfig("batch"))).eval()
     values = [v for name, v in theirs.state_dict().items()]
     state = dict(zip(ours.state_dict(), values, strict=True))
     state["fc.weight"] = channel_last(state["fc.weight"], C)
@@ -52,19 +53,19 @@ class Pooled(nn.Module):
 
 def test_stage_5_is_resnets_last_and_the_mean() -> None:
     with torch.device("meta"):
-        theirs, ours = resnet50().layer4, Stage5(norm_layer("frozen", 1e-5))
+        theirs, ours = resnet50().layer4, Res5Head(norm_layer(NormConfig()))
     names = {name for name in theirs.state_dict() if not name.endswith("num_batches_tracked")}
     assert {f"layer4.{name}" for name in names} == set(ours.state_dict())
     out = ours(torch.empty(N, P, 1024, 14, 14, device="meta"))
-    assert out.shape == (N, P, Stage5.channels)
+    assert out.shape == (N, P, Res5Head.channels)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_logits_and_deltas_are_torchvisions_less_the_background_row(agnostic: bool) -> None:
     k = 5
     pooled = regions()
-    head = BoxHead(Fields(class_agnostic=agnostic), Pooled(pooled), nn.Flatten(2), C * S * S, k)
-    boxes, logits, deltas = head([], torch.zeros(N, P, 4))
+    head = BoxHead(BoxHeadConfig(), StageConfig(class_agnostic=agnostic), Pooled(pooled), nn.Flatten(2), C * S * S, k)
+    boxes, logits, deltas = head(RegionFeatures([]), torch.zeros(N, P, 4))
     assert boxes.shape == (N, P, 4)
     assert logits.shape == (N, P, k + 1)
     assert deltas.shape == (N, P, 1 if agnostic else k, 4)
@@ -80,7 +81,7 @@ def test_logits_and_deltas_are_torchvisions_less_the_background_row(agnostic: bo
 
 def test_new_layers_begin_as_in_the_paper() -> None:
     """Fast R-CNN, section 2.3: N(0, 0.01) for classes, N(0, 0.001) for boxes, biases 0."""
-    head = BoxHead(Fields(), nn.Identity(), nn.Identity(), 1000, 100)
+    head = BoxHead(BoxHeadConfig(), StageConfig(), nn.Identity(), nn.Identity(), 1000, 100)
     assert float(head.classes.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
     assert float(head.deltas.weight.detach().std()) == pytest.approx(0.001, rel=0.02)
     assert not head.classes.bias.any()
@@ -88,7 +89,7 @@ def test_new_layers_begin_as_in_the_paper() -> None:
 
 
 def test_dropout_only_in_training() -> None:
-    body = TwoLayers(C, S, 4096, dropout=0.5)
+    body = TwoMLPHead(C, S, 4096, dropout=0.5)
     quiet = body.eval()(regions())
     assert torch.equal(quiet, body(regions()))
     dropped = body.train()(regions())
@@ -99,5 +100,5 @@ def test_dropout_only_in_training() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_no_regions(count: int) -> None:
     some = regions()[:, :count]
-    for body in (TwoLayers(C, S, WIDTH, 0.5), ConvsAndLayer(C, S, 2, WIDTH, norm_layer("frozen", 1e-5))):
+    for body in (TwoMLPHead(C, S, WIDTH, 0.5), FourConvHead(C, S, 2, WIDTH, norm_layer(NormConfig()))):
         assert body(some).shape == (N, count, WIDTH)

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from detectors import make_model
 
 from twostage.data.batch import Batch, Targets
 from twostage.errors import UsageError
-from twostage.models.fields import Fields
-from twostage.models.heads.cascade import refined, scaled_gradient, stage_fields
-from twostage.models.heads.detect import detect
-from twostage.models.zoo import build
+from twostage.models.heads.box import BoxHeadConfig
+from twostage.models.heads.cascade import CascadeConfig, refine, scale_gradient, stage_configs
+from twostage.models.heads.postprocess import postprocess
+from twostage.models.regions.pooling import RegionFeatures
 from twostage.ops.boxes import iou
 from twostage.ops.deltas import decode
 
@@ -19,7 +20,7 @@ SIZES = [(64, 96), (60, 80)]
 
 def cascade(**fields: object) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = build("cascade_rcnn_tiny_fpn", 3, rpn_keep_train=30, rpn_keep_test=30, region_batch=16, **fields)
+    model = make_model("cascade_rcnn_tiny_fpn", 3, rpn_keep_train=30, rpn_keep_test=30, region_batch=16, **fields)
     for head in model.head.boxes:
         torch.nn.init.normal_(head.deltas.weight, std=0.02)
         torch.nn.init.normal_(head.classes.weight, std=0.2)
@@ -28,24 +29,25 @@ def cascade(**fields: object) -> torch.nn.Module:
 
 def test_the_papers_stages() -> None:
     """Section 4 and mmdetection's and detectron2's configurations."""
-    stages = stage_fields(Fields(class_agnostic=True))
-    assert [s.region_positive_iou for s in stages] == [0.5, 0.6, 0.7]
-    assert [s.region_background_iou for s in stages] == [(0, 0.5), (0, 0.6), (0, 0.7)]
-    assert [s.box_delta_weights for s in stages] == [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
+    stages = [stage for _, stage in stage_configs(CascadeConfig(), BoxHeadConfig())]
+    assert all(stage.class_agnostic for stage in stages)
+    assert [s.positive_iou for s in stages] == [0.5, 0.6, 0.7]
+    assert [s.background_iou for s in stages] == [(0, 0.5), (0, 0.6), (0, 0.7)]
+    assert [s.delta_weights for s in stages] == [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
 
 
 def test_each_stage_looks_at_what_the_one_before_has_moved(make_batch: Callable[..., Batch]) -> None:
     model = cascade().eval()
     with torch.no_grad():
         stages = model.stages(make_batch(*SIZES))
-    assert torch.equal(stages.looks[0].boxes, stages.proposals.boxes)
+    assert torch.equal(stages.predictions[0].boxes, stages.proposals.boxes)
     limits = torch.tensor(SIZES).flip(1).repeat(1, 2)[:, None].float()
     for weights, before, after in zip(
-        model.fields.cascade_delta_weights, stages.looks[:-1], stages.looks[1:], strict=False
+        model.config.cascade.delta_weights, stages.predictions[:-1], stages.predictions[1:], strict=False
     ):
         expected = decode(before.deltas[:, :, 0], before.boxes, weights=weights)
         torch.testing.assert_close(after.boxes, expected.clamp(min=0).minimum(limits))
-    assert not torch.equal(stages.looks[0].boxes, stages.looks[2].boxes)
+    assert not torch.equal(stages.predictions[0].boxes, stages.predictions[2].boxes)
 
 
 def test_detections_have_the_mean_of_the_probabilities_and_the_last_stages_boxes(
@@ -55,9 +57,9 @@ def test_detections_have_the_mean_of_the_probabilities_and_the_last_stages_boxes
     batch = make_batch(*SIZES)
     with torch.no_grad():
         stages = model.stages(batch)
-    mean = sum(look.logits.softmax(dim=2) for look in stages.looks)[..., 1:] / 3
-    last = refined(model.head.boxes[2], stages.looks[2], batch.sizes)
-    found = stages.found
+    mean = sum(look.logits.softmax(dim=2) for look in stages.predictions)[..., 1:] / 3
+    last = refine(model.head.boxes[2], stages.predictions[2], batch.sizes)
+    found = stages.detections
     for image in range(2):
         rows = found.valid[image]
         parents, labels = found.proposals[image][rows], found.labels[image][rows]
@@ -71,9 +73,11 @@ def test_one_stage_is_a_plain_head(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch(*SIZES)
     with torch.no_grad():
         stages = model.stages(batch)
-        plain = detect(stages.looks[0].logits, stages.looks[0].deltas, stages.proposals, batch.sizes, model.fields)
-    torch.testing.assert_close(stages.found.boxes, plain.boxes)
-    torch.testing.assert_close(stages.found.scores, plain.scores)
+        first = stages.predictions[0]
+        coder, config = model.head.heads[0].coder, model.config.postprocess
+        plain = postprocess(first.logits, first.deltas, stages.proposals, batch.sizes, coder, config)
+    torch.testing.assert_close(stages.detections.boxes, plain.boxes)
+    torch.testing.assert_close(stages.detections.scores, plain.scores)
 
 
 def test_stages_learn_from_boxes_that_overlap_ever_more(
@@ -83,15 +87,15 @@ def test_stages_learn_from_boxes_that_overlap_ever_more(
     batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
     goals = []
     for head in model.head.boxes:
-        own = head.learn
-        head.learn = lambda *a, own=own, **k: goals.append(own(*a, **k)) or goals[-1]
+        own = head.compute_losses
+        head.compute_losses = lambda *a, own=own, **k: goals.append(own(*a, **k)) or goals[-1]
     losses = model(batch, targets)
     assert set(losses) == {"rpn_class", "rpn_box", *(f"{n}_{k}" for n in ("class", "box") for k in (1, 2, 3))}
     for goal, least in zip(goals, (0.5, 0.6, 0.7), strict=True):
-        overlap = iou(goal.goal.boxes, targets.boxes).masked_fill(~targets.valid[:, None], 0).amax(dim=2)
-        assert (overlap[goal.goal.positive] >= least).all()
-        assert goal.goal.positive.any()
-        assert (overlap[goal.goal.valid & ~goal.goal.positive] < least).all()
+        overlap = iou(goal.targets.boxes, targets.boxes).masked_fill(~targets.valid[:, None], 0).amax(dim=2)
+        assert (overlap[goal.targets.positive] >= least).all()
+        assert goal.targets.positive.any()
+        assert (overlap[goal.targets.valid & ~goal.targets.positive] < least).all()
 
 
 def test_what_a_stage_hands_on_are_moved_boxes_and_the_objects_join_once(
@@ -102,19 +106,19 @@ def test_what_a_stage_hands_on_are_moved_boxes_and_the_objects_join_once(
     batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
     given, told = [], []
     for head in model.head.boxes:
-        own = head.learn
+        own = head.compute_losses
 
         def learn(maps, boxes, valid, *rest, own=own):
             given.append((boxes, valid))
             told.append(own(maps, boxes, valid, *rest))
             return told[-1]
 
-        head.learn = learn
+        head.compute_losses = learn
     model(batch, targets)
     for learned, (boxes, valid), head in zip(told, given[1:], model.head.boxes, strict=False):
-        assert torch.equal(valid, learned.goal.valid)
-        assert torch.equal(boxes, refined(head, learned.look, batch.sizes))
-    objects = [(learned.goal.index >= boxes.shape[1]).any() for (boxes, _), learned in zip(given, told, strict=True)]
+        assert torch.equal(valid, learned.targets.valid)
+        assert torch.equal(boxes, refine(head, learned.predictions, batch.sizes))
+    objects = [(learned.targets.index >= boxes.shape[1]).any() for (boxes, _), learned in zip(given, told, strict=True)]
     assert objects == [True, False, False]
 
 
@@ -139,8 +143,9 @@ def test_loss_weights_and_gradients_are_fields(
 
 def test_scaled_gradient() -> None:
     x = torch.ones(3, requires_grad=True)
-    y = scaled_gradient(x, 0.25)
+    (y,), z = scale_gradient(RegionFeatures([x], x), 0.25)
     assert torch.equal(x, y)
+    assert torch.equal(x, z)
     y.sum().backward()
     assert x.grad.tolist() == [0.25] * 3
 
@@ -148,12 +153,12 @@ def test_scaled_gradient() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"cascade_ious": [0.5, 0.6]}, "have 2, 3, 3 values: give each one a stage"),
-        ({"class_agnostic": False}, "leave it true"),
-        ({"region_positive_iou": 0.4}, "a cascade has cascade_ious"),
-        ({"box_delta_weights": [5, 5, 5, 5]}, "a cascade has cascade_delta_weights"),
+        ({"cascade_ious": [0.5, 0.6]}, "have 2, 3, 3 values: give one per stage"),
+        ({"class_agnostic": False}, "no field"),
+        ({"region_positive_iou": 0.4}, "no field"),
+        ({"box_delta_weights": [5, 5, 5, 5]}, "no field 'box_delta_weights'"),
     ],
 )
 def test_fields_that_contradict_each_other(fields: dict, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        build("cascade_rcnn_tiny_fpn", 3, **fields)
+        make_model("cascade_rcnn_tiny_fpn", 3, **fields)

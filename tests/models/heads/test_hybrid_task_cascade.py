@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detectors import make_model
 from torch.nn.functional import cross_entropy, interpolate
 
 from twostage.data.batch import Batch, Targets
 from twostage.data.coverage import Coverage
 from twostage.data.stuff import UNKNOWN
-from twostage.models.heads.semantic import SemanticBranch
-from twostage.models.zoo import build
+from twostage.models.heads.semantic import SemanticBranch, SemanticConfig
+from twostage.models.regions.pooling import RegionFeatures
 
 SIZES = [(64, 96), (60, 80)]
 
@@ -19,7 +20,7 @@ SIZES = [(64, 96), (60, 80)]
 def htc(**fields: object) -> torch.nn.Module:
     torch.manual_seed(0)
     small = {"rpn_keep_train": 20, "rpn_keep_test": 20, "region_batch": 16, "norm": "frozen"}
-    model = build("hybrid_task_cascade_tiny_fpn", 3, **small, **fields)
+    model = make_model("hybrid_task_cascade_tiny_fpn", 3, **small, **fields)
     for head in model.head.cascade.boxes:
         torch.nn.init.normal_(head.deltas.weight, std=0.02)
     for head in model.head.mask:
@@ -101,27 +102,31 @@ def test_masks_at_test_are_the_mean_of_all_stages(make_batch: Callable[..., Batc
     model = htc(semantic_classes=5, score_threshold=0.0, max_det=6).eval()
     with torch.no_grad():
         stages = model.stages(make_batch(*SIZES))
-        read = model.head.reads(stages.maps)
-        told = model.head.told(read, stages.found.boxes, stages.found.labels, 3)
+        features = model.head.fuse_features(stages.maps)
+        boxes, labels = stages.detections.boxes, stages.detections.labels
+        told = [model.head._stage_mask_logits(features, boxes, labels, stages=k) for k in (1, 2, 3)]
     expected = torch.stack([logits.sigmoid() for logits in told]).mean(dim=0)
-    valid = stages.found.valid
+    valid = stages.detections.valid
     assert valid.any()
-    torch.testing.assert_close(stages.found.masks[valid], expected[valid])
+    torch.testing.assert_close(stages.detections.masks[valid], expected[valid])
     assert not torch.allclose(told[0], told[2])
 
 
 def test_masks_of_a_cascade_are_the_mean_of_all_stages(make_batch: Callable[..., Batch]) -> None:
     torch.manual_seed(0)
     small = {"rpn_keep_test": 20, "norm": "frozen", "score_threshold": 0.0, "max_det": 6}
-    model = build("cascade_mask_rcnn_tiny_fpn", 3, **small).eval()
+    model = make_model("cascade_mask_rcnn_tiny_fpn", 3, **small).eval()
     for head in model.head.mask:
         torch.nn.init.normal_(head.classes.weight, std=0.2)
     with torch.no_grad():
         stages = model.stages(make_batch(*SIZES))
-        told = [head(stages.maps, stages.found.boxes, stages.found.labels).sigmoid() for head in model.head.mask]
-    valid = stages.found.valid
+        told = [
+            head(RegionFeatures(stages.maps), stages.detections.boxes, stages.detections.labels).sigmoid()
+            for head in model.head.mask
+        ]
+    valid = stages.detections.valid
     assert valid.any()
-    torch.testing.assert_close(stages.found.masks[valid], torch.stack(told).mean(dim=0)[valid])
+    torch.testing.assert_close(stages.detections.masks[valid], torch.stack(told).mean(dim=0)[valid])
     assert not torch.allclose(told[0], told[2])
 
 
@@ -135,9 +140,9 @@ def test_masks_and_the_branch_weigh_as_the_fields_say(make_batch: Callable[..., 
 
 def test_the_branch_brings_all_levels_to_stride_8_and_adds_them() -> None:
     torch.manual_seed(0)
-    branch = SemanticBranch(8, (4, 8, 16), 3, convs=0)
+    branch = SemanticBranch(SemanticConfig(3, convs=0), 8, (4, 8, 16))
     maps = [torch.rand(1, 8, 64 // s, 96 // s) for s in (4, 8, 16)]
-    seen = branch.seen([*maps, torch.rand(1, 8, 2, 3)])  # an extra level is not read
+    seen = branch.features([*maps, torch.rand(1, 8, 2, 3)])  # an extra level is not read
     expected = [
         interpolate(lateral(x), (8, 12), mode="bilinear") for lateral, x in zip(branch.laterals, maps, strict=True)
     ]
@@ -146,11 +151,11 @@ def test_the_branch_brings_all_levels_to_stride_8_and_adds_them() -> None:
 
 def test_the_semantic_loss_leaves_out_what_is_not_known() -> None:
     torch.manual_seed(0)
-    branch = SemanticBranch(8, (4, 8, 16), 3, convs=1)
+    branch = SemanticBranch(SemanticConfig(3, convs=1), 8, (4, 8, 16))
     maps = [torch.rand(1, 8, 64 // s, 96 // s) for s in (4, 8, 16)]
     stuff = torch.randint(0, 3, (1, 8, 12)).to(torch.uint8)
     stuff[:, :5] = UNKNOWN
-    seen = branch.seen(maps)
+    seen = branch.features(maps)
     expected = cross_entropy(branch.logits(seen)[:, :, 5:], stuff[:, 5:].long())
     torch.testing.assert_close(branch.loss(seen, stuff), expected)
     assert float(branch.loss(seen, torch.full_like(stuff, UNKNOWN))) == 0
@@ -158,5 +163,5 @@ def test_the_semantic_loss_leaves_out_what_is_not_known() -> None:
 
 def test_without_maps_of_stuff_it_is_said(make_batch: Callable[..., Batch], targets: Targets) -> None:
     model = htc(semantic_classes=5).train()
-    with pytest.raises(ValueError, match="needs maps of stuff"):
+    with pytest.raises(ValueError, match="needs targets with stuff maps"):
         model(make_batch(*SIZES), replace(targets, stuff=None))

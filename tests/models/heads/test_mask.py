@@ -6,16 +6,16 @@ from functools import partial
 
 import pytest
 import torch
+from detectors import make_model
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from twostage.data.batch import Batch, Targets
 from twostage.data.coverage import Coverage
-from twostage.models.fields import Fields
 from twostage.models.filled import filled
-from twostage.models.heads.detect import Found
-from twostage.models.heads.mask import BoxesAndMasks, MaskHead
-from twostage.models.zoo import build
+from twostage.models.heads.mask import BoxAndMaskHead, MaskConfig, MaskHead
+from twostage.models.heads.postprocess import BatchDetections
+from twostage.models.regions.pooling import RegionFeatures
 from twostage.ops.boxes import iou
 
 C, K, M = 12, 4, 14
@@ -39,10 +39,14 @@ def features() -> torch.Tensor:
     return torch.rand(2, 5, C, M, M, generator=torch.Generator().manual_seed(0))
 
 
+def make_head(features: torch.Tensor) -> MaskHead:
+    return MaskHead(MaskConfig(channels=C), Pooled(features), C, K, region_batch=512, positive_fraction=0.25)
+
+
 @pytest.fixture
 def head(features: torch.Tensor) -> MaskHead:
     torch.manual_seed(0)
-    made = MaskHead(Fields(mask_channels=C), Pooled(features), C, K)
+    made = make_head(features)
     torch.nn.init.normal_(made.classes.weight)
     torch.nn.init.normal_(made.up.bias)
     return made
@@ -57,7 +61,7 @@ def test_logits_are_torchvisions_of_the_own_class(head: MaskHead, features: torc
     last.mask_fcn_logits.weight.data[1:, :, 0, 0] = head.classes.weight.detach()
     last.mask_fcn_logits.bias.data[1:] = head.classes.bias.detach()
     labels = torch.tensor([[0, 1, 2, 3, 0], [3, 3, 1, 0, 2]])
-    ours = head([], torch.zeros(2, 5, 4), labels)
+    ours = head(RegionFeatures([]), torch.zeros(2, 5, 4), labels)
     every = last(convs(features.flatten(0, 1)))
     expected = every[torch.arange(10), labels.flatten() + 1].view(2, 5, 2 * M, 2 * M)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -66,15 +70,15 @@ def test_logits_are_torchvisions_of_the_own_class(head: MaskHead, features: torc
 def test_c4s_masks_are_torchvisions_predictor_on_stage_5() -> None:
     """Mask R-CNN, Figure 4, left: from 2048 channels to 256, and from those to the classes."""
     with torch.device("meta"):
-        mask, theirs = build("mask_rcnn_resnet50_c4", K).head.mask, MaskRCNNPredictor(2048, 256, K)
+        mask, theirs = make_model("mask_rcnn_resnet50_c4", K).head.mask, MaskRCNNPredictor(2048, 256, K)
     assert mask.up.weight.shape[1:] == theirs.conv5_mask.weight.shape[1::-1] == (256, 2048)
     assert mask.classes.weight.shape == theirs.mask_fcn_logits.weight.shape[:2]
 
 
 def test_at_first_every_cell_is_as_likely_in_as_out() -> None:
     torch.manual_seed(0)
-    made = MaskHead(Fields(mask_channels=C), Pooled(torch.rand(1, 2, C, M, M)), C, K)
-    logits = made([], torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64))
+    made = make_head(torch.rand(1, 2, C, M, M))
+    logits = made(RegionFeatures([]), torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64))
     assert logits.abs().max() < 0.1
 
 
@@ -83,15 +87,20 @@ def test_what_no_image_fills_is_not_computed(head: MaskHead) -> None:
     assert filled(valid) == 2
     assert filled(valid & False) == 0
     assert filled(valid.to("meta")) == 5
-    found = Found(
+    found = BatchDetections(
         torch.zeros(2, 5, 4), torch.ones(2, 5), torch.zeros(2, 5).long(), torch.zeros(2, 5).long(), valid, valid.any(1)
     )
-    masks = head.masks(found, partial(head, [])).masks
+    masks = head.predict_masks(found, partial(head, RegionFeatures([]))).masks
     assert head.regions.asked == [2]
     assert masks.shape == (2, 5, 2 * M, 2 * M)
     assert not masks[~valid].any()
     assert ((masks[valid] > 0) & (masks[valid] < 1)).all()
-    assert head.masks(found._replace(valid=valid & False), partial(head, [])).masks.shape == (2, 5, 2 * M, 2 * M)
+    assert head.predict_masks(found._replace(valid=valid & False), partial(head, RegionFeatures([]))).masks.shape == (
+        2,
+        5,
+        2 * M,
+        2 * M,
+    )
 
 
 def with_masks(targets: Targets) -> Targets:
@@ -110,7 +119,7 @@ def test_a_small_model_learns_half_boxes(
 ) -> None:
     """By heart, in a few steps: then its masks are those halves."""
     torch.manual_seed(0)
-    model = build(f"{kind}_tiny_fpn", 3, rpn_keep_train=20, region_batch=16).train()
+    model = make_model(f"{kind}_tiny_fpn", 3, rpn_keep_train=20, region_batch=16).train()
     batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
     optimizer = torch.optim.Adam(model.head.parameters(), lr=1e-3)  # 3e-3 is unstable: single losses rise fourfold
     first = None
@@ -124,7 +133,7 @@ def test_a_small_model_learns_half_boxes(
     assert float(loss.detach()) < 0.5 * first
     model.eval()
     boxes, labels = targets.boxes[:1, :1], targets.labels[:1, :1]
-    found = Found(
+    found = BatchDetections(
         boxes,
         torch.ones(1, 1),
         labels,
@@ -133,7 +142,8 @@ def test_a_small_model_learns_half_boxes(
         torch.zeros(1, dtype=torch.bool),
     )
     with torch.no_grad():
-        (mask,) = model.head.masks(model.features(Batch(batch.images[:1], batch.sizes[:1])), found).masks[0]
+        features = model.head.fuse_features(model.features(Batch(batch.images[:1], batch.sizes[:1])))
+        (mask,) = model.head.predict_masks(features, found).masks[0]
     assert mask[4:-4, 2:11].mean() > 0.7
     assert mask[4:-4, 17:-2].mean() < 0.3
 
@@ -143,16 +153,16 @@ def test_the_loss_is_that_of_positives_and_their_own_class(
     most: int | None, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
     torch.manual_seed(0)
-    model = build("mask_rcnn_tiny_fpn", 3, mask_lambda=3.0, mask_regions=most).train()
+    model = make_model("mask_rcnn_tiny_fpn", 3, mask_lambda=3.0, mask_regions=most).train()
     batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
-    head: BoxesAndMasks = model.head
+    head: BoxAndMaskHead = model.head
     seen = {}
     head.mask.register_forward_hook(lambda _m, inputs, output: seen.update(labels=inputs[2], logits=output))
     learned = {}
-    own = head.box.learn
-    head.box.learn = lambda *a, **k: learned.setdefault("it", own(*a, **k))  # type: ignore[method-assign]
+    own = head.box.compute_losses
+    head.box.compute_losses = lambda *a, **k: learned.setdefault("it", own(*a, **k))  # type: ignore[method-assign]
     loss = model(batch, targets)["mask"]
-    goal = learned["it"].goal
+    goal = learned["it"].targets
     count = seen["logits"].shape[1]
     positive = goal.positive[:, :count]
     whole = int(goal.positive.sum(dim=1).max())
@@ -168,7 +178,7 @@ def test_the_loss_is_that_of_positives_and_their_own_class(
 def test_an_empty_mask_teaches_nothing(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
     """Its object is there all the same: to learn that no cell is its own would be wrong."""
     torch.manual_seed(0)
-    model = build("mask_rcnn_tiny_fpn", 3, norm="frozen").train()
+    model = make_model("mask_rcnn_tiny_fpn", 3, norm="frozen").train()
     batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
     other = targets.masks.cells.clone()
     other[0, 1] = 0
@@ -187,7 +197,7 @@ def test_objects_without_masks_take_no_place_from_others(
 ) -> None:
     """Of three objects one has a mask; with one region an image it is that one's, whichever was drawn first."""
     torch.manual_seed(0)
-    model = build("mask_rcnn_tiny_fpn", 3, mask_regions=1).train()
+    model = make_model("mask_rcnn_tiny_fpn", 3, mask_regions=1).train()
     batch, targets = make_batch(*SIZES), with_masks(make_targets(SIZES, [3, 1]))
     frames = targets.masks.frames.clone()
     frames[0, :2] = 0
@@ -203,8 +213,8 @@ def test_objects_without_masks_take_no_place_from_others(
 def test_without_positives_the_loss_is_zero_and_without_masks_it_is_said(
     make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
-    model = build("mask_rcnn_tiny_fpn", 3).train()
+    model = make_model("mask_rcnn_tiny_fpn", 3).train()
     nothing = with_masks(make_targets(SIZES, [0, 0]))
     assert float(model(make_batch(*SIZES), nothing)["mask"]) == 0
-    with pytest.raises(ValueError, match="needs them to learn from"):
+    with pytest.raises(ValueError, match="needs targets with masks"):
         model(make_batch(*SIZES), make_targets(SIZES, [2, 1]))

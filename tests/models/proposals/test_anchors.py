@@ -5,8 +5,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from twostage.errors import UsageError
-from twostage.models.fields import PAPER, Fields
-from twostage.models.proposals.anchors import Anchors
+from twostage.models.proposals.anchors import AnchorConfig, Anchors
+from twostage.models.zoo import named
 
 RATIOS = (0.5, 1.0, 2.0)
 
@@ -15,15 +15,15 @@ def maps(*shapes: tuple[int, int]) -> list[Tensor]:
     return [torch.empty(1, 1, *shape) for shape in shapes]
 
 
-def boxes_of(fields: Fields, shape: tuple[int, int], stride: int) -> Tensor:
+def boxes_of(config: AnchorConfig, shape: tuple[int, int], stride: int) -> Tensor:
     """The anchors of one level on a map of this shape."""
     canvas = (shape[0] * stride, shape[1] * stride)
-    (boxes,), _ = Anchors(fields, (stride,))(maps(shape), canvas, torch.tensor([canvas]))
+    (boxes,), _ = Anchors(config, (stride,))(maps(shape), canvas, torch.tensor([canvas]))
     return boxes
 
 
-def one_level(sizes: tuple[float, ...], ratios: tuple[float, ...] = RATIOS, **fields) -> Fields:
-    return Fields().changed({"anchor_sizes": (sizes,), "anchor_ratios": ratios, **fields})
+def one_level(sizes: tuple[float, ...], ratios: tuple[float, ...] = RATIOS, **fields) -> AnchorConfig:
+    return AnchorConfig((tuple(map(float, sizes)),), ratios, **fields)
 
 
 # --- counts
@@ -35,14 +35,14 @@ def one_level(sizes: tuple[float, ...], ratios: tuple[float, ...] = RATIOS, **fi
 )
 def test_papers_count(image: tuple[int, int], shape: tuple[int, int], count: int) -> None:
     """Faster R-CNN, section 3.1.1, and the issue's: nine anchors at every position of VGG's map."""
-    (boxes,), (inside,) = Anchors(PAPER, (16,))(maps(shape), image, torch.tensor([image]))
+    (boxes,), (inside,) = Anchors(named("faster_rcnn_vgg16").anchors, (16,))(maps(shape), image, torch.tensor([image]))
     assert boxes.shape == (count, 4)
     assert inside.shape == (1, count)
     assert inside.all()
 
 
 def test_sides_follow_size_and_ratio() -> None:
-    boxes = boxes_of(one_level((30.0, 70.0), (0.25, 1.0, 3.0), anchor_rounding="none"), (1, 1), 8)
+    boxes = boxes_of(one_level((30.0, 70.0), (0.25, 1.0, 3.0), rounding="none"), (1, 1), 8)
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert torch.allclose(width * height, torch.tensor([900.0, 4900.0]).repeat(3))
     assert torch.allclose(height / width, torch.tensor([0.25, 1.0, 3.0]).repeat_interleave(2))
@@ -64,8 +64,8 @@ def test_py_faster_rcnns_nine() -> None:
         [-79, -167, 96, 184],
         [-167, -343, 184, 360],
     ]
-    fields = one_level((128, 256, 512), anchor_rounding="caffe", anchor_offset=7.5)
-    assert torch.equal(boxes_of(fields, (1, 1), 16) + 1, torch.tensor(nine, dtype=torch.float32))
+    config = one_level((128, 256, 512), rounding="caffe", offset=7.5)
+    assert torch.equal(boxes_of(config, (1, 1), 16) + 1, torch.tensor(nine, dtype=torch.float32))
 
 
 def test_chainercvs_nine() -> None:
@@ -81,8 +81,8 @@ def test_chainercvs_nine() -> None:
         [-56, -248, 72, 264],
         [-120, -504, 136, 520],
     ]
-    fields = one_level((128, 256, 512), (0.25, 1.0, 4.0), anchor_rounding="none", anchor_offset=8.0)
-    assert torch.equal(boxes_of(fields, (1, 1), 16), torch.tensor(nine, dtype=torch.float32))
+    config = one_level((128, 256, 512), (0.25, 1.0, 4.0), rounding="none", offset=8.0)
+    assert torch.equal(boxes_of(config, (1, 1), 16), torch.tensor(nine, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("offset", [0.0, 2.0])
@@ -105,8 +105,8 @@ def test_detectron2s_twelve(offset: float) -> None:
         ],
         dtype=torch.float32,
     )
-    fields = one_level((32, 64), (0.25, 1.0, 4.0), anchor_rounding="none", anchor_offset=offset)
-    ours = boxes_of(fields, (1, 2), 4).view(2, 3, 2, 4).transpose(1, 2).reshape(-1, 4)
+    config = one_level((32, 64), (0.25, 1.0, 4.0), rounding="none", offset=offset)
+    ours = boxes_of(config, (1, 2), 4).view(2, 3, 2, 4).transpose(1, 2).reshape(-1, 4)
     assert torch.equal(ours, at_corner + offset)
 
 
@@ -135,15 +135,15 @@ def test_equal_to_torchvision(canvas: tuple[int, int], sizes: tuple[tuple[int, .
     features = maps(*((-(-canvas[0] // s), -(-canvas[1] // s)) for s in strides))
     oracle = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
     expected = oracle(ImageList(torch.empty(1, 3, *canvas), [canvas]), features)[0]
-    boxes, _ = Anchors(Fields().changed({"anchor_sizes": sizes}), strides)(features, canvas, torch.tensor([canvas]))
+    boxes, _ = Anchors(AnchorConfig(sizes), strides)(features, canvas, torch.tensor([canvas]))
     assert torch.equal(torch.cat(boxes), expected)
 
 
 def test_a_canvas_that_is_no_multiple_of_the_stride_shrinks_torchvisions_step() -> None:
-    fields = one_level((32,), (1.0,))
+    config = one_level((32,), (1.0,))
     canvas, features = (90, 90), maps((6, 6))
-    (canvas_way,), _ = Anchors(fields, (16,))(features, canvas, torch.tensor([canvas]))
-    fixed = one_level((32,), (1.0,), anchor_stride="fixed")
+    (canvas_way,), _ = Anchors(config, (16,))(features, canvas, torch.tensor([canvas]))
+    fixed = one_level((32,), (1.0,), stride="fixed")
     (fixed_way,), _ = Anchors(fixed, (16,))(features, canvas, torch.tensor([canvas]))
     assert (canvas_way[1] - canvas_way[0]).tolist() == [15, 0, 15, 0]
     assert (fixed_way[1] - fixed_way[0]).tolist() == [16, 0, 16, 0]
@@ -154,9 +154,9 @@ def test_a_canvas_that_is_no_multiple_of_the_stride_shrinks_torchvisions_step() 
 
 def test_anchors_in_padding_are_marked() -> None:
     """A 33 x 40 image on a 64 x 64 canvas has 3 x 3 cells of its own on a map of stride 16."""
-    fields = one_level((32,), RATIOS, anchors_in_padding=False)
+    config = one_level((32,), RATIOS, in_padding=False)
     sizes = torch.tensor([[33, 40], [64, 64]])
-    _, (inside,) = Anchors(fields, (16,))([torch.empty(2, 1, 4, 4)], (64, 64), sizes)
+    _, (inside,) = Anchors(config, (16,))([torch.empty(2, 1, 4, 4)], (64, 64), sizes)
     assert inside[0].view(4, 4, 3)[:3, :3].all()
     assert inside[0].sum() == 27
     assert inside[1].all()
@@ -172,10 +172,10 @@ def test_anchors_in_padding_count_where_the_field_says_so() -> None:
 
 def test_a_pyramid_of_another_height_is_refused() -> None:
     with pytest.raises(UsageError, match=r"anchor_sizes.* 5 levels"):
-        Anchors(Fields(anchor_sizes=((32.0,), (64.0,))), (4, 8, 16, 32, 64))
+        Anchors(AnchorConfig(sizes=((32.0,), (64.0,))), (4, 8, 16, 32, 64))
 
 
 def test_levels_must_have_equally_many_anchors() -> None:
     """One head slides over all levels, so that its outputs have one number of channels."""
     with pytest.raises(UsageError, match="anchor_sizes"):
-        Anchors(Fields(anchor_sizes=((32.0,), (64.0, 128.0))), (4, 8))
+        Anchors(AnchorConfig(sizes=((32.0,), (64.0, 128.0))), (4, 8))

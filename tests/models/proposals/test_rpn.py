@@ -8,8 +8,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from twostage.data.batch import Targets
-from twostage.models.fields import Fields
-from twostage.models.proposals.rpn import RPN, Dense
+from twostage.models.configure import configure
+from twostage.models.proposals.rpn import RPN, AnchorPredictions
+from twostage.models.zoo import named
 from twostage.ops.boxes import iou
 from twostage.ops.deltas import encode
 
@@ -17,7 +18,8 @@ CHANNELS = 16
 STRIDES = (4, 8, 16)
 SIZES = [(96, 128), (80, 100)]
 CANVAS = (96, 128)
-FIELDS = Fields().changed(
+CONFIG = configure(
+    named("faster_rcnn_resnet50_fpn"),
     {
         "anchor_sizes": [[8, 16], [32, 48], [64, 96]],
         "rpn_top_train": 400,
@@ -25,7 +27,7 @@ FIELDS = Fields().changed(
         "rpn_keep_train": 150,
         "rpn_keep_test": 60,
         "rpn_batch": 64,
-    }
+    },
 )
 
 
@@ -43,31 +45,32 @@ def maps(batch: int = 2) -> list[Tensor]:
     return [torch.randn(batch, CHANNELS, CANVAS[0] // s, CANVAS[1] // s, generator=g) for s in STRIDES]
 
 
-def ours(fields: Fields = FIELDS, **changes) -> RPN:
-    return spread(RPN(fields.changed(changes), CHANNELS, STRIDES))
+def ours(**changes) -> RPN:
+    config = configure(CONFIG, changes)
+    return spread(RPN(config.rpn, config.anchors, config.proposals, CHANNELS, STRIDES))
 
 
 def torchvisions(rpn: RPN) -> RegionProposalNetwork:
-    """torchvision's network with the weights and the fields of ours."""
-    fields = rpn.fields
-    top = fields.rpn_top_train if rpn.training else fields.rpn_top_test
-    keep = fields.rpn_keep_train if rpn.training else fields.rpn_keep_test
-    generator = AnchorGenerator(fields.anchor_sizes, (fields.anchor_ratios,) * len(STRIDES))
+    """torchvision's network with the weights and the configuration of ours."""
+    config, keeps = rpn.config, rpn.proposals
+    top = config.top_train if rpn.training else config.top_test
+    keep = keeps.keep_train if rpn.training else keeps.keep_test
+    generator = AnchorGenerator(CONFIG.anchors.sizes, (CONFIG.anchors.ratios,) * len(STRIDES))
     theirs = RegionProposalNetwork(
         generator,
-        RPNHead(CHANNELS, generator.num_anchors_per_location()[0], conv_depth=fields.rpn_convs),
-        fg_iou_thresh=fields.rpn_positive_iou,
-        bg_iou_thresh=fields.rpn_negative_iou,
-        batch_size_per_image=fields.rpn_batch,
-        positive_fraction=fields.rpn_positive_fraction,
+        RPNHead(CHANNELS, generator.num_anchors_per_location()[0], conv_depth=config.convs),
+        fg_iou_thresh=config.positive_iou,
+        bg_iou_thresh=config.negative_iou,
+        batch_size_per_image=config.batch,
+        positive_fraction=config.positive_fraction,
         pre_nms_top_n=dict.fromkeys(("training", "testing"), top),
         post_nms_top_n=dict.fromkeys(("training", "testing"), keep),
-        nms_thresh=fields.rpn_nms,
-        score_thresh=fields.rpn_score_threshold,
+        nms_thresh=config.nms,
+        score_thresh=config.score_threshold,
     )
     for target, source in zip(theirs.parameters(), rpn.parameters(), strict=True):
         target.data.copy_(source.data)
-    theirs.min_size = fields.rpn_min_size
+    theirs.min_size = config.min_size
     return theirs.train(rpn.training)
 
 
@@ -79,7 +82,7 @@ def as_dicts(targets: Targets) -> list[dict[str, Tensor]]:
     return [{"boxes": targets.boxes[i][targets.valid[i]]} for i in range(len(targets.boxes))]
 
 
-def dense_of(rpn: RPN) -> Dense:
+def dense_of(rpn: RPN) -> AnchorPredictions:
     return rpn(maps(), CANVAS, torch.tensor(SIZES))
 
 
@@ -227,7 +230,9 @@ def test_locations_are_counted_on_each_image_not_on_the_canvas(make_targets: Cal
     assert int(inside[1].sum()) == 6 * sum(-(-80 // s) * -(-100 // s) for s in STRIDES)
     each = []
     for i in range(2):
-        one = Dense([x[i : i + 1] for x in dense.logits], [x[i : i + 1] for x in dense.deltas], dense.anchors, [])
+        one = AnchorPredictions(
+            [x[i : i + 1] for x in dense.logits], [x[i : i + 1] for x in dense.deltas], dense.anchors, []
+        )
         one = one._replace(inside=[x[i : i + 1] for x in dense.inside])
         own = Targets(*(getattr(targets, n)[i : i + 1] for n in ("boxes", "labels", "valid", "seeds")))
         each.append(rpn.losses(one, sizes[i : i + 1], own))

@@ -3,8 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool
 
-from twostage.models.fields import PAPER, Fields
-from twostage.models.regions.pooling import AlignedRegions, PooledRegions
+from twostage.models.regions.pooling import AlignedRegions, PooledRegions, RegionFeatures, RoIAlignConfig, RoIPoolConfig
 
 STRIDES = (4, 8, 16, 32)
 CANVAS = (128, 160)
@@ -27,26 +26,25 @@ def test_pyramid_equals_torchvision(ratio: int) -> None:
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, ratio, canonical_scale=64)
     named = {str(i): m for i, m in enumerate(maps())}
     expected = pooler(named, [*boxes()], [CANVAS] * 2).unflatten(0, (2, -1))
-    fields = Fields().changed({"level_canonical_size": 64, "roi_sampling_ratio": ratio, "roi_max_samples": None})
-    ours = AlignedRegions(fields, STRIDES)
-    torch.testing.assert_close(ours(maps((*STRIDES, 64)), boxes()), expected, rtol=1e-4, atol=1e-4)
+    ours = AlignedRegions(RoIAlignConfig(canonical_size=64, sampling_ratio=ratio, max_samples=None), STRIDES)
+    torch.testing.assert_close(ours(RegionFeatures(maps((*STRIDES, 64))), boxes()), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_single_map_aligned() -> None:
     """ResNet's C4: 14 bins, aligned, as many samples as a bin has cells, one map."""
-    fields = Fields().changed({"roi_sampling_ratio": 0, "roi_aligned": True, "roi_size": 14})
+    config = RoIAlignConfig(14, sampling_ratio=0, aligned=True)
     (features,) = maps((16,))
     expected = roi_align(features, [*boxes()], 14, 1 / 16, 0, aligned=True).unflatten(0, (2, -1))
-    found = AlignedRegions(fields, (16,))([features], boxes())
+    found = AlignedRegions(config, (16,))(RegionFeatures([features]), boxes())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_limit_of_samples_is_above_what_c4_needs_at_its_own_size() -> None:
     """1333 px at stride 16 are 84 cells, 6 for each of 14 bins."""
-    assert Fields().roi_max_samples >= -(-1333 // 16 // 14)
+    assert RoIAlignConfig().max_samples >= -(-1333 // 16 // 14)
 
 
 def test_roi_pool_equals_torchvision() -> None:
     (features,) = maps((16,))
     expected = roi_pool(features, [*boxes()], 7, 1 / 16).unflatten(0, (2, -1))
-    assert torch.equal(PooledRegions(PAPER, 16)([features], boxes()), expected)
+    assert torch.equal(PooledRegions(RoIPoolConfig(), 16)(RegionFeatures([features]), boxes()), expected)

@@ -8,8 +8,8 @@ from jaxtyping import UInt8
 
 from twostage.data.batch import GivenProposals, stack_proposals
 from twostage.data.dataset import Dataset
-from twostage.data.loader import Given, scale_boxes
-from twostage.data.proposals import ProposalSet, tell_shortage
+from twostage.data.loader import PrecomputedProposals, scale_boxes
+from twostage.data.proposals import ProposalSet, warn_few_proposals
 from twostage.errors import UsageError
 from twostage.models.proposals.sources import NAMES, ProposalConfig, Source, propose, ranks
 
@@ -39,7 +39,7 @@ def of_split(
     *,
     count: int,
     after_image: Callable[[int, int], None] = lambda done, all: None,
-) -> Given | None:
+) -> PrecomputedProposals | None:
     """Proposals of every image of a split: those that `read` brings, or what the model's source computes or has kept.
 
     None where the model proposes by itself and nothing else is wanted. Raises UsageError where a file is needed.
@@ -47,8 +47,8 @@ def of_split(
     if read is None and config.source == "network":
         return None
     found = read(dataset) if read else propose(source_of(config), dataset, after_image=after_image)
-    tell_shortage(found, dataset, count)
-    return Given(found, count)
+    warn_few_proposals(found, dataset, count)
+    return PrecomputedProposals(found, count)
 
 
 def source_of(config: ProposalConfig) -> Source:

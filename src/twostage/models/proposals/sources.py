@@ -90,7 +90,7 @@ def propose(
     which = hashlib.sha256(f"{dataset.root.absolute()}\n{dataset.split}".encode()).hexdigest()[:16]
     with _alone(place / f".{which}.lock", dataset.split), ThreadPoolExecutor(threads or _cores()) as pool:
         try:
-            for found in pool.map(lambda i: _of_image(source, dataset.path(i), place), range(len(dataset))):
+            for found in pool.map(lambda i: _of_image(source, dataset.source(i), place), range(len(dataset))):
                 boxes.append(found)
                 after_image(len(boxes), len(dataset))
         except BaseException:
@@ -124,16 +124,17 @@ def ranks(count: int) -> Float32[np.ndarray, " {count}"]:
     return -np.arange(count, dtype=np.float32)
 
 
-def _of_image(source: Source, picture: Path, place: Path) -> np.ndarray:
+def _of_image(source: Source, image: Path | np.ndarray, place: Path) -> np.ndarray:
+    """The proposals of an image file or of an image in memory, cached by a hash of its content."""
     try:
-        content = picture.read_bytes()
+        content = image.read_bytes() if isinstance(image, Path) else b"%d %d\0" % image.shape[:2] + image.tobytes()
     except OSError as error:
-        raise DataError(f"{picture}: cannot be read ({error.strerror or error}).") from None
+        raise DataError(f"{image}: cannot be read ({error.strerror or error}).") from None
     name = hashlib.sha256(content).hexdigest()
     kept = place / name[:2] / f"{name}.npy"
     found = _kept(kept)
     if found is None:
-        found = source(_read(picture, content))
+        found = source(_read(image, content) if isinstance(image, Path) else image)
         buffer = io.BytesIO()
         np.save(buffer, found)
         write_bytes(kept, buffer.getvalue())

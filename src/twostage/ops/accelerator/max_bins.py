@@ -1,4 +1,4 @@
-"""The largest value in each bin with fixed shapes: one cell of all bins after the other."""
+"""The maximum over bins with fixed shapes: one cell of all bins after the other."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def forward(feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) -> Tensor:
-    """The kernel for all devices but the CPU."""
+    """The kernel of `twostage::max_bins` for all devices but the CPU."""
     best, _ = _first_largest(feature, rows, columns, most)
     return best.view(*rows.shape[:3], columns.shape[2], feature.shape[1])
 
 
 def backward(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) -> Tensor:
-    """The kernel for all devices but the CPU."""
+    """The kernel of `twostage::max_bins_gradient` for all devices but the CPU."""
     _, place = _first_largest(feature, rows, columns, most)
     n, c, h, w = feature.shape
     out = zero_cells(gradient, feature)
@@ -22,13 +22,13 @@ def backward(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Tensor, m
 
 
 def zero_cells(gradient: Tensor, feature: Tensor) -> Tensor:
-    """Zeros for the cells; float32 at least: in bf16 a cell that many regions share would lose small parts."""
+    """Zeros for all cells, in float32 at least: in bf16 a cell that many regions share would lose small summands."""
     n, c, h, w = feature.shape
     return gradient.new_zeros(n * h * w, c, dtype=torch.promote_types(gradient.dtype, torch.float32))
 
 
 def add_to_cells(cells: Tensor, gradient: Tensor, place: Tensor, filled: Tensor) -> None:
-    """Add the gradient of each value, of bins that are not empty, to its cell."""
+    """Add the gradient of each value to its cell, except for empty bins."""
     c = cells.shape[1]
     cells.scatter_add_(0, place.view(-1, c), gradient.reshape(-1, c).to(cells.dtype) * filled.view(-1, c))
 

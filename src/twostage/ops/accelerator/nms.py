@@ -1,9 +1,9 @@
-"""NMS where the host must not look at the data: every shape and every count follows from the arguments.
+"""NMS with fixed shapes: every shape and every count follows from the arguments, and the host never waits.
 
-Boxes in order of score are worked off in blocks, of which there is one unless memory is short. Inside a block the
-greedy result is the fixed point of "kept unless a kept better one suppresses it"; a constant number of sweeps finds it
-unless suppression chains are longer than that, which is reported. A sweep is a product of a vector with the matrix of
-who suppresses whom, two kernels of a GPU.
+Boxes in order of score are processed in blocks; there is one block unless memory is short. Inside a block the greedy
+result is the fixed point of "kept unless a kept better box suppresses it". A constant number of sweeps finds it unless
+a suppression chain is longer, which is reported. A sweep multiplies a vector by the matrix of which box suppresses
+which: two GPU kernels.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def nms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel of `twostage::nms` for all devices but the CPU."""
     n, m = scores.shape
-    # A valid score of -inf still goes before the padding.
+    # A valid score of -inf still sorts before the padding.
     ranked = torch.where(valid, scores.clamp(min=torch.finfo(scores.dtype).min), -torch.inf)
     order = ranked.sort(dim=1, descending=True, stable=True).indices
     alive = valid.gather(1, order)
@@ -46,7 +46,7 @@ def nms(
 
 
 def _settle(suppresses: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Which boxes of a block survive, and for each image whether that is final; those not alive suppress none."""
+    """Which boxes of a block survive, and per image whether that is final; boxes not alive suppress none."""
     ones = suppresses.new_ones(len(alive), 1, alive.shape[1])
     keep = before = ones
     for _ in range(min(_SWEEPS, alive.shape[1] + 1)):
@@ -55,7 +55,7 @@ def _settle(suppresses: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _overlap(a: Tensor, b: Tensor, iou: float) -> Tensor:
-    """Whether the IoU of each pair is above the threshold, in the order of arithmetic of torchvision's kernel."""
+    """Whether the IoU of each pair is above the threshold, in torchvision's order of arithmetic."""
     ax1, ay1, ax2, ay2 = a.unsqueeze(2).unbind(-1)
     bx1, by1, bx2, by2 = b.unsqueeze(1).unbind(-1)
     width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
@@ -67,8 +67,8 @@ def _overlap(a: Tensor, b: Tensor, iou: float) -> Tensor:
 
 
 def _pad(order: Tensor, kept: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The first `top` kept entries of each row, and which of them there are."""
+    """The first `top` kept entries of each row, and which of them are valid."""
     place = kept.cumsum(1).sub_(1).clamp_(max=top)
-    place = torch.where(kept, place, top)  # one more column takes what is not wanted
+    place = torch.where(kept, place, top)  # the last column takes the rest and is cut off
     index = order.new_zeros(len(order), top + 1).scatter_(1, place, order)[:, :top]
     return index, torch.arange(top, device=order.device) < kept.sum(1, keepdim=True)

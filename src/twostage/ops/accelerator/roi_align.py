@@ -1,4 +1,4 @@
-"""RoIAlign where the host must not look at the data: one bag of rows over the table of all levels, fixed shapes."""
+"""RoIAlign with fixed shapes: one bag of rows over the table of all levels, and the host never waits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -66,7 +66,7 @@ def boxes_gradient(
     regions, reads, samples = _reads(boxes, levels, shapes, grid)
     tables = _tables(features)
     of_bins = precise(gradient.reshape(levels.numel(), *grid.size, -1)).permute(1, 2, 0, 3)  # [by, bx, r, c]
-    # One cell of every bin after the other: all at once would take the memory of the result for each of them.
+    # One cell of every bin after the other: all at once would take the memory of the result for each cell.
     rows = reads.entries(_ALL)
     each = [(tables[cell].to(of_bins.dtype) * of_bins).sum(-1) for cell in rows.flatten(2, 3).unbind(2)]
     slopes = torch.stack(each, dim=2).view(rows.shape).to(precise(boxes).dtype)
@@ -79,12 +79,12 @@ def _tables(features: Sequence[Tensor]) -> Tensor:
 
 
 def _bag(rows: Tensor, table: Tensor, weight: Tensor) -> Tensor:
-    """[bins, c]: the weighted sum of the rows that each bin reads."""
+    """[bins, c]: the weighted sum of the rows of each bin."""
     return embedding_bag(rows, table, mode="sum", per_sample_weights=weight.to(table.dtype))
 
 
 def _transposed_bag(rows: Tensor, of_bins: Tensor, weight: Tensor, total: int) -> Tensor:
-    """[total, c]: for each row the weighted sum of the bins that read it, by sorting: the same on every run."""
+    """[total, c]: for each row the weighted sum of the bins that read it. Sorted, and so deterministic."""
     ordered, order = rows.flatten().sort(stable=True)
     number = torch.arange(total, dtype=rows.dtype, device=rows.device)
     return embedding_bag(
@@ -97,7 +97,7 @@ def _transposed_bag(rows: Tensor, of_bins: Tensor, weight: Tensor, total: int) -
 
 
 def _bag_by_cell(rows: Tensor, table: Tensor, weight: Tensor) -> Tensor:
-    """The same as `_bag` for devices without it, one cell of all bins after the other."""
+    """`_bag` for devices without `embedding_bag`, one cell of all bins after the other."""
     total = precise(table.new_zeros(len(rows), table.shape[1]))
     for row, share in zip(rows.unbind(1), weight.unbind(1), strict=True):
         total += table[row] * share[:, None]
@@ -105,11 +105,11 @@ def _bag_by_cell(rows: Tensor, table: Tensor, weight: Tensor) -> Tensor:
 
 
 def _transposed_bag_by_cell(rows: Tensor, of_bins: Tensor, weight: Tensor, total: int) -> Tensor:
-    """The same as `_transposed_bag` for devices without it, one cell of all bins after the other."""
-    found = precise(of_bins.new_zeros(total, of_bins.shape[1]))
+    """`_transposed_bag` for devices without `embedding_bag`, one cell of all bins after the other."""
+    cells = precise(of_bins.new_zeros(total, of_bins.shape[1]))
     for row, share in zip(rows.unbind(1), weight.unbind(1), strict=True):
-        found.index_add_(0, row, (of_bins * share[:, None]).to(found.dtype))
-    return found.to(of_bins.dtype)
+        cells.index_add_(0, row, (of_bins * share[:, None]).to(cells.dtype))
+    return cells.to(of_bins.dtype)
 
 
 def _reads(
@@ -118,10 +118,10 @@ def _reads(
     shapes: Sequence[tuple[int, int]],
     grid: Grid,
 ) -> tuple[Regions, Reads, tuple[int, int]]:
-    """Regions on the table of all levels, what they read, and samples along y and x: the most that any may take."""
+    """Regions on the table of all levels, what they read, and the largest number of samples along y and x."""
     samples = grid.ratio or grid.max_samples
     if samples is None:
-        raise ValueError("roi_align with sampling_ratio=0 needs max_samples on devices of fixed shapes")
+        raise ValueError("roi_align with sampling_ratio=0 needs max_samples on devices other than the CPU")
     firsts = [0]
     for height, width in shapes:
         firsts.append(firsts[-1] + len(levels) * height * width)

@@ -1,4 +1,4 @@
-"""The largest value in each bin on the CPU: looked up in a table of all small rectangles, or region by region."""
+"""The maximum over bins on the CPU: looked up in a table of all small rectangles, or computed region by region."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from twostage.ops.accelerator.max_bins import add_to_cells, zero_cells
 
-_RESULT = 1 << 24  # bytes of the cells that are found together for a gradient
-_MORE = 4  # times the bins are as many rectangles as a table may have,
-_TABLE = 1 << 26  # and so many bytes: beyond, the regions by themselves are quicker
+_RESULT = 1 << 24  # bytes of the cells that a gradient finds at once
+# Larger tables are slower than computing region by region.
+_MORE = 4  # rectangles of a table per bin, at most
+_TABLE = 1 << 26  # bytes of a table, at most
 
 
 def forward(feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) -> Tensor:
@@ -27,7 +28,7 @@ def forward(feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int])
 
 
 def backward(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Tensor, most: Sequence[int]) -> Tensor:
-    """The CPU kernel of its gradient: the same maximum over keys that order cells by value, then by place."""
+    """The CPU kernel of `twostage::max_bins_gradient`: the maximum over keys of value and place, first ones first."""
     n, c, h, w = feature.shape
     cell = torch.arange(n * h * w).view(n, h, w, 1)
     keys = (_ranked(feature.permute(0, 2, 3, 1)).long() << 32) | (0x7FFFFFFF - cell)
@@ -36,13 +37,13 @@ def backward(gradient: Tensor, feature: Tensor, rows: Tensor, columns: Tensor, m
     for image in range(n):
         for start in range(0, rows.shape[1], together):
             part = image, slice(start, start + together)
-            found = _largest(keys[image], rows[part], columns[part], empty=-1)
-            add_to_cells(out, gradient[part], 0x7FFFFFFF - (found & 0x7FFFFFFF), found != -1)
+            largest = _largest(keys[image], rows[part], columns[part], empty=-1)
+            add_to_cells(out, gradient[part], 0x7FFFFFFF - (largest & 0x7FFFFFFF), largest != -1)
     return out.to(gradient.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _ranked(values: Tensor) -> Tensor:
-    """Whole numbers in the order of the values; of the two zeros neither is larger."""
+    """Integers in the order of the values; -0.0 and 0.0 are equal."""
     if values.dtype == torch.float64:
         return torch.unique(values + 0.0, return_inverse=True)[1]
     bits = (values.float() + 0.0).contiguous().view(torch.int32)
@@ -65,7 +66,7 @@ def _largest(cells: Tensor, rows: Tensor, columns: Tensor, *, empty: int) -> Ten
 def _from_table(cells: Tensor, rows: Tensor, columns: Tensor, tall: int, wide: int) -> Tensor:
     """Each bin's maximum, looked up among those of all rectangles up to `tall` x `wide`.
 
-    Small maps have fewer such rectangles than many regions have bins, and each costs one comparison.
+    A small map has fewer such rectangles than many regions have bins, and each costs one comparison.
     """
     h, w, c = cells.shape
     down = cells.expand(tall, h, w, c).clone()
@@ -85,9 +86,9 @@ def _from_table(cells: Tensor, rows: Tensor, columns: Tensor, tall: int, wide: i
 
 
 def _by_region(cells: NDArray, rows: Tensor, columns: Tensor, *, empty: int) -> NDArray:
-    """The same for each region by itself, first over the rows and then over the columns."""
+    """The same as `_from_table`, region by region: first over the rows, then over the columns."""
     (p, by, _), bx = rows.shape, columns.shape[1]
-    found = np.full((p, by, bx, cells.shape[2]), empty, dtype=cells.dtype)
+    largest = np.full((p, by, bx, cells.shape[2]), empty, dtype=cells.dtype)
     for region, (down, across) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
         left, right = min(start for start, _ in across), max(end for _, end in across)
         if left >= right:
@@ -98,5 +99,5 @@ def _by_region(cells: NDArray, rows: Tensor, columns: Tensor, *, empty: int) -> 
             np.max(cells[slice(*down[k]), left:right], axis=0, out=row)
         for k, (start, end) in enumerate(across):
             if start < end:
-                found[region, filled, k] = band[:, start - left : end - left].max(axis=1)
-    return found
+                largest[region, filled, k] = band[:, start - left : end - left].max(axis=1)
+    return largest

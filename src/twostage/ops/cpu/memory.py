@@ -1,8 +1,8 @@
-"""Memory for large results on the CPU, kept for the next one.
+"""Memory for large results on the CPU, reused for the next one.
 
-The C library maps large blocks anew each time and gives them back when they are freed; filling fresh pages costs more
-than RoIAlign itself, and a tenth of a whole prediction, the more so on virtual machines. Here blocks are cut from slabs
-that stay: the smallest gap that fits is taken, and neighbouring gaps become one again.
+The C library maps large blocks anew for each allocation and unmaps them when they are freed. Page faults of fresh pages
+cost more than RoIAlign itself and a tenth of a whole prediction, more on virtual machines. Here blocks are cut from
+slabs that stay mapped: the smallest gap that fits is taken, and neighbouring gaps are merged.
 """
 
 import ctypes
@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _LINE = 64  # bytes of a cache line
-_SMALL = 1 << 20  # bytes, up to which torch's own memory serves
-_KEEP = 1 << 28  # bytes of slabs that stay though nobody uses them: one prediction, or one training step
+_SMALL = 1 << 20  # bytes; smaller results use torch's allocator
+_KEEP = 1 << 28  # bytes of unused slabs that stay: one prediction, or one training step
 
-# Parameters of mallopt, from glibc's malloc.h. Blocks of up to 32 MiB, its largest bound, come out of the heap. That of
-# the main thread may have 2 GiB free at its end, all that an int can say, and grows by 16 MiB more than is asked.
+# Parameters of mallopt, from glibc's malloc.h. Blocks of up to 32 MiB, the largest allowed value, come from the heap.
+# That of the main thread may have 2 GiB free at its end, the largest int, and grows by 16 MiB more than requested.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
 @dataclass(eq=False)
 class _Slab:
     memory: NDArray
-    gaps: list[tuple[int, int]]  # begin and end, in order, no two side by side
+    gaps: list[tuple[int, int]]  # begin and end, in order, never adjacent
 
     @classmethod
     def of(cls, size: int) -> "_Slab":
@@ -43,13 +43,13 @@ class _Slab:
         return self.gaps == [(0, self.memory.size)]
 
     def take(self, gap: tuple[int, int], size: int) -> NDArray:
-        """The beginning of a gap."""
+        """Cut a block from the beginning of a gap."""
         place, (begin, end) = self.gaps.index(gap), gap
         self.gaps[place : place + 1] = [(begin + size, end)] if begin + size < end else []
         return self.memory[begin : begin + size]
 
     def free(self, begin: int, end: int) -> None:
-        """A gap again, one with those beside it."""
+        """Make a gap of a block again, merged with adjacent gaps."""
         place = sum(other < begin for other, _ in self.gaps)
         first, last = place, place
         if first and self.gaps[first - 1][1] == begin:
@@ -59,14 +59,14 @@ class _Slab:
         self.gaps[first:last] = [(begin, end)]
 
 
-# A cache, not state: who finds nothing in it asks the system.
+# A cache, not state: without a gap that fits the system is asked.
 _slabs: list[_Slab] = []
 _returned: list[tuple[_Slab, int, int]] = []
 _busy = Lock()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory for a result that may be large; free for the next one as soon as no tensor holds it."""
+    """Uninitialised memory for a result that may be large; it is reused as soon as no tensor refers to it."""
     size = prod(shape) * dtype.itemsize
     if size <= _SMALL:
         return torch.empty(shape, dtype=dtype)
@@ -97,9 +97,9 @@ def _glibc(name: str, *given: int) -> None:
 
 
 def _taken(size: int) -> NDArray:
-    """So many bytes. They are given back when the array goes, not the memory that it shows."""
+    """An array of so many bytes. They become a gap again when the array is deleted."""
     whole = -(-size // _LINE) * _LINE
-    # Never waits: in a process forked while another thread was here, the lock stays taken.
+    # Never waits: in a process forked while another thread held the lock, it is never released.
     if not _busy.acquire(blocking=False):
         return np.empty(size, dtype=np.uint8)
     try:
@@ -110,7 +110,7 @@ def _taken(size: int) -> NDArray:
             _, i, gap = min(fitting)
             slab = _slabs[i]
         else:
-            # Sizes have changed: slabs without use were too small, and make room for one that may hold them all.
+            # Sizes have changed: unused slabs were too small and are replaced by one that is large enough.
             _slabs[:] = [one for one in _slabs if not one.unused]
             slab = _Slab.of(whole)
             _slabs.append(slab)
@@ -123,7 +123,7 @@ def _taken(size: int) -> NDArray:
 
 
 def _release(slab: _Slab, begin: int, end: int) -> None:
-    """Runs whenever a tensor goes, even within `_taken`, which then sees to the rest."""
+    """Runs when an array is deleted, possibly within `_taken`, which then tidies up itself."""
     _returned.append((slab, begin, end))
     if _busy.acquire(blocking=False):
         try:
@@ -133,7 +133,7 @@ def _release(slab: _Slab, begin: int, end: int) -> None:
 
 
 def _tidy() -> None:
-    """Note what has come back, and let slabs go that nobody uses if too much is kept, the oldest first."""
+    """Make gaps of returned blocks, and drop unused slabs, the oldest first, if too much is kept."""
     while _returned:
         slab, begin, end = _returned.pop()
         slab.free(begin, end)

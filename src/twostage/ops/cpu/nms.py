@@ -1,8 +1,8 @@
 """NMS on the CPU: in rounds, the best boxes of every image and group first.
 
-The best settle among themselves, then those kept thin out the rest. Boxes lie sorted along x within their group: a box
-meets only those near enough to overlap it by more than the threshold, and of these only what is near along y too, a few
-in a hundred, has its IoU worked out. All in numpy, whose calls cost a third of torch's.
+Each round decides among its best boxes, then removes what the kept ones suppress from the rest. Boxes are sorted along
+x within their group: a box is compared only with those near enough to overlap it by more than the threshold, and the
+IoU is computed only for those near along y too, a few per cent. All in numpy, whose calls cost a third of torch's.
 """
 
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from torch import Tensor
 from twostage.ops.boxes import precise
 
 _FRONT = 256  # boxes of a group in the first round
-_GROWTH = 4  # of the front from round to round
-_ROWS = 64  # neighbours along x that share a window of those they may overlap
+_GROWTH = 4  # factor of the front from round to round
+_ROWS = 64  # neighbours along x that share a window of the boxes they may overlap
 
 
 class _Sorted(NamedTuple):
@@ -42,7 +42,7 @@ def nms(
     if len(image):
         corners = precise(boxes).numpy()[image, box]
         key = image if groups is None else _keys(image, groups.numpy()[image, box])
-        with np.errstate(all="ignore"):  # areas of 0 and of infinity give an IoU that is no number: no overlap
+        with np.errstate(all="ignore"):  # areas of 0 and of infinity give a NaN IoU: no overlap
             survives = _best(corners, key, image, rank, iou, top)
         image, box = image[survives], box[survives]
         place = np.arange(len(image)) - np.searchsorted(image, image)
@@ -53,10 +53,10 @@ def nms(
 
 
 def _best(corners: NDArray, key: NDArray, image: NDArray, rank: NDArray, iou: float, top: int) -> NDArray:
-    """Which boxes survive; of those behind the best `top` survivors of an image, maybe none.
+    """Which boxes survive; those after the best `top` survivors of an image may be missing.
 
-    A box depends on better ones alone. When the best of each image, twice as many as wanted, leave enough, that is the
-    answer; they are tried where that costs little, at most a quarter of the whole.
+    A box depends only on better ones. If the `2 * top` best boxes of each image leave enough survivors, that is the
+    result; this is tried if it costs little, at most a quarter of the whole.
     """
     survives = np.zeros(len(image), dtype=bool)
     first = rank < 2 * top
@@ -85,7 +85,7 @@ def _ranked(scores: Tensor, valid: Tensor) -> tuple[NDArray, NDArray, NDArray]:
 
 
 def _keys(image: NDArray, group: NDArray) -> NDArray:
-    """One integer for each image and group, images first; short where it can be, for numpy sorts those by radix."""
+    """One integer per image and group, images first; 16 bits if possible, because numpy sorts those by radix."""
     lowest, highest = int(group.min()), int(group.max())
     span = highest - lowest + 1
     key = image * span + (group.astype(np.int64) - lowest)
@@ -93,7 +93,7 @@ def _keys(image: NDArray, group: NDArray) -> NDArray:
 
 
 def _greedy(corners: NDArray, key: NDArray, iou: float) -> NDArray:
-    """Which boxes survive among those of equal keys, given by image and then by rank."""
+    """Which boxes survive among those of equal keys; boxes are ordered by image, then by rank."""
     survives = (corners[:, 0] > corners[:, 2]) | (corners[:, 1] > corners[:, 3])  # inverted boxes overlap nothing
     sound = np.flatnonzero(~survives)
     by_rank = sound[np.argsort(key[sound], kind="stable")]  # group by group, the best of each first
@@ -130,10 +130,10 @@ def _greedy(corners: NDArray, key: NDArray, iou: float) -> NDArray:
 
 
 def _sorted(corners: NDArray, group: NDArray, threshold: float) -> tuple[_Sorted, NDArray]:
-    """The boxes along x within groups, and where each was in the order given.
+    """The boxes sorted along x within groups, and the place of each in the given order.
 
-    IoU is at most the overlap along x by the width of either box. So if it exceeds t, and the other box begins right of
-    a box of width w, it begins at most (1 - t) w right of it; a little more, for the rounding of coordinates and IoU.
+    IoU is at most the overlap along x divided by the width of either box. So if it exceeds t and the other box starts
+    right of a box of width w, it starts at most (1 - t) w to the right, plus a little for rounding.
     """
     x1 = np.clip(corners[:, 0].astype(np.float64), -1e30, 1e30)
     low, extent = x1.min(), x1.max() - x1.min()
@@ -145,16 +145,16 @@ def _sorted(corners: NDArray, group: NDArray, threshold: float) -> tuple[_Sorted
     data[4] = sides[0] * sides[1]
     slack = sides * (1 - threshold + 1e-3) + 1e-5 * np.abs(data[:2])
     start, x1 = start[order], x1[order]
-    # Each sum is rounded, but never past another that is larger: what overlaps stays within reach.
+    # Rounding keeps the order of the sums: boxes that overlap stay within reach.
     reach = start + np.minimum((x1 + slack[0]) - low, extent)
     return _Sorted(data, start + (x1 - low), reach, data[1] + slack[1]), order
 
 
 def _pairs(a: _Sorted, b: _Sorted, threshold: float) -> tuple[NDArray, NDArray]:
-    """Which boxes of `a` overlap which of `b` that begin no further left by more than the threshold, by number."""
+    """Indices of pairs of `a` and `b` that overlap by more than the threshold, where b starts no further left."""
     low = np.searchsorted(b.place, a.place, side="left")
     high = np.searchsorted(b.place, a.reach, side="right")
-    found: list[tuple[NDArray, NDArray]] = []
+    pairs: list[tuple[NDArray, NDArray]] = []
     starts = np.arange(0, len(low), _ROWS)
     for start, begin, end in zip(
         starts.tolist(), low[starts].tolist(), np.maximum.reduceat(high, starts).tolist(), strict=True
@@ -163,8 +163,8 @@ def _pairs(a: _Sorted, b: _Sorted, threshold: float) -> tuple[NDArray, NDArray]:
         near = b.data[1, columns] <= a.depth[rows, None]
         near &= a.data[1, rows, None] <= b.depth[columns]
         i, j = np.divmod(np.flatnonzero(near), max(1, end - begin))
-        found.append((i + start, j + begin))
-    i, j = (np.concatenate(numbers) for numbers in zip(*found, strict=True))
+        pairs.append((i + start, j + begin))
+    i, j = (np.concatenate(numbers) for numbers in zip(*pairs, strict=True))
     near = (j < high[i]) & (j >= low[i])
     i, j = i[near], j[near]
     above = _overlap(a.data[:, i], b.data[:, j]) > threshold
@@ -172,9 +172,9 @@ def _pairs(a: _Sorted, b: _Sorted, threshold: float) -> tuple[NDArray, NDArray]:
 
 
 def _settle(better: NDArray, worse: NDArray, count: int) -> NDArray:
-    """Which of `count` boxes survive, given by pairs which would suppress which.
+    """Which of `count` boxes survive, given the pairs of a better box and the one that it suppresses if kept.
 
-    The greedy result is the only fixed point of "kept unless a better one is kept that overlaps it", and each sweep
+    The greedy result is the only fixed point of "kept unless a better box that overlaps it is kept", and each sweep
     makes at least one more box final.
     """
     keep = np.ones(count, dtype=bool)

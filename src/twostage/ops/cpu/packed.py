@@ -20,8 +20,8 @@ from twostage.ops.activation import Activation, activate
 from twostage.ops.cpu.memory import empty
 from twostage.ops.plain import PlainConv, PlainLinear, Window
 
-_LARGE = 1 << 23  # bytes of a result that memory is kept for
-_BYTES = 1 << 22  # of a part of a product that is worked off in parts: it stays in the cache
+_LARGE = 1 << 23  # bytes of a result from which on it is put into memory from `empty`
+_BYTES = 1 << 22  # of one part of a matrix product that is computed in parts, so that it stays in the cache
 
 
 class PackedConv(NamedTuple):
@@ -49,26 +49,26 @@ class PackedConv(NamedTuple):
     def __call__(
         self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
     ) -> Float[Tensor, "n d i j"]:
-        """See `Conv`; the result takes the memory of `add`: as much need not be found anew."""
+        """See `Conv`; the result takes the memory of `add`, so that none is allocated."""
         stride, padding, dilation, groups = self.window
         arguments = (self.weight, self.bias, padding, stride, dilation, groups)
-        found: Tensor
-        sums = groups == 1 and activation != "hardswish"  # other sums have no primitive
+        out: Tensor
+        sums = groups == 1 and activation != "hardswish"  # there is no primitive for other sums
         if add is None and sums and (shape := self._shape(x)).numel() * x.element_size() > _LARGE:
-            # The primitive asks for new memory, but adds to what is there.
+            # The primitive without a summand allocates memory; the one with a summand writes to that of the summand.
             add = empty((shape[0], *shape[2:], shape[1]), x.dtype).zero_().permute(0, 3, 1, 2)
         if add is None:
-            found = torch.ops.mkldnn._convolution_pointwise(x, *arguments, activation, [], "")
+            out = torch.ops.mkldnn._convolution_pointwise(x, *arguments, activation, [], "")
         elif not sums:
-            found = activate(self(x).add_(add), activation)
+            out = activate(self(x).add_(add), activation)
         else:
             add = add.contiguous(memory_format=torch.channels_last)
             after = None if activation == "none" else activation
-            found = torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *arguments, "add", 1.0, after, [], None)
-        return found
+            out = torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *arguments, "add", 1.0, after, [], None)
+        return out
 
     def _shape(self, x: Tensor) -> torch.Size:
-        """That of the result."""
+        """The shape of the result."""
         sides = (
             (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
             for side, kernel, stride, padding, dilation in zip(
@@ -99,19 +99,19 @@ class PackedPointwise(NamedTuple):
         pixels = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]
         shape, rows = (*pixels.shape[:3], self.weight.shape[0]), pixels.reshape(-1, pixels.shape[3])
         if add is not None:
-            found = add.permute(0, 2, 3, 1).reshape(len(rows), shape[3])
-            self._by_parts(rows, activation, found, add=True)
+            out = add.permute(0, 2, 3, 1).reshape(len(rows), shape[3])
+            self._by_parts(rows, activation, out, add=True)
         elif prod(shape) * x.element_size() > _LARGE:
-            found = empty((len(rows), shape[3]), x.dtype)
-            self._by_parts(rows, activation, found, add=False)
+            out = empty((len(rows), shape[3]), x.dtype)
+            self._by_parts(rows, activation, out, add=False)
         else:
-            found = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, activation, [], "")
-        return found.view(shape).permute(0, 3, 1, 2)
+            out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, activation, [], "")
+        return out.view(shape).permute(0, 3, 1, 2)
 
     def _by_parts(
         self, rows: Float[Tensor, "m c"], activation: Activation, out: Float[Tensor, "m d"], add: bool
     ) -> None:
-        """Write to memory that is there, or add to it: the primitive takes new memory, here little at a time."""
+        """Write to `out`, or add to it, in small parts: the primitive allocates its result, here little at a time."""
         step = max(1, _BYTES // (out.shape[1] * out.element_size()))
         for x, place in zip(rows.split(step), out.split(step), strict=True):
             if add:
@@ -137,12 +137,12 @@ class PackedLinear(NamedTuple):
 
     def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.functional.linear`."""
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, *self, "none", [], "")
-        return found
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, *self, "none", [], "")
+        return out
 
 
 def serves(device: str, dtype: torch.dtype) -> bool:
-    """Whether the private operators may be used here: oneDNN is there, not switched off, and passes a trial."""
+    """Whether the private operators can be used here: oneDNN is available, enabled, and passes a trial."""
     return (
         device == "cpu" and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled() and _passes(dtype)
     )
@@ -150,7 +150,7 @@ def serves(device: str, dtype: torch.dtype) -> bool:
 
 @cache
 def _passes(dtype: torch.dtype) -> bool:
-    """Whether they are here, take these arguments and give the results they should."""
+    """Whether the operators exist, take these arguments and give the right results."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode(), torch.autocast("cpu", enabled=False):
         torch.manual_seed(0)
         x = torch.rand(1, 8, 9, 9).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -168,7 +168,7 @@ def _passes(dtype: torch.dtype) -> bool:
             ]
         except (RuntimeError, AttributeError, TypeError):
             return False
-    return all(torch.allclose(found, expected, rtol=1e-2) for found, expected in pairs)
+    return all(torch.allclose(got, expected, rtol=1e-2) for got, expected in pairs)
 
 
 def _packed_matrix(weight: Float[Tensor, "d c"]) -> Tensor:

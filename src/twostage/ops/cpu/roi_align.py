@@ -1,7 +1,7 @@
-"""RoIAlign on the CPU: regions that read equally many cells go together, neighbours after one another.
+"""RoIAlign on the CPU: regions whose bins read the same number of cells are computed together, sorted by place.
 
 The result is a weighted bag of rows (`embedding_bag`) of each level's channels-last map, in chunks that fit the cache.
-The gradient in the maps is the transposed bag, found by sorting.
+The gradient in the maps is the transposed bag, by sorting.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ from twostage.ops.boxes import precise
 from twostage.ops.cpu.memory import empty
 from twostage.ops.roi_sampling import Grid, Reads, Regions
 
-_ENTRIES = 1 << 16  # read by a piece
+_ENTRIES = 1 << 16  # that one piece reads
 _BYTES = 1 << 22  # of a piece of the gradient
 
 
 class _Group(NamedTuple):
-    """Regions whose bins take equally many samples and cells."""
+    """Regions whose bins take the same number of samples and cells."""
 
     some: Tensor  # [r], positions among all regions, by level
     regions: Regions
@@ -32,7 +32,7 @@ class _Group(NamedTuple):
     reads: Reads
 
     def pieces(self) -> Iterator[tuple[int, slice]]:
-        """Parts of the regions, each of one level, named, and so small that what they read fits the cache."""
+        """Level and slice of parts of the regions, each of one level and so small that its cells fit the cache."""
         level = self.regions.level.numpy()
         edges = [0, *(np.flatnonzero(level[1:] != level[:-1]) + 1).tolist(), len(level)]
         (by, cy, _), (bx, cx, _) = self.reads.rows.shape, self.reads.columns.shape
@@ -56,13 +56,13 @@ def forward(
     out = empty((levels.numel(), bins * channels), features[0].dtype)
     for group in _groups(boxes, levels, shapes, grid):
         for level, part in group.pieces():
-            found = embedding_bag(
+            bags = embedding_bag(
                 roi_sampling.by_bin(group.reads.entries(part)),
                 tables[level],
                 mode="sum",
                 per_sample_weights=roi_sampling.by_bin(group.reads.weights(part).to(out.dtype)),
             )
-            out.index_copy_(0, group.some[part], found.view(-1, bins * channels))
+            out.index_copy_(0, group.some[part], bags.view(-1, bins * channels))
     return out.view(*levels.shape, *grid.size, channels)
 
 
@@ -85,7 +85,7 @@ def features_gradient(
             entries[level].append((rows.flatten(), bins.flatten(), weight.flatten()))
     n, channels = len(levels), gradient.shape[-1]
     of_bins = gradient.reshape(-1, channels)
-    found = []
+    gradients = []
     for (height, width), parts in zip(maps, entries, strict=True):
         total = n * height * width
         if parts:
@@ -93,8 +93,8 @@ def features_gradient(
             cells = _transposed_bag(rows, bins, weight, of_bins, total)
         else:
             cells = gradient.new_zeros(total, channels)
-        found.append(cells.view(n, height, width, channels).permute(0, 3, 1, 2))
-    return found
+        gradients.append(cells.view(n, height, width, channels).permute(0, 3, 1, 2))
+    return gradients
 
 
 def boxes_gradient(
@@ -125,7 +125,7 @@ def boxes_gradient(
 
 
 def _table(feature: Tensor) -> Tensor:
-    """A map as rows of channels; no copy where it is channels-last."""
+    """A map as rows of channels; no copy if it is channels-last."""
     rows = feature.permute(0, 2, 3, 1)
     if not rows.is_contiguous():
         rows = empty(rows.shape, rows.dtype).copy_(rows)
@@ -138,7 +138,7 @@ def _groups(
     shapes: Sequence[tuple[int, int]],
     grid: Grid,
 ) -> Iterator[_Group]:
-    """All regions by how much their bins read, then by level, then by place on the map: neighbours share rows."""
+    """All regions grouped by what their bins read, sorted by level and place on the map: neighbours share rows."""
     regions = roi_sampling.locate(boxes, levels, shapes, grid, firsts=[0] * len(shapes))
     kinds = []
     for span, bins in ((regions.y, grid.size[0]), (regions.x, grid.size[1])):
@@ -153,7 +153,7 @@ def _groups(
 
 
 def _equal(columns: NDArray, then: tuple[NDArray, ...]) -> list[NDArray]:
-    """Positions of equal columns, group by group, each sorted by the keys `then`, the last one first."""
+    """Positions of equal columns by group, each sorted by the keys `then`, the last key first."""
     order = np.lexsort((*then, *columns))
     ordered = columns[:, order]
     edges = np.flatnonzero((ordered[:, 1:] != ordered[:, :-1]).any(axis=0)) + 1
@@ -186,7 +186,7 @@ def _transposed_bag(rows: Tensor, bins: Tensor, weight: Tensor, of_bins: Tensor,
 
 
 def _order(rows: NDArray, total: int) -> NDArray:
-    """The stable order of numbers below `total`; numpy sorts 16 bits by radix, ten times faster than 32."""
+    """The stable sort order of numbers below `total`; numpy sorts 16 bits by radix, ten times faster than 32."""
     order = np.argsort(rows.astype(np.uint16), kind="stable")
     if total > 1 << 16:
         order = order[np.argsort((rows >> 16).astype(np.uint16)[order], kind="stable")]

@@ -6,9 +6,9 @@ overlap by two, and the kernels are transformed, multiplied and transformed back
     Y = A' [(G g G') * (B' d B)] A
 
 summed over channels between the brackets: 36 matrix products, one for each place of a tile, which are one grouped 1 x 1
-convolution. Tiles are transformed along y, where neighbours in a row still share their pixels, then along x, and worked
-off in bands that fit the cache. Rounding errors are some ten times those of the plain sum, 1e-5 of the largest output:
-for float32 alone.
+convolution. Tiles are transformed along y, where neighbours in a row still share their pixels, then along x, and
+processed in bands that fit the cache. Rounding errors are some ten times those of the plain sum, 1e-5 of the largest
+output: only for float32.
 
 Letters: n images, c channels in, d channels out; a band holds r rows of a tiles of m images.
 """
@@ -29,11 +29,11 @@ from twostage.ops.plain import Conv, Window
 _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 
-_IN, _OUT = 6, 4  # pixels along a tile, and along what it yields
+_IN, _OUT = 6, 4  # pixels along a side of an input tile, and of its outputs
 _ONES = _IN + 1  # the place of a tile that A' ... A spreads evenly over all outputs: a bias needs no more
 _BAND = 1 << 19  # numbers of a band before it is transformed, 2 MB
 _TILES = 128  # of a band of 256 channels
-_LARGE = 4096  # pixels of all maps together from which on its gain is worth the memory
+_LARGE = 4096  # pixels of all maps of a batch from which on the speed is worth the memory
 _CHANNELS = 256  # out, of one product: with more the packed layout depends on the number of tiles
 
 
@@ -88,21 +88,21 @@ class WinogradConv(NamedTuple):
                 places = tiles.view(images, rows * across, 1, -1).permute(0, 3, 1, 2)
                 parts = out[image : image + some, top : top + _OUT * rows].split(self.channels, dim=3)
                 for product, part in zip(self.products, parts, strict=True):
-                    found = product(places).permute(0, 2, 3, 1).view(images, rows, across, _IN, _IN, -1)
-                    found = back(found)[:some, : part.shape[1], :w]
+                    y = product(places).permute(0, 2, 3, 1).view(images, rows, across, _IN, _IN, -1)
+                    y = back(y)[:some, : part.shape[1], :w]
                     if add is not None:
-                        found.add_(part)
+                        y.add_(part)
                     if activation == "relu":
-                        torch.clamp_min(found, 0, out=part)
+                        torch.clamp_min(y, 0, out=part)
                     else:
-                        part.copy_(activate(found, activation))
+                        part.copy_(activate(y, activation))
         return out.permute(0, 3, 1, 2)
 
 
 class BySize:
-    """A 3 x 3 convolution, directly for small maps and by Winograd's minimal filtering for large ones.
+    """A 3 x 3 convolution: direct for small maps, by Winograd's minimal filtering for large ones.
 
-    Its transformed kernels take four times the memory: they are made when the first large map comes.
+    The transformed kernels take four times the memory: they are made at the first large map.
     """
 
     def __init__(self, weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None, window: Window) -> None:
@@ -122,7 +122,7 @@ class BySize:
 
 
 def suits(weight: Float[Tensor, "d c k l"], window: Window) -> bool:
-    """Whether a convolution can be done this way, and gains by it: with fewer channels the transforms cost too much."""
+    """Whether a convolution can be computed so, and faster: with few channels the transforms cost too much."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32

@@ -13,7 +13,6 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from twostage.data.dataset import Dataset
-from twostage.data.images import read_image
 from twostage.data.proposals import ProposalSet
 from twostage.ops.boxes import iou
 
@@ -73,6 +72,4 @@ class Kept(Generic[T]):
 
 def pictures_of(dataset: Dataset) -> Kept[Tensor]:
     """The decoded pictures of a split: UInt8[3 h w], RGB."""
-    return Kept(
-        lambda index: torch.from_numpy(read_image(dataset.path(index))).permute(2, 0, 1), lambda image: image.numel()
-    )
+    return Kept(lambda index: torch.from_numpy(dataset.image(index)).permute(2, 0, 1), lambda image: image.numel())

@@ -4,13 +4,21 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import nms as torchvision_nms
 
-from twostage.models.fields import PAPER, Fields
-from twostage.models.heads.detect import Found, detect
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
 from twostage.models.proposals.rpn import Proposals
+from twostage.models.zoo import named
 from twostage.ops.boxes import iou
+from twostage.ops.deltas import BoxCoder
 
 N, P, K = 2, 60, 6
 SIZES = torch.tensor([[200, 300], [150, 120]])
+CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))
+
+
+def detect(
+    logits: Tensor, deltas: Tensor, proposals: Proposals, config: PostprocessConfig, coder: BoxCoder = CODER
+) -> BatchDetections:
+    return postprocess(logits, deltas, proposals, SIZES, coder, config)
 
 
 def outputs(seed: int = 0, *, agnostic: bool = False, scale: float = 3.0) -> tuple[Tensor, Tensor, Proposals]:
@@ -27,7 +35,7 @@ def outputs(seed: int = 0, *, agnostic: bool = False, scale: float = 3.0) -> tup
 
 
 def torchvisions(
-    logits: Tensor, deltas: Tensor, proposals: Proposals, fields: Fields
+    logits: Tensor, deltas: Tensor, proposals: Proposals, config: PostprocessConfig, coder: BoxCoder
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Boxes, scores and labels (from 0) of each image."""
     heads = RoIHeads(
@@ -36,10 +44,10 @@ def torchvisions(
         bg_iou_thresh=0.5,
         batch_size_per_image=1,
         positive_fraction=0.5,
-        bbox_reg_weights=fields.box_delta_weights,
-        score_thresh=fields.score_threshold,
-        nms_thresh=fields.nms,
-        detections_per_img=fields.max_det,
+        bbox_reg_weights=coder.weights,
+        score_thresh=config.score_threshold,
+        nms_thresh=config.nms,
+        detections_per_img=config.max_det,
     )
     with_background = torch.cat([torch.zeros(N, P, 1, 4), deltas.expand(N, P, K, 4)], dim=2)
     valid = proposals.valid
@@ -67,10 +75,14 @@ def torchvisions(
 )
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_equal_to_torchvision(changes: dict, agnostic: bool) -> None:
-    fields = Fields().changed({**changes, "class_agnostic": agnostic})
-    found = detect(*outputs(agnostic=agnostic), SIZES, fields)
+    weights = changes.get("box_delta_weights", CODER.weights)
+    coder, config = (
+        BoxCoder(weights),
+        PostprocessConfig(**{k: v for k, v in changes.items() if k != "box_delta_weights"}),
+    )
+    found = detect(*outputs(agnostic=agnostic), config, coder)
     assert not found.overflow.any()
-    for i, (boxes, scores, labels) in enumerate(torchvisions(*outputs(agnostic=agnostic), fields)):
+    for i, (boxes, scores, labels) in enumerate(torchvisions(*outputs(agnostic=agnostic), config, coder)):
         valid = found.valid[i]
         assert len(boxes) > 0
         torch.testing.assert_close(found.boxes[i][valid], boxes, rtol=0, atol=1e-4)
@@ -79,8 +91,8 @@ def test_equal_to_torchvision(changes: dict, agnostic: bool) -> None:
 
 
 def test_shapes_are_fixed_and_padding_is_last() -> None:
-    fields = Fields().changed({"max_det": 250, "score_threshold": 0.9})
-    found = detect(*outputs(), SIZES, fields)
+    config = PostprocessConfig(max_det=250, score_threshold=0.9)
+    found = detect(*outputs(), config)
     assert found.boxes.shape == (N, 250, 4)
     assert all(x.shape == (N, 250) for x in (found.scores, found.labels, found.proposals, found.valid))
     assert found.valid.long().diff(dim=1).le(0).all()
@@ -90,15 +102,15 @@ def test_shapes_are_fixed_and_padding_is_last() -> None:
 
 def test_nothing_found() -> None:
     logits, deltas, proposals = outputs()
-    found = detect(logits * 0, deltas, proposals, SIZES, Fields().changed({"score_threshold": 0.5}))
+    found = detect(logits * 0, deltas, proposals, PostprocessConfig(score_threshold=0.5))
     assert not found.valid.any()
     nobody = proposals._replace(valid=torch.zeros_like(proposals.valid))
-    assert not detect(logits, deltas, nobody, SIZES, Fields()).valid.any()
+    assert not detect(logits, deltas, nobody, PostprocessConfig()).valid.any()
 
 
 def test_every_detection_knows_its_proposal() -> None:
     logits, deltas, proposals = outputs()
-    found = detect(logits, deltas, proposals, SIZES, Fields())
+    found = detect(logits, deltas, proposals, PostprocessConfig())
     scores = logits.softmax(dim=2)
     image = torch.arange(N)[:, None].expand_as(found.labels)
     again = scores[image, found.proposals, found.labels + 1]
@@ -107,15 +119,15 @@ def test_every_detection_knows_its_proposal() -> None:
 
 
 def test_across_classes_no_two_boxes_of_any_class_overlap() -> None:
-    fields = Fields().changed({"nms_across_classes": True, "nms": 0.4})
-    found = detect(*outputs(), SIZES, fields)
-    plain = detect(*outputs(), SIZES, Fields().changed({"nms": 0.4}))
+    config = PostprocessConfig(nms_across_classes=True, nms=0.4)
+    found = detect(*outputs(), config)
+    plain = detect(*outputs(), PostprocessConfig(nms=0.4))
     for i in range(N):
         boxes, scores = found.boxes[i][found.valid[i]], found.scores[i][found.valid[i]]
         assert iou(boxes, boxes).triu(1).max() <= 0.4
         assert len(found.labels[i][found.valid[i]].unique()) > 1
         # torchvision's, on the candidates of all classes together.
-        candidates = detect(*outputs(), SIZES, Fields().changed({"nms": 1.0, "max_det": N * P * K}))
+        candidates = detect(*outputs(), PostprocessConfig(nms=1.0, max_det=N * P * K))
         some = candidates.valid[i]
         kept = torchvision_nms(candidates.boxes[i][some], candidates.scores[i][some], 0.4)
         torch.testing.assert_close(scores, candidates.scores[i][some][kept][: len(scores)])
@@ -124,8 +136,8 @@ def test_across_classes_no_two_boxes_of_any_class_overlap() -> None:
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 def test_soft_nms_lowers_scores_instead_of_dropping_boxes(method: str) -> None:
-    hard = detect(*outputs(), SIZES, Fields().changed({"nms": 0.3, "max_det": 300}))
-    soft = detect(*outputs(), SIZES, Fields().changed({"nms": 0.3, "soft_nms": method, "max_det": 300}))
+    hard = detect(*outputs(), PostprocessConfig(nms=0.3, max_det=300))
+    soft = detect(*outputs(), PostprocessConfig(nms=0.3, soft_nms=method, max_det=300))
     logits, _, _ = outputs()
     image = torch.arange(N)[:, None].expand_as(soft.labels)
     before = logits.softmax(dim=2)[image, soft.proposals, soft.labels + 1]
@@ -137,10 +149,10 @@ def test_soft_nms_lowers_scores_instead_of_dropping_boxes(method: str) -> None:
 
 
 def test_too_few_candidates_are_flagged() -> None:
-    few = detect(*outputs(), SIZES, Fields().changed({"candidates": 5}))
+    few = detect(*outputs(), PostprocessConfig(candidates=5))
     assert few.overflow.all()
     assert few.valid.sum(dim=1).le(5).all()
-    best = detect(*outputs(), SIZES, Fields())
+    best = detect(*outputs(), PostprocessConfig())
     torch.testing.assert_close(few.scores[:, 0], best.scores[:, 0])
 
 
@@ -152,16 +164,16 @@ def test_by_default_no_candidate_is_left_out(threshold: float) -> None:
     most = classes if threshold == 0 else min(classes, int(1 / threshold))
     even = torch.full((N, P, classes + 1), -30.0)
     even[..., 1 : 1 + most] = 0
-    fields = Fields().changed({"score_threshold": threshold})
+    config = PostprocessConfig(score_threshold=threshold)
     wide = deltas.new_zeros(N, P, classes, 4)
     for given in (even, torch.randn(N, P, classes + 1) * 0.5, logits):
         k = given.shape[2] - 1
-        assert not detect(given, wide[:, :, :k], proposals, SIZES, fields).overflow.any()
+        assert not detect(given, wide[:, :, :k], proposals, config).overflow.any()
 
 
 def test_boxes_lie_on_their_image() -> None:
     logits, deltas, proposals = outputs()
-    found = detect(logits, deltas * 20, proposals, SIZES, PAPER)
+    found = detect(logits, deltas * 20, proposals, named("faster_rcnn_vgg16").postprocess)
     for i, (height, width) in enumerate(SIZES.tolist()):
         boxes = found.boxes[i][found.valid[i]]
         assert boxes.min() >= 0
@@ -172,11 +184,11 @@ def test_boxes_lie_on_their_image() -> None:
 
 def test_bf16_outputs_are_scored_in_float32() -> None:
     logits, deltas, proposals = outputs()
-    found: Found = detect(logits.bfloat16(), deltas.bfloat16(), proposals, SIZES, Fields())
+    found: BatchDetections = detect(logits.bfloat16(), deltas.bfloat16(), proposals, PostprocessConfig())
     assert found.scores.dtype == found.boxes.dtype == torch.float32
 
 
 def test_a_threshold_too_small_to_divide_by_admits_all() -> None:
-    fields = Fields(score_threshold=1e-320)
-    found, expected = (detect(*outputs(), SIZES, f) for f in (fields, Fields(score_threshold=0.0)))
+    config = PostprocessConfig(score_threshold=1e-320)
+    found, expected = (detect(*outputs(), f) for f in (config, PostprocessConfig(score_threshold=0.0)))
     assert torch.equal(found.boxes, expected.boxes)

@@ -1,18 +1,20 @@
 """RetinaNet: torchvision's losses and detections from the same logits, on anchors of ours."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
 import torch
+from detectors import make_model
+from proposing import given
 from torch.nn.functional import smooth_l1_loss
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead, RetinaNetRegressionHead
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from twostage.data.batch import Batch, Targets
 from twostage.errors import UsageError
-from twostage.models.proposals.dense import PRIOR
-from twostage.models.zoo import build
+from twostage.models.heads.retinanet import PRIOR
 from twostage.ops.boxes import iou
 from twostage.ops.deltas import decode, encode
 
@@ -22,21 +24,21 @@ K = 3
 
 def net(**fields: object) -> torch.nn.Module:
     torch.manual_seed(0)
-    made = build("retinanet_tiny_fpn", K, **{"norm": "frozen", "soft_nms": "off", **fields})
-    torch.nn.init.normal_(made.rpn.classes.weight, std=0.1)
-    torch.nn.init.normal_(made.rpn.deltas.weight, std=0.005)
+    made = make_model("retinanet_tiny_fpn", K, **{"norm": "frozen", "soft_nms": "off", **fields})
+    torch.nn.init.normal_(made.head.classes.weight, std=0.1)
+    torch.nn.init.normal_(made.head.deltas.weight, std=0.005)
     return made
 
 
 def test_towers_are_torchvisions(make_batch: Callable[..., Batch]) -> None:
     model = net(dense_convs=4, dense_norm="none").eval()
-    each = model.rpn.anchors.per_position[0]
+    each = model.head.anchors.per_position[0]
     theirs = RetinaNetHead(64, each, K)
     assert isinstance(theirs.classification_head, RetinaNetClassificationHead)
     assert isinstance(theirs.regression_head, RetinaNetRegressionHead)
     for tower, last, head, name in (
-        (model.rpn.class_tower, model.rpn.classes, theirs.classification_head, "cls_logits"),
-        (model.rpn.box_tower, model.rpn.deltas, theirs.regression_head, "bbox_reg"),
+        (model.head.class_tower, model.head.classes, theirs.classification_head, "cls_logits"),
+        (model.head.box_tower, model.head.deltas, theirs.regression_head, "bbox_reg"),
     ):
         for mine, other in zip(tower, head.conv, strict=True):
             other[0].load_state_dict(mine[0].state_dict())
@@ -44,7 +46,7 @@ def test_towers_are_torchvisions(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch(*SIZES)
     with torch.no_grad():
         maps = model.features(batch)
-        dense, told = model.rpn(maps, batch.canvas, batch.sizes), theirs(list(maps))
+        dense, told = model.head(maps, batch.canvas, batch.sizes), theirs(list(maps))
     torch.testing.assert_close(
         torch.cat(dense.logits, 1).unflatten(1, (-1, K)), told["cls_logits"], rtol=1e-4, atol=1e-4
     )
@@ -56,8 +58,8 @@ def test_at_first_background_costs_little(
 ) -> None:
     """Section 3.3: with a prior of 0.01 the first loss is of the order of one."""
     torch.manual_seed(0)
-    model = build("retinanet_tiny_fpn", K).train()
-    dense = model.rpn(model.features(make_batch(*SIZES)), (64, 96), torch.tensor(SIZES))
+    model = make_model("retinanet_tiny_fpn", K).train()
+    dense = model.head(model.features(make_batch(*SIZES)), (64, 96), torch.tensor(SIZES))
     assert float(torch.cat(dense.logits, 1).sigmoid().mean().detach()) == pytest.approx(PRIOR, rel=0.2)
     losses = model(make_batch(*SIZES), make_targets(SIZES, [3, 1]))
     assert set(losses) == {"class", "box"}
@@ -67,8 +69,8 @@ def test_at_first_background_costs_little(
 def test_losses_by_their_formulas(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:
     model = net().train()
     batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 0])
-    dense = model.rpn(model.features(batch), batch.canvas, batch.sizes)
-    losses = model.rpn.losses(dense, batch.sizes, targets)
+    dense = model.head(model.features(batch), batch.canvas, batch.sizes)
+    losses = model.head.losses(dense, targets)
     anchors, logits = torch.cat(dense.anchors), torch.cat(dense.logits, 1).unflatten(1, (-1, K))
     overlap = iou(anchors.expand(2, -1, -1), targets.boxes) * targets.valid[:, None]
     best, truth = overlap.max(dim=2)
@@ -84,7 +86,7 @@ def test_losses_by_their_formulas(make_batch: Callable[..., Batch], make_targets
     assert not positive[1].any()
     goal = encode(targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4)), anchors, weights=(1.0, 1.0, 1.0, 1.0))
     moves = torch.cat(dense.deltas, 1)
-    far = smooth_l1_loss(moves[positive], goal[positive], beta=model.fields.rpn_beta, reduction="sum")
+    far = smooth_l1_loss(moves[positive], goal[positive], beta=model.config.retinanet.beta, reduction="sum")
     torch.testing.assert_close(losses["box"], far / positive.sum())
 
 
@@ -93,17 +95,16 @@ def test_detections_are_what_suppression_leaves_of_the_best_pairs(make_batch: Ca
     batch = make_batch(*SIZES)
     with torch.no_grad():
         stages = model.stages(batch)
-    assert stages.looks == ()
-    logits = torch.cat(stages.dense.logits, 1).unflatten(1, (-1, K))
+    logits = torch.cat(stages.anchors.logits, 1).unflatten(1, (-1, K))
     for image in range(2):
         proposals = stages.proposals
         score = proposals.scores[image].sigmoid()
         sides = proposals.boxes[image, :, 2:] - proposals.boxes[image, :, :2]
-        keep = proposals.valid[image] & (score > 0.05) & (sides >= model.fields.min_box_size).all(dim=1)
-        label, anchor = proposals.anchors[image][keep] % K, proposals.anchors[image][keep] // K
+        keep = proposals.valid[image] & (score > 0.05) & (sides >= model.config.postprocess.min_box_size).all(dim=1)
+        label, anchor = proposals.labels[image][keep], proposals.anchors[image][keep]
         torch.testing.assert_close(logits[image, anchor, label].sigmoid(), score[keep])
         order = batched_nms(proposals.boxes[image][keep], score[keep], label, 0.5)[:100]
-        found = stages.found
+        found = stages.detections
         rows = found.valid[image]
         assert rows.any()
         torch.testing.assert_close(found.boxes[image][rows], proposals.boxes[image][keep][order])
@@ -117,15 +118,15 @@ def test_the_best_pairs_of_every_level_are_proposed(make_batch: Callable[..., Ba
     batch = make_batch(*SIZES)
     with torch.no_grad():
         stages = model.stages(batch)
-    proposals, dense = stages.proposals, stages.dense
+    proposals, dense = stages.proposals, stages.anchors
     starts = [0, *accumulate(level.shape[1] for level in dense.logits)]
     for image, (height, width) in enumerate(SIZES):
         expected = torch.cat(
             [level[image].topk(20).indices + s for level, s in zip(dense.logits, starts, strict=False)]
         )
-        chosen = proposals.anchors[image][proposals.valid[image]]
+        anchor = proposals.anchors[image][proposals.valid[image]]
+        chosen = anchor * K + proposals.labels[image][proposals.valid[image]]
         assert sorted(chosen.tolist()) == sorted(expected.tolist())
-        anchor = chosen // K
         boxes = decode(torch.cat(dense.deltas, 1)[image, anchor], torch.cat(dense.anchors)[anchor], weights=(1.0,) * 4)
         clipped = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
         torch.testing.assert_close(proposals.boxes[image][proposals.valid[image]], clipped)
@@ -133,8 +134,8 @@ def test_the_best_pairs_of_every_level_are_proposed(make_batch: Callable[..., Ba
 
 @pytest.mark.parametrize("field", [{"box_loss": "giou"}, {"class_weights": (1.0,) * K}, {"region_sampling": "ohem"}])
 def test_fields_of_two_stages_are_refused(field: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="is of two stages, and RetinaNet has one"):
-        build("retinanet_tiny_fpn", K, **field)
+    with pytest.raises(UsageError, match=f"no field {next(iter(field))!r}"):
+        make_model("retinanet_tiny_fpn", K, **field)
 
 
 def test_on_devices_so_many_candidates_compete_and_more_are_told(make_batch: Callable[..., Batch]) -> None:
@@ -147,9 +148,7 @@ def test_on_devices_so_many_candidates_compete_and_more_are_told(make_batch: Cal
         assert int(found.valid.sum(dim=1).max()) == min(candidates, 100)
 
 
-def test_in_training_nothing_is_proposed(make_batch: Callable[..., Batch]) -> None:
-    model = net().train()
+def test_it_takes_no_proposals(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch(*SIZES)
-    _, proposals = model.proposals(model.features(batch), batch)
-    assert proposals.boxes.shape[1] <= 4
-    assert not proposals.valid.any()
+    with pytest.raises(UsageError, match="one stage"):
+        net().eval()(replace(batch, proposals=given(batch, 5)))

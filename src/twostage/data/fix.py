@@ -1,4 +1,4 @@
-"""`data check --fix`: a copy of a data set without its faults; the source is never touched."""
+"""`data check --fix`: a copy of a data set without its faults; the source is never changed."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,18 +7,17 @@ import numpy as np
 
 from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, select_images
-from twostage.data.duplicates import may_share, same_pictures
+from twostage.data.duplicates import may_share, same_images
 from twostage.data.faults import Fault, FaultyDataError, fault
-from twostage.data.images import read_image
-from twostage.data.recognise import Layout, Options, find_layout, opener
+from twostage.data.layout import Layout, Options, VocOffset
+from twostage.data.recognise import find_layout, opener
 from twostage.data.stuff import maps_of
-from twostage.data.voc import VocOffset
 from twostage.data.write import write_dataset
 from twostage.errors import DataError
 from twostage.folders import whole_folder
 
 
-def mend(
+def fix_dataset(
     path: str | Path,
     out: str | Path,
     *,
@@ -26,11 +25,11 @@ def mend(
     voc_offset: VocOffset = "auto",
     deep: bool = False,
 ) -> Written:
-    """Write the data set at `path` into the new folder `out`, in its own layout, with what can be used of it.
+    """Write the usable part of the data set at `path` into the new folder `out`, in its own format.
 
-    Boxes are clipped or dropped, sizes are those of the pictures, pictures that cannot be read (`deep`: decoded) and
-    records that cannot be understood are left out, and a picture in two splits leaves the larger one. Raises DataError
-    where nothing is left, or where splits have different classes.
+    Boxes are clipped or dropped, sizes are those of the images, unreadable images (`deep`: undecodable ones too) and
+    malformed records are left out, and an image in two splits is removed from the larger one. Raises DataError if
+    nothing is left, or if splits have different classes.
     """
     options = Options(Path(images) if images else None, voc_offset, "skip")
     faults: list[Fault] = []
@@ -40,9 +39,9 @@ def mend(
         maps = maps_of(datasets)
         if deep:
             datasets = [_decodable(dataset, faults) for dataset in datasets]
-        datasets = [dataset for dataset in _apart(datasets, faults) if len(dataset)]
+        datasets = [dataset for dataset in _without_shared(datasets, faults) if len(dataset)]
         if not datasets:
-            raise DataError(f"{path}: nothing is left that could be used: no picture of any split.")
+            raise DataError(f"{path}: nothing usable is left: no image of any split.")
         write_dataset(folder, datasets, layout.kind, maps=maps)
     return Written.of(Path(out), layout.kind, datasets, faults)
 
@@ -52,7 +51,7 @@ def _usable(layout: Layout, options: Options, faults: list[Fault]) -> Iterator[D
     for split in layout.splits:
         try:
             yield open_split(split)
-        except FaultyDataError as error:  # nothing of it can be used
+        except FaultyDataError as error:  # the whole split is unusable
             faults += error.faults
 
 
@@ -60,7 +59,7 @@ def _decodable(dataset: Dataset, faults: list[Fault]) -> Dataset:
     good = []
     for index in range(len(dataset)):
         try:
-            read_image(dataset.path(index))
+            dataset.image(index)
         except DataError as error:
             faults.append(fault("unreadable-image", dataset.file_name(index), "", str(error).rstrip("."), "Left out"))
         else:
@@ -68,10 +67,10 @@ def _decodable(dataset: Dataset, faults: list[Fault]) -> Dataset:
     return select_images(dataset, np.array(good, dtype=np.int64))
 
 
-def _apart(datasets: Sequence[Dataset], faults: list[Fault]) -> list[Dataset]:
-    """The splits without pictures that another one, which should share none, has too: the smaller split keeps them."""
+def _without_shared(datasets: Sequence[Dataset], faults: list[Fault]) -> list[Dataset]:
+    """The splits without images that another split has too, unless they may overlap: the smaller split keeps them."""
     keep = [np.ones(len(dataset), dtype=bool) for dataset in datasets]
-    for places in same_pictures(datasets):
+    for places in same_images(datasets):
         numbers = {number for number, _ in places}
         for number, index in places:
             rivals = [n for n in numbers - {number} if not may_share(datasets[n].split, datasets[number].split)]

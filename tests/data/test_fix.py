@@ -1,4 +1,4 @@
-"""`data check --fix`: the copy has nothing left to mend, and the source is as it was."""
+"""`data check --fix`: the copy has nothing left to repair, and the source is as it was."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from twostage.data.check import check
-from twostage.data.mend import mend
+from twostage.data.fix import fix_dataset
 from twostage.data.recognise import open_dataset
 from twostage.errors import DataError, UsageError
 
@@ -36,7 +36,7 @@ def test_a_copy_without_faults(make_coco: Callable[..., Path], tmp_path: Path) -
     (source / "train" / "3.jpg").write_bytes((source / "train" / "3.jpg").read_bytes()[:300])
     before = check(source)
     assert not before.ok
-    written = mend(source, tmp_path / "out")
+    written = fix_dataset(source, tmp_path / "out")
     after = check(tmp_path / "out")
     assert after.ok, after.format()
     assert check(source).faults == before.faults
@@ -47,56 +47,56 @@ def test_a_copy_without_faults(make_coco: Callable[..., Path], tmp_path: Path) -
 
 
 def test_what_was_left_out_is_told(make_coco: Callable[..., Path], tmp_path: Path) -> None:
-    written = mend(make_coco(FAULTY), tmp_path / "out")
+    written = fix_dataset(make_coco(FAULTY), tmp_path / "out")
     assert {f.code for f in written.faults} >= {
         "box-partly-outside", "zero-area-box", "inverted-box", "box-outside", "box-not-numbers", "unknown-class",
         "unknown-image", "duplicate-annotation-id", "broken-record",
     }  # fmt: skip
 
 
-def test_a_picture_in_two_splits_stays_in_the_smaller(
-    make_voc: Callable[..., Path], make_picture: Callable[..., Path], tmp_path: Path
+def test_a_image_in_two_splits_stays_in_the_smaller(
+    make_voc: Callable[..., Path], make_image: Callable[..., Path], tmp_path: Path
 ) -> None:
     objects = [("dog", (2, 3, 20, 30))]
     source = make_voc(dict.fromkeys("abcd", objects), train=["a", "b", "c"], val=["d"], trainval=["a", "b", "c", "d"])
-    make_picture(source / "JPEGImages" / "d.jpg", seed=1)  # the content of b
+    make_image(source / "JPEGImages" / "d.jpg", seed=1)  # the content of b
     assert "duplicate-image" in {f.code for f in check(source).faults}
-    written = mend(source, tmp_path / "out")
+    written = fix_dataset(source, tmp_path / "out")
     assert {name: images for name, (images, _) in written.splits.items()} == {"train": 2, "val": 1, "trainval": 4}
     assert check(tmp_path / "out").ok
 
 
-def test_wrong_sizes_and_extensions(make_voc: Callable[..., Path], make_picture: Any, tmp_path: Path) -> None:
+def test_wrong_sizes_and_extensions(make_voc: Callable[..., Path], make_image: Any, tmp_path: Path) -> None:
     xml = "<annotation><filename>a.jpg</filename><size><width>9</width><height>9</height></size></annotation>"
     source = make_voc({"a": xml, "b": [("dog", (2, 3, 20, 30))]})
-    make_picture(source / "JPEGImages" / "a.jpg", format="PNG")
+    make_image(source / "JPEGImages" / "a.jpg", format="PNG")
     assert not check(source).ok
-    mend(source, tmp_path / "out")
+    fix_dataset(source, tmp_path / "out")
     assert check(tmp_path / "out").ok
 
 
 def test_pixels_that_do_not_decode_need_a_closer_look(
-    make_voc: Callable[..., Path], make_picture: Callable[..., Path], tmp_path: Path
+    make_voc: Callable[..., Path], make_image: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = make_voc({stem: [("dog", (2, 3, 20, 30))] for stem in "ab"})
-    path = make_picture(source / "JPEGImages" / "a.jpg", format="PNG")
+    path = make_image(source / "JPEGImages" / "a.jpg", format="PNG")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     assert check(source).ok
     assert not check(source, deep=True).ok
-    assert mend(source, tmp_path / "out", deep=True).splits == {"train": (1, 1)}
+    assert fix_dataset(source, tmp_path / "out", deep=True).splits == {"train": (1, 1)}
 
 
 def test_nothing_left(make_coco: Callable[..., Path], tmp_path: Path) -> None:
     source = make_coco([])
     for path in (source / "train").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="nothing is left"):
-        mend(source, tmp_path / "out")
+    with pytest.raises(DataError, match="nothing usable is left"):
+        fix_dataset(source, tmp_path / "out")
     (source / "annotations" / "instances_train.json").write_text("{")
-    with pytest.raises(DataError, match="nothing is left"):
-        mend(source, tmp_path / "out")
+    with pytest.raises(DataError, match="nothing usable is left"):
+        fix_dataset(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -105,5 +105,5 @@ def test_the_source_is_no_place_for_a_copy(make_coco: Callable[..., Path]) -> No
     before = json.dumps(sorted(str(path) for path in source.rglob("*")))
     for place in (source, source / "train"):
         with pytest.raises(UsageError, match="not empty"):
-            mend(source, place)
+            fix_dataset(source, place)
     assert json.dumps(sorted(str(path) for path in source.rglob("*"))) == before

@@ -1,0 +1,126 @@
+"""A backbone of a user's own in every place where a backbone of ours stands."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from twostage.data.batch import Batch, Targets
+from twostage.errors import UsageError
+from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
+from twostage.models.build import build
+from twostage.models.configure import configure
+from twostage.models.zoo import named
+
+SIZES = [(64, 96), (60, 80)]
+
+
+class Plain(nn.Module):
+    """Strided convolutions; `form` is what its maps are returned in."""
+
+    channels = (8, 12, 16, 20)
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, form: Callable[[list[Tensor]], Any] = tuple) -> None:
+        super().__init__()
+        self.form = form
+        self.stem = nn.Conv2d(3, 8, 3, 4, 1)
+        # A normalisation that is declared behind a convolution and runs before it must not be folded into it.
+        self.steps = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip((8, 12, 16), (12, 16, 20), strict=True))
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Any:
+        maps = [self.norm(self.stem(x))]
+        for step in self.steps:
+            maps.append(step(maps[-1]).relu())
+        return self.form(maps)
+
+
+class Single(Plain):
+    """The map of stride 16 alone, as a tensor."""
+
+    channels = (16,)
+    strides = (16,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[2]
+
+
+def as_dict(maps: list[Tensor]) -> dict[str, Tensor]:
+    return {str(k): x for k, x in enumerate(maps)}
+
+
+SMALL = {"rpn_keep_train": 30, "rpn_keep_test": 12, "region_batch": 8, "head_channels": 16, "score_threshold": 0.0}
+
+
+@pytest.mark.parametrize("form", [tuple, list, as_dict])
+@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "cascade_mask_rcnn_tiny_fpn"])
+def test_a_pyramid_stands_on_it(
+    name: str, form: Callable, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    config = configure(named(name), {**SMALL, "mask_regions": 4} if "mask" in name else SMALL)
+    model = build(config, 3, Plain(form))
+    batch = make_batch(*SIZES)
+    with torch.no_grad():
+        stages = model.eval().stages(batch)
+    assert [x.shape[1] for x in stages.maps] == [64] * 4
+    assert stages.detections.valid.any()
+    assert model.config.backbone == ProvidedConfig("Plain", Plain.channels, Plain.strides)
+    if "mask" not in name:
+        losses = model.train()(batch, make_targets(SIZES, [3, 1]))
+        sum(losses.values()).backward()
+        assert all(p.grad is not None for p in model.backbone.body.module.parameters())
+
+
+def test_a_single_map(make_batch: Callable[..., Batch]) -> None:
+    model = build(configure(named("faster_rcnn_tiny"), SMALL), 3, Single()).eval()
+    with torch.no_grad():
+        stages = model.stages(make_batch(*SIZES))
+    assert [tuple(x.shape[1:]) for x in stages.maps] == [(16, 4, 6)]
+
+
+def test_levels_that_do_not_fit_the_anchors_are_named() -> None:
+    with pytest.raises(UsageError, match=r"anchor_sizes lists \[1, 1, 1, 1\].*5 levels \(strides 4, 8, 16, 32, 64\)"):
+        build(configure(named("faster_rcnn_resnet18_fpn"), {"anchor_sizes": [[16], [32], [64], [128]]}), 3, Plain())
+
+
+def test_its_stages_can_be_its_own() -> None:
+    net = Plain()
+    assert ProvidedBackbone(net).get_stages() == [[net]]
+    net.get_stages = lambda: [[net.stem, net.norm], [*net.steps]]
+    assert len(ProvidedBackbone(net).get_stages()) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"channels": None}, "channels is None: give a tuple of whole numbers"),
+        ({"channels": ()}, r"channels is \(\)"),
+        ({"strides": (4, 8.5, 16, 32)}, "strides is .*8.5"),
+        ({"strides": (4, 8)}, "one of each per map"),
+        ({"strides": (32, 16, 8, 4)}, "the finest map"),
+    ],
+    ids=str,
+)
+def test_what_it_must_say_of_itself(changes: dict[str, Any], says: str) -> None:
+    net = Plain()
+    for name, value in changes.items():
+        setattr(net, name, value)
+    with pytest.raises(UsageError, match=says):
+        ProvidedBackbone(net)
+
+
+def test_maps_of_other_channels_are_named() -> None:
+    net = Plain()
+    net.channels = (8, 12, 16, 24)
+    with pytest.raises(UsageError, match=r"channels \(8, 12, 16, 24\) and returns maps of \[\(1, 8, 16, 16\)"):
+        ProvidedBackbone(net)(torch.rand(1, 3, 64, 64))
+
+
+def test_the_module_must_be_given_again() -> None:
+    config = build(configure(named("faster_rcnn_tiny_fpn"), SMALL), 3, Plain()).config
+    with pytest.raises(UsageError, match="Plain: give the module again by backbone="):
+        build(config, 3)
+    assert build(config, 3, Plain()).config == config
