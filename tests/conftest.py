@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 # Before torch is imported: small tensors gain nothing from more threads, and a shared machine loses much. A worker of
-# pytest-xdist has one; it inherits the environment of the process that started it, where there may be two.
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-if THREADS == 1:
-    os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# pytest-xdist has one; it inherits the environment of the process that started it, which has two.
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else os.environ.get("OMP_NUM_THREADS", "2")
 # Threads that spin while they wait slow everything down as soon as another process wants a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -25,7 +22,7 @@ pytest_plugins = ["loopback"]
 
 hypothesis.settings.register_profile("twostage", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("twostage")
-torch.set_num_threads(min(THREADS, torch.get_num_threads()))
+torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True)
