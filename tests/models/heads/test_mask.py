@@ -113,6 +113,7 @@ def with_masks(targets: Targets) -> Targets:
 SIZES = [(64, 96), (60, 80)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade"])
 def test_a_small_model_learns_half_boxes(
     kind: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
