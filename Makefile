@@ -1,10 +1,11 @@
 # Each target does all its own set-up: Python 3.11 or newer, git and make are all a machine needs.
 #
-#   make demo    a first look: scenes are made, a detector learns them, a page shows what it found
-#   make test    the tests
-#   make lint    style and types
-#   make bench   makes the speed tables of benchmarks/results anew, on this machine, and holds them against their goals
-#   make fuzz    MINUTES=5 of looking for files that break a reader
+#   make demo         a first look: scenes are made, a detector learns them, a page shows what it found
+#   make test         the tests, in two processes; TESTS="tests/data -k coco" runs some of them
+#   make test-quick   without those marked slow: under two minutes; TESTS=tests/models for the room at hand
+#   make lint         style and types
+#   make bench        makes the speed tables of benchmarks/results anew, on this machine, and holds them against their goals
+#   make fuzz         MINUTES=5 of looking for files that break a reader
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
 
@@ -14,8 +15,11 @@ BIN := $(VENV)/bin
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14 python
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
+# An idle process takes tests from the other one, neighbours first: fixtures of a module are seldom made twice.
+TWO_WORKERS := -n 2 --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fuzz build clean
+.PHONY: help demo test test-quick lint bench fuzz build clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -24,7 +28,10 @@ demo: $(VENV)/.installed
 	$(BIN)/twostage demo $(if $(OUT),--out "$(OUT)")
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(TWO_WORKERS) $(TESTS)
+
+test-quick: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not slow" $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ BatchNorm takes its statistics from them, and each output channel of neck, propo
 shifted to a spread of its own.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
+
+from twostage.models.build import Model
 
 OBJECTNESS = (3.0, -2.0)  # standard deviation and mean of the logits
 RPN_DELTAS = (0.1, 0.0)
@@ -56,6 +59,15 @@ def calibrated(
         _standardise(heads.mask_predictor, lambda: heads.mask_predictor(seen))
         _spread(heads.mask_predictor.mask_fcn_logits, lambda: heads.mask_predictor(seen), *MASKS)
     return model
+
+
+def in_float64(model: Model) -> Model:
+    """A copy of one of our models in float64, with the pixel mean and deviation of its configuration."""
+    double = copy.deepcopy(model).double()
+    image, norm = model.config.image, double.normalize
+    for buffer, values in ((norm.pixel_mean, image.mean), (norm.pixel_std, image.std)):
+        buffer.copy_(torch.tensor(values, dtype=torch.float64)[:, None, None])
+    return double
 
 
 def _calm(body: nn.Module) -> None:

@@ -26,10 +26,10 @@ from torchvision.models import detection
 
 from twostage import Detector
 from twostage.data.batch import stack_images
-from twostage.inference.predictor import find, to_arrays
-from twostage.inference.prepare import prepare
-from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import build
+from twostage.inference.predictor import to_arrays
+from twostage.inference.prepare import PreparedModel, prepare
+from twostage.models.build import build
+from twostage.models.zoo import named
 
 PEERS = {
     "faster_rcnn_resnet50_fpn": detection.fasterrcnn_resnet50_fpn,
@@ -52,11 +52,11 @@ def ours(model: str, theirs: torch.nn.Module, precision: str = "fp32", **fields:
     return Detector.from_state_dict(theirs.state_dict(), **given, **fields)
 
 
-def found_by(model: TwoStage, images: Sequence[Tensor]) -> list[dict[str, Any]]:
+def found_by(model: PreparedModel, images: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Detections from tensors, as `predict` finds them."""
-    batch = stack_images(images, divisor=model.fields.divisor)
-    found = find(model, batch, output=model.fields)
-    return to_arrays(found, batch.sizes, [tuple(size) for size in batch.sizes.tolist()], model.fields)
+    batch = stack_images(images, divisor=model.config.image.divisor)
+    found = model.detect(batch, model.config.postprocess)
+    return to_arrays(found, batch.sizes, [tuple(size) for size in batch.sizes.tolist()], model.config)
 
 
 @torch.inference_mode()
@@ -66,7 +66,7 @@ def found_by_peer(model: torch.nn.Module, images: Sequence[Tensor]) -> list[dict
     return found
 
 
-def agreement(theirs: torch.nn.Module, model: TwoStage, images: Sequence[Tensor]) -> str:
+def agreement(theirs: torch.nn.Module, model: PreparedModel, images: Sequence[Tensor]) -> str:
     """How many detections are the same, place by place, and how far their boxes lie apart."""
     same, total, distances = 0, 0, []
     for image in images:
@@ -126,9 +126,9 @@ def of_resnet50(name: str, batches: Sequence[int], repeats: int) -> tuple[list[l
 def of_vgg16(repeats: int) -> list[list[str]]:
     """A row: the prepared VGG16 beside the trained one."""
     images = photos((600, 800), 1)
-    model = build("faster_rcnn_vgg16", 20).eval()
-    fast = prepare(model)
-    times = compare({"plain": lambda: found_by(model, images), "fast": lambda: found_by(fast, images)}, repeats=repeats)
+    model = build(named("faster_rcnn_vgg16"), 20)
+    fast, plain = prepare(model), PreparedModel(model, torch.float32)
+    times = compare({"plain": lambda: found_by(plain, images), "fast": lambda: found_by(fast, images)}, repeats=repeats)
     return [versus("VGG16, 600 x 800, 300 proposals, float32 against the same layers run plainly", *_pair(times))]
 
 

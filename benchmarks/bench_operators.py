@@ -89,7 +89,7 @@ def main() -> None:
     for size in (1, 2, 8):
         some = images[:size]
         batch = stack_images(some)
-        a = counted(lambda batch=batch: model(batch))
+        a = counted(lambda batch=batch: model.stages(batch))
         with patch.object(tv_boxes, "batched_nms", suppressed):
             b = counted(lambda some=some: found_by_peer(theirs, some))
         waits = [sum(count[name] for name in WAITS) for count in (a, b)]

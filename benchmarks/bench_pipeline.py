@@ -23,7 +23,9 @@ from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded, training_batches
 from twostage.data.resize import Resize
 from twostage.data.workers import default_workers
-from twostage.models.zoo import build
+from twostage.models.build import build
+from twostage.models.two_stage import PARTS
+from twostage.models.zoo import named
 from twostage.training.optimiser import train_mode
 
 BATCH = 8
@@ -40,8 +42,8 @@ def stream(data: Dataset, workers: int) -> Iterator[Loaded]:
 def waiting(data: Dataset, workers: int, precision: torch.dtype, steps: int) -> tuple[float, float]:
     """Milliseconds that a step waits, and that it takes in all."""
     torch.manual_seed(0)
-    model = build("faster_rcnn_tiny_fpn", len(data.names)).to(memory_format=torch.channels_last)
-    train_mode(model, 0)
+    model = build(named("faster_rcnn_tiny_fpn"), len(data.names)).to(memory_format=torch.channels_last)
+    train_mode(model, PARTS, 0)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     batches = stream(data, workers)
     waited, begun = 0.0, 0.0

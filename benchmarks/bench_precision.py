@@ -12,16 +12,17 @@ import os
 import tempfile
 from pathlib import Path
 
+import torch
 from _timing import finish, hardware, table
 
 from twostage import Detector
 from twostage.data.dataset import Dataset
-from twostage.data.loader import evaluation_batches
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.evaluation.evaluate import evaluate
-from twostage.evaluation.results import Accumulator, Results
-from twostage.inference.predictor import run, to_arrays
+from twostage.evaluation.results import Results
+from twostage.inference.dataset import batches_of, detect_split
+from twostage.inference.prepare import PreparedModel
 from twostage.training import TrainOptions, train
 
 MODEL = "faster_rcnn_tiny_fpn"
@@ -29,14 +30,10 @@ MODEL = "faster_rcnn_tiny_fpn"
 
 def as_trained(detector: Detector, data: Dataset) -> Results:
     """Detections of the model that was trained, without any preparation."""
-    fields, found = detector.model.fields, Accumulator()
-    for loaded in evaluation_batches(data, resize=fields.resizing, batch=1, workers=0, divisor=fields.divisor):
-        stages = run(detector.model, loaded.batch, output=fields)
-        indices = loaded.indices.tolist()
-        originals = [(int(h), int(w)) for h, w in data.sizes[indices]]
-        for index, one in zip(indices, to_arrays(stages.found, loaded.batch.sizes, originals, fields), strict=True):
-            found.add(index, one["boxes"], one["scores"], one["class_ids"])
-    return found.results()
+    model = PreparedModel(detector.model, torch.float32)
+    batches = batches_of(model, data, batch=1, workers=0)
+    detect = lambda loaded: model.detect(loaded.batch, model.config.postprocess)  # noqa: E731
+    return detect_split(model, data, batches, detect).results()
 
 
 def row(name: str, folder: Path, split: str, size: int, minutes: float, out: Path) -> list[str]:

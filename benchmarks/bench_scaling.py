@@ -23,10 +23,11 @@ from _timing import finish, hardware, table
 from matplotlib.figure import Figure
 
 from twostage.data.batch import Batch, stack_images, stack_targets
-from twostage.inference.predictor import find
 from twostage.inference.prepare import prepare
-from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import build
+from twostage.models.build import build
+from twostage.models.configure import configure
+from twostage.models.two_stage import PARTS, TwoStage
+from twostage.models.zoo import named
 from twostage.training.optimiser import train_mode
 
 MODEL = "faster_rcnn_resnet18_fpn"
@@ -60,27 +61,28 @@ def prediction(curve: str, value: int) -> Callable[[], object]:
     """A prediction with one setting changed."""
     classes = value if curve == "classes" else 80
     proposals = value if curve == "proposals" else 1000
-    model = build(MODEL, classes, rpn_keep_test=proposals, rpn_top_test=max(1000, proposals)).eval()
+    fields = {"rpn_keep_test": proposals, "rpn_top_test": max(1000, proposals)}
+    model = build(configure(named(MODEL), fields), classes)
     kilopixels = value if curve == "area" else 300
     width = round((kilopixels * 1000 * 4 / 3) ** 0.5)
     images = torch.rand(value if curve == "batch" else 1, 3, round(width * 3 / 4), width)
     batch = stack_images(list(images))
-    spread(model, batch)
+    spread(model.eval(), batch)
     fast = prepare(model)
-    return lambda: find(fast, batch, output=fast.fields)
+    return lambda: fast.detect(batch, fast.config.postprocess)
 
 
 @torch.inference_mode()
 def spread(model: TwoStage, batch: Batch) -> None:
     """Scale the last layer so that class scores differ as a trained head's do."""
-    logits = model.stages(Batch(batch.images[:1], batch.sizes[:1])).looks[-1].logits
+    logits = model.stages(Batch(batch.images[:1], batch.sizes[:1])).predictions[-1].logits
     model.head.classes.weight.data.mul_(SPREAD / logits.std())
 
 
 def training(boxes: int) -> Callable[[], object]:
     """A step on two images with so many boxes each."""
-    model = build(MODEL, 80)
-    train_mode(model, 2)
+    model = build(named(MODEL), 80)
+    train_mode(model, PARTS, 2)
     batch = stack_images(list(torch.rand(2, 3, 480, 640)))
     corners = torch.rand(2, boxes, 2) * torch.tensor([560.0, 400.0])
     sides = 10 + 70 * torch.rand(2, boxes, 2)

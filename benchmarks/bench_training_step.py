@@ -29,7 +29,10 @@ from twostage.data.loader import Loaded, training_batches
 from twostage.data.recognise import open_dataset
 from twostage.data.resize import Resize
 from twostage.data.scenes import write_scenes
-from twostage.models.zoo import build
+from twostage.models.build import build
+from twostage.models.configure import configure
+from twostage.models.two_stage import PARTS
+from twostage.models.zoo import named
 from twostage.training.optimiser import freeze, train_mode
 
 Step = Callable[[], None]
@@ -87,9 +90,9 @@ def stepper(model: nn.Module, losses: Callable[[Loaded], dict], batches: list[Lo
 def ours(name: str, classes: int, batches: list[Loaded], *, frozen: int, bf16: bool = False, **fields: object) -> Step:
     """A step of ours."""
     torch.manual_seed(0)
-    model = build(name, classes, **fields).to(memory_format=torch.channels_last)
+    model = build(configure(named(name), fields), classes).to(memory_format=torch.channels_last)
     freeze(model, frozen)
-    train_mode(model, frozen)
+    train_mode(model, PARTS, frozen)
     return stepper(model, lambda one: model(one.batch, one.targets), batches, bf16)
 
 

@@ -21,7 +21,9 @@ from twostage.data.augment import Augment
 from twostage.data.loader import training_batches
 from twostage.data.recognise import open_dataset
 from twostage.distributed import Processes, process_group
-from twostage.models.zoo import build
+from twostage.models.build import build
+from twostage.models.configure import configure
+from twostage.models.zoo import named
 
 MODELS = {"faster_rcnn_resnet50_fpn": (2, 10), "faster_rcnn_tiny_fpn": (8, 60)}  # images a batch, steps
 CASES = (
@@ -51,16 +53,16 @@ def compare(processes: Processes, name: str, norm: str, batch: int, steps: int) 
     torch.manual_seed(0)
     device = processes.device("auto")
     dataset = open_dataset(Path(os.environ["TWOSTAGE_DATA"]) / "data" / "blood-cells", split="train")
-    model = build(name, len(dataset.names), norm=norm)
+    model = build(configure(named(name), {"norm": norm}), len(dataset.names))
     model = model.to(device).to(memory_format=torch.channels_last).train()
     learner = processes.wrap_ddp(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     how = {
-        "resize": model.fields.resizing,
+        "resize": model.config.image.resizing,
         "augment": Augment(scale=(0.75, 1.33), crop=0.5),
         "batch": batch,
         "seed": 0,
-        "divisor": model.fields.divisor,
+        "divisor": model.config.image.divisor,
     }
     shares = training_batches(dataset, **how, rank=processes.rank, world=processes.world)
     wholes = training_batches(dataset, **how)

@@ -52,13 +52,15 @@ CPU = torch.device("cpu")
 
 
 def run_member(
-    member: str, fields: dict[str, Any], data: Path, budget: dict[str, float], seed: int, out: Path
+    member: str, changes: dict[str, Any], data: Path, budget: dict[str, float], seed: int, out: Path
 ) -> dict[str, Any]:
-    """Train, score and time a member, with some of its fields changed."""
+    """Train, score and time a member, with some fields of its model changed, or another `recipe`."""
+    fields = {name: value for name, value in changes.items() if name != "recipe"}
     options = TrainOptions(
         data,
         model=f"{member}_tiny_fpn",
         model_fields=fields,
+        recipe=changes.get("recipe"),
         val_split="none",
         size=SIZE,
         seed=seed,
@@ -94,7 +96,7 @@ def run_peer(data: Path, minutes: float, seed: int) -> dict[str, Any]:
     precision = "bf16" if has_bf16(CPU) else "fp32"
     learn, test = (open_dataset(data, split=split) for split in ("train", "val"))
     model = build_peer(len(test.names), SIZE, seed, masks=True)
-    resize = Detector.build("mask_rcnn_tiny_fpn", test.names, size=SIZE).model.fields.resizing
+    resize = Detector.build("mask_rcnn_tiny_fpn", test.names, size=SIZE).model.config.image.resizing
     steps: list[int] = []
     memory = peak_memory(
         CPU,
@@ -188,14 +190,15 @@ def main() -> None:
     budget.add_argument("--minutes", type=float, help="of training, on one core")
     budget.add_argument("--epochs", type=int, help="of training; torchvision's is left out")
     parser.add_argument("--set", nargs="+", type=field, default=[], metavar="FIELD=VALUE", help="fields of the members")
+    parser.add_argument("--recipe", help="of the members, in place of their own")
     parser.add_argument("--out", type=Path, help="folder for families_<task>.md and .json; rows there are kept")
     given = parser.parse_args()
     kept = given.out / f"families_{given.task}.json" if given.out else None
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept is not None and kept.exists() else []
     spent = {"minutes": given.minutes} if given.minutes else {"epochs": given.epochs}
-    fields = dict(given.set)
+    fields = {**dict(given.set), **({"recipe": given.recipe} if given.recipe else {})}
     if fields and given.minutes and PEER in given.members:
-        parser.error(f"--set is for our members: leave {PEER!r} out of --members")
+        parser.error(f"--set and --recipe are for our members: leave {PEER!r} out of --members")
     done = [(row["who"], row["seed"], row["budget"]) for row in rows]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     spawn = multiprocessing.get_context("spawn")

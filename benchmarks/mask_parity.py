@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from _calibrated import calibrated
+from _calibrated import calibrated, in_float64
 from _timing import finish, hardware, table
 from torch import Tensor, nn
 from torchvision.models import detection
@@ -26,8 +26,8 @@ from torchvision.models import detection
 from twostage import Detector
 from twostage.data.batch import stack_images
 from twostage.data.images import read_image
-from twostage.inference.predictor import run, to_arrays
-from twostage.models.two_stage import TwoStage
+from twostage.inference.predictor import to_arrays
+from twostage.inference.prepare import PreparedModel
 from twostage.ops.masks import decode
 
 MODELS = {
@@ -71,15 +71,15 @@ def theirs(model: nn.Module) -> Find:
     return find
 
 
-def ours(model: TwoStage) -> Find:
+def ours(model: PreparedModel) -> Find:
     """Ours, in the arithmetic of the model."""
-    dtype = model.mean.dtype
+    rule = model.config.image
 
     def find(picture: np.ndarray) -> Found:
-        image = model.fields.resizing(torch.from_numpy(picture).permute(2, 0, 1).to(dtype) / 255)
-        batch = stack_images([image], divisor=model.fields.divisor)
-        found = run(model, batch, output=model.fields).found
-        (mine,) = to_arrays(found, batch.sizes, [picture.shape[:2]], model.fields)
+        image = rule.resizing(torch.from_numpy(picture).permute(2, 0, 1).to(model.dtype) / 255)
+        batch = stack_images([image], divisor=rule.divisor)
+        found = model.detect(batch, model.config.postprocess)
+        (mine,) = to_arrays(found, batch.sizes, [picture.shape[:2]], model.config)
         assert found.masks is not None
         masks = found.masks[0][found.valid[0]].numpy()
         return Found(mine["boxes"], mine["scores"], mine["class_ids"], masks, decode(mine["masks"]))
@@ -157,9 +157,7 @@ def compare(name: str, pictures: list[np.ndarray], *, size: int) -> tuple[list[l
         size=size,
         max_size=2 * size,
     )
-    double = copy.deepcopy(detector.model).double()
-    for values, given in ((double.mean, double.fields.mean), (double.std, double.fields.std)):
-        values.copy_(torch.tensor(given, dtype=torch.float64)[:, None, None])
+    double = PreparedModel(in_float64(detector.model), torch.float64)
     reordered = copy.deepcopy(network).to(memory_format=torch.channels_last)
     cases = {
         "float64": (theirs(copy.deepcopy(network).double()), ours(double)),

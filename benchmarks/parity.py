@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _calibrated import calibrated
+from _calibrated import calibrated, in_float64
 from _timing import finish, hardware, table
 from torch import Tensor, nn
 from torchvision.models import detection
@@ -38,7 +38,7 @@ from twostage.inference.predictor import make_batch, to_arrays
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.targets.matching import NEGATIVE
 from twostage.models.targets.sampling import Sample
-from twostage.models.two_stage import Samplers, TwoStage
+from twostage.models.two_stage import Proposed, Samplers, TwoStage
 
 MODELS = (
     "faster_rcnn_resnet50_fpn",
@@ -216,9 +216,7 @@ def compare(
         tally = agreement(theirs, photos, 1, lambda group: their_detections(itself, group))
         rows.append(row(name, "float32, torchvision beside itself, channels last", 1, tally, ""))
     if "float64" in options.arithmetic:
-        double, model = copy.deepcopy(theirs).double(), copy.deepcopy(ours.model).double()
-        for name_of, values in (("mean", model.fields.mean), ("std", model.fields.std)):
-            getattr(model, name_of).copy_(torch.tensor(values, dtype=torch.float64)[:, None, None])
+        double, model = copy.deepcopy(theirs).double(), in_float64(ours.model)
         for batch in options.batch:
             tally = agreement(double, photos, batch, lambda group: our_detections(model, group))
             faults += [f"{name}, float64, batch {batch}: {fault}" for fault in tally.faults()]
@@ -249,10 +247,10 @@ def their_detections(model: nn.Module, group: Sequence[Photo]) -> list[Found]:
 def our_detections(model: TwoStage, group: Sequence[Photo]) -> list[Found]:
     """twostage's."""
     dtype = next(model.parameters()).dtype
-    images = [model.fields.resizing(torch.from_numpy(p.image).permute(2, 0, 1).to(dtype) / 255) for p in group]
-    batch = stack_images(images, divisor=model.fields.divisor)
+    images = [model.config.image.resizing(torch.from_numpy(p.image).permute(2, 0, 1).to(dtype) / 255) for p in group]
+    batch = stack_images(images, divisor=model.config.image.divisor)
     found = model.eval()(batch)
-    arrays = to_arrays(found, batch.sizes, [p.image.shape[:2] for p in group], model.fields)
+    arrays = to_arrays(found, batch.sizes, [p.image.shape[:2] for p in group], model.config)
     return [Found(*(torch.from_numpy(one[key]) for key in ("boxes", "scores", "class_ids"))) for one in arrays]
 
 
@@ -275,14 +273,13 @@ def relative_losses(theirs: nn.Module, ours: Detector, group: Sequence[Photo]) -
     )
     hook.remove()
     model = training(ours.model)
-    batch = make_batch([p.image for p in group], model.fields)
+    batch = make_batch([p.image for p in group], model.config)
     scale = batch.sizes.float() / torch.tensor([p.image.shape[:2] for p in group], dtype=torch.float32)
     boxes = [p.boxes * s.flip(0).repeat(2) for p, s in zip(group, scale, strict=True)]
     targets = stack_targets(boxes, [p.labels for p in group], seeds=[0] * len(group))
     maps = model.features(batch)
-    dense = model.rpn(maps, tuple(batch.images.shape[2:]), batch.sizes)
-    proposals = padded(proposed[0])
-    losses = model.losses(maps, dense, proposals, batch.sizes, targets, Samplers(anchors, regions))
+    stages = Proposed(maps, model.rpn(maps, batch.canvas, batch.sizes), padded(proposed[0]))
+    losses = model.losses(stages, batch.sizes, targets, Samplers(anchors, regions))
     pairs = {"rpn_class": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "class": "loss_classifier"}
     pairs["box"] = "loss_box_reg"
     return max(abs(float(losses[a] / expected[b]) - 1) for a, b in pairs.items())

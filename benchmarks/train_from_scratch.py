@@ -94,7 +94,7 @@ def run(name: str, seed: int, scratch: Path, minutes: float | None, peers: bool)
         rows.append({**about, "who": who, "steps": steps, "seconds": round(spent), **metrics})
     if peers:
         train_set = open_dataset(data, split=task.train)
-        resize = detector.model.fields.resizing
+        resize = detector.model.config.image.resizing
         model = build_peer(len(test.names), task.size, seed)
         started = time.perf_counter()
         steps = train_peer(model, train_set, resize, minutes=minutes, batch=task.batch, seed=seed, precision=precision)

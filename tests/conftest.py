@@ -6,8 +6,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: small tensors gain nothing from more threads, and a shared machine loses much.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before torch is imported: small tensors gain nothing from more threads, and a shared machine loses much. A worker of
+# pytest-xdist has one; it inherits the environment of the process that started it, which has two.
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else os.environ.get("OMP_NUM_THREADS", "2")
 # Threads that spin while they wait slow everything down as soon as another process wants a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MPLBACKEND", "Agg")

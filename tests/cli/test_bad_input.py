@@ -97,6 +97,7 @@ def test_train_refuses_pictures_that_do_not_decode(
     assert_refused(shell("train", data, *TINY, "--out", out), 3, picture.name, "unreadable-image", out=out)
 
 
+@pytest.mark.slow
 def test_repairable_boxes_do_not_stop_training_and_are_listed(
     shell: Callable, broken: Callable, tmp_path: Path
 ) -> None:

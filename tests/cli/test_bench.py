@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 SMALL = ("--size", "64", "--max-size", "96", "--repeats", "1")
 
 
+@pytest.mark.slow
 def test_bench_times_every_batch_beside_torchvision(shell, tmp_path) -> None:
     out = tmp_path / "speed"
     model = "faster_rcnn_mobilenet_v3_large_320_fpn"

@@ -58,6 +58,7 @@ def test_run_folder_holds_what_the_design_promises(run_folder: Path) -> None:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_configuration_of_a_run_starts_another(shell: Callable, run_folder: Path, tmp_path: Path) -> None:
     config = run_folder / "config.yaml"
     answer = shell("train", "--config", config, "--epochs", 1, "--out", tmp_path / "again", "--val-split", "none")
@@ -129,6 +130,7 @@ def test_predict_lists_what_it_found(shell: Callable, scenes: Path, weights: Pat
     assert answer.output.startswith(f"{first}  192 x 192: ")
 
 
+@pytest.mark.slow
 def test_predict_reads_paths_from_standard_input(scenes: Path, weights: Path) -> None:
     paths = sorted(map(str, (scenes / "val").iterdir()))
     command = [sys.executable, "-m", "twostage", "predict", "-", "--weights", str(weights), "--device", "cpu", "--json"]
@@ -152,6 +154,7 @@ def test_unreadable_picture_does_not_stop_the_others(
     assert len(json.loads((out / "results.json").read_text())["images"]) == 1
 
 
+@pytest.mark.slow
 def test_predict_imports_no_torchvision(scenes: Path, weights: Path) -> None:
     first = sorted((scenes / "val").iterdir())[0]
     code = (
@@ -162,6 +165,7 @@ def test_predict_imports_no_torchvision(scenes: Path, weights: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_demo_leaves_a_page_that_needs_nothing_else(shell: Callable, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     sizes = ["--train-scenes", 8, "--val-scenes", 3, "--workers", 0, "--device", "cpu"]
@@ -177,6 +181,7 @@ def test_demo_leaves_a_page_that_needs_nothing_else(shell: Callable, tmp_path: P
     assert len(list((out / "predictions").iterdir())) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child alone")
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_what_was_learned(scenes: Path, tmp_path: Path, word: signal.Signals) -> None:

@@ -36,6 +36,7 @@ def test_blood_cells_has_its_two_zero_area_boxes_and_nothing_else_to_mend(real_d
     assert totals == {"test": (72, 945), "train": (205, 2804), "trainval": (292, 3941), "val": (87, 1137)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coco-photos", "nuclei"])
 def test_clean_real_data_has_notes_only(real_data: Path, name: str) -> None:
     report = check(real_data / name, deep=True)

@@ -228,6 +228,7 @@ def test_a_broken_file_beside_is_refused(
         opened(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_blood_cells(real_data: Path, tmp_path: Path, kind: str) -> None:
     source = real_data / "blood-cells"

@@ -60,6 +60,7 @@ def coco_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(part=st.sampled_from(["images", "annotations", "categories"]), field=st.sampled_from(
     ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "file_name", "height", "name", ""]

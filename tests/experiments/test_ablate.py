@@ -16,6 +16,8 @@ from twostage.experiments.bench import FastNet, without_boxes, without_ranking, 
 from twostage.experiments.options import STUDIES
 from twostage.models.stagewise.nets import RegionNet
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["circle", "square", "triangle", "star", "cross"]
 
 

@@ -22,6 +22,8 @@ from twostage.experiments.papers import RATIOS
 from twostage.experiments.rows import Row
 from twostage.experiments.small import load_backbone, load_stagewise, save_backbone, window_net
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -251,6 +251,7 @@ def test_one_view_is_the_plain_prediction(tmp_path: Path) -> None:
     assert again.masks == plain.masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"flip": True, "scales": (1.0, 1.25)}, {"tile": 48}])
 def test_no_detection_depends_on_how_many_views_go_together(how: dict) -> None:
     torch.manual_seed(0)
@@ -262,6 +263,7 @@ def test_no_detection_depends_on_how_many_views_go_together(how: dict) -> None:
     np.testing.assert_allclose(many.scores, one.scores, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scenes = write_scenes(tmp_path / "scenes", train=1, val=2)
     detector = Detector.build("mask_rcnn_tiny_fpn", open_dataset(scenes, split="val").names, device="cpu", size=64)

@@ -36,6 +36,7 @@ def test_a_backbone_without_a_pyramid_has_no_neck(picture: bytes) -> None:
     assert set(STAGES) - set(stage_times(model, [picture], repeats=1, warmup=0)) == {"neck"}
 
 
+@pytest.mark.slow
 def test_a_slow_stage_is_seen_where_it_is(picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", size=64, max_size=96).prepared
     propose = model.model.rpn.propose
@@ -50,6 +51,7 @@ def test_a_slow_stage_is_seen_where_it_is(picture: bytes, monkeypatch: pytest.Mo
     assert times["proposals"].median > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mask_rcnn_tiny_fpn", "cascade_mask_rcnn_tiny_fpn", "hybrid_task_cascade_tiny_fpn"])
 def test_slow_masks_are_heads(picture: bytes, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"size": 64, "max_size": 96, "score_threshold": 0.0}

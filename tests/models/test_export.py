@@ -42,6 +42,7 @@ FEW: dict[str, dict[str, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_inference_exports_with_open_batch_height_and_width(name: str) -> None:
     """One graph for every input, because every shape follows from the configuration."""

@@ -69,6 +69,7 @@ def test_the_names() -> None:
 KINDS = ("vgg16", "zf", "resnet50_c4", "resnet18_fpn", "resnet50_fpn_v2", "mobilenet_v3_large_320_fpn", "tiny_fpn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_trains_and_detects_on_images_of_different_sizes(
     kind: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]

@@ -17,6 +17,8 @@ from twostage.errors import UsageError
 from twostage.training import TrainOptions, alternating, train
 from twostage.training.alternating import steps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def options(options: TrainOptions) -> TrainOptions:

@@ -22,7 +22,10 @@ from twostage.training.folder import to_yaml
 from twostage.training.recipe import FINETUNE, resolve
 from twostage.training.step import Session
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's processes are asked by signals")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="torchrun's processes are asked by signals"),
+]
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -200,7 +203,7 @@ def test_a_picture_that_one_process_cannot_read(plain: TrainOptions, tmp_path: P
 
 def test_minutes_are_the_same_to_all(plain: TrainOptions, tmp_path: Path) -> None:
     out, err = ended(
-        start(*told(replace(plain, epochs=None, minutes=0.05), tmp_path), "--out", tmp_path / "run", "--json")
+        start(*told(replace(plain, epochs=None, minutes=0.1), tmp_path), "--out", tmp_path / "run", "--json")
     )
     assert out, err
     steps = json.loads(out)["steps"]

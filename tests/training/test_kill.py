@@ -23,6 +23,8 @@ from twostage.folders import claimed
 from twostage.training import TrainOptions, run, step, train
 from twostage.training.folder import RunFolder, to_yaml
 
+pytestmark = pytest.mark.slow
+
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "twostage", "train", *map(str, arguments), "--quiet"]

@@ -17,6 +17,8 @@ from twostage.errors import DataError, UsageError
 from twostage.ops import masks as rle_masks
 from twostage.training import TrainOptions, train
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade"]
 
 

@@ -27,6 +27,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
     return json.loads(captured.out)
 
 
+@pytest.mark.slow
 def test_fast_rcnn_on_computed_proposals(
     options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,8 @@ from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.training import TrainOptions, step, train
 from twostage.weights.file import load_weights
 
+pytestmark = pytest.mark.slow
+
 
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:

@@ -15,6 +15,8 @@ import pytest
 from twostage.cli import main
 from twostage.data.scenes import write_scenes
 
+pytestmark = pytest.mark.slow
+
 BEFORE = json.loads((Path(__file__).parents[1] / "before" / "losses.json").read_text(encoding="utf-8"))
 STEPS = 20
 

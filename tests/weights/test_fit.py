@@ -118,6 +118,7 @@ def test_vggs_hidden_layer_reads_a_region_as_the_classifier_does() -> None:
         torch.testing.assert_close(model.head.body(region), theirs(region.flatten(2)).relu())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_a_model_built_to_be_filled_draws_nothing_and_ends_with_the_files_weights(name: str) -> None:
     full = make_model(name, 3, **fields_of(name, head_channels=8))

@@ -157,6 +157,7 @@ def parity(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return parity
 
 
+@pytest.mark.slow
 def test_the_same_detections_and_losses_on_generated_pictures(parity: ModuleType) -> None:
     """The parity benchmark on two small pictures; on real photos and with all models it runs under benchmarks/."""
     photos = []

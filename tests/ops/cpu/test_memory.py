@@ -107,6 +107,7 @@ def test_nobody_waits_for_a_lock_that_a_fork_left_taken() -> None:
         assert memory.empty(LARGE, torch.float32).shape == LARGE
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's memory of a process")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
 def test_the_c_library_keeps_what_is_freed() -> None:

@@ -123,6 +123,7 @@ def test_nothing_to_learn_from() -> None:
         tune(layer, list(layer.parameters()), lambda i, b: b, [], TuneSettings(steps=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rcnn", "sppnet"])
 def test_from_a_network_to_a_detector(kind: str, scenes: Dataset, windows: ProposalSet) -> None:
     """On what was learned, an object's own class is scored above the others."""
