@@ -76,7 +76,8 @@ def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
             raise ValueError(f"counts add up to {sum(runs)} pixels, the mask has {pixels}")
     except ValueError as error:
         raise SegmentationError(str(error), fix) from error
-    code = counts.encode() if isinstance(counts, str) else counts if isinstance(counts, bytes) else compress(runs, *size)
+    text = counts.encode() if isinstance(counts, str) else counts
+    code = text if isinstance(text, bytes) else compress(runs, *size)
     return Mask(RLE, code, (size[0], size[1]))
 
 

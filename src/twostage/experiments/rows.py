@@ -5,12 +5,13 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from twostage.atomic import write_text
 from twostage.data.dataset import Dataset
+from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.evaluation.evaluate import evaluate
 from twostage.experiments.begin import Setting

@@ -49,8 +49,8 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
     """The detector of a configuration for so many classes, with random weights.
 
     `backbone` takes the place of the configuration's: any module that maps images to feature maps, with attributes
-    `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError where components
-    contradict each other.
+    `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError where
+    components contradict each other.
     """
     if backbone is not None:
         wrapped = backbone if isinstance(backbone, ProvidedBackbone) else ProvidedBackbone(backbone)

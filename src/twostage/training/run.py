@@ -61,7 +61,7 @@ class Run:
     session: Session
     folder: RunFolder
     workers: int
-    given: tuple[PrecomputedProposals | None, PrecomputedProposals | None] = (None, None)  # proposals of both splits that are not the model's own
+    given: Given = (None, None)
     stuff: tuple[Stuff | None, Stuff | None] = (None, None)  # of both splits, for a semantic branch
     metrics: dict[str, float] | None = None  # of the best weights
     report: Report | None = None  # the same at length, in the process that leads
@@ -122,7 +122,7 @@ def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, fol
         folder.resume(session.progress)
 
 
-def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> tuple[PrecomputedProposals | None, PrecomputedProposals | None]:
+def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> Given:
     """Proposals of the training and of the validation split, from a file or computed; None where the model proposes."""
     if not {"head", "boxes"} & set(options.learn) or not isinstance(config, TwoStageConfig):
         return None, None
