@@ -24,9 +24,7 @@ class ViewOptions:
         group="Views",
         low=32,
     )
-    overlap: float = option(
-        0.25, "Of a tile's side, shared with the next one.", group="Views", low=0, high=0.89
-    )
+    overlap: float = option(0.25, "Of a tile's side, shared with the next one.", group="Views", low=0, high=0.89)
     fuse: Literal["nms", "wbf"] = option(
         "nms",
         "Of boxes of one object keep the best, or their weighted mean (weighted boxes fusion).",

@@ -49,6 +49,9 @@ from twostage.training.validate import validate
 from twostage.weights.file import load_weights
 from twostage.weights.fit import load_all
 
+Given = tuple[PrecomputedProposals | None, PrecomputedProposals | None]
+"""The proposals of the training and validation splits, where they are not the model's own."""
+
 log = logging.getLogger("twostage.training")
 
 
