@@ -104,11 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message += _other_options(tokens, message)
         if "--debug" in tokens and code != _INTERRUPTED:
             traceback.print_exc()
-        from twostage.cli.together import follows, has_met, let_the_first_speak, tell_launcher
+        from twostage.cli.together import follows, has_met, let_the_first_speak, report_to_torchrun
 
         if code != _INTERRUPTED:
             let_the_first_speak()
-        tell_launcher(message)
+        report_to_torchrun(message)
         if not follows() or has_met():
             print(f"twostage: {message}", file=sys.stderr)
         # A verb that got as far as its options has noted whether they ask for JSON: a configuration file may, too.

@@ -2,13 +2,13 @@
 
 import contextlib
 import io
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from twostage.errors import TwostageError
 
 if TYPE_CHECKING:
     from twostage.distributed import Processes
@@ -48,10 +48,15 @@ def let_the_first_speak() -> None:
         time.sleep(_HELD_BACK)
 
 
-def tell_launcher(message: str) -> None:
-    """Leave the message where torchrun looks for it when a process fails, so that its report ends with it."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is not None:
-        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
+def report_to_torchrun(message: str) -> None:
+    """Write the error file that torchrun reads when a process fails, so that its report ends with the message."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return
+    with contextlib.suppress(ImportError, OSError):  # torch may be built without torch.distributed
+        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+        try:
+            raise TwostageError(message) from None
+        except TwostageError as error:
+            error.__traceback__ = None  # the report shows the message alone
+            ErrorHandler().record_exception(error)
