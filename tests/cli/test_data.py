@@ -42,7 +42,7 @@ def test_fix_writes_a_copy_that_is_judged(shell: Callable, faulty: Path, tmp_pat
 def test_nothing_to_fix(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     answer = shell("data", "check", scenes, "--fix", tmp_path / "mended")
     assert answer.code == 0
-    assert "nothing to mend" in answer.output
+    assert "nothing to repair" in answer.output
     assert not (tmp_path / "mended").exists()
 
 
@@ -57,7 +57,8 @@ def test_split(shell: Callable, scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"), [(["train"], "name=share"), (["a=0.5", "a=0.5"], "twice"), (["a=0.5", "b=0.6"], "add up to 1")]
+    ("parts", "words"),
+    [(["train"], "name=fraction"), (["a=0.5", "a=0.5"], "twice"), (["a=0.5", "b=0.6"], "add up to 1")],
 )
 def test_wrong_parts(shell: Callable, scenes: Path, tmp_path: Path, parts: list[str], words: str) -> None:
     answer = shell("data", "split", scenes, "--parts", *parts, "--out", tmp_path / "new")

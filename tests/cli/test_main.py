@@ -16,7 +16,7 @@ from cyclopts import App
 import twostage.cli
 from twostage.cli import main
 from twostage.cli.settings import fill
-from twostage.cli.verb import Outcome, to_json, verb
+from twostage.cli.verb import Outcome, verb
 from twostage.errors import DataError, MissingError, ThresholdError, TwostageError, UsageError
 
 Shell = tuple[int, str, str]
@@ -179,11 +179,6 @@ def test_messages_follow_quiet_and_debug(
     assert output == ""
     assert [line.split()[-1] for line in messages.splitlines()] == shown
     assert not logging.getLogger("twostage").handlers, "the handler stays behind"
-
-
-def test_nan_never_reaches_json() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        to_json({"AP": float("nan")})
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-
-from twostage import Detections
 
 QUICK = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--batch", "4", "--workers", "0", "--device", "cpu"]
 
@@ -108,18 +105,6 @@ def test_predict_tells_apart_pictures_of_one_name(shell: Callable, scenes: Path,
     images = json.loads((out / "results.json").read_text())["images"]
     assert {image["picture"] for image in images} == written
     assert all(Path(image["path"]).stem.casefold() == image["picture"][:5].casefold() for image in images)
-
-
-def test_frames_of_a_video_keep_their_numbers(tmp_path: Path) -> None:
-    from twostage.cli.predict import Keeper
-
-    keeper = Keeper(tmp_path, ("json", "voc"))
-    nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    for path in ("walk.mp4#0", "walk.mp4#12", "no. #3.png"):
-        image = np.zeros((8, 8, 3), np.uint8)
-        kept = keeper.keep(Detections(*nothing, names=("dog",), size=(8, 8), path=path, image=image))
-        assert (tmp_path / kept["picture"]).exists()
-    assert {p.name for p in tmp_path.glob("*.jpg")} == {"walk-0.jpg", "walk-12.jpg", "no. #3.jpg"}
 
 
 def test_predict_lists_what_it_found(shell: Callable, scenes: Path, weights: Path) -> None:

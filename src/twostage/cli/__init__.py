@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"twostage: {message}", file=sys.stderr)
         # A verb that got as far as its options has noted whether they ask for JSON: a configuration file may, too.
         if getattr(error, "json_wanted", "--json" in tokens) and not follows():
-            from twostage.cli.verb import to_json
+            from twostage.atomic import to_json
 
             print(to_json({"error": {"kind": kind, "code": code, "message": message}}))
         return code

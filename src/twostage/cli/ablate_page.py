@@ -1,4 +1,4 @@
-"""The page of an ablation: one HTML file that asks nothing of the network."""
+"""The page of the ablations: one HTML file that does not access the network."""
 
 import html
 from collections.abc import Iterator, Mapping
@@ -19,8 +19,8 @@ def write_page(result: Mapping[str, Any]) -> Path:
     seeds = f"{settings['seeds']} seeds" if settings["seeds"] > 1 else "one seed"
     minutes = "a minute" if settings["minutes"] == 1 else f"{settings['minutes']:g} minutes"
     lead = (
-        f"{images['train']} pictures to learn from, {images['val']} others to be scored on; the small backbone, "
-        f"{minutes} of training each, {seeds}, shortest side {settings['size']} pixels."
+        f"Trained on {images['train']} images and evaluated on {images['val']} others; the small backbone, {minutes} "
+        f"of training each, {seeds}, shortest side {settings['size']} pixels."
     )
     studies = "\n".join(_study(study) for study in result["studies"].values())
     text = template.substitute(style=style(), lead=html.escape(lead), studies=studies)
@@ -34,7 +34,7 @@ def _study(study: Mapping[str, Any]) -> str:
         f"<h2>{html.escape(study['title'])}</h2>\n"
         f'<p class="soft">{html.escape(study["source"])}</p>\n'
         '<div class="scroll"><table>\n'
-        f"<tr><th>case</th><th>here, {html.escape(study['unit'])}</th><th>least to most</th><th></th>"
+        f"<tr><th>case</th><th>here, {html.escape(study['unit'])}</th><th>min to max</th><th></th>"
         f"<th>paper</th></tr>\n{chr(10).join(_rows(study, most))}\n</table></div>"
     )
 

@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file that holds its pictures, opens without a server and asks nothing of the network."""
+"""The page of the demo: one HTML file with its images embedded, which needs neither a server nor the network."""
 
 import html
 import shutil
@@ -13,16 +13,15 @@ from typing import Any
 from twostage.atomic import write_text
 from twostage.cli.page import figure, style, tile
 
-# Shown where there is one picture an unseen scene: a pair, ground truth left, found right.
 _PICTURES_NOTE = (
-    "On the left what is there, on the right what the detector found, with its scores. The first two are the scenes it "
-    "did worst on, and the rest are the first ones in order, so that the page does not flatter."
+    "Left: ground truth. Right: detections with their scores. The first two are the scenes with the most errors; the "
+    "others are the first scenes in order, not a selection."
 )
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page, and the line below it."""
+    """An image on the page, and its caption."""
 
     path: Path
     title: str
@@ -32,7 +31,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page tells. Metrics are COCO's, in 0..1; times are seconds; paths lie in `folder`."""
+    """The contents of the page. Metrics are COCO's, in 0..1; times in seconds; paths lie in `folder`."""
 
     folder: Path
     weights: Path
@@ -76,7 +75,7 @@ def write_page(page: Page) -> Path:
 
 
 def own_command() -> str:
-    """How to call this command line from the current folder: by its name where the shell finds it."""
+    """The command that runs this command line from the current folder: its name, if the shell finds it."""
     called = Path(sys.argv[0])
     if shutil.which("twostage") or called.name != "twostage":
         return "twostage"
@@ -88,10 +87,9 @@ def own_command() -> str:
 
 def _lead(page: Page) -> str:
     return (
-        f"Faster R-CNN around a net of {page.parameters / 1e6:.1f} million parameters began with random weights, saw "
-        f"{page.train_images} generated scenes for {page.steps} steps, and was then scored on {page.val_images} scenes "
-        "it had never seen, with its last weights and not those that suited them best. All of it ran on this machine, "
-        "and nothing was downloaded."
+        f"Faster R-CNN with {page.parameters / 1e6:.1f} million parameters, trained from random weights on "
+        f"{page.train_images} generated scenes for {page.steps} steps, and evaluated on {page.val_images} unseen scenes, "
+        "with the weights of the last step. All of it ran on this machine, and nothing was downloaded."
     )
 
 
@@ -101,7 +99,7 @@ def _tiles(page: Page) -> list[tuple[str, str]]:
         (f"{page.metrics['AP50']:.3f}", "AP50"),
         (f"{page.metrics['AP75']:.3f}", "AP75"),
         (f"{page.minutes:.3g} min", "of training"),
-        (f"{1000 * page.seconds_an_image:.0f} ms", "to predict an image"),
+        (f"{1000 * page.seconds_an_image:.0f} ms", "per prediction"),
     ]
 
 
@@ -121,9 +119,9 @@ def _class_row(name: str, row: Mapping[str, float]) -> str:
 
 def _advice() -> str:
     return (
-        "The tiny model learns from nothing and suits a processor; with a graphics card leave <code>--model</code>, "
-        "<code>--size</code> and <code>--minutes</code> out. A run ends by the clock, its schedule fitted to it; "
-        "Ctrl-C saves, and <code>--resume</code> goes on."
+        "The tiny model trains from random weights and is fast on a CPU; on a GPU, omit <code>--model</code>, "
+        "<code>--size</code> and <code>--minutes</code>. The schedule is fitted to <code>--minutes</code>; Ctrl-C saves "
+        "the run, and <code>--resume</code> continues it."
     )
 
 
@@ -134,10 +132,10 @@ def _files(page: Page) -> list[tuple[str, str]]:
             f"{run}/weights/{page.weights.name}",
             "the detector: weights, class names, preprocessing, metrics",
         ),
-        (f"{run}/metrics.csv", "losses and AP as they were measured"),
-        (f"{run}/config.yaml", "every option of the run, ready for <code>--config</code>"),
-        ("predictions/", "the pictures above, all of them"),
-        ("scenes/", "the generated scenes, a plain COCO data set with boxes and masks"),
+        (f"{run}/metrics.csv", "losses and AP per epoch"),
+        (f"{run}/config.yaml", "all options of the run, for <code>--config</code>"),
+        ("predictions/", "ground truth and detections of all validation scenes"),
+        ("scenes/", "the generated scenes: a COCO data set with boxes and masks"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The page of a lineage run: one HTML file that holds its pictures and asks nothing of the network."""
+"""The page of a lineage run: one HTML file with its images embedded, which does not access the network."""
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +34,8 @@ def write_page(result: Mapping[str, Any]) -> Path:
 def _lead(result: Mapping[str, Any]) -> str:
     images = result["images"]
     return (
-        f"{len(result['rows'])} detectors, one small backbone, {images['train']} pictures to learn from, "
-        f"{images['val']} others to be scored on. Each row puts in what the paper of its name brought."
+        f"{len(result['rows'])} detectors with one small backbone, trained on {images['train']} images and evaluated on "
+        f"{images['val']} others. Each row adds the contribution of the paper it is named after."
     )
 
 
@@ -55,7 +55,7 @@ def _row(row: Row) -> str:
 
 
 def _backbone(row: Mapping[str, Any]) -> str:
-    return f"The backbone before them: {row['detail']}, {row['train_seconds']:.0f} s."
+    return f"The common backbone: {row['detail']}, {row['train_seconds']:.0f} s."
 
 
 def _ratios(rows: Mapping[str, Row]) -> Iterator[str]:
@@ -76,13 +76,13 @@ def _pictures(root: Path, rows: Sequence[Row]) -> Iterator[str]:
 def _bounds(result: Mapping[str, Any]) -> str:
     settings, images = result["settings"], result["images"]
     return (
-        f"Selective search's first {settings['windows']} proposals of a picture, in training and at test (there are "
-        f"{result['proposals_an_image']:.0f} on average here, 2000 in the papers). SVMs and box regressors learn from "
-        f"{images['learned']} pictures. Each network is tuned for {settings['minutes']:g} min, "
-        "SPPnet's two layers for a third of that, the four steps together for twice as long; the seconds of training "
-        "are those of steps and fitting alone. Fast and Faster R-CNN also learn from pictures of other scales, and "
-        "keep a running average of their weights; R-CNN and SPPnet from mirrored pictures alone. Where a network sees "
-        f"a whole picture its shortest side is {settings['size']} pixels; R-CNN cuts its windows from the picture as "
-        "it is. Times are medians on this machine, reading not counted. SVMs give distances and no probabilities: on "
-        "the pictures they are squeezed into numbers between 0.5 and 1."
+        f"The first {settings['windows']} proposals of selective search per image are used, in training and at test "
+        f"({result['proposals_an_image']:.0f} on average here, 2000 in the papers). SVMs and box regressors are fitted "
+        f"on {images['learned']} images. Each network is fine-tuned for {settings['minutes']:g} min, the two layers of "
+        "SPPnet for a third of that, the four steps together for twice as long; training times include training steps "
+        "and fitting only. Fast and Faster R-CNN are trained with scale augmentation and an exponential moving average "
+        "of the weights, R-CNN and SPPnet with horizontal flips only. Networks that take the whole image resize its "
+        f"shortest side to {settings['size']} pixels; R-CNN crops its windows from the image at its original size. "
+        "Times are medians on this machine, without reading files. SVM scores are not probabilities; in the images "
+        "they are mapped to numbers between 0.5 and 1."
     )

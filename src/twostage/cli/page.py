@@ -1,4 +1,4 @@
-"""What our pages share: one style, and pictures inside the file, so that a page opens anywhere without a server."""
+"""Parts of the HTML pages: one style sheet, and images embedded in the file, so that a page needs no server."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ def style() -> str:
 
 
 def figure(picture: bytes, kind: str, title: str, note: str = "", *, wide: bool = False) -> str:
-    """A picture ("jpeg", "png") with the line below it; texts are escaped here."""
+    """An image ("jpeg", "png") with its caption; texts are escaped here."""
     data = base64.b64encode(picture).decode()
     title, note = html.escape(title), html.escape(note)
     return (
@@ -22,6 +22,6 @@ def figure(picture: bytes, kind: str, title: str, note: str = "", *, wide: bool 
 
 
 def tile(number: str, what: str, *, first: bool = False) -> str:
-    """A number in large letters, and what it is."""
+    """A number in large letters, and its name."""
     kind = "tile first" if first else "tile"
     return f'<div class="{kind}"><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>'

@@ -2,13 +2,12 @@
 
 import contextlib
 import inspect
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from twostage.atomic import to_json
 from twostage.cli.flags import Common, build, signature_of
 from twostage.errors import TwostageError
 
@@ -59,19 +58,6 @@ def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., i
         return call
 
     return wrap
-
-
-def to_json(value: Any) -> str:
-    """One line of JSON; paths become texts, numpy numbers and arrays plain ones. Raises ValueError on NaN."""
-    return json.dumps(value, default=_plain, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
 
 
 @contextlib.contextmanager
