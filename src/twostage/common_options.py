@@ -7,7 +7,7 @@ from typing import Any, Literal
 from twostage.errors import UsageError
 from twostage.options import Options, option
 
-MAX_DET = "Detections per image; with --tile, per tile."
+MAX_DET = "Maximum number of detections per image."
 SEED = "Seed of all random choices."
 WEIGHTS = "Weights file, or a name from `twostage weights list`."
 PROPOSALS = "File of `twostage data proposals`, used instead of the model's own proposals."
@@ -17,7 +17,7 @@ PROPOSALS = "File of `twostage data proposals`, used instead of the model's own 
 class LayoutOptions(Options):
     """How the files of a data set are read."""
 
-    images: Path | None = option(None, "Folder of the images, if not beside the COCO file.", group="Data")
+    images: Path | None = option(None, "Folder of the images, if it cannot be found from the COCO file.", group="Data")
     voc_offset: Literal["auto", "0", "1"] = option("auto", "Coordinate of the first pixel in VOC files.", group="Data")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def faulty(scenes: Path, tmp_path: Path) -> Path:
-    """The scenes with one box over the border."""
+    """The scenes with one box beyond the image border."""
     root = tmp_path / "faulty"
     shutil.copytree(scenes, root)
     path = root / "annotations" / "instances_train.json"
@@ -30,7 +30,7 @@ def test_convert(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     assert shell("data", "convert", tmp_path / "voc", "--to", "yolo", "--out", tmp_path / "voc").code == 2
 
 
-def test_fix_writes_a_copy_that_is_judged(shell: Callable, faulty: Path, tmp_path: Path) -> None:
+def test_fix_writes_a_copy_that_is_checked(shell: Callable, faulty: Path, tmp_path: Path) -> None:
     answer = shell("data", "check", faulty, "--fix", tmp_path / "mended", "--json")
     assert answer.code == 0
     assert (answer.json["ok"], answer.json["fixed"]["ok"]) == (False, True)
@@ -93,7 +93,7 @@ def test_view(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     assert "triangle" in wrong.messages
 
 
-def test_view_shows_one_class_alone(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+def test_view_shows_one_class_only(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     content = json.loads((scenes / "annotations" / "instances_train.json").read_text())
     star = next(c["id"] for c in content["categories"] if c["name"] == "star")
     with_star = {a["image_id"] for a in content["annotations"] if a["category_id"] == star}
@@ -102,7 +102,7 @@ def test_view_shows_one_class_alone(shell: Callable, scenes: Path, tmp_path: Pat
     assert set(answer.json["shown"]) == expected
 
 
-def test_get_says_what_and_from_where(shell: Callable, tmp_path: Path) -> None:
+def test_get_prints_address_size_and_licence(shell: Callable, tmp_path: Path) -> None:
     answer = shell("data", "get", "coco2017", "--splits", "val2017", "--out", tmp_path / "coco", "--offline")
     assert answer.code == 4
     for word in ("CC BY 4.0", "http://images.cocodataset.org/zips/val2017.zip, 778 MiB, SHA-256 4f7e2ccb", "train2017"):

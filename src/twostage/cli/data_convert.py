@@ -14,7 +14,7 @@ class ConvertOptions(DataOptions, NewDataOptions):
 
     to: Literal["voc", "coco", "yolo"] = option(help="Layout to write.")
     on_error: Literal["default", "fail", "skip"] = option(
-        "default", "For faulty boxes: keep them as written, stop, or leave them out.", group="Data"
+        "default", "Faulty boxes: keep them as written (default), stop (fail), or leave them out (skip).", group="Data"
     )
 
 

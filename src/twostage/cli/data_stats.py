@@ -24,7 +24,7 @@ class StatsOptions(DataOptions, ResizeOptions):
 
     out: Path | None = option(
         None,
-        "New folder for the numbers, plots, and the images with the smallest and the most objects.",
+        "New folder for numbers, plots, and the images with the smallest and the most objects.",
         group="Output",
     )
 
@@ -83,7 +83,7 @@ def _lines(stats: "Stats", options: StatsOptions) -> Iterator[str]:
         yield f"{100 * stats.anchor_reach:.1f} % of the objects, resized, match an anchor of 32 to 512 px"
         if stats.best_reach > stats.anchor_reach + 0.01:
             sizes = [[size] for size in stats.best_anchors]
-            yield f"{100 * stats.best_reach:.1f} % with --set model.anchor_sizes='{sizes}' (for a pyramid of five levels)"
+            yield f"{100 * stats.best_reach:.1f} % with --set model.anchor_sizes='{sizes}' (five pyramid levels)"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -88,8 +88,8 @@ def own_command() -> str:
 def _lead(page: Page) -> str:
     return (
         f"Faster R-CNN with {page.parameters / 1e6:.1f} million parameters, trained from random weights on "
-        f"{page.train_images} generated scenes for {page.steps} steps, and evaluated on {page.val_images} unseen scenes, "
-        "with the weights of the last step. All of it ran on this machine, and nothing was downloaded."
+        f"{page.train_images} generated scenes for {page.steps} steps, and evaluated on {page.val_images} unseen "
+        "scenes, with the weights of the last step. All of it ran on this machine, and nothing was downloaded."
     )
 
 
@@ -120,8 +120,8 @@ def _class_row(name: str, row: Mapping[str, float]) -> str:
 def _advice() -> str:
     return (
         "The tiny model trains from random weights and is fast on a CPU; on a GPU, omit <code>--model</code>, "
-        "<code>--size</code> and <code>--minutes</code>. The schedule is fitted to <code>--minutes</code>; Ctrl-C saves "
-        "the run, and <code>--resume</code> continues it."
+        "<code>--size</code> and <code>--minutes</code>. The schedule is fitted to <code>--minutes</code>; Ctrl-C "
+        "saves the run, and <code>--resume</code> continues it."
     )
 
 

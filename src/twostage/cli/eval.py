@@ -41,7 +41,7 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions):
     proposals: Path | None = option(None, PROPOSALS, group="Model")
     split: str | None = option(None, "Split to evaluate on (default: val, else valid, else test).", group="Data")
     on_error: Literal["default", "fail", "skip"] = option(
-        "default", "For faulty boxes: take them as written, stop, or leave them out.", group="Data"
+        "default", "Faulty boxes: take them as written (default), stop (fail), or leave them out (skip).", group="Data"
     )
     metric: Literal["all", "coco", "voc07", "voc12"] = option("all", "Metrics to compute.", group="Validation")
     fail_under: tuple[str, ...] = option(

@@ -34,8 +34,8 @@ def write_page(result: Mapping[str, Any]) -> Path:
 def _lead(result: Mapping[str, Any]) -> str:
     images = result["images"]
     return (
-        f"{len(result['rows'])} detectors with one small backbone, trained on {images['train']} images and evaluated on "
-        f"{images['val']} others. Each row adds the contribution of the paper it is named after."
+        f"{len(result['rows'])} detectors with one small backbone, trained on {images['train']} images and evaluated "
+        f"on {images['val']} others. Each row adds the contribution of the paper it is named after."
     )
 
 

@@ -1,4 +1,4 @@
-"""How a verb runs: its options built, its messages sent where they belong, its result printed, its exit code."""
+"""How a verb runs: its options, its output streams, its result, its exit code."""
 
 import contextlib
 import inspect
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
-    """What a verb found, and the error it ends with all the same: a threshold not reached, a data set with faults.
+    """The result of a verb, and the error it ends with after it: a threshold not reached, faults in a data set.
 
-    No result where another process tells it.
+    The result is None in processes that do not print it.
     """
 
     result: dict[str, Any] | None
@@ -25,10 +25,9 @@ class Outcome(NamedTuple):
 
 
 def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., int]]:
-    """Make a function of one options dataclass a verb: cyclopts sees a flag for every field, and gets the exit code.
+    """Make a function of one options dataclass a verb: cyclopts gets a flag for every field, and the exit code.
 
-    Within the function, `print` is for the person who reads the result: under `--json` it goes to standard error,
-    and standard output gets the outcome's `result` alone.
+    With `--json`, what the function prints goes to standard error, and standard output gets the outcome's `result`.
     """
 
     def wrap(function: Callable[[T], Outcome]) -> Callable[..., int]:
@@ -62,7 +61,7 @@ def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., i
 
 @contextlib.contextmanager
 def log_to_stderr(common: Common) -> Iterator[None]:
-    """The library's messages on standard error while a verb runs: warnings only when quiet, everything in debug."""
+    """Log messages of the library to standard error: warnings only with --quiet, everything with --debug."""
     logger = logging.getLogger("twostage")
     handler = logging.StreamHandler(_Stderr())
     handler.setFormatter(_Formatter())
@@ -77,7 +76,7 @@ def log_to_stderr(common: Common) -> Iterator[None]:
 
 
 class _Stderr:
-    """Standard error as it is at the moment of writing: a progress bar takes its place for a while."""
+    """The current sys.stderr at each write: a progress bar replaces it for a while."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -87,7 +86,7 @@ class _Stderr:
 
 
 class _Formatter(logging.Formatter):
-    """Messages as they are; what is no plain information says so."""
+    """Messages unchanged; levels other than INFO are named."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

@@ -20,7 +20,10 @@ class PredictionOptions(DetectorOptions, DetectionOptions):
     flip: bool = option(False, "Add the mirrored image.", group=_TTA)
     scales: tuple[float, ...] = option((1.0,), "Scale factors of the image.", group=_TTA, low=0.1, high=10)
     tile: int | None = option(
-        None, "Add tiles of this side in pixels: for small objects in large images.", group=_TTA, low=32
+        None,
+        "Add tiles of this side in pixels, for small objects in large images; --max-det then applies per tile.",
+        group=_TTA,
+        low=32,
     )
     overlap: float = option(
         0.25, "Overlap of neighbouring tiles, as a fraction of their side.", group=_TTA, low=0, high=0.89

@@ -17,9 +17,7 @@ def list(_options: ListOptions) -> Outcome:
     width = max(map(len, PUBLISHED))
     for one in PUBLISHED.values():
         print(f"{one.name:{width}}  {one.about}{', cached' if cached(one).exists() else ''}")
-    print(
-        "\nUse a name in place of a file: twostage train DATA --weights NAME. `weights get NAME` downloads it in advance."
-    )
+    print("\nUse a name in place of a file: twostage train DATA --weights NAME. `weights get NAME` downloads it now.")
     rows = [
         {"name": one.name, "url": one.url, "model": one.model, "sha256": one.sha256, "here": cached(one).exists()}
         for one in PUBLISHED.values()

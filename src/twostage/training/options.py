@@ -55,7 +55,9 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     )
 
     on_error: Literal["default", "fail", "skip"] = option(
-        "default", "For faulty objects: repair them where possible, stop, or leave them out.", group="Data"
+        "default",
+        "Faulty objects: repair them where possible (default), stop (fail), or leave them out (skip).",
+        group="Data",
     )
 
     epochs: int | None = option(None, "Passes over the training split.", group="Schedule", low=1)
