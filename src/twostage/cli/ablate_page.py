@@ -2,19 +2,14 @@
 
 import html
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from twostage.atomic import write_text
-from twostage.cli.page import style
+from twostage.cli import page as pages
 
 
 def write_page(result: Mapping[str, Any]) -> Path:
     """Write `index.html` into the run's folder and return its path."""
-    root = Path(result["out"])
-    template = Template(files("twostage.cli").joinpath("ablate_page.html").read_text(encoding="utf-8"))
     settings, images = result["settings"], result["images"]
     seeds = f"{settings['seeds']} seeds" if settings["seeds"] > 1 else "one seed"
     minutes = "a minute" if settings["minutes"] == 1 else f"{settings['minutes']:g} minutes"
@@ -23,9 +18,9 @@ def write_page(result: Mapping[str, Any]) -> Path:
         f"of training each, {seeds}, shortest side {settings['size']} pixels."
     )
     studies = "\n".join(_study(study) for study in result["studies"].values())
-    text = template.substitute(style=style(), lead=html.escape(lead), studies=studies)
-    write_text(root / "index.html", text)
-    return root / "index.html"
+    path = Path(result["out"]) / "index.html"
+    pages.write_page(path, "ablate_page.html", lead=html.escape(lead), studies=studies)
+    return path
 
 
 def _study(study: Mapping[str, Any]) -> str:

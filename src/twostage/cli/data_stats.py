@@ -23,9 +23,7 @@ class StatsOptions(DataOptions, ResizeOptions):
     """Options of `twostage data stats`."""
 
     out: Path | None = option(
-        None,
-        "New folder for numbers, plots, and the images with the smallest and the most objects.",
-        group="Output",
+        None, "New folder for numbers, plots, and the images with the smallest and the most objects.", group="Output"
     )
 
 

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Literal
 
-from twostage.atomic import write_text
-from twostage.cli.page import figure, style, tile
+from twostage.cli.page import figure, tile, write_page
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import DataOptions
 from twostage.errors import UsageError, nearest
@@ -20,30 +18,6 @@ if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
 
 _LONGEST = 960  # pixels of an image on the page
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-$style</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<p class="lead">$lead</p>
-<div class="tiles">
-$tiles
-</div>
-<div class="pictures">
-$pictures
-</div>
-</main>
-</body>
-</html>
-""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +46,10 @@ def view(options: ViewOptions) -> Outcome:
     chosen = _chosen(dataset, options)
     pictures = "\n".join(_figures(dataset, chosen))
     counts = Counter(dataset.names[label] for label in dataset.labels)
-    page = _PAGE.substitute(
+    write_page(
+        options.out,
+        "data_view_page.html",
         title=html.escape(f"{options.data.resolve().name}, {split}"),
-        style=style(),
         lead=html.escape(f"{layout}. {len(chosen)} of the {len(dataset)} images of the split {split}."),
         tiles="\n".join(
             [
@@ -85,7 +60,6 @@ def view(options: ViewOptions) -> Outcome:
         ),
         pictures=pictures,
     )
-    write_text(options.out, page)
     print(f"{len(chosen)} of {len(dataset)} images of the split {split}.\nOpen {options.out} in a browser.")
     shown = [dataset.file_name(index) for index in chosen]
     return Outcome({"out": options.out, "split": split, "images": len(dataset), "shown": shown})
@@ -117,12 +91,7 @@ def _figures(dataset: "Dataset", chosen: list[int]) -> Iterator[str]:
         labels = [dataset.names[label] for label in objects.labels]
         masks = dataset.masks_of(index) or None
         picture = draw_boxes(
-            read_image(dataset.path(index)),
-            objects.boxes,
-            labels,
-            class_ids=objects.labels,
-            masks=masks,
-            min_side=384,
+            read_image(dataset.path(index)), objects.boxes, labels, class_ids=objects.labels, masks=masks, min_side=384
         )
         picture.thumbnail((_LONGEST, _LONGEST))
         content = io.BytesIO()

@@ -5,13 +5,11 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from twostage.atomic import write_text
-from twostage.cli.page import figure, style, tile
+from twostage.cli import page as pages
+from twostage.cli.page import figure, tile
 
 _PICTURES_NOTE = (
     "Left: ground truth. Right: detections with their scores. The first two are the scenes with the most errors; the "
@@ -51,12 +49,13 @@ class Page:
 
 def write_page(page: Page) -> Path:
     """Write `index.html` into the page's folder and return its path."""
-    template = Template(files("twostage.cli").joinpath("demo_page.html").read_text(encoding="utf-8"))
-    text = template.substitute(
+    path = page.folder / "index.html"
+    pages.write_page(
+        path,
+        "demo_page.html",
         ap=f"{page.metrics['AP']:.3f}",
         minutes=f"{page.minutes:.3g}",
         lead=_lead(page),
-        style=style(),
         tiles="\n".join(tile(number, what, first=what.startswith("AP on")) for number, what in _tiles(page)),
         pictures_note=_PICTURES_NOTE,
         pictures="\n".join(map(_figure, page.pictures)),
@@ -69,8 +68,6 @@ def write_page(page: Page) -> Path:
         files="\n".join(f"<tr><td><code>{name}</code></td><td>{what}</td></tr>" for name, what in _files(page)),
         footer=_footer(page),
     )
-    path = page.folder / "index.html"
-    write_text(path, text)
     return path
 
 
@@ -128,10 +125,7 @@ def _advice() -> str:
 def _files(page: Page) -> list[tuple[str, str]]:
     run = page.weights.parent.parent.name
     return [
-        (
-            f"{run}/weights/{page.weights.name}",
-            "the detector: weights, class names, preprocessing, metrics",
-        ),
+        (f"{run}/weights/{page.weights.name}", "the detector: weights, class names, preprocessing, metrics"),
         (f"{run}/metrics.csv", "losses and AP per epoch"),
         (f"{run}/config.yaml", "all options of the run, for <code>--config</code>"),
         ("predictions/", "ground truth and detections of all validation scenes"),

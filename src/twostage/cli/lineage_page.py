@@ -2,13 +2,11 @@
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from twostage.atomic import write_text
-from twostage.cli.page import figure, style
+from twostage.cli import page as pages
+from twostage.cli.page import figure
 from twostage.experiments.papers import MAP, RATIOS
 from twostage.experiments.rows import Row
 
@@ -17,9 +15,9 @@ def write_page(result: Mapping[str, Any]) -> Path:
     """Write `index.html` into the run's folder and return its path."""
     root = Path(result["out"])
     rows = [Row(**row) for row in result["rows"]]
-    template = Template(files("twostage.cli").joinpath("lineage_page.html").read_text(encoding="utf-8"))
-    text = template.substitute(
-        style=style(),
+    pages.write_page(
+        root / "index.html",
+        "lineage_page.html",
         lead=html.escape(_lead(result)),
         rows="\n".join(map(_row, rows)),
         backbone=html.escape(_backbone(result["backbone"])),
@@ -27,7 +25,6 @@ def write_page(result: Mapping[str, Any]) -> Path:
         pictures="\n".join(_pictures(root, rows)),
         bounds=html.escape(_bounds(result)),
     )
-    write_text(root / "index.html", text)
     return root / "index.html"
 
 

@@ -3,11 +3,20 @@
 import base64
 import html
 from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from twostage.atomic import write_text
 
 
-def style() -> str:
-    """The style sheet, for a page's <style>."""
-    return files("twostage.cli").joinpath("page.css").read_text(encoding="utf-8")
+def write_page(path: Path, template: str, **values: str) -> None:
+    """Write the HTML file `path`: a template of this folder with the style sheet and its values put in."""
+    page = Template(_text(template)).substitute(style=_text("page.css"), **values)
+    write_text(path, page)
+
+
+def _text(name: str) -> str:
+    return files("twostage.cli").joinpath(name).read_text(encoding="utf-8")
 
 
 def figure(picture: bytes, kind: str, title: str, note: str = "", *, wide: bool = False) -> str:
