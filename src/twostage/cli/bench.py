@@ -51,9 +51,9 @@ def bench(options: BenchOptions) -> Outcome:
 
     folder = new_folder(options.out, "--out") if options.out else None
     detector = _detector(options)
-    pictures = _pictures(options, detector)
+    files = _files(options, detector)
     print(f"{detector.name}, {detector.precision} on {detector.device}, {_threads(detector)}")
-    batches = {size: [pictures[i % len(pictures)] for i in range(size)] for size in options.batch}
+    batches = {size: [files[i % len(files)] for i in range(size)] for size in options.batch}
     peaks = {size: _peak(detector, some) for size, some in batches.items()}  # before torchvision's detector is built
     rows = []
     for size, some in batches.items():
@@ -89,7 +89,7 @@ def _detector(options: BenchOptions) -> "Detector":
     return Detector.build(options.model or MODEL, names, device=options.device, precision=options.precision, **fields)
 
 
-def _pictures(options: BenchOptions, detector: "Detector") -> list[Path | bytes]:
+def _files(options: BenchOptions, detector: "Detector") -> list[Path | bytes]:
     """The given files, or one JPEG of the model's size with sides 4 : 3."""
     if options.sources:
         return list(options.sources)
@@ -106,20 +106,20 @@ def _pictures(options: BenchOptions, detector: "Detector") -> list[Path | bytes]
     return [buffer.getvalue()]
 
 
-def _peak(detector: "Detector", pictures: list[Path | bytes]) -> int | None:
+def _peak(detector: "Detector", files: list[Path | bytes]) -> int | None:
     from twostage.data.images import read_image
     from twostage.inference.timing import peak_memory, predict_arrays
 
-    images = [read_image(picture) for picture in pictures]
+    images = [read_image(file) for file in files]
     return peak_memory(detector.device, lambda: predict_arrays(detector.prepared, images))
 
 
-def _of_batch(detector: "Detector", pictures: list[Path | bytes], options: BenchOptions) -> dict[str, Any]:
+def _of_batch(detector: "Detector", files: list[Path | bytes], options: BenchOptions) -> dict[str, Any]:
     from twostage.data.images import read_image
     from twostage.inference.peer import PEERS, build_peer, predict_peer
     from twostage.inference.timing import interleaved, predict_arrays, stage_times
 
-    images = [read_image(picture) for picture in pictures]
+    images = [read_image(file) for file in files]
     cases = {"twostage": lambda: predict_arrays(detector.prepared, images)}
     if options.peer and detector.name in PEERS:
         peer = build_peer(detector.name, len(detector.names), detector.model.fields, detector.device)
@@ -136,7 +136,7 @@ def _of_batch(detector: "Detector", pictures: list[Path | bytes], options: Bench
         },
         "stages": {
             stage: taken._asdict()
-            for stage, taken in stage_times(detector.prepared, pictures, repeats=options.repeats).items()
+            for stage, taken in stage_times(detector.prepared, files, repeats=options.repeats).items()
         },
     }
 

@@ -40,10 +40,10 @@ def check(options: CheckOptions) -> Outcome:
             print(f"{options.fix} is not written: there is nothing to repair.")
         return Outcome(report.to_dict(), _failure(options.data, report))
     written = mend(options.data, options.fix, images=options.images, voc_offset=options.voc_offset, deep=options.deep)
-    mended = check(written.path, resize=resize, deep=options.deep)
-    print(f"\nThe repaired copy:\n{mended.format(most=options.most)}")
-    result = {**report.to_dict(), "fixed": {**mended.to_dict(), **written.to_dict()}}
-    return Outcome(result, _failure(written.path, mended))
+    repaired = check(written.path, resize=resize, deep=options.deep)
+    print(f"\nThe repaired copy:\n{repaired.format(most=options.most)}")
+    result = {**report.to_dict(), "fixed": {**repaired.to_dict(), **written.to_dict()}}
+    return Outcome(result, _failure(written.path, repaired))
 
 
 def _failure(data: Path, report: "Report") -> DataError | None:

@@ -102,15 +102,15 @@ def _save(folder: Path, datasets: "Sequence[Dataset]", result: Any) -> None:
     for dataset in datasets:
         save_figure(plot_labels(dataset), folder / f"labels-{dataset.split}.png")
         for name, chosen in (("smallest", smallest(dataset, _SHOWN)), ("crowded", most_crowded(dataset, _SHOWN))):
-            pictures = []
+            drawn = []
             for index in chosen.tolist():
                 objects = dataset.objects(index)
                 labels = [dataset.names[label] for label in objects.labels]
-                pictures.append(
+                drawn.append(
                     draw_boxes(
                         read_image(dataset.path(index)), objects.boxes, labels, class_ids=objects.labels, min_side=384
                     )
                 )
-            if pictures:
+            if drawn:
                 titles = [dataset.file_name(index) for index in chosen.tolist()]
-                save_picture(tile(pictures, titles=titles), folder / f"{name}-{dataset.split}.jpg")
+                save_picture(tile(drawn, titles=titles), folder / f"{name}-{dataset.split}.jpg")

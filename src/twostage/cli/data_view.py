@@ -44,7 +44,7 @@ def view(options: ViewOptions) -> Outcome:
     split = options.split or default_splits(layout)[0] or layout.splits[0]
     dataset = opener(layout, Options(options.images, options.voc_offset, "skip"))(split)
     chosen = _chosen(dataset, options)
-    pictures = "\n".join(_figures(dataset, chosen))
+    images = "\n".join(_figures(dataset, chosen))
     counts = Counter(dataset.names[label] for label in dataset.labels)
     write_page(
         options.out,
@@ -58,7 +58,7 @@ def view(options: ViewOptions) -> Outcome:
                 *(tile(f"{count}", name) for name, count in counts.most_common(8)),
             ]
         ),
-        pictures=pictures,
+        images=images,
     )
     print(f"{len(chosen)} of {len(dataset)} images of the split {split}.\nOpen {options.out} in a browser.")
     shown = [dataset.file_name(index) for index in chosen]
@@ -90,12 +90,12 @@ def _figures(dataset: "Dataset", chosen: list[int]) -> Iterator[str]:
         objects = dataset.objects(index)
         labels = [dataset.names[label] for label in objects.labels]
         masks = dataset.masks_of(index) or None
-        picture = draw_boxes(
+        image = draw_boxes(
             read_image(dataset.path(index)), objects.boxes, labels, class_ids=objects.labels, masks=masks, min_side=384
         )
-        picture.thumbnail((_LONGEST, _LONGEST))
+        image.thumbnail((_LONGEST, _LONGEST))
         content = io.BytesIO()
-        picture.save(content, "JPEG", quality=88)
+        image.save(content, "JPEG", quality=88)
         height, width = dataset.sizes[index].tolist()
         counts = ", ".join(f"{count} {name}" for name, count in Counter(labels).most_common()) or "no objects"
         yield figure(content.getvalue(), "jpeg", dataset.file_name(index), f"{width} x {height}: {counts}")

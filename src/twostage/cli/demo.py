@@ -69,14 +69,14 @@ def demo(options: DemoOptions) -> Outcome:
     unseen = open_dataset(scenes, split="val")
     report = evaluate(unseen, detector.detect_dataset(unseen), score_floor=detector.model.fields.score_threshold)
     print(report.table())
-    pictures, seconds = _pictures(detector, unseen, folder / "predictions")
-    page = write_page(_page(options, folder, weights, trained, report.to_dict(), pictures, seconds, detector))
+    images, seconds = _predict_scenes(detector, unseen, folder / "predictions")
+    page = write_page(_page(options, folder, weights, trained, report.to_dict(), images, seconds, detector))
     print(f"\nOpen {page} in a browser.")
     metrics = report.to_dict()["metrics"]
     return Outcome({**trained, "out": folder, "weights": weights, "metrics": metrics, "page": page})
 
 
-def _pictures(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[list[Shown], float]:
+def _predict_scenes(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[list[Shown], float]:
     """Pairs of ground truth and detections per validation scene, the worst first, and the seconds per image."""
     from twostage.drawing import draw_pair, save_picture
 
@@ -130,7 +130,7 @@ def _page(
     weights: Path,
     trained: dict[str, Any],
     report: dict[str, Any],
-    pictures: list[Shown],
+    images: list[Shown],
     seconds: float,
     detector: "Detector",
 ) -> Page:
@@ -156,7 +156,7 @@ def _page(
         seconds_an_image=seconds,
         metrics=report["metrics"],
         per_class={name: {**row, "objects": objects[name]} for name, row in report["per_class"].items()},
-        pictures=pictures,
+        images=images,
         plots=plots,
         environment=environment(),
     )

@@ -11,7 +11,7 @@ from typing import Any
 from twostage.cli import page as pages
 from twostage.cli.page import figure, tile
 
-_PICTURES_NOTE = (
+_IMAGES_NOTE = (
     "Left: ground truth. Right: detections with their scores. The first two are the scenes with the most errors; the "
     "others are the first scenes in order, not a selection."
 )
@@ -42,7 +42,7 @@ class Page:
     seconds_an_image: float
     metrics: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]]
-    pictures: Sequence[Shown]
+    images: Sequence[Shown]
     plots: Sequence[Shown]
     environment: Mapping[str, Any]
 
@@ -57,8 +57,8 @@ def write_page(page: Page) -> Path:
         minutes=f"{page.minutes:.3g}",
         lead=_lead(page),
         tiles="\n".join(tile(number, what, first=what.startswith("AP on")) for number, what in _tiles(page)),
-        pictures_note=_PICTURES_NOTE,
-        pictures="\n".join(map(_figure, page.pictures)),
+        images_note=_IMAGES_NOTE,
+        images="\n".join(map(_figure, page.images)),
         plots="\n".join(map(_figure, page.plots)),
         classes="\n".join(_class_row(name, row) for name, row in page.per_class.items()),
         advice=_advice(),

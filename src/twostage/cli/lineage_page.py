@@ -22,7 +22,7 @@ def write_page(result: Mapping[str, Any]) -> Path:
         rows="\n".join(map(_row, rows)),
         backbone=html.escape(_backbone(result["backbone"])),
         ratios="\n".join(_ratios({row.key: row for row in rows})),
-        pictures="\n".join(_pictures(root, rows)),
+        images="\n".join(_figures(root, rows)),
         bounds=html.escape(_bounds(result)),
     )
     return root / "index.html"
@@ -63,11 +63,11 @@ def _ratios(rows: Mapping[str, Row]) -> Iterator[str]:
             yield f"<tr><td>{html.escape(ratio.what)}</td><td>{ours:.1f}</td><td>{papers}</td></tr>"
 
 
-def _pictures(root: Path, rows: Sequence[Row]) -> Iterator[str]:
+def _figures(root: Path, rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
-        picture = root / "pictures" / f"{row.key}.jpg"
-        if picture.exists():
-            yield figure(picture.read_bytes(), "jpeg", row.name)
+        path = root / "pictures" / f"{row.key}.jpg"
+        if path.exists():
+            yield figure(path.read_bytes(), "jpeg", row.name)
 
 
 def _bounds(result: Mapping[str, Any]) -> str:

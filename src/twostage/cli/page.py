@@ -19,9 +19,9 @@ def _text(name: str) -> str:
     return files("twostage.cli").joinpath(name).read_text(encoding="utf-8")
 
 
-def figure(picture: bytes, kind: str, title: str, note: str = "", *, wide: bool = False) -> str:
+def figure(image: bytes, kind: str, title: str, note: str = "", *, wide: bool = False) -> str:
     """An image ("jpeg", "png") with its caption; texts are escaped here."""
-    data = base64.b64encode(picture).decode()
+    data = base64.b64encode(image).decode()
     title, note = html.escape(title), html.escape(note)
     return (
         f'<figure class="{"wide" if wide else "half"}">'
