@@ -1,11 +1,13 @@
+import json
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from twostage.atomic import write_bytes, write_text
+from twostage.atomic import to_json, write_bytes, write_json, write_text
 from twostage.errors import TwostageError
 
 
@@ -116,3 +118,13 @@ def test_a_name_as_long_as_the_system_allows(tmp_path: Path) -> None:
     (tmp_path / longest).touch()
     write_text(tmp_path / longest, "x")
     assert (tmp_path / longest).read_text() == "x"
+
+
+def test_json_takes_paths_and_numpy(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"path": Path("a"), "score": np.float32(0.5), "boxes": np.zeros((1, 4))})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"path": "a", "score": 0.5, "boxes": [[0, 0, 0, 0]]}
+
+
+def test_nan_never_reaches_json() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        to_json({"AP": float("nan")})

@@ -13,7 +13,10 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # The rooms from the ground up: a module may import its own floor and those below.
 FLOORS = (
-    {"errors", "options", "kinds", "atomic", "folders", "environment", "download", "progress", "device", "distributed"},
+    {
+        *("errors", "options", "common_options", "run_config", "kinds", "atomic", "folders", "environment"),
+        *("download", "progress", "device", "distributed"),
+    },
     {"ops", "data"},
     {"drawing", "detections"},
     {"models"},

@@ -1,9 +1,11 @@
-"""Atomic file writes: a temporary file beside the target, renamed to it when it is complete."""
+"""Atomic file writes: a temporary file beside the target, renamed to it when it is complete. And JSON."""
 
+import json
 import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from twostage.errors import TwostageError
 
@@ -37,6 +39,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """`write_bytes` for UTF-8 text."""
     write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of `to_json`."""
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON; paths become strings, numpy numbers and arrays plain ones. Raises ValueError for NaN."""
+    return json.dumps(value, default=_plain, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def sweep(folder: Path) -> None:

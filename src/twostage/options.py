@@ -1,19 +1,16 @@
 """Options declared once, on a dataclass, for Python, the command line and configuration files.
 
 @dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(Options):
     data: Path = option(help="A data set.")
     _: KW_ONLY
     conf: float = option(0.5, "Lowest score kept.", group="Detections", low=0, high=1)
-
-    def __post_init__(self) -> None:
-        validate(self)
 """
 
 import math
 import types
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from twostage.errors import UsageError, nearest
@@ -38,16 +35,24 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True)
+class Options:
+    """Base of the options dataclasses: values are validated. A subclass with rules of its own calls this first."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
 def validate(options: Any) -> None:
     """Check every field of a dataclass against its choices, its range and its type.
 
-    Strings are converted in place to paths, lists to tuples, integers to floats. Raises UsageError for the first field
-    that fails.
+    Lossless conversions are done in place: a string becomes a path, a list a tuple. Raises UsageError for the first
+    field that fails.
     """
     hints = get_type_hints(type(options))
     for each in fields(options):
         value = coerce(getattr(options, each.name), hints[each.name])
-        object.__setattr__(options, each.name, value)  # allowed on a frozen dataclass in __post_init__
+        object.__setattr__(options, each.name, value)  # of a frozen dataclass, while it is made
         choices = choices_of(hints[each.name])
         if choices and isinstance(value, str) and value not in choices:
             raise UsageError(f"{each.name} is {value!r}. {nearest(value, choices)}")
@@ -58,7 +63,7 @@ def validate(options: Any) -> None:
 
 
 def _describe(hint: Any) -> str:
-    """The type in words, without the None of an option that is not set."""
+    """The type in words, without the None of an option that is not given."""
     if get_origin(hint) not in (Union, types.UnionType):
         return describe(hint)
     return " or ".join(describe(part) for part in get_args(hint) if part is not type(None))

@@ -1,4 +1,4 @@
-"""A small data set and the shell, for tests of verbs."""
+"""Fixtures for tests of verbs: a small data set, and the command line."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from twostage.data.scenes import write_scenes
 
 
 class Answer(NamedTuple):
-    """What a call of the command line left in the shell."""
+    """Exit code, standard output and standard error of a call."""
 
     code: int
     output: str
@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 
     @property
     def json(self) -> dict[str, Any]:
-        """Standard output, which under --json is one object."""
+        """Standard output with --json: one object."""
         return json.loads(self.output)
 
 
@@ -38,7 +38,7 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO data set with 8 pictures to train on and 4 to validate on. Tests that change it copy it first."""
+    """A COCO data set with 8 training and 4 validation images. Tests that change it copy it first."""
     return write_scenes(tmp_path_factory.mktemp("cli") / "scenes", train=8, val=4)
 
 
@@ -57,7 +57,7 @@ def perfect_results(scenes: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def weights(scenes: Path) -> Path:
-    """The weights of a detector of the scenes' classes that has learned nothing."""
+    """Random weights of a detector of the scenes' classes."""
     from twostage.detector import Detector
 
     path = scenes.parent / "untrained.safetensors"

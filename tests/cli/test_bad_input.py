@@ -1,4 +1,4 @@
-"""What a person gets wrong: each ends with its exit code, a message that names it, and nothing left behind."""
+"""Wrong input: the exit code, a message that names the fault, and no files written."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ TINY = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--workers", "0", "--
 
 @pytest.fixture
 def broken(scenes: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the scenes, its training annotations changed by a function."""
+    """A copy of the scenes with its training annotations changed by a function."""
 
     def copy(change: Callable[[dict], None]) -> Path:
         folder = tmp_path / "data"
@@ -27,7 +27,7 @@ def broken(scenes: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def box(*values: object) -> Callable[[dict], None]:
-    """Gives the first object another box."""
+    """A change that replaces the box of the first object."""
 
     def change(document: dict) -> None:
         document["annotations"][0]["bbox"] = list(values)
@@ -43,7 +43,7 @@ def with_unknown_class(document: dict) -> None:
     document["annotations"][0]["category_id"] = 99
 
 
-def with_missing_picture(document: dict) -> None:
+def with_missing_image(document: dict) -> None:
     document["images"][0]["file_name"] = "gone.png"
 
 
@@ -67,7 +67,7 @@ def assert_refused(answer: "tuple", code: int, *says: str, out: Path) -> None:
             ["contains NaN, which is not a JSON number", "write a number there", "instances_train.json"],
         ),
         (with_unknown_class, ["unknown-class", "99"]),
-        (with_missing_picture, ["missing-image", "gone.png"]),
+        (with_missing_image, ["missing-image", "gone.png"]),
         (without_objects, ["no object to learn from", "'train'"]),
     ],
 )
@@ -87,9 +87,7 @@ def test_train_refuses_annotations_that_do_not_parse(shell: Callable, scenes: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
-def test_train_refuses_pictures_that_do_not_decode(
-    shell: Callable, scenes: Path, tmp_path: Path, content: bytes
-) -> None:
+def test_train_refuses_images_that_do_not_decode(shell: Callable, scenes: Path, tmp_path: Path, content: bytes) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(scenes, data)
     picture = sorted((data / "train").iterdir())[0]
@@ -193,7 +191,7 @@ def test_data_check_of_good_data_is_0(shell: Callable, scenes: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["num_classes", "name", "device", "precision", "path"])
-def test_what_is_no_field_of_the_model_is_refused_as_such(
+def test_an_unknown_field_of_the_model_is_refused(
     shell: Callable, scenes: Path, weights: Path, tmp_path: Path, field: str
 ) -> None:
     given = ["--set", f"model.{field}=4"]
@@ -211,7 +209,7 @@ def test_what_is_no_field_of_the_model_is_refused_as_such(
         (["--weights", "nowhere.safetensors"], 4, "nowhere.safetensors"),
     ],
 )
-def test_a_wrong_start_is_said_before_the_data_are_read(
+def test_a_wrong_option_is_reported_before_the_data_are_read(
     shell: Callable, broken: Callable, tmp_path: Path, given: list[str], code: int, says: str
 ) -> None:
     answer = shell("train", broken(with_unknown_class), *given, "--out", tmp_path / "run")
@@ -225,12 +223,12 @@ def test_more_frozen_stages_than_there_are(shell: Callable, scenes: Path, tmp_pa
 
 
 @pytest.mark.parametrize("given", [["--format", "", "--save", "found"], ["--format", "coco"]])
-def test_formats_that_nothing_would_be_written_in(
+def test_formats_without_effect_are_refused(
     shell: Callable, scenes: Path, weights: Path, tmp_path: Path, given: list[str]
 ) -> None:
     assert_refused(shell("predict", scenes / "val", "--weights", weights, *given), 2, "format", out=tmp_path / "found")
 
 
-def test_a_list_that_is_none_is_not_said_to_be_missing(shell: Callable, broken: Callable, tmp_path: Path) -> None:
+def test_a_null_list_is_not_reported_as_missing(shell: Callable, broken: Callable, tmp_path: Path) -> None:
     answer = shell("train", broken(lambda document: document.update(images=None)), *TINY, "--out", tmp_path / "run")
     assert_refused(answer, 3, "'images' is None, not a list", out=tmp_path / "run")

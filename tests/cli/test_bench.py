@@ -26,7 +26,7 @@ def test_bench_times_every_batch_beside_torchvision(shell, tmp_path) -> None:
     assert Image.open(out / "stages.png").size[0] > 500
 
 
-def test_bench_of_own_weights_and_pictures(shell, weights, scenes) -> None:
+def test_bench_of_own_weights_and_images(shell, weights, scenes) -> None:
     pictures = sorted(scenes.rglob("*.jpg"))[:2]
     answer = shell("bench", *pictures, "--weights", weights, "--repeats", "1", "--batch", "2", "--device", "cpu")
     assert answer.code == 0
@@ -35,7 +35,7 @@ def test_bench_of_own_weights_and_pictures(shell, weights, scenes) -> None:
     assert "torchvision" not in answer.output  # it has no such model
 
 
-def test_bench_names_what_it_cannot_read(shell, tmp_path) -> None:
+def test_bench_names_unreadable_files(shell, tmp_path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     answer = shell("bench", broken, "--model", "faster_rcnn_tiny_fpn", "--device", "cpu")

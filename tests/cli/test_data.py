@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def faulty(scenes: Path, tmp_path: Path) -> Path:
-    """The scenes with one box over the border."""
+    """The scenes with one box beyond the image border."""
     root = tmp_path / "faulty"
     shutil.copytree(scenes, root)
     path = root / "annotations" / "instances_train.json"
@@ -30,7 +30,7 @@ def test_convert(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     assert shell("data", "convert", tmp_path / "voc", "--to", "yolo", "--out", tmp_path / "voc").code == 2
 
 
-def test_fix_writes_a_copy_that_is_judged(shell: Callable, faulty: Path, tmp_path: Path) -> None:
+def test_fix_writes_a_copy_that_is_checked(shell: Callable, faulty: Path, tmp_path: Path) -> None:
     answer = shell("data", "check", faulty, "--fix", tmp_path / "mended", "--json")
     assert answer.code == 0
     assert (answer.json["ok"], answer.json["fixed"]["ok"]) == (False, True)
@@ -42,7 +42,7 @@ def test_fix_writes_a_copy_that_is_judged(shell: Callable, faulty: Path, tmp_pat
 def test_nothing_to_fix(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     answer = shell("data", "check", scenes, "--fix", tmp_path / "mended")
     assert answer.code == 0
-    assert "nothing to mend" in answer.output
+    assert "nothing to repair" in answer.output
     assert not (tmp_path / "mended").exists()
 
 
@@ -57,7 +57,8 @@ def test_split(shell: Callable, scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"), [(["train"], "name=share"), (["a=0.5", "a=0.5"], "twice"), (["a=0.5", "b=0.6"], "add up to 1")]
+    ("parts", "words"),
+    [(["train"], "name=fraction"), (["a=0.5", "a=0.5"], "twice"), (["a=0.5", "b=0.6"], "add up to 1")],
 )
 def test_wrong_parts(shell: Callable, scenes: Path, tmp_path: Path, parts: list[str], words: str) -> None:
     answer = shell("data", "split", scenes, "--parts", *parts, "--out", tmp_path / "new")
@@ -92,7 +93,7 @@ def test_view(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     assert "triangle" in wrong.messages
 
 
-def test_view_shows_one_class_alone(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+def test_view_shows_one_class_only(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     content = json.loads((scenes / "annotations" / "instances_train.json").read_text())
     star = next(c["id"] for c in content["categories"] if c["name"] == "star")
     with_star = {a["image_id"] for a in content["annotations"] if a["category_id"] == star}
@@ -101,7 +102,7 @@ def test_view_shows_one_class_alone(shell: Callable, scenes: Path, tmp_path: Pat
     assert set(answer.json["shown"]) == expected
 
 
-def test_get_says_what_and_from_where(shell: Callable, tmp_path: Path) -> None:
+def test_get_prints_address_size_and_licence(shell: Callable, tmp_path: Path) -> None:
     answer = shell("data", "get", "coco2017", "--splits", "val2017", "--out", tmp_path / "coco", "--offline")
     assert answer.code == 4
     for word in ("CC BY 4.0", "http://images.cocodataset.org/zips/val2017.zip, 778 MiB, SHA-256 4f7e2ccb", "train2017"):

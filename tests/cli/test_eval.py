@@ -48,13 +48,13 @@ def test_table_names_data_split_and_every_class(shell: Callable, scenes: Path, p
     assert all(name in answer.output for name in ("circle", "square", "triangle", "star", "cross"))
 
 
-def test_results_file_needs_no_pictures(shell: Callable, scenes: Path, perfect_results: Path, tmp_path: Path) -> None:
+def test_results_file_needs_no_images(shell: Callable, scenes: Path, perfect_results: Path, tmp_path: Path) -> None:
     only = tmp_path / "instances_val.json"
     only.write_bytes((scenes / "annotations" / "instances_val.json").read_bytes())
     assert shell("eval", only, "--predictions", perfect_results, "--json").json["metrics"]["AP"] == pytest.approx(1)
 
 
-def test_out_keeps_numbers_plots_and_detections(
+def test_out_holds_metrics_plots_and_detections(
     shell: Callable, scenes: Path, perfect_results: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "report"
@@ -107,10 +107,10 @@ def test_bad_input_is_named(
     assert sorted(scenes.rglob("*")) == before
 
 
-def test_boxes_over_the_border_and_without_area_count_as_they_are_written(
+def test_boxes_beyond_the_border_and_without_area_count_as_written(
     shell: Callable, scenes: Path, perfect_results: Path, tmp_path: Path
 ) -> None:
-    """The reader clips and drops them for training; pycocotools takes a file as it is."""
+    """The reader clips and drops them for training; pycocotools takes boxes as written."""
     document = json.loads((scenes / "annotations" / "instances_val.json").read_text())
     for number, record in enumerate(document["annotations"]):
         x, y, width, height = record["bbox"]
@@ -149,7 +149,7 @@ def test_boxes_over_the_border_and_without_area_count_as_they_are_written(
         (["--metric", "voc07", "--fail-under", "AP50=0.1"], "AP50 is not computed"),
     ],
 )
-def test_what_would_not_be_heeded_is_refused(
+def test_options_without_effect_are_refused(
     shell: Callable, scenes: Path, perfect_results: Path, arguments: list[str], says: str
 ) -> None:
     answer = shell("eval", scenes, "--predictions", perfect_results, *arguments)

@@ -1,4 +1,4 @@
-"""What the command line does around loading a detector."""
+"""Garbage collection while a detector is loaded."""
 
 import gc
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def fail_within() -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_cycles_are_looked_for_again_as_before_even_after_an_error(before: bool) -> None:
+def test_garbage_collection_is_as_before_even_after_an_error(before: bool) -> None:
     (gc.enable if before else gc.disable)()
     with pytest.raises(ImportError):
         fail_within()

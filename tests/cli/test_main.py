@@ -1,4 +1,4 @@
-"""What the shell sees: exit codes, what goes to standard output and what to standard error."""
+"""Exit codes, standard output and standard error."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from cyclopts import App
 import twostage.cli
 from twostage.cli import main
 from twostage.cli.settings import fill
-from twostage.cli.verb import Outcome, to_json, verb
+from twostage.cli.verb import Outcome, verb
 from twostage.errors import DataError, MissingError, ThresholdError, TwostageError, UsageError
 
 Shell = tuple[int, str, str]
@@ -95,10 +95,10 @@ def test_a_configuration_file_may_ask_for_json_also_of_an_error(run_verb: Callab
 
 
 @pytest.mark.parametrize(("rank", "waits"), [("0", 0), ("1", 1)])
-def test_one_that_follows_lets_the_first_of_torchruns_processes_say_what_is_wrong(
+def test_ranks_above_0_wait_for_the_message_of_rank_0(
     run_verb, monkeypatch: pytest.MonkeyPatch, rank: str, waits: int
 ) -> None:
-    """torchrun ends all when one fails: the first was ended now and then before it had spoken."""
+    """torchrun ends all processes when one fails; without the wait rank 0 sometimes ended before its message."""
     waited: list[float] = []
     monkeypatch.setattr("twostage.cli.together.time.sleep", waited.append)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
@@ -181,11 +181,6 @@ def test_messages_follow_quiet_and_debug(
     assert not logging.getLogger("twostage").handlers, "the handler stays behind"
 
 
-def test_nan_never_reaches_json() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        to_json({"AP": float("nan")})
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -209,7 +204,7 @@ def test_nan_never_reaches_json() -> None:
         (["--nonsense"], "--nonsense"),
     ],
 )
-def test_wrong_usage_is_2_and_speaks_on_standard_error(
+def test_wrong_usage_exits_with_2_and_a_message_on_standard_error(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -255,7 +250,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_starts_in_half_a_second() -> None:
-    """Of processor time, which does not depend on what else runs: it waits for nothing."""
+    """CPU time, which does not depend on other processes."""
     seconds = []
     for _ in range(3):
         before = os.times()
@@ -265,8 +260,7 @@ def test_help_starts_in_half_a_second() -> None:
     assert min(seconds) < 0.5
 
 
-@pytest.mark.slow
-def test_reader_that_leaves_early_causes_no_traceback() -> None:
+def test_a_closed_pipe_causes_no_traceback() -> None:
     """As in `twostage --help | head -1`."""
     read, write = os.pipe()
     os.close(read)
@@ -276,7 +270,7 @@ def test_reader_that_leaves_early_causes_no_traceback() -> None:
     assert "Exception" not in run.stderr
 
 
-def test_env_tells_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_prints_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["twostage"] == twostage.__version__
@@ -286,23 +280,23 @@ def test_env_tells_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("form", [["--config", "{file}"], ["--config={file}"]])
-def test_what_is_wrong_in_a_configuration_names_it(
+def test_an_error_in_a_configuration_file_names_the_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, form: list[str]
 ) -> None:
-    """The message of a value alone would not say where it stands."""
-    (tmp_path / "told.yaml").write_text("data: nowhere\n")
-    code = main(["data", "check", *(word.format(file=tmp_path / "told.yaml") for word in form)])
+    """The message about the value does not name the file that holds it."""
+    (tmp_path / "options.yaml").write_text("data: nowhere\n")
+    code = main(["data", "check", *(word.format(file=tmp_path / "options.yaml") for word in form)])
     assert code == 3
     messages = capsys.readouterr().err
     assert "nowhere: does not exist" in messages
-    assert "told.yaml" in messages
+    assert "options.yaml" in messages
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
-def test_threads_that_wait_leave_the_processor_to_others_unless_told_otherwise(
+def test_waiting_threads_sleep_early_unless_configured_otherwise(
     given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):

@@ -1,4 +1,4 @@
-"""Flags, `--set` and `--config`: one dataclass is the source of all three, and a flag wins over a file."""
+"""Flags, `--set` and `--config`: one dataclass is the source of all three, and flags override files."""
 
 import inspect
 from collections.abc import Callable
@@ -39,7 +39,7 @@ EVERY = Options(epochs=3, lr=1e-3, max_det=7, flip=True, precision="bf16", names
 
 @pytest.fixture
 def parse() -> Callable[..., Options]:
-    """Runs the verb on arguments and returns the options it got."""
+    """Runs the verb on arguments and returns its options."""
     seen: list[Options] = []
 
     @verb(Options)
@@ -64,7 +64,7 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_nothing_given_is_the_dataclass(parse: Callable[..., Options]) -> None:
+def test_without_arguments_the_options_are_the_defaults(parse: Callable[..., Options]) -> None:
     assert parse() == Options()
 
 
@@ -134,12 +134,12 @@ def test_set_wins_over_file_field_by_field(parse: Callable[..., Options], tmp_pa
         (["--lr", "0"], "lr is 0, and must be above 0"),
     ],
 )
-def test_wrong_use_says_what_is_right(parse: Callable[..., Options], arguments: list[str], says: str) -> None:
+def test_wrong_usage_names_the_right_one(parse: Callable[..., Options], arguments: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=says.replace("?", r"\?").replace(".", r"\.")):
         parse(*arguments)
 
 
-def test_existing_file_may_be_called_like_an_assignment(
+def test_an_existing_file_may_have_the_name_of_an_assignment(
     parse: Callable[..., Options], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,7 +152,7 @@ def test_existing_file_may_be_called_like_an_assignment(
     [
         ("epohs: 3", UsageError, "run.yaml: no option is called 'epohs'. Did you mean 'epochs'"),
         ("set: [a=b]", UsageError, "no option is called 'set'"),
-        ("epochs: {a: 1}", UsageError, "epochs holds keys of its own"),
+        ("epochs: {a: 1}", UsageError, "epochs is a mapping"),
         ("[1, 2]", DataError, "holds list"),
         ("epochs: [", DataError, "is not YAML"),
     ],
@@ -171,7 +171,7 @@ def test_wrong_value_in_a_file_names_file_and_key(parse: Callable[..., Options],
     assert "many" in str(caught.value)
 
 
-def test_help_has_a_line_for_every_option_but_fields_of_the_model() -> None:
+def test_every_option_but_fields_of_the_model_has_help() -> None:
     from twostage.training.options import TrainOptions
 
     shown = {

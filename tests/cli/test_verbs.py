@@ -1,4 +1,4 @@
-"""The verbs that need a model, each once from the shell's side: what they print, write and exit with."""
+"""The verbs that run a model: output, files and exit codes."""
 
 import contextlib
 import csv
@@ -13,18 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-
-from twostage import Detections
 
 QUICK = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--batch", "4", "--workers", "0", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a short run says of itself under --json, and its messages."""
+    """The --json result of a short run, and its messages."""
     from twostage.cli import main
 
     folder = tmp_path_factory.mktemp("runs") / "short"
@@ -41,12 +38,12 @@ def run_folder(trained: dict[str, Any]) -> Path:
     return Path(trained["out"])
 
 
-def test_train_tells_what_it_did(trained: dict[str, Any]) -> None:
+def test_train_prints_its_result(trained: dict[str, Any]) -> None:
     assert {"out", "weights", "epochs", "steps", "seconds", "metrics"} <= set(trained)
     assert (trained["epochs"], trained["steps"]) == (2, 4)
     assert Path(trained["weights"]).exists()
     assert "AP" in trained["metrics"]
-    assert "COCO layout" in trained["messages"], "what was recognised is said"
+    assert "COCO layout" in trained["messages"], "the detected layout is printed"
 
 
 def test_run_folder_holds_what_the_design_promises(run_folder: Path) -> None:
@@ -77,7 +74,7 @@ def test_eval_of_a_run_repeats_its_numbers(shell: Callable, scenes: Path, run_fo
     assert answer.json["metrics"] == pytest.approx(dict(metrics), abs=1e-6)
 
 
-def test_predict_saves_pictures_and_results(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:
+def test_predict_saves_images_and_results(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "found"
     arguments = ["--weights", weights, "--conf", 0, "--device", "cpu", "--save", out, "--format", "json,coco", "voc"]
     answer = shell("predict", scenes / "val", *arguments, "--json")
@@ -96,7 +93,7 @@ def test_predict_saves_pictures_and_results(shell: Callable, scenes: Path, weigh
     assert {entry["image_id"] for entry in entries} <= set(range(1, len(images) + 1))
 
 
-def test_predict_tells_apart_pictures_of_one_name(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:
+def test_predict_numbers_images_of_one_name(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:
     first = sorted((scenes / "val").iterdir())[0]
     for folder, name in (("a", "photo"), ("b", "Photo")):  # one file where names have no case
         (tmp_path / folder).mkdir()
@@ -111,19 +108,7 @@ def test_predict_tells_apart_pictures_of_one_name(shell: Callable, scenes: Path,
     assert all(Path(image["path"]).stem.casefold() == image["picture"][:5].casefold() for image in images)
 
 
-def test_frames_of_a_video_keep_their_numbers(tmp_path: Path) -> None:
-    from twostage.cli.predict import Keeper
-
-    keeper = Keeper(tmp_path, ("json", "voc"))
-    nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    for path in ("walk.mp4#0", "walk.mp4#12", "no. #3.png"):
-        image = np.zeros((8, 8, 3), np.uint8)
-        kept = keeper.keep(Detections(*nothing, names=("dog",), size=(8, 8), path=path, image=image))
-        assert (tmp_path / kept["picture"]).exists()
-    assert {p.name for p in tmp_path.glob("*.jpg")} == {"walk-0.jpg", "walk-12.jpg", "no. #3.jpg"}
-
-
-def test_predict_lists_what_it_found(shell: Callable, scenes: Path, weights: Path) -> None:
+def test_predict_prints_a_line_per_image(shell: Callable, scenes: Path, weights: Path) -> None:
     first = sorted((scenes / "val").iterdir())[0]
     answer = shell("predict", first, "--weights", weights, "--device", "cpu")
     assert answer.code == 0
@@ -138,7 +123,7 @@ def test_predict_reads_paths_from_standard_input(scenes: Path, weights: Path) ->
     assert [image["path"] for image in json.loads(run.stdout)["images"]] == paths
 
 
-def test_unreadable_picture_does_not_stop_the_others(
+def test_an_unreadable_image_does_not_stop_the_others(
     shell: Callable, scenes: Path, weights: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "photos"
@@ -165,8 +150,7 @@ def test_predict_imports_no_torchvision(scenes: Path, weights: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.slow
-def test_demo_leaves_a_page_that_needs_nothing_else(shell: Callable, tmp_path: Path) -> None:
+def test_demo_writes_a_self_contained_page(shell: Callable, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     sizes = ["--train-scenes", 8, "--val-scenes", 3, "--workers", 0, "--device", "cpu"]
     answer = shell("demo", "--minutes", 0.05, *sizes, "--out", out, "--json")
@@ -184,7 +168,7 @@ def test_demo_leaves_a_page_that_needs_nothing_else(shell: Callable, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child alone")
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_what_was_learned(scenes: Path, tmp_path: Path, word: signal.Signals) -> None:
+def test_ctrl_c_saves_the_weights(scenes: Path, tmp_path: Path, word: signal.Signals) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "twostage", "train", str(scenes), *QUICK, "--epochs", "3000", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""`twostage weights`: names, files, pickles; nothing is fetched unless asked."""
+"""`twostage weights`: names, files, pickles; nothing is downloaded unless requested."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +55,7 @@ def test_get_of_an_unknown_name(shell: Callable) -> None:
     assert "resnet50-imagenet" in answer.messages
 
 
-@pytest.mark.slow
-def test_a_converted_backbone_starts_a_training(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+def test_training_starts_from_a_converted_backbone(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "a.pth")
     answer = shell("weights", "convert", tmp_path / "a.pth", "--out", tmp_path / "a.safetensors")
     assert answer.code == 0
@@ -76,7 +75,7 @@ def test_a_converted_backbone_starts_a_training(shell: Callable, scenes: Path, t
         (["--model", "faster_rcnn_resnet50", "--names", "cat"], "Did you mean"),
     ],
 )
-def test_a_conversion_that_says_too_little(shell: Callable, tmp_path: Path, words: list[str], says: str) -> None:
+def test_a_conversion_with_missing_options(shell: Callable, tmp_path: Path, words: list[str], says: str) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
     answer = shell("weights", "convert", tmp_path / "a.pth", *words, "--out", tmp_path / "b.safetensors")
     assert answer.code == 2

@@ -123,7 +123,7 @@ def test_what_a_run_was_told_stays(scenes: Path, tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     for words in (["--minutes", "9"], ["--windows", "30"], ["--seed", "4"]):
         assert main(["lineage", "--resume", str(out), *words]) == 2
-        assert "goes on with what it was told" in capsys.readouterr().err
+        assert "a resumed run keeps its options" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_can_be_asked_for_more(
@@ -157,7 +157,7 @@ def test_a_detector_killed_before_its_first_step_begins_again(
     [
         (["lineage"], 2, "no data set given"),
         (["lineage", "x", "--only", "fast-rcnn"], 2, "Did you mean 'fast_rcnn'"),
-        (["lineage", "--resume", "nowhere"], 4, "no run to go on with"),
+        (["lineage", "--resume", "nowhere"], 4, "no run to resume"),
         (["lineage", "nowhere"], 3, "nowhere: does not exist"),
     ],
 )

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import UsageError
+from twostage.run_config import to_yaml
 from twostage.training import TrainOptions, train
-from twostage.training.folder import to_yaml
 from twostage.training.recipe import FINETUNE, resolve
 from twostage.training.step import Session
 

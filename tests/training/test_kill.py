@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from twostage.data import loader
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.folders import claimed
+from twostage.run_config import to_yaml
 from twostage.training import TrainOptions, run, step, train
-from twostage.training.folder import RunFolder, to_yaml
+from twostage.training.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

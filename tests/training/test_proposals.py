@@ -90,7 +90,7 @@ def test_a_networks_proposals_beside_others(
 def test_two_sources_of_one_name_would_write_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     both = ["selective_search", "p/selective_search.safetensors"]
     assert main(["data", "proposals", "x", "--source", *both]) == 2
-    assert "two are called 'selective_search'" in capsys.readouterr().err
+    assert "two are named 'selective_search'" in capsys.readouterr().err
 
 
 def test_unknown_source(options: TrainOptions, capsys: pytest.CaptureFixture[str]) -> None:

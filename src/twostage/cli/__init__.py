@@ -1,7 +1,7 @@
-"""The command line: one file per verb, each imported when it is asked for.
+"""The command line: one file per verb, imported when the verb runs.
 
-`main` turns every error into its exit code (DESIGN, section 4) and a message on standard error; a traceback is shown
-under `--debug` alone.
+`main` turns every error into its exit code (DESIGN, section 4) and a message on standard error; a traceback is printed
+only with `--debug`.
 """
 
 import io
@@ -20,50 +20,50 @@ from twostage.errors import DataError, MissingError, TwostageError, UsageError
 _INTERRUPTED = 130
 
 _VERBS = {
-    "demo": "Make scenes, train a small detector on them, show what it learned: a first look, in four minutes.",
+    "demo": "Generate scenes, train a small detector on them and show its detections, in four minutes.",
     "train": "Train a detector on a data set.",
-    "eval": "Score a detector, or a file of its results, on a data set.",
-    "predict": "Find objects in pictures.",
-    "lineage": "Train R-CNN, SPPnet, Fast and Faster R-CNN side by side: the history on your data.",
-    "ablate": "Run the papers' ablations on your data, and put their tables beside yours.",
-    "bench": "Time a detector on this machine, stage by stage, beside torchvision's.",
-    "env": "Versions, devices and threads, for a bug report.",
+    "eval": "Evaluate a detector, or a file of results, on a data set.",
+    "predict": "Detect objects in images.",
+    "lineage": "Train R-CNN, SPPnet, Fast and Faster R-CNN on your data, and compare them.",
+    "ablate": "Run the papers' ablations on your data, and compare with their tables.",
+    "bench": "Time a detector on this machine, per stage and beside torchvision's.",
+    "env": "Print versions, devices and threads, for a bug report.",
 }
 
 # Verbs of two words, each in cli/GROUP_VERB.py.
 _GROUPS = {
     "data": (
-        "The data set itself: check it before a night of training.",
+        "Check, convert, split and inspect data sets.",
         {
-            "get": "Fetch a data set of the papers: voc2007, voc2012, coco2017.",
-            "check": "Name every fault of a data set; with --fix, write a mended copy.",
-            "stats": "Tell its sizes, classes, objects an image, and what anchors reach.",
-            "view": "Write a page of its pictures with their boxes.",
-            "convert": "Write a data set in another layout, with nothing lost.",
-            "proposals": "Compute region proposals, and tell how many objects they reach.",
-            "split": "Deal the pictures out into new splits, stratified by class.",
+            "get": "Download a data set of the papers: voc2007, voc2012, coco2017.",
+            "check": "List every fault of a data set; with --fix, write a repaired copy.",
+            "stats": "Print image sizes, classes, objects per image and anchor coverage.",
+            "view": "Write an HTML page of the images with their boxes.",
+            "convert": "Convert a data set to another layout, without loss.",
+            "proposals": "Compute region proposals and their recall.",
+            "split": "Split a data set into new splits, stratified by class.",
         },
     ),
     "weights": (
-        "Weights with a name, and files of other projects.",
+        "Published weights, and weights files of other projects.",
         {
-            "list": "Name the published weights.",
-            "info": "Tell what a file or a name stands for.",
-            "get": "Fetch published weights into the cache.",
-            "convert": "Turn a pickled file into safetensors.",
+            "list": "List the published weights.",
+            "info": "Print the metadata of a weights file or of published weights.",
+            "get": "Download published weights into the cache.",
+            "convert": "Convert a pickled state dict to safetensors.",
         },
     ),
 }
 
 
 def application() -> App:
-    """The command line, without the verbs' modules: cyclopts imports each on first use."""
+    """The command line, without the modules of its verbs: cyclopts imports each on first use."""
     from twostage.cli.settings import fill
 
     app = App(
         name="twostage",
-        help="Two-stage object detectors, from R-CNN to Hybrid Task Cascade, on your own pictures.",
-        help_epilogue="`twostage VERB --help` shows a verb's options.",
+        help="Two-stage object detectors, from R-CNN to Hybrid Task Cascade, on your own images.",
+        help_epilogue="`twostage VERB --help` shows the options of a verb.",
         version=f"twostage {__version__}",
         config=fill,
         help_format="plaintext",
@@ -87,56 +87,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Not every file name is text, and not every code page has its letters.
+            # File names may hold bytes that are not text, or characters outside the console's code page.
             stream.reconfigure(errors="backslashreplace")
-    _share_the_processor()
-    # Pillow warns of pictures above 89 megapixels and refuses those above 179, which is an error with a file's name.
+    _limit_spinning()
+    # Pillow warns above 89 megapixels and refuses images above 179, which is reported with the file's name.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:
         return int(application()(tokens) or 0)
     except BrokenPipeError:
-        # The reader of our output has gone, as in `twostage ... | head`: nobody is left to tell.
+        # Nobody reads the output any more, as in `twostage ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        kind, code, message = _told(error)
-        if isinstance(error, CycloptsError | UsageError | DataError | MissingError):  # not where the machine failed
+        kind, code, message = _kind_code_message(error)
+        if isinstance(error, CycloptsError | UsageError | DataError | MissingError):  # not for failures of the machine
             message += _other_options(tokens, message)
         if "--debug" in tokens and code != _INTERRUPTED:
             traceback.print_exc()
-        from twostage.cli.together import follows, has_met, let_the_first_speak, tell_launcher
+        from twostage.cli.together import follows, has_group, let_rank_0_report, report_to_torchrun
 
         if code != _INTERRUPTED:
-            let_the_first_speak()
-        tell_launcher(message)
-        if not follows() or has_met():
+            let_rank_0_report()
+        report_to_torchrun(message)
+        if not follows() or has_group():
             print(f"twostage: {message}", file=sys.stderr)
-        # A verb that got as far as its options has noted whether they ask for JSON: a configuration file may, too.
+        # `verb` notes whether the options ask for JSON, because a configuration file may do so too.
         if getattr(error, "json_wanted", "--json" in tokens) and not follows():
-            from twostage.cli.verb import to_json
+            from twostage.atomic import to_json
 
             print(to_json({"error": {"kind": kind, "code": code, "message": message}}))
         return code
 
 
-def _share_the_processor() -> None:
-    """Let threads that wait for others sleep soon. Read when torch is loaded.
+def _limit_spinning() -> None:
+    """Let waiting OpenMP threads sleep early. Read when torch is loaded.
 
-    torch's threads meet all the time: the longer they spin, the longer a step takes beside another busy process, up to
-    eight times as long. So short a spin costs nothing on a quiet machine (benchmarks/results/tried.md).
+    torch's threads synchronise often: the longer they spin, the longer a step takes beside another busy process, up to
+    eight times as long. A short spin costs nothing on an idle machine (benchmarks/results/tried.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _other_options(tokens: Sequence[str], message: str) -> str:
-    """A line that names the configuration file, where what is wrong may stand as well, unless the message does."""
+    """A line that names the configuration file, which may hold the wrong value, unless the message names it."""
     files = [after for token, after in pairwise([*tokens, ""]) if token == "--config"]
     files += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
-    return f"\nOptions were read from {files[-1]} too." if files and files[-1] not in message else ""
+    return f"\nOptions were also read from {files[-1]}." if files and files[-1] not in message else ""
 
 
-def _told(error: BaseException) -> tuple[str, int, str]:
+def _kind_code_message(error: BaseException) -> tuple[str, int, str]:
     """Kind, exit code and message."""
     if isinstance(error, KeyboardInterrupt):
         return "KeyboardInterrupt", _INTERRUPTED, "stopped"
@@ -178,7 +178,7 @@ def _describe_os(error: OSError) -> str:
 def _internal(error: BaseException) -> TwostageError:
     # torch's own class is not imported here: the command line starts without torch.
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "can't allocate memory" in str(error):  # torch on a processor raises a RuntimeError
+    if memory or "can't allocate memory" in str(error):  # on the CPU torch raises a RuntimeError
         return TwostageError(f"out of memory: lower --batch or --size ({_first_line(error)})")
     return TwostageError(f"internal error: {type(error).__name__}: {_first_line(error)} (run with --debug)")
 

@@ -1,4 +1,4 @@
-"""`twostage ablate`: the papers' tables as runs on one data set."""
+"""`twostage ablate`: the ablations of the papers on one data set."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from twostage.experiments.options import AblateOptions
 
 @verb(AblateOptions)
 def ablate(options: AblateOptions) -> Outcome:
-    """Run the papers' ablations with a small backbone, each several times; put their rows beside the papers'.
+    """Run the papers' ablations with a small backbone and several seeds; print the results beside the papers' values.
 
-    Detectors that several studies need are trained once. --resume goes on with what is not done yet.
+    Detectors that several studies share are trained once. --resume continues with the unfinished ones.
     """
     from twostage.cli.ablate_page import write_page
     from twostage.experiments.ablate import ablate

@@ -1,31 +1,26 @@
-"""The page of an ablation: one HTML file that asks nothing of the network."""
+"""The page of the ablations: one HTML file that does not access the network."""
 
 import html
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from twostage.atomic import write_text
-from twostage.cli.page import style
+from twostage.cli import page as pages
 
 
 def write_page(result: Mapping[str, Any]) -> Path:
     """Write `index.html` into the run's folder and return its path."""
-    root = Path(result["out"])
-    template = Template(files("twostage.cli").joinpath("ablate_page.html").read_text(encoding="utf-8"))
     settings, images = result["settings"], result["images"]
     seeds = f"{settings['seeds']} seeds" if settings["seeds"] > 1 else "one seed"
     minutes = "a minute" if settings["minutes"] == 1 else f"{settings['minutes']:g} minutes"
     lead = (
-        f"{images['train']} pictures to learn from, {images['val']} others to be scored on; the small backbone, "
-        f"{minutes} of training each, {seeds}, shortest side {settings['size']} pixels."
+        f"Trained on {images['train']} images and evaluated on {images['val']} others; the small backbone, {minutes} "
+        f"of training each, {seeds}, shortest side {settings['size']} pixels."
     )
     studies = "\n".join(_study(study) for study in result["studies"].values())
-    text = template.substitute(style=style(), lead=html.escape(lead), studies=studies)
-    write_text(root / "index.html", text)
-    return root / "index.html"
+    path = Path(result["out"]) / "index.html"
+    pages.write_page(path, "ablate_page.html", lead=html.escape(lead), studies=studies)
+    return path
 
 
 def _study(study: Mapping[str, Any]) -> str:
@@ -34,7 +29,7 @@ def _study(study: Mapping[str, Any]) -> str:
         f"<h2>{html.escape(study['title'])}</h2>\n"
         f'<p class="soft">{html.escape(study["source"])}</p>\n'
         '<div class="scroll"><table>\n'
-        f"<tr><th>case</th><th>here, {html.escape(study['unit'])}</th><th>least to most</th><th></th>"
+        f"<tr><th>case</th><th>here, {html.escape(study['unit'])}</th><th>min to max</th><th></th>"
         f"<th>paper</th></tr>\n{chr(10).join(_rows(study, most))}\n</table></div>"
     )
 

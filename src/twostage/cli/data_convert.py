@@ -1,38 +1,29 @@
-"""`twostage data convert`: another layout, nothing lost."""
+"""`twostage data convert`: a data set in another layout, without loss."""
 
-from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 from twostage.cli.verb import Outcome, verb
+from twostage.common_options import DataOptions, NewDataOptions
 from twostage.data import Kind
-from twostage.options import option, validate
+from twostage.options import option
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
-    """What to write in which layout, and where."""
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(DataOptions, NewDataOptions):
+    """Options of `twostage data convert`."""
 
-    data: Path = option(help="Data set in VOC, COCO or YOLO layout; all its splits are converted.")
-    _: KW_ONLY
     to: Kind = option(help="Layout to write.")
-    images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
-    voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
     on_error: Literal["default", "fail", "skip"] = option(
-        "default", "What to do with faulty boxes: keep them as they are written, stop, or leave them out.", group="Data"
+        "default", "Faulty boxes: keep them as written (default), stop (fail), or leave them out (skip).", group="Data"
     )
-    pictures: Literal["copy", "link"] = option("copy", "Copy the pictures, or link to where they are.", group="Output")
-    out: Path = option(help="New folder.", group="Output")
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 @verb(ConvertOptions)
 def convert(options: ConvertOptions) -> Outcome:
-    """Write a data set in another layout. Boxes, ids, difficult, iscrowd, areas and masks are kept.
+    """Write all splits of a data set in another layout. Boxes, ids, difficult, iscrowd, areas and masks are kept.
 
-    What a layout has no place for is kept in a file twostage.json beside it. The source is not changed.
+    Values that the layout cannot hold are written to twostage.json beside it. DATA is not changed.
     """
     from twostage.data.convert import convert
 

@@ -1,27 +1,30 @@
-"""`twostage data get`: the data sets of the papers."""
+"""`twostage data get`: download the data sets of the papers."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from twostage.cli.verb import Outcome, verb
+from twostage.common_options import OfflineOptions
 from twostage.data.published import PUBLISHED_DATA, published_data
 from twostage.options import option
 
 
 @dataclass(frozen=True)
-class GetDataOptions:
-    """Which, how much of it, and where."""
+class GetDataOptions(OfflineOptions):
+    """Options of `twostage data get`."""
 
     name: str = option(help=f"One of: {', '.join(PUBLISHED_DATA)}.")
     _: KW_ONLY
-    splits: tuple[str, ...] = option((), "Fetch what these splits need alone, as val2017 (default: all).", group="Data")
+    splits: tuple[str, ...] = option((), "Download these splits only, as val2017 (default: all).", group="Data")
     out: Path | None = option(None, "New folder (default: the name).", group="Output")
-    offline: bool = option(False, "Unpack what was put there by hand; never reach for the network.", group="Run")
 
 
 @verb(GetDataOptions)
 def get(options: GetDataOptions) -> Outcome:
-    """Fetch a data set of the papers, verify and unpack it; a fetch that broke off is resumed."""
+    """Download a data set of the papers, verify and unpack it; an interrupted download is resumed.
+
+    With --offline, archives that were placed there by hand are unpacked.
+    """
     from twostage.data.get import get
     from twostage.data.recognise import find_layout
 

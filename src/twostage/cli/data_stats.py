@@ -1,43 +1,35 @@
-"""`twostage data stats`: the data set in numbers, and its hardest pictures."""
+"""`twostage data stats`: statistics of a data set, and its hardest images."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from twostage.cli.verb import Outcome, to_json, verb
+from twostage.cli.verb import Outcome, verb
+from twostage.common_options import DataOptions, ResizeOptions
 from twostage.folders import whole_folder
-from twostage.options import option, validate
+from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
     from twostage.data.stats import Stats
 
 _SHOWN = 8
-_COLUMNS = ("", "least", "5 %", "25 %", "median", "75 %", "95 %", "most")
+_COLUMNS = ("", "min", "5 %", "25 %", "median", "75 %", "95 %", "max")
 
 
-@dataclass(frozen=True)
-class StatsOptions:
-    """Of what, for which size in training."""
+@dataclass(frozen=True, kw_only=True)
+class StatsOptions(DataOptions, ResizeOptions):
+    """Options of `twostage data stats`."""
 
-    data: Path = option(help="Data set in VOC, COCO or YOLO layout; all its splits are counted.")
-    _: KW_ONLY
-    images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
-    voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
-    size: int = option(800, "Shortest side in training, for how large objects become.", group="Images", low=1)
-    max_size: int = option(1333, "Longest side in training.", group="Images", low=1)
     out: Path | None = option(
-        None, "New folder for the numbers, plots, and pictures of the smallest and most crowded.", group="Output"
+        None, "New folder for numbers, plots, and the images with the smallest and the most objects.", group="Output"
     )
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 @verb(StatsOptions)
 def stats(options: StatsOptions) -> Outcome:
-    """Tell a data set's sizes, classes, objects an image, and what anchors of the common sizes reach."""
+    """Print image sizes, classes, objects per image and the coverage by common anchors, for all splits."""
     from twostage.data.layout import Options
     from twostage.data.recognise import find_layout, opener
     from twostage.data.resize import Resize
@@ -46,17 +38,17 @@ def stats(options: StatsOptions) -> Outcome:
     layout = find_layout(options.data)
     open_split = opener(layout, Options(options.images, options.voc_offset, "skip"))
     datasets = [open_split(split) for split in layout.splits]
-    found = [stats(dataset, Resize(size=options.size, max_size=options.max_size)) for dataset in datasets]
+    all_stats = [stats(dataset, Resize(size=options.size, max_size=options.max_size)) for dataset in datasets]
     print(layout)
-    for one in found:
+    for one in all_stats:
         print("\n".join(_lines(one, options)))
     left_out = sum(fault.severity == "error" for dataset in datasets for fault in dataset.faults)
     if left_out:
         print(f"\n{left_out} faulty files or records are not counted: twostage data check {options.data}")
-    result = {"path": options.data, "splits": {one.split: one.to_dict() for one in found}}
+    result = {"path": options.data, "splits": {one.split: one.to_dict() for one in all_stats}}
     if options.out:
         with whole_folder(options.out, "--out") as folder:
-            _save(folder, datasets, to_json(result))
+            _save(folder, datasets, result)
         print(f"\nSaved to {options.out}")
     return Outcome(result)
 
@@ -70,7 +62,7 @@ def _lines(stats: "Stats", options: StatsOptions) -> Iterator[str]:
     rows = [
         ("image width", stats.widths),
         ("image height", stats.heights),
-        ("objects an image", stats.objects_an_image),
+        ("objects per image", stats.objects_an_image),
         ("object side, px", stats.sides),
         (f"at --size {options.size}", stats.resized_sides),
         ("width / height", stats.aspects),
@@ -87,10 +79,10 @@ def _lines(stats: "Stats", options: StatsOptions) -> Iterator[str]:
         small, medium, large = (f"{100 * share:.0f} %" for share in stats.small_medium_large)
         yield ""
         yield f"COCO's sizes: small (below 32 x 32) {small}, medium {medium}, large (from 96 x 96) {large}"
-        yield f"{100 * stats.anchor_reach:.1f} % of the objects, resized, are like one of the anchors from 32 to 512 px"
+        yield f"{100 * stats.anchor_reach:.1f} % of the objects, resized, match an anchor of 32 to 512 px"
         if stats.best_reach > stats.anchor_reach + 0.01:
             sizes = [[size] for size in stats.best_anchors]
-            yield f"{100 * stats.best_reach:.1f} % with --set model.anchor_sizes='{sizes}' (a pyramid of five levels)"
+            yield f"{100 * stats.best_reach:.1f} % with --set model.anchor_sizes='{sizes}' (five pyramid levels)"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -100,23 +92,23 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
         yield "  ".join(cells).rstrip()
 
 
-def _save(folder: Path, datasets: "Sequence[Dataset]", numbers: str) -> None:
-    from twostage.atomic import write_text
+def _save(folder: Path, datasets: "Sequence[Dataset]", result: Any) -> None:
+    from twostage.atomic import write_json
     from twostage.data.stats import most_crowded, smallest
     from twostage.drawing import draw_boxes, save_picture, tile
     from twostage.evaluation.plots import plot_labels, save_figure
 
-    write_text(folder / "stats.json", numbers)
+    write_json(folder / "stats.json", result)
     for dataset in datasets:
         save_figure(plot_labels(dataset), folder / f"labels-{dataset.split}.png")
         for name, chosen in (("smallest", smallest(dataset, _SHOWN)), ("crowded", most_crowded(dataset, _SHOWN))):
-            pictures = []
+            drawn = []
             for index in chosen.tolist():
                 objects = dataset.objects(index)
                 labels = [dataset.names[label] for label in objects.labels]
-                pictures.append(
+                drawn.append(
                     draw_boxes(dataset.image(index), objects.boxes, labels, class_ids=objects.labels, min_side=384)
                 )
-            if pictures:
+            if drawn:
                 titles = [dataset.file_name(index) for index in chosen.tolist()]
-                save_picture(tile(pictures, titles=titles), folder / f"{name}-{dataset.split}.jpg")
+                save_picture(tile(drawn, titles=titles), folder / f"{name}-{dataset.split}.jpg")

@@ -1,88 +1,57 @@
-"""`twostage data view`: a page of a data set's pictures with their boxes."""
+"""`twostage data view`: a page with the images of a data set and their boxes."""
 
 import html
 import io
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Literal
 
-from twostage.atomic import write_text
-from twostage.cli.page import figure, style, tile
+from twostage.cli.page import figure, tile, write_page
 from twostage.cli.verb import Outcome, verb
+from twostage.common_options import DataOptions
 from twostage.errors import UsageError, nearest
-from twostage.options import option, validate
+from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
 
-_LONGEST = 960  # pixels of a picture on the page
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-$style</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<p class="lead">$lead</p>
-<div class="tiles">
-$tiles
-</div>
-<div class="pictures">
-$pictures
-</div>
-</main>
-</body>
-</html>
-""")
+_LONGEST = 960  # pixels of an image on the page
 
 
-@dataclass(frozen=True)
-class ViewOptions:
-    """Which pictures, and where the page goes."""
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions(DataOptions):
+    """Options of `twostage data view`."""
 
-    data: Path = option(help="Data set in VOC, COCO or YOLO layout.")
-    _: KW_ONLY
     split: str | None = option(None, "Split to show (default: train, else trainval).", group="Data")
-    images: Path | None = option(None, "Folder of the pictures, where a COCO file does not show it.", group="Data")
-    voc_offset: Literal["auto", "0", "1"] = option("auto", "The first pixel's number in VOC files.", group="Data")
     order: Literal["spread", "smallest", "crowded"] = option(
-        "spread", "Evenly over the split, those with the smallest objects, or with most.", group="Data"
+        "spread", "Images evenly over the split, with the smallest objects, or with the most.", group="Data"
     )
-    only: str | None = option(None, "Pictures with an object of this class alone.", group="Data")
-    most: int = option(48, "Pictures on the page.", group="Output", low=1)
-    out: Path = option(Path("view.html"), "The page, a new file.", group="Output")
-
-    def __post_init__(self) -> None:
-        validate(self)
+    only: str | None = option(None, "Show only images with an object of this class.", group="Data")
+    most: int = option(48, "Images on the page.", group="Output", low=1)
+    out: Path = option(Path("view.html"), "The page: a new HTML file.", group="Output")
 
 
 @verb(ViewOptions)
 def view(options: ViewOptions) -> Outcome:
-    """Write one HTML page of a data set's pictures with their boxes; it opens in any browser, without a server."""
+    """Write one HTML page with the images of a data set and their boxes; it opens in any browser without a server."""
     from twostage.data.layout import Options
     from twostage.data.recognise import default_splits, find_layout, opener
 
     if options.out.exists():
-        raise UsageError(f"--out {options.out}: is there already, and nothing is overwritten: name a new file")
+        raise UsageError(f"--out {options.out}: exists already, and nothing is overwritten: name a new file")
     layout = find_layout(options.data)
     split = options.split or default_splits(layout)[0] or layout.splits[0]
     dataset = opener(layout, Options(options.images, options.voc_offset, "skip"))(split)
     chosen = _chosen(dataset, options)
-    pictures = "\n".join(_figures(dataset, chosen))
+    images = "\n".join(_figures(dataset, chosen))
     counts = Counter(dataset.names[label] for label in dataset.labels)
-    page = _PAGE.substitute(
+    write_page(
+        options.out,
+        "data_view_page.html",
         title=html.escape(f"{options.data.resolve().name}, {split}"),
-        style=style(),
-        lead=html.escape(f"{layout}. {len(chosen)} of the {len(dataset)} pictures of the split {split}."),
+        lead=html.escape(f"{layout}. {len(chosen)} of the {len(dataset)} images of the split {split}."),
         tiles="\n".join(
             [
                 tile(f"{len(dataset)}", "images", first=True),
@@ -90,10 +59,9 @@ def view(options: ViewOptions) -> Outcome:
                 *(tile(f"{count}", name) for name, count in counts.most_common(8)),
             ]
         ),
-        pictures=pictures,
+        images=images,
     )
-    write_text(options.out, page)
-    print(f"{len(chosen)} of {len(dataset)} pictures of the split {split}.\nOpen {options.out} in a browser.")
+    print(f"{len(chosen)} of {len(dataset)} images of the split {split}.\nOpen {options.out} in a browser.")
     shown = [dataset.file_name(index) for index in chosen]
     return Outcome({"out": options.out, "split": split, "images": len(dataset), "shown": shown})
 
@@ -122,17 +90,12 @@ def _figures(dataset: "Dataset", chosen: list[int]) -> Iterator[str]:
         objects = dataset.objects(index)
         labels = [dataset.names[label] for label in objects.labels]
         masks = dataset.masks_of(index) or None
-        picture = draw_boxes(
-            dataset.image(index),
-            objects.boxes,
-            labels,
-            class_ids=objects.labels,
-            masks=masks,
-            min_side=384,
+        image = draw_boxes(
+            dataset.image(index), objects.boxes, labels, class_ids=objects.labels, masks=masks, min_side=384
         )
-        picture.thumbnail((_LONGEST, _LONGEST))
+        image.thumbnail((_LONGEST, _LONGEST))
         content = io.BytesIO()
-        picture.save(content, "JPEG", quality=88)
+        image.save(content, "JPEG", quality=88)
         height, width = dataset.sizes[index].tolist()
         counts = ", ".join(f"{count} {name}" for name, count in Counter(labels).most_common()) or "no objects"
         yield figure(content.getvalue(), "jpeg", dataset.file_name(index), f"{width} x {height}: {counts}")

@@ -1,14 +1,15 @@
-"""`twostage demo`: a detector learns generated scenes, and a page shows what it found."""
+"""`twostage demo`: train a detector on generated scenes, and show its detections on a page."""
 
 import time
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.cli.demo_page import Page, Shown, write_page
 from twostage.cli.verb import Outcome, verb
+from twostage.common_options import OfflineOptions, RunOptions, WorkersOptions
 from twostage.folders import new_folder, next_folder
-from twostage.options import option, validate
+from twostage.options import option
 from twostage.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -17,42 +18,33 @@ if TYPE_CHECKING:
     from twostage.detector import Detector
 
 MODEL = "faster_rcnn_tiny_fpn"
-# Scores from which a detection is drawn and counted.
+# Lowest score of a detection that is drawn and counted.
 CONFIDENT = 0.5
-# An object counts as found from this overlap with a detection of its class.
+# IoU with a detection of its class from which an object counts as found.
 FOUND_IOU = 0.5
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """How long to learn, from how many scenes, and where the page goes."""
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(RunOptions, WorkersOptions, OfflineOptions):
+    """Options of `twostage demo`."""
 
-    _: KW_ONLY
-    minutes: float = option(2.0, "Wall time of the training.", above=0)
-    hard: bool = option(False, "Harder scenes: more objects, 10 to 110 pixels, more of them hidden.")
-    train_scenes: int = option(600, "Scenes to learn from.", low=1)
-    val_scenes: int = option(100, "Unseen scenes to score on.", low=1)
-    workers: int | None = option(None, "Processes that read images (default: by the cores).", group="Run", low=0)
-    seed: int = option(0, "Scenes and training follow from it.", group="Run", low=0)
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
-    offline: bool = option(False, "Nothing is ever fetched by this verb.", group="Run")
-    quiet: bool = option(False, "Warnings and results only.", group="Output")
+    minutes: float = option(2.0, "Wall time of training.", above=0)
+    hard: bool = option(False, "Harder scenes: more objects, 10 to 110 pixels in size, more of them occluded.")
+    train_scenes: int = option(600, "Training scenes.", low=1)
+    val_scenes: int = option(100, "Validation scenes.", low=1)
     out: Path | None = option(None, "New folder (default: the next free runs/demo-N).", group="Output")
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 @verb(DemoOptions)
 def demo(options: DemoOptions) -> Outcome:
-    """Make scenes, train a small detector on them, and show on a local page what it finds in unseen ones."""
+    """Generate scenes, train a small detector on them, and write a page with its detections in unseen scenes."""
     from twostage.data.recognise import open_dataset
     from twostage.data.scenes import write_scenes
     from twostage.detector import Detector
     from twostage.training import train
 
     folder = new_folder(options.out, "--out") if options.out else next_folder(Path("runs"), "demo")
-    print(f"Making {options.train_scenes} scenes to learn from and {options.val_scenes} unseen ones")
+    print(f"Generating {options.train_scenes} training scenes and {options.val_scenes} validation scenes")
     scenes = write_scenes(
         folder / "scenes", train=options.train_scenes, val=options.val_scenes, seed=options.seed, hard=options.hard
     )
@@ -70,61 +62,61 @@ def demo(options: DemoOptions) -> Outcome:
             quiet=options.quiet,
         )
     )
-    # Not the best on the unseen scenes but the last: then no choice was made by what they are scored on.
+    # The last weights, not the best ones: those are chosen on the scenes that the page reports on.
     weights = Path(trained["out"]) / "weights" / "last.safetensors"
     detector = Detector.load(weights, device=options.device)
     unseen = open_dataset(scenes, split="val")
     report = detector.evaluate(unseen)
     print(report.table())
-    pictures, seconds = _pictures(detector, unseen, folder / "predictions")
-    page = write_page(_page(options, folder, weights, trained, report.to_dict(), pictures, seconds, detector))
+    images, seconds = _predict_scenes(detector, unseen, folder / "predictions")
+    page = write_page(_page(options, folder, weights, trained, report.to_dict(), images, seconds, detector))
     print(f"\nOpen {page} in a browser.")
     metrics = report.to_dict()["metrics"]
     return Outcome({**trained, "out": folder, "weights": weights, "metrics": metrics, "page": page})
 
 
-def _pictures(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[list[Shown], float]:
-    """Pairs of ground truth and detections of every unseen scene, the worst first, and the seconds an image took."""
+def _predict_scenes(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[list[Shown], float]:
+    """Pairs of ground truth and detections per validation scene, the worst first, and the seconds per image."""
     from twostage.drawing import draw_pair, save_picture
 
     judged = []
     seconds = []
     for index in range(len(unseen)):
         start = time.perf_counter()
-        (found,) = detector.predict([unseen.path(index)], conf=CONFIDENT)
+        (detections,) = detector.predict([unseen.path(index)], conf=CONFIDENT)
         seconds.append(time.perf_counter() - start)
         truth = unseen.objects(index)
         pair = draw_pair(
             unseen.image(index),
             (truth.boxes, truth.labels),
-            (found.boxes, found.class_ids, found.scores),
-            found.names,
+            (detections.boxes, detections.class_ids, detections.scores),
+            detections.names,
             min_side=0,
         )
         path = folder / f"{Path(unseen.file_name(index)).stem}.jpg"
         save_picture(pair, path)
-        hits = count_hits(truth.boxes, truth.labels, found)
+        hits = count_hits(truth.boxes, truth.labels, detections)
         objects = len(truth.labels)
-        missed, surplus = objects - hits, len(found) - hits
+        missed, surplus = objects - hits, len(detections) - hits
         note = f"{hits} of {objects} found" if missed else f"all {objects} found" if objects > 1 else "found"
         note += f", {surplus} too many" if surplus else ""
         judged.append((missed + surplus, index, Shown(path, f"scene {index + 1}", note)))
     worst = sorted(judged, key=lambda row: (-row[0], row[1]))[:2]
     rest = [row for row in judged if row not in worst][:10]
-    # The first ones pay for set-up: the median is what an image takes.
+    # The median, because the first predictions include set-up.
     return [shown for _, _, shown in worst + rest], sorted(seconds)[len(seconds) // 2]
 
 
-def count_hits(boxes: Any, labels: Any, found: "Detections") -> int:
-    """Objects that have a detection of their class at IoU 0.5 or more; each detection serves one object."""
+def count_hits(boxes: Any, labels: Any, detections: "Detections") -> int:
+    """Objects with a detection of their class at IoU 0.5 or more; a detection matches one object."""
     from twostage.evaluation.groups import paired_iou
 
-    free = list(range(len(found)))
+    free = list(range(len(detections)))
     hits = 0
     for box, label in zip(boxes, labels, strict=True):
         for candidate in free:
-            same = found.class_ids[candidate] == label
-            if same and paired_iou(box[None], found.boxes[candidate][None])[0] >= FOUND_IOU:
+            same = detections.class_ids[candidate] == label
+            if same and paired_iou(box[None], detections.boxes[candidate][None])[0] >= FOUND_IOU:
                 free.remove(candidate)
                 hits += 1
                 break
@@ -137,7 +129,7 @@ def _page(
     weights: Path,
     trained: dict[str, Any],
     report: dict[str, Any],
-    pictures: list[Shown],
+    images: list[Shown],
     seconds: float,
     detector: "Detector",
 ) -> Page:
@@ -149,7 +141,7 @@ def _page(
         Shown(run / "loss.png", "Losses, AP and learning rate", wide=True),
         Shown(run / "pr.png", "Precision and recall", wide=True),
         Shown(run / "confusion.png", "Confusion"),
-        Shown(run / "labels.png", "What the training scenes hold"),
+        Shown(run / "labels.png", "Label statistics of the training scenes"),
     ]
     return Page(
         folder=folder,
@@ -163,7 +155,7 @@ def _page(
         seconds_an_image=seconds,
         metrics=report["metrics"],
         per_class={name: {**row, "objects": objects[name]} for name, row in report["per_class"].items()},
-        pictures=pictures,
+        images=images,
         plots=plots,
         environment=environment(),
     )

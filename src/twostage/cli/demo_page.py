@@ -1,28 +1,25 @@
-"""The demo's page: one HTML file that holds its pictures, opens without a server and asks nothing of the network."""
+"""The page of the demo: one HTML file with its images embedded, which needs neither a server nor the network."""
 
 import html
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from twostage.atomic import write_text
-from twostage.cli.page import figure, style, tile
+from twostage.cli import page as pages
+from twostage.cli.page import figure, tile
 
-# Shown where there is one picture an unseen scene: a pair, ground truth left, found right.
-_PICTURES_NOTE = (
-    "On the left what is there, on the right what the detector found, with its scores. The first two are the scenes it "
-    "did worst on, and the rest are the first ones in order, so that the page does not flatter."
+_IMAGES_NOTE = (
+    "Left: ground truth. Right: detections with their scores. The first two are the scenes with the most errors; the "
+    "others are the first scenes in order, not a selection."
 )
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page, and the line below it."""
+    """An image on the page, and its caption."""
 
     path: Path
     title: str
@@ -32,7 +29,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page tells. Metrics are COCO's, in 0..1; times are seconds; paths lie in `folder`."""
+    """The contents of the page. Metrics are COCO's, in 0..1; times in seconds; paths lie in `folder`."""
 
     folder: Path
     weights: Path
@@ -45,22 +42,23 @@ class Page:
     seconds_an_image: float
     metrics: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]]
-    pictures: Sequence[Shown]
+    images: Sequence[Shown]
     plots: Sequence[Shown]
     environment: Mapping[str, Any]
 
 
 def write_page(page: Page) -> Path:
     """Write `index.html` into the page's folder and return its path."""
-    template = Template(files("twostage.cli").joinpath("demo_page.html").read_text(encoding="utf-8"))
-    text = template.substitute(
+    path = page.folder / "index.html"
+    pages.write_page(
+        path,
+        "demo_page.html",
         ap=f"{page.metrics['AP']:.3f}",
         minutes=f"{page.minutes:.3g}",
         lead=_lead(page),
-        style=style(),
         tiles="\n".join(tile(number, what, first=what.startswith("AP on")) for number, what in _tiles(page)),
-        pictures_note=_PICTURES_NOTE,
-        pictures="\n".join(map(_figure, page.pictures)),
+        images_note=_IMAGES_NOTE,
+        images="\n".join(map(_figure, page.images)),
         plots="\n".join(map(_figure, page.plots)),
         classes="\n".join(_class_row(name, row) for name, row in page.per_class.items()),
         advice=_advice(),
@@ -70,13 +68,11 @@ def write_page(page: Page) -> Path:
         files="\n".join(f"<tr><td><code>{name}</code></td><td>{what}</td></tr>" for name, what in _files(page)),
         footer=_footer(page),
     )
-    path = page.folder / "index.html"
-    write_text(path, text)
     return path
 
 
 def own_command() -> str:
-    """How to call this command line from the current folder: by its name where the shell finds it."""
+    """The command that runs this command line from the current folder: its name, if the shell finds it."""
     called = Path(sys.argv[0])
     if shutil.which("twostage") or called.name != "twostage":
         return "twostage"
@@ -88,10 +84,9 @@ def own_command() -> str:
 
 def _lead(page: Page) -> str:
     return (
-        f"Faster R-CNN around a net of {page.parameters / 1e6:.1f} million parameters began with random weights, saw "
-        f"{page.train_images} generated scenes for {page.steps} steps, and was then scored on {page.val_images} scenes "
-        "it had never seen, with its last weights and not those that suited them best. All of it ran on this machine, "
-        "and nothing was downloaded."
+        f"Faster R-CNN with {page.parameters / 1e6:.1f} million parameters, trained from random weights on "
+        f"{page.train_images} generated scenes for {page.steps} steps, and evaluated on {page.val_images} unseen "
+        "scenes, with the weights of the last step. All of it ran on this machine, and nothing was downloaded."
     )
 
 
@@ -101,7 +96,7 @@ def _tiles(page: Page) -> list[tuple[str, str]]:
         (f"{page.metrics['AP50']:.3f}", "AP50"),
         (f"{page.metrics['AP75']:.3f}", "AP75"),
         (f"{page.minutes:.3g} min", "of training"),
-        (f"{1000 * page.seconds_an_image:.0f} ms", "to predict an image"),
+        (f"{1000 * page.seconds_an_image:.0f} ms", "per prediction"),
     ]
 
 
@@ -121,23 +116,20 @@ def _class_row(name: str, row: Mapping[str, float]) -> str:
 
 def _advice() -> str:
     return (
-        "The tiny model learns from nothing and suits a processor; with a graphics card leave <code>--model</code>, "
-        "<code>--size</code> and <code>--minutes</code> out. A run ends by the clock, its schedule fitted to it; "
-        "Ctrl-C saves, and <code>--resume</code> goes on."
+        "The tiny model trains from random weights and is fast on a CPU; on a GPU, omit <code>--model</code>, "
+        "<code>--size</code> and <code>--minutes</code>. The schedule is fitted to <code>--minutes</code>; Ctrl-C "
+        "saves the run, and <code>--resume</code> continues it."
     )
 
 
 def _files(page: Page) -> list[tuple[str, str]]:
     run = page.weights.parent.parent.name
     return [
-        (
-            f"{run}/weights/{page.weights.name}",
-            "the detector: weights, class names, preprocessing, metrics",
-        ),
-        (f"{run}/metrics.csv", "losses and AP as they were measured"),
-        (f"{run}/config.yaml", "every option of the run, ready for <code>--config</code>"),
-        ("predictions/", "the pictures above, all of them"),
-        ("scenes/", "the generated scenes, a plain COCO data set with boxes and masks"),
+        (f"{run}/weights/{page.weights.name}", "the detector: weights, class names, preprocessing, metrics"),
+        (f"{run}/metrics.csv", "losses and AP per epoch"),
+        (f"{run}/config.yaml", "all options of the run, for <code>--config</code>"),
+        ("predictions/", "ground truth and detections of all validation scenes"),
+        ("scenes/", "the generated scenes: a COCO data set with boxes and masks"),
     ]
 
 

@@ -8,18 +8,18 @@ from twostage.cli.verb import Outcome, verb
 
 @dataclass(frozen=True)
 class EnvOptions:
-    """The environment has no options of its own."""
+    """No options of its own."""
 
 
 @verb(EnvOptions)
 def env(_options: EnvOptions) -> Outcome:
-    """Versions, devices and threads: paste this into a bug report."""
+    """Print versions, devices and threads: paste them into a bug report."""
     from twostage.environment import environment
 
-    found = environment()
-    for key, value in found.items():
+    values = environment()
+    for key, value in values.items():
         print(f"{key:12} {_line(value)}")
-    return Outcome(found)
+    return Outcome(values)
 
 
 def _line(value: Any) -> str:

@@ -1,46 +1,47 @@
-"""Flags and help of a verb, from the one dataclass that holds its options."""
+"""Flags and help of a verb, from the dataclass that holds its options."""
 
 import contextlib
 import inspect
 import types
-from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from cyclopts import Group, Parameter
 
+from twostage.common_options import QuietOptions
 from twostage.errors import UsageError
 from twostage.options import option
 
 # Sections of a help page, from top to bottom.
 _SECTIONS = (
-    *("Options", "Data", "Model", "Proposals", "Schedule", "Images", "Validation", "Detections", "Views", "Run"),
-    "Output",
+    *("Options", "Data", "Model", "Proposals", "Schedule", "Images", "Validation", "Detections"),
+    *("Test-time augmentation", "Run", "Output"),
 )
 
 
-@dataclass(frozen=True)
-class Common:
-    """What every verb understands."""
+@dataclass(frozen=True, kw_only=True)
+class Common(QuietOptions):
+    """Options of every verb."""
 
-    _: KW_ONLY
-    config: Path | None = option(None, "YAML file of options, by their names.", group="Run")
-    set: tuple[str, ...] = option((), "An option as key=value, or a model's field as model.key=value.", group="Run")
-    json: bool = option(False, "One JSON object on standard output, all else on standard error.", group="Output")
-    quiet: bool = option(False, "Warnings and results only.", group="Output")
-    debug: bool = option(False, "Show tracebacks and details.", group="Output")
+    config: Path | None = option(None, "YAML file with options as `name: value`.", group="Run")
+    set: tuple[str, ...] = option(
+        (), "An option as name=value, or a field of the model as model.name=value.", group="Run"
+    )
+    json: bool = option(False, "Print one JSON object on standard output, all else on standard error.", group="Output")
+    debug: bool = option(False, "Print tracebacks and debug messages.", group="Output")
 
 
 def signature_of(options: type) -> inspect.Signature:
-    """The signature of a verb: its dataclass's fields and the common ones, annotated for cyclopts."""
+    """The signature of a verb: the fields of its dataclass and the common ones, annotated for cyclopts."""
     own = {each.name: _parameter(each, hint) for each, hint in _typed_fields(options)}
     common = {each.name: _parameter(each, hint) for each, hint in _typed_fields(Common)}
     return inspect.Signature(sorted((own | common | own).values(), key=lambda row: row.kind))
 
 
 def build(cls: type, given: dict[str, Any]) -> Any:
-    """The dataclass `cls` from those of the given values that are its own; texts `key=value` become its dicts."""
+    """The dataclass `cls` from the given values of its fields; strings `key=value` become its dicts."""
     values = {}
     for each, hint in _typed_fields(cls):
         if each.name in given:
@@ -50,8 +51,10 @@ def build(cls: type, given: dict[str, Any]) -> Any:
 
 
 def _typed_fields(cls: type) -> list[tuple[Field[Any], Any]]:
+    """A class's own fields before those it inherits."""
     hints = get_type_hints(cls)
-    return [(each, hints[each.name]) for each in fields(cls)]
+    depth = {name: depth for depth, base in enumerate(cls.__mro__) for name in inspect.get_annotations(base)}
+    return [(each, hints[each.name]) for each in sorted(fields(cls), key=lambda each: depth[each.name])]
 
 
 def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
@@ -61,13 +64,13 @@ def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
         help=each.metadata["help"],
         group=Group(section, sort_key=_SECTIONS.index(section)),
         show_default=_shown if default not in (None, (), False, inspect.Parameter.empty) else False,
-        # What is said is never taken back on one command line: `--no-json` would only lengthen the help.
+        # Nobody takes back a flag on the same command line: `--no-json` would only lengthen the help.
         negative_bool=() if section == "Output" else None,
-        # A dict holds a model's fields. What they are called is not known here: --set reaches them, no flag does.
+        # A dict holds fields of the model, whose names depend on the model: they are set by --set, without flags.
         show=not _is_dict(hint),
         consume_multiple=each.kw_only and each.name != "set" and _is_variadic(hint),
         negative_iterable=(),
-        # So that `-`, standard input, is a source; `settings.fill` refuses what is an option misspelt.
+        # So that `-`, standard input, is a source; `settings.fill` refuses misspelt options.
         allow_leading_hyphen=not each.kw_only and _is_variadic(hint),
         json_list=False,
     )
@@ -99,7 +102,7 @@ def _pair(text: str) -> tuple[str, Any]:
         read = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UsageError(f"--set model.{text}: the value cannot be read ({error})") from error
-    # YAML 1.1 takes 1e-3 for a text, people mean the number.
+    # YAML 1.1 reads 1e-3 as a string; the number is meant.
     if isinstance(read, str):
         with contextlib.suppress(ValueError):
             read = float(read)

@@ -1,4 +1,4 @@
-"""`twostage lineage`: the history of the R-CNN family on one data set."""
+"""`twostage lineage`: the R-CNN family trained on one data set and compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from twostage.experiments.options import LineageOptions
 
 @verb(LineageOptions)
 def lineage(options: LineageOptions) -> Outcome:
-    """Train R-CNN, SPPnet, Fast R-CNN and Faster R-CNN with one small backbone; show what each step of history gained.
+    """Train R-CNN, SPPnet, Fast R-CNN and Faster R-CNN with one small backbone, and compare them.
 
-    All begin from a network that is first trained as a classifier of the objects' crops. The page, OUT/index.html, has
-    accuracy, training time and the seconds of an image, and the papers' ratios beside ours.
+    All start from a backbone that is first trained to classify crops of the objects. The page, OUT/index.html, has
+    accuracy, training time and seconds per image, and their ratios beside those of the papers.
     """
     from twostage.cli.lineage_page import write_page
     from twostage.experiments.run import lineage
@@ -25,7 +25,7 @@ def lineage(options: LineageOptions) -> Outcome:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The rows as text; milliseconds of an image at test."""
+    """The rows as text; times in milliseconds per image at test."""
     width = max(len(row["name"]) for row in rows)
     yield f"{'':{width}}  voc07  AP50    AP  training  proposals   network"
     for row in rows:

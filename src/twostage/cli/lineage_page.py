@@ -1,14 +1,12 @@
-"""The page of a lineage run: one HTML file that holds its pictures and asks nothing of the network."""
+"""The page of a lineage run: one HTML file with its images embedded, which does not access the network."""
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from twostage.atomic import write_text
-from twostage.cli.page import figure, style
+from twostage.cli import page as pages
+from twostage.cli.page import figure
 from twostage.experiments.papers import MAP, RATIOS
 from twostage.experiments.rows import Row
 
@@ -17,25 +15,24 @@ def write_page(result: Mapping[str, Any]) -> Path:
     """Write `index.html` into the run's folder and return its path."""
     root = Path(result["out"])
     rows = [Row(**row) for row in result["rows"]]
-    template = Template(files("twostage.cli").joinpath("lineage_page.html").read_text(encoding="utf-8"))
-    text = template.substitute(
-        style=style(),
+    pages.write_page(
+        root / "index.html",
+        "lineage_page.html",
         lead=html.escape(_lead(result)),
         rows="\n".join(map(_row, rows)),
         backbone=html.escape(_backbone(result["backbone"])),
         ratios="\n".join(_ratios({row.key: row for row in rows})),
-        pictures="\n".join(_pictures(root, rows)),
+        images="\n".join(_figures(root, rows)),
         bounds=html.escape(_bounds(result)),
     )
-    write_text(root / "index.html", text)
     return root / "index.html"
 
 
 def _lead(result: Mapping[str, Any]) -> str:
     images = result["images"]
     return (
-        f"{len(result['rows'])} detectors, one small backbone, {images['train']} pictures to learn from, "
-        f"{images['val']} others to be scored on. Each row puts in what the paper of its name brought."
+        f"{len(result['rows'])} detectors with one small backbone, trained on {images['train']} images and evaluated "
+        f"on {images['val']} others. Each row adds the contribution of the paper it is named after."
     )
 
 
@@ -55,7 +52,7 @@ def _row(row: Row) -> str:
 
 
 def _backbone(row: Mapping[str, Any]) -> str:
-    return f"The backbone before them: {row['detail']}, {row['train_seconds']:.0f} s."
+    return f"The common backbone: {row['detail']}, {row['train_seconds']:.0f} s."
 
 
 def _ratios(rows: Mapping[str, Row]) -> Iterator[str]:
@@ -66,23 +63,23 @@ def _ratios(rows: Mapping[str, Row]) -> Iterator[str]:
             yield f"<tr><td>{html.escape(ratio.what)}</td><td>{ours:.1f}</td><td>{papers}</td></tr>"
 
 
-def _pictures(root: Path, rows: Sequence[Row]) -> Iterator[str]:
+def _figures(root: Path, rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
-        picture = root / "pictures" / f"{row.key}.jpg"
-        if picture.exists():
-            yield figure(picture.read_bytes(), "jpeg", row.name)
+        path = root / "pictures" / f"{row.key}.jpg"
+        if path.exists():
+            yield figure(path.read_bytes(), "jpeg", row.name)
 
 
 def _bounds(result: Mapping[str, Any]) -> str:
     settings, images = result["settings"], result["images"]
     return (
-        f"Selective search's first {settings['windows']} proposals of a picture, in training and at test (there are "
-        f"{result['proposals_an_image']:.0f} on average here, 2000 in the papers). SVMs and box regressors learn from "
-        f"{images['learned']} pictures. Each network is tuned for {settings['minutes']:g} min, "
-        "SPPnet's two layers for a third of that, the four steps together for twice as long; the seconds of training "
-        "are those of steps and fitting alone. Fast and Faster R-CNN also learn from pictures of other scales, and "
-        "keep a running average of their weights; R-CNN and SPPnet from mirrored pictures alone. Where a network sees "
-        f"a whole picture its shortest side is {settings['size']} pixels; R-CNN cuts its windows from the picture as "
-        "it is. Times are medians on this machine, reading not counted. SVMs give distances and no probabilities: on "
-        "the pictures they are squeezed into numbers between 0.5 and 1."
+        f"The first {settings['windows']} proposals of selective search per image are used, in training and at test "
+        f"({result['proposals_an_image']:.0f} on average here, 2000 in the papers). SVMs and box regressors are fitted "
+        f"on {images['learned']} images. Each network is fine-tuned for {settings['minutes']:g} min, the two layers of "
+        "SPPnet for a third of that, the four steps together for twice as long; training times include training steps "
+        "and fitting only. Fast and Faster R-CNN are trained with scale augmentation and an exponential moving average "
+        "of the weights, R-CNN and SPPnet with horizontal flips only. Networks that take the whole image resize its "
+        f"shortest side to {settings['size']} pixels; R-CNN crops its windows from the image at its original size. "
+        "Times are medians on this machine, without reading files. SVM scores are not probabilities; in the images "
+        "they are mapped to numbers between 0.5 and 1."
     )

@@ -1,37 +1,21 @@
-"""The detector a verb asks for."""
+"""Loading the detector of a verb."""
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
+
+from twostage.common_options import DetectorOptions
 
 if TYPE_CHECKING:
     from twostage.detector import Detector
 
 
-@runtime_checkable
-class Loading(Protocol):
-    """What the options of a verb that runs a detector have in common."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def size(self) -> int | None: ...
-    @property
-    def max_size(self) -> int | None: ...
-    @property
-    def model_fields(self) -> dict[str, Any]: ...
-    @property
-    def offline(self) -> bool: ...
-
-
 @contextmanager
 def collecting_later() -> Iterator[None]:
-    """Within it Python looks for no cycles among objects.
+    """Garbage collection is off within this context.
 
-    Importing torch makes very many, which all stay: looking through them takes an eighth of that time.
+    Importing torch creates many objects, none of which is freed: collection takes an eighth of the import's time.
     """
     before = gc.isenabled()
     gc.disable()
@@ -42,10 +26,10 @@ def collecting_later() -> Iterator[None]:
             gc.enable()
 
 
-def load_detector(weights: str, options: Loading, *, device: str | None = None) -> "Detector":
-    """The detector of a weights file, for images of another size where one is given. Imports torch.
+def load_detector(weights: str, options: DetectorOptions, *, device: str | None = None) -> "Detector":
+    """The detector of a weights file or name, with the options' fields and image size. Imports torch.
 
-    `device` takes the place of that of the options.
+    `device` overrides that of the options.
     """
     with collecting_later():
         from twostage.detector import Detector

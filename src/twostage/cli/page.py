@@ -1,18 +1,27 @@
-"""What our pages share: one style, and pictures inside the file, so that a page opens anywhere without a server."""
+"""Parts of the HTML pages: one style sheet, and images embedded in the file, so that a page needs no server."""
 
 import base64
 import html
 from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from twostage.atomic import write_text
 
 
-def style() -> str:
-    """The style sheet, for a page's <style>."""
-    return files("twostage.cli").joinpath("page.css").read_text(encoding="utf-8")
+def write_page(path: Path, template: str, **values: str) -> None:
+    """Write the HTML file `path`: a template of this folder with the style sheet and its values put in."""
+    page = Template(_text(template)).substitute(style=_text("page.css"), **values)
+    write_text(path, page)
 
 
-def figure(picture: bytes, kind: str, title: str, note: str = "", *, wide: bool = False) -> str:
-    """A picture ("jpeg", "png") with the line below it; texts are escaped here."""
-    data = base64.b64encode(picture).decode()
+def _text(name: str) -> str:
+    return files("twostage.cli").joinpath(name).read_text(encoding="utf-8")
+
+
+def figure(image: bytes, kind: str, title: str, note: str = "", *, wide: bool = False) -> str:
+    """An image ("jpeg", "png") with its caption; texts are escaped here."""
+    data = base64.b64encode(image).decode()
     title, note = html.escape(title), html.escape(note)
     return (
         f'<figure class="{"wide" if wide else "half"}">'
@@ -22,6 +31,6 @@ def figure(picture: bytes, kind: str, title: str, note: str = "", *, wide: bool 
 
 
 def tile(number: str, what: str, *, first: bool = False) -> str:
-    """A number in large letters, and what it is."""
+    """A number in large letters, and its name."""
     kind = "tile first" if first else "tile"
     return f'<div class="{kind}"><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>'

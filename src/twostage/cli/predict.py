@@ -1,75 +1,58 @@
-"""`twostage predict`: find objects in pictures."""
+"""`twostage predict`: detect objects in images."""
 
 from collections import Counter
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from twostage.cli.loading import load_detector
-from twostage.cli.verb import Outcome, to_json, verb
-from twostage.cli.viewing import ViewOptions
-from twostage.errors import DataError, UsageError, nearest
+from twostage.cli.verb import Outcome, verb
+from twostage.cli.viewing import PredictionOptions
+from twostage.common_options import WEIGHTS
+from twostage.errors import DataError, UsageError
 from twostage.folders import new_folder
-from twostage.options import option, validate
+from twostage.inference.results import ResultsWriter, check_formats
+from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.detections import Detections
 
-FORMATS = ("json", "coco", "voc")
-
 
 @dataclass(frozen=True)
-class PredictOptions(ViewOptions):
-    """What to look at, with which detector, and what to keep."""
+class PredictOptions(PredictionOptions):
+    """Options of `twostage predict`."""
 
     sources: tuple[str, ...] = option(help="Files, folders, globs, or - for paths on standard input.")
     _: KW_ONLY
-    weights: str = option(help="Weights file, or a name of `twostage weights list`.", group="Model")
-    model_fields: dict[str, Any] = option({}, "Fields of the model, as --set model.FIELD=VALUE.", group="Model")
-    size: int | None = option(None, "Shortest side of the image (default: as trained).", group="Images", low=1)
-    max_size: int | None = option(None, "Longest side of the image (default: as trained).", group="Images", low=1)
-    conf: float = option(0.5, "Lowest score a detection keeps.", group="Detections", low=0, high=1)
-    iou: float | None = option(
-        None,
-        "IoU above which the final NMS drops a box (soft-NMS: lowers its score).",
-        group="Detections",
-        low=0,
-        high=1,
-    )
-    max_det: int = option(100, "Detections an image keeps; with --tile, each of its tiles.", group="Detections", low=1)
-    batch: int = option(1, "At most so many images at once; only rounding depends on it.", group="Run", low=1)
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
-    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Arithmetic of the forward pass.", group="Run")
-    offline: bool = option(False, "Never reach for the network.", group="Run")
-    save: Path | None = option(None, "New folder for the pictures and the results.", group="Output")
-    format: tuple[str, ...] = option(("json",), "Results that --save writes: json, coco, voc.", group="Output")
+    weights: str = option(help=WEIGHTS, group="Model")
+    conf: float = option(0.5, "Lowest score of a detection.", group="Detections", low=0, high=1)
+    save: Path | None = option(None, "New folder for the drawn images and the results.", group="Output")
+    format: tuple[str, ...] = option(("json",), "Formats of the results under --save: json, coco, voc.", group="Output")
 
     def __post_init__(self) -> None:
-        validate(self)
+        super().__post_init__()
         if not self.sources:
-            raise UsageError("no source given: name pictures, folders or globs, as in `twostage predict photos/`")
+            raise UsageError("no source given: name image files, folders or globs, as in `twostage predict photos/`")
         if not self.formats:
             raise UsageError("format is empty: name one of json, coco and voc")
-        for format in self.formats:
-            if format not in FORMATS:
-                raise UsageError(f"format is {format!r}. {nearest(format, FORMATS)}")
+        check_formats(self.formats)
         if self.save is None and self.formats != ("json",):
-            raise UsageError("--format says what --save writes: name a new folder, as in `--save found --format coco`")
+            raise UsageError("--format needs --save: name a new folder, as in `--save found --format coco`")
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats one by one: `json,coco` is as good as `json coco`."""
+        """The formats as a tuple: `json,coco` and `json coco` are the same."""
         return tuple(part.strip() for text in self.format for part in text.split(",") if part.strip())
 
 
 @verb(PredictOptions)
 def predict(options: PredictOptions) -> Outcome:
-    """Find objects in pictures: boxes in pixels of each picture as it is shown, upright.
+    """Detect objects in images. Boxes are in pixels of the upright image.
 
-    Without --save nothing is written: each picture's objects are listed, or put out by --json.
+    Without --save nothing is written: the objects of each image are printed, as JSON with --json.
     """
     detector = load_detector(options.weights, options)
-    found = detector.predict(
+    predictions = detector.predict(
         list(options.sources),
         conf=options.conf,
         iou=options.iou,
@@ -77,69 +60,20 @@ def predict(options: PredictOptions) -> Outcome:
         batch=options.batch,
         views=options.views,
     )
-    keeper = Keeper(new_folder(options.save, "--save"), options.formats) if options.save else None
+    writer = ResultsWriter(new_folder(options.save, "--save"), options.formats) if options.save else None
     images = []
     failure = None
     try:
-        for detections in found:
-            images.append(keeper.keep(detections) if keeper else detections.to_dict())
+        for detections in predictions:
+            images.append(writer.add(detections) if writer else detections.to_dict())
             print(_line(detections))
     except DataError as error:
-        # Pictures that cannot be read are named at the end: the others are done by then, and are kept.
+        # Raised at the end, with all unreadable images: the results of the others are complete.
         failure = error
-    if keeper:
-        keeper.finish()
+    if writer:
+        writer.close()
         print(f"Saved to {options.save}")
     return Outcome({"images": images}, failure)
-
-
-class Keeper:
-    """Writes pictures as they come, and the files about all of them at the end.
-
-    Pictures of one name from several folders are told apart by a number: `photo.jpg`, `photo-2.jpg`.
-    """
-
-    def __init__(self, folder: Path, formats: tuple[str, ...]) -> None:
-        self.folder = folder
-        self.formats = formats
-        self._used: set[str] = set()
-        self._twins: Counter[str] = Counter()
-        self._images: list[dict[str, Any]] = []
-        self._entries: list[dict[str, Any]] = []
-
-    def keep(self, detections: "Detections") -> dict[str, Any]:
-        """Draw and save one picture, remember and return its results, which name the drawn one as `picture`."""
-        path = Path(detections.path or "image")
-        _, _, frame = path.suffix.partition("#")  # of a video: walk.mp4#12
-        name = self._free_name(f"{path.stem}-{frame}" if frame else path.stem)
-        detections.save(self.folder / f"{name}.jpg")
-        if "voc" in self.formats:
-            detections.save(self.folder / "voc" / f"{name}.xml")
-        self._images.append({**detections.to_dict(), "picture": f"{name}.jpg"})
-        image_id = len(self._images)
-        # COCO's tools pass over keys they do not know; `eval` finds image and class of any data set by these two.
-        self._entries += [
-            {**entry, "file_name": detections.path, "category_name": label}
-            for entry, label in zip(detections.to_coco(image_id), detections.labels, strict=True)
-        ]
-        return self._images[-1]
-
-    def finish(self) -> None:
-        """Write the results of all pictures."""
-        from twostage.atomic import write_text
-
-        if "json" in self.formats:
-            write_text(self.folder / "results.json", to_json({"images": self._images}))
-        if "coco" in self.formats:
-            write_text(self.folder / "coco.json", to_json(self._entries))
-
-    def _free_name(self, stem: str) -> str:
-        name = stem
-        while name.casefold() in self._used:  # macOS and Windows take Photo.jpg and photo.jpg for one file
-            self._twins[stem] += 1
-            name = f"{stem}-{self._twins[stem] + 1}"
-        self._used.add(name.casefold())
-        return name
 
 
 def _line(detections: "Detections") -> str:

@@ -1,6 +1,6 @@
-"""Options from `--config FILE` and `--set key=value`, behind the flags and before the defaults.
+"""Options from `--config FILE` and `--set key=value`: flags override them, and they override defaults.
 
-cyclopts asks for them once the flags are read: an option that has a value by then keeps it.
+cyclopts calls `fill` after reading the flags: an option that has a value by then keeps it.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from cyclopts import App, Argument, ArgumentCollection, Token
 
 from twostage.errors import DataError, UsageError, nearest
 
-# A dataclass's dict, `model_fields`, is written `model.key=value`.
+# The dict `model_fields` of a dataclass is written `model.key=value`.
 _FIELDS = "_fields"
 
 
 def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give every option that has no flag its value of `--set`, else its value of the configuration file."""
+    """Give every option without a flag its value from `--set`, else from the configuration file."""
     known = {argument.field_info.name: argument for argument in arguments}
     given = {name for name, argument in known.items() if argument.tokens}
     for argument in arguments:
@@ -36,7 +36,7 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
 
 
 def refuse_option(text: str, arguments: ArgumentCollection) -> None:
-    """Raise UsageError when an argument looks like an option: it is none of the verb's, or it would not be here."""
+    """Raise UsageError when an argument looks like an option: options of the verb were consumed before."""
     if text.startswith("-") and text != "-":
         flags = [name for argument in arguments if argument.show for name in argument.names]
         raise UsageError(f"unknown option {text}. {nearest(text.partition('=')[0], flags)}")
@@ -50,24 +50,24 @@ def refuse_assignment(text: str, known: Any) -> None:
     key, value = match.groups()
     name = key.replace("-", "_")
     if name in known:
-        raise UsageError(f"{text!r} is no path. Options are written --{name.replace('_', '-')} {value}")
+        raise UsageError(f"{text!r} is not a path. Options are written --{name.replace('_', '-')} {value}")
     if name.partition(".")[0] + _FIELDS in known:
-        raise UsageError(f"{text!r} is no path. Fields of the model are written --set {text}, every one with a --set")
+        raise UsageError(f"{text!r} is not a path. Fields of the model are written --set {text}, one per --set")
 
 
 def _refuse_fraction(argument: Argument) -> None:
-    """Raise UsageError for a fraction where a whole number belongs: cyclopts would round it."""
+    """Raise UsageError for a fraction given to an integer option: cyclopts would round it."""
     if argument.hint is not int and int not in get_args(argument.hint):
         return
     for token in argument.tokens:
-        with contextlib.suppress(ValueError):  # what is no number at all, cyclopts names
+        with contextlib.suppress(ValueError):  # cyclopts reports values that are no numbers
             if not float(token.value).is_integer():
-                said = token.keyword if token.source == "cli" else token.source
-                raise UsageError(f"{said} {token.value}: must be a whole number")
+                origin = token.keyword if token.source == "cli" else token.source
+                raise UsageError(f"{origin} {token.value}: must be a whole number")
 
 
 def _fill_from_set(known: dict[str, Argument], given: set[str]) -> set[str]:
-    """Returns the names it gave a value. The last of two equal keys wins, as with files that override each other."""
+    """Returns the names of the options set. The last of two equal keys wins."""
     pairs: dict[str, str] = {}
     for token in known["set"].tokens:
         key, equals, value = token.value.partition("=")
@@ -105,12 +105,12 @@ def _fill_from_file(path: Path, known: dict[str, Argument], given: set[str]) -> 
 
 
 def _merge(argument: Argument, value: dict[Any, Any], name: str, path: Path) -> None:
-    """Fields of the model, one by one: those that --set gave already stay."""
+    """Fields of the model, one by one: those given by --set have precedence."""
     if not name.endswith(_FIELDS):
-        raise UsageError(f"{path}: {name} holds keys of its own, and must be one value")
-    there = {token.value.partition("=")[0] for token in argument.tokens}
+        raise UsageError(f"{path}: {name} is a mapping, and must be one value")
+    given = {token.value.partition("=")[0] for token in argument.tokens}
     for key, part in value.items():
-        if str(key).replace("-", "_") not in there:
+        if str(key).replace("-", "_") not in given:
             _append(argument, f"{key}={json.dumps(part)}", f"{path}: {name}")
 
 
@@ -141,7 +141,7 @@ def _append(argument: Argument, value: str, source: str) -> None:
 
 
 def _split(value: str, argument: Argument) -> list[str]:
-    """`--set scale=0.5,2` gives an option that takes several values all of them."""
+    """The values of `--set scale=0.5,2`, for an option that takes several."""
     return value.split(",") if _takes_several(argument) else [value]
 
 

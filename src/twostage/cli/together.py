@@ -1,14 +1,14 @@
-"""A verb that several processes do together, as torchrun starts them."""
+"""Verbs in several processes, started by torchrun."""
 
 import contextlib
 import io
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from twostage.errors import TwostageError
 
 if TYPE_CHECKING:
     from twostage.distributed import Processes
@@ -19,7 +19,7 @@ _HELD_BACK = 10.0  # seconds
 
 @contextlib.contextmanager
 def together() -> "Iterator[Processes]":
-    """torchrun's processes, or this one alone; what the others print is not shown. Imports torch."""
+    """torchrun's processes, or this one alone; only rank 0 prints to standard output. Imports torch."""
     from twostage.distributed import process_group
 
     with process_group() as processes, contextlib.ExitStack() as muted:
@@ -29,29 +29,34 @@ def together() -> "Iterator[Processes]":
 
 
 def follows() -> bool:
-    """Whether torchrun has started this process to follow another: the first alone writes to standard output."""
+    """Whether torchrun has started this process with a rank above 0: only rank 0 writes to standard output."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
-def has_met() -> bool:
-    """Whether the processes have found each other: what goes wrong before befalls all of them alike."""
+def has_group() -> bool:
+    """Whether the process group exists; an error before that occurs in all processes alike."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
-def let_the_first_speak() -> None:
-    """Wait a while where this process follows one that it has not met and that fails alike.
+def let_rank_0_report() -> None:
+    """Wait before failing on a rank above 0 without a process group, where rank 0 fails alike.
 
-    torchrun ends all processes as soon as one fails: the first would not get to say why.
+    torchrun ends all processes as soon as one fails: rank 0 would end before its message is printed.
     """
-    if follows() and not has_met():
+    if follows() and not has_group():
         time.sleep(_HELD_BACK)
 
 
-def tell_launcher(message: str) -> None:
-    """Leave the message where torchrun looks for it when a process fails, so that its report ends with it."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is not None:
-        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
+def report_to_torchrun(message: str) -> None:
+    """Write the error file that torchrun reads when a process fails, so that its report ends with the message."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return
+    with contextlib.suppress(ImportError, OSError):  # torch may be built without torch.distributed
+        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+        try:
+            raise TwostageError(message) from None
+        except TwostageError as error:
+            error.__traceback__ = None  # the report shows the message alone
+            ErrorHandler().record_exception(error)

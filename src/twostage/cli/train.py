@@ -7,9 +7,9 @@ from twostage.training.options import TrainOptions
 
 @verb(TrainOptions)
 def train(options: TrainOptions) -> Outcome:
-    """Train a detector on a data set, and leave a run folder: weights, curves, pictures, and the state to go on.
+    """Train a detector on a data set; write a run folder with weights, plots, images, and the state to resume from.
 
-    DATA is a folder or file in VOC, COCO or YOLO layout; which one is found by looking.
+    The layout of DATA (VOC, COCO or YOLO) is detected.
     """
     from twostage.training import train
 

@@ -1,14 +1,13 @@
-"""How a verb runs: its options built, its messages sent where they belong, its result printed, its exit code."""
+"""How a verb runs: its options, its output streams, its result, its exit code."""
 
 import contextlib
 import inspect
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from twostage.atomic import to_json
 from twostage.cli.flags import Common, build, signature_of
 from twostage.errors import TwostageError
 
@@ -16,9 +15,9 @@ T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
-    """What a verb found, and the error it ends with all the same: a threshold not reached, a data set with faults.
+    """The result of a verb, and the error it ends with after it: a threshold not reached, faults in a data set.
 
-    No result where another process tells it.
+    The result is None in processes that do not print it.
     """
 
     result: dict[str, Any] | None
@@ -26,10 +25,9 @@ class Outcome(NamedTuple):
 
 
 def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., int]]:
-    """Make a function of one options dataclass a verb: cyclopts sees a flag for every field, and gets the exit code.
+    """Make a function of one options dataclass a verb: cyclopts gets a flag for every field, and the exit code.
 
-    Within the function, `print` is for the person who reads the result: under `--json` it goes to standard error,
-    and standard output gets the outcome's `result` alone.
+    With `--json`, what the function prints goes to standard error, and standard output gets the outcome's `result`.
     """
 
     def wrap(function: Callable[[T], Outcome]) -> Callable[..., int]:
@@ -61,22 +59,9 @@ def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., i
     return wrap
 
 
-def to_json(value: Any) -> str:
-    """One line of JSON; paths become texts, numpy numbers and arrays plain ones. Raises ValueError on NaN."""
-    return json.dumps(value, default=_plain, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
-
-
 @contextlib.contextmanager
 def log_to_stderr(common: Common) -> Iterator[None]:
-    """The library's messages on standard error while a verb runs: warnings only when quiet, everything in debug."""
+    """Log messages of the library to standard error: warnings only with --quiet, everything with --debug."""
     logger = logging.getLogger("twostage")
     handler = logging.StreamHandler(_Stderr())
     handler.setFormatter(_Formatter())
@@ -91,7 +76,7 @@ def log_to_stderr(common: Common) -> Iterator[None]:
 
 
 class _Stderr:
-    """Standard error as it is at the moment of writing: a progress bar takes its place for a while."""
+    """The current sys.stderr at each write: a progress bar replaces it for a while."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -101,7 +86,7 @@ class _Stderr:
 
 
 class _Formatter(logging.Formatter):
-    """Messages as they are; what is no plain information says so."""
+    """Messages unchanged; levels other than INFO are named."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

@@ -1,38 +1,37 @@
-"""`twostage weights convert`: a pickled file becomes safetensors."""
+"""`twostage weights convert`: a pickled state dict as safetensors."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
 
 from twostage.cli.verb import Outcome, verb
+from twostage.common_options import FieldsOptions
 from twostage.errors import UsageError
-from twostage.options import option, validate
+from twostage.options import option
 
 
 @dataclass(frozen=True)
-class WeightsConvertOptions:
-    """From what to where, and what it is."""
+class WeightsConvertOptions(FieldsOptions):
+    """Options of `twostage weights convert`."""
 
     file: Path = option(help="Pickled state dict (.pth, .pt): torchvision's Faster or Mask R-CNN, or a classifier.")
     _: KW_ONLY
-    model: str | None = option(None, "The detector's model; leave it out for a classification network.", group="Model")
+    model: str | None = option(None, "Model of the detector; leave it out for a classification network.", group="Model")
     names: tuple[str, ...] = option(
-        (), "The detector's classes in order; `coco` stands for COCO's eighty.", group="Model"
+        (), "Classes of the detector in order; `coco` stands for COCO's 80 classes.", group="Model"
     )
-    model_fields: dict[str, Any] = option({}, "Fields of the model, as --set model.FIELD=VALUE.", group="Model")
     out: Path = option(help="New weights file, NAME.safetensors.", group="Output")
 
     def __post_init__(self) -> None:
-        validate(self)
+        super().__post_init__()
         if (self.model is None) != (not self.names):
             raise UsageError("a detector needs both --model and --names, a classification network neither")
         if self.out.exists():
-            raise UsageError(f"--out {self.out}: is there already, and nothing is overwritten: name a new file")
+            raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
 
 
 @verb(WeightsConvertOptions)
 def convert(options: WeightsConvertOptions) -> Outcome:
-    """Turn a pickled file into safetensors. The pickle's tensors are read, and none of its code is run."""
+    """Convert a pickled state dict to safetensors. Its tensors are read, and none of its code is run."""
     from twostage.weights.pickled import coco_names, convert_backbone, convert_detector
 
     if options.model is None:

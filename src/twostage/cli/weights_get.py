@@ -1,24 +1,23 @@
-"""`twostage weights get`: fetch weights that have a name."""
+"""`twostage weights get`: download published weights."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 from twostage.cli.verb import Outcome, verb
+from twostage.common_options import OfflineOptions
 from twostage.options import option
 from twostage.weights.published import LICENCE, published
 
 
 @dataclass(frozen=True)
-class GetOptions:
-    """Which."""
+class GetOptions(OfflineOptions):
+    """Options of `twostage weights get`."""
 
-    name: str = option(help="A name of `twostage weights list`.")
-    _: KW_ONLY
-    offline: bool = option(False, "Look in the cache alone.", group="Run")
+    name: str = option(help="Name from `twostage weights list`.")
 
 
 @verb(GetOptions)
 def get(options: GetOptions) -> Outcome:
-    """Fetch published weights, verify them, and keep them as safetensors; a fetch that broke off is resumed."""
+    """Download published weights into the cache, verified, as safetensors; an interrupted download is resumed."""
     from twostage.weights.named import bring
 
     one = published(options.name)

@@ -1,33 +1,34 @@
-"""`twostage weights info`: what a weights file, or a name, stands for."""
+"""`twostage weights info`: the metadata of a weights file or of published weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twostage.cli.verb import Outcome, verb
+from twostage.common_options import WEIGHTS
 from twostage.options import option
 from twostage.weights.published import LICENCE, PUBLISHED, cached, published
 
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """Of what."""
+    """Options of `twostage weights info`."""
 
-    weights: str = option(help="Weights file, or a name of `twostage weights list`.")
+    weights: str = option(help=WEIGHTS)
 
 
 @verb(InfoOptions)
 def info(options: InfoOptions) -> Outcome:
-    """Tell what a weights file says of itself, or where the weights of a name come from. Nothing is fetched."""
+    """Print the metadata of a weights file, or the origin of published weights. Nothing is downloaded."""
     path = Path(options.weights)
-    known = {} if path.exists() or options.weights not in PUBLISHED else _of_name(options.weights)
-    if known:
-        path = Path(known["file"])
-    found = {**known, **(_of_file(path) if path.exists() or not known else {})}
-    width = max(map(len, found))
-    for key, value in found.items():
+    origin = {} if path.exists() or options.weights not in PUBLISHED else _of_name(options.weights)
+    if origin:
+        path = Path(origin["file"])
+    metadata = {**origin, **(_of_file(path) if path.exists() or not origin else {})}
+    width = max(map(len, metadata))
+    for key, value in metadata.items():
         print(f"{key:{width}}  {_line(value)}")
-    return Outcome(found)
+    return Outcome(metadata)
 
 
 def _of_name(name: str) -> dict[str, Any]:

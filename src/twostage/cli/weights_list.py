@@ -1,4 +1,4 @@
-"""`twostage weights list`: the weights that have a name."""
+"""`twostage weights list`: the published weights."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from twostage.weights.published import PUBLISHED, cached
 
 @dataclass(frozen=True)
 class ListOptions:
-    """There is nothing to choose."""
+    """No options of its own."""
 
 
 @verb(ListOptions)
 def list(_options: ListOptions) -> Outcome:
-    """Name the published weights, what they are, and which are here already. Nothing is fetched."""
+    """List the published weights, and which of them are in the cache. Nothing is downloaded."""
     width = max(map(len, PUBLISHED))
     for one in PUBLISHED.values():
-        print(f"{one.name:{width}}  {one.about}{', here' if cached(one).exists() else ''}")
-    print("\nA name stands for a file: twostage train DATA --weights NAME. `weights get NAME` fetches it beforehand.")
+        print(f"{one.name:{width}}  {one.about}{', cached' if cached(one).exists() else ''}")
+    print("\nUse a name in place of a file: twostage train DATA --weights NAME. `weights get NAME` downloads it now.")
     rows = [
         {"name": one.name, "url": one.url, "model": one.model, "sha256": one.sha256, "here": cached(one).exists()}
         for one in PUBLISHED.values()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from twostage.atomic import write_json, write_text
 from twostage.data.dataset import Dataset
 from twostage.errors import DataError, ThresholdError, UsageError, nearest
 from twostage.evaluation.coco import COCO_IOUS, MAX_DETECTIONS, CocoScores, coco_scores
@@ -77,6 +78,13 @@ class Report:
     def table(self) -> str:
         """A text table: the metrics per class, their definitions, and the settings they depend on."""
         return "\n".join(_table_lines(self))
+
+    def save(self, folder: Path, results: Results) -> None:
+        """Write report.json, report.txt, the plots and, as results.json, the detections scored, in COCO's format."""
+        write_json(folder / "report.json", self.to_dict())
+        write_text(folder / "report.txt", self.table() + "\n")
+        write_json(folder / "results.json", results.to_coco(self.dataset))
+        self.write_plots(folder)
 
     def write_plots(self, folder: str | Path) -> list[Path]:
         """Write pr.png (with COCO's metrics), confusion.png and labels.png; returns their paths."""

@@ -3,19 +3,18 @@
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import yaml
 
 from twostage.atomic import write_text
 from twostage.data.proposals import ProposalSet, write_proposals
 from twostage.device import choose_device
 from twostage.environment import environment
-from twostage.errors import DataError, MissingError, UsageError
+from twostage.errors import UsageError
 from twostage.experiments.options import CompareOptions
 from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
 from twostage.folders import new_folder, next_folder
@@ -23,6 +22,7 @@ from twostage.models.proposals.selective_search import selective_search
 from twostage.models.proposals.sources import Source, propose
 from twostage.models.two_stage import TwoStage
 from twostage.progress import images_bar
+from twostage.run_config import CONFIG, NOT_SAVED, read_config, resumed, to_yaml
 from twostage.training import train
 from twostage.training.options import TrainOptions
 from twostage.training.splits import Splits, open_splits
@@ -31,12 +31,10 @@ from twostage.training.stagewise.svm import linear_svc
 from twostage.training.stagewise.train import Bounds, pretrain, train_rcnn
 from twostage.training.stagewise.tune import TuneSettings
 
-CONFIG = "config.yaml"
 BACKBONE = "backbone.safetensors"
 PROPOSALS = "proposals.safetensors"
-_PATHS = ("data", "weights", "images")
-_NOT_STORED = ("resume", "out", "quiet")
-_CHANGEABLE = ("only", "seeds")  # options of a resumed run that may differ: how much is to be done
+# What a resumed run may change: where it writes, and how much is to be done.
+_FREE = (*NOT_SAVED, "only", "seeds")
 
 O = TypeVar("O", bound=CompareOptions)  # noqa: E741
 
@@ -68,12 +66,13 @@ def begin(options: O, verb: str) -> tuple[O, Path, Splits]:
     linear_svc()
     choose_device(options.device)
     if options.resume is not None:
-        stored = _stored(options, options.resume)
-        write_text(options.resume / CONFIG, _to_yaml(stored))
-        return stored, options.resume, _splits(stored)
+        saved = read_config(type(options), options.resume)
+        kept = resumed(options, saved, _FREE, "begin a new run by --out")
+        write_text(options.resume / CONFIG, to_yaml(kept))
+        return kept, options.resume, _splits(kept)
     splits = _splits(options)
     root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / verb, "run")
-    write_text(root / CONFIG, _to_yaml(options))
+    write_text(root / CONFIG, to_yaml(options))
     write_text(root / "env.json", json.dumps(environment(), indent=2) + "\n")
     return options, root, splits
 
@@ -180,41 +179,8 @@ def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[
         quiet=options.quiet,
     )
     new = replace(new, **changes)
-    has = "config.yaml" if new.scheme == "alternating" else "state/state.safetensors"
+    has = CONFIG if new.scheme == "alternating" else "state/state.safetensors"
     if (folder / has).exists():
         return train(TrainOptions(resume=folder, quiet=options.quiet))
     shutil.rmtree(folder, ignore_errors=True)  # it was stopped before its first step
     return train(new)
-
-
-def _to_yaml(options: CompareOptions) -> str:
-    values = {
-        name: str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(options).items()
-        if value is not None and name not in _NOT_STORED
-    }
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _stored(options: O, folder: Path) -> O:
-    """The options of a resumed comparison, from its folder."""
-    path = folder / CONFIG
-    if not path.exists():
-        raise MissingError(f"{folder}: no run to resume: it has no {CONFIG}.")
-    known = {f.name for f in fields(options)}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        read: dict[str, Any] = {name: Path(v) if name in _PATHS else v for name, v in values.items()}
-        read = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-        if set(read) - known:
-            raise ValueError(f"unknown: {', '.join(sorted(set(read) - known))}")
-        stored = type(options)(**read)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, UsageError, RecursionError) as error:
-        raise DataError(f"{path}: not the configuration of such a run ({error}).") from None
-    default = {f.name: f.default for f in fields(options)}
-    given = {name: getattr(options, name) for name in default if name not in _NOT_STORED}
-    for f in fields(options):
-        if f.name in given and given[f.name] not in (f.default, getattr(stored, f.name)) and f.name not in _CHANGEABLE:
-            raise UsageError(f"{f.name}: a resumed run keeps its options. Leave it out, or start a new run by --out.")
-    more = {name: given[name] for name in _CHANGEABLE if name in given and given[name] != default[name]}
-    return replace(stored, quiet=options.quiet, **more)

@@ -4,21 +4,19 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from twostage.atomic import sweep, write_text
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
 from twostage.environment import environment
-from twostage.errors import DataError, MissingError, UsageError
+from twostage.errors import MissingError, UsageError
 from twostage.evaluation.evaluate import Report
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
 from twostage.evaluation.results import Results
 from twostage.folders import new_folder, next_folder
+from twostage.run_config import CONFIG, read_config, to_yaml
 from twostage.training.options import TrainOptions
 from twostage.training.pictures import save_predictions, save_training_batch
 from twostage.training.state import Progress, save_state
@@ -52,7 +50,7 @@ class RunFolder:
         """The folder of a run to go on with. Raises MissingError when it holds no state."""
         folder = cls(path)
         if not folder.state.exists():
-            config = path / "config.yaml"
+            config = path / CONFIG
             again = f" It stopped before its first step: twostage train --config {config}" if config.exists() else ""
             raise MissingError(f"{path}: no run to resume: {folder.state} does not exist.{again}")
         return folder
@@ -61,9 +59,9 @@ class RunFolder:
         """Write the run's options and environment. Raises UsageError where another run has started here meanwhile."""
         if not self.writes:
             return
-        if (self.path / "config.yaml").exists():
-            raise UsageError(f"{self.path}: another run has just started there. Choose a new folder.")
-        write_text(self.path / "config.yaml", to_yaml(options))
+        if (self.path / CONFIG).exists():
+            raise UsageError(f"{self.path}: another run has begun there just now. Choose a new folder.")
+        write_text(self.path / CONFIG, to_yaml(options))
         write_text(self.path / "env.json", json.dumps(environment() | {"processes": processes}, indent=2) + "\n")
 
     def resume(self, progress: Progress) -> None:
@@ -134,35 +132,6 @@ class RunFolder:
         save_weights(path, kept.state_dict(), Card(model, names, kept.config, metrics))
 
 
-def to_yaml(options: TrainOptions) -> str:
-    """The options of a run, as `train --config` reads them; paths are made absolute."""
-    values = {}
-    for name, value in asdict(options).items():
-        if name in ("resume", "out", "quiet") or value is None:
-            continue
-        if isinstance(value, Path) or name == "weights":
-            value = str(Path(value).absolute())
-        values[name] = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
 def read_options(folder: Path) -> TrainOptions:
     """The options of a run, from its config.yaml. Raises MissingError or DataError."""
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise MissingError(f"{folder}: no run to resume: it holds no config.yaml.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        fitted: dict[str, Any] = {
-            name: tuple(value)
-            if isinstance(value, list)
-            else Path(value)
-            if name in ("data", "images", "proposals")
-            else value
-            for name, value in values.items()
-        }
-        return TrainOptions(**fitted)
-    except UsageError as error:
-        raise DataError(f"{path}: {error}") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path}: not the configuration of a run ({error}).") from None
+    return read_config(TrainOptions, folder)

@@ -1,30 +1,23 @@
-"""Resuming a run exactly as if it had not stopped: which options may change, and which must be the same."""
+"""Resuming a run exactly as if it had not stopped: which options may change, and what must be the same."""
 
-from dataclasses import fields, replace
 from pathlib import Path
 
+from twostage import run_config
 from twostage.data.dataset import Dataset
-from twostage.errors import DataError, UsageError
+from twostage.errors import DataError
 from twostage.training.folder import RunFolder, read_options
 from twostage.training.options import TrainOptions
 from twostage.training.state import Progress
 
-# Where a run computes and where its data lie do not change what it learns.
+# Where a run computes and where its data lie do not change its result.
 FREE = ("data", "images", "proposals", "device", "workers", "quiet", "offline", "resume")
 
 
 def resumed(options: TrainOptions, folder: Path) -> TrainOptions:
-    """The options of the run, with those that may change. Raises UsageError where another one differs."""
-    stored = read_options(folder)
-    defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(options)}
-    given = {name: value for name in defaults if (value := getattr(options, name)) != defaults[name]}
-    for name in given:
-        if name not in FREE and given[name] != getattr(stored, name):
-            raise UsageError(
-                f"{name}: a resumed run keeps its options, and another {name} would change it. "
-                f"Leave it out, or begin a new run with --weights {RunFolder(folder).last}."
-            )
-    return replace(stored, **given)
+    """The options of the run in `folder`, with those given anew. Raises UsageError for one that would change it."""
+    return run_config.resumed(
+        options, read_options(folder), FREE, f"begin a new run with --weights {RunFolder(folder).last}"
+    )
 
 
 def require_same_images(progress: Progress, train: Dataset) -> None:

@@ -1,0 +1,140 @@
+"""Options that several verbs share, each with its help written once; a verb's dataclass inherits those it takes."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from twostage.errors import UsageError
+from twostage.options import Options, option
+
+MAX_DET = "Maximum number of detections per image."
+SEED = "Seed of all random choices."
+WEIGHTS = "Weights file, or a name from `twostage weights list`."
+PROPOSALS = "File of `twostage data proposals`, used instead of the model's own proposals."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutOptions(Options):
+    """How the files of a data set are read."""
+
+    images: Path | None = option(None, "Folder of the images, if it cannot be found from the COCO file.", group="Data")
+    voc_offset: Literal["auto", "0", "1"] = option("auto", "Coordinate of the first pixel in VOC files.", group="Data")
+
+
+@dataclass(frozen=True)
+class DataOptions(LayoutOptions):
+    """The data set."""
+
+    data: Path = option(help="Data set in VOC, COCO or YOLO layout.")
+
+
+@dataclass(frozen=True)
+class TrainDataOptions(LayoutOptions):
+    """The data set of a training run, or the run to resume."""
+
+    data: Path | None = option(None, "Data set in VOC, COCO or YOLO layout (required without --resume).")
+    _: KW_ONLY
+    train_split: str | None = option(None, "Training split (default: train, else trainval).", group="Data")
+    val_split: str | None = option(None, "Validation split (default: val, else valid, else test).", group="Data")
+    resume: Path | None = option(None, "Run folder to resume exactly where it stopped.", group="Run")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is None and self.resume is None:
+            raise UsageError("no data set given: name its folder or file, as in `twostage train DATA`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewDataOptions(Options):
+    """Where a data set is written."""
+
+    pictures: Literal["copy", "link"] = option("copy", "Copy the image files, or link to them.", group="Output")
+    out: Path = option(help="New folder.", group="Output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeOptions(Options):
+    """The image size that sizes of objects are computed for."""
+
+    size: int = option(800, "Shortest side of images in training, in pixels.", group="Images", low=1)
+    max_size: int = option(1333, "Longest side of images in training, in pixels.", group="Images", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldsOptions(Options):
+    """Fields of the model's configuration."""
+
+    model_fields: dict[str, Any] = option({}, "Fields of the model, as --set model.FIELD=VALUE.", group="Model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(FieldsOptions):
+    """Fields of the model's configuration; the image size has flags of its own."""
+
+    size: int | None = option(
+        None, "Shortest side of the image, in pixels (default: the model's).", group="Images", low=1
+    )
+    max_size: int | None = option(
+        None, "Longest side of the image, in pixels (default: the model's).", group="Images", low=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionOptions(Options):
+    """Which detections are kept."""
+
+    conf: float | None = option(
+        None, "Lowest score of a detection (default: the model's).", group="Detections", low=0, high=1
+    )
+    iou: float | None = option(
+        None,
+        "IoU above which the final NMS removes a box (soft-NMS: lowers its score).",
+        group="Detections",
+        low=0,
+        high=1,
+    )
+    max_det: int | None = option(None, MAX_DET, group="Detections", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """Where the computation runs."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.", group="Run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersOptions(Options):
+    """How images are read."""
+
+    workers: int | None = option(
+        None, "Processes that read images (default: by the number of cores).", group="Run", low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineOptions(Options):
+    """Whether weights and data may be downloaded."""
+
+    offline: bool = option(False, "Never access the network.", group="Run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuietOptions(Options):
+    """How much is printed."""
+
+    quiet: bool = option(False, "Print warnings and results only.", group="Output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceOptions, QuietOptions):
+    """A run with random numbers and a progress bar."""
+
+    seed: int = option(0, SEED, group="Run", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions(ModelOptions, DeviceOptions, OfflineOptions):
+    """How a detector is loaded."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Arithmetic of the forward pass.", group="Run")
