@@ -132,5 +132,5 @@ def test_ablated_parts(scenes: Path) -> None:
     assert len(set(own.tolist()) & set(random.tolist())) < 25
     assert len(set(random.tolist())) == 50
     still = without_boxes(fresh(score_threshold=0.0)).trace(dataset.path(0))
-    boxes, parents = still.found.boxes[0], still.found.proposals[0]
+    boxes, parents = still.detections.boxes[0], still.detections.proposals[0]
     torch.testing.assert_close(boxes, still.proposals.boxes[0][parents], atol=1e-4, rtol=1e-5)

@@ -116,9 +116,7 @@ def test_a_resumed_run_keeps_its_options(scenes: Path, tmp_path: Path, capsys: p
         assert "a resumed run keeps its options" in capsys.readouterr().err
 
 
-def test_a_resumed_run_can_be_extended(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_run_can_be_extended(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(arguments(scenes, out, "--only", "sppnet")) == 0
     kept = (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns
