@@ -11,10 +11,11 @@ import torchvision.ops as tv
 from _pictures import photos
 from _timing import arguments, compare, finish, hardware, table, versus
 
-from twostage.experiments.small import window_net
 from twostage.inference.prepare import prepared
+from twostage.models.backbones.tiny import TinyConfig
 from twostage.models.backbones.vgg import VGG16
-from twostage.models.stagewise.nets import WindowNet
+from twostage.models.rcnn import WarpConfig, WarpedRegions
+from twostage.models.regions.pooling import RegionFeatures
 from twostage.ops.roi_pool import roi_pool
 from twostage.ops.spp import spp
 
@@ -29,10 +30,11 @@ def boxes_on(height: float, width: float, count: int) -> torch.Tensor:
     return torch.cat([corner, corner + limit * (0.1 + 0.4 * torch.rand(count, 2, generator=g))], dim=1)
 
 
-def networks() -> dict[str, tuple[WindowNet, int]]:
-    """R-CNN's network by name, and how many windows are timed."""
-    vgg = WindowNet(VGG16(), 512, 20, size=224, context=16, side=7, width=64, dropout=0.5)
-    return {"small backbone, 96 x 96": (window_net(20), COUNT), "VGG16, 224 x 224": (vgg, 16)}
+def networks() -> dict[str, tuple[WarpedRegions, int]]:
+    """R-CNN's network by name, and the number of timed windows."""
+    vgg = WarpedRegions(WarpConfig(size=224, context=16, bins=7), VGG16())
+    small = WarpedRegions(WarpConfig(), TinyConfig(single=True).build())
+    return {"small backbone, 96 x 96": (small, COUNT), "VGG16, 224 x 224": (vgg, 16)}
 
 
 @torch.inference_mode()
@@ -47,7 +49,7 @@ def throughput(repeats: int) -> list[list[object]]:
         ready = [net.windows(image, some) for some in boxes.split(128)]
         whole, bare = compare(
             {
-                "whole": partial(net.pool5, image, boxes),
+                "whole": partial(net, RegionFeatures((image[None],)), boxes[None]),
                 "bare": lambda net=net, ready=ready: [net.backbone(windows) for windows in ready],
             },
             repeats=repeats,

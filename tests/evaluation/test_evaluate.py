@@ -49,7 +49,9 @@ def test_numbers_by_hand(case):
 
 
 @pytest.mark.parametrize(
-    ("metric", "keys"), [("coco", COCO_KEYS), ("voc07", {"voc07"}), ("voc12", {"voc12"})], ids=lambda v: str(v)[:5]
+    ("metric", "keys"),
+    [("coco", COCO_KEYS), ("voc07", {"voc07"}), ("voc12", {"voc12"})],
+    ids=["coco", "voc07", "voc12"],
 )
 def test_one_metric_alone(case, metric, keys):
     report = evaluate(*case, metric=metric)

@@ -12,11 +12,11 @@ from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.experiments import studies
-from twostage.experiments.bench import FastNet, without_boxes, without_ranking, without_regression
+from twostage.experiments.bench import svms_on, without_boxes, without_ranking, without_regression
 from twostage.experiments.options import STUDIES
-from twostage.models.stagewise.nets import RegionNet
 
 pytestmark = pytest.mark.slow
+from twostage.training.stagewise.fit import vectors
 
 NAMES = ["circle", "square", "triangle", "star", "cross"]
 
@@ -41,7 +41,7 @@ def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
     return [*call, "--learn-images", "3", "--quiet", "--json", *more]
 
 
-def test_studies_run_and_go_on(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_studies_run_and_resume(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that train little; all of them would take minutes."""
     out, some = tmp_path / "run", ("multi_task", "svm", "features")
     assert main(arguments(scenes, out, "--only", *some, "--seeds", "1")) == 0
@@ -90,23 +90,36 @@ def test_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'anchors'" in capsys.readouterr().err
 
 
-def test_a_fast_rcnns_vectors_are_those_its_own_layers_read(scenes: Path) -> None:
-    detector = Detector.build("fast_rcnn_tiny", NAMES, device="cpu", roi_size=6, size=96, max_size=200)
-    model, net = detector.model, FastNet(detector.model)
-    assert isinstance(net, RegionNet)
+def test_svms_read_the_features_of_fast_rcnns_own_layers() -> None:
+    model = Detector.build("fast_rcnn_tiny", NAMES, device="cpu", roi_size=6, size=96, max_size=200).model
     seen = {}
     model.head.body.register_forward_hook(lambda _m, inputs, output: seen.update(fc7=output, regions=inputs[0]))
-    image = torch.rand(3, 48, 60)
+    features = model.head.fuse_features(model.backbone(torch.rand(1, 3, 96, 120)))
+    boxes = torch.tensor([[[8.0, 10, 60, 80], [0, 0, 120, 96]]])
+    with torch.no_grad():
+        model.head(features, boxes)
+        fc7, regions = seen["fc7"], seen["regions"]
+        found = svms_on(model).head.vectors(features, boxes)
+    assert torch.equal(found[1], fc7)
+    assert torch.equal(found[0], regions.permute(0, 1, 3, 4, 2).flatten(2))
+
+
+def test_svms_are_fitted_to_features_of_the_resized_image() -> None:
+    model = svms_on(Detector.build("fast_rcnn_tiny", NAMES, device="cpu", size=96, max_size=200).model)
+    image = torch.randint(256, (3, 48, 60), dtype=torch.uint8)
     boxes = torch.tensor([[4.0, 5, 30, 40], [0, 0, 60, 48]])
     with torch.no_grad():
-        pool5 = net.pool5((image - model.mean) / model.std, boxes)
-        resized = model.fields.resizing(image)
-        maps = model.backbone(((resized - model.mean) / model.std)[None])
-        model.head(maps, (boxes * 2)[None])
-        torch.testing.assert_close(net.body(pool5), seen["fc7"][0], atol=1e-5, rtol=1e-4)
+        resized = model.config.image.resizing(image)
+        assert resized.shape == (3, 96, 120)
+        normalised = (resized - model.normalize.pixel_mean) / model.normalize.pixel_std
+        features = model.head.fuse_features(model.backbone(normalised[None]))
+        for own, expected in zip(
+            vectors(model, image, boxes), model.head.vectors(features, 2 * boxes[None]), strict=True
+        ):
+            torch.testing.assert_close(own, expected[0], atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_taken_away(scenes: Path) -> None:
+def test_ablated_parts(scenes: Path) -> None:
     """Without regression proposals are anchors, without ranking they are drawn, without boxes they stay."""
     dataset = open_dataset(scenes, split="val")
 
@@ -120,20 +133,20 @@ def test_what_is_taken_away(scenes: Path) -> None:
                 layer.weight.normal_(std=0.05)
         return made
 
-    stages = fresh().trace(dataset.path(0))
+    whole = fresh().trace(dataset.path(0))
     plain = fresh()
-    without_regression(plain.model)
+    without_regression(plain)
     found = plain.trace(dataset.path(0))
-    anchors = torch.cat(found.dense.anchors)[found.proposals.anchors[0]]
+    anchors = torch.cat(found.anchors.anchors)[found.proposals.anchors[0]]
     inside = anchors.clamp(min=0).minimum(torch.tensor([96.0, 96, 96, 96]))
     torch.testing.assert_close(found.proposals.boxes[0], inside)
-    assert not torch.allclose(stages.proposals.boxes[0], found.proposals.boxes[0])
+    assert not torch.allclose(whole.proposals.boxes[0], found.proposals.boxes[0])
     drawn = fresh()
-    without_ranking(drawn.model, 0)
+    without_ranking(drawn, 0)
     own, random = (made.trace(dataset.path(0)).proposals.anchors[0] for made in (fresh(), drawn))
     # Of several hundred anchors fifty: those drawn are spread over all, and mostly others than the best.
     assert len(set(own.tolist()) & set(random.tolist())) < 25
     assert len(set(random.tolist())) == 50
     still = without_boxes(fresh(score_threshold=0.0)).trace(dataset.path(0))
-    boxes, parents = still.found.boxes[0], still.found.proposals[0]
+    boxes, parents = still.detections.boxes[0], still.detections.proposals[0]
     torch.testing.assert_close(boxes, still.proposals.boxes[0][parents], atol=1e-4, rtol=1e-5)

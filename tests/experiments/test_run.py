@@ -8,19 +8,17 @@ import torch
 
 from twostage.cli import main
 from twostage.data.dataset import Dataset
-from twostage.data.images import read_image
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import evaluate
-from twostage.evaluation.results import Accumulator
 from twostage.experiments import rows
 from twostage.experiments.options import DETECTORS
 from twostage.experiments.papers import RATIOS
 from twostage.experiments.rows import Row
-from twostage.experiments.small import load_backbone, load_stagewise, save_backbone, window_net
+from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +42,7 @@ def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
     return [*call, "--learn-images", "3", "--timed", "2", "--quiet", "--json", *more]
 
 
-def test_every_detector_leaves_a_row_and_a_picture(
+def test_every_detector_has_a_row_and_an_image(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -70,22 +68,18 @@ def test_every_detector_leaves_a_row_and_a_picture(
     given = read_proposals(out / "proposals.safetensors", val)
     assert score_of(fast, val, given) == pytest.approx(by_key["fast_rcnn"].metrics["AP50"], abs=1e-6)
 
-    # R-CNN and SPPnet come back from their files as they were.
+    # R-CNN and SPPnet are loaded from their files with the same score.
     for key in ("rcnn", "sppnet", "sppnet_5_scales"):
-        model, names = load_stagewise(out / by_key[key].weights)
-        assert names == val.names
-        gathered = Accumulator()
-        for index in range(len(val)):
-            image = torch.from_numpy(read_image(val.path(index))).permute(2, 0, 1)
-            with torch.no_grad():
-                found = model(image, torch.from_numpy(given.best(index, 20)[0]))
-            gathered.add(index, *(value.numpy() for value in found[:3]))
-        again = evaluate(val, gathered.results()).scores.metrics["AP50"]
-        assert again == pytest.approx(by_key[key].metrics["AP50"], abs=0.02)
-    with pytest.raises(DataError, match="not an R-CNN or SPPnet"):
-        load_stagewise(out / "backbone.safetensors")
+        detector = Detector.load(out / by_key[key].weights)
+        assert detector.names == val.names
+        assert score_of(detector, val, given) == pytest.approx(by_key[key].metrics["AP50"], abs=1e-6)
+    weights = str(out / by_key["rcnn"].weights)
+    assert main(["eval", str(scenes), "--weights", weights, "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["metrics"]["AP50"] <= 1
+    assert main(["predict", str(val.path(0)), "--weights", weights, "--conf", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["path"] == str(val.path(0))
 
-    # Going on with it trains nothing anew, and says the same.
+    # A resumed run trains nothing again and has the same rows.
     (out / "rows" / "sppnet.json").unlink()
     assert main(["lineage", "--resume", str(out), "--quiet", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
@@ -93,31 +87,32 @@ def test_every_detector_leaves_a_row_and_a_picture(
     assert [row for row in again["rows"] if row["key"] != "sppnet"] == others
 
 
-def test_a_backbone_of_an_earlier_run_is_taken(
+def test_the_backbone_of_an_earlier_run_is_used(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(1)
-    net = window_net(5)
+    net = rcnn_model(5)
     save_backbone(tmp_path / "backbone.safetensors", net)
     out = tmp_path / "run"
     more = ("--weights", str(tmp_path / "backbone.safetensors"), "--only", "sppnet")
     assert main(arguments(scenes, out, *more)) == 0
     assert "read from" in json.loads(capsys.readouterr().out)["backbone"]["detail"]
-    kept = window_net(5)
+    kept = rcnn_model(5)
     load_backbone(out / "backbone.safetensors", kept)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), kept.parameters(), strict=True))
 
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
-    save_backbone(tmp_path / "b.safetensors", window_net(5))
-    other = window_net(3)
+    save_backbone(tmp_path / "b.safetensors", rcnn_model(5))
+    other = rcnn_model(3)
     load_backbone(tmp_path / "b.safetensors", other)  # other classes: the rest is taken
-    other.backbone.stages = other.backbone.stages[:1]
+    backbone = other.head.regions.backbone
+    backbone.stages = backbone.stages[:1]
     with pytest.raises(DataError, match="not the backbone of a lineage run"):
         load_backbone(tmp_path / "b.safetensors", other)
 
 
-def test_what_a_run_was_told_stays(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_keeps_its_options(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(arguments(scenes, out, "--only", "sppnet")) == 0
     capsys.readouterr()
@@ -126,9 +121,7 @@ def test_what_a_run_was_told_stays(scenes: Path, tmp_path: Path, capsys: pytest.
         assert "a resumed run keeps its options" in capsys.readouterr().err
 
 
-def test_a_run_that_goes_on_can_be_asked_for_more(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_run_can_be_extended(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(arguments(scenes, out, "--only", "sppnet")) == 0
     kept = (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns
@@ -175,7 +168,7 @@ def test_wrong_starts(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_extra_nothing_begins(
+def test_without_the_extra_nothing_is_started(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import sys
@@ -186,8 +179,7 @@ def test_without_the_extra_nothing_begins(
     assert not (tmp_path / "run").exists()
 
 
-def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+def test_a_finished_row_is_not_made_again(tmp_path: Path) -> None:
     row = Row("a", "A", {"AP": 0.5}, 1.0, 2.0, 3.0, "how", "w", {"read": 0.1})
-    assert rows.kept(tmp_path, "a", lambda: row) is row
-    (tmp_path / "rows").mkdir(exist_ok=True)
-    assert rows.kept(tmp_path, "a", lambda: pytest.fail("made anew")) == row
+    assert rows.load_or_make(tmp_path, "a", lambda: row) is row
+    assert rows.load_or_make(tmp_path, "a", lambda: pytest.fail("made again")) == row

@@ -81,7 +81,9 @@ def errors(fast: PreparedModel, model: Model, images: Batch) -> list[float]:
         head = fast.model.head
         features = head.fuse_features(b.maps)
         predictions = head.predict(features, a.proposals, images.sizes)
-        pairs += [pair for one, two in zip(predictions, a.predictions, strict=True) for pair in zip(one, two, strict=True)]
+        pairs += [
+            pair for one, two in zip(predictions, a.predictions, strict=True) for pair in zip(one, two, strict=True)
+        ]
         if a.detections.masks is not None:
             assert a.detections.valid.any()
             pairs.append((head.predict_masks(features, a.detections).masks, a.detections.masks))

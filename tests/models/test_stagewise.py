@@ -91,8 +91,9 @@ def test_detections_are_those_of_a_loop_over_the_classes(name: str, scores: str)
     own = score[rows, classes]
     torch.testing.assert_close(found.scores[0, :count], own.sigmoid() if scores == "svm" else own)
     torch.testing.assert_close(found.boxes[0, :count], moved[rows, classes])
-    nothing = replace(batch, proposals=given._replace(valid=torch.zeros(1, 40, dtype=torch.bool)))
-    assert not model(nothing).valid.any()
+    for count in (1, 40):  # padding alone
+        none = GivenProposals(boxes[None, :count], torch.zeros(1, count), torch.zeros(1, count, dtype=torch.bool))
+        assert not model(replace(batch, proposals=none)).valid.any()
 
 
 def test_everything_inside_the_margin_is_a_detection_and_a_class_without_objects_never_is() -> None:

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from twostage.models.configure import configure
-from twostage.models.zoo import named
 
 from twostage import __version__
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
+from twostage.models.configure import configure
+from twostage.models.zoo import named
 from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
 
 CARD = Card(
@@ -169,7 +169,9 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
 
 def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
     """Fields that did not exist yet take their defaults later; `licence` and `metrics` may be absent."""
-    path = with_header(tmp_path / "a.safetensors", version="0.0.1", config={"image": {"size": 320}}, licence=..., metrics=...)
+    path = with_header(
+        tmp_path / "a.safetensors", version="0.0.1", config={"image": {"size": 320}}, licence=..., metrics=...
+    )
     card, _ = load_weights(path)
     assert card.config.image.size == 320
     assert card.config.rpn == named(CARD.model).rpn
@@ -235,9 +237,11 @@ BEFORE = json.loads((Path(__file__).parents[1] / "before" / "weights.json").read
 
 @pytest.mark.parametrize("name", BEFORE["models"])
 def test_a_file_of_format_1_has_the_configuration_of_its_flat_fields(name: str, tmp_path: Path) -> None:
-    """It held the fields of all models: those of others are left out, also where their defaults have changed since."""
+    """It held the fields of all models: those of others are left out, also where defaults have changed since."""
     fields = {**BEFORE["defaults"], **BEFORE["models"][name]["fields"], "score_threshold": 0.125}
-    fields |= {} if name.startswith(("mask", "cascade_mask", "hybrid")) else {"mask_channels": 32, "semantic_lambda": 1.0}
+    fields |= (
+        {} if name.startswith(("mask", "cascade_mask", "hybrid")) else {"mask_channels": 32, "semantic_lambda": 1.0}
+    )
     path = with_header(tmp_path / "old.safetensors", format=1, model=name, fields=fields, config=...)
     card, _ = load_weights(path)
     changes = {"score_threshold": 0.125, **({"semantic_classes": 2} if name.startswith("hybrid") else {})}

@@ -129,7 +129,7 @@ def _all_steps(training: Training) -> dict[str, Any]:
 def _require_alternating(options: TrainOptions) -> None:
     if set(options.learn) != {"backbone", "rpn", "head"} or options.proposals is not None:
         raise UsageError(
-            "scheme is alternating, whose steps fix what is trained on which proposals: leave out --learn and --proposals"
+            "scheme is alternating, whose steps fix the trained parts and proposals: leave out --learn and --proposals"
         )
     config = configure(named(options.model), given_fields(options))
     if not isinstance(config, TwoStageConfig) or config.rpn is None:

@@ -1,4 +1,6 @@
-"""SVMs, regressors and tuning: what R-CNN and SPPnet learn, stage by stage."""
+"""SVMs, regressors and fine-tuning: the stages of the training of R-CNN and SPPnet."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,15 +8,19 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
 
+from twostage.data.batch import stack_proposals
 from twostage.data.dataset import Dataset
 from twostage.data.proposals import ProposalSet
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError
-from twostage.experiments.small import pyramid_net, stagewise, window_net
+from twostage.experiments.small import rcnn_model, sppnet_model
 from twostage.models.proposals.sources import Source, propose
-from twostage.training.stagewise.fit import FitSettings, fit_stages
-from twostage.training.stagewise.regions import Kept, pictures_of, regions_of
+from twostage.models.sppnet import ImageScales
+from twostage.models.stagewise import SVMHead
+from twostage.models.two_stage import TwoStage
+from twostage.training.stagewise.fit import FitSettings, batch_of, fit_stages, vectors
+from twostage.training.stagewise.regions import Cache, images_of, regions_of
 from twostage.training.stagewise.ridge import fit_ridge
 from twostage.training.stagewise.svm import SvmSettings, fit_svm
 from twostage.training.stagewise.train import Bounds, crops, pretrain, train_rcnn, train_sppnet
@@ -33,6 +39,11 @@ def windows(scenes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Propos
     return propose(Source("sliding_window"), scenes, folder=tmp_path_factory.mktemp("c"))
 
 
+def head_of(model: TwoStage) -> SVMHead:
+    assert isinstance(model.head, SVMHead)
+    return model.head
+
+
 def clouds(features: int = 12) -> tuple[np.ndarray, list[np.ndarray]]:
     """Positives, and negatives of 30 images, most of them far away."""
     direction = RNG.standard_normal(features)
@@ -41,8 +52,8 @@ def clouds(features: int = 12) -> tuple[np.ndarray, list[np.ndarray]]:
     return positives.astype(np.float32), [x.astype(np.float32) for x in negatives]
 
 
-def test_mining_ends_at_the_machine_of_all_negatives() -> None:
-    """scikit-learn's own on everything at once, which is what mining saves."""
+def test_mining_gives_the_svm_of_all_negatives() -> None:
+    """The reference is scikit-learn on all vectors at once, which mining avoids."""
     positives, negatives = clouds()
     settings = SvmSettings(c=0.01, fresh=300)
     weight, offset = fit_svm(positives, negatives, settings, name="x")
@@ -55,7 +66,7 @@ def test_mining_ends_at_the_machine_of_all_negatives() -> None:
     np.testing.assert_allclose(ours, theirs.decision_function(everything * scale), atol=0.02)
 
 
-def test_a_class_without_objects_is_said_and_never_found(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_without_objects_is_logged_and_never_detected(caplog: pytest.LogCaptureFixture) -> None:
     _, negatives = clouds()
     weight, offset = fit_svm(np.zeros((0, 12), np.float32), negatives, SvmSettings(), name="yeti")
     assert "yeti: no object" in caplog.text
@@ -68,7 +79,7 @@ def test_a_class_without_negatives() -> None:
     assert np.isfinite(offset)
 
 
-def test_ridge_is_scikit_learns_and_the_normal_equations() -> None:
+def test_ridge_agrees_with_scikit_learn_and_the_normal_equations() -> None:
     x, y = RNG.standard_normal((50, 7)), RNG.standard_normal((50, 4))
     weight, offset = fit_ridge(x, y)
     theirs = Ridge(alpha=1000.0).fit(x, y)
@@ -80,7 +91,7 @@ def test_ridge_is_scikit_learns_and_the_normal_equations() -> None:
     assert not fit_ridge(x[:0], y[:0])[0].any()
 
 
-def test_regions_know_what_they_overlap(scenes: Dataset, windows: ProposalSet) -> None:
+def test_regions_have_their_overlaps(scenes: Dataset, windows: ProposalSet) -> None:
     found = regions_of(scenes, 0, windows, 50)
     objects = scenes.objects(0)
     assert found.objects == len(objects.boxes)
@@ -103,21 +114,26 @@ def test_crops_are_objects_and_background(scenes: Dataset) -> None:
     np.testing.assert_array_equal(crops(scenes, 0).boxes, found.boxes)
 
 
-def test_tuning_learns_and_repeats_itself(scenes: Dataset) -> None:
+def test_fine_tuning_changes_every_weight_and_is_deterministic(scenes: Dataset) -> None:
+    def network(model: TwoStage) -> list[torch.Tensor]:
+        """The parameters without those of the SVMs and regressors."""
+        head = head_of(model)
+        return [p for part in (head.regions, head.body, head.classes) for p in part.parameters()]
+
     def run() -> list[torch.Tensor]:
         torch.manual_seed(0)
-        net = window_net(5)
+        model = rcnn_model(5)
         settings = TuneSettings(steps=3, positives=8, negatives=8, images=4, negative=(0.0, 0.3))
-        assert pretrain(net, lambda n: stagewise(n, 5), scenes, settings) == 3
-        return list(net.parameters())
+        assert pretrain(model, scenes, settings) == 3
+        return network(model)
 
     torch.manual_seed(0)
-    before, one, two = list(window_net(5).parameters()), run(), run()
+    before, one, two = network(rcnn_model(5)), run(), run()
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(before, one, strict=True) if a.ndim > 1)
 
 
-def test_nothing_to_learn_from() -> None:
+def test_fine_tuning_without_objects_is_an_error() -> None:
     layer = torch.nn.Linear(2, 2)
     with pytest.raises(DataError, match="No image has an object"):
         tune(layer, list(layer.parameters()), lambda i, b: b, [], TuneSettings(steps=1))
@@ -126,33 +142,38 @@ def test_nothing_to_learn_from() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rcnn", "sppnet"])
 def test_from_a_network_to_a_detector(kind: str, scenes: Dataset, windows: ProposalSet) -> None:
-    """On what was learned, an object's own class is scored above the others."""
+    """On the training images the SVM of an object's own class gives a higher score than the others."""
     torch.manual_seed(0)
-    begun = window_net(5)
-    convolutions = {k: v.clone() for k, v in begun.backbone.state_dict().items()}
+    model = rcnn_model(5)
     tuning = TuneSettings(steps=4, positives=8, negatives=8, images=4)
-    common = (lambda net: stagewise(net, 5), scenes, windows, Bounds(4, 40), tuning, FitSettings(pair=0.3))
+    common = (scenes, windows, Bounds(4, 40), tuning, FitSettings(pair=0.3))
     if kind == "rcnn":
-        model = train_rcnn(begun, *common)
+        train_rcnn(model, *common)
     else:
-        model = train_sppnet(pyramid_net(begun, 5, 96, five=False), *common)
-        for name, value in model.net.backbone.state_dict().items():
-            assert torch.equal(value, convolutions[name])  # only fc6, fc7 and the classifier learn
-    assert model.svms.weight.abs().sum() > 0
-    assert model.ridges.weight.abs().sum() > 0
+        model = sppnet_model(model, 96, five=False)
+        assert isinstance(model.backbone, ImageScales)
+        convolutions = {k: v.clone() for k, v in model.backbone.body.state_dict().items()}
+        train_sppnet(model, *common)
+        for name, value in model.backbone.body.state_dict().items():
+            assert torch.equal(value, convolutions[name])  # only fc6, fc7 and the classifier are trained
+    head = head_of(model)
+    assert head.svms.weight.abs().sum() > 0
+    assert head.ridges.weight.abs().sum() > 0
     index = Bounds(4, 40).of(scenes)[0]
     objects = scenes.objects(index)
+    image, boxes = images_of(scenes)[index], torch.from_numpy(objects.boxes.copy())
+    given = stack_proposals([torch.cat([boxes, torch.ones(len(boxes), 1)], dim=1)], len(boxes))
     with torch.no_grad():
-        found = model(pictures_of(scenes)[index], torch.from_numpy(objects.boxes.copy()))
-        _, fc7 = model.vectors(pictures_of(scenes)[index], torch.from_numpy(objects.boxes.copy()))
+        found = model.stages(replace(batch_of(model, image), proposals=given)).detections
+        _, fc7 = vectors(model, image, boxes)
     assert found.boxes.isfinite().all()
-    right = model.svms(fc7)[torch.arange(len(objects.labels)), torch.from_numpy(objects.labels.copy())]
-    assert right.mean() > model.svms(fc7).mean() + 0.02
+    right = head.svms(fc7)[torch.arange(len(objects.labels)), torch.from_numpy(objects.labels.copy())]
+    assert right.mean() > head.svms(fc7).mean() + 0.02
 
 
 def test_stages_do_not_depend_on_images_without_regions(scenes: Dataset, windows: ProposalSet) -> None:
     torch.manual_seed(0)
-    model = stagewise(window_net(5), 5).eval()
+    model = rcnn_model(5).eval()
     regions = [regions_of(scenes, i, windows, 20) for i in range(3)]
     nothing = regions[0]._replace(
         boxes=regions[0].boxes[:0],
@@ -163,19 +184,19 @@ def test_stages_do_not_depend_on_images_without_regions(scenes: Dataset, windows
         overlap=regions[0].overlap[:0],
     )
     seen: list[tuple[int, int]] = []
-    fit_stages(model, pictures_of(scenes), [*regions, nothing], scenes.names, FitSettings(), lambda *n: seen.append(n))
+    fit_stages(model, images_of(scenes), [*regions, nothing], scenes.names, FitSettings(), lambda *n: seen.append(n))
     assert seen[-1] == (4, 4)
-    assert model.svms.weight.isfinite().all()
+    assert head_of(model).svms.weight.isfinite().all()
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_the_cache_is_bounded() -> None:
     made: list[int] = []
 
     def make(index: int) -> str:
         made.append(index)
         return "x" * 10
 
-    kept = Kept(make, len, held=25)
+    cache = Cache(make, len, limit=25)
     for index in (0, 1, 0, 2, 0, 1):
-        assert kept[index] == "x" * 10
-    assert made == [0, 1, 2, 1]  # 1 was the one not used for longest
+        assert cache[index] == "x" * 10
+    assert made == [0, 1, 2, 1]  # 1 was the least recently used

@@ -76,7 +76,7 @@ class TwoMLPHead(nn.Module):
         self.fc7 = nn.Linear(width, width)
         self.dropout = dropout
 
-    def forward(self, regions: Float[Tensor, "n p c _ _"]) -> Float[Tensor, "n p d"]:
+    def forward(self, regions: Float[Tensor, "n p c h w"]) -> Float[Tensor, "n p d"]:
         """One vector per region."""
         x = regions.permute(0, 1, 3, 4, 2).flatten(2)
         x = dropout(self.fc6(x).relu_(), self.dropout, self.training)
