@@ -14,9 +14,9 @@ from twostage.detector import Detector
 from twostage.experiments import studies
 from twostage.experiments.bench import svms_on, without_boxes, without_ranking, without_regression
 from twostage.experiments.options import STUDIES
+from twostage.training.stagewise.fit import vectors
 
 pytestmark = pytest.mark.slow
-from twostage.training.stagewise.fit import vectors
 
 NAMES = ["circle", "square", "triangle", "star", "cross"]
 
