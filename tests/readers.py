@@ -19,6 +19,8 @@ from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import TwostageError
 from twostage.evaluation.results import Results
+from twostage.models.configure import configure
+from twostage.models.zoo import named
 from twostage.training.folder import read_options
 from twostage.weights.file import Card, load_weights, save_weights
 from twostage.weights.pickled import read_pickle
@@ -45,7 +47,11 @@ def make_sound(root: Path) -> None:
     (root / "results" / "comp4_det_val_circle.txt").write_text("000000 0.5 10 10.5 20 3e1\n")
     (root / "run").mkdir()
     (root / "run" / "config.yaml").write_text(yaml.safe_dump({"data": "x", "epochs": 2, "scale": [0.5, 1.0]}))
-    save_weights(root / "a.safetensors", {"a": torch.ones(2, 2)}, Card("faster_rcnn_tiny_fpn", ("a",), {"size": 8}))
+    save_weights(
+        root / "a.safetensors",
+        {"a": torch.ones(2, 2)},
+        Card("faster_rcnn_tiny_fpn", ("a",), configure(named("faster_rcnn_tiny_fpn"), {"size": 8})),
+    )
     torch.save({"a.weight": torch.ones(2, 2)}, root / "a.pth")
     picture = Image.open(root / "coco" / "val" / "000000.jpg").resize((16, 12))
     for suffix in PICTURES:
