@@ -9,25 +9,15 @@ from safetensors.torch import load_file
 
 from twostage.cli import main
 from twostage.data.recognise import open_dataset
-from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.experiments import studies
 from twostage.experiments.bench import svms_on, without_boxes, without_ranking, without_regression
 from twostage.experiments.options import STUDIES
+from twostage.training.stagewise.fit import vectors
 
 pytestmark = pytest.mark.slow
 
 NAMES = ["circle", "square", "triangle", "star", "cross"]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("ablate") / "scenes", train=8, val=3)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 
 def test_every_study_has_its_papers_rows() -> None:
@@ -73,15 +63,18 @@ def test_studies_run_and_resume(scenes: Path, tmp_path: Path, capsys: pytest.Cap
     assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
 
 
-def test_more_seeds_of_a_run_that_is_done(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_seeds_of_a_run_that_is_done(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     assert main(arguments(scenes, out, "--only", "sampling", "--seeds", "1")) == 0
     first = json.loads(capsys.readouterr().out)["studies"]["sampling"]["cases"][1]["values"]
+    monkeypatch.setattr(studies, "_seconds_of_128", lambda bench, images: images / 2)  # the rest need no measurement
     assert main(["ablate", "--resume", str(out), "--seeds", "3", "--quiet", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     values = result["studies"]["sampling"]["cases"][1]["values"]
     assert len(values) == result["settings"]["seeds"] == 3
-    assert values[:1] == first
+    assert values == [*first, 64.0, 64.0]
 
 
 def test_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +94,21 @@ def test_svms_read_the_features_of_fast_rcnns_own_layers() -> None:
         found = svms_on(model).head.vectors(features, boxes)
     assert torch.equal(found[1], fc7)
     assert torch.equal(found[0], regions.permute(0, 1, 3, 4, 2).flatten(2))
+
+
+def test_svms_are_fitted_to_features_of_the_resized_image() -> None:
+    model = svms_on(Detector.build("fast_rcnn_tiny", NAMES, device="cpu", size=96, max_size=200).model)
+    image = torch.randint(256, (3, 48, 60), dtype=torch.uint8)
+    boxes = torch.tensor([[4.0, 5, 30, 40], [0, 0, 60, 48]])
+    with torch.no_grad():
+        resized = model.config.image.resizing(image)
+        assert resized.shape == (3, 96, 120)
+        normalised = (resized - model.normalize.pixel_mean) / model.normalize.pixel_std
+        features = model.head.fuse_features(model.backbone(normalised[None]))
+        for own, expected in zip(
+            vectors(model, image, boxes), model.head.vectors(features, 2 * boxes[None]), strict=True
+        ):
+            torch.testing.assert_close(own, expected[0], atol=1e-5, rtol=1e-4)
 
 
 def test_ablated_parts(scenes: Path) -> None:

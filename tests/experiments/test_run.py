@@ -1,6 +1,7 @@
 """`twostage lineage` as a whole, on few scenes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from twostage.cli import main
 from twostage.data.dataset import Dataset
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.recognise import open_dataset
-from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import evaluate
@@ -23,23 +23,33 @@ from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("lineage") / "scenes", train=8, val=3)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
-
-
 def score_of(detector: Detector, val: Dataset, given: ProposalSet) -> float:
     return evaluate(val, detector.detect_dataset(val, proposals=given)).scores.metrics["AP50"]
 
 
 def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
-    call = ["lineage", str(scenes), "--out", str(out), "--minutes", "0.01", "--size", "96", "--windows", "20"]
+    call = ["lineage", str(scenes), "--out", str(out), "--minutes", "0.004", "--size", "64", "--windows", "20"]
     return [*call, "--learn-images", "3", "--timed", "2", "--quiet", "--json", *more]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
+    save_backbone(path, rcnn_model(5))
+    return path
+
+
+@pytest.fixture
+def sppnet_run(
+    scenes: Path, backbone: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> Path:
+    """A finished run of SPPnet alone from that backbone; made once, a copy for each test."""
+    out = tmp_path_factory.getbasetemp() / "sppnet-run"
+    if not out.exists():
+        assert main(arguments(scenes, out, "--weights", str(backbone), "--only", "sppnet")) == 0
+        capsys.readouterr()
+    return shutil.copytree(out, tmp_path_factory.mktemp("run") / "run")
 
 
 def test_every_detector_has_a_row_and_an_image(
@@ -73,6 +83,11 @@ def test_every_detector_has_a_row_and_an_image(
         detector = Detector.load(out / by_key[key].weights)
         assert detector.names == val.names
         assert score_of(detector, val, given) == pytest.approx(by_key[key].metrics["AP50"], abs=1e-6)
+    weights = str(out / by_key["rcnn"].weights)
+    assert main(["eval", str(scenes), "--weights", weights, "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["metrics"]["AP50"] <= 1
+    assert main(["predict", str(val.path(0)), "--weights", weights, "--conf", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["path"] == str(val.path(0))
 
     # A resumed run trains nothing again and has the same rows.
     (out / "rows" / "sppnet.json").unlink()
@@ -82,19 +97,15 @@ def test_every_detector_has_a_row_and_an_image(
     assert [row for row in again["rows"] if row["key"] != "sppnet"] == others
 
 
-def test_the_backbone_of_an_earlier_run_is_used(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.manual_seed(1)
-    net = rcnn_model(5)
-    save_backbone(tmp_path / "backbone.safetensors", net)
-    out = tmp_path / "run"
-    more = ("--weights", str(tmp_path / "backbone.safetensors"), "--only", "sppnet")
-    assert main(arguments(scenes, out, *more)) == 0
-    assert "read from" in json.loads(capsys.readouterr().out)["backbone"]["detail"]
-    kept = rcnn_model(5)
-    load_backbone(out / "backbone.safetensors", kept)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), kept.parameters(), strict=True))
+def test_the_backbone_of_an_earlier_run_is_used(backbone: Path, sppnet_run: Path) -> None:
+    result = json.loads((sppnet_run / "lineage.json").read_text(encoding="utf-8"))
+    assert "read from" in result["backbone"]["detail"]
+    given, kept = rcnn_model(5), rcnn_model(5)
+    load_backbone(backbone, given)
+    load_backbone(sppnet_run / "backbone.safetensors", kept)
+    for part in ("regions", "body", "classes"):
+        pairs = zip(getattr(given.head, part).parameters(), getattr(kept.head, part).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -107,20 +118,15 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
         load_backbone(tmp_path / "b.safetensors", other)
 
 
-def test_a_resumed_run_keeps_its_options(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    assert main(arguments(scenes, out, "--only", "sppnet")) == 0
-    capsys.readouterr()
+def test_a_resumed_run_keeps_its_options(sppnet_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--minutes", "9"], ["--windows", "30"], ["--seed", "4"]):
-        assert main(["lineage", "--resume", str(out), *words]) == 2
+        assert main(["lineage", "--resume", str(sppnet_run), *words]) == 2
         assert "a resumed run keeps its options" in capsys.readouterr().err
 
 
-def test_a_resumed_run_can_be_extended(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    assert main(arguments(scenes, out, "--only", "sppnet")) == 0
+def test_a_resumed_run_can_be_extended(sppnet_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = sppnet_run
     kept = (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns
-    capsys.readouterr()
     assert main(["lineage", "--resume", str(out), "--only", "sppnet", "fast_rcnn", "--quiet", "--json"]) == 0
     assert [row["key"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["sppnet", "fast_rcnn"]
     assert (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns == kept
@@ -129,10 +135,10 @@ def test_a_resumed_run_can_be_extended(scenes: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_detector_killed_before_its_first_step_begins_again(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scenes: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert main(arguments(scenes, out, "--only", "faster_rcnn_joint")) == 0
+    assert main(arguments(scenes, out, "--weights", str(backbone), "--only", "faster_rcnn_joint")) == 0
     (out / "rows" / "faster_rcnn_joint.json").unlink()
     (out / "faster_rcnn_joint" / "state" / "state.safetensors").unlink()
     capsys.readouterr()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from detectors import values_of
+from detectors import fields_of, values_of
 
 from twostage.data.resize import Resize
 from twostage.errors import UsageError
@@ -94,7 +94,7 @@ def test_the_modern_numbers_are_torchvisions() -> None:
 def test_round_trip_through_json(name: str) -> None:
     """The stored values win over those of the configuration that they are read over."""
     stored = flatten(json.loads(json.dumps(to_dict(ZOO[name]))))
-    base = configure(ZOO[name], {"size": 100, "score_threshold": 0.9})
+    base = configure(ZOO[name], fields_of(name, size=100, score_threshold=0.9))
     assert base != ZOO[name]
     assert configure(base, stored) == ZOO[name]
 

@@ -107,13 +107,19 @@ def test_shapes_follow_from_the_configuration(name: str) -> None:
             seeds=torch.empty(2, dtype=torch.int64),
             masks=Coverage(torch.empty(2, 9, 4), torch.empty(2, 9, 112, 112, dtype=torch.uint8)),
         )
-        fast = name.startswith("fast_rcnn")
+        stagewise = name.startswith(("rcnn", "sppnet"))
+        fast = stagewise or name.startswith("fast_rcnn")
         if fast:
             shape = (2, model.config.proposals.keep_test)
             proposals = GivenProposals(torch.empty(*shape, 4), torch.empty(shape), torch.empty(shape, dtype=torch.bool))
             batch = replace(batch, proposals=proposals)
-        losses = model.train()(batch, targets)
+        losses = {} if stagewise else model.train()(batch, targets)
         stages = model.eval().stages(batch)
+    if stagewise:
+        assert stages.predictions[0].logits.shape == (2, 500, 7)
+        assert stages.predictions[0].deltas.shape == (2, 500, 7, 4)
+        assert stages.detections.boxes.shape == (2, 100, 4)
+        return
     if name.startswith("retinanet"):
         assert set(losses) == {"class", "box"}
         assert stages.detections.boxes.shape == (2, 100, 4)

@@ -29,15 +29,15 @@ def rcnn_model(num_classes: int, windows: int = 500) -> TwoStage:
     return _built(configure(named("rcnn_tiny"), {"rpn_keep_train": windows, "rpn_keep_test": windows}), num_classes)
 
 
-def sppnet_model(begun: TwoStage, size: int, *, five: bool) -> TwoStage:
+def sppnet_model(rcnn: TwoStage, size: int, *, five: bool) -> TwoStage:
     """SPPnet with the weights of an R-CNN: the finest level of the pyramid has the bins of its pool5.
 
     The columns of fc6 for the coarser levels are 0, so that both networks start with the same function.
     """
-    own = cast(StagewiseConfig, begun.config)
+    own = cast(StagewiseConfig, rcnn.config)
     config = replace(own, regions=scaled(size, five=five))
-    model = _built(config, begun.num_classes)
-    to, source = cast(SVMHead, model.head), cast(SVMHead, begun.head)
+    model = _built(config, rcnn.num_classes)
+    to, source = cast(SVMHead, model.head), cast(SVMHead, rcnn.head)
     cast(ImageScales, model.backbone).body.load_state_dict(cast(WarpedRegions, source.regions).backbone.state_dict())
     with torch.no_grad():
         fc6, theirs = to.body.fc6, source.body.fc6

@@ -16,6 +16,7 @@ from twostage.models.regions.pooling import RegionFeatures
 from twostage.ops.boxes import area
 from twostage.ops.spp import DETECTION, spp
 
+ON_HOST = ("cpu",)  # devices whose values can be read without a wait
 SCALES = (480, 576, 688, 864, 1200)  # shortest sides of the paper's five scales; its single scale is 688
 
 
@@ -93,7 +94,7 @@ class PyramidRegions(nn.Module):
         bins = sum(side * side for side in self.config.pyramid)
         out = maps[0].new_zeros(*boxes.shape[:2], maps[0].shape[1] * bins)
         for k, (features, scale) in enumerate(zip(maps, scales, strict=True)):
-            if boxes.device.type != "cpu":  # fixed shapes, no wait for the device
+            if boxes.device.type not in ON_HOST:  # fixed shapes, no wait for the device
                 out = torch.where((choice == k)[..., None], self._pool(features, boxes * scale), out)
                 continue
             for i, rows in enumerate(choice == k):
