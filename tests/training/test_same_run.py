@@ -7,10 +7,12 @@ every loss is held to 0.1 %, behind it the sum to what the recordings themselves
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from twostage.cli import main
 from twostage.data.scenes import write_scenes
@@ -26,6 +28,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("same-run") / "scenes"
     write_scenes(folder, train=4, val=1, seed=3)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """As in the recordings: another number of threads rounds sums otherwise, and the tests' workers have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("model", BEFORE)
