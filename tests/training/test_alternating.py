@@ -136,10 +136,10 @@ def test_it_goes_on_where_the_data_lie_now(
 
 
 def test_contradictions(options: TrainOptions) -> None:
-    with pytest.raises(UsageError, match="says itself what learns"):
+    with pytest.raises(UsageError, match="fix the trained parts"):
         train(replace(options, learn=("rpn",)))
     with pytest.raises(UsageError, match="lacks one, choose a faster_rcnn"):
-        train(replace(options, model="fast_rcnn_tiny"))
+        train(replace(options, model="fast_rcnn_tiny", model_fields={}))
     with pytest.raises(UsageError, match="rounds is for"):
         replace(options, scheme="joint", rounds=2)
     with pytest.raises(UsageError, match="learn: a model has no part 'neck'"):
