@@ -25,4 +25,4 @@ def with_proposals(model: TwoStage, batch: Batch) -> Batch:
     """The batch as the model takes it."""
     if model.rpn is not None:
         return batch
-    return replace(batch, proposals=given(batch, model.fields.rpn_keep_test))
+    return replace(batch, proposals=given(batch, model.config.proposals.keep_test))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ import torch
 from twostage.data.batch import Batch, stack_images
 from twostage.inference import graphs
 from twostage.inference.graphs import Recordings, cuda_graphs
-from twostage.inference.predictor import find
-from twostage.inference.prepare import prepare
-from twostage.models.fields import Fields
-from twostage.models.heads.detect import Found
+from twostage.inference.prepare import PreparedModel, prepare
+from twostage.models.build import build
+from twostage.models.configure import configure
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.two_stage import Stages, TwoStage
-from twostage.models.zoo import build
+from twostage.models.zoo import named
 
 
 def batch(height: int, width: int, seed: int = 0, count: int = 1) -> Batch:
@@ -35,7 +36,7 @@ class Recorder:
 
         def replay() -> None:
             self.replayed += 1
-            for old, new in zip(stages.found[:-1], forward().found[:-1], strict=True):
+            for old, new in zip(stages.detections[:-1], forward().detections[:-1], strict=True):
                 old.copy_(new)
 
         return stages, replay
@@ -44,11 +45,20 @@ class Recorder:
 @pytest.fixture
 def model() -> TwoStage:
     torch.manual_seed(0)
-    return build("faster_rcnn_tiny_fpn", 3, score_threshold=0.0, rpn_keep_test=10, max_det=5).eval()
+    return small("faster_rcnn_tiny_fpn", score_threshold=0.0, rpn_keep_test=10, max_det=5)
 
 
-def run(passes: Recordings, model: TwoStage, one: Batch, fields: Fields | None = None) -> Found:
-    return passes(model, one, fields or model.fields, lambda stages: stages.found.each(torch.clone))
+def small(name: str, **fields: object) -> TwoStage:
+    model = build(configure(named(name), fields), 3)
+    assert isinstance(model, TwoStage)
+    return model.eval()
+
+
+def run(
+    passes: Recordings, model: TwoStage | PreparedModel, one: Batch, config: PostprocessConfig | None = None
+) -> BatchDetections:
+    config = config or model.config.postprocess
+    return passes(model.stages, one, config, lambda stages: stages.detections.each(torch.clone))
 
 
 @torch.inference_mode()
@@ -57,7 +67,7 @@ def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on(model
     passes = Recordings(recorder)
     for turn in range(4):
         one = batch(64, 96, seed=turn)
-        for got, expected in zip(run(passes, model, one)[:-1], model.stages(one).found[:-1], strict=True):
+        for got, expected in zip(run(passes, model, one)[:-1], model.stages(one).detections[:-1], strict=True):
             assert torch.equal(got, expected)
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
@@ -89,8 +99,9 @@ def test_few_recordings_are_kept_those_that_are_used(model: TwoStage, monkeypatc
 def test_other_thresholds_are_another_recording(model: TwoStage) -> None:
     recorder = Recorder()
     passes = Recordings(recorder)
-    for fields in (model.fields, model.fields.changed({"max_det": 2})) * 2:
-        assert run(passes, model, batch(32, 32), fields).boxes.shape[1] == fields.max_det
+    own = model.config.postprocess
+    for config in (own, replace(own, max_det=2)) * 2:
+        assert run(passes, model, batch(32, 32), config).boxes.shape[1] == config.max_det
     assert recorder.recorded == 2
 
 
@@ -109,7 +120,7 @@ def test_a_shape_that_cannot_be_recorded_runs_plainly_and_it_is_said_once(
     with caplog.at_level(logging.WARNING, "twostage.inference"):
         for turn in range(4):
             for one in (batch(32, 32, seed=turn), batch(32, 96, seed=turn)):
-                assert torch.equal(run(passes, model, one).boxes, model.stages(one).found.boxes)
+                assert torch.equal(run(passes, model, one).boxes, model.stages(one).detections.boxes)
     assert [record.message for record in caplog.records] == ["A forward pass is not recorded as a CUDA graph: no room"]
     assert recorder.recorded == 1
 
@@ -118,7 +129,7 @@ def test_threads_read_their_own_results(model: TwoStage) -> None:
     passes = Recordings(Recorder())
     batches = [batch(32, 64, seed=seed) for seed in range(8)]
     with torch.inference_mode():
-        expected = [model.stages(one).found.boxes for one in batches]
+        expected = [model.stages(one).detections.boxes for one in batches]
 
     def many(seed: int) -> bool:
         with torch.inference_mode():
@@ -137,30 +148,30 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @torch.inference_mode()
 def test_a_recording_finds_the_same_on_a_gpu(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    fast = prepare(build(name, 3, rpn_keep_test=50).cuda().eval(), dtype)
-    assert isinstance(fast.recorded, Recordings)
+    fast = prepare(small(name, rpn_keep_test=50).cuda(), dtype)
+    assert fast._recordings is not None
     for turn in range(4):
         one = batch(96, 128, seed=turn, count=2).to("cuda")
-        expected = fast.stages(one).found
-        for got, want in zip(find(fast, one, output=fast.fields)[:-1], expected[:-1], strict=True):
+        expected = fast.stages(one).detections
+        for got, want in zip(fast.detect(one, fast.config.postprocess)[:-1], expected[:-1], strict=True):
             torch.testing.assert_close(got, want.cpu(), rtol=1e-3, atol=1e-3)
-    assert len(fast.recorded._kept) == 1
+    assert len(fast._recordings._kept) == 1
 
 
 @needs_gpu
 @torch.inference_mode()
 def test_a_replay_never_makes_the_host_wait() -> None:
     torch.manual_seed(0)
-    fast = prepare(build("faster_rcnn_resnet18_fpn", 3).cuda().eval(), torch.bfloat16)
+    fast = prepare(small("faster_rcnn_resnet18_fpn").cuda(), torch.bfloat16)
     one = batch(96, 128).to("cuda")
-    expected = fast.stages(one).found
+    expected = fast.stages(one).detections
     passes = Recordings(cuda_graphs(torch.device("cuda")))
     for _ in range(2):
         run(passes, fast, one)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = run(passes, fast, one)
+        detections = run(passes, fast, one)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for got, want in zip(found, expected, strict=True):
+    for got, want in zip(detections, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)

@@ -1,5 +1,6 @@
 """Predictions on pictures: their own pixels, any source, any batch."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from twostage.data.batch import stack_images
 from twostage.data.images import read_image
 from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError, UsageError
-from twostage.inference import predictor
-from twostage.inference.predictor import find, make_batch, run, suppressed_again
-from twostage.weights.file import Card, save_weights
+from twostage.inference import prepare
+from twostage.inference.predictor import make_batch
+from twostage.models.component import to_dict
+from twostage.models.zoo import ZOO
+from twostage.weights.file import KEY, Card
 
 FIELDS = {"size": 96, "rpn_top_test": 100, "rpn_keep_test": 60, "anchors_in_padding": False}
 
@@ -123,21 +127,21 @@ def test_unreadable_picture_does_not_lose_the_others(detector: Detector, picture
 
 def test_trace_ends_in_the_prediction(detector: Detector, pictures: list[Path]) -> None:
     stages = detector.trace(pictures[0])
-    found = detector.predict(pictures[0], conf=detector.model.fields.score_threshold)
-    valid = stages.found.valid[0]
-    np.testing.assert_array_equal(stages.found.scores[0][valid].numpy(), found.scores)
+    found = detector.predict(pictures[0], conf=detector.model.config.postprocess.score_threshold)
+    valid = stages.detections.valid[0]
+    np.testing.assert_array_equal(stages.detections.scores[0][valid].numpy(), found.scores)
     # Every detection knows its proposal, every proposal its anchor.
-    parents = stages.found.proposals[0][valid]
+    parents = stages.detections.proposals[0][valid]
     np.testing.assert_array_equal(parents.numpy(), found.proposals)
     assert stages.proposals.valid[0][parents].all()
-    assert stages.proposals.anchors[0].max() < sum(len(a) for a in stages.dense.anchors)
+    assert stages.proposals.anchors[0].max() < sum(len(a) for a in stages.anchors.anchors)
 
 
 def test_saved_detector_predicts_the_same(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
     detector.save(tmp_path / "d.safetensors", metrics={"AP": 0.5})
     loaded = Detector.load(tmp_path / "d.safetensors", device="cpu")
     assert loaded.names == detector.names
-    assert loaded.model.fields == detector.model.fields
+    assert loaded.model.config == detector.model.config
     a, b = (d.predict(pictures[0], conf=0.05) for d in (detector, loaded))
     np.testing.assert_array_equal(a.boxes, b.boxes)
 
@@ -169,38 +173,50 @@ def test_names_are_different_texts(names: list[str] | str) -> None:
         Detector.build("faster_rcnn_tiny_fpn", names, device="cpu")
 
 
-@pytest.mark.parametrize("change", [{"model": "faster_rcnn_later"}, {"fields": {"size": 64, "later": 1}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "faster_rcnn_later"},
+        {"format": 1, "fields": {"size": 64, "later": 1}},
+        {"config": {**to_dict(ZOO["faster_rcnn_tiny_fpn"]), "later": 1}},
+        {"config": {**to_dict(ZOO["faster_rcnn_tiny_fpn"]), "later": {"type": "LaterConfig", "later": 1}}},
+    ],
+    ids=["model", "field of format 1", "field", "component"],
+)
 def test_a_file_of_a_later_version_is_named(tmp_path: Path, change: dict) -> None:
     path = tmp_path / "later.safetensors"
     state = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu").model.state_dict()
-    save_weights(path, state, Card(**{"model": "faster_rcnn_tiny_fpn", "names": ("a",), "fields": {}, **change}))
-    with pytest.raises(DataError, match=r"later\.safetensors: .*does not know the (model|field) .*later.*Update"):
+    card = Card("faster_rcnn_tiny_fpn", ("a",), ZOO["faster_rcnn_tiny_fpn"])
+    content = json.loads(card.to_json()) | change
+    save_file(state, path, metadata={KEY: json.dumps(content)})
+    with pytest.raises(DataError, match=r"later\.safetensors: .*does not have the (model|field) .*later.*Update"):
         Detector.load(path)
 
 
 def test_suppression_repeated_by_the_processor_finds_the_same(detector: Detector, pictures: list[Path]) -> None:
     """What a device could not finish; here the forward pass had nothing left to do."""
-    fields = detector.model.fields
-    batch = make_batch([read_image(path) for path in pictures[:2]], fields)
-    stages = run(detector.prepared, batch, output=fields)
-    again = suppressed_again(detector.prepared, stages, batch.sizes, fields)
+    config = detector.model.config
+    batch = make_batch([read_image(path) for path in pictures[:2]], config)
+    stages = detector.prepared.stages(batch)
+    with torch.inference_mode():
+        again = detector.prepared.model.suppress_again(stages, batch.sizes, config.postprocess).detections
     assert again.valid.any()
-    for found, expected in zip(again, stages.found, strict=True):
-        torch.testing.assert_close(found, expected)
+    for got, expected in zip(again, stages.detections, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_a_processor_takes_a_large_batch_in_parts_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = Detector.build("faster_rcnn_tiny_fpn", ["a", "b"], device="cpu", score_threshold=0.0).prepared
     batch = stack_images(list(torch.rand(5, 3, 64, 96)))
-    whole = find(model, batch, output=model.fields)
-    monkeypatch.setattr(predictor, "_PIXELS", 2 * 64 * 96 + 1)
+    whole = model.detect(batch, model.config.postprocess)
+    monkeypatch.setattr(prepare, "_PIXELS", 2 * 64 * 96 + 1)
     seen = []
-    hook = model.rpn.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0][0])))
-    divided = find(model, batch, output=model.fields)
+    hook = model.model.rpn.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0][0])))
+    divided = model.detect(batch, model.config.postprocess)
     hook.remove()
     assert seen == [2, 2, 1]
     for got, expected in zip(divided, whole, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
-    monkeypatch.setattr(predictor, "_PIXELS", 1)
-    assert len(find(model, batch, output=model.fields).boxes) == 5
+    monkeypatch.setattr(prepare, "_PIXELS", 1)
+    assert len(model.detect(batch, model.config.postprocess).boxes) == 5

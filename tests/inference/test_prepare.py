@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from twostage import Detector
 from twostage.data.batch import Batch, stack_images, stack_targets
 from twostage.inference.predictor import make_batch
-from twostage.inference.prepare import prepare, truncated
+from twostage.inference.prepare import PreparedModel, prepare, truncated
+from twostage.models.build import Model, build
+from twostage.models.configure import configure, names_of
 from twostage.models.fused import FusedConv, FusedLinear
+from twostage.models.one_stage import OneStageStages
 from twostage.models.two_stage import TwoStage
-from twostage.models.zoo import ZOO, build
+from twostage.models.zoo import ZOO, named
 from twostage.ops.activation import Activation
 from twostage.ops.cpu import packed
 from twostage.ops.cpu.packed import PackedConv, PackedLinear, PackedPointwise
@@ -46,11 +49,12 @@ def inference() -> Iterator[None]:
         yield
 
 
-def lively(name: str, **fields: object) -> TwoStage:
-    """A model whose normalisations do something: random statistics, as after training."""
+def lively(name: str, **fields: object) -> Model:
+    """A model whose normalisations do something: random statistics, as after training; fields it lacks are left out."""
     with torch.inference_mode(False):
         torch.manual_seed(0)
-        model = build(name, 3, **fields).to(memory_format=torch.channels_last).eval()
+        config = named(name)
+        model = build(configure(config, {k: v for k, v in fields.items() if k in names_of(config)}), 3).to(memory_format=torch.channels_last).eval()
         for module in model.modules():
             if hasattr(module, "running_var"):
                 module.running_var.uniform_(0.5, 2)
@@ -70,20 +74,24 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).abs().max() / expected.abs().max())
 
 
-def errors(fast: TwoStage, model: TwoStage, images: Batch) -> list[float]:
-    """Of every map, of what the proposal network says, and of the head on the trained model's own proposals."""
-    images = with_proposals(model, images)
+def errors(fast: PreparedModel, model: Model, images: Batch) -> list[float]:
+    """Of every map, of the predictions for anchors, and of those of the head for the trained model's own proposals."""
+    if isinstance(model, TwoStage):
+        images = with_proposals(model, images)
     a, b = model.stages(images), fast.stages(images)
-    read = fast.head.reads(b.maps)
-    looks = fast.head.looks(read, a.proposals, images.sizes)
     pairs = [*zip(b.maps, a.maps, strict=True)]
-    pairs += [pair for one, two in zip(looks, a.looks, strict=True) for pair in zip(one, two, strict=True)]
-    if a.found.masks is not None:
-        assert a.found.valid.any()
-        pairs.append((fast.head.masks(read, a.found).masks, a.found.masks))
-    if a.dense is not None:
-        pairs += [*zip(b.dense.logits, a.dense.logits, strict=True), *zip(b.dense.deltas, a.dense.deltas, strict=True)]
-    return [error(found, expected) for found, expected in pairs]
+    if a.anchors is not None:
+        pairs += [*zip(b.anchors.logits, a.anchors.logits, strict=True)]
+        pairs += [*zip(b.anchors.deltas, a.anchors.deltas, strict=True)]
+    if not isinstance(a, OneStageStages):
+        head = fast.model.head
+        features = head.fuse_features(b.maps)
+        stages = zip(head.predict(features, a.proposals, images.sizes), a.predictions, strict=True)
+        pairs += [pair for one, two in stages for pair in zip(one, two, strict=True)]
+        if a.detections.masks is not None:
+            assert a.detections.valid.any()
+            pairs.append((head.predict_masks(features, a.detections).masks, a.detections.masks))
+    return [error(got, expected) for got, expected in pairs]
 
 
 # Of the later families one of each; the rest differ in depth.
@@ -101,9 +109,9 @@ def test_every_normalisation_is_folded_or_kept(norm: str, way: str) -> None:
     model = lively("faster_rcnn_tiny_fpn", norm=norm)
     fast = prepare(model)
     assert max(errors(fast, model, batch((96, 120)))) < 1e-4
-    kept = sum(isinstance(module, nn.GroupNorm) for module in fast.modules())
+    kept = sum(isinstance(module, nn.GroupNorm) for module in fast.model.modules())
     assert kept == (sum(isinstance(module, nn.GroupNorm) for module in model.modules()))
-    assert not any(hasattr(module, "running_var") for module in fast.modules())
+    assert not any(hasattr(module, "running_var") for module in fast.model.modules())
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "faster_rcnn_mobilenet_v3_large_fpn", "faster_rcnn_zf"])
@@ -113,7 +121,7 @@ def test_bf16_is_near_float32_and_boxes_are_float32(name: str, way: str) -> None
     assert max(errors(fast, model, batch((96, 120)))) < 0.05
     stages = fast.stages(batch((96, 120)))
     assert {m.dtype for m in stages.maps} == {torch.bfloat16}
-    assert stages.found.boxes.dtype == stages.found.scores.dtype == stages.proposals.boxes.dtype == torch.float32
+    assert stages.detections.boxes.dtype == stages.detections.scores.dtype == stages.proposals.boxes.dtype == torch.float32
 
 
 def test_any_shape_after_any_other_runs_on_the_same_weights(way: str) -> None:
@@ -138,8 +146,8 @@ def test_the_trained_model_is_untouched_and_trains_on() -> None:
 
 def test_weights_are_kept_once(way: str) -> None:
     fast = prepare(lively("faster_rcnn_tiny_fpn"))
-    ways = [m.conv for m in fast.modules() if isinstance(m, FusedConv)]
-    ways += [m.linear for m in fast.modules() if isinstance(m, FusedLinear)]
+    ways = [m.conv for m in fast.model.modules() if isinstance(m, FusedConv)]
+    ways += [m.linear for m in fast.model.modules() if isinstance(m, FusedLinear)]
     assert len(ways) > 20
     kept = (PackedConv, PackedPointwise, PackedLinear, BySize) if way == "packed" else (PlainConv, PlainLinear)
     assert all(isinstance(one, kept) for one in ways)
@@ -155,8 +163,8 @@ def test_a_detector_prepares_anew_when_its_weights_change() -> None:
     assert detector.prepared is not first
     image = (torch.rand(64, 64, 3) * 255).to(torch.uint8).numpy()
     with torch.inference_mode():
-        expected = detector.model.stages(make_batch([image], detector.model.fields)).looks[-1].logits
-    torch.testing.assert_close(detector.trace(image).looks[-1].logits, expected, rtol=1e-4, atol=1e-4)
+        expected = detector.model.stages(make_batch([image], detector.model.config)).predictions[-1].logits
+    torch.testing.assert_close(detector.trace(image).predictions[-1].logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "hardswish"])
@@ -210,9 +218,9 @@ def test_large_maps_are_convolved_by_winograd_and_small_ones_directly(way: str) 
 def test_moving_or_hooking_the_prepared_model_does_not_touch_the_trained_one() -> None:
     model = lively("faster_rcnn_tiny_fpn")
     fast = prepare(model)
-    fast.to(torch.float64)
-    fast.rpn.register_forward_hook(lambda *_: pytest.fail("hooked"))
-    assert model.mean.dtype == model.rpn.anchors.get_buffer("cell0").dtype == torch.float32
+    fast.model.to(torch.float64)
+    fast.model.rpn.register_forward_hook(lambda *_: pytest.fail("hooked"))
+    assert model.normalize.pixel_mean.dtype == model.rpn.anchors.get_buffer("cell0").dtype == torch.float32
     model.stages(batch((64, 64)))
 
 
@@ -220,19 +228,11 @@ def test_what_a_trace_is_used_for_changes_no_later_prediction() -> None:
     model = prepare(lively("faster_rcnn_tiny_fpn"))
     images = batch((64, 96))
     expected = model.stages(images)
-    boxes = expected.found.boxes.clone()
-    for level in expected.dense.anchors:
+    boxes = expected.detections.boxes.clone()
+    for level in expected.anchors.anchors:
         level.mul_(3)
-    expected.dense.anchors.pop()
-    assert torch.equal(model.stages(images).found.boxes, boxes)
-
-
-@torch.inference_mode(False)
-def test_a_detector_prepares_anew_when_its_fields_change() -> None:
-    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
-    first = detector.prepared
-    detector.model.rpn.fields = detector.model.fields.changed({"rpn_keep_test": 5})
-    assert detector.prepared is not first
+    expected.anchors.anchors.pop()
+    assert torch.equal(model.stages(images).detections.boxes, boxes)
 
 
 @torch.inference_mode(False)

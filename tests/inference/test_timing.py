@@ -27,7 +27,7 @@ def test_every_stage_has_its_time_and_the_model_is_as_before(picture: bytes) -> 
     times = stage_times(model, [picture], repeats=2, warmup=0)
     assert tuple(times) == STAGES
     assert all(0 < taken.minimum <= taken.median for taken in times.values())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 
 
 def test_a_backbone_without_a_pyramid_has_no_neck(picture: bytes) -> None:
@@ -38,13 +38,13 @@ def test_a_backbone_without_a_pyramid_has_no_neck(picture: bytes) -> None:
 
 def test_a_slow_stage_is_seen_where_it_is(picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", size=64, max_size=96).prepared
-    propose = model.rpn.propose
+    propose = model.model.rpn.propose
 
     def slowly(*args: object) -> object:
         time.sleep(0.5)
         return propose(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(model.rpn, "propose", slowly)
+    monkeypatch.setattr(model.model.rpn, "propose", slowly)
     times = stage_times(model, [picture], repeats=1)
     assert max(times, key=lambda stage: times[stage].median) == "proposals"
     assert times["proposals"].median > 500
@@ -55,7 +55,7 @@ def test_slow_masks_are_heads(picture: bytes, name: str, monkeypatch: pytest.Mon
     fields = {"size": 64, "max_size": 96, "score_threshold": 0.0}
     fields |= {"semantic_classes": 4} if name.startswith("hybrid") else {}
     model = Detector.build(name, ["a"], device="cpu", **fields).prepared
-    head = next(module for module in model.head.modules() if isinstance(module, MaskHead))
+    head = next(module for module in model.model.head.modules() if isinstance(module, MaskHead))
     tell = head.up.forward
 
     def slowly(x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_every_peer_has_a_model_of_ours_and_as_many_outputs(picture: bytes) -> N
     image = np.array(Image.open(io.BytesIO(picture)))
     name = "faster_rcnn_mobilenet_v3_large_320_fpn"
     ours = Detector.build(name, ["a", "b"], device="cpu", size=64, max_size=96)
-    theirs = build_peer(name, 2, ours.model.fields, ours.device)
+    theirs = build_peer(name, 2, ours.model.config.image, ours.device)
     assert sum(p.numel() for p in theirs.parameters()) == pytest.approx(
         sum(p.numel() for p in ours.model.parameters()), rel=0.01
     )

@@ -55,7 +55,7 @@ def test_trains_evaluates_and_predicts(
 
 def test_the_file_knows_how_many_classes_of_stuff_there_are(options: TrainOptions) -> None:
     detector = Detector.load(train(of(options, "hybrid_task_cascade", epochs=1))["weights"])
-    assert detector.model.fields.semantic_classes == 6
+    assert detector.model.config.semantic.classes == 6
     found = detector.predict(next((options.data / "val").iterdir()), conf=0.0)
     assert found.masks is not None
     assert len(found.masks) == len(found)

@@ -53,7 +53,7 @@ def test_run_leaves_everything_and_its_weights_load(options: TrainOptions) -> No
     assert json.loads((out / "env.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
     detector = Detector.load(result["weights"])
     assert detector.names == ("circle", "square", "triangle", "star", "cross")
-    assert detector.model.fields.size == 64
+    assert detector.model.config.image.size == 64
     # Pictures are pictures, not empty canvases.
     assert np.asarray(Image.open(out / "loss.png").convert("L")).std() > 5
 

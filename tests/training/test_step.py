@@ -10,7 +10,9 @@ import torch
 
 from twostage.data.recognise import open_dataset
 from twostage.distributed import SINGLE_PROCESS
-from twostage.models.zoo import build
+from twostage.models.build import build
+from twostage.models.two_stage import PARTS
+from twostage.models.zoo import named
 from twostage.training import step
 from twostage.training.recipe import SCRATCH
 from twostage.training.state import Progress
@@ -31,10 +33,11 @@ def test_time_budget_is_met_though_steps_change(
     monkeypatch.setattr(step, "train_step", quick_step)
     monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: now))
     session = Session(
-        model=(model := build("faster_rcnn_tiny_fpn", 1)),
-        learner=model,
+        model=(model := build(named("faster_rcnn_tiny_fpn"), 1)),
+        ddp_model=model,
+        parts=tuple(PARTS),
         optimizer=torch.optim.SGD([torch.zeros(1)]),
-        average=None,
+        ema=None,
         scaler=None,
         recipe=replace(SCRATCH, warmup=50),
         progress=Progress(),

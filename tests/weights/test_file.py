@@ -12,13 +12,15 @@ from torch import Tensor
 
 from twostage import __version__
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
-from twostage.models.fields import PAPER, Fields
+from twostage.models.component import to_dict
+from twostage.models.configure import configure
+from twostage.models.zoo import ZOO
 from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
 
 CARD = Card(
     "faster_rcnn_tiny_fpn",
     ("Blutkörperchen", "white cell"),
-    PAPER.to_dict(),
+    configure(ZOO["faster_rcnn_tiny_fpn"], {"size": 600, "roi": "pool", "rpn_nms": 0.6}),
     metrics={"AP": 0.612, "AP50": 0.9},
     licence="CC0",
 )
@@ -51,7 +53,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (card.model, card.names, card.licence) == (CARD.model, CARD.names, CARD.licence)
     assert card.metrics == CARD.metrics
     assert card.version == __version__
-    assert Fields().changed(card.fields) == PAPER
+    assert card.config == CARD.config
     assert loaded.keys() == given.keys()
     for name, tensor in given.items():
         assert torch.equal(loaded[name], tensor)
@@ -65,7 +67,7 @@ def test_any_reader_of_safetensors_can_read_it(tmp_path: Path) -> None:
         header = json.loads(file.metadata()[KEY])
     assert header["format"] == FORMAT
     assert header["names"] == [*CARD.names]
-    assert header["fields"]["size"] == 600
+    assert header["config"]["image"]["size"] == 600
 
 
 def test_what_is_read_outlives_the_file(tmp_path: Path) -> None:
@@ -168,9 +170,16 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
 
 def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
     """Fields that did not exist yet take their defaults later; `licence` and `metrics` may be absent."""
-    path = with_header(tmp_path / "a.safetensors", version="0.0.1", fields={"size": 320}, licence=..., metrics=...)
+    config = {**to_dict(CARD.config), "image": {"type": "ImageConfig", "size": 320, "max_size": 320}}
+    path = with_header(tmp_path / "a.safetensors", version="0.0.1", config=config, licence=..., metrics=...)
     card, _ = load_weights(path)
-    assert card.fields == {"size": 320}
+    assert card.config == configure(CARD.config, {"size": 320, "max_size": 320})
+    assert card.metrics == {}
+    path = with_header(
+        tmp_path / "b.safetensors", format=1, version="0.0.1", config=..., fields={"size": 64}, licence=..., metrics=...
+    )
+    card, _ = load_weights(path)
+    assert card.config == configure(ZOO["faster_rcnn_tiny_fpn"], {"size": 64})
     assert card.metrics == {}
 
 
@@ -183,7 +192,11 @@ def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
         {"names": []},
         {"model": ...},
         {"model": 3},
-        {"fields": [1, 2]},
+        {"config": [1, 2]},
+        {"config": ...},
+        {"config": {"backbone": {}}},
+        {"format": 1, "config": ..., "fields": [1, 2]},
+        {"format": 1},
         {"format": ...},
         {"format": "one"},
         {"unknown": 1},
@@ -222,10 +235,15 @@ def test_a_header_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_another_size_keeps_the_ratio_of_the_file() -> None:
-    card = Card("m", ("a",), {"size": 320, "max_size": 480})
-    assert card.fields_with({"size": 640}) == {"size": 640, "max_size": 960}
-    assert card.fields_with({"size": 640, "max_size": 700}) == {"size": 640, "max_size": 700}
-    assert card.fields_with({}) == card.fields
+    config = configure(ZOO["faster_rcnn_tiny_fpn"], {"size": 320, "max_size": 480})
+
+    def sizes(**given: int) -> tuple[int, int]:
+        image = configure(config, given).image
+        return image.size, image.max_size
+
+    assert sizes(size=640) == (640, 960)
+    assert sizes(size=640, max_size=700) == (640, 700)
+    assert sizes() == (320, 480)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes in folders")

@@ -6,7 +6,9 @@ import torchvision
 from torch import Tensor, nn
 
 from twostage.errors import DataError
-from twostage.models.zoo import ZOO, build
+from twostage.models.build import build
+from twostage.models.configure import configure, names_of
+from twostage.models.zoo import ZOO, named
 from twostage.weights.fit import Unfilled, as_backbone, load_all, load_fitting
 
 
@@ -83,7 +85,7 @@ NEW = ("rpn.", "head.classes.", "head.deltas.", "backbone.laterals.", "backbone.
 @pytest.mark.parametrize(("name", "classifier"), CLASSIFIERS, ids=[name for name, _ in CLASSIFIERS])
 def test_an_image_net_file_fills_the_whole_backbone(name: str, classifier: Callable[[], nn.Module]) -> None:
     with torch.device("meta"):
-        model, state = build(name, 3), classifier().state_dict()
+        model, state = build(named(name), 3), classifier().state_dict()
     loaded, left = load_fitting(model, as_backbone(model, state))
     assert all(key.startswith("backbone.") or "c4" in name or "vgg" in name for key in loaded)
     assert all(key.replace("head.box.", "head.").startswith((*NEW, "head.body.convs.", "head.mask.")) for key in left)
@@ -99,7 +101,7 @@ def test_an_image_net_file_fills_the_whole_backbone(name: str, classifier: Calla
 
 def test_values_arrive_where_their_names_say() -> None:
     state = torchvision.models.resnet18(weights=None).state_dict()
-    model = build("faster_rcnn_resnet18_fpn", 3)
+    model = build(named("faster_rcnn_resnet18_fpn"), 3)
     load_fitting(model, as_backbone(model, state))
     for name in ("conv1.weight", "layer3.1.bn2.running_var", "layer4.0.downsample.0.weight"):
         assert torch.equal(model.state_dict()[f"backbone.body.{name}"], state[name])
@@ -107,7 +109,7 @@ def test_values_arrive_where_their_names_say() -> None:
 
 def test_vggs_hidden_layer_reads_a_region_as_the_classifier_does() -> None:
     """fc6 of Fast R-CNN is ImageNet's first hidden layer, on a pooled region instead of the pooled image."""
-    model = build("faster_rcnn_vgg16", 3, head_channels=6, dropout=0.0).eval()
+    model = build(configure(named("faster_rcnn_vgg16"), {"head_channels": 6, "dropout": 0.0}), 3).eval()
     theirs = nn.Sequential(nn.Linear(512 * 7 * 7, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 6)).eval()
     state = {f"classifier.{name}": tensor for name, tensor in theirs.state_dict().items()}
     loaded, _ = load_fitting(model, as_backbone(model, state))
@@ -119,10 +121,12 @@ def test_vggs_hidden_layer_reads_a_region_as_the_classifier_does() -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_model_built_to_be_filled_draws_nothing_and_ends_with_the_files_weights(name: str) -> None:
-    full = build(name, 3, head_channels=8)
+    config = named(name)
+    config = configure(config, {"head_channels": 8} if "head_channels" in names_of(config) else {})
+    full = build(config, 3)
     before = torch.get_rng_state()
     with Unfilled():
-        model = build(name, 3, head_channels=8)
+        model = build(config, 3)
     assert torch.equal(torch.get_rng_state(), before)
     load_all(model, full.state_dict(), "file")
     assert all(torch.equal(value, full.state_dict()[name]) for name, value in model.state_dict().items())

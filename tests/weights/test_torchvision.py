@@ -13,7 +13,8 @@ from torchvision.models import detection
 from twostage import Detector
 from twostage.data.scenes import EASY, HARD, make_scene
 from twostage.errors import DataError, UsageError
-from twostage.models.zoo import build
+from twostage.models.build import build
+from twostage.models.zoo import named
 from twostage.weights.fit import load_all
 from twostage.weights.torchvision import COCO_HOLES, channel_last, from_torchvision
 
@@ -44,7 +45,7 @@ def numbered(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tensor_finds_its_place_and_none_is_left(name: str) -> None:
     with torch.device("meta"):
-        own = build(name, 7).state_dict()
+        own = build(named(name), 7).state_dict()
     own = {n: t.shape for n, t in own.items() if not n.endswith("num_batches_tracked")}
     found = {n: t.shape for n, t in from_torchvision(shapes(name, 8), 7).items()}
     assert found == own
@@ -127,7 +128,7 @@ def test_a_classification_network_is_refused() -> None:
 def test_weights_of_another_model_are_refused_by_name(theirs: type, ours: str) -> None:
     with torch.device("meta"):
         state = theirs(weights=None, weights_backbone=None, num_classes=4).state_dict()
-        model = build(ours, 3)
+        model = build(named(ours), 3)
     with pytest.raises(DataError, match=r"these weights are not this model's: they (lack|have unknown|differ)"):
         load_all(model, from_torchvision(state, 3), "the torchvision weights")
 

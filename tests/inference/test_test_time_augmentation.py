@@ -16,8 +16,10 @@ from twostage.data.scenes import write_scenes
 from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.errors import UsageError
-from twostage.inference import views as module
-from twostage.inference.views import Views, detect_by_views, fuse, windows
+from twostage.inference import test_time_augmentation as module
+from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented, fuse, windows
+from twostage.models.heads.postprocess import PostprocessConfig
+from twostage.models.image import ImageConfig
 from twostage.ops import masks as rle_masks
 
 HEIGHT, WIDTH = 90, 140
@@ -38,8 +40,10 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """In the place of a network: boxes and masks of the rectangles that are seen; the sizes of pictures looked at."""
     asked: list[tuple[int, int, int]] = []
 
-    def seeing(model: object, images: list[np.ndarray], names: tuple[str, ...], *, output) -> list[Detections]:
-        asked.extend((*pixels.shape[:2], output.size) for pixels in images)
+    def seeing(
+        model: object, images: list[np.ndarray], names: tuple[str, ...], *, postprocess: object, image: ImageConfig
+    ) -> list[Detections]:
+        asked.extend((*pixels.shape[:2], image.size) for pixels in images)
         return [one(pixels, names) for pixels in images]
 
     def one(pixels: np.ndarray, names: tuple[str, ...]) -> Detections:
@@ -65,8 +69,13 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
 
 
 def seen(image: np.ndarray, **how: object) -> Detections:
-    model = Detector.build("mask_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu").model
-    return detect_by_views(model, image, ("a", "b", "c"), output=model.fields, views=Views(**how))  # type: ignore[arg-type]
+    detector = Detector.build("mask_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu")
+    return augmented(detector, image, TestTimeAugmentation(**how))  # type: ignore[arg-type]
+
+
+def augmented(detector: Detector, image: np.ndarray, views: TestTimeAugmentation, conf: float | None = None) -> Detections:
+    postprocess = detector.postprocess(conf, None, None)
+    return detect_augmented(detector.prepared, image, detector.names, postprocess=postprocess, views=views)
 
 
 @pytest.mark.parametrize("fused", ["nms", "wbf"])
@@ -99,7 +108,7 @@ def test_scales_are_of_the_models_size(image: np.ndarray, looks: list[tuple[int,
     overlap=st.floats(0, 0.89),
 )
 def test_tiles_cover_the_picture_and_overlap(height: int, width: int, tile: int, overlap: float) -> None:
-    whole, *tiles = windows(height, width, Views(tile=tile, overlap=overlap))
+    whole, *tiles = windows(height, width, TestTimeAugmentation(tile=tile, overlap=overlap))
     assert whole == (0, 0, height, width)
     if max(height, width) <= tile:
         assert not tiles
@@ -133,30 +142,39 @@ def test_a_sure_part_does_not_yield_to_a_doubtful_whole(whole: float, kept: list
 
 def test_weighted_fusion_asks_for_one_box_of_an_object_and_view(image: np.ndarray, monkeypatch) -> None:
     """Soft-NMS leaves weakened copies, and a mean over them would be too low."""
-    asked = []
-    monkeypatch.setattr(module, "detect_images", lambda *a, output: asked.append(output) or [two(image)] * len(a[1]))
+    asked = two_seen(image, monkeypatch)
     seen(image, scales=(1.0, 2.0), fuse="wbf")
-    assert [(fields.soft_nms, fields.nms) for fields in asked] == [("off", 0.5)] * 2
+    assert [(config.soft_nms, config.nms) for config in asked] == [("off", 0.5)] * 2
 
 
 @pytest.mark.parametrize(("soft", "scores"), [("linear", [0.9, 0.8 * 0.4]), ("off", [0.9])])
 def test_a_neighbour_is_weakened_once_for_all_views_together(
     image: np.ndarray, monkeypatch, soft: str, scores: list[float]
 ) -> None:
-    asked = []
-    monkeypatch.setattr(module, "detect_images", lambda *a, output: asked.append(output) or [two(image)] * len(a[1]))
-    model = Detector.build("faster_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", soft_nms=soft).model
-    found = detect_by_views(model, image, ("a", "b", "c"), output=model.fields, views=Views(scales=(1.0, 2.0)))
-    assert found.scores.tolist() == pytest.approx(scores)
-    assert [fields.soft_nms for fields in asked] == ["off"] * 2
-    assert all(fields.nms > 0.6 for fields in asked) == (soft != "off"), "a view must not drop what is to be weakened"
+    asked = two_seen(image, monkeypatch)
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", soft_nms=soft)
+    detections = augmented(detector, image, TestTimeAugmentation(scales=(1.0, 2.0)))
+    assert detections.scores.tolist() == pytest.approx(scores)
+    assert [config.soft_nms for config in asked] == ["off"] * 2
+    assert all(config.nms > 0.6 for config in asked) == (soft != "off"), "a view must not drop what is to be weakened"
 
 
 def test_every_tile_has_the_most_detections(image: np.ndarray, looks: list[tuple[int, int, int]]) -> None:
-    model = Detector.build("mask_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", max_det=1).model
+    detector = Detector.build("mask_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", max_det=1)
     for fused in ("nms", "wbf"):
-        views = Views(tile=64, fuse=fused)
-        assert len(detect_by_views(model, image, ("a", "b", "c"), output=model.fields, views=views)) == 3
+        assert len(augmented(detector, image, TestTimeAugmentation(tile=64, fuse=fused))) == 3
+
+
+def two_seen(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> list[PostprocessConfig]:
+    """In the place of a network: two neighbours in every view; the post-processing of each call."""
+    asked: list[PostprocessConfig] = []
+
+    def detect(model: object, images: list[np.ndarray], names: object, *, postprocess, image: object, two=two(image)):
+        asked.append(postprocess)
+        return [two] * len(images)
+
+    monkeypatch.setattr(module, "detect_images", detect)
+    return asked
 
 
 def two(image: np.ndarray) -> Detections:
@@ -194,7 +212,7 @@ def test_fusion_is_the_papers() -> None:
 )
 def test_values_out_of_range(how: dict, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        Views(**how)
+        TestTimeAugmentation(**how)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +221,7 @@ def test_values_out_of_range(how: dict, says: str) -> None:
 )
 def test_values_of_other_kinds_are_refused_where_no_types_are_checked(name: str, value: object) -> None:
     """This suite checks them, users' programs do not."""
-    views = Views()
+    views = TestTimeAugmentation()
     object.__setattr__(views, name, value)
     with pytest.raises(UsageError, match=rf"^{name} cannot be .*: it takes "):
         views.__post_init__()
@@ -213,7 +231,7 @@ def test_values_of_other_kinds_are_refused_where_no_types_are_checked(name: str,
 @pytest.mark.parametrize("how", [{"flip": True}, {"tile": 40}, {"flip": True, "fuse": "wbf"}])
 def test_nothing_found_in_any_view(soft_nms: str, how: dict) -> None:
     detector = Detector.build("mask_rcnn_tiny_fpn", ["a", "b"], device="cpu", soft_nms=soft_nms)
-    found = detector.predict(np.zeros((64, 80, 3), dtype=np.uint8), conf=0.99, views=Views(**how))
+    found = detector.predict(np.zeros((64, 80, 3), dtype=np.uint8), conf=0.99, views=TestTimeAugmentation(**how))
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
     assert found.masks == []
@@ -224,9 +242,7 @@ def test_one_view_is_the_plain_prediction(tmp_path: Path) -> None:
     detector = Detector.build("mask_rcnn_tiny_fpn", ["a", "b"], device="cpu", score_threshold=0.0, soft_nms="off")
     image = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
     plain = detector.predict(image, conf=0.0)
-    again = detect_by_views(
-        detector.prepared, image, detector.names, output=detector.output(0.0, None, None), views=Views()
-    )
+    again = augmented(detector, image, TestTimeAugmentation(), conf=0.0)
     np.testing.assert_allclose(again.boxes, plain.boxes, atol=1e-3)
     assert again.masks == plain.masks
 
@@ -236,7 +252,7 @@ def test_no_detection_depends_on_how_many_views_go_together(how: dict) -> None:
     torch.manual_seed(0)
     detector = Detector.build("mask_rcnn_tiny_fpn", ["a", "b"], device="cpu", score_threshold=0.0, size=96)
     image = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
-    one, many = (detector.predict(image, conf=0.0, views=Views(**how), batch=batch) for batch in (1, 4))
+    one, many = (detector.predict(image, conf=0.0, views=TestTimeAugmentation(**how), batch=batch) for batch in (1, 4))
     assert len(one.scores) == len(many.scores) > 0
     np.testing.assert_allclose(many.boxes, one.boxes, atol=1e-2)
     np.testing.assert_allclose(many.scores, one.scores, atol=1e-4)
