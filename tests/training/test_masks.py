@@ -110,7 +110,7 @@ def test_without_stuff_the_branch_is_left_out_and_a_half_of_it_is_an_error(
     shutil.rmtree(data / "stuff")
     with caplog.at_level("INFO", "twostage.training"):
         result = train(of(options, "hybrid_task_cascade", data=data, out=tmp_path / "without", epochs=1))
-    assert "learns without its semantic branch" in caplog.text
+    assert "trained without its semantic branch" in caplog.text
     assert Detector.load(result["weights"]).model.head.semantic is None
 
 
@@ -125,7 +125,7 @@ def test_weights_of_classes_are_as_many_as_the_data_has(options: TrainOptions) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"learn": ("backbone", "head")}, "name that too"),
+        ({"learn": ("backbone", "head")}, "name it too"),
         ({"scheme": "alternating"}, "choose a faster_rcnn"),
         ({"proposals": Path("some.safetensors")}, "one stage, which takes none"),
         ({"model_fields": {"proposals": "selective_search"}}, "takes none from elsewhere"),
@@ -140,7 +140,7 @@ def test_one_stage_proposes_nothing_to_others(options: TrainOptions) -> None:
     weights = train(of(options, "retinanet", epochs=1, learn=("backbone", "rpn")))["weights"]
     val = open_dataset(options.data, split="val")
     detector = Detector.load(weights)
-    with pytest.raises(UsageError, match="what it proposes are detections"):
+    with pytest.raises(UsageError, match="has one stage and no RPN"):
         detector.propose_dataset(val)
     proposals = ProposalSet.of(
         ((np.zeros((1, 4), np.float32), np.zeros(1, np.float32)) for _ in range(len(val))), "file"
