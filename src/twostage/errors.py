@@ -38,13 +38,16 @@ class ThresholdError(TwostageError):
     exit_code = 5
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest known name, or all of them when none is near: `Did you mean 'train'?`."""
+def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """A sentence that names the nearest known name, or all of them when none is near: `Did you mean 'train'?`.
+
+    `listed` are those to name in that case, where things have several names.
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return "Known: " + ", ".join(known) + "."
+    return "Known: " + ", ".join(known if listed is None else listed) + "."
 
 
 def brief(value: Any) -> str:

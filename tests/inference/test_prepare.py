@@ -54,7 +54,11 @@ def lively(name: str, **fields: object) -> Model:
     with torch.inference_mode(False):
         torch.manual_seed(0)
         config = named(name)
-        model = build(configure(config, {k: v for k, v in fields.items() if k in names_of(config)}), 3).to(memory_format=torch.channels_last).eval()
+        model = (
+            build(configure(config, {k: v for k, v in fields.items() if k in names_of(config)}), 3)
+            .to(memory_format=torch.channels_last)
+            .eval()
+        )
         for module in model.modules():
             if hasattr(module, "running_var"):
                 module.running_var.uniform_(0.5, 2)
@@ -121,7 +125,9 @@ def test_bf16_is_near_float32_and_boxes_are_float32(name: str, way: str) -> None
     assert max(errors(fast, model, batch((96, 120)))) < 0.05
     stages = fast.stages(batch((96, 120)))
     assert {m.dtype for m in stages.maps} == {torch.bfloat16}
-    assert stages.detections.boxes.dtype == stages.detections.scores.dtype == stages.proposals.boxes.dtype == torch.float32
+    assert (
+        stages.detections.boxes.dtype == stages.detections.scores.dtype == stages.proposals.boxes.dtype == torch.float32
+    )
 
 
 def test_any_shape_after_any_other_runs_on_the_same_weights(way: str) -> None:

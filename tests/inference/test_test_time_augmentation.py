@@ -73,7 +73,9 @@ def seen(image: np.ndarray, **how: object) -> Detections:
     return augmented(detector, image, TestTimeAugmentation(**how))  # type: ignore[arg-type]
 
 
-def augmented(detector: Detector, image: np.ndarray, views: TestTimeAugmentation, conf: float | None = None) -> Detections:
+def augmented(
+    detector: Detector, image: np.ndarray, views: TestTimeAugmentation, conf: float | None = None
+) -> Detections:
     postprocess = detector.postprocess(conf, None, None)
     return detect_augmented(detector.prepared, image, detector.names, postprocess=postprocess, views=views)
 
@@ -169,9 +171,11 @@ def two_seen(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> list[Postpro
     """In the place of a network: two neighbours in every view; the post-processing of each call."""
     asked: list[PostprocessConfig] = []
 
-    def detect(model: object, images: list[np.ndarray], names: object, *, postprocess, image: object, two=two(image)):
+    detections = two(image)
+
+    def detect(model: object, images: list[np.ndarray], names: object, *, postprocess: PostprocessConfig, **_: object):
         asked.append(postprocess)
-        return [two] * len(images)
+        return [detections] * len(images)
 
     monkeypatch.setattr(module, "detect_images", detect)
     return asked

@@ -26,6 +26,7 @@ def of(options: TrainOptions, kind: str, **changes: object) -> TrainOptions:
     return replace(options, model=f"{kind}_tiny_fpn", **changes)
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("kind", [*KINDS, "retinanet"])
 def test_trains_evaluates_and_predicts(
     options: TrainOptions, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -125,10 +126,10 @@ def test_weights_of_classes_are_as_many_as_the_data_has(options: TrainOptions) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"learn": ("backbone", "head")}, "name it too"),
+        ({"learn": ("backbone", "boxes")}, "name it too"),
         ({"scheme": "alternating"}, "choose a faster_rcnn"),
         ({"proposals": Path("some.safetensors")}, "one stage, which takes none"),
-        ({"model_fields": {"proposals": "selective_search"}}, "takes none from elsewhere"),
+        ({"model_fields": {"proposals": "selective_search"}}, "no field 'proposals'"),
     ],
 )
 def test_one_stage_takes_nothing_from_elsewhere(options: TrainOptions, changes: dict, says: str) -> None:

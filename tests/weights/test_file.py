@@ -13,7 +13,7 @@ from torch import Tensor
 from twostage import __version__
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.models.component import to_dict
-from twostage.models.configure import configure
+from twostage.models.configure import configure, names_of
 from twostage.models.zoo import ZOO
 from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
 
@@ -181,6 +181,29 @@ def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
     card, _ = load_weights(path)
     assert card.config == configure(ZOO["faster_rcnn_tiny_fpn"], {"size": 64})
     assert card.metrics == {}
+
+
+BEFORE = json.loads((Path(__file__).parents[1] / "before" / "weights.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("model", BEFORE["models"])
+def test_every_header_of_format_1_is_the_configuration_of_its_model(tmp_path: Path, model: str) -> None:
+    """It held the fields of all models; `recipe` and `proposals_seed`, which are none of a model's now, are left out."""
+    fields = {**BEFORE["defaults"], **BEFORE["models"][model]["fields"]}
+    path = with_header(tmp_path / "a.safetensors", format=1, model=model, config=..., fields=fields)
+    # The model that was recorded had two classes of stuff.
+    expected = configure(ZOO[model], {"semantic_classes": 2} if model.startswith("hybrid") else {})
+    assert load_weights(path)[0].config == expected
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_every_configuration_is_read_as_it_was_written(tmp_path: Path, model: str) -> None:
+    configs = [ZOO[model]]
+    if "roi" in names_of(ZOO[model]):
+        configs += [configure(ZOO[model], {"roi": "align"}), configure(ZOO[model], {"proposals": "file"})]
+    for config in configs:
+        save_weights(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, Card(model, ("a",), config))
+        assert load_weights(tmp_path / "a.safetensors")[0].config == config
 
 
 @pytest.mark.parametrize(

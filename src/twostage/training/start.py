@@ -87,7 +87,7 @@ def starting_model(
             "faster_rcnn_tiny_fpn learns from scratch.",
             options.model,
         )
-    if not {"norm", "backbone.norm.kind"} & set(given) and any(isinstance(m, FrozenBatchNorm) for m in model.modules()):
+    if not {"norm", "backbone.norm.kind", "backbone_norm_kind"} & set(given) and any(isinstance(m, FrozenBatchNorm) for m in model.modules()):
         # Statistics that were never measured cannot stay frozen: activations vanish or explode. GroupNorm needs no
         # large batch (He et al. 2019, "Rethinking ImageNet Pre-training", section 3.1).
         log.info("GroupNorm replaces frozen statistics; --set model.norm=batch for another.")
