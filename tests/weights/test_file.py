@@ -188,7 +188,7 @@ BEFORE = json.loads((Path(__file__).parents[1] / "before" / "weights.json").read
 
 @pytest.mark.parametrize("model", BEFORE["models"])
 def test_every_header_of_format_1_is_the_configuration_of_its_model(tmp_path: Path, model: str) -> None:
-    """It held the fields of all models; `recipe` and `proposals_seed`, which are none of a model's now, are left out."""
+    """It held the fields of all models; `recipe` and `proposals_seed`, which a model has no more, are left out."""
     fields = {**BEFORE["defaults"], **BEFORE["models"][model]["fields"]}
     path = with_header(tmp_path / "a.safetensors", format=1, model=model, config=..., fields=fields)
     # The model that was recorded had two classes of stuff.
