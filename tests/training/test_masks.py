@@ -21,9 +21,14 @@ KINDS = ["mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade"
 
 
 def of(options: TrainOptions, kind: str, **changes: object) -> TrainOptions:
+    fields = {**options.model_fields, "head_channels": 32}
+    if "mask" in kind or kind.startswith("hybrid"):
+        fields |= {"mask_channels": 16, "mask_convs": 2}
+    if kind.startswith("hybrid"):
+        fields["semantic_convs"] = 1
     if kind == "retinanet":  # those of two stages are none of its fields
-        changes = {"model_fields": {}, **changes}
-    return replace(options, model=f"{kind}_tiny_fpn", **changes)
+        fields = {}
+    return replace(options, model=f"{kind}_tiny_fpn", **{"model_fields": fields, **changes})
 
 
 @pytest.mark.usefixtures("drawn")

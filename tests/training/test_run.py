@@ -22,6 +22,9 @@ from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.training import TrainOptions, step, train
 from twostage.weights.file import load_weights
 
+HTC = {"head_channels": 32, "mask_channels": 16, "mask_convs": 2, "semantic_convs": 1, "region_batch": 16}
+HTC |= {"rpn_top_train": 60, "rpn_keep_train": 40, "rpn_top_test": 60, "rpn_keep_test": 40}
+
 
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
@@ -75,7 +78,7 @@ def test_config_repeats_the_run(options: TrainOptions, unbroken: Callable, tmp_p
         ({}, 1),
         ({"optimizer": "sgd", "ema": 0.0}, 1),
         ({"accumulate": 2, "precision": "bf16"}, 1),
-        ({"model": "hybrid_task_cascade_tiny_fpn"}, 1),
+        ({"model": "hybrid_task_cascade_tiny_fpn", "model_fields": HTC}, 1),
         ({"model": "retinanet_tiny_fpn", "model_fields": {}}, 1),
     ],
 )
