@@ -118,6 +118,19 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_of_an_earlier_version_keeps_its_recipe(options: TrainOptions, unbroken: Callable) -> None:
+    """It was a field of the model then."""
+    options = replace(options, epochs=3, recipe="paper", val_split="none")
+    whole = unbroken(options)
+    stop_after(options, epochs=1)
+    config = options.out / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["model_fields"] |= {"recipe": values.pop("recipe"), "proposals_seed": 0}
+    config.write_text(yaml.safe_dump(values))
+    train(TrainOptions(resume=options.out, quiet=True))
+    assert_same_weights(Path(whole["out"]), options.out)
+
+
 def test_resumed_run_takes_no_other_options(options: TrainOptions) -> None:
     stop_after(replace(options, epochs=3), epochs=1)
     for change, says in [

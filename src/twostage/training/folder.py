@@ -153,6 +153,10 @@ def read_options(folder: Path) -> TrainOptions:
         raise MissingError(f"{folder}: no run to resume: it holds no config.yaml.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = values.get("model_fields", {})
+        if "recipe" in fields:  # a field of the model in earlier versions, as the seed of proposals was
+            values["recipe"] = fields.pop("recipe")
+        fields.pop("proposals_seed", None)
         fitted: dict[str, Any] = {
             name: tuple(value)
             if isinstance(value, list)
