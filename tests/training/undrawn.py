@@ -4,5 +4,6 @@ import runpy
 
 from twostage.training.folder import RunFolder
 
-RunFolder.draw = lambda *_: None
-runpy.run_module("twostage", run_name="__main__")
+if __name__ == "__main__":
+    RunFolder.draw = lambda *_: None
+    runpy.run_module("twostage", run_name="__main__")
