@@ -1,17 +1,21 @@
 """Each recipe starts and steps, on a generated data set of VOC's shape and classes."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
 from twostage.cli import main
+from twostage.models.backbones import vgg
 from twostage.models.backbones.vgg import VGG16
 from twostage.models.backbones.zf import ZF
+from twostage.training.folder import RunFolder
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 VOC = (
@@ -19,7 +23,7 @@ VOC = (
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 SMALL = {"head_channels": 16, "rpn_keep_train": 30, "rpn_keep_test": 20, "region_batch": 8}
-SMALL_RPN = {"rpn_top_train": 60, "rpn_top_test": 30, "rpn_min_size": 4}  # Fast R-CNN has none
+SMALL_RPN = {"rpn_channels": 16, "rpn_top_train": 60, "rpn_top_test": 30, "rpn_min_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,15 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    """VGG16's blocks with few channels, and no plots of finished runs: both take longer than what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vgg, "WIDTHS", ((8, 8), (8, 8), (8, 8, 8), (8, 8, 8), (8, 8, 512)))
+        patch.setattr(RunFolder, "draw", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Random convolutions in the place of ImageNet's."""
@@ -72,8 +85,8 @@ def test_each_starts_and_steps(
     given = weights["vgg16" if "vgg16" in text else "zf"]
     call = ["train", str(voc), "--config", str(recipe), "--weights", str(given), "--epochs", "1", "--size", "64"]
     call += ["--max-size", "90", "--workers", "0", "--out", str(tmp_path / "run"), "--quiet", "--json"]
-    has_rpn = "model: fast_rcnn" not in text
-    small = SMALL | SMALL_RPN if has_rpn else SMALL
+    has_rpn = yaml.safe_load(text)["model"].startswith("faster_")
+    small = {**SMALL, **SMALL_RPN} if has_rpn else SMALL
     call += [f"--set=model.{name}={value}" for name, value in small.items()]
     if has_rpn and "anchor_sizes" not in text:
         call.append("--set=model.anchor_sizes=[[16, 32, 64]]")

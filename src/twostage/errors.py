@@ -38,13 +38,16 @@ class ThresholdError(TwostageError):
     exit_code = 5
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence with the most similar known name, or with all if none is similar: `Did you mean 'train'?`."""
+def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """A sentence with the most similar known name, or with all if none is similar: `Did you mean 'train'?`.
+
+    `listed` replaces all of them where a thing has several names.
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return "Known: " + ", ".join(known) + "."
+    return "Known: " + ", ".join(known if listed is None else listed) + "."
 
 
 def brief(value: Any) -> str:

@@ -163,8 +163,8 @@ def test_a_replay_never_makes_the_host_wait() -> None:
         run(passes, fast, one)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = run(passes, fast, one)
+        detections = run(passes, fast, one)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for got, want in zip(found, expected, strict=True):
+    for got, want in zip(detections, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)

@@ -1,27 +1,24 @@
 """Predictions on pictures: their own pixels, any source, any batch."""
 
-import pickle
+import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from twostage.data.batch import stack_images
 from twostage.data.images import read_image
-from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
-from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.errors import DataError, UsageError
-from twostage.evaluation.evaluate import evaluate
 from twostage.inference import prepare as prepare_module
 from twostage.inference.predictor import make_batch
-from twostage.weights.file import Card, save_weights
+from twostage.models.component import to_dict
+from twostage.models.zoo import ZOO
+from twostage.weights.file import KEY, Card
 
 FIELDS = {"size": 96, "rpn_top_test": 100, "rpn_keep_test": 60, "anchors_in_padding": False}
 
@@ -175,75 +172,23 @@ def test_names_are_different_texts(names: list[str] | str) -> None:
         Detector.build("faster_rcnn_tiny_fpn", names, device="cpu")
 
 
-def test_a_file_of_a_later_version_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "faster_rcnn_later"},
+        {"format": 1, "fields": {"size": 64, "later": 1}},
+        {"config": {**to_dict(ZOO["faster_rcnn_tiny_fpn"]), "later": 1}},
+        {"config": {**to_dict(ZOO["faster_rcnn_tiny_fpn"]), "later": {"type": "LaterConfig", "later": 1}}},
+    ],
+    ids=["model", "field of format 1", "field", "component"],
+)
+def test_a_file_of_a_later_version_is_named(tmp_path: Path, change: dict) -> None:
     path = tmp_path / "later.safetensors"
-    model = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu").model
-    save_weights(path, model.state_dict(), Card("faster_rcnn_later", ("a",), model.config))
-    with pytest.raises(DataError, match=r"later\.safetensors: .*does not have the model .*later.*Update"):
+    card = Card("faster_rcnn_tiny_fpn", ("a",), ZOO["faster_rcnn_tiny_fpn"])
+    content = json.loads(card.to_json()) | change
+    save_file({"a": torch.zeros(1)}, path, metadata={KEY: json.dumps(content)})
+    with pytest.raises(DataError, match=r"later\.safetensors: .*does not have the (model|field) .*later.*Update"):
         Detector.load(path)
-
-
-@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "mask_rcnn_tiny_fpn", "retinanet_tiny_fpn"])
-def test_one_detector_serves_many_threads(name: str) -> None:
-    torch.manual_seed(0)
-    detector = Detector.build(name, ["a", "b"], device="cpu", size=64, max_size=96, score_threshold=0.0, max_det=20)
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 255, (60 + k, 80, 3), dtype=np.uint8) for k in range(8)]
-    expected = [detector.predict([image], conf=0.0) for image in images]
-    expected = [next(one) for one in expected]
-    fresh = pickle.loads(pickle.dumps(detector))  # the threads meet a model that is not prepared yet
-
-    def predict(k: int) -> list[Detections]:
-        return [next(fresh.predict([images[k]], conf=0.0)) for _ in range(3)]
-
-    with ThreadPoolExecutor(8) as pool:
-        for one, many in zip(expected, pool.map(predict, range(8)), strict=True):
-            for got in many:
-                assert (got.boxes == one.boxes).all()
-                assert (got.scores == one.scores).all()
-                assert got.masks == one.masks
-
-
-def test_evaluate_is_the_report_of_detect_dataset(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    val = open_dataset(write_scenes(tmp_path / "scenes", train=1, val=3), split="val")
-    detector = Detector.build("faster_rcnn_tiny_fpn", val.names, device="cpu", size=64, max_size=96)
-    expected = evaluate(val, detector.detect_dataset(val, conf=0.01, workers=0), score_floor=0.01)
-    assert detector.evaluate(val, conf=0.01, workers=0).metrics == expected.metrics
-
-
-def test_a_backbone_of_ones_own_is_given_again(tmp_path: Path) -> None:
-    class Own(nn.Module):
-        channels, strides = (8,), (16,)
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 8, 16, 16), nn.BatchNorm2d(8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norm(self.conv(x)).relu()
-
-    torch.manual_seed(0)
-    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    small = {"size": 64, "head_channels": 16, "score_threshold": 0.0}
-    detector = Detector.build("faster_rcnn_tiny", ["a"], backbone=Own(), device="cpu", **small)
-    expected = detector.predict(image, conf=0.0)
-    detector.save(tmp_path / "own.safetensors")
-    with pytest.raises(UsageError, match="Own: give the module again by backbone="):
-        Detector.load(tmp_path / "own.safetensors")
-    loaded = Detector.load(tmp_path / "own.safetensors", backbone=Own(), device="cpu")
-    assert loaded.model.config == detector.model.config
-    assert (loaded.predict(image, conf=0.0).boxes == expected.boxes).all()
-    with pytest.raises(DataError, match="not this model's"):
-        Detector.load(tmp_path / "own.safetensors", backbone=Wider())
-
-
-class Wider(nn.Module):
-    channels, strides = (12,), (16,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 12, 16, 16)
 
 
 def test_suppression_repeated_by_the_processor_finds_the_same(detector: Detector, pictures: list[Path]) -> None:

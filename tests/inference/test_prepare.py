@@ -48,8 +48,8 @@ def inference() -> Iterator[None]:
         yield
 
 
-def lively(name: str, **fields: object) -> TwoStage:
-    """A model whose normalisations do something: random statistics, as after training."""
+def lively(name: str, **fields: object) -> Model:
+    """A model whose normalisations do something: random statistics, as after training; fields it lacks are left out."""
     with torch.inference_mode(False):
         torch.manual_seed(0)
         model = make_model(name, 3, **fields).to(memory_format=torch.channels_last).eval()

@@ -1,13 +1,32 @@
 """A data set and options small enough to train on in a second."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from twostage.data.scenes import write_scenes
-from twostage.training import TrainOptions
+from twostage.training import TrainOptions, train
+from twostage.training.folder import RunFolder
 
 SMALL = {"rpn_top_train": 60, "rpn_keep_train": 40, "rpn_top_test": 60, "rpn_keep_test": 40, "region_batch": 16}
+DRAW = RunFolder.draw
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn() -> Iterator[None]:
+    """Plots take longer than the training of most tests: they are made for the tests that look at them (`drawn`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "draw", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test end with their plots and pictures."""
+    monkeypatch.setattr(RunFolder, "draw", DRAW)
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +35,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("scenes") / "scenes", train=8, val=4, seed=0)
 
 
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 scenes to learn from and 1 other, for nets that are not small."""
+    return write_scenes(tmp_path_factory.mktemp("few") / "scenes", train=2, val=1, seed=0)
+
+
 @pytest.fixture
 def options(scenes: Path, tmp_path: Path) -> TrainOptions:
-    """Two epochs of two steps, everything in this process."""
+    """Two epochs of two steps, everything in this process, in arithmetic that every machine has."""
     return TrainOptions(
         scenes,
         model="faster_rcnn_tiny_fpn",
@@ -27,6 +52,21 @@ def options(scenes: Path, tmp_path: Path) -> TrainOptions:
         batch=4,
         epochs=2,
         workers=0,
+        precision="fp32",
         out=tmp_path / "run",
         quiet=True,
     )
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainOptions], dict[str, Any]]:
+    """The result of a run that nobody stops. There is one for all tests with the same options: copy it to change it."""
+    results: dict[str, dict[str, Any]] = {}
+
+    def run(options: TrainOptions) -> dict[str, Any]:
+        key = repr(replace(options, out=None))
+        if key not in results:
+            results[key] = train(replace(options, out=tmp_path_factory.mktemp("unbroken") / "run"))
+        return results[key]
+
+    return run

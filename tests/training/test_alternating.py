@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def test_the_papers_steps() -> None:
     assert [step.begins for step in again] == ["step-4", "step-4", "round-2-step-2", "round-2-step-3"]
 
 
-def test_both_nets_share_their_convolutions_to_the_last_bit(options: TrainOptions) -> None:
-    result = train(options)
+def test_both_nets_share_their_convolutions_to_the_last_bit(options: TrainOptions, unbroken: Callable) -> None:
+    result = unbroken(options)
     root = Path(result["out"])
     begun, one, two, three = (root / f"step-{k}" / "weights" / "last.safetensors" for k in (1, 1, 2, 3))
     four = Path(result["weights"])
@@ -66,9 +67,9 @@ def test_both_nets_share_their_convolutions_to_the_last_bit(options: TrainOption
     assert Detector.load(four).model.rpn is not None
 
 
-def test_proposals_of_step_three_are_those_of_the_final_detector(options: TrainOptions) -> None:
+def test_proposals_of_step_three_are_those_of_the_final_detector(options: TrainOptions, unbroken: Callable) -> None:
     """So that the numbers of step 4 are those of the one network that both have become."""
-    result = train(options)
+    result = unbroken(options)
     detector = Detector.load(result["weights"])
     val = open_dataset(options.data, split="val")
     read = read_proposals(Path(result["out"]) / "proposals" / "step-3.safetensors", val)
@@ -78,22 +79,11 @@ def test_proposals_of_step_three_are_those_of_the_final_detector(options: TrainO
 
 @pytest.mark.parametrize("stopped", [1, 2, 3, 4])
 def test_a_stopped_training_ends_as_an_unbroken_one(
-    options: TrainOptions, tmp_path: Path, stopped: int, monkeypatch: pytest.MonkeyPatch
+    options: TrainOptions, unbroken: Callable, tmp_path: Path, stopped: int
 ) -> None:
     """Stopped between the steps, and within one: after its folder was made and before its result was kept."""
-    whole = train(options)
-    finish = alternating._finish
-
-    def stop(told: TrainOptions, root: Path, step: alternating.Step, *rest: object) -> None:
-        if step.name == f"step-{stopped}":
-            raise KeyboardInterrupt
-        finish(told, root, step, *rest)
-
-    broken = replace(options, out=tmp_path / "broken")
-    monkeypatch.setattr(alternating, "_finish", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(broken)
-    monkeypatch.setattr(alternating, "_finish", finish)
+    whole = unbroken(options)
+    stop_in(f"step-{stopped}", replace(options, out=tmp_path / "broken"))
     if stopped == 2:  # killed before its first state
         (tmp_path / "broken" / "step-2" / "state" / "state.safetensors").unlink()
     again = train(TrainOptions(resume=tmp_path / "broken", quiet=True))
@@ -102,31 +92,33 @@ def test_a_stopped_training_ends_as_an_unbroken_one(
     assert again["metrics"] == whole["metrics"]
 
 
-def test_a_folder_with_a_run_is_never_taken_over(options: TrainOptions) -> None:
-    result = train(options)
-    before = Path(result["weights"]).read_bytes()
-    with pytest.raises(UsageError, match="is not empty"):
-        train(replace(options, epochs=2))
-    assert Path(result["weights"]).read_bytes() == before
-
-
-def test_it_goes_on_where_the_data_lie_now(
-    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved = tmp_path / "moved"
-    shutil.copytree(options.data, moved)
-    own = replace(options, data=moved)
+def stop_in(name: str, options: TrainOptions) -> None:
+    """Ctrl-C, as it were, when a step has trained and its result is not kept yet."""
     finish = alternating._finish
 
     def stop(told: TrainOptions, root: Path, step: alternating.Step, *rest: object) -> None:
-        if step.name == "step-2":
+        if step.name == name:
             raise KeyboardInterrupt
         finish(told, root, step, *rest)
 
-    monkeypatch.setattr(alternating, "_finish", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(own)
-    monkeypatch.setattr(alternating, "_finish", finish)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alternating, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(options)
+
+
+def test_a_folder_with_a_run_is_never_taken_over(options: TrainOptions, unbroken: Callable) -> None:
+    result = unbroken(options)
+    before = Path(result["weights"]).read_bytes()
+    with pytest.raises(UsageError, match="is not empty"):
+        train(replace(options, epochs=2, out=Path(result["out"])))
+    assert Path(result["weights"]).read_bytes() == before
+
+
+def test_it_goes_on_where_the_data_lie_now(options: TrainOptions, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(options.data, moved)
+    stop_in("step-2", replace(options, data=moved))
     again, root = tmp_path / "again", tmp_path / "elsewhere"
     moved.rename(again)
     (tmp_path / "run").rename(root)
@@ -148,12 +140,13 @@ def test_contradictions(options: TrainOptions) -> None:
         replace(options, scheme="joint", learn=("backbone",))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_command_line_from_training_to_evaluation(
     options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = [f"--set=model.{name}={value}" for name, value in options.model_fields.items()]
     call = ["train", str(options.data), "--model", "faster_rcnn_tiny", "--scheme", "alternating", "--epochs", "1"]
-    call += ["--size", "64", "--workers", "0", "--out", str(tmp_path / "run"), "--json", *sets]
+    call += ["--size", "64", "--workers", "0", "--precision", "fp32", "--out", str(tmp_path / "run"), "--json", *sets]
     assert main(call) == 0
     weights = json.loads(capsys.readouterr().out)["weights"]
     assert main(["eval", str(options.data), "--weights", weights, "--json"]) == 0

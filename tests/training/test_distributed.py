@@ -29,7 +29,7 @@ pytestmark = [
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    return start_file("-m", "twostage", *arguments)
+    return start_file(Path(__file__).with_name("undrawn.py"), *arguments)
 
 
 def start_file(*arguments: object) -> subprocess.Popen[str]:
@@ -182,8 +182,8 @@ def test_what_is_wrong_is_told_once(plain: TrainOptions, tmp_path: Path) -> None
     assert err.count("twostage: ") == 1
     assert json.loads(out)["error"]["code"] == 2
     _, err = ended(start(*told(replace(plain, lr=1e30), tmp_path), "--out", tmp_path / "run"))
-    assert err.count("twostage: Training yields no numbers any more") == 1
-    told_images = err.partition("twostage: Training")[2].partition("Look at their boxes")[0]
+    assert err.count("twostage: Non-finite loss or gradient") == 1
+    told_images = err.partition("twostage: Non-finite")[2].partition("Check their boxes")[0]
     assert told_images.count(".jpg") == 4, "the images of both processes"
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "twostage", "train", *map(str, arguments), "--quiet"]
+    command = [sys.executable, Path(__file__).with_name("undrawn.py"), "train", *map(str, arguments), "--quiet"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -67,10 +68,14 @@ def test_a_killed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: P
 
 
 def test_a_picture_that_vanishes_costs_no_step(
-    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    options: TrainOptions,
+    unbroken: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     options = replace(options, batch=2, epochs=1)
-    whole = Path(train(replace(options, out=tmp_path / "whole"))["out"])
+    whole = Path(unbroken(options)["out"])
     read, steps = loader.read_image, []
 
     def vanishing(path: str) -> object:
@@ -91,8 +96,10 @@ def test_a_picture_that_vanishes_costs_no_step(
     assert rows(options.out) == rows(whole)
 
 
-def test_long_epochs_are_saved_within(options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Path(train(replace(options, out=tmp_path / "whole"))["out"])
+def test_long_epochs_are_saved_within(
+    options: TrainOptions, unbroken: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(unbroken(options)["out"])
     clock, saved = itertools.count(step=400.0), []
     monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(RunFolder, "save_last", lambda *given: saved.append(given[2].progress.step))
@@ -101,9 +108,11 @@ def test_long_epochs_are_saved_within(options: TrainOptions, tmp_path: Path, mon
     assert rows(options.out) == rows(whole)
 
 
-def test_killed_before_the_first_step(options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_before_the_first_step(
+    options: TrainOptions, unbroken: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is there from the beginning is enough to go on from."""
-    whole = Path(train(replace(options, out=tmp_path / "whole"))["out"])
+    whole = Path(unbroken(options)["out"])
 
     def killed(*_: object) -> None:
         raise SystemExit
@@ -156,11 +165,11 @@ def test_a_folder_taken_at_the_same_moment_stays_as_it_is(options: TrainOptions,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file size")
-def test_a_full_disk_keeps_the_last_state(options: TrainOptions, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_state(options: TrainOptions, unbroken: Callable, tmp_path: Path) -> None:
     import resource
 
     options = replace(options, epochs=3, eval_every=1)
-    whole = Path(train(replace(options, out=tmp_path / "whole"))["out"])
+    whole = Path(unbroken(options)["out"])
     stop_in_epoch(options, 2)
     kept = (options.out / "state" / "state.safetensors").read_bytes()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -23,11 +23,17 @@ KINDS = ["mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "hybrid_task_cascade"
 
 
 def of(options: TrainOptions, kind: str, **changes: object) -> TrainOptions:
+    fields = {**options.model_fields, "head_channels": 32}
+    if "mask" in kind or kind.startswith("hybrid"):
+        fields |= {"mask_channels": 16, "mask_convs": 2}
+    if kind.startswith("hybrid"):
+        fields["semantic_convs"] = 1
     if kind == "retinanet":  # those of two stages are none of its fields
-        changes = {"model_fields": {}, **changes}
-    return replace(options, model=f"{kind}_tiny_fpn", **changes)
+        fields = {}
+    return replace(options, model=f"{kind}_tiny_fpn", **{"model_fields": fields, **changes})
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("kind", [*KINDS, "retinanet"])
 def test_trains_evaluates_and_predicts(
     options: TrainOptions, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -127,6 +133,7 @@ def test_weights_of_classes_are_as_many_as_the_data_has(options: TrainOptions) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"learn": ("backbone", "boxes")}, "name it too"),
         ({"scheme": "alternating"}, "choose a faster_rcnn"),
         ({"proposals": Path("some.safetensors")}, "one stage, which takes none"),
         ({"model_fields": {"proposals": "selective_search"}}, "no field 'proposals'"),
@@ -141,7 +148,7 @@ def test_one_stage_proposes_nothing_to_others(options: TrainOptions) -> None:
     weights = train(of(options, "retinanet", epochs=1, learn=("backbone", "rpn")))["weights"]
     val = open_dataset(options.data, split="val")
     detector = Detector.load(weights)
-    with pytest.raises(UsageError, match="one stage and no RPN"):
+    with pytest.raises(UsageError, match="has one stage and no RPN"):
         detector.propose_dataset(val)
     proposals = ProposalSet.of(
         ((np.zeros((1, 4), np.float32), np.zeros(1, np.float32)) for _ in range(len(val))), "file"

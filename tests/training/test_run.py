@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from twostage.training import TrainOptions, step, train
 from twostage.weights.file import load_weights
 
 pytestmark = pytest.mark.slow
+HTC = {"head_channels": 32, "mask_channels": 16, "mask_convs": 2, "semantic_convs": 1, "region_batch": 16}
+HTC |= {"rpn_top_train": 60, "rpn_keep_train": 40, "rpn_top_test": 60, "rpn_keep_test": 40}
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -30,6 +32,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_run_leaves_everything_and_its_weights_load(options: TrainOptions) -> None:
     result = train(options)
     out = Path(result["out"])
@@ -60,8 +63,8 @@ def test_run_leaves_everything_and_its_weights_load(options: TrainOptions) -> No
     assert np.asarray(Image.open(out / "loss.png").convert("L")).std() > 5
 
 
-def test_config_repeats_the_run(options: TrainOptions, tmp_path: Path) -> None:
-    first = train(options)
+def test_config_repeats_the_run(options: TrainOptions, unbroken: Callable, tmp_path: Path) -> None:
+    first = unbroken(options)
     config = yaml.safe_load((Path(first["out"]) / "config.yaml").read_text())
     config["scale"] = tuple(config["scale"]) if "scale" in config else None
     config["learn"] = tuple(config["learn"])
@@ -76,13 +79,15 @@ def test_config_repeats_the_run(options: TrainOptions, tmp_path: Path) -> None:
         ({}, 1),
         ({"optimizer": "sgd", "ema": 0.0}, 1),
         ({"accumulate": 2, "precision": "bf16"}, 1),
-        ({"model": "hybrid_task_cascade_tiny_fpn"}, 1),
+        ({"model": "hybrid_task_cascade_tiny_fpn", "model_fields": HTC}, 1),
         ({"model": "retinanet_tiny_fpn", "model_fields": {}}, 1),
     ],
 )
-def test_resumed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: Path, changes: dict, epochs: int) -> None:
+def test_resumed_run_ends_as_an_unbroken_one(
+    options: TrainOptions, unbroken: Callable, tmp_path: Path, changes: dict, epochs: int
+) -> None:
     options = replace(options, epochs=3, eval_every=1, **changes)
-    whole = train(options)
+    whole = unbroken(options)
     broken = replace(options, out=tmp_path / "broken")
     stop_after(broken, epochs=epochs)
     train(TrainOptions(resume=tmp_path / "broken", quiet=True))
@@ -114,20 +119,28 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "says"),
-    [
-        ({"lr": 0.1}, UsageError, "lr: a resumed run"),
-        ({"epochs": 9}, UsageError, "epochs: a resumed run"),
-        ({"train_split": "val"}, UsageError, "train_split"),
-    ],
-)
-def test_resumed_run_takes_no_other_options(
-    options: TrainOptions, change: dict, error: type[Exception], says: str
-) -> None:
+def test_a_run_of_an_earlier_version_keeps_its_recipe(options: TrainOptions, unbroken: Callable) -> None:
+    """It was a field of the model then."""
+    options = replace(options, epochs=3, recipe="paper", val_split="none")
+    whole = unbroken(options)
+    stop_after(options, epochs=1)
+    config = options.out / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["model_fields"] |= {"recipe": values.pop("recipe"), "proposals_seed": 0}
+    config.write_text(yaml.safe_dump(values))
+    train(TrainOptions(resume=options.out, quiet=True))
+    assert_same_weights(Path(whole["out"]), options.out)
+
+
+def test_resumed_run_takes_no_other_options(options: TrainOptions) -> None:
     stop_after(replace(options, epochs=3), epochs=1)
-    with pytest.raises(error, match=says):
-        train(TrainOptions(resume=options.out, quiet=True, **change))
+    for change, says in [
+        ({"lr": 0.1}, "lr: a resumed run"),
+        ({"epochs": 9}, "epochs: a resumed run"),
+        ({"train_split": "val"}, "train_split"),
+    ]:
+        with pytest.raises(UsageError, match=says):
+            train(TrainOptions(resume=options.out, quiet=True, **change))
     assert train(TrainOptions(resume=options.out, data=options.data, workers=1, device="cpu"))["epochs"] == 3
 
 
@@ -186,12 +199,13 @@ def test_short_run_reaches_its_rate(options: TrainOptions) -> None:
     assert max(float(row["lr"]) for row in rows(options.out)) > 0.9 * 4e-3 * 4 / 8
 
 
-def test_stages_that_a_file_does_not_fill_are_not_frozen(options: TrainOptions, tmp_path: Path) -> None:
+def test_stages_that_a_file_does_not_fill_are_not_frozen(options: TrainOptions, few: Path, tmp_path: Path) -> None:
     """ResNet-18's stem fits into ResNet-50, its first stage does not."""
     start = tmp_path / "resnet18.safetensors"
     model = "faster_rcnn_resnet50_fpn"
     body = {n: t for n, t in torchvision.models.resnet18(weights=None).state_dict().items() if t.is_floating_point()}
     save_file(body, start)
+    options = replace(options, data=few, model_fields={**options.model_fields, "head_channels": 16})
     train(replace(options, model=model, weights=str(start), epochs=1, batch=2, val_split="none"))
     assert yaml.safe_load((options.out / "config.yaml").read_text())["freeze"] == 1
 
@@ -258,16 +272,18 @@ def test_weights_of_other_classes_keep_what_fits(
 
 
 def test_random_weights_are_normalised_by_groups_and_a_detector_passes_its_fields_on(
-    options: TrainOptions, tmp_path: Path
+    options: TrainOptions, few: Path, tmp_path: Path
 ) -> None:
     """Frozen statistics of random weights let activations fade (MobileNet) or burst (ResNet-101)."""
+    fields = {**options.model_fields, "head_channels": 16}
     model = "faster_rcnn_mobilenet_v3_large_320_fpn"
-    first = train(replace(options, model=model, batch=2, epochs=1))
+    options = replace(options, data=few, model_fields=fields, model=model, batch=2, epochs=1)
+    first = train(options)
     assert load_weights(Path(first["weights"]))[0].config.backbone.norm.kind == "group"
-    later = replace(options, model=model, batch=2, epochs=1, weights=first["weights"], out=tmp_path / "later")
+    later = replace(options, weights=first["weights"], out=tmp_path / "later")
     card, _ = load_weights(Path(train(later)["weights"]))
     assert card.config.backbone.norm.kind == "group"
-    frozen = replace(options, model=model, batch=2, epochs=1, model_fields={"norm": "frozen"}, out=tmp_path / "frozen")
+    frozen = replace(options, model_fields={**fields, "norm": "frozen"}, out=tmp_path / "frozen")
     assert load_weights(Path(train(frozen)["weights"]))[0].config.backbone.norm.kind == "frozen"
 
 
@@ -282,6 +298,7 @@ def test_run_goes_on_without_the_weights_it_began_with(options: TrainOptions, tm
     assert load_weights(Path(resumed["weights"]))[0].config.rpn.nms == 0.6
 
 
+@pytest.mark.usefixtures("drawn")
 def test_validation_scores_boxes_as_the_file_has_them(options: TrainOptions, tmp_path: Path) -> None:
     """As `eval` does, so that a run and `eval` tell the same AP."""
     data = tmp_path / "data"

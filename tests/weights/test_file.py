@@ -12,14 +12,15 @@ from torch import Tensor
 
 from twostage import __version__
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
-from twostage.models.configure import configure
-from twostage.models.zoo import named
+from twostage.models.component import to_dict
+from twostage.models.configure import configure, names_of
+from twostage.models.zoo import ZOO, named
 from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
 
 CARD = Card(
     "faster_rcnn_vgg16",
     ("Blutkörperchen", "white cell"),
-    named("faster_rcnn_vgg16"),
+    configure(ZOO["faster_rcnn_tiny_fpn"], {"size": 600, "roi": "pool", "rpn_nms": 0.6}),
     metrics={"AP": 0.612, "AP50": 0.9},
     licence="CC0",
 )
@@ -52,7 +53,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (card.model, card.names, card.licence) == (CARD.model, CARD.names, CARD.licence)
     assert card.metrics == CARD.metrics
     assert card.version == __version__
-    assert card.config == named("faster_rcnn_vgg16")
+    assert card.config == CARD.config
     assert loaded.keys() == given.keys()
     for name, tensor in given.items():
         assert torch.equal(loaded[name], tensor)
@@ -169,13 +170,40 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
 
 def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
     """Fields that did not exist yet take their defaults later; `licence` and `metrics` may be absent."""
+    config = {**to_dict(CARD.config), "image": {"type": "ImageConfig", "size": 320, "max_size": 320}}
+    path = with_header(tmp_path / "a.safetensors", version="0.0.1", config=config, licence=..., metrics=...)
+    card, _ = load_weights(path)
+    assert card.config == configure(CARD.config, {"size": 320, "max_size": 320})
+    assert card.metrics == {}
     path = with_header(
-        tmp_path / "a.safetensors", version="0.0.1", config={"image": {"size": 320}}, licence=..., metrics=...
+        tmp_path / "b.safetensors", format=1, version="0.0.1", config=..., fields={"size": 64}, licence=..., metrics=...
     )
     card, _ = load_weights(path)
-    assert card.config.image.size == 320
-    assert card.config.rpn == named(CARD.model).rpn
+    assert card.config == configure(ZOO["faster_rcnn_tiny_fpn"], {"size": 64})
     assert card.metrics == {}
+
+
+BEFORE = json.loads((Path(__file__).parents[1] / "before" / "weights.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("model", BEFORE["models"])
+def test_every_header_of_format_1_is_the_configuration_of_its_model(tmp_path: Path, model: str) -> None:
+    """It held the fields of all models; `recipe` and `proposals_seed`, which a model has no more, are left out."""
+    fields = {**BEFORE["defaults"], **BEFORE["models"][model]["fields"]}
+    path = with_header(tmp_path / "a.safetensors", format=1, model=model, config=..., fields=fields)
+    # The model that was recorded had two classes of stuff.
+    expected = configure(ZOO[model], {"semantic_classes": 2} if model.startswith("hybrid") else {})
+    assert load_weights(path)[0].config == expected
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_every_configuration_is_read_as_it_was_written(tmp_path: Path, model: str) -> None:
+    configs = [ZOO[model]]
+    if "roi" in names_of(ZOO[model]):
+        configs += [configure(ZOO[model], {"roi": "align"}), configure(ZOO[model], {"proposals": "file"})]
+    for config in configs:
+        save_weights(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, Card(model, ("a",), config))
+        assert load_weights(tmp_path / "a.safetensors")[0].config == config
 
 
 @pytest.mark.parametrize(
@@ -188,6 +216,10 @@ def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
         {"model": ...},
         {"model": 3},
         {"config": [1, 2]},
+        {"config": ...},
+        {"config": {"backbone": {}}},
+        {"format": 1, "config": ..., "fields": [1, 2]},
+        {"format": 1},
         {"format": ...},
         {"format": "one"},
         {"unknown": 1},

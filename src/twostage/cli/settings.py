@@ -44,7 +44,7 @@ def refuse_option(text: str, arguments: ArgumentCollection) -> None:
 
 def refuse_assignment(text: str, known: Any) -> None:
     """Raise UsageError with the right spelling when an argument reads `key=value` and `key` is an option."""
-    match = re.fullmatch(r"-{0,2}([A-Za-z_-]+(?:\.[\w-]+)?)=(.*)", text)
+    match = re.fullmatch(r"-{0,2}([A-Za-z_-]+(?:\.[\w-]+)*)=(.*)", text)
     if match is None or Path(text).exists():
         return
     key, value = match.groups()
@@ -105,13 +105,14 @@ def _fill_from_file(path: Path, known: dict[str, Argument], given: set[str]) -> 
 
 
 def _merge(argument: Argument, value: dict[Any, Any], name: str, path: Path) -> None:
-    """Fields of the model, one by one: those given by --set have precedence."""
+    """Fields of the model, before those that --set gave: the last value of a field counts, whichever name it has."""
     if not name.endswith(_FIELDS):
         raise UsageError(f"{path}: {name} is a mapping, and must be one value")
-    given = {token.value.partition("=")[0] for token in argument.tokens}
+    given = list(argument.tokens)
+    argument.tokens.clear()
     for key, part in value.items():
-        if str(key).replace("-", "_") not in given:
-            _append(argument, f"{key}={json.dumps(part)}", f"{path}: {name}")
+        _append(argument, f"{key}={json.dumps(part)}", f"{path}: {name}")
+    argument.tokens.extend(given)
 
 
 def _read(path: Path) -> dict[Any, Any]:

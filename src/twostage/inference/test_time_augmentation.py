@@ -43,6 +43,8 @@ class TestTimeAugmentation:
     values out of range.
     """
 
+    __test__ = False  # pytest takes a class whose name begins so for tests
+
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     tile: int | None = None

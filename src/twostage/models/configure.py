@@ -32,18 +32,18 @@ def configure(config: C, values: Mapping[str, Any]) -> C:
     config = _with_pooling(config, given)
     config = _with_source(config, given)
     known = _by_name(config)
-    before = config.image
+    before, changed = config.image, set()
     for name, value in given.items():
         if name not in known:
-            raise UsageError(_unknown(name, known))
+            raise UsageError(unknown(name, known))
         for leaf in known[name]:
             good = coerce(value, leaf.kind)
             if not matches(good, leaf.kind):
                 raise UsageError(f"The model's field {name} cannot be {value!r}: it takes {describe(leaf.kind)}.")
             config = with_value(config, leaf.path, good)
+            changed.add(leaf.path)
     after = config.image
-    alone = not {"max_size", "image.max_size"} & set(given)
-    if alone and isinstance(before, ImageConfig) and isinstance(after, ImageConfig):
+    if "image.max_size" not in changed and isinstance(before, ImageConfig) and isinstance(after, ImageConfig):
         longest = round(after.size * before.max_size / before.size)
         config = with_value(config, "image.max_size", max(1, longest))
     return config
@@ -98,10 +98,11 @@ def _with_source(config: C, given: Mapping[str, Any]) -> C:
 
 
 def _refuse(name: str, config: DetectorConfig) -> Any:
-    raise UsageError(_unknown(name, _by_name(config)))
+    raise UsageError(unknown(name, _by_name(config)))
 
 
-def _unknown(name: str, known: Iterable[str]) -> str:
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The message for a name that is none of those known: the nearest, or the paths of all values."""
     if name in MOVED:
         return f"{name} is no field of the model: {MOVED[name]}."
-    return f"The model has no field {name!r}. {nearest(name, known)}"
+    return f"The model has no field {name!r}. {nearest(name, known, sorted(each for each in known if '.' in each))}"

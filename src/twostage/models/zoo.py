@@ -17,7 +17,7 @@ from twostage.models.backbones.tiny import TinyConfig
 from twostage.models.backbones.vgg import VGG16Config
 from twostage.models.backbones.zf import ZFConfig
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
-from twostage.models.configure import MOVED, names_of
+from twostage.models.configure import MOVED, names_of, unknown
 from twostage.models.heads.bodies import FourConvConfig, Res5Config, TwoMLPConfig
 from twostage.models.heads.box import BoxHeadConfig, StageConfig
 from twostage.models.heads.cascade import CascadeConfig
@@ -264,7 +264,7 @@ def require_known(names: Iterable[str]) -> None:
     known = {name for config in ZOO.values() for name in names_of(config)} | set(MOVED)
     for name in names:
         if name not in known:
-            raise UsageError(f"The model has no field {name!r}. {nearest(name, known)}")
+            raise UsageError(unknown(name, known))
 
 
 def named(name: str) -> DetectorConfig:

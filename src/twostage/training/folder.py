@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,4 +135,7 @@ class RunFolder:
 
 def read_options(folder: Path) -> TrainOptions:
     """The options of a run, from its config.yaml. Raises MissingError or DataError."""
-    return read_config(TrainOptions, folder)
+    options = read_config(TrainOptions, folder)
+    # Runs of earlier versions have the recipe and the seed of proposals among the model's fields.
+    fields = {name: value for name, value in options.model_fields.items() if name not in ("recipe", "proposals_seed")}
+    return replace(options, model_fields=fields, recipe=options.recipe or options.model_fields.get("recipe"))

@@ -29,6 +29,7 @@ from twostage.weights.named import find_weights
 log = logging.getLogger("twostage.training")
 
 _OF_CLASSES = re.compile(r"(head\.(.*\.)?(classes|deltas))\.")  # in whatever kind of head
+_NORM = {"norm", "backbone.norm.kind", "backbone_norm_kind"}  # the names of a backbone's kind of normalisation
 
 
 class Start(NamedTuple):
@@ -89,7 +90,7 @@ def starting_model(
             "faster_rcnn_tiny_fpn learns from scratch.",
             options.model,
         )
-    if not {"norm", "backbone.norm.kind"} & set(given) and any(isinstance(m, FrozenBatchNorm) for m in model.modules()):
+    if not _NORM & set(given) and any(isinstance(m, FrozenBatchNorm) for m in model.modules()):
         # Statistics that were never measured cannot stay frozen: activations vanish or explode. GroupNorm needs no
         # large batch (He et al. 2019, "Rethinking ImageNet Pre-training", section 3.1).
         log.info("GroupNorm replaces frozen statistics; --set model.norm=batch for another.")
