@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from twostage.data.batch import stack_images
 from twostage.data.images import read_image

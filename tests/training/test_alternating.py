@@ -93,13 +93,13 @@ def test_a_stopped_training_ends_as_an_unbroken_one(
 
 
 def stop_in(name: str, options: TrainOptions) -> None:
-    """Ctrl-C, as it were, when a step has trained and its result is not kept yet."""
+    """Raise KeyboardInterrupt when a step is trained and its result not yet saved."""
     finish = alternating._finish
 
-    def stop(told: TrainOptions, root: Path, step: alternating.Step, *rest: object) -> None:
+    def stop(training: alternating.Training, step: alternating.Step, *rest: object) -> None:
         if step.name == name:
             raise KeyboardInterrupt
-        finish(told, root, step, *rest)
+        finish(training, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alternating, "_finish", stop)

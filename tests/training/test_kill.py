@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from twostage.data import loader
+from twostage.data import dataset
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.folders import claimed
 from twostage.run_config import to_yaml
@@ -76,7 +76,7 @@ def test_a_picture_that_vanishes_costs_no_step(
 ) -> None:
     options = replace(options, batch=2, epochs=1)
     whole = Path(unbroken(options)["out"])
-    read, steps = loader.read_image, []
+    read, steps = dataset.read_image, []
 
     def vanishing(path: str) -> object:
         steps.append(path)
@@ -85,7 +85,7 @@ def test_a_picture_that_vanishes_costs_no_step(
         return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "read_image", vanishing)
+        patch.setattr(dataset, "read_image", vanishing)
         with pytest.raises(DataError, match="does not exist"):
             train(options)
     assert f"go on with: twostage train --resume {options.out}" in caplog.text

@@ -72,7 +72,9 @@ def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
         runs = decompress(counts).tolist() if isinstance(counts, str | bytes) else counts
         if not isinstance(runs, list) or not set(map(type, runs)) <= {int}:
             raise ValueError("counts are neither text nor whole numbers")
-        if min(runs, default=0) < 0 or sum(runs) != pixels:
+        if min(runs, default=0) < 0:
+            raise ValueError(f"counts hold the negative number {min(runs)}")
+        if sum(runs) != pixels:
             raise ValueError(f"counts add up to {sum(runs)} pixels, the mask has {pixels}")
     except ValueError as error:
         raise SegmentationError(str(error), fix) from error
