@@ -31,6 +31,7 @@ def verb(options: type[T]) -> Callable[[Callable[[T], Outcome]], Callable[..., i
     """
 
     def wrap(function: Callable[[T], Outcome]) -> Callable[..., int]:
+        """The function with the options as its parameters and the exit code as its result."""
         signature = signature_of(options)
 
         def call(*args: Any, **kwargs: Any) -> int:

@@ -1,5 +1,6 @@
 """What a backbone is: a network with the channels and strides of its maps, and a configuration that builds it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,12 +21,12 @@ class Backbone(Protocol):
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(ABC):
     """The base of every backbone's configuration, which stands beside its network."""
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The network, a `Backbone`, with random weights."""
-        raise NotImplementedError
 
     def with_single_map(self) -> "BackboneConfig":
         """The same network up to its map of stride 16 alone, for `PyramidConfig.kind` "single" and "image"."""

@@ -3,6 +3,7 @@
 Letters: N images, P regions per image, s the pooled side, d the width of the vector.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -15,12 +16,12 @@ from twostage.models.component import Count, CountFromZero, Share, short
 
 
 @dataclass(frozen=True)
-class BodyConfig:
+class BodyConfig(ABC):
     """The base of every body's configuration."""
 
+    @abstractmethod
     def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
         """The body for regions of so many channels and cells per side, and the width of its vector."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
