@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from twostage.detections import Detections
 from twostage.device import choose_device, require_precision
 from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import DataError, UsageError, nearest
-from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split, propose_split
 from twostage.inference.graphs import AnyStages
@@ -40,6 +39,9 @@ from twostage.weights.file import Card, load_weights, save_weights
 from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.named import find_weights
 from twostage.weights.torchvision import from_torchvision
+
+if TYPE_CHECKING:
+    from twostage.evaluation.evaluate import Report
 
 SOURCES = {"torchvision": from_torchvision}
 ONE_VIEW = TestTimeAugmentation()
@@ -223,11 +225,13 @@ class Detector:
             raise item.error or UsageError(f"{source}: holds no picture.")
         return self.prepared.stages(make_batch([item.image], self.model.config))
 
-    def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Any) -> Report:
+    def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Any) -> "Report":
         """The metrics on a split (`evaluation.evaluate`); `options` are those of `detect_dataset`.
 
         The data set is opened from files (`data.recognise.open_dataset`) or made in memory.
         """
+        from twostage.evaluation.evaluate import evaluate  # with OpenCV, which prediction does without
+
         results = self.detect_dataset(dataset, **options)
         conf = options.get("conf")
         floor = self.model.config.postprocess.score_threshold if conf is None else conf
