@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,7 +21,8 @@ from twostage.cli import main
 from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.training import TrainOptions, step, train
-from twostage.weights.file import load_weights
+from twostage.training.folder import RunFolder
+from twostage.weights.file import load_tensors, load_weights
 
 pytestmark = pytest.mark.slow
 HTC = {"head_channels": 32, "mask_channels": 16, "mask_convs": 2, "semantic_convs": 1, "region_batch": 16}
@@ -128,6 +130,18 @@ def test_a_run_of_an_earlier_version_keeps_its_recipe(options: TrainOptions, unb
     values = yaml.safe_load(config.read_text())
     values["model_fields"] |= {"recipe": values.pop("recipe"), "proposals_seed": 0}
     config.write_text(yaml.safe_dump(values))
+    train(TrainOptions(resume=options.out, quiet=True))
+    assert_same_weights(Path(whole["out"]), options.out)
+
+
+def test_a_retinanet_run_of_an_earlier_version_is_resumed(options: TrainOptions, unbroken: Callable) -> None:
+    """Its head had the name of the RPN then."""
+    options = replace(options, epochs=3, eval_every=1, model="retinanet_tiny_fpn", model_fields={})
+    whole = unbroken(options)
+    stop_after(options, epochs=1)
+    state = RunFolder(options.out).state
+    metadata, tensors = load_tensors(state)
+    save_file({re.sub(r"^(model|average)\.head\.", r"\1.rpn.", name): t.clone() for name, t in tensors.items()}, state, metadata)
     train(TrainOptions(resume=options.out, quiet=True))
     assert_same_weights(Path(whole["out"]), options.out)
 

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from twostage.atomic import write_bytes
 from twostage.errors import DataError
 from twostage.models.build import Model
+from twostage.models.one_stage import OneStage
 from twostage.training.ema import EMA
-from twostage.weights.file import load_tensors
+from twostage.weights.file import head_named, load_tensors
 from twostage.weights.fit import load_all
 
 
@@ -77,6 +78,8 @@ def load_state(
     for name, tensor in tensors.items():
         part, rest = name.split(".", 1)
         parts[part][rest] = tensor
+    if isinstance(model, OneStage):
+        parts |= {part: head_named(parts[part]) for part in ("model", "average")}
     load_all(model, parts["model"], str(path))
     if ema is not None:
         load_all(ema.model, parts["average"], str(path))

@@ -70,9 +70,12 @@ def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:
             "Weights of other projects come in through Detector.from_state_dict."
         )
     card = read_card(path, metadata[KEY])
-    if card.model.startswith("retinanet_"):  # format 1 had its head in the place of the RPN
-        state = {re.sub(r"^rpn\.", "head.", name): tensor for name, tensor in state.items()}
-    return card, state
+    return card, head_named(state) if card.model.startswith("retinanet_") else state
+
+
+def head_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """RetinaNet's tensors by their present names; format 1 had its head in the place of the RPN."""
+    return {re.sub(r"^rpn\.", "head.", name): tensor for name, tensor in state.items()}
 
 
 def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
