@@ -10,7 +10,7 @@ from proposing import given
 from torch import nn
 from torchvision.ops import roi_pool as torchvisions_pool
 
-from twostage.data.batch import Batch, Targets
+from twostage.data.batch import Batch, GivenProposals, Targets
 from twostage.errors import UsageError
 from twostage.models.regions.pooling import RegionFeatures
 from twostage.models.two_stage import TwoStage
@@ -60,6 +60,15 @@ def test_regions_are_pooled_from_the_proposals_given(make_batch: Callable[..., B
     assert stages.anchors is None
     assert stages.proposals.anchors[0].tolist() == list(range(20))
     assert not (stages.detections.proposals[stages.detections.valid] == 19).any()  # padding proposes nothing
+
+
+@pytest.mark.parametrize("name", ["fast_rcnn_tiny", "rcnn_tiny", "sppnet_tiny", "cascade_mask_rcnn_tiny_fpn"])
+def test_without_any_proposal_nothing_is_detected(make_batch: Callable[..., Batch], name: str) -> None:
+    batch = make_batch(*SIZES)
+    empty = GivenProposals(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))
+    with torch.no_grad():
+        detections = make_model(name, 2).eval()(replace(batch, proposals=empty))
+    assert not detections.valid.any()
 
 
 def test_background_learns_no_box(make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from twostage.data.batch import Batch, GivenProposals, Targets
 from twostage.errors import UsageError
@@ -222,6 +223,8 @@ class TwoStage(nn.Module):
 
 def as_proposals(given: GivenProposals, sizes: Int[Tensor, "n 2"]) -> Proposals:
     """Proposals from elsewhere, clipped to each image; the place in their list stands for the anchor."""
+    if not given.scores.shape[1]:  # the stages behind need one place, which may be padding
+        given = GivenProposals(pad(given.boxes, (0, 0, 0, 1)), pad(given.scores, (0, 1)), pad(given.valid, (0, 1)))
     place = torch.arange(given.scores.shape[1], device=sizes.device).expand(given.scores.shape)
     overflow = torch.zeros(len(sizes), dtype=torch.bool, device=sizes.device)
     return Proposals(clip(given.boxes, sizes), given.scores, place, given.valid, overflow)
