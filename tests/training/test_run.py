@@ -141,7 +141,8 @@ def test_a_retinanet_run_of_an_earlier_version_is_resumed(options: TrainOptions,
     stop_after(options, epochs=1)
     state = RunFolder(options.out).state
     metadata, tensors = load_tensors(state)
-    save_file({re.sub(r"^(model|average)\.head\.", r"\1.rpn.", name): t.clone() for name, t in tensors.items()}, state, metadata)
+    old = {re.sub(r"^(model|average)\.head\.", r"\1.rpn.", name): tensor.clone() for name, tensor in tensors.items()}
+    save_file(old, state, metadata)
     train(TrainOptions(resume=options.out, quiet=True))
     assert_same_weights(Path(whole["out"]), options.out)
 
