@@ -69,7 +69,7 @@ def must_be_read_or_refused(name: str, root: Path, content: bytes) -> bool:
         message = str(error)
     else:
         return True
-    data = root / Path(reader.file).parts[0]  # named where a split is asked for that is no longer told of
+    data = root / Path(reader.file).parts[0]  # named where a missing split is asked for
     assert any(name in message for name in (path.name, path.stem, str(data))), f"{path.name} is not named: {message}"
     return False
 

@@ -103,21 +103,21 @@ def test_a_name_like_no_other_lists_every_value_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("recipe", "belongs to training: give --recipe"), ("proposals_seed", "data proposals --seed")]
+    ("name", "message"), [("recipe", "belongs to training: give --recipe"), ("proposals_seed", "data proposals --seed")]
 )
 def test_values_that_moved_say_where_they_are_now(
-    weights: Path, scenes: Path, tmp_path: Path, name: str, says: str, capsys: pytest.CaptureFixture[str]
+    weights: Path, scenes: Path, tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", **{name: 1})
     assert main(["train", str(scenes), f"--set=model.{name}=scratch", "--out", str(tmp_path / "run")]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(["eval", str(scenes), "--weights", str(weights), f"--set=model.{name}=scratch"]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
     code = main([*map(str, words), "--json"])
     captured = capsys.readouterr()
     assert code == 0, captured.err
@@ -150,10 +150,12 @@ def test_names_on_the_command_line(
 ) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("model.rpn_nms: 0.4\nmodel.rpn.top_train: 30\n")
-    run = told(capsys, "train", scenes, *TRAIN, "--config", config, f"--set=model.{name}=0.6", "--out", tmp_path / "r")
+    run = run_json(
+        capsys, "train", scenes, *TRAIN, "--config", config, f"--set=model.{name}=0.6", "--out", tmp_path / "r"
+    )
     rpn = config_of(run["weights"])["rpn"]
     assert (rpn["nms"], rpn["top_train"]) == (0.6, 30), "--set goes before a file, by whichever name"
-    told(capsys, "eval", scenes, "--weights", weights, f"--set=model.{name}=0.6", "--workers", 0)
+    run_json(capsys, "eval", scenes, "--weights", weights, f"--set=model.{name}=0.6", "--workers", 0)
 
 
 def test_a_wrong_name_on_the_command_line(
@@ -171,7 +173,7 @@ def test_a_wrong_name_on_the_command_line(
 
 
 def test_the_recipe_is_an_option_of_training(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = told(capsys, "train", scenes, *TRAIN, "--recipe", "paper", "--out", tmp_path / "r")
+    run = run_json(capsys, "train", scenes, *TRAIN, "--recipe", "paper", "--out", tmp_path / "r")
     assert "recipe: paper" in (Path(run["out"]) / "config.yaml").read_text()
     with (Path(run["out"]) / "metrics.csv").open() as file:
         names, values = (line.strip().split(",") for line in file)

@@ -1,4 +1,4 @@
-"""Fetched whole, verified, resumed; or a message that says where to put the file by hand."""
+"""Fetched whole, verified, resumed; or a message that names where to put the file by hand."""
 
 import hashlib
 from pathlib import Path

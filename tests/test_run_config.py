@@ -48,7 +48,7 @@ def test_a_missing_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("epochs: 0", "config.yaml: epochs is 0, and must be at least 1"),
         ("epochz: 3", "config.yaml: not the configuration of a run .*epochz"),
@@ -57,9 +57,9 @@ def test_a_missing_configuration(tmp_path: Path) -> None:
         ("epochs: [", "config.yaml: not the configuration of a run"),
     ],
 )
-def test_a_faulty_configuration(tmp_path: Path, text: str, says: str) -> None:
+def test_a_faulty_configuration(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / CONFIG).write_text(text)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         read_config(Options, tmp_path)
 
 

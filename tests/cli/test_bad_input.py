@@ -47,9 +47,9 @@ def with_missing_image(document: dict) -> None:
     document["images"][0]["file_name"] = "gone.png"
 
 
-def assert_refused(answer: "tuple", code: int, *says: str, out: Path) -> None:
+def assert_refused(answer: "tuple", code: int, *texts: str, out: Path) -> None:
     assert answer.code == code, answer.messages
-    for text in says:
+    for text in texts:
         assert text in answer.messages
     assert "Traceback" not in answer.messages
     assert "internal error" not in answer.messages
@@ -58,7 +58,7 @@ def assert_refused(answer: "tuple", code: int, *says: str, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "texts"),
     [
         (box("a", 1, 2, 3), ["box-not-numbers", "instances_train.json"]),
         (box(1, 2, 3), ["box-not-numbers", "instances_train.json"]),
@@ -72,10 +72,10 @@ def assert_refused(answer: "tuple", code: int, *says: str, out: Path) -> None:
     ],
 )
 def test_train_refuses_faulty_annotations(
-    shell: Callable, broken: Callable, tmp_path: Path, change: Callable, says: list[str]
+    shell: Callable, broken: Callable, tmp_path: Path, change: Callable, texts: list[str]
 ) -> None:
     out = tmp_path / "run"
-    assert_refused(shell("train", broken(change), *TINY, "--out", out), 3, *says, out=out)
+    assert_refused(shell("train", broken(change), *TINY, "--out", out), 3, *texts, out=out)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"images": 3}', "\x00\x01"])
@@ -110,7 +110,7 @@ def test_repairable_boxes_do_not_stop_training_and_are_listed(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "texts"),
     [
         (["train", "nowhere"], 3, ["nowhere: does not exist"]),
         (["train", "{empty}"], 3, ["no data set recognised"]),
@@ -140,7 +140,7 @@ def test_repairable_boxes_do_not_stop_training_and_are_listed(
     ],
 )
 def test_wrong_call_is_refused(
-    shell: Callable, scenes: Path, weights: Path, tmp_path: Path, arguments: list[str], code: int, says: list[str]
+    shell: Callable, scenes: Path, weights: Path, tmp_path: Path, arguments: list[str], code: int, texts: list[str]
 ) -> None:
     from twostage.detector import Detector
 
@@ -157,7 +157,7 @@ def test_wrong_call_is_refused(
         words += TINY
     if words[0] in ("train", "eval", "demo") and "--out" not in words:
         words += ["--out", str(out)]
-    assert_refused(shell(*words), code, *says, out=out)
+    assert_refused(shell(*words), code, *texts, out=out)
 
 
 def test_run_folder_is_never_overwritten(shell: Callable, scenes: Path, tmp_path: Path) -> None:
@@ -195,13 +195,13 @@ def test_an_unknown_field_of_the_model_is_refused(
     shell: Callable, scenes: Path, weights: Path, tmp_path: Path, field: str
 ) -> None:
     given = ["--set", f"model.{field}=4"]
-    says = f"The model has no field {field!r}"
-    assert_refused(shell("predict", scenes / "val", "--weights", weights, *given), 2, says, out=tmp_path / "x")
-    assert_refused(shell("train", scenes, *TINY, *given, "--out", tmp_path / "run"), 2, says, out=tmp_path / "run")
+    texts = f"The model has no field {field!r}"
+    assert_refused(shell("predict", scenes / "val", "--weights", weights, *given), 2, texts, out=tmp_path / "x")
+    assert_refused(shell("train", scenes, *TINY, *given, "--out", tmp_path / "run"), 2, texts, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "says"),
+    ("given", "code", "texts"),
     [
         (["--model", "faster_rcnn_tiny_fnp"], 2, "faster_rcnn_tiny_fpn"),
         (["--set", "model.rpn_nsm=0.5"], 2, "rpn_nms"),
@@ -210,10 +210,10 @@ def test_an_unknown_field_of_the_model_is_refused(
     ],
 )
 def test_a_wrong_option_is_reported_before_the_data_are_read(
-    shell: Callable, broken: Callable, tmp_path: Path, given: list[str], code: int, says: str
+    shell: Callable, broken: Callable, tmp_path: Path, given: list[str], code: int, texts: str
 ) -> None:
     answer = shell("train", broken(with_unknown_class), *given, "--out", tmp_path / "run")
-    assert_refused(answer, code, says, out=tmp_path / "run")
+    assert_refused(answer, code, texts, out=tmp_path / "run")
     assert "unknown-class" not in answer.messages
 
 

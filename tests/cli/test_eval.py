@@ -79,7 +79,7 @@ def test_several_thresholds_hold_together(shell: Callable, scenes: Path, perfect
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["nowhere", "--predictions", "{results}"], 3, "nowhere: does not exist"),
         (["{scenes}"], 2, "neither of weights and predictions"),
@@ -96,12 +96,12 @@ def test_several_thresholds_hold_together(shell: Callable, scenes: Path, perfect
     ],
 )
 def test_bad_input_is_named(
-    shell: Callable, scenes: Path, perfect_results: Path, arguments: list[str], code: int, says: str
+    shell: Callable, scenes: Path, perfect_results: Path, arguments: list[str], code: int, message: str
 ) -> None:
     before = sorted(scenes.rglob("*"))
     answer = shell("eval", *(word.format(scenes=scenes, results=perfect_results) for word in arguments))
     assert answer.code == code
-    assert says in answer.messages
+    assert message in answer.messages
     assert "Traceback" not in answer.messages
     assert "internal error" not in answer.messages
     assert sorted(scenes.rglob("*")) == before
@@ -141,7 +141,7 @@ def test_boxes_beyond_the_border_and_without_area_count_as_written(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--conf", "0.9"], "conf is for --weights"),
         (["--size", "64"], "size is for --weights"),
@@ -150,8 +150,8 @@ def test_boxes_beyond_the_border_and_without_area_count_as_written(
     ],
 )
 def test_options_without_effect_are_refused(
-    shell: Callable, scenes: Path, perfect_results: Path, arguments: list[str], says: str
+    shell: Callable, scenes: Path, perfect_results: Path, arguments: list[str], message: str
 ) -> None:
     answer = shell("eval", scenes, "--predictions", perfect_results, *arguments)
     assert answer.code == 2
-    assert says in answer.messages
+    assert message in answer.messages

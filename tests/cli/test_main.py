@@ -182,7 +182,7 @@ def test_messages_follow_quiet_and_debug(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "text"),
     [
         (["trian", "x"], 'Did you mean "train"'),
         (["train", "x", "--epoch", "3"], "Did you mean --epochs"),
@@ -205,12 +205,12 @@ def test_messages_follow_quiet_and_debug(
     ],
 )
 def test_wrong_usage_exits_with_2_and_a_message_on_standard_error(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
     output, messages = capsys.readouterr()
     assert output == ""
-    assert says in messages
+    assert text in messages
     assert "Traceback" not in messages
 
 

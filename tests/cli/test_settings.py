@@ -119,7 +119,7 @@ def test_set_wins_over_file_field_by_field(parse: Callable[..., Options], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--set", "epohs=3"], "Did you mean 'epochs'?"),
         (["--set", "epochs"], "write --set epochs=VALUE"),
@@ -134,8 +134,8 @@ def test_set_wins_over_file_field_by_field(parse: Callable[..., Options], tmp_pa
         (["--lr", "0"], "lr is 0, and must be above 0"),
     ],
 )
-def test_wrong_usage_names_the_right_one(parse: Callable[..., Options], arguments: list[str], says: str) -> None:
-    with pytest.raises(UsageError, match=says.replace("?", r"\?").replace(".", r"\.")):
+def test_wrong_usage_names_the_right_one(parse: Callable[..., Options], arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("?", r"\?").replace(".", r"\.")):
         parse(*arguments)
 
 
@@ -148,7 +148,7 @@ def test_an_existing_file_may_have_the_name_of_an_assignment(
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "says"),
+    ("text", "error", "message"),
     [
         ("epohs: 3", UsageError, "run.yaml: no option is called 'epohs'. Did you mean 'epochs'"),
         ("set: [a=b]", UsageError, "no option is called 'set'"),
@@ -158,9 +158,9 @@ def test_an_existing_file_may_have_the_name_of_an_assignment(
     ],
 )
 def test_faulty_file_is_named_with_its_fault(
-    parse: Callable[..., Options], tmp_path: Path, text: str, error: type[Exception], says: str
+    parse: Callable[..., Options], tmp_path: Path, text: str, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         parse("--config", write(tmp_path, text))
 
 

@@ -68,16 +68,16 @@ def test_training_starts_from_a_converted_backbone(shell: Callable, scenes: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--model", "faster_rcnn_resnet50_fpn"], "needs both --model and --names"),
         (["--names", "cat"], "needs both --model and --names"),
         (["--model", "faster_rcnn_resnet50", "--names", "cat"], "Did you mean"),
     ],
 )
-def test_a_conversion_with_missing_options(shell: Callable, tmp_path: Path, words: list[str], says: str) -> None:
+def test_a_conversion_with_missing_options(shell: Callable, tmp_path: Path, words: list[str], message: str) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
     answer = shell("weights", "convert", tmp_path / "a.pth", *words, "--out", tmp_path / "b.safetensors")
     assert answer.code == 2
-    assert says in answer.messages
+    assert message in answer.messages
     assert not (tmp_path / "b.safetensors").exists()

@@ -48,7 +48,7 @@ def empty() -> dict:
 
 
 @pytest.mark.parametrize(
-    ("segmentation", "code", "says"),
+    ("segmentation", "code", "message"),
     [
         (empty(), "empty-mask", "no pixel in its image"),
         ([[100, 100, 120, 100, 120, 120]], "empty-mask", "no pixel in its image"),
@@ -60,11 +60,11 @@ def empty() -> dict:
     ],
 )
 def test_named_by_file_and_object(
-    tmp_path: Path, make_image: Callable[..., Path], segmentation: Any, code: str, says: str
+    tmp_path: Path, make_image: Callable[..., Path], segmentation: Any, code: str, message: str
 ) -> None:
     found = [f for f in check(coco(tmp_path, make_image, GOOD, segmentation)).faults if f.code == code]
     assert len(found) == 1
-    assert re.search(says, found[0].message)
+    assert re.search(message, found[0].message)
     assert "2" in found[0].object or "[1]" in found[0].object
 
 

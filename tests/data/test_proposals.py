@@ -91,7 +91,7 @@ def test_json_is_read_and_clipped(dataset: Dataset, tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"bbox": [1, 2, float("nan"), 4]}, r"1\.jpg .*proposal 0 .*is not a number"),
         ({"bbox": [1, 2, 3]}, "entry 0 .*four numbers"),
@@ -103,8 +103,8 @@ def test_json_is_read_and_clipped(dataset: Dataset, tmp_path: Path, caplog: pyte
         ({"image_id": None}, "entry 0"),
     ],
 )
-def test_faulty_entries_are_named(dataset: Dataset, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_faulty_entries_are_named(dataset: Dataset, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         read_proposals(written(tmp_path, entries(**changes)), dataset)
 
 

@@ -1,4 +1,4 @@
-"""Layouts are recognised by looking, and what cannot be recognised is said with what was found."""
+"""Formats are recognised from the files; a message lists what was found where none fits."""
 
 import json
 from collections.abc import Callable

@@ -50,7 +50,7 @@ def test_without_maps_there_are_none_and_with_some_the_first_that_lacks_is_named
 
 
 @pytest.mark.parametrize(
-    ("pixels", "says"),
+    ("pixels", "message"),
     [
         (np.zeros((10, 10), np.uint8), "the map is 10 x 10, its image 192 x 192"),
         (np.full((192, 192), 77, np.uint8), "has the class 77; there are 6"),
@@ -58,14 +58,14 @@ def test_without_maps_there_are_none_and_with_some_the_first_that_lacks_is_named
         (None, "cannot be read as a stuff map"),
     ],
 )
-def test_maps_that_cannot_be_are_refused(scenes: Path, pixels: np.ndarray | None, says: str) -> None:
+def test_maps_that_cannot_be_are_refused(scenes: Path, pixels: np.ndarray | None, message: str) -> None:
     stuff = find_stuff(open_dataset(scenes, split="train"))
     path = scenes / "stuff" / "train" / "000000.png"
     if pixels is None:
         path.write_bytes(b"no image")
     else:
         Image.fromarray(pixels).save(path)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         stuff.read(0, 192, 192)  # type: ignore[union-attr]
 
 
@@ -78,8 +78,8 @@ def test_every_map_that_cannot_be_learned_from_is_named(scenes: Path) -> None:
     Image.new("L", (50, 40)).save(folder / "000003.png")
     report = check(scenes)
     faults = [f for f in report.faults if f.code == "stuff-map"]
-    says = ("does not exist, and 1 of 4 images", "cannot be read", "RGB pixels", "is 50 x 40, its image 192 x 192")
-    for index, (fault, message) in enumerate(zip(faults, says, strict=True)):
+    messages = ("does not exist, and 1 of 4 images", "cannot be read", "RGB pixels", "is 50 x 40, its image 192 x 192")
+    for index, (fault, message) in enumerate(zip(faults, messages, strict=True)):
         assert fault.file.endswith(f"00000{index}.png")
         assert message in fault.message
     assert report.ok  # boxes and masks can be learned

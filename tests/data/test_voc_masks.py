@@ -65,16 +65,16 @@ def test_a_split_of_which_only_some_have_masks_has_none(voc: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "says"),
+    ("pixels", "message"),
     [
         (np.zeros((20, 20), np.uint8), "is 20 x 20, its image 60 x 40"),
         (np.full((HEIGHT, WIDTH), 7, np.uint8), "has the object 7, and the XML lists 2"),
         (np.zeros((HEIGHT, WIDTH, 3), np.uint8), "has RGB pixels"),
     ],
 )
-def test_images_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.ndarray, says: str) -> None:
+def test_images_that_are_not_of_these_objects_are_named(voc: Path, pixels: np.ndarray, message: str) -> None:
     Image.fromarray(pixels).save(voc / "SegmentationObject" / "b.png")
-    with pytest.raises(FaultyDataError, match=rf"SegmentationObject/b\.png.*{says}") as caught:
+    with pytest.raises(FaultyDataError, match=rf"SegmentationObject/b\.png.*{message}") as caught:
         open_dataset(voc, split="segmentation_train")
     assert [fault.code for fault in caught.value.faults] == ["broken-mask"]
     assert len(open_dataset(voc, split="segmentation_train", on_error="skip")) == 1

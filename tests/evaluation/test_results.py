@@ -58,8 +58,8 @@ def test_a_picture_of_another_split_with_the_same_name_is_another_picture(tmp_pa
         (tmp_path / split / name).write_bytes(b"")
     paths = FlatStrings.of([str(tmp_path / "val" / dataset.file_name(i)) for i in range(2)])
     data = replace(dataset, root=tmp_path, paths=paths)
-    for said in (tmp_path / "val" / name, tmp_path / "train" / ".." / "val" / name, "elsewhere/" + name):
-        entries = [{**GOOD, "file_name": str(said)}]
+    for path in (tmp_path / "val" / name, tmp_path / "train" / ".." / "val" / name, "elsewhere/" + name):
+        entries = [{**GOOD, "file_name": str(path)}]
         assert Results.from_coco(write(tmp_path / "r.json", entries), data).images.tolist() == [0]
     entries = [{**GOOD, "file_name": str(tmp_path / "train" / name)}]
     with pytest.raises(DataError, match="another split"):

@@ -147,7 +147,7 @@ def test_a_detector_killed_before_its_first_step_begins_again(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("words", "code", "message"),
     [
         (["lineage"], 2, "no data set given"),
         (["lineage", "x", "--only", "fast-rcnn"], 2, "Did you mean 'fast_rcnn'"),
@@ -158,14 +158,14 @@ def test_a_detector_killed_before_its_first_step_begins_again(
 def test_wrong_starts(
     words: list[str],
     code: int,
-    says: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -130,7 +130,7 @@ def test_trace_ends_in_the_prediction(detector: Detector, pictures: list[Path]) 
     found = detector.predict(pictures[0], conf=detector.model.config.postprocess.score_threshold)
     valid = stages.detections.valid[0]
     np.testing.assert_array_equal(stages.detections.scores[0][valid].numpy(), found.scores)
-    # Every detection knows its proposal, every proposal its anchor.
+    # Every detection has the index of its proposal, every proposal that of its anchor.
     parents = stages.detections.proposals[0][valid]
     np.testing.assert_array_equal(parents.numpy(), found.proposals)
     assert stages.proposals.valid[0][parents].all()

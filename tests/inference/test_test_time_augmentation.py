@@ -199,7 +199,7 @@ def test_fusion_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("how", "message"),
     [
         ({"scales": (0.01,)}, "factors"),
         ({"tile": 5}, "32 pixels"),
@@ -208,8 +208,8 @@ def test_fusion_is_the_papers() -> None:
         ({"fuse": "wbf"}, "one view alone"),
     ],
 )
-def test_values_out_of_range(how: dict, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_values_out_of_range(how: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         TestTimeAugmentation(**how)
 
 

@@ -58,11 +58,11 @@ def test_slow_masks_are_heads(picture: bytes, name: str, monkeypatch: pytest.Mon
     fields |= {"semantic_classes": 4} if name.startswith("hybrid") else {}
     model = Detector.build(name, ["a"], device="cpu", **fields).prepared
     head = next(module for module in model.model.head.modules() if isinstance(module, MaskHead))
-    tell = head.up.forward
+    forward = head.up.forward
 
     def slowly(x: torch.Tensor) -> torch.Tensor:
         time.sleep(0.4)
-        return tell(x)
+        return forward(x)
 
     monkeypatch.setattr(head.up, "forward", slowly)
     times = stage_times(model, [picture], repeats=1)
@@ -80,7 +80,7 @@ def test_peak_memory_is_that_of_the_call() -> None:
     cpu = torch.device("cpu")
     before = peak_memory(cpu, lambda: None)
     if before is None:
-        pytest.skip("this system does not tell")
+        pytest.skip("this system does not report it")
     with_more = peak_memory(cpu, lambda: np.ones(1 << 28, dtype=np.uint8).sum())
     after = peak_memory(cpu, lambda: None)
     assert with_more is not None

@@ -122,14 +122,14 @@ def test_a_trained_rpn_runs_beside_proposals_that_are_given(
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"proposal_gradient": True}, "needs roi=align"),
         ({"pyramid": "levels"}, "no field 'pyramid'"),
     ],
 )
-def test_fields_that_contradict_each_other(fields: dict, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_fields_that_contradict_each_other(fields: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         small("faster_rcnn_tiny", **fields)
     with pytest.raises(UsageError, match="reads a single map"):
         small("faster_rcnn_tiny_fpn", roi="pool")

@@ -199,7 +199,7 @@ def test_selective_search_is_the_default_and_needs_its_extra(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"size": 300}, "no field 'size'"),
         ({"roi": "pool"}, "no field 'roi'"),
@@ -207,8 +207,8 @@ def test_selective_search_is_the_default_and_needs_its_extra(monkeypatch: pytest
         ({"scores": "logits"}, "scores cannot be"),
     ],
 )
-def test_fields_that_it_does_not_have(fields: dict[str, object], says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_fields_that_it_does_not_have(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         Detector.build("sppnet_tiny", NAMES, **fields)
 
 

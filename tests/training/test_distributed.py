@@ -1,4 +1,4 @@
-"""Two processes under torchrun learn and score as one; what befalls one of them ends all, and is told once."""
+"""Two processes under torchrun train and evaluate as one; a failure of one ends all, with one message."""
 
 import csv
 import json
@@ -51,8 +51,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
         process.kill()
 
 
-def told(options: TrainOptions, folder: Path) -> list[object]:
-    path = folder / "told.yaml"
+def with_config(options: TrainOptions, folder: Path) -> list[object]:
+    path = folder / "options.yaml"
     path.write_text(to_yaml(options))
     return ["train", "--config", path]
 
@@ -84,7 +84,7 @@ def plain(options: TrainOptions) -> TrainOptions:
 def test_two_processes_learn_and_score_as_one(plain: TrainOptions, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     train(replace(plain, out=one))
-    out, err = ended(start(*told(plain, tmp_path), "--out", two, "--json"))
+    out, err = ended(start(*with_config(plain, tmp_path), "--out", two, "--json"))
     assert out, err
     assert json.loads(out)["out"] == str(two)
     first, second = zip(rows(one), rows(two), strict=True)
@@ -103,7 +103,7 @@ def test_two_processes_learn_and_score_as_one(plain: TrainOptions, tmp_path: Pat
         check=True,
     )
     shared, whole = json.loads(out), json.loads(alone.stdout)
-    lowest = [told["settings"].pop("lowest_score") for told in (shared, whole)]
+    lowest = [one["settings"].pop("lowest_score") for one in (shared, whole)]
     assert shared == whole, err
     assert lowest[0] == pytest.approx(lowest[1], rel=1e-4)  # another number of threads rounds otherwise
 
@@ -116,7 +116,7 @@ def test_two_processes_learn_as_one_from_pictures_of_unlike_shapes(
     fields = plain.model_fields if kind != "retinanet" else {"norm": "group"}
     plain = replace(plain, model=f"{kind}_tiny_fpn", model_fields=fields, crop=1.0, epochs=1)
     train(replace(plain, out=tmp_path / "one"))
-    _, err = ended(start(*told(plain, tmp_path), "--out", tmp_path / "two"))
+    _, err = ended(start(*with_config(plain, tmp_path), "--out", tmp_path / "two"))
     (first,), (second,) = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert second == pytest.approx(first, abs=1e-5), err
     assert ("train_loss_mask_3" in first) == (kind != "retinanet")
@@ -125,7 +125,7 @@ def test_two_processes_learn_as_one_from_pictures_of_unlike_shapes(
 def test_two_processes_take_the_four_steps_together(plain: TrainOptions, tmp_path: Path) -> None:
     plain = replace(plain, model="faster_rcnn_tiny", scheme="alternating", epochs=1)
     result = train(replace(plain, out=tmp_path / "one"))
-    out, err = ended(start(*told(plain, tmp_path), "--out", tmp_path / "two", "--json"))
+    out, err = ended(start(*with_config(plain, tmp_path), "--out", tmp_path / "two", "--json"))
     assert out, err
     assert json.loads(out)["steps"] == result["steps"]
     for step in ("step-1", "step-3"):
@@ -139,7 +139,7 @@ def test_two_processes_take_the_four_steps_together(plain: TrainOptions, tmp_pat
 
 def test_a_lost_process_ends_the_others_and_the_run_goes_on_with_one(plain: TrainOptions, tmp_path: Path) -> None:
     plain = replace(plain, epochs=25, eval_every=25)
-    process = start(*told(plain, tmp_path), "--out", tmp_path / "run")
+    process = start(*with_config(plain, tmp_path), "--out", tmp_path / "run")
     while not rows(tmp_path / "run"):
         assert process.poll() is None, ended(process)
         time.sleep(0.02)
@@ -181,7 +181,7 @@ def test_what_is_wrong_is_told_once(plain: TrainOptions, tmp_path: Path) -> None
     out, err = ended(start("train", tmp_path / "nowhere", "--json", "--batch", "x"))
     assert err.count("twostage: ") == 1
     assert json.loads(out)["error"]["code"] == 2
-    _, err = ended(start(*told(replace(plain, lr=1e30), tmp_path), "--out", tmp_path / "run"))
+    _, err = ended(start(*with_config(replace(plain, lr=1e30), tmp_path), "--out", tmp_path / "run"))
     assert err.count("twostage: Non-finite loss or gradient") == 1
     told_images = err.partition("twostage: Non-finite")[2].partition("Check their boxes")[0]
     assert told_images.count(".jpg") == 4, "the images of both processes"
@@ -190,7 +190,9 @@ def test_what_is_wrong_is_told_once(plain: TrainOptions, tmp_path: Path) -> None
 def test_a_picture_that_one_process_cannot_read(plain: TrainOptions, tmp_path: Path) -> None:
     data = tmp_path / "scenes"
     shutil.copytree(plain.data, data)
-    process = start(*told(replace(plain, data=data, epochs=300, eval_every=300), tmp_path), "--out", tmp_path / "run")
+    process = start(
+        *with_config(replace(plain, data=data, epochs=300, eval_every=300), tmp_path), "--out", tmp_path / "run"
+    )
     while not rows(tmp_path / "run"):
         assert process.poll() is None, ended(process)
         time.sleep(0.02)
@@ -203,7 +205,7 @@ def test_a_picture_that_one_process_cannot_read(plain: TrainOptions, tmp_path: P
 
 def test_minutes_are_the_same_to_all(plain: TrainOptions, tmp_path: Path) -> None:
     out, err = ended(
-        start(*told(replace(plain, epochs=None, minutes=0.1), tmp_path), "--out", tmp_path / "run", "--json")
+        start(*with_config(replace(plain, epochs=None, minutes=0.1), tmp_path), "--out", tmp_path / "run", "--json")
     )
     assert out, err
     steps = json.loads(out)["steps"]
@@ -212,7 +214,7 @@ def test_minutes_are_the_same_to_all(plain: TrainOptions, tmp_path: Path) -> Non
 
 
 def test_ctrl_c_stops_and_saves_in_all(plain: TrainOptions, tmp_path: Path) -> None:
-    process = start(*told(replace(plain, epochs=500, eval_every=500), tmp_path), "--out", tmp_path / "run")
+    process = start(*with_config(replace(plain, epochs=500, eval_every=500), tmp_path), "--out", tmp_path / "run")
     while not rows(tmp_path / "run"):
         assert process.poll() is None, ended(process)
         time.sleep(0.02)

@@ -54,9 +54,9 @@ def kill_after(process: subprocess.Popen[bytes], folder: Path, epochs: int) -> N
 def test_a_killed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: Path) -> None:
     options = replace(options, epochs=4, eval_every=1, batch=2, accumulate=2, precision="bf16", workers=1)
     whole = Path(train(options)["out"])
-    (tmp_path / "told.yaml").write_text(to_yaml(options))
+    (tmp_path / "options.yaml").write_text(to_yaml(options))
     broken = tmp_path / "broken"
-    kill_after(start("--config", tmp_path / "told.yaml", "--out", broken), broken, epochs=1)
+    kill_after(start("--config", tmp_path / "options.yaml", "--out", broken), broken, epochs=1)
     kill_after(start("--resume", broken), broken, epochs=2)
     last = start("--resume", broken)
     assert last.wait() == 0, last.communicate()[1].decode()

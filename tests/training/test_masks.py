@@ -131,7 +131,7 @@ def test_weights_of_classes_are_as_many_as_the_data_has(options: TrainOptions) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"learn": ("backbone", "boxes")}, "name it too"),
         ({"scheme": "alternating"}, "choose a faster_rcnn"),
@@ -139,8 +139,8 @@ def test_weights_of_classes_are_as_many_as_the_data_has(options: TrainOptions) -
         ({"model_fields": {"proposals": "selective_search"}}, "no field 'proposals'"),
     ],
 )
-def test_one_stage_takes_nothing_from_elsewhere(options: TrainOptions, changes: dict, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_one_stage_takes_nothing_from_elsewhere(options: TrainOptions, changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         train(of(options, "retinanet", **changes))
 
 

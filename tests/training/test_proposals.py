@@ -70,11 +70,11 @@ def test_a_networks_proposals_beside_others(
 ) -> None:
     weights = tmp_path / "w.safetensors"
     Detector.build("faster_rcnn_tiny", ["a", "b", "c", "d", "e"], size=64, rpn_keep_test=30).save(weights)
-    told = call(
+    report = call(
         capsys, "data", "proposals", options.data, "--source", "sliding_window", weights, "--split", "val", "--out",
         tmp_path / "p",
     )  # fmt: skip
-    rows = told["splits"]["val"]
+    rows = report["splits"]["val"]
     assert set(rows) == {"sliding_window", str(weights)}
     assert 0 < rows[str(weights)]["proposals_an_image"] <= 30
     recall = rows["sliding_window"]["recall"]

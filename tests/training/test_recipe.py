@@ -28,20 +28,20 @@ def test_random_layers_are_not_frozen_unless_asked(options: TrainOptions) -> Non
 
 
 def test_options_win_over_the_recipe(options: TrainOptions) -> None:
-    said = replace(options, optimizer="sgd", schedule="multistep", ema=0.0, flip=0.0, epochs=3)
-    chosen = resolve(said, SCRATCH, pretrained=0, bf16=False)
+    given = replace(options, optimizer="sgd", schedule="multistep", ema=0.0, flip=0.0, epochs=3)
+    chosen = resolve(given, SCRATCH, pretrained=0, bf16=False)
     assert (chosen.optimizer, chosen.schedule, chosen.ema, chosen.flip, chosen.epochs) == ("sgd", "multistep", 0, 0, 3)
 
 
 def test_small_nets_train_in_bf16_where_the_device_is_built_for_it(options: TrainOptions) -> None:
-    for recipe, bf16, said, expected in [
+    for recipe, bf16, given, expected in [
         (SCRATCH, True, None, "bf16"),
         (SCRATCH, False, None, "fp32"),
         (SCRATCH, True, "fp32", "fp32"),
         (SCRATCH, False, "bf16", "bf16"),
         (FINETUNE, True, None, "fp32"),
     ]:
-        assert resolve(replace(options, precision=said), recipe, pretrained=0, bf16=bf16).precision == expected
+        assert resolve(replace(options, precision=given), recipe, pretrained=0, bf16=bf16).precision == expected
 
 
 def test_the_papers_numbers() -> None:

@@ -149,12 +149,12 @@ def test_a_retinanet_run_of_an_earlier_version_is_resumed(options: TrainOptions,
 
 def test_resumed_run_takes_no_other_options(options: TrainOptions) -> None:
     stop_after(replace(options, epochs=3), epochs=1)
-    for change, says in [
+    for change, text in [
         ({"lr": 0.1}, "lr: a resumed run"),
         ({"epochs": 9}, "epochs: a resumed run"),
         ({"train_split": "val"}, "train_split"),
     ]:
-        with pytest.raises(UsageError, match=says):
+        with pytest.raises(UsageError, match=text):
             train(TrainOptions(resume=options.out, quiet=True, **change))
     assert train(TrainOptions(resume=options.out, data=options.data, workers=1, device="cpu"))["epochs"] == 3
 
@@ -262,7 +262,7 @@ def test_deterministic_operations_end_with_the_run(options: TrainOptions) -> Non
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_repeating_what_the_run_was_told_is_no_change(options: TrainOptions) -> None:
+def test_repeating_the_options_of_the_run_is_no_change(options: TrainOptions) -> None:
     stop_after(replace(options, epochs=3), epochs=1)
     assert train(TrainOptions(resume=options.out, quiet=True, epochs=3, batch=4))["epochs"] == 3
 
@@ -315,7 +315,7 @@ def test_run_goes_on_without_the_weights_it_began_with(options: TrainOptions, tm
 
 @pytest.mark.usefixtures("drawn")
 def test_validation_scores_boxes_as_the_file_has_them(options: TrainOptions, tmp_path: Path) -> None:
-    """As `eval` does, so that a run and `eval` tell the same AP."""
+    """As `eval` does, so that a run and `eval` report the same AP."""
     data = tmp_path / "data"
     shutil.copytree(options.data, data)
     file = data / "annotations" / "instances_val.json"

@@ -119,7 +119,7 @@ def test_its_stages_can_be_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"channels": None}, "channels is None: give a tuple of whole numbers"),
         ({"channels": ()}, r"channels is \(\)"),
@@ -130,11 +130,11 @@ def test_its_stages_can_be_its_own() -> None:
     ],
     ids=str,
 )
-def test_wrong_channels_and_strides_are_refused(changes: dict[str, Any], says: str) -> None:
+def test_wrong_channels_and_strides_are_refused(changes: dict[str, Any], message: str) -> None:
     net = Plain()
     for name, value in changes.items():
         setattr(net, name, value)
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         ProvidedBackbone(net)
 
 

@@ -151,7 +151,7 @@ def test_scaled_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"cascade_ious": [0.5, 0.6]}, "have 2, 3, 3 values: give one per stage"),
         ({"class_agnostic": False}, "no field"),
@@ -159,6 +159,6 @@ def test_scaled_gradient() -> None:
         ({"box_delta_weights": [5, 5, 5, 5]}, "no field 'box_delta_weights'"),
     ],
 )
-def test_fields_that_contradict_each_other(fields: dict, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_fields_that_contradict_each_other(fields: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         make_model("cascade_rcnn_tiny_fpn", 3, **fields)
