@@ -225,7 +225,7 @@ def test_what_cannot_be_saved_says_why(tmp_path):
         make().save(tmp_path / "out.jpg")
 
 
-def test_draws_on_the_picture_at_its_path(tmp_path):
+def test_draws_on_the_image_at_its_path(tmp_path):
     Image.new("RGB", (100, 80), (9, 9, 9)).save(tmp_path / "a.png")
     drawn = make(path=str(tmp_path / "a.png")).draw()
     assert drawn.size == (100, 80)
@@ -233,18 +233,18 @@ def test_draws_on_the_picture_at_its_path(tmp_path):
     assert make(path=str(tmp_path / "a.png")).draw(min_side=240).size == (300, 240)
 
 
-def test_drawing_leaves_the_picture_alone():
+def test_drawing_leaves_the_image_alone():
     image = np.full((80, 100, 3), 90, np.uint8)
     make(image=image).draw()
     assert (image == 90).all()
 
 
-def test_repr_tells_the_picture_and_the_counts():
+def test_repr_has_the_image_and_the_counts():
     assert repr(make(path="photos/a.jpg")) == "Detections(a.jpg, 100 x 80 px: 2 cat, 1 bird; scores 0.12 to 0.90)"
     assert repr(make(0)) == "Detections(100 x 80 px: nothing found)"
 
 
-def test_html_escapes_names_and_shows_the_picture():
+def test_html_escapes_names_and_shows_the_image():
     page = make(names=("<script>", "b", "c"), image=np.zeros((80, 100, 3), np.uint8))._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -252,7 +252,7 @@ def test_html_escapes_names_and_shows_the_picture():
     assert "<img" not in make()._repr_html_()
 
 
-def test_notebook_page_says_which_picture_cannot_be_read(tmp_path):
+def test_notebook_page_names_which_image_cannot_be_read(tmp_path):
     (tmp_path / "gone.jpg").write_bytes(b"no picture")
     page = make(path=str(tmp_path / "gone.jpg"))._repr_html_()
     assert "gone.jpg: is not an image" in page

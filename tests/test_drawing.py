@@ -1,4 +1,4 @@
-"""Drawings: boxes where they belong, labels inside the picture and off each other."""
+"""Drawings: boxes where they belong, labels inside the image and off each other."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_labels_stay_inside_and_apart(monkeypatch):
     assert (area - np.diag(np.diag(area))).max() == 0
 
 
-def test_a_crowded_picture_gets_a_legend(monkeypatch):
+def test_a_crowded_image_gets_a_legend(monkeypatch):
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 180, (150, 2))
     labels = ["nucleus"] * 100 + ["cell"] * 50
@@ -90,13 +90,13 @@ def test_strange_boxes_do_not_stop_drawing(box):
     assert draw_boxes(grey(), np.array([box], float), ["odd"], np.array([0.5])).size == (300, 200)
 
 
-def test_tiny_and_empty_pictures():
+def test_tiny_and_empty_images():
     box = np.array([[0.0, 0, 1, 1]])
     assert draw_boxes(grey(1, 1), box, ["one"]).size == (1, 1)
     assert draw_boxes(grey(), np.zeros((0, 4)), []).getpixel((5, 5)) == (128, 128, 128)
 
 
-def test_small_pictures_are_enlarged_by_whole_factors():
+def test_small_images_are_enlarged_by_whole_factors():
     box = np.array([[10.0, 10, 40, 40]])
     picture = draw_boxes(grey(50, 60), box, ["x"], class_ids=np.array([6]), min_side=120)
     assert picture.size == (180, 150)
@@ -115,7 +115,7 @@ def test_masks_tint_their_pixels():
     assert picture[60, 150].tolist() == [128] * 3
 
 
-def test_pair_and_tile_keep_every_picture():
+def test_pair_and_tile_keep_every_image():
     truth = (np.array([[10.0, 10, 60, 60]]), np.array([0]))
     found = (np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
     pair = draw_pair(grey(), truth, found, ("cat",), min_side=0)

@@ -28,7 +28,7 @@ SMALL_RPN = {"rpn_channels": 16, "rpn_top_train": 60, "rpn_top_test": 30, "rpn_m
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures a split; all twenty classes in each."""
+    """Two images a split; all twenty classes in each."""
     root = tmp_path_factory.mktemp("voc") / "VOC2007"
     lists = root / "ImageSets" / "Main"
     for folder in (root / "JPEGImages", root / "Annotations", lists):

@@ -54,7 +54,7 @@ def test_what_was_left_out_is_told(make_coco: Callable[..., Path], tmp_path: Pat
     }  # fmt: skip
 
 
-def test_a_image_in_two_splits_stays_in_the_smaller(
+def test_an_image_in_two_splits_stays_in_the_smaller(
     make_voc: Callable[..., Path], make_image: Callable[..., Path], tmp_path: Path
 ) -> None:
     objects = [("dog", (2, 3, 20, 30))]

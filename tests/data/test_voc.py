@@ -150,7 +150,7 @@ def test_images_and_xml_side_by_side_one_folder_per_split(make_voc: Callable[...
     assert open_dataset(root, split="valid").names == ("cat", "dog")
 
 
-def test_a_image_called_otherwise_than_its_xml_is_found_by_filename(
+def test_an_image_called_otherwise_than_its_xml_is_found_by_filename(
     make_voc: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = make_voc({"a": [("cat", (1, 1, 9, 9))]})

@@ -1,4 +1,4 @@
-"""Small data sets in memory, for tests that need no pictures."""
+"""Small data sets in memory, for tests that need no images."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report: its JSON, its table, its thresholds, its pictures."""
+"""The report: its JSON, its table, its thresholds, its images."""
 
 import json
 
@@ -123,7 +123,7 @@ def test_thresholds(case):
         report.require({"mAP50": 0.6})
 
 
-def test_plots_are_pictures(case, tmp_path):
+def test_plots_are_images(case, tmp_path):
     paths = evaluate(*case).write_plots(tmp_path / "new" / "folder")
     assert sorted(path.name for path in paths) == ["confusion.png", "labels.png", "pr.png"]
     for path in paths:

@@ -37,7 +37,7 @@ def test_reads_ids_and_corners(tmp_path, dataset):
 
 
 def test_names_in_an_entry_decide_over_its_ids(tmp_path, dataset):
-    """`predict` numbers pictures and classes as it meets them; the data set has its own numbers."""
+    """`predict` numbers images and classes as it meets them; the data set has its own numbers."""
     names = [dataset.file_name(i) for i in range(2)]
     entries = [
         {**GOOD, "image_id": 1, "category_id": 1, "file_name": f"some/where/{names[1]}", "category_name": "cat"},
@@ -51,7 +51,7 @@ def test_names_in_an_entry_decide_over_its_ids(tmp_path, dataset):
             Results.from_coco(write(tmp_path / "r.json", [GOOD, {**GOOD, **change}]), dataset)
 
 
-def test_a_picture_of_another_split_with_the_same_name_is_another_picture(tmp_path, dataset):
+def test_an_image_of_another_split_with_the_same_name_is_another_image(tmp_path, dataset):
     name = dataset.file_name(0)
     for split in ("train", "val"):
         (tmp_path / split).mkdir()

@@ -1,4 +1,4 @@
-"""Predictions on pictures: their own pixels, any source, any batch."""
+"""Predictions on images: their own pixels, any source, any batch."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def test_path_array_tensor_and_image_give_the_same(detector: Detector, pictures:
         np.testing.assert_array_equal(found[0].scores, other.scores)
 
 
-def test_boxes_are_on_the_pictures_own_pixels(detector: Detector, pictures: list[Path]) -> None:
+def test_boxes_are_on_the_images_own_pixels(detector: Detector, pictures: list[Path]) -> None:
     small = Image.open(pictures[0]).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR)
     large = small.resize((288, 192), Image.Resampling.NEAREST)
     found = detector.predict(large, conf=0.05)
@@ -73,7 +73,7 @@ def test_batch_equals_one_by_one(detector: Detector, pictures: list[Path]) -> No
         np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
 
 
-def test_a_picture_does_not_depend_on_those_of_other_shapes_beside_it(detector: Detector, pictures: list[Path]) -> None:
+def test_an_image_does_not_depend_on_those_of_other_shapes_beside_it(detector: Detector, pictures: list[Path]) -> None:
     image = np.asarray(Image.open(pictures[0]).convert("RGB"))
     shapes = [image, image[:60], image[:, :100], image[20:], image[:, :60]]
     together = list(detector.predict(shapes, conf=0.05, batch=5))
@@ -84,7 +84,7 @@ def test_a_picture_does_not_depend_on_those_of_other_shapes_beside_it(detector: 
         np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-2)
 
 
-def test_pictures_of_different_sizes_share_a_batch(detector: Detector, pictures: list[Path]) -> None:
+def test_images_of_different_sizes_share_a_batch(detector: Detector, pictures: list[Path]) -> None:
     image = np.asarray(Image.open(pictures[0]).convert("RGB"))
     narrow, wide = detector.predict([image[:, :60], image], conf=0.05, batch=2)
     assert (narrow.size, wide.size) == ((192, 60), (192, 192))
@@ -116,7 +116,7 @@ def test_arguments_out_of_range_are_named(detector: Detector, pictures: list[Pat
         detector.predict(pictures[0], **given)
 
 
-def test_unreadable_picture_does_not_lose_the_others(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
+def test_unreadable_image_does_not_lose_the_others(detector: Detector, pictures: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     found = []

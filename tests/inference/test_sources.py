@@ -19,7 +19,7 @@ from twostage.inference.sources import expand, is_one_picture
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures of widths 11, 12 and 13, a text file, a hidden picture, and a subfolder with one more."""
+    """Three images of widths 11, 12 and 13, a text file, a hidden image, and a subfolder with one more."""
     for width, name in ((12, "b.PNG"), (11, "a.jpg"), (13, "c.bmp"), (99, "._a.jpg")):
         Image.new("RGB", (width, 8), (200, 10, 30)).save(tmp_path / name, format="PNG")
     (tmp_path / "notes.txt").write_text("no picture")
@@ -32,7 +32,7 @@ def widths(source, **options):
     return [item.image.shape[1] for item in expand(source, **options)]
 
 
-def test_one_picture(folder):
+def test_one_image(folder):
     (item,) = expand(str(folder / "b.PNG"))
     assert item.path == str(folder / "b.PNG")
     assert (item.frame, item.error) == (None, None)
@@ -93,7 +93,7 @@ def test_paths_from_standard_input(folder, monkeypatch):
 
 
 def test_standard_input_is_answered_line_by_line(folder):
-    """A slow writer on the pipe gets each picture back before it writes the next path."""
+    """A slow writer on the pipe gets each image back before it writes the next path."""
     code = "from twostage.inference.sources import expand\nfor i in expand('-'): print(i.image.shape[1], flush=True)"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
         watchdog = threading.Timer(30, p.kill)
@@ -107,7 +107,7 @@ def test_standard_input_is_answered_line_by_line(folder):
 
 
 @pytest.mark.parametrize("ahead", [0, 3])
-def test_an_unreadable_picture_carries_its_error_and_the_rest_goes_on(folder, ahead):
+def test_an_unreadable_image_carries_its_error_and_the_rest_goes_on(folder, ahead):
     (folder / "b.PNG").write_bytes((folder / "b.PNG").read_bytes()[:40])
     items = list(expand(folder, ahead=ahead))
     assert [item.image is None for item in items] == [False, True, False]
@@ -132,7 +132,7 @@ def test_wrong_paths_are_told_before_any_work(folder, source, words):
         expand(named)
 
 
-def test_a_folder_with_pictures_only_below_tells_the_pattern(folder):
+def test_a_folder_with_images_only_below_names_the_pattern(folder):
     (folder / "top").mkdir()
     (folder / "deep").rename(folder / "top" / "deep")
     with pytest.raises(DataError, match=r"subfolders hold 1: give '.*/top/\*\*/\*'"):
@@ -183,7 +183,7 @@ def test_tensors_of_bytes_and_of_floats():
     ],
     ids=str,
 )
-def test_what_is_no_picture_says_how_to_make_it_one(source, words):
+def test_what_is_no_image_is_refused_with_how_to_make_it_one(source, words):
     with pytest.raises(UsageError, match=words):
         list(expand(source))
 
@@ -216,7 +216,7 @@ def test_a_video_without_the_extra_names_the_command(folder, monkeypatch):
         expand(folder / "clip.mp4")
 
 
-def test_a_video_without_the_extra_does_not_stop_the_pictures_beside_it(folder, monkeypatch):
+def test_a_video_without_the_extra_does_not_stop_the_images_beside_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     (folder / "clip.mp4").write_bytes(b"")
     for source in (folder, folder / "*"):
@@ -264,7 +264,7 @@ def test_a_video_gives_its_frames_in_order(tmp_path):
 
 
 def test_a_video_is_turned_as_players_turn_it(tmp_path, monkeypatch):
-    """A phone held upright notes -90: the stored picture is to be turned clockwise."""
+    """A phone held upright notes -90: the stored image is to be turned clockwise."""
     stored = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     frame = SimpleNamespace(rotation=-90, to_ndarray=lambda format: stored)
     container = SimpleNamespace(streams=SimpleNamespace(video=[1]), decode=lambda video: iter([frame]))

@@ -1,4 +1,4 @@
-"""Several looks at one picture: each comes back to its pixels, and all become one answer."""
+"""Several views of one image: boxes of each in its own pixels, fused into one result."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def image() -> np.ndarray:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """In the place of a network: boxes and masks of the rectangles that are seen; the sizes of pictures looked at."""
+    """Instead of a network: boxes and masks of the visible rectangles; records the sizes of the images."""
     asked: list[tuple[int, int, int]] = []
 
     def seeing(
@@ -102,7 +102,7 @@ def test_scales_are_of_the_models_size(image: np.ndarray, looks: list[tuple[int,
     tile=st.integers(32, 200),
     overlap=st.floats(0, 0.89),
 )
-def test_tiles_cover_the_picture_and_overlap(height: int, width: int, tile: int, overlap: float) -> None:
+def test_tiles_cover_the_image_and_overlap(height: int, width: int, tile: int, overlap: float) -> None:
     whole, *tiles = windows(height, width, TestTimeAugmentation(tile=tile, overlap=overlap))
     assert whole == (0, 0, height, width)
     if max(height, width) <= tile:

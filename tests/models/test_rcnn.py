@@ -38,7 +38,7 @@ def test_context_is_counted_on_the_warped_window() -> None:
     assert windows[:, :14].max() == 0
 
 
-def test_beyond_the_picture_lies_the_mean_colour() -> None:
+def test_beyond_the_image_lies_the_mean_colour() -> None:
     image = torch.ones(1, 20, 20)
     windows = warp(image, torch.tensor([[0.0, 0, 10, 20]]), size=40, context=10)[0, 0]
     assert windows[:, :8].max() == 0

@@ -1,4 +1,4 @@
-"""Masks laid over pictures: torchvision's and detectron2's ways, and the run lengths that are made without pictures."""
+"""Masks laid over images: torchvision's and detectron2's ways, and the run lengths that are made without images."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def grids(count: int, cells: int = 28, seed: int = 0) -> np.ndarray:
 
 
 def boxes(count: int, seed: int = 0) -> np.ndarray:
-    """Boxes on the picture; the first is all of it, some touch its border."""
+    """Boxes on the image; the first is all of it, some touch its border."""
     rng = np.random.default_rng(seed)
     middle, side = rng.random((count, 2)) * [WIDTH, HEIGHT], np.exp(rng.uniform(-1, 4.6, (count, 2)))
     found = np.concatenate([middle - side / 2, middle + side / 2], axis=1)
@@ -30,7 +30,7 @@ def boxes(count: int, seed: int = 0) -> np.ndarray:
 
 
 def pasted(masks: np.ndarray, where: np.ndarray, *, threshold: float = 0.5, way: Paste = "exact") -> np.ndarray:
-    """The pixels of the whole picture, without run lengths."""
+    """The pixels of the whole image, without run lengths."""
     out = np.zeros((len(masks), HEIGHT, WIDTH), dtype=bool)
     for whole, (top, left, inside) in zip(out, patches(masks, where, HEIGHT, WIDTH, threshold, way), strict=True):
         whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
@@ -71,7 +71,7 @@ def test_run_lengths_are_those_of_the_pixels(way: Paste, seed: int, cells: int, 
     np.testing.assert_array_equal(rle_masks.decode(rles), pixels)
 
 
-def test_a_mask_of_the_whole_picture_is_one_run() -> None:
+def test_a_mask_of_the_whole_image_is_one_run() -> None:
     where = np.array([[-40, -40, WIDTH + 40, HEIGHT + 40]], dtype=np.float32)
     (rle,) = paste(np.ones((1, 4, 4), np.float32), where, HEIGHT, WIDTH)
     assert rle_masks.decode([rle]).all()

@@ -57,7 +57,7 @@ def test_follows_the_paper(method, grouped: bool) -> None:
 
 @pytest.mark.parametrize("iou", [0.3, 0.5])
 def test_linear_decay_shows_above_one_minus_iou_what_hard_nms_keeps(iou: float) -> None:
-    """A box that hard NMS drops keeps less than `1 - iou` of its score: pictures of good detections do not change."""
+    """A box that hard NMS drops keeps less than `1 - iou` of its score: images of good detections do not change."""
     boxes, scores, groups, valid = example(n=6, m=80, seed=1)
     soft = soft_nms(boxes, scores, groups, valid, method="linear", top=80, iou=iou)
     hard = nms(boxes, scores, groups, valid, iou=iou, top=80)

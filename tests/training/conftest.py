@@ -25,7 +25,7 @@ def _undrawn() -> Iterator[None]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of this test end with their plots and pictures."""
+    """Runs of this test end with their plots and images."""
     monkeypatch.setattr(RunFolder, "draw", DRAW)
 
 

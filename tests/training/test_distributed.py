@@ -109,7 +109,7 @@ def test_two_processes_learn_and_score_as_one(plain: TrainOptions, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["hybrid_task_cascade", "retinanet"])
-def test_two_processes_learn_as_one_from_pictures_of_unlike_shapes(
+def test_two_processes_learn_as_one_from_images_of_unlike_shapes(
     plain: TrainOptions, tmp_path: Path, kind: str
 ) -> None:
     """Masks, maps of stuff and anchors of one process lie on the canvas of both; each has its own number of objects."""
@@ -187,7 +187,7 @@ def test_what_is_wrong_is_told_once(plain: TrainOptions, tmp_path: Path) -> None
     assert told_images.count(".jpg") == 4, "the images of both processes"
 
 
-def test_a_picture_that_one_process_cannot_read(plain: TrainOptions, tmp_path: Path) -> None:
+def test_an_image_that_one_process_cannot_read(plain: TrainOptions, tmp_path: Path) -> None:
     data = tmp_path / "scenes"
     shutil.copytree(plain.data, data)
     process = start(

@@ -67,7 +67,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(options: TrainOptions, tmp_path: P
     assert not list(broken.rglob(".*"))
 
 
-def test_a_picture_that_vanishes_costs_no_step(
+def test_an_image_that_vanishes_costs_no_step(
     options: TrainOptions,
     unbroken: Callable,
     tmp_path: Path,

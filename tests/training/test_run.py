@@ -61,7 +61,7 @@ def test_run_leaves_everything_and_its_weights_load(options: TrainOptions) -> No
     detector = Detector.load(result["weights"])
     assert detector.names == ("circle", "square", "triangle", "star", "cross")
     assert detector.model.config.image.size == 64
-    # Pictures are pictures, not empty canvases.
+    # Images are images, not empty canvases.
     assert np.asarray(Image.open(out / "loss.png").convert("L")).std() > 5
 
 

@@ -158,8 +158,8 @@ def parity(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_the_same_detections_and_losses_on_generated_pictures(parity: ModuleType) -> None:
-    """The parity benchmark on two small pictures; on real photos and with all models it runs under benchmarks/."""
+def test_the_same_detections_and_losses_on_generated_images(parity: ModuleType) -> None:
+    """The parity benchmark on two small images; on real photos and with all models it runs under benchmarks/."""
     photos = []
     for number in range(2):
         scene = make_scene(0, 0, number, style=HARD if number % 2 else EASY)
