@@ -18,6 +18,7 @@ from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask,
 from twostage.data.images import SIDEWAYS, Header, probe
 from twostage.data.upright import turn_boxes, turn_mask
 from twostage.errors import DataError
+from twostage.ops import masks as rle_masks
 
 # Pixels by which rounded coordinates may reach over the border without being a fault.
 SLACK = 0.1
@@ -276,10 +277,7 @@ class Builder:
         missing = np.array([m.kind == NONE for m in masks], dtype=bool)
         unknown = np.isnan(table.area)
         for row in np.flatnonzero(unknown & ~missing):
-            from faster_coco_eval.core import mask as coco
-
-            height, width = sizes[table.image[row]].tolist()
-            table.area[row] = float(coco.area(to_rle(masks[row], height, width)))
+            table.area[row] = rle_masks.area(to_rle(masks[row], *sizes[table.image[row]].tolist()))
         sides = (table.boxes[:, 2:] - table.boxes[:, :2]).clip(min=0)
         table.area[:] = np.where(np.isnan(table.area), sides.prod(axis=1), table.area)
         if missing.all():

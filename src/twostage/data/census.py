@@ -95,7 +95,7 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
         if count:
             message = f"{count} of {len(dataset.labels)} objects are left out of training and not counted in evaluation"
             yield fault(code, dataset.root, split, message, "Nothing to do")
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+    image = dataset.image_indices
     sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
     whole = (sides >= dataset.sizes[image, ::-1] - 1).all(axis=1)
     resized = resized_sides(dataset, resize)
@@ -128,10 +128,9 @@ def _repeated(image: Int64[np.ndarray, " b"], dataset: Dataset) -> Bool[np.ndarr
 
 def resized_sides(dataset: Dataset, resize: Resize) -> Float64[np.ndarray, "b 2"]:
     """Width and height of every object once its image is resized."""
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     shapes = np.array([resize.shape(int(h), int(w)) for h, w in dataset.sizes], dtype=np.float64).reshape(-1, 2)
     sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
-    return np.asarray(sides * (shapes / dataset.sizes)[image, ::-1])
+    return np.asarray(sides * (shapes / dataset.sizes)[dataset.image_indices, ::-1])
 
 
 def anchor_reach(sides: Float64[np.ndarray, "b 2"], sizes: Sequence[float]) -> float:

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
@@ -324,7 +322,7 @@ def _document(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _written_annotations(dataset: Dataset, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+    image = dataset.image_indices
     for row in range(len(dataset.labels)):
         x1, y1, x2, y2 = dataset.boxes[row].tolist()
         entry = {

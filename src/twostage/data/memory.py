@@ -15,7 +15,7 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
 from twostage.data.files import display_path
-from twostage.data.flat import NO_MASK, RLE, Mask
+from twostage.data.flat import NO_MASK, Mask, pixel_mask
 from twostage.data.images import Header, probe, read_image
 from twostage.data.segmentation import SegmentationError, read_segmentation
 from twostage.errors import UsageError, brief, nearest
@@ -158,9 +158,7 @@ def _mask(mask: Any, size: tuple[int, int]) -> Mask:
         raise SegmentationError(
             f"the mask is {_described(mask)}", "Give binary pixels [h, w], or COCO's RLE or polygons"
         )
-    from faster_coco_eval.core import mask as coco
-
-    return Mask(RLE, coco.encode(np.asfortranarray(pixels != 0).view(np.uint8))["counts"], pixels.shape)
+    return pixel_mask(pixels)
 
 
 def _array(value: Any) -> np.ndarray | None:

@@ -22,7 +22,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.extras import Extra, Extras, read_extras
 from twostage.data.faults import Fault, fault, unusable
 from twostage.data.files import display_path, exists, has_files, require_regular, subfolders
-from twostage.data.flat import NO_MASK, NONE, RLE, Mask
+from twostage.data.flat import NO_MASK, NONE, Mask, pixel_mask
 from twostage.data.images import EXTENSIONS
 from twostage.data.layout import MASKED_SPLIT, Format, HeaderOf, Layout, Names, OpenSplit, Options, VocOffset
 from twostage.data.names import flat_names
@@ -269,8 +269,6 @@ def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
 
     Raises ValueError if the file does not fit these objects.
     """
-    from faster_coco_eval.core import mask as coco
-
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
@@ -286,13 +284,7 @@ def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
     unknown = held[(held > count) & (held != UNDECIDED)]
     if len(unknown):
         raise ValueError(f"has the object {unknown[0]}, and the XML lists {count}")
-    found = []
-    for number in range(1, count + 1):
-        inside = np.asfortranarray(numbers == number)
-        found.append(
-            Mask(RLE, coco.encode(inside.view(np.uint8))["counts"], numbers.shape) if inside.any() else NO_MASK
-        )
-    return found
+    return [pixel_mask(numbers == number) if number in held else NO_MASK for number in range(1, count + 1)]
 
 
 def image_folder(root: Path, split: str) -> Path:

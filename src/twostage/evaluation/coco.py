@@ -24,8 +24,8 @@ from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
-from twostage.evaluation.groups import image_of_objects
 from twostage.evaluation.results import Results
+from twostage.ops.masks import area
 
 COCO_IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 MAX_DETECTIONS = (1, 10, 100)
@@ -184,7 +184,7 @@ def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
     # Detections in the box of an object without a mask are ignored, as in a crowd.
     crowd = dataset.crowd | dataset.unmasked if masks else dataset.crowd
     return _Shapes(
-        images=_ranks(dataset.image_ids)[image_of_objects(dataset)],
+        images=_ranks(dataset.image_ids)[dataset.image_indices],
         categories=_ranks(dataset.category_ids)[dataset.labels],
         areas=dataset.areas,
         shapes=_rle_column(rles) if masks else _xywh(dataset.boxes),
@@ -201,7 +201,7 @@ def _detected(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
     return _Shapes(
         images=_ranks(dataset.image_ids)[results.images],
         categories=_ranks(dataset.category_ids)[results.class_ids],
-        areas=np.array([float(coco_mask.area(rle)) for rle in rles]) if masks else xywh[:, 2] * xywh[:, 3],
+        areas=np.array([area(rle) for rle in rles], dtype=np.float64) if masks else xywh[:, 2] * xywh[:, 3],
         shapes=_rle_column(rles) if masks else xywh,
         crowd=none,
         ignored=none,

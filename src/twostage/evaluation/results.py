@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from twostage.data.dataset import Dataset
 from twostage.data.segmentation import SegmentationError, read_run_lengths
 from twostage.errors import DataError, brief
+from twostage.ops.masks import bounding_box
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class Results:
             if "segmentation" in entry:
                 size = dataset.sizes[images[entry["image_id"]]].tolist()
                 masks.append(_rle(entry["segmentation"], size, f"{path}: entry {number} (counted from 0)"))
-            boxes.append(entry["bbox"] if entry.get("bbox") else _box_of(masks[-1]))
+            boxes.append(entry["bbox"] if entry.get("bbox") else bounding_box(masks[-1]))
         if masks and len(masks) != len(entries):
             raise DataError(f"{path}: {len(masks)} of {len(entries)} entries have a segmentation. Give all or none.")
         xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
@@ -238,12 +239,6 @@ def _rle(segmentation: Any, size: list[int], where: str) -> dict:
         return {"size": size, "counts": read_run_lengths(segmentation, (size[0], size[1])).data}
     except SegmentationError as error:
         raise DataError(f"{where}: {error}. {error.fix}.") from error
-
-
-def _box_of(rle: dict) -> list[float]:
-    from faster_coco_eval.core.mask import toBbox
-
-    return [float(v) for v in np.asarray(toBbox([rle]))[0]]
 
 
 def _class_of(file_name: str, names: Sequence[str]) -> int | None:

@@ -17,7 +17,7 @@ from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
-from twostage.evaluation.groups import image_of_objects, pair_blocks, paired_iou
+from twostage.evaluation.groups import pair_blocks, paired_iou
 from twostage.evaluation.results import Results
 from twostage.ops.masks import RLE
 
@@ -95,7 +95,7 @@ def _best_object(
     """Per detection the object of its class and image with the highest IoU (the first of equals), and that IoU."""
     n, classes = len(results), len(dataset.names)
     best, overlap = np.full(n, -1, dtype=np.int64), np.zeros(n)
-    owner = image_of_objects(dataset)
+    owner = dataset.image_indices
     for i, j in pair_blocks(results.images * classes + results.class_ids, owner * classes + dataset.labels):
         if not len(i):
             continue
