@@ -7,7 +7,7 @@ last bytes of images are read; `deep` decodes them all.
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -20,10 +20,10 @@ from twostage.data.census import class_notes, image_notes, object_notes
 from twostage.data.dataset import Dataset
 from twostage.data.duplicates import duplicate_faults
 from twostage.data.faults import Fault, FaultyDataError, fault, format_faults
-from twostage.data.images import Header, probe, read_image
-from twostage.data.layout import Layout, Options, VocOffset
+from twostage.data.images import probe, read_image
+from twostage.data.layout import Options, VocOffset
 from twostage.data.mask_check import mask_faults
-from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener
+from twostage.data.recognise import check_same_classes, default_splits, find_layout, usable_splits
 from twostage.data.resize import Resize
 from twostage.data.stuff import stuff_faults
 from twostage.errors import DataError
@@ -109,8 +109,11 @@ def check(
         layout = find_layout(path)
     except FaultyDataError as error:
         return Report(path, "not readable", (), error.faults, time.perf_counter() - started)
-    options = Options(Path(images) if images else None, voc_offset, "skip")
-    datasets = list(_open_all(layout, options, header_of, faults))
+    options = Options(Path(images) if images else None, voc_offset, "skip", header_of=header_of)
+    datasets = []
+    for dataset in usable_splits(layout, options, faults):
+        faults += dataset.faults
+        datasets.append(dataset)
     faults += _empty(datasets, default_splits(layout)[0])
     faults += _differing_classes(datasets)
     faults += _differing_masks(datasets)
@@ -126,21 +129,6 @@ def check(
     summaries = tuple(map(_summary, datasets))
     # Splits may share images (trainval and train): equal faults are listed once.
     return Report(path, str(layout), summaries, tuple(dict.fromkeys(faults)), time.perf_counter() - started)
-
-
-def _open_all(
-    layout: Layout, options: Options, header_of: Callable[[str], Header], faults: list[Fault]
-) -> Iterator[Dataset]:
-    """The splits that can be opened; the faults of all splits are added to `faults`."""
-    open_split = opener(layout, options, header_of)
-    for split in layout.splits:
-        try:
-            dataset = open_split(split)
-        except FaultyDataError as error:
-            faults += error.faults
-            continue
-        faults += dataset.faults
-        yield dataset
 
 
 def _differing_classes(datasets: Sequence[Dataset]) -> Iterator[Fault]:

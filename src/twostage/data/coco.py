@@ -17,7 +17,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault, unusable
 from twostage.data.files import exists, load_json, subfolders
 from twostage.data.flat import NONE, Mask
-from twostage.data.layout import Format, HeaderOf, Layout, Names, OpenSplit, Options
+from twostage.data.layout import Format, Layout, Names, Options
 from twostage.data.names import nested_names
 from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons, write_segmentation
 from twostage.errors import DataError, brief
@@ -81,12 +81,7 @@ def _image_folders(json_file: Path, root: Path, split: str) -> list[Path]:
     return list(dict.fromkeys([beside, beside / "images", *inside]))
 
 
-def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
-    """A function that opens one split."""
-    return partial(_read, layout, options, header_of)
-
-
-def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> Dataset:
+def _read(layout: Layout, options: Options, split: str) -> Dataset:
     """The data set of one JSON file, its images in whichever folder has them."""
     json_file = layout.sources[split]
     folders = [options.images] if options.images else _image_folders(json_file, layout.root, split)
@@ -97,10 +92,9 @@ def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> 
     label_of = {category: label for label, (category, _) in enumerate(categories)}
     images, annotations = (_list(document, key, json_file) for key in ("images", "annotations"))
     folder = _folder(images, folders, json_file if options.require_images else None)
-    places: list[str] = []  # file name of each image
 
     def place(image: int, source: int) -> tuple[str, str]:
-        return shown, f"annotations[{source}] (id {annotations[source].get('id')}, image {places[image]})"
+        return shown, f"annotations[{source}] (id {annotations[source].get('id')}, image {builder.file_names[image]})"
 
     builder = Builder(
         root=layout.root,
@@ -109,15 +103,12 @@ def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> 
         names=tuple(name for _, name in categories),
         category_ids=[category for category, _ in categories],
         place=place,
-        require_images=options.require_images,
-        header_of=header_of,
-        repair=options.repair,
+        options=options,
         faults=faults,
     )
     index_of = _add_images(builder, images, folder, shown)
-    places.extend(builder.file_names)
     _add_annotations(builder, annotations, index_of, label_of, shown)
-    return builder.build(options.on_error)
+    return builder.build()
 
 
 def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
@@ -293,11 +284,6 @@ def _is_number(value: Any) -> bool:
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
 
 
-def image_folder(root: Path, split: str) -> Path:
-    """The images of a split, in `<split>/`."""
-    return root / split
-
-
 def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
     """Write annotations/instances_<split>.json for splits whose images have these names; the file of each image."""
     places = []
@@ -345,9 +331,9 @@ FORMAT = Format(
     name="coco",
     description="a JSON file; annotations/instances_<split>.json with <split>/; or one folder per split with a JSON",
     detect=detect,
-    open=open_splits,
+    open=lambda layout, options: partial(_read, layout, options),
     write=write,
-    image_names=lambda datasets, by_stem: nested_names(datasets, by_stem=by_stem),
-    image_folder=image_folder,
+    image_names=nested_names,
+    image_folder="{split}",
     complete=True,
 )

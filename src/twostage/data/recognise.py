@@ -1,16 +1,16 @@
 """Recognises the format of a data set, lists its splits and opens them."""
 
 import itertools
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
 from twostage.data import Kind
 from twostage.data.dataset import Dataset
-from twostage.data.faults import OnError
+from twostage.data.faults import Fault, FaultyDataError, OnError
 from twostage.data.files import exists
-from twostage.data.images import probe
-from twostage.data.layout import Format, HeaderOf, Layout, OpenSplit, Options, VocOffset
+from twostage.data.layout import Format, Layout, OpenSplit, Options, VocOffset
 from twostage.errors import DataError, UsageError, nearest
 
 FORMATS: tuple[Format, ...] = tuple(import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind))
@@ -49,11 +49,11 @@ def open_dataset(
     return opener(find_layout(path), options)(split)
 
 
-def opener(layout: Layout, options: Options, header_of: HeaderOf = probe) -> OpenSplit:
+def opener(layout: Layout, options: Options) -> OpenSplit:
     """A function that opens splits by name, reading once what they share. It raises as `open_dataset` does."""
     if options.images is not None and not options.images.is_dir():
         raise DataError(f"{options.images}: is not a folder. --images must be the folder of the images.")
-    open_split = layout.format.open(layout, options, header_of)
+    open_split = layout.format.open(layout, options)
 
     def open_known(split: str) -> Dataset:
         if split not in layout.sources:
@@ -61,6 +61,16 @@ def opener(layout: Layout, options: Options, header_of: HeaderOf = probe) -> Ope
         return open_split(split)
 
     return open_known
+
+
+def usable_splits(layout: Layout, options: Options, faults: list[Fault]) -> Iterator[Dataset]:
+    """The splits that can be opened; the faults of the others are added to `faults`."""
+    open_split = opener(layout, options)
+    for split in layout.splits:
+        try:
+            yield open_split(split)
+        except FaultyDataError as error:
+            faults += error.faults
 
 
 def default_splits(layout: Layout) -> tuple[str | None, str | None]:
