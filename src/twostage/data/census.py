@@ -9,23 +9,9 @@ from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
-from twostage.data.images import Header
+from twostage.data.images import EXTENSIONS_OF, Header
 from twostage.data.resize import Resize
 
-EXTENSIONS_OF = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},
-    "PNG": {".png"},
-    "BMP": {".bmp", ".dib"},
-    "DIB": {".bmp", ".dib"},
-    "GIF": {".gif"},
-    "TIFF": {".tif", ".tiff"},
-    "WEBP": {".webp"},
-    "PPM": {".ppm", ".pgm", ".pbm", ".pnm"},
-    "JPEG2000": {".jp2"},
-    "AVIF": {".avif"},
-    "QOI": {".qoi"},
-}
 PLAIN_MODES = {"RGB", "L", "P", "1"}
 # The common modern anchors (FPN, section 4.1): one size a level, three ratios; the IoU from which a proposal counts.
 ANCHOR_SIZES, ANCHOR_RATIOS, REACHED = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0), 0.5

@@ -16,7 +16,7 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault, unusable
 from twostage.data.files import exists, load_json, subfolders
-from twostage.data.flat import NONE, Mask
+from twostage.data.flat import NONE
 from twostage.data.layout import Format, Layout, Names, Options
 from twostage.data.names import nested_names
 from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons, write_segmentation
@@ -181,45 +181,27 @@ def _add_annotations(
     filled = {"iscrowd": 0, "area": 0, "id": 0}
     fresh = 1 + max((a["id"] for a in annotations if isinstance(a, dict) and _is_id(a.get("id"))), default=0)
     for position, record in enumerate(annotations):
+        where = f"annotations[{position}]"
         try:
-            image, label, box, area, crowd, difficult, mask = _annotation(record, index_of, label_of, builder.stated)
-        except _RecordError as error:
-            where = f"annotations[{position}]"
+            fields = _annotation(record, index_of, label_of, builder.stated)
+        except (_RecordError, SegmentationError) as error:
             builder.report(error.code, shown, where, f"{error} in {brief(record)}", error.fix)
             continue
         short = short_polygons(record.get("segmentation"))
         if short:
             message = f"polygons of fewer than three points left out: {brief(short)}"
-            builder.report(
-                "short-polygon", shown, f"annotations[{position}]", message, "Draw them again, or remove them"
-            )
-        filled["area"] += math.isnan(area)
-        filled["iscrowd"] += "iscrowd" not in record
+            builder.report("short-polygon", shown, where, message, "Draw them again, or remove them")
         number = record.get("id")
+        filled["area"] += math.isnan(fields["area"])
+        filled["iscrowd"] += "iscrowd" not in record
+        filled["id"] += number is None
+        if number in used:
+            message = f"the id {number} is taken; {fresh} is used"
+            builder.report("duplicate-annotation-id", shown, where, message, "Give every annotation its own id")
         if number is None or number in used:
-            filled["id"] += number is None
-            if number is not None:
-                message = f"the id {number} is taken; {fresh} is used"
-                builder.report(
-                    "duplicate-annotation-id",
-                    shown,
-                    f"annotations[{position}]",
-                    message,
-                    "Give every annotation its own id",
-                )
             number, fresh = fresh, fresh + 1
         used.add(number)
-        builder.add_object(
-            image,
-            box,
-            label,
-            source=position,
-            annotation_id=number,
-            crowd=crowd,
-            difficult=difficult,
-            area=area,
-            mask=mask,
-        )
+        builder.add_object(**fields, source=position, annotation_id=number)
     for key, count in filled.items():
         if count:
             value = {"iscrowd": "0", "area": "the area of mask or box", "id": "a new number"}[key]
@@ -235,8 +217,8 @@ class _RecordError(Exception):
 
 def _annotation(
     record: Any, index_of: Mapping[int, int], label_of: Mapping[int, int], stated: Sequence[tuple[int, int]]
-) -> tuple[int, int, tuple[float, float, float, float], float, bool, bool, Mask]:
-    """Image, label, box xyxy, area, crowd, difficult and mask of an annotation. Raises _RecordError."""
+) -> dict[str, Any]:
+    """The arguments of `Builder.add_object` for an annotation. Raises _RecordError and SegmentationError."""
     if not isinstance(record, dict):
         raise _RecordError("broken-record", "not an object", "Write an object for each annotation")
     if not _is_id(record.get("id", 0)):
@@ -256,16 +238,18 @@ def _annotation(
     for key in ("iscrowd", "difficult"):  # the second is VOC's, kept by `data convert`
         if record.get(key, 0) not in (0, 1):
             raise _RecordError("broken-record", f"{key} is {brief(record[key])}", "Write 0 or 1")
-    crowd, difficult = bool(record.get("iscrowd", 0)), bool(record.get("difficult", 0))
     if area is not None and not _is_number(area):
         raise _RecordError("broken-record", f"area is {brief(area)}", "Write a number, or leave it out")
     image = index_of[number]
-    try:
-        mask = read_segmentation(record.get("segmentation"), stated[image])
-    except SegmentationError as error:
-        raise _RecordError("broken-mask", str(error), error.fix) from None
-    size = math.nan if area is None else float(area)
-    return image, label_of[category], (x, y, x + width, y + height), size, crowd, difficult, mask
+    return {
+        "image": image,
+        "box": (x, y, x + width, y + height),
+        "label": label_of[category],
+        "crowd": bool(record.get("iscrowd", 0)),
+        "difficult": bool(record.get("difficult", 0)),
+        "area": math.nan if area is None else float(area),
+        "mask": read_segmentation(record.get("segmentation"), stated[image]),
+    }
 
 
 def _side(value: Any) -> int:

@@ -13,18 +13,17 @@ from twostage.data.files import exists
 from twostage.data.layout import Format, Layout, OpenSplit, Options, VocOffset
 from twostage.errors import DataError, UsageError, nearest
 
-FORMATS: tuple[Format, ...] = tuple(import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind))
-LOOKED_FOR = "\n".join(f"{one.name.upper() + ':':<5} {one.description}" for one in FORMATS)
+FORMATS: dict[str, Format] = {kind: import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind)}
+LOOKED_FOR = "\n".join(f"{kind.upper() + ':':<5} {one.description}" for kind, one in FORMATS.items())
 TRAIN_NAMES = ("train", "trainval")
 VAL_NAMES = ("val", "valid", "test")
 
 
 def format_named(kind: str) -> Format:
     """The format of this name. Raises UsageError for an unknown one."""
-    for one in FORMATS:
-        if one.name == kind:
-            return one
-    raise UsageError(f"there is no format {kind!r}. {nearest(kind, [one.name for one in FORMATS])}")
+    if kind not in FORMATS:
+        raise UsageError(f"there is no format {kind!r}. {nearest(kind, FORMATS)}")
+    return FORMATS[kind]
 
 
 def open_dataset(
@@ -91,7 +90,8 @@ def evaluation_split(layout: Layout) -> str:
         return val
     if len(layout.sources) == 1:
         return layout.splits[0]
-    raise UsageError(f"{layout.root}: which split? None is called {', '.join(VAL_NAMES)}. It has: {_joined(layout)}.")
+    held = ", ".join(layout.splits)
+    raise UsageError(f"{layout.root}: which split? None is called {', '.join(VAL_NAMES)}. It has: {held}.")
 
 
 def check_same_classes(train: Dataset, val: Dataset) -> None:
@@ -132,7 +132,7 @@ def find_layout(path: str | Path) -> Layout:
 
 
 def _detect(path: Path) -> Layout | None:
-    return next((found for one in FORMATS if (found := one.detect(path))), None)
+    return next((found for one in FORMATS.values() if (found := one.detect(path))), None)
 
 
 def _inside(path: Path) -> bool:
@@ -151,7 +151,3 @@ def _first(layout: Layout, names: tuple[str, ...]) -> str | None:
         if len(longer) == 1:
             return longer[0]
     return None
-
-
-def _joined(layout: Layout) -> str:
-    return ", ".join(layout.splits)
