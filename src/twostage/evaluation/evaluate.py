@@ -56,11 +56,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary {"metrics", "per_class", "settings"}, with masks the same keys under "segm"."""
-        settings = {"settings": self.settings}
-        boxes = {"metrics": self.scores.metrics, "per_class": self.scores.per_class} | settings
-        if self.segm is None:
-            return boxes
-        return boxes | {"segm": {"metrics": self.segm.metrics, "per_class": self.segm.per_class} | settings}
+        boxes = {**vars(self.scores), "settings": self.settings}
+        return boxes if self.segm is None else {**boxes, "segm": {**vars(self.segm), "settings": self.settings}}
 
     def require(self, least: Mapping[str, float]) -> None:
         """Raises ThresholdError if a metric is below its threshold or undefined; UsageError for an unknown metric."""

@@ -9,6 +9,17 @@ from jaxtyping import Float, Float64, Int64
 _BLOCK = 2_000_000
 
 
+def mean_of_defined(values: np.ndarray) -> float:
+    """The mean of the values that are not -1; -1 if there are none."""
+    defined = values[values >= 0]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+def one_or_all(index: int | None) -> slice:
+    """The rows of one class, or of all."""
+    return slice(None) if index is None else slice(index, index + 1)
+
+
 def pair_blocks(
     left: Int64[np.ndarray, " n"], right: Int64[np.ndarray, " m"]
 ) -> Iterator[tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]]:
