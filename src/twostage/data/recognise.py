@@ -98,9 +98,8 @@ def check_same_classes(train: Dataset, val: Dataset) -> None:
     """Raises DataError if two splits do not have the same classes in the same order."""
     if train.names == val.names:
         return
-    only = [f"{split!r} has {sorted(set(a) - set(b))}" for split, a, b in (
-        (train.split, train.names, val.names), (val.split, val.names, train.names)
-    ) if set(a) - set(b)]  # fmt: skip
+    pairs = ((train, val), (val, train))
+    only = [f"{a.split!r} has {sorted(own)}" for a, b in pairs if (own := set(a.names) - set(b.names))]
     difference = ", ".join(only) or "the order differs"
     raise DataError(
         f"{train.root}: the splits {train.split!r} and {val.split!r} differ in their classes: {difference}. "

@@ -49,7 +49,7 @@ def plot_curves(curves: Curves) -> "Figure":
     few = len(shown) <= _NAMED
     for place, k in enumerate(shown[np.argsort(-ap[shown], kind="stable")]):
         look: dict[str, Any] = (
-            {"color": _hex(int(k)), "linestyle": _dash(int(k)), "lw": 1.8}
+            {"color": _hex(int(k)), "linestyle": _DASHES[k // 7 % len(_DASHES)], "lw": 1.8}
             if few
             else {"color": "#999999", "lw": 0.6, "alpha": 0.6}
         )
@@ -287,10 +287,6 @@ def _hex(k: int) -> str:
     """The colour of class k, darkened if it is too light on white."""
     rgb = np.array(colour_of(k))
     return "#{:02x}{:02x}{:02x}".format(*(rgb if rgb.mean() < 170 else rgb * 0.8).astype(int))
-
-
-def _dash(k: int) -> str:
-    return _DASHES[k // 7 % len(_DASHES)]
 
 
 def _kind(column: str) -> str:
