@@ -32,7 +32,7 @@ def test_blood_cells_has_its_two_zero_area_boxes_and_nothing_else_to_mend(real_d
         ("zero-area-box", "Annotations/BloodImage_00338.xml", "object 13"),
     ]
     assert not report.ok
-    totals = {s.name: (s.images, s.objects) for s in report.splits}
+    totals = {name: (held["images"], held["objects"]) for name, held in report.splits.items()}
     assert totals == {"test": (72, 945), "train": (205, 2804), "trainval": (292, 3941), "val": (87, 1137)}
 
 
@@ -68,7 +68,7 @@ def test_all_splits_are_checked_even_if_one_cannot_be_opened(make_coco: Callable
     (root / "annotations" / "instances_val.json").write_text('{"images": [')
     report = check(root)
     assert {"broken-json", "zero-area-box", "filled-default"} <= codes(report)
-    assert [s.name for s in report.splits] == ["train"]
+    assert list(report.splits) == ["train"]
 
 
 def test_broken_data_yaml_is_a_finding(make_yolo: Callable[..., Path]) -> None:

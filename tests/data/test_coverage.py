@@ -84,7 +84,7 @@ def test_a_view_moves_grids_as_it_moves_pixels(seed: int, flips: tuple[bool, boo
     pixels = discs(4, seed)
     found = coverage(as_masks(pixels), HEIGHT, WIDTH)
     view = View(top, left, 45, 50, *flips)
-    moved = found._replace(frames=view.boxes(found.frames), cells=view.cells(found.cells))
+    moved = found._replace(frames=view.boxes(found.frames), cells=view.mirror(found.cells))
     expected = view.image(torch.from_numpy(pixels).to(torch.uint8)).bool().numpy()
     ours = laid(moved, *view.shape)
     assert (ours != expected).sum() <= 0.03 * pixels.sum() + 4

@@ -131,7 +131,7 @@ def test_links_in_circles_and_odd_places(tmp_path: Path) -> None:
         ("unreadable-image", "images/a.jpg"),
         ("unreadable-image", "images/folder.jpg"),
     }
-    assert report.splits[0].images == 1
+    assert report.splits["train"]["images"] == 1
 
 
 def test_names_longer_than_any_file_system_takes(coco_root: Path) -> None:

@@ -42,8 +42,6 @@ class View(NamedTuple):
 
     def image(self, image: Tensor, beyond: Tensor | float = 0) -> Tensor:
         """The view of an image [..., h, w], filled with the colour `beyond` [..., 1, 1] outside the image."""
-        from torchvision.transforms.v2 import functional as F
-
         height, width = image.shape[-2:]
         if (self.top, self.left, self.height, self.width) != (0, 0, height, width):
             canvas = image.new_empty(*image.shape[:-2], self.height, self.width)
@@ -53,16 +51,12 @@ class View(NamedTuple):
             down, across = max(0, -self.top), max(0, -self.left)
             canvas[..., down : down + part.shape[-2], across : across + part.shape[-1]] = part
             image = canvas
-        if self.flip:
-            image = F.horizontal_flip_image(image)
-        if self.vertical_flip:
-            image = F.vertical_flip_image(image)
-        return image
+        return self.mirror(image)
 
-    def cells(self, cells: UInt8[Tensor, "g m m"]) -> UInt8[Tensor, "g m m"]:
-        """Grids over objects, mirrored with them; their frames move as boxes do."""
-        axes = [axis for axis, turned in ((2, self.flip), (1, self.vertical_flip)) if turned]
-        return cells.flip(axes) if axes else cells
+    def mirror(self, image: Tensor) -> Tensor:
+        """An image [..., h, w] or grids over objects [..., m, m], mirrored as the view is."""
+        axes = [axis for axis, turned in ((-1, self.flip), (-2, self.vertical_flip)) if turned]
+        return image.flip(axes) if axes else image
 
     def boxes(self, boxes: Float[Tensor, "g 4"]) -> Float[Tensor, "g 4"]:
         """Boxes xyxy of the image in the pixels of the view; they may reach over its borders."""
@@ -140,7 +134,7 @@ class Augment:
             proposals = torch.cat([moved, proposals[:, 4:]], dim=1)[seen]
         masks = sample.masks
         if masks is not None:
-            masks = Coverage(view.boxes(masks.frames)[keep], view.cells(masks.cells[keep]))
+            masks = Coverage(view.boxes(masks.frames)[keep], view.mirror(masks.cells[keep]))
         stuff = sample.stuff
         if stuff is not None:
             stuff = view.image(stuff[None], UNKNOWN)[0]

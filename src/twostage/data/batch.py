@@ -5,7 +5,7 @@ Letters: N images, H, W the canvas, G ground-truth boxes of the image with most;
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -28,8 +28,27 @@ class GivenProposals(NamedTuple):
         return GivenProposals(*(change(tensor) for tensor in self))
 
 
+Stacked = TypeVar("Stacked", bound="_OnDevice")
+
+
+class _OnDevice:
+    """A dataclass of tensors, named tuples of tensors, and None."""
+
+    def to(self: Stacked, device: torch.device | str) -> Stacked:
+        """The same on another device; from pinned memory the copy overlaps with computation."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: Stacked) -> Stacked:
+        """The same in page-locked memory, from which copies to a GPU overlap with computation."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self: Stacked, change: Callable[[Tensor], Tensor]) -> Stacked:
+        values = vars(self).values()
+        return type(self)(*(v if v is None else change(v) if isinstance(v, Tensor) else v.each(change) for v in values))
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(_OnDevice):
     """Images in RGB, 0 to 1, each in the top left corner of the canvas; `sizes` is each image's own (height, width).
 
     `proposals` are there if the model has no RPN.
@@ -43,10 +62,6 @@ class Batch:
     def canvas(self) -> tuple[int, int]:
         """Height and width of the canvas."""
         return self.images.shape[2], self.images.shape[3]
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device; from pinned memory the copy overlaps with computation."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def on_canvas(self, height: int, width: int) -> "Batch":
         """The same images on a larger canvas."""
@@ -72,17 +87,9 @@ class Batch:
     def _tensors(self) -> list[Tensor]:
         return [self.images, self.sizes, *(self.proposals or ())]
 
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from which copies to a GPU overlap with computation."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        given = None if self.proposals is None else self.proposals.each(change)
-        return Batch(change(self.images), change(self.sizes), given)
-
 
 @dataclass(frozen=True)
-class Targets:
+class Targets(_OnDevice):
     """Ground truth on the pixels of the batch.
 
     `boxes` are xyxy, `labels` class ids 0..K-1 without background, `valid` is False where a row is padding.
@@ -98,10 +105,6 @@ class Targets:
     masks: Coverage | None = None
     stuff: UInt8[Tensor, "n i j"] | None = None
 
-    def to(self, device: torch.device | str) -> "Targets":
-        """The same targets on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
     def on_canvas(self, height: int, width: int) -> "Targets":
         """The same targets on a larger canvas, unknown outside the old one."""
         if self.stuff is None:
@@ -109,15 +112,6 @@ class Targets:
         rows, columns = (-(-side // STRIDE) for side in (height, width))
         more = (0, columns - self.stuff.shape[2], 0, rows - self.stuff.shape[1])
         return replace(self, stuff=pad(self.stuff, more, value=UNKNOWN))
-
-    def pin_memory(self) -> "Targets":
-        """The same targets in page-locked memory, from which copies to a GPU overlap with computation."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
-        masks = None if self.masks is None else self.masks.each(change)
-        stuff = None if self.stuff is None else change(self.stuff)
-        return Targets(change(self.boxes), change(self.labels), change(self.valid), change(self.seeds), masks, stuff)
 
 
 def canvas_shape(height: int, width: int, divisor: int) -> tuple[int, int]:
@@ -140,9 +134,8 @@ def stack_images(images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32)
 
 def stack_proposals(proposals: Sequence[Float[Tensor, "_ 5"]], count: int) -> GivenProposals:
     """The first `count` proposals of each image, boxes xyxy and score side by side, padded to that number."""
-    some = [p[:count] for p in proposals]
-    padded = torch.stack([pad(p, (0, 0, 0, count - len(p))) for p in some])
-    number = torch.tensor([len(p) for p in some])
+    padded = _padded([p[:count] for p in proposals], count)
+    number = torch.tensor([len(p) for p in proposals])
     return GivenProposals(padded[..., :4], padded[..., 4], torch.arange(count) < number[:, None])
 
 
@@ -163,14 +156,15 @@ def stack_targets(
 ) -> Targets:
     """Ground truth of several images padded to the longest, and to at least one row, so that no axis is empty."""
     most = max([1, *(len(b) for b in boxes)])
-    grids = None
-    if masks is not None:
-        frames = torch.stack([pad(m.frames, (0, 0, 0, most - len(m.frames))) for m in masks])
-        grids = Coverage(frames, torch.stack([pad(m.cells, (0, 0, 0, 0, 0, most - len(m.cells))) for m in masks]))
     return Targets(
-        boxes=torch.stack([pad(b, (0, 0, 0, most - len(b))) for b in boxes]),
-        labels=torch.stack([pad(c, (0, most - len(c))) for c in labels]),
+        boxes=_padded(boxes, most),
+        labels=_padded(labels, most),
         valid=torch.stack([torch.arange(most) < len(b) for b in boxes]),
         seeds=torch.tensor(seeds, dtype=torch.int64),
-        masks=grids,
+        masks=None if masks is None else Coverage(*(_padded(grids, most) for grids in zip(*masks, strict=True))),
     )
+
+
+def _padded(tensors: Sequence[Tensor], rows: int) -> Tensor:
+    """Tensors of at most so many rows in one, with zeros below."""
+    return torch.stack([pad(t, (*(0, 0) * (t.ndim - 1), 0, rows - len(t))) for t in tensors])

@@ -9,23 +9,9 @@ from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
-from twostage.data.images import Header
+from twostage.data.images import EXTENSIONS_OF, Header
 from twostage.data.resize import Resize
 
-EXTENSIONS_OF = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},
-    "PNG": {".png"},
-    "BMP": {".bmp", ".dib"},
-    "DIB": {".bmp", ".dib"},
-    "GIF": {".gif"},
-    "TIFF": {".tif", ".tiff"},
-    "WEBP": {".webp"},
-    "PPM": {".ppm", ".pgm", ".pbm", ".pnm"},
-    "JPEG2000": {".jp2"},
-    "AVIF": {".avif"},
-    "QOI": {".qoi"},
-}
 PLAIN_MODES = {"RGB", "L", "P", "1"}
 # The common modern anchors (FPN, section 4.1): one size a level, three ratios; the IoU from which a proposal counts.
 ANCHOR_SIZES, ANCHOR_RATIOS, REACHED = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0), 0.5
@@ -95,7 +81,7 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
         if count:
             message = f"{count} of {len(dataset.labels)} objects are left out of training and not counted in evaluation"
             yield fault(code, dataset.root, split, message, "Nothing to do")
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+    image = dataset.image_indices
     sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
     whole = (sides >= dataset.sizes[image, ::-1] - 1).all(axis=1)
     resized = resized_sides(dataset, resize)
@@ -128,10 +114,9 @@ def _repeated(image: Int64[np.ndarray, " b"], dataset: Dataset) -> Bool[np.ndarr
 
 def resized_sides(dataset: Dataset, resize: Resize) -> Float64[np.ndarray, "b 2"]:
     """Width and height of every object once its image is resized."""
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     shapes = np.array([resize.shape(int(h), int(w)) for h, w in dataset.sizes], dtype=np.float64).reshape(-1, 2)
     sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
-    return np.asarray(sides * (shapes / dataset.sizes)[image, ::-1])
+    return np.asarray(sides * (shapes / dataset.sizes)[dataset.image_indices, ::-1])
 
 
 def anchor_reach(sides: Float64[np.ndarray, "b 2"], sizes: Sequence[float]) -> float:

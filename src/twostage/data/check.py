@@ -7,7 +7,7 @@ last bytes of images are read; `deep` decodes them all.
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -20,41 +20,28 @@ from twostage.data.census import class_notes, image_notes, object_notes
 from twostage.data.dataset import Dataset
 from twostage.data.duplicates import duplicate_faults
 from twostage.data.faults import Fault, FaultyDataError, fault, format_faults
-from twostage.data.images import Header, probe, read_image
-from twostage.data.layout import Layout, Options, VocOffset
+from twostage.data.images import probe, read_image
+from twostage.data.layout import Options, VocOffset
 from twostage.data.mask_check import mask_faults
-from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener
+from twostage.data.recognise import check_same_classes, default_splits, find_layout, usable_splits
 from twostage.data.resize import Resize
 from twostage.data.stuff import stuff_faults
 from twostage.errors import DataError
 
 
 @dataclass(frozen=True)
-class SplitSummary:
-    """The content of a split after repairs; `classes` counts objects by name."""
-
-    name: str
-    images: int
-    without_objects: int
-    objects: int
-    crowd: int
-    difficult: int
-    classes: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Report:
-    """The findings of `check`. `ok` when nothing is an error or needs a repair; notes do not count."""
+    """The findings of `check`: the content of each split after repairs by its name, and all faults."""
 
     path: Path
     layout: str
-    splits: tuple[SplitSummary, ...]
+    splits: dict[str, dict[str, Any]]
     faults: tuple[Fault, ...]
     seconds: float
 
     @property
     def ok(self) -> bool:
-        """Whether training on boxes can start without repairs; masks may still be missing."""
+        """Whether training on boxes can start without repairs; notes do not count, and masks may still be missing."""
         return all(f.severity == "note" for f in self.faults)
 
     @property
@@ -70,7 +57,7 @@ class Report:
             "layout": self.layout,
             "ok": self.ok,
             "counts": self.counts,
-            "splits": {s.name: {k: v for k, v in vars(s).items() if k != "name"} for s in self.splits},
+            "splits": self.splits,
             "faults": [f._asdict() for f in self.faults],
             "seconds": round(self.seconds, 3),
         }
@@ -78,10 +65,11 @@ class Report:
     def format(self, *, most: int = 50) -> str:
         """The report as text: the splits, the faults (the first `most` of them), the totals."""
         lines = [f"{self.path}: {self.layout}"]
-        for s in self.splits:
-            classes = ", ".join(f"{name} {count}" for name, count in s.classes.items())
-            lines.append(f"  {s.name}: {s.images} images ({s.without_objects} without objects), {s.objects} objects")
-            lines.append(f"    {classes if len(classes) <= 400 else f'{len(s.classes)} classes'}")
+        for split, held in self.splits.items():
+            classes = ", ".join(f"{name} {count}" for name, count in held["classes"].items())
+            images = f"{held['images']} images ({held['without_objects']} without objects)"
+            lines.append(f"  {split}: {images}, {held['objects']} objects")
+            lines.append(f"    {classes}" if len(classes) <= 400 else f"    {len(held['classes'])} classes")
         if self.faults:
             lines.append(format_faults(self.faults, most=most))
         found = ", ".join(f"{n} {severity}{'s' if n != 1 else ''}" for severity, n in self.counts.items())
@@ -108,9 +96,12 @@ def check(
     try:
         layout = find_layout(path)
     except FaultyDataError as error:
-        return Report(path, "not readable", (), error.faults, time.perf_counter() - started)
-    options = Options(Path(images) if images else None, voc_offset, "skip")
-    datasets = list(_open_all(layout, options, header_of, faults))
+        return Report(path, "not readable", {}, error.faults, time.perf_counter() - started)
+    options = Options(Path(images) if images else None, voc_offset, "skip", header_of=header_of)
+    datasets = []
+    for dataset in usable_splits(layout, options, faults):
+        faults += dataset.faults
+        datasets.append(dataset)
     faults += _empty(datasets, default_splits(layout)[0])
     faults += _differing_classes(datasets)
     faults += _differing_masks(datasets)
@@ -123,24 +114,9 @@ def check(
         faults += stuff_faults(dataset)
     if deep:
         faults += _undecodable(datasets)
-    summaries = tuple(map(_summary, datasets))
+    summaries = {dataset.split: _summary(dataset) for dataset in datasets}
     # Splits may share images (trainval and train): equal faults are listed once.
     return Report(path, str(layout), summaries, tuple(dict.fromkeys(faults)), time.perf_counter() - started)
-
-
-def _open_all(
-    layout: Layout, options: Options, header_of: Callable[[str], Header], faults: list[Fault]
-) -> Iterator[Dataset]:
-    """The splits that can be opened; the faults of all splits are added to `faults`."""
-    open_split = opener(layout, options, header_of)
-    for split in layout.splits:
-        try:
-            dataset = open_split(split)
-        except FaultyDataError as error:
-            faults += error.faults
-            continue
-        faults += dataset.faults
-        yield dataset
 
 
 def _differing_classes(datasets: Sequence[Dataset]) -> Iterator[Fault]:
@@ -189,14 +165,13 @@ def _decode(path: str) -> str:
     return ""
 
 
-def _summary(dataset: Dataset) -> SplitSummary:
+def _summary(dataset: Dataset) -> dict[str, Any]:
     counts = np.bincount(dataset.labels, minlength=len(dataset.names)).tolist()
-    return SplitSummary(
-        name=dataset.split,
-        images=len(dataset),
-        without_objects=int((np.diff(dataset.offsets) == 0).sum()),
-        objects=len(dataset.labels),
-        crowd=int(dataset.crowd.sum()),
-        difficult=int(dataset.difficult.sum()),
-        classes=dict(zip(dataset.names, counts, strict=True)),
-    )
+    return {
+        "images": len(dataset),
+        "without_objects": int((np.diff(dataset.offsets) == 0).sum()),
+        "objects": len(dataset.labels),
+        "crowd": int(dataset.crowd.sum()),
+        "difficult": int(dataset.difficult.sum()),
+        "classes": dict(zip(dataset.names, counts, strict=True)),
+    }

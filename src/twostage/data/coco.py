@@ -11,15 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault, unusable
 from twostage.data.files import exists, load_json, subfolders
-from twostage.data.flat import NONE, Mask
-from twostage.data.layout import Format, HeaderOf, Layout, Names, OpenSplit, Options
+from twostage.data.flat import NONE
+from twostage.data.layout import Format, Layout, Names, Options
 from twostage.data.names import nested_names
 from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons, write_segmentation
 from twostage.errors import DataError, brief
@@ -83,12 +81,7 @@ def _image_folders(json_file: Path, root: Path, split: str) -> list[Path]:
     return list(dict.fromkeys([beside, beside / "images", *inside]))
 
 
-def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
-    """A function that opens one split."""
-    return partial(_read, layout, options, header_of)
-
-
-def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> Dataset:
+def _read(layout: Layout, options: Options, split: str) -> Dataset:
     """The data set of one JSON file, its images in whichever folder has them."""
     json_file = layout.sources[split]
     folders = [options.images] if options.images else _image_folders(json_file, layout.root, split)
@@ -99,10 +92,9 @@ def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> 
     label_of = {category: label for label, (category, _) in enumerate(categories)}
     images, annotations = (_list(document, key, json_file) for key in ("images", "annotations"))
     folder = _folder(images, folders, json_file if options.require_images else None)
-    places: list[str] = []  # file name of each image
 
     def place(image: int, source: int) -> tuple[str, str]:
-        return shown, f"annotations[{source}] (id {annotations[source].get('id')}, image {places[image]})"
+        return shown, f"annotations[{source}] (id {annotations[source].get('id')}, image {builder.file_names[image]})"
 
     builder = Builder(
         root=layout.root,
@@ -111,15 +103,12 @@ def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> 
         names=tuple(name for _, name in categories),
         category_ids=[category for category, _ in categories],
         place=place,
-        require_images=options.require_images,
-        header_of=header_of,
-        repair=options.repair,
+        options=options,
         faults=faults,
     )
     index_of = _add_images(builder, images, folder, shown)
-    places.extend(builder.file_names)
     _add_annotations(builder, annotations, index_of, label_of, shown)
-    return builder.build(options.on_error)
+    return builder.build()
 
 
 def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
@@ -192,45 +181,27 @@ def _add_annotations(
     filled = {"iscrowd": 0, "area": 0, "id": 0}
     fresh = 1 + max((a["id"] for a in annotations if isinstance(a, dict) and _is_id(a.get("id"))), default=0)
     for position, record in enumerate(annotations):
+        where = f"annotations[{position}]"
         try:
-            image, label, box, area, crowd, difficult, mask = _annotation(record, index_of, label_of, builder.stated)
-        except _RecordError as error:
-            where = f"annotations[{position}]"
+            fields = _annotation(record, index_of, label_of, builder.stated)
+        except (_RecordError, SegmentationError) as error:
             builder.report(error.code, shown, where, f"{error} in {brief(record)}", error.fix)
             continue
         short = short_polygons(record.get("segmentation"))
         if short:
             message = f"polygons of fewer than three points left out: {brief(short)}"
-            builder.report(
-                "short-polygon", shown, f"annotations[{position}]", message, "Draw them again, or remove them"
-            )
-        filled["area"] += math.isnan(area)
-        filled["iscrowd"] += "iscrowd" not in record
+            builder.report("short-polygon", shown, where, message, "Draw them again, or remove them")
         number = record.get("id")
+        filled["area"] += math.isnan(fields["area"])
+        filled["iscrowd"] += "iscrowd" not in record
+        filled["id"] += number is None
+        if number in used:
+            message = f"the id {number} is taken; {fresh} is used"
+            builder.report("duplicate-annotation-id", shown, where, message, "Give every annotation its own id")
         if number is None or number in used:
-            filled["id"] += number is None
-            if number is not None:
-                message = f"the id {number} is taken; {fresh} is used"
-                builder.report(
-                    "duplicate-annotation-id",
-                    shown,
-                    f"annotations[{position}]",
-                    message,
-                    "Give every annotation its own id",
-                )
             number, fresh = fresh, fresh + 1
         used.add(number)
-        builder.add_object(
-            image,
-            box,
-            label,
-            source=position,
-            annotation_id=number,
-            crowd=crowd,
-            difficult=difficult,
-            area=area,
-            mask=mask,
-        )
+        builder.add_object(**fields, source=position, annotation_id=number)
     for key, count in filled.items():
         if count:
             value = {"iscrowd": "0", "area": "the area of mask or box", "id": "a new number"}[key]
@@ -246,8 +217,8 @@ class _RecordError(Exception):
 
 def _annotation(
     record: Any, index_of: Mapping[int, int], label_of: Mapping[int, int], stated: Sequence[tuple[int, int]]
-) -> tuple[int, int, tuple[float, float, float, float], float, bool, bool, Mask]:
-    """Image, label, box xyxy, area, crowd, difficult and mask of an annotation. Raises _RecordError."""
+) -> dict[str, Any]:
+    """The arguments of `Builder.add_object` for an annotation. Raises _RecordError and SegmentationError."""
     if not isinstance(record, dict):
         raise _RecordError("broken-record", "not an object", "Write an object for each annotation")
     if not _is_id(record.get("id", 0)):
@@ -267,16 +238,18 @@ def _annotation(
     for key in ("iscrowd", "difficult"):  # the second is VOC's, kept by `data convert`
         if record.get(key, 0) not in (0, 1):
             raise _RecordError("broken-record", f"{key} is {brief(record[key])}", "Write 0 or 1")
-    crowd, difficult = bool(record.get("iscrowd", 0)), bool(record.get("difficult", 0))
     if area is not None and not _is_number(area):
         raise _RecordError("broken-record", f"area is {brief(area)}", "Write a number, or leave it out")
     image = index_of[number]
-    try:
-        mask = read_segmentation(record.get("segmentation"), stated[image])
-    except SegmentationError as error:
-        raise _RecordError("broken-mask", str(error), error.fix) from None
-    size = math.nan if area is None else float(area)
-    return image, label_of[category], (x, y, x + width, y + height), size, crowd, difficult, mask
+    return {
+        "image": image,
+        "box": (x, y, x + width, y + height),
+        "label": label_of[category],
+        "crowd": bool(record.get("iscrowd", 0)),
+        "difficult": bool(record.get("difficult", 0)),
+        "area": math.nan if area is None else float(area),
+        "mask": read_segmentation(record.get("segmentation"), stated[image]),
+    }
 
 
 def _side(value: Any) -> int:
@@ -293,11 +266,6 @@ def _is_name(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
-
-
-def image_folder(root: Path, split: str) -> Path:
-    """The images of a split, in `<split>/`."""
-    return root / split
 
 
 def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
@@ -324,7 +292,7 @@ def _document(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _written_annotations(dataset: Dataset, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+    image = dataset.image_indices
     for row in range(len(dataset.labels)):
         x1, y1, x2, y2 = dataset.boxes[row].tolist()
         entry = {
@@ -347,9 +315,9 @@ FORMAT = Format(
     name="coco",
     description="a JSON file; annotations/instances_<split>.json with <split>/; or one folder per split with a JSON",
     detect=detect,
-    open=open_splits,
+    open=lambda layout, options: partial(_read, layout, options),
     write=write,
-    image_names=lambda datasets, by_stem: nested_names(datasets, by_stem=by_stem),
-    image_folder=image_folder,
+    image_names=nested_names,
+    image_folder="{split}",
     complete=True,
 )

@@ -14,8 +14,6 @@ from twostage.data.images import read_image
 from twostage.errors import DataError, UsageError, nearest
 from twostage.ops import masks as rle_masks
 
-_OF_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
-
 
 class Objects(NamedTuple):
     """The objects of one image; views, so do not write to them. Boxes are xyxy on the upright original image."""
@@ -115,14 +113,12 @@ class Dataset:
     def objects(self, index: int) -> Objects:
         """The objects of one image."""
         rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return Objects(
-            self.boxes[rows],
-            self.labels[rows],
-            self.crowd[rows],
-            self.difficult[rows],
-            self.areas[rows],
-            self.annotation_ids[rows],
-        )
+        return Objects(*(getattr(self, name)[rows] for name in Objects._fields))
+
+    @property
+    def image_indices(self) -> Int64[np.ndarray, " b"]:
+        """The index of the image of each object."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.offsets))
 
     @property
     def unmasked(self) -> Bool[np.ndarray, " b"]:
@@ -159,15 +155,12 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     label_of[chosen] = np.arange(len(chosen))
     labels = label_of[dataset.labels]
     keep = labels >= 0
-    masks = dataset.masks
     return replace(
         dataset,
         names=tuple(names),
         category_ids=dataset.category_ids[chosen],
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])[dataset.offsets],
-        labels=labels[keep],
-        masks=None if masks is None else FlatMasks.of([masks[int(i)] for i in np.flatnonzero(keep)]),
-        **{name: getattr(dataset, name)[keep] for name in _OF_OBJECTS if name != "labels"},
+        **{**_columns(dataset, np.flatnonzero(keep)), "labels": labels[keep]},
     )
 
 
@@ -177,18 +170,23 @@ def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset
     starts = dataset.offsets[indices]
     ends = np.cumsum(counts, dtype=np.int64)
     rows = np.repeat(starts - (ends - counts), counts) + np.arange(counts.sum())
-    masks = dataset.masks
     return replace(
         dataset,
         image_ids=dataset.image_ids[indices],
         sizes=dataset.sizes[indices],
         offsets=np.concatenate([np.zeros(1, np.int64), ends]),
-        masks=None if masks is None else FlatMasks.of([masks[int(row)] for row in rows]),
         files=FlatStrings.of([dataset.files[int(i)] for i in indices]),
         paths=FlatStrings.of([dataset.paths[int(i)] for i in indices]),
         pixels=tuple(dataset.pixels[int(i)] for i in indices) if dataset.pixels else (),
-        **{name: getattr(dataset, name)[rows] for name in _OF_OBJECTS},
+        **_columns(dataset, rows),
     )
+
+
+def _columns(dataset: Dataset, rows: Int64[np.ndarray, " r"]) -> dict[str, Any]:
+    """The fields of a data set that have a row per object, for some of its objects."""
+    masks = dataset.masks
+    columns: dict[str, Any] = {name: getattr(dataset, name)[rows] for name in Objects._fields}
+    return {**columns, "masks": None if masks is None else FlatMasks.of([masks[int(row)] for row in rows])}
 
 
 def join(datasets: Sequence[Dataset]) -> Dataset:
@@ -199,7 +197,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
     first, *_ = datasets
     sizes = np.cumsum([0, *(len(d.labels) for d in datasets)])
     columns: dict[str, Any] = {
-        name: np.concatenate([getattr(d, name) for d in datasets]) for name in ("image_ids", "sizes", *_OF_OBJECTS)
+        name: np.concatenate([getattr(d, name) for d in datasets]) for name in ("image_ids", "sizes", *Objects._fields)
     }
     for name in ("image_ids", "annotation_ids"):
         if len(np.unique(columns[name])) < len(columns[name]):
@@ -238,14 +236,13 @@ def difference(given: Dataset, other: Dataset, order: Sequence[int]) -> str:
     for name in ("image_ids", "sizes", "offsets"):
         if not np.array_equal(getattr(given, name), getattr(same, name)):
             return f"the {name.replace('_', ' ')} are changed"
-    image = np.repeat(np.arange(len(given)), np.diff(given.offsets))
-    for name in _OF_OBJECTS:
+    for name in Objects._fields:
         one, two = getattr(given, name), getattr(same, name)
         changed = np.flatnonzero((one != two).any(axis=tuple(range(1, one.ndim))))
         if name == "areas":
             changed = np.flatnonzero(~np.isclose(one, two, rtol=1e-6))  # of a box, computed from rounded sides
         if len(changed):
-            where = f"{given.file_name(int(image[changed[0]]))}, {len(changed)} objects in all"
+            where = f"{given.file_name(int(given.image_indices[changed[0]]))}, {len(changed)} objects in all"
             return f"the {name.replace('_', ' ')} are changed ({where})"
     if any((a.kind, a.data) != (b.kind, b.data) for a, b in zip(_all_masks(given), _all_masks(same), strict=True)):
         return "the masks are lost" if same.masks is None else "masks are changed"

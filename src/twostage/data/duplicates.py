@@ -1,7 +1,7 @@
 """Images that occur twice, found by their content; in two splits they invalidate a validation score."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -30,8 +30,13 @@ def same_images(datasets: Sequence[Dataset]) -> Iterator[list[tuple[int, int]]]:
     for number, dataset in enumerate(datasets):
         for index in range(len(dataset)):
             places[dataset.paths[index]].append((number, index))
-    for paths in _same_content(list(places)):
-        yield [place for path in paths for place in places[path]]
+    sizes = {path: Path(path).stat().st_size for path in filter(exists, places)}  # it may have been removed meanwhile
+    shared = Counter(sizes.values())
+    groups: dict[int, dict[bytes, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for path, size in sizes.items():  # only files of equal size are read
+        groups[size][_digest(path) if shared[size] > 1 else b""] += places[path]
+    for same_size in groups.values():
+        yield from same_size.values()
 
 
 def may_share(one: str, other: str) -> bool:
@@ -52,21 +57,6 @@ def _faults(names: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
             for name, twin in pairs + [(names[one][0], name) for name in names[other][1:]]:
                 message = f"in the split {one!r}, and as {twin} in the split {other!r}"
                 yield fault("duplicate-image", name, "", message, "Remove it from one of the splits")
-
-
-def _same_content(paths: Sequence[str]) -> Iterator[list[str]]:
-    """Groups of files with equal bytes; only files of equal size are read."""
-    by_size: dict[int, list[str]] = defaultdict(list)
-    for path in filter(exists, paths):  # it may have been removed meanwhile
-        by_size[Path(path).stat().st_size].append(path)
-    for same_size in by_size.values():
-        if len(same_size) == 1:
-            yield same_size
-            continue
-        by_content: dict[bytes, list[str]] = defaultdict(list)
-        for path in same_size:
-            by_content[_digest(path)].append(path)
-        yield from by_content.values()
 
 
 def _digest(path: str) -> bytes:

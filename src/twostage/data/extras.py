@@ -18,7 +18,7 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import unusable
 from twostage.data.files import load_json
-from twostage.data.flat import NO_MASK, Mask
+from twostage.data.flat import NO_MASK, NONE, Mask
 from twostage.data.segmentation import SegmentationError, read_segmentation, write_segmentation
 
 NAME = "twostage.json"
@@ -30,7 +30,7 @@ class Extra(NamedTuple):
 
     id: int | None = None
     crowd: bool = False
-    difficult: bool | None = None
+    difficult: bool = False
     area: float = math.nan
     mask: Mask = NO_MASK
     box: tuple[float, float, float, float] | None = None
@@ -56,10 +56,6 @@ class Extras:
         entry = self._files.get(shown)
         return next(self._image_ids) if entry is None else entry["id"]
 
-    def object_id(self) -> int:
-        """An unused id for an object."""
-        return next(self._object_ids)
-
     def is_unchanged(self, path: Path, shown: str) -> bool:
         """Whether an annotation file is the one that was written together with the extras."""
         entry = self._files.get(shown)
@@ -79,6 +75,34 @@ class Extras:
         except SegmentationError as error:
             builder.report("broken-mask", NAME, shown, str(error), error.fix)
             return []
+
+    def add_object(
+        self,
+        builder: Builder,
+        kept: Sequence[Extra],
+        image: int,
+        number: int,
+        box: tuple[float, float, float, float],
+        label: int,
+        mask: Mask,
+        difficult: bool | None = None,
+    ) -> None:
+        """Adds object `number` of an annotation file, counted from 1, with its extras, if they are among `kept`.
+
+        Without `difficult`, that of the extras is used.
+        """
+        extra = kept[number - 1] if number <= len(kept) else Extra()
+        builder.add_object(
+            image,
+            extra.box or box,
+            label,
+            source=number,
+            annotation_id=next(self._object_ids) if extra.id is None else extra.id,
+            crowd=extra.crowd,
+            difficult=extra.difficult if difficult is None else difficult,
+            area=extra.area,
+            mask=mask if extra.mask.kind == NONE else extra.mask,
+        )
 
 
 def read_extras(root: Path, split: str) -> Extras:

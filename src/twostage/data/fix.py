@@ -1,6 +1,6 @@
 """`data check --fix`: a copy of a data set without its faults; the source is never changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +8,9 @@ import numpy as np
 from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, select_images
 from twostage.data.duplicates import may_share, same_images
-from twostage.data.faults import Fault, FaultyDataError, fault
-from twostage.data.layout import Layout, Options, VocOffset
-from twostage.data.recognise import find_layout, opener
+from twostage.data.faults import Fault, fault
+from twostage.data.layout import Options, VocOffset
+from twostage.data.recognise import find_layout, usable_splits
 from twostage.data.stuff import maps_of
 from twostage.data.write import write_dataset
 from twostage.errors import DataError
@@ -35,7 +35,7 @@ def fix_dataset(
     faults: list[Fault] = []
     with whole_folder(Path(out), "--fix") as folder:
         layout = find_layout(path)
-        datasets = list(_usable(layout, options, faults))
+        datasets = list(usable_splits(layout, options, faults))
         maps = maps_of(datasets)
         if deep:
             datasets = [_decodable(dataset, faults) for dataset in datasets]
@@ -44,15 +44,6 @@ def fix_dataset(
             raise DataError(f"{path}: nothing usable is left: no image of any split.")
         write_dataset(folder, datasets, layout.kind, maps=maps)
     return Written.of(Path(out), layout.kind, datasets, faults)
-
-
-def _usable(layout: Layout, options: Options, faults: list[Fault]) -> Iterator[Dataset]:
-    open_split = opener(layout, options)
-    for split in layout.splits:
-        try:
-            yield open_split(split)
-        except FaultyDataError as error:  # the whole split is unusable
-            faults += error.faults
 
 
 def _decodable(dataset: Dataset, faults: list[Fault]) -> Dataset:

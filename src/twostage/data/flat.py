@@ -87,6 +87,11 @@ def box_mask(box: Sequence[float] | np.ndarray) -> Mask:
     return Mask(POLYGONS, pack_polygons([[x1, y1, x2, y1, x2, y2, x1, y2]]))
 
 
+def pixel_mask(pixels: np.ndarray) -> Mask:
+    """The mask [h, w] of the pixels that are not 0."""
+    return Mask(RLE, rle_masks.encode(pixels[None])[0]["counts"], pixels.shape)
+
+
 def to_rle(mask: Mask, height: int, width: int) -> rle_masks.RLE:
     """A mask on an image of this size as a COCO RLE: {"size": [h, w], "counts": bytes}."""
     if mask.kind == RLE:

@@ -24,15 +24,22 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from twostage.errors import DataError
 
-EXTENSIONS = frozenset(
-    f".{name}"
-    for name in (
-        *("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "tif", "tiff", "webp", "avif", "mpo"),
-        *("ppm", "pgm", "pbm", "pnm", "jp2", "qoi"),
-    )
-)
-# Raster formats that need no external program; Pillow would run Ghostscript for an EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "MPO", "QOI")
+# Raster formats, which need no external program, and their extensions; Pillow would run Ghostscript for an EPS.
+EXTENSIONS_OF = {
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "PNG": {".png"},
+    "BMP": {".bmp", ".dib"},
+    "DIB": {".bmp", ".dib"},
+    "GIF": {".gif"},
+    "TIFF": {".tif", ".tiff"},
+    "WEBP": {".webp"},
+    "PPM": {".ppm", ".pgm", ".pbm", ".pnm"},
+    "JPEG2000": {".jp2"},
+    "AVIF": {".avif"},
+    "MPO": {".jpg", ".jpeg", ".mpo"},
+    "QOI": {".qoi"},
+}
+EXTENSIONS = frozenset().union(*EXTENSIONS_OF.values())
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -109,7 +116,7 @@ def _name(source: str | Path | bytes) -> str:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(f for f in FORMATS if f in Image.OPEN)
+    return tuple(f for f in EXTENSIONS_OF if f in Image.OPEN)
 
 
 @contextmanager

@@ -7,23 +7,23 @@ from typing import Literal, NamedTuple
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
-from twostage.data.images import Header
+from twostage.data.images import Header, probe
 
 VocOffset = Literal["auto", "0", "1"]
-HeaderOf = Callable[[str], Header]  # reads the header of an image file
 OpenSplit = Callable[[str], Dataset]
 MASKED_SPLIT = "segmentation_"  # prefix of the splits that VOC lists for images with masks
 Names = list[list[str]]  # of the images of every split
 
 
 class Options(NamedTuple):
-    """How a data set is opened; the fields are those of `open_dataset`."""
+    """How a data set is opened, with the arguments of `open_dataset`; `header_of` reads the header of an image."""
 
     images: Path | None = None
     voc_offset: VocOffset = "auto"
     on_error: OnError = "default"
     require_images: bool = True
     repair: bool = True
+    header_of: Callable[[str], Header] = probe
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,18 @@ class Format:
     `detect` returns the layout of a file or folder of this format, else None; it raises DataError for one that is of
     this format and broken. `open` reads what all splits share and returns a function that opens one split; it raises
     FaultyDataError. `write` writes the annotations of splits whose images have these names, and returns the file of
-    each image; `image_names` chooses the names (by stem: unique without the suffix) and `image_folder` the place of a
-    split's images under the root. `splits_of` renames splits to what the format can write. `complete` formats hold all
-    that a `Dataset` has; for the others `twostage.json` keeps the rest. `description` is how to recognise the format.
+    each image; `image_names` chooses the names (by stem: unique without the suffix); `image_folder` is the folder of
+    the images of a `{split}` under the root. `splits_of` renames splits to what the format can write. `complete`
+    formats hold all that a `Dataset` has; for the others `twostage.json` keeps the rest. `description` is how to
+    recognise the format.
     """
 
     name: str
     description: str
     detect: Callable[[Path], Layout | None]
-    open: Callable[[Layout, Options, HeaderOf], OpenSplit]
+    open: Callable[[Layout, Options], OpenSplit]
     write: Callable[[Path, Sequence[Dataset], Names], list[list[Path]]]
     image_names: Callable[[Sequence[Dataset], bool], Names]
-    image_folder: Callable[[Path, str], Path]
+    image_folder: str
     splits_of: Callable[[Sequence[Dataset]], Sequence[Dataset]] = lambda datasets: datasets
     complete: bool = False

@@ -8,7 +8,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -82,7 +82,7 @@ def training_batches(
         raise UsageError(f"batch is {batch}; it must be a positive multiple of the {world} processes.")
     _require_data(dataset, masks=masks)
     plans = training_plans(dataset.sizes, batch=batch, seed=seed, start=start, rank=rank, world=world)
-    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks=masks, stuff=stuff)
+    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks, stuff)
     return _stream(reader, plans, _worker_limit(workers, dataset, resize, batch // world, masks=masks), pin)
 
 
@@ -107,27 +107,22 @@ def evaluation_batches(
     """
     _require_data(dataset, masks=masks)
     plans = evaluation_plans(dataset.sizes, resize=resize, divisor=divisor, batch=batch, rank=rank, world=world)
-    reader = Reader(dataset, resize, None, seed, divisor, proposals, masks=masks, stuff=stuff)
+    reader = Reader(dataset, resize, None, seed, divisor, proposals, masks, stuff)
     return _stream(reader, plans, _worker_limit(min(workers, len(plans)), dataset, resize, batch, masks=masks), pin)
 
 
+@dataclass(frozen=True, eq=False)
 class Reader:
     """Makes the batch of a plan; runs in worker processes."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        resize: Resize,
-        augment: Augment | None,
-        seed: int,
-        divisor: int,
-        proposals: PrecomputedProposals | None = None,
-        *,
-        masks: bool = False,
-        stuff: Stuff | None = None,
-    ) -> None:
-        self.dataset, self.resize, self.augment, self.seed, self.divisor = dataset, resize, augment, seed, divisor
-        self.proposals, self.masks, self.stuff = proposals, masks, stuff
+    dataset: Dataset
+    resize: Resize
+    augment: Augment | None
+    seed: int
+    divisor: int
+    proposals: PrecomputedProposals | None = None
+    masks: bool = False
+    stuff: Stuff | None = None
 
     def __getitem__(self, plan: Plan) -> Loaded | DataError:
         """The batch, or the error why it cannot be made: an exception raised in a worker would lose its type."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault
 from twostage.data.flat import POLYGONS, Mask, to_rle, unpack_polygons
+from twostage.ops.masks import area, bounding_box
 
 CLEAR = 4.0  # square pixels; a polygon of this area, two pixels wide and high, covers the centre of some pixel
 APART = 0.5  # IoU of a box and the bounding box of its mask, below which one of them is suspect
@@ -38,8 +39,6 @@ def mask_faults(dataset: Dataset) -> Iterator[Fault]:
 
 def _extent(mask: Mask, height: int, width: int) -> Float[np.ndarray, "4"] | None:
     """The bounding box of a mask's pixels, None if there are none; only doubtful polygons are rasterised."""
-    from faster_coco_eval.core import mask as coco
-
     if mask.kind == POLYGONS:
         rings = [ring.reshape(-1, 2) for ring in unpack_polygons(mask.data)]
         points = np.concatenate(rings)
@@ -48,10 +47,8 @@ def _extent(mask: Mask, height: int, width: int) -> Float[np.ndarray, "4"] | Non
         if within and any(_area(ring) >= CLEAR and np.ptp(ring, axis=0).min() >= 2 for ring in rings):
             return np.concatenate([low, high])
     rle = to_rle(mask, height, width)
-    if not int(coco.area(rle)):
-        return None
-    x, y, across, down = np.asarray(coco.toBbox([rle]), dtype=np.float64).reshape(-1, 4)[0]
-    return np.array([x, y, x + across, y + down])
+    x, y, across, down = bounding_box(rle)
+    return np.array([x, y, x + across, y + down], dtype=np.float64) if area(rle) else None
 
 
 def _area(ring: Float[np.ndarray, "p 2"]) -> float:

@@ -15,8 +15,9 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import OnError
 from twostage.data.files import display_path
-from twostage.data.flat import NO_MASK, RLE, Mask
+from twostage.data.flat import NO_MASK, Mask, pixel_mask
 from twostage.data.images import Header, probe, read_image
+from twostage.data.layout import Options
 from twostage.data.segmentation import SegmentationError, read_segmentation
 from twostage.errors import UsageError, brief, nearest
 
@@ -61,11 +62,11 @@ def dataset_from_samples(
         names=tuple(names),
         category_ids=range(1, len(names) + 1),
         place=lambda image, row: (f"sample {image}", f"object {row}"),
-        header_of=header_of,
+        options=Options(on_error=on_error, header_of=header_of),
     )
     for index, sample in enumerate(checked):
         _add(builder, index, sample)
-    dataset = builder.build(on_error)
+    dataset = builder.build()
     return replace(dataset, pixels=tuple(pixels.get(dataset.paths[i]) for i in range(len(dataset))))
 
 
@@ -130,7 +131,12 @@ def _add(builder: Builder, index: int, sample: _Sample) -> None:
             builder.report("broken-mask", *where, str(error), error.fix)
             continue
         builder.add_object(
-            index, (box[0], box[1], box[2], box[3]), number, source=row, annotation_id=builder.count + 1, mask=mask
+            index,
+            (box[0], box[1], box[2], box[3]),
+            number,
+            source=row,
+            annotation_id=len(builder.objects) + 1,
+            mask=mask,
         )
 
 
@@ -158,9 +164,7 @@ def _mask(mask: Any, size: tuple[int, int]) -> Mask:
         raise SegmentationError(
             f"the mask is {_described(mask)}", "Give binary pixels [h, w], or COCO's RLE or polygons"
         )
-    from faster_coco_eval.core import mask as coco
-
-    return Mask(RLE, coco.encode(np.asfortranarray(pixels != 0).view(np.uint8))["counts"], pixels.shape)
+    return pixel_mask(pixels)
 
 
 def _array(value: Any) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from twostage.data.images import EXTENSIONS, read_header
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
-def nested_names(datasets: Sequence[Dataset], *, by_stem: bool) -> list[list[str]]:
+def nested_names(datasets: Sequence[Dataset], by_stem: bool) -> list[list[str]]:
     """Names for the images of splits that each have their own folder; subfolders are kept.
 
     With `by_stem` names differ even without suffix.

@@ -5,7 +5,7 @@ Letters: M images of the split, B boxes of all of them.
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,20 +202,23 @@ def _read_json(path: Path, dataset: Dataset) -> ProposalSet:
         raise DataError(f"{path}: not a readable JSON file ({error}).") from None
     if not isinstance(entries, list):
         raise DataError(f'{path}: must hold a list of {{"image_id", "bbox": [x, y, w, h], "score"}}.')
-    by_id = {int(image_id): i for i, image_id in enumerate(dataset.image_ids)}
+    by_id = {image_id: i for i, image_id in enumerate(dataset.image_ids.tolist())}
     by_name = {dataset.file_name(i): i for i in range(len(dataset))}
     found: dict[int, list[list[float]]] = {}
     for number, entry in enumerate(entries):
-        if isinstance(entry, dict) and entry.get("split", dataset.split) != dataset.split:
+        fields = entry if isinstance(entry, dict) else {}
+        if fields.get("split", dataset.split) != dataset.split:
             continue
-        image = _image_of(entry, by_id, by_name)
-        row = _row(entry)
-        if row is None or (image is None and not _names_image(entry)):
+        name, image_id = fields.get("file_name"), fields.get("image_id")
+        by_number = by_id.get(image_id) if isinstance(image_id, int) else None
+        image = by_name.get(name) if isinstance(name, str) else by_number
+        row = _row(fields)
+        if row is None or (image is None and not isinstance(fields.get("file_name", image_id), str | int)):
             raise DataError(
                 f"{path}: entry {number} (counted from 0) is not a proposal: it needs an image_id or file_name, a bbox "
                 "of four numbers [x, y, w, h] and a score."
             )
-        if image is not None:  # another split's
+        if image is not None:  # else another split's
             found.setdefault(image, []).append(row)
     if not found:
         _require_images(path, dataset, ())
@@ -225,23 +228,9 @@ def _read_json(path: Path, dataset: Dataset) -> ProposalSet:
     )
 
 
-def _names_image(entry: Any) -> bool:
-    return isinstance(entry.get("file_name", entry.get("image_id")), str | int)
-
-
-def _image_of(entry: Any, by_id: dict[int, int], by_name: dict[str, int]) -> int | None:
-    """The index of the image that an entry belongs to; `file_name` takes precedence."""
-    if not isinstance(entry, dict):
-        return None
-    name, image_id = entry.get("file_name"), entry.get("image_id")
-    if isinstance(name, str):
-        return by_name.get(name)
-    return by_id.get(image_id) if isinstance(image_id, int) else None
-
-
-def _row(entry: Any) -> list[float] | None:
+def _row(entry: Mapping[str, Any]) -> list[float] | None:
     """x, y, w, h and score if they are numbers, else None."""
-    box = entry.get("bbox") if isinstance(entry, dict) else None
+    box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4:
         return None
     row = [*box, entry.get("score")]

@@ -1,30 +1,29 @@
 """Recognises the format of a data set, lists its splits and opens them."""
 
 import itertools
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
 from twostage.data import Kind
 from twostage.data.dataset import Dataset
-from twostage.data.faults import OnError
+from twostage.data.faults import Fault, FaultyDataError, OnError
 from twostage.data.files import exists
-from twostage.data.images import probe
-from twostage.data.layout import Format, HeaderOf, Layout, OpenSplit, Options, VocOffset
+from twostage.data.layout import Format, Layout, OpenSplit, Options, VocOffset
 from twostage.errors import DataError, UsageError, nearest
 
-FORMATS: tuple[Format, ...] = tuple(import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind))
-LOOKED_FOR = "\n".join(f"{one.name.upper() + ':':<5} {one.description}" for one in FORMATS)
+FORMATS: dict[str, Format] = {kind: import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind)}
+LOOKED_FOR = "\n".join(f"{kind.upper() + ':':<5} {one.description}" for kind, one in FORMATS.items())
 TRAIN_NAMES = ("train", "trainval")
 VAL_NAMES = ("val", "valid", "test")
 
 
 def format_named(kind: str) -> Format:
     """The format of this name. Raises UsageError for an unknown one."""
-    for one in FORMATS:
-        if one.name == kind:
-            return one
-    raise UsageError(f"there is no format {kind!r}. {nearest(kind, [one.name for one in FORMATS])}")
+    if kind not in FORMATS:
+        raise UsageError(f"there is no format {kind!r}. {nearest(kind, FORMATS)}")
+    return FORMATS[kind]
 
 
 def open_dataset(
@@ -49,11 +48,11 @@ def open_dataset(
     return opener(find_layout(path), options)(split)
 
 
-def opener(layout: Layout, options: Options, header_of: HeaderOf = probe) -> OpenSplit:
+def opener(layout: Layout, options: Options) -> OpenSplit:
     """A function that opens splits by name, reading once what they share. It raises as `open_dataset` does."""
     if options.images is not None and not options.images.is_dir():
         raise DataError(f"{options.images}: is not a folder. --images must be the folder of the images.")
-    open_split = layout.format.open(layout, options, header_of)
+    open_split = layout.format.open(layout, options)
 
     def open_known(split: str) -> Dataset:
         if split not in layout.sources:
@@ -61,6 +60,16 @@ def opener(layout: Layout, options: Options, header_of: HeaderOf = probe) -> Ope
         return open_split(split)
 
     return open_known
+
+
+def usable_splits(layout: Layout, options: Options, faults: list[Fault]) -> Iterator[Dataset]:
+    """The splits that can be opened; the faults of the others are added to `faults`."""
+    open_split = opener(layout, options)
+    for split in layout.splits:
+        try:
+            yield open_split(split)
+        except FaultyDataError as error:
+            faults += error.faults
 
 
 def default_splits(layout: Layout) -> tuple[str | None, str | None]:
@@ -81,16 +90,16 @@ def evaluation_split(layout: Layout) -> str:
         return val
     if len(layout.sources) == 1:
         return layout.splits[0]
-    raise UsageError(f"{layout.root}: which split? None is called {', '.join(VAL_NAMES)}. It has: {_joined(layout)}.")
+    held = ", ".join(layout.splits)
+    raise UsageError(f"{layout.root}: which split? None is called {', '.join(VAL_NAMES)}. It has: {held}.")
 
 
 def check_same_classes(train: Dataset, val: Dataset) -> None:
     """Raises DataError if two splits do not have the same classes in the same order."""
     if train.names == val.names:
         return
-    only = [f"{split!r} has {sorted(set(a) - set(b))}" for split, a, b in (
-        (train.split, train.names, val.names), (val.split, val.names, train.names)
-    ) if set(a) - set(b)]  # fmt: skip
+    pairs = ((train, val), (val, train))
+    only = [f"{a.split!r} has {sorted(own)}" for a, b in pairs if (own := set(a.names) - set(b.names))]
     difference = ", ".join(only) or "the order differs"
     raise DataError(
         f"{train.root}: the splits {train.split!r} and {val.split!r} differ in their classes: {difference}. "
@@ -122,7 +131,7 @@ def find_layout(path: str | Path) -> Layout:
 
 
 def _detect(path: Path) -> Layout | None:
-    return next((found for one in FORMATS if (found := one.detect(path))), None)
+    return next((found for one in FORMATS.values() if (found := one.detect(path))), None)
 
 
 def _inside(path: Path) -> bool:
@@ -141,7 +150,3 @@ def _first(layout: Layout, names: tuple[str, ...]) -> str | None:
         if len(longer) == 1:
             return longer[0]
     return None
-
-
-def _joined(layout: Layout) -> str:
-    return ", ".join(layout.splits)

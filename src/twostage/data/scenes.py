@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from twostage.data.randomness import generator
 from twostage.errors import TwostageError, UsageError
+from twostage.ops.masks import encode
 
 NAMES = ("circle", "square", "triangle", "star", "cross")
 SPLITS = ("train", "val")
@@ -97,8 +98,6 @@ def make_scene(*numbers: int, style: SceneStyle = EASY) -> Scene:
 def _write_split(
     folder: Path, stuff: Path, count: int, numbers: tuple[int, int], style: SceneStyle
 ) -> dict[str, object]:
-    from faster_coco_eval.core import mask as coco
-
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for index in range(count):
@@ -107,8 +106,8 @@ def _write_split(
         Image.fromarray(scene.image).save(folder / name, quality=95, subsampling=0)
         images.append({"id": index + 1, "file_name": name, "height": style.size, "width": style.size})
         Image.fromarray(_stuff(scene)).save(stuff / f"{index:06d}.png")
-        for label, (x1, y1, x2, y2), mask in zip(scene.labels, scene.boxes, scene.masks, strict=True):
-            counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+        rles = encode(scene.masks)
+        for label, (x1, y1, x2, y2), mask, rle in zip(scene.labels, scene.boxes, scene.masks, rles, strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -117,7 +116,7 @@ def _write_split(
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": int(mask.sum()),
                     "iscrowd": 0,
-                    "segmentation": {"size": [style.size, style.size], "counts": counts},
+                    "segmentation": {**rle, "counts": rle["counts"].decode()},
                 }
             )
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]

@@ -18,6 +18,8 @@ LONGEST_OUTLINE = 10_000_000  # pixels
 class SegmentationError(ValueError):
     """Why a `segmentation` is invalid; `fix` is how to fix it."""
 
+    code = "broken-mask"
+
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
         self.fix = fix

@@ -74,8 +74,7 @@ def stats(dataset: Dataset, resize: Resize) -> Stats:
 
 def smallest(dataset: Dataset, count: int) -> Int64[np.ndarray, " i"]:
     """At most `count` images with the smallest objects, the smallest first."""
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
-    order = image[np.argsort((dataset.boxes[:, 2:] - dataset.boxes[:, :2]).prod(axis=1), kind="stable")]
+    order = dataset.image_indices[np.argsort((dataset.boxes[:, 2:] - dataset.boxes[:, :2]).prod(axis=1), kind="stable")]
     _, first = np.unique(order, return_index=True)
     return order[np.sort(first)][:count]
 
@@ -86,8 +85,7 @@ def most_crowded(dataset: Dataset, count: int) -> Int64[np.ndarray, " i"]:
 
 
 def _classes(dataset: Dataset, sides: Float64[np.ndarray, "b 2"]) -> dict[str, dict[str, float]]:
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
-    rows = {}
+    image, rows = dataset.image_indices, {}
     for label, name in enumerate(dataset.names):
         own = dataset.labels == label
         median = round(float(np.median(np.sqrt(sides[own].prod(axis=1)))), 1) if own.any() else -1.0

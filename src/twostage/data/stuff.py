@@ -69,7 +69,7 @@ def find_stuff(dataset: Dataset) -> Stuff | None:
     folder = _folder(dataset)
     if folder is None:
         return None
-    paths = [_place(folder, dataset, index) for index in range(len(dataset))]
+    paths = _places(folder, dataset)
     lacking = [path for path in paths if not path.is_file()]
     if lacking:
         raise DataError(
@@ -82,14 +82,13 @@ def find_stuff(dataset: Dataset) -> Stuff | None:
 def stuff_faults(dataset: Dataset) -> Iterator[Fault]:
     """Missing maps of a split, and those whose header does not fit their image; nothing if there are no maps."""
     folder = _folder(dataset)
-    paths = [] if folder is None else [_place(folder, dataset, index) for index in range(len(dataset))]
-    there = [path.is_file() for path in paths]
-    lacking = [path for path, found in zip(paths, there, strict=True) if not found]
+    paths = [] if folder is None else _places(folder, dataset)
+    lacking = [path for path in paths if not path.is_file()]
     if lacking:
         message = f"does not exist, and {len(lacking)} of {len(paths)} images have no stuff map"
         yield fault("stuff-map", lacking[0], "", message, "Add them, or remove the folder to train without")
-    for path, found, (height, width) in zip(paths, there, dataset.sizes.tolist(), strict=False):
-        wrong = _wrong(path, height, width) if found else ""
+    for path, (height, width) in zip(paths, dataset.sizes.tolist(), strict=False):
+        wrong = _wrong(path, height, width) if path.is_file() else ""
         if wrong:
             yield fault("stuff-map", path, "", wrong, "Make the map for its image, or remove the folder of maps")
 
@@ -118,8 +117,8 @@ def maps_of(datasets: Sequence[Dataset]) -> dict[str, Map]:
     for dataset in datasets:
         folder = _folder(dataset)
         if folder is not None:
-            places = {dataset.paths[index]: _place(folder, dataset, index) for index in range(len(dataset))}
-            found.update({image: Map(place, folder.parent) for image, place in places.items() if place.is_file()})
+            places = zip(range(len(dataset)), _places(folder, dataset), strict=True)
+            found.update({dataset.paths[i]: Map(place, folder.parent) for i, place in places if place.is_file()})
     return found
 
 
@@ -149,9 +148,9 @@ def _folder(dataset: Dataset) -> Path | None:
     return next((f for name in FOLDERS if (f := dataset.root / name / dataset.split).is_dir()), None)
 
 
-def _place(folder: Path, dataset: Dataset, index: int) -> Path:
-    """The path of the map of an image."""
-    return folder.joinpath(*name_parts(dataset, index)).with_suffix(".png")
+def _places(folder: Path, dataset: Dataset) -> list[Path]:
+    """The path of the map of each image."""
+    return [folder.joinpath(*name_parts(dataset, index)).with_suffix(".png") for index in range(len(dataset))]
 
 
 def _classes(names: Path) -> int:

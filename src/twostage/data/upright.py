@@ -6,7 +6,8 @@
 import numpy as np
 from jaxtyping import Float
 
-from twostage.data.flat import POLYGONS, RLE, Mask, pack_polygons, unpack_polygons
+from twostage.data.flat import POLYGONS, RLE, Mask, pack_polygons, pixel_mask, to_rle, unpack_polygons
+from twostage.ops import masks as rle_masks
 
 
 def turn_points(x: np.ndarray, y: np.ndarray, turn: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,11 +41,9 @@ def turn_mask(mask: Mask, turn: int, height: int, width: int) -> Mask:
         return Mask(POLYGONS, pack_polygons(rings))
     if mask.kind != RLE:
         return mask
-    from faster_coco_eval.core import mask as coco
-
-    pixels = coco.decode({"size": [height, width], "counts": mask.data}).T
+    pixels = rle_masks.decode([to_rle(mask, height, width)])[0].T
     if turn in (6, 7):
         pixels = pixels[:, ::-1]
     if turn in (7, 8):
         pixels = pixels[::-1]
-    return Mask(RLE, coco.encode(np.asfortranarray(pixels))["counts"], pixels.shape)
+    return pixel_mask(pixels)

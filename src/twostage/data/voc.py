@@ -19,12 +19,12 @@ from PIL import Image, UnidentifiedImageError
 from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
-from twostage.data.extras import Extra, Extras, read_extras
+from twostage.data.extras import Extras, read_extras
 from twostage.data.faults import Fault, fault, unusable
 from twostage.data.files import display_path, exists, has_files, require_regular, subfolders
-from twostage.data.flat import NO_MASK, NONE, RLE, Mask
+from twostage.data.flat import NO_MASK, Mask, pixel_mask
 from twostage.data.images import EXTENSIONS
-from twostage.data.layout import MASKED_SPLIT, Format, HeaderOf, Layout, Names, OpenSplit, Options, VocOffset
+from twostage.data.layout import MASKED_SPLIT, Format, Layout, Names, OpenSplit, Options, VocOffset
 from twostage.data.names import flat_names
 from twostage.data.voc_xml import VocFile, read_xml, write_xml
 from twostage.errors import DataError
@@ -36,23 +36,24 @@ UNDECIDED = 255
 VocFiles = Mapping[tuple[Path, str], VocFile]
 
 
-class VocFolders(NamedTuple):
-    """Where each split has its XML and images; `lists` is None for a split that is a whole folder."""
+class VocSplit(NamedTuple):
+    """Where a split has its XML and images, the list of its names (None: all in the folder), and its masks."""
 
-    annotations: Mapping[str, Path]
-    images: Mapping[str, Path]
-    lists: Mapping[str, Path | None]
+    annotations: Path
+    images: Path
+    listed: Path | None = None
     masks: Path | None = None
 
 
 def detect(path: Path) -> Layout | None:
     """The layout of a folder with Annotations/ and JPEGImages/, or with images and XML side by side."""
-    found = _find(path) if path.is_dir() else None
-    return None if found is None else Layout(FORMAT, path, found[0])
+    found = _find(path) if path.is_dir() else {}
+    sources = {split: where.listed or where.annotations for split, where in found.items()}
+    return Layout(FORMAT, path, sources) if found else None
 
 
-def _find(root: Path) -> tuple[Mapping[str, Path], VocFolders] | None:
-    """The list or folder of each split, and where its files are."""
+def _find(root: Path) -> dict[str, VocSplit]:
+    """The splits of a folder; {} if it is not VOC."""
     for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images")):
         folder = root / annotations
         # The folder of images is not required: they may be elsewhere, or absent while results are scored.
@@ -61,14 +62,12 @@ def _find(root: Path) -> tuple[Mapping[str, Path], VocFolders] | None:
             # Only some images of VOC have masks; they are listed as separate splits.
             drawn = _lists(root / "ImageSets" / "Segmentation")
             lists |= {f"{MASKED_SPLIT}{split}": path for split, path in drawn.items()}
-            lists = lists or {"all": None}
-            image_folders = dict.fromkeys(lists, root / images)
-            folders = VocFolders(dict.fromkeys(lists, folder), image_folders, lists, root / MASK_FOLDER)
-            return {split: lists[split] or folder for split in lists}, folders
+            where = VocSplit(folder, root / images, None, root / MASK_FOLDER)
+            return {split: where._replace(listed=listed) for split, listed in (lists or {"all": None}).items()}
     beside = {p.name: p for p in subfolders(root) if has_files(p, {".xml"})}
     if not beside and has_files(root, {".xml"}) and has_files(root, EXTENSIONS):
         beside = {"all": root}
-    return (beside, VocFolders(beside, beside, dict.fromkeys(beside))) if beside else None
+    return {split: VocSplit(folder, folder) for split, folder in beside.items()}
 
 
 def _lists(folder: Path) -> dict[str, Path]:
@@ -79,59 +78,49 @@ def _lists(folder: Path) -> dict[str, Path]:
     }
 
 
-def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
+def open_splits(layout: Layout, options: Options) -> OpenSplit:
     """A function that opens one split. All XML files are read first: splits share classes and the first pixel."""
-    found = _find(layout.root)
-    if found is None:  # removed since it was recognised
+    splits = _find(layout.root)
+    if not splits:  # removed since it was recognised
         raise DataError(f"{layout.root}: no longer a VOC data set. Check the path.")
-    _, folders = found
     if options.images:
-        folders = folders._replace(images=dict.fromkeys(folders.images, options.images))
+        splits = {split: where._replace(images=options.images) for split, where in splits.items()}
     files = {
         (folder, Path(name).stem): read_xml(folder / name, layout.root)
-        for folder in sorted(set(folders.annotations.values()))
+        for folder in sorted({where.annotations for where in splits.values()})
         for names in _stems(folder, {".xml"}).values()
         for name in names
     }
-    return partial(_read, layout.root, folders, files, options, header_of)
+    return partial(_read, layout.root, splits, files, options)
 
 
-def _read(
-    root: Path, folders: VocFolders, files: VocFiles, options: Options, header_of: HeaderOf, split: str
-) -> Dataset:
+def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: Options, split: str) -> Dataset:
     extras = read_extras(root, split)
     classes = extras.classes(sorted({o.name for f in files.values() for o in f.objects}))
     first, evidence = _first_pixel(files, options.voc_offset, root)
-    folder, image_files = folders.annotations[split], _stems(folders.images[split], EXTENSIONS)
-    listed = folders.lists[split]
-    faults = list(evidence)
+    folder, images, listed, mask_folder = splits[split]
+    image_files = _stems(images, EXTENSIONS)
     stems = _listed(listed, {s for f, s in files if f == folder}) if listed else _together(folder, files, image_files)
     xml_of: list[str] = []
-
-    def place(image: int, source: int) -> tuple[str, str]:
-        return xml_of[image], f"object {source}"
-
     builder = Builder(
         root=root,
         layout="voc",
         split=split,
         names=tuple(classes),
         category_ids=tuple(classes.values()),
-        place=place,
-        header_of=header_of,
-        repair=options.repair,
-        require_images=options.require_images,
+        place=lambda image, source: (xml_of[image], f"object {source}"),
+        options=options,
         thin=float(first),
-        faults=faults,
+        faults=evidence,
     )
     label_of = {name: label for label, name in enumerate(classes)}
-    masked = _masked(builder, folders.masks, stems)
+    masked = _masked(builder, mask_folder, stems)
     bare = []
     for stem in stems:
         found = files.get((folder, stem))
         xml = folder / f"{stem}.xml"
         xml_of.append(display_path(xml, root))
-        image_file = _image_file(folders.images[split], stem, image_files.get(stem, ()), found)
+        image_file = _image_file(images, stem, image_files.get(stem, ()), found)
         stated = found.stated if found else (0, 0)
         image = builder.add_image(image_file.name, image_file, extras.image_id(xml_of[-1]), stated)
         if found is None:
@@ -144,7 +133,7 @@ def _read(
     if bare and not listed:
         message = f"images without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", display_path(folder, root), "", message, "Annotate them, or remove them")
-    return builder.build(options.on_error)
+    return builder.build()
 
 
 def _add(
@@ -159,7 +148,7 @@ def _add(
 ) -> None:
     builder.faults.extend(found.faults)
     if found.broken:
-        builder.exclude(image)
+        builder.excluded.add(image)
         return
     kept = extras.objects(builder, xml, display_path(xml, builder.root), found.stated)
     masks: dict[int, Mask] = {}
@@ -172,18 +161,8 @@ def _add(
             builder.report("broken-mask", display_path(masked, builder.root), "", str(error), fix, image=image)
     for item in found.objects:
         left, top, right, bottom = item.box
-        extra = kept[item.number - 1] if item.number <= len(kept) else Extra()
-        builder.add_object(
-            image,
-            extra.box or (left - first, top - first, right, bottom),
-            label_of[item.name],
-            source=item.number,
-            annotation_id=extras.object_id() if extra.id is None else extra.id,
-            crowd=extra.crowd,
-            difficult=item.difficult,
-            area=extra.area,
-            mask=extra.mask if extra.mask.kind != NONE else masks.get(item.number, NO_MASK),
-        )
+        box, mask = (left - first, top - first, right, bottom), masks.get(item.number, NO_MASK)
+        extras.add_object(builder, kept, image, item.number, box, label_of[item.name], mask, item.difficult)
 
 
 def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
@@ -269,8 +248,6 @@ def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
 
     Raises ValueError if the file does not fit these objects.
     """
-    from faster_coco_eval.core import mask as coco
-
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
@@ -286,18 +263,7 @@ def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
     unknown = held[(held > count) & (held != UNDECIDED)]
     if len(unknown):
         raise ValueError(f"has the object {unknown[0]}, and the XML lists {count}")
-    found = []
-    for number in range(1, count + 1):
-        inside = np.asfortranarray(numbers == number)
-        found.append(
-            Mask(RLE, coco.encode(inside.view(np.uint8))["counts"], numbers.shape) if inside.any() else NO_MASK
-        )
-    return found
-
-
-def image_folder(root: Path, split: str) -> Path:
-    """The images of all splits, in one folder."""
-    return root / "JPEGImages"
+    return [pixel_mask(numbers == number) if number in held else NO_MASK for number in range(1, count + 1)]
 
 
 def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
@@ -321,5 +287,5 @@ FORMAT = Format(
     open=open_splits,
     write=write,
     image_names=lambda datasets, by_stem: flat_names(datasets),
-    image_folder=image_folder,
+    image_folder="JPEGImages",
 )

@@ -46,7 +46,7 @@ def write_dataset(
     form = format_named(kind)
     names = form.image_names(datasets, bool(maps))  # a map has the name of its image but for the suffix
     places = [
-        [form.image_folder(folder, dataset.split) / name for name in of_split]
+        [folder / form.image_folder.format(split=dataset.split) / name for name in of_split]
         for dataset, of_split in zip(datasets, names, strict=True)
     ]
     annotations = form.write(folder, datasets, names)

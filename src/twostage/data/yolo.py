@@ -19,12 +19,12 @@ import yaml
 from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
-from twostage.data.extras import Extra, Extras, read_extras
+from twostage.data.extras import Extras, read_extras
 from twostage.data.faults import unusable
 from twostage.data.files import display_path, exists, require_regular
-from twostage.data.flat import NONE, POLYGONS, Mask, pack_polygons, unpack_polygons
+from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons, unpack_polygons
 from twostage.data.images import EXTENSIONS
-from twostage.data.layout import MASKED_SPLIT, Format, HeaderOf, Layout, Names, OpenSplit, Options
+from twostage.data.layout import MASKED_SPLIT, Format, Layout, Names, Options
 from twostage.data.names import nested_names
 from twostage.errors import UsageError
 
@@ -49,12 +49,7 @@ def detect(path: Path) -> Layout | None:
     return Layout(FORMAT, path.parent, dict.fromkeys(splits, path))
 
 
-def open_splits(layout: Layout, options: Options, header_of: HeaderOf) -> OpenSplit:
-    """A function that opens one split; the images must be there, since the rows are fractions of their sizes."""
-    return partial(_read, layout, options, header_of)
-
-
-def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> Dataset:
+def _read(layout: Layout, options: Options, split: str) -> Dataset:
     path, root = layout.sources[split], layout.root
     document = _load(path)
     names = _names(document, path)
@@ -64,19 +59,15 @@ def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> 
         extras = Extras({}, {})
         classes = extras.classes(names)
     shown_labels: list[str] = []
-
-    def place(image: int, source: int) -> tuple[str, str]:
-        return shown_labels[image], f"line {source}"
-
     builder = Builder(
         root=root,
         layout="yolo",
         split=split,
         names=names,
         category_ids=tuple(classes.values()),
-        place=place,
-        header_of=header_of,
-        repair=options.repair,
+        place=lambda image, source: (shown_labels[image], f"line {source}"),
+        # The rows are fractions of the images' sizes.
+        options=options._replace(require_images=True),
     )
     bare = []
     label_files: list[Path] = []
@@ -95,47 +86,25 @@ def _read(layout: Layout, options: Options, header_of: HeaderOf, split: str) -> 
     if bare:
         message = f"images without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", path.name, split, message, "Write an empty label file if this is intended")
-    sizes, _ = builder.measure()
+    sizes, _ = builder.measured
     for image, found in enumerate(rows):
         height, width = sizes[image].tolist()
         kept = extras.objects(builder, label_files[image], shown_labels[image], (height, width)) if found else []
         for line, (label, *values) in found:
-            extra = kept[line - 1] if line <= len(kept) else Extra()
-            number = extras.object_id() if extra.id is None else extra.id
-            _add(builder, image, line, int(label), values, (height, width), number, extra)
-    return builder.build(options.on_error)
+            box, mask = _shape(values, height, width)
+            extras.add_object(builder, kept, image, line, box, int(label), mask)
+    return builder.build()
 
 
-def _add(
-    builder: Builder,
-    image: int,
-    line: int,
-    label: int,
-    values: Sequence[float],
-    size: tuple[int, int],
-    number: int,
-    extra: Extra,
-) -> None:
-    (height, width), mask = size, extra.mask
+def _shape(values: Sequence[float], height: int, width: int) -> tuple[tuple[float, float, float, float], Mask]:
+    """The box xyxy and the mask of a row on an image of this size."""
     if len(values) == 4:
         cx, cy, w, h = values
         box = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-    else:
-        xs, ys = [x * width for x in values[0::2]], [y * height for y in values[1::2]]
-        box = (min(xs), min(ys), max(xs), max(ys))
-        if mask.kind == NONE:
-            mask = Mask(POLYGONS, pack_polygons([[v for point in zip(xs, ys, strict=True) for v in point]]))
-    builder.add_object(
-        image,
-        extra.box or box,
-        label,
-        source=line,
-        annotation_id=number,
-        crowd=extra.crowd,
-        difficult=bool(extra.difficult),
-        area=extra.area,
-        mask=mask,
-    )
+        return box, NO_MASK
+    xs, ys = [x * width for x in values[0::2]], [y * height for y in values[1::2]]
+    ring = [v for point in zip(xs, ys, strict=True) for v in point]
+    return (min(xs), min(ys), max(xs), max(ys)), Mask(POLYGONS, pack_polygons([ring]))
 
 
 def _rows(
@@ -310,11 +279,6 @@ def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
     return renamed
 
 
-def image_folder(root: Path, split: str) -> Path:
-    """The images of a split, in `images/<split>/`."""
-    return root / "images" / split
-
-
 def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
     """Write data.yaml, and labels/<split>/*.txt for splits whose images have these names; the file of each image.
 
@@ -362,9 +326,9 @@ FORMAT = Format(
     name="yolo",
     description="data.yaml",
     detect=detect,
-    open=open_splits,
+    open=lambda layout, options: partial(_read, layout, options),
     write=write,
-    image_names=lambda datasets, by_stem: nested_names(datasets, by_stem=True),
-    image_folder=image_folder,
+    image_names=lambda datasets, by_stem: nested_names(datasets, True),
+    image_folder="images/{split}",
     splits_of=splits_of,
 )

@@ -14,7 +14,7 @@ Letters: T IoU thresholds, R recall levels, K classes, S object sizes, M limits 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,9 @@ from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
-from twostage.evaluation.groups import image_of_objects
+from twostage.evaluation.groups import mean_of_defined, one_or_all
 from twostage.evaluation.results import Results
+from twostage.ops.masks import area
 
 COCO_IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 MAX_DETECTIONS = (1, 10, 100)
@@ -52,14 +53,16 @@ class CocoScores:
 
     def average_precision(self, *, iou: float | None = None, size: str = "all", class_id: int | None = None) -> float:
         """Mean precision over recall levels, classes (or one) and IoU thresholds (or one), at the highest limit."""
-        return _mean(self.precision[self._thresholds(iou), :, _one_or_all(class_id), list(SIZES).index(size), -1])
+        return mean_of_defined(
+            self.precision[self._thresholds(iou), :, one_or_all(class_id), list(SIZES).index(size), -1]
+        )
 
     def average_recall(
         self, *, iou: float | None = None, size: str = "all", most: int | None = None, class_id: int | None = None
     ) -> float:
         """Mean of the highest recall over classes (or one) and IoU thresholds (or one), with `most` detections."""
         limit = -1 if most is None else self.max_detections.index(most)
-        return _mean(self.recall[self._thresholds(iou), _one_or_all(class_id), list(SIZES).index(size), limit])
+        return mean_of_defined(self.recall[self._thresholds(iou), one_or_all(class_id), list(SIZES).index(size), limit])
 
     def summary(self, class_id: int | None = None) -> dict[str, float]:
         """COCO's twelve metrics and AP90, of all classes or of one; in 0..1, -1 if undefined."""
@@ -93,17 +96,10 @@ def coco_scores(
     if class_blind:
         # As pycocotools orders them: by class, then as they come.
         truth, detected, classes = truth.as_one_class(), detected.as_one_class(), np.ones(1, dtype=np.int64)
-    parts = [
-        _grids(
-            len(dataset),
-            truth.of_classes(first, last),
-            detected.of_classes(first, last),
-            last - first,
-            ious,
-            max_detections,
-        )
-        for first, last in _class_blocks(detected.categories, len(classes))
-    ]
+    parts = []
+    for first, last in _class_blocks(detected.categories, len(classes)):
+        some = truth.of_classes(first, last), detected.of_classes(first, last)
+        parts.append(_grids(len(dataset), *some, last - first, ious, max_detections))
     precision, scores, recall = (np.concatenate(grids, axis=-3) for grids in zip(*parts, strict=True))
     columns = classes - 1
     return CocoScores(
@@ -162,21 +158,20 @@ class _Shapes:
 
     def of_classes(self, first: int, last: int) -> "_Shapes":
         """The rows with ranks from `first` up to `last` (excluded), renumbered from 1."""
-        rows = (self.categories >= first) & (self.categories < last)
-        columns = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__}
-        return _Shapes(**{**columns, "categories": columns["categories"] - first + 1})
+        some = self._take((self.categories >= first) & (self.categories < last))
+        return replace(some, categories=some.categories - first + 1)
 
     def as_one_class(self) -> "_Shapes":
-        order = np.argsort(self.categories, kind="stable")
-        columns = {name: getattr(self, name)[order] for name in self.__dataclass_fields__}
-        return _Shapes(**{**columns, "categories": np.ones(len(order), dtype=np.int64)})
+        whole = self._take(np.argsort(self.categories, kind="stable"))
+        return replace(whole, categories=np.ones_like(whole.categories))
+
+    def _take(self, rows: np.ndarray) -> "_Shapes":
+        return _Shapes(*(column[rows] for column in vars(self).values()))
 
 
 def _ranks(ids: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
     """1, 2 ... in the order of the ids, which decides ties; the evaluator's doubles cannot represent large ids."""
-    ranks = np.empty(len(ids), dtype=np.int64)
-    ranks[np.argsort(ids)] = np.arange(1, len(ids) + 1)
-    return ranks
+    return np.unique(ids, return_inverse=True)[1] + 1
 
 
 def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
@@ -184,7 +179,7 @@ def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
     # Detections in the box of an object without a mask are ignored, as in a crowd.
     crowd = dataset.crowd | dataset.unmasked if masks else dataset.crowd
     return _Shapes(
-        images=_ranks(dataset.image_ids)[image_of_objects(dataset)],
+        images=_ranks(dataset.image_ids)[dataset.image_indices],
         categories=_ranks(dataset.category_ids)[dataset.labels],
         areas=dataset.areas,
         shapes=_rle_column(rles) if masks else _xywh(dataset.boxes),
@@ -201,7 +196,7 @@ def _detected(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
     return _Shapes(
         images=_ranks(dataset.image_ids)[results.images],
         categories=_ranks(dataset.category_ids)[results.class_ids],
-        areas=np.array([float(coco_mask.area(rle)) for rle in rles]) if masks else xywh[:, 2] * xywh[:, 3],
+        areas=np.array([area(rle) for rle in rles], dtype=np.float64) if masks else xywh[:, 2] * xywh[:, 3],
         shapes=_rle_column(rles) if masks else xywh,
         crowd=none,
         ignored=none,
@@ -240,15 +235,9 @@ def _rle_column(rles: Sequence[Any]) -> np.ndarray:
 def _as_coco(images: int, classes: int, shapes: _Shapes) -> COCO:
     """The data set of the evaluator; ids start at 1, because 0 means "unmatched" in it."""
     keys = ("id", "image_id", "category_id", "area", "iscrowd", "score")
-    columns = (
-        range(1, len(shapes.images) + 1),
-        shapes.images.tolist(),
-        shapes.categories.tolist(),
-        shapes.areas.tolist(),
-        shapes.ignored.astype(int).tolist(),
-        shapes.scores.tolist(),
-    )
-    rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+    ids, ignored = np.arange(1, len(shapes.images) + 1), shapes.ignored.astype(int)
+    columns = (ids, shapes.images, shapes.categories, shapes.areas, ignored, shapes.scores)
+    rows = [dict(zip(keys, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
     documents = {"images": [{"id": i} for i in range(1, images + 1)], "annotations": rows}
     return COCO({**documents, "categories": [{"id": k} for k in range(1, classes + 1)]})
 
@@ -284,13 +273,3 @@ def _grouped(shapes: _Shapes) -> tuple[np.ndarray, dict[tuple[int, int], slice]]
 
 def _plain(shapes: np.ndarray) -> np.ndarray | list[dict]:
     return shapes.tolist() if shapes.dtype == object else shapes
-
-
-def _one_or_all(index: int | None) -> slice:
-    return slice(None) if index is None else slice(index, index + 1)
-
-
-def _mean(values: np.ndarray) -> float:
-    """The mean of the defined values; -1 if there are none."""
-    defined = values[values > -1]
-    return float(defined.mean()) if defined.size else -1.0

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from twostage.data.dataset import Dataset
-from twostage.evaluation.groups import box_areas, image_of_objects, pair_blocks, paired_intersection, paired_iou
+from twostage.evaluation.groups import box_areas, pair_blocks, paired_intersection, paired_iou
 from twostage.evaluation.results import Results
 
 
@@ -33,7 +33,7 @@ def confusion_matrix(dataset: Dataset, results: Results, *, iou: float = 0.5, co
     classes = len(dataset.names)
     rows = np.flatnonzero(results.scores >= conf)
     rows = rows[np.argsort(-results.scores[rows], kind="stable")]
-    owner = image_of_objects(dataset)
+    owner = dataset.image_indices
     ignored = dataset.crowd | dataset.difficult
     taken = np.full(len(dataset.labels), -1, dtype=np.int64)
     match = np.full(len(rows), -1, dtype=np.int64)

@@ -56,11 +56,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary {"metrics", "per_class", "settings"}, with masks the same keys under "segm"."""
-        settings = {"settings": self.settings}
-        boxes = {"metrics": self.scores.metrics, "per_class": self.scores.per_class} | settings
-        if self.segm is None:
-            return boxes
-        return boxes | {"segm": {"metrics": self.segm.metrics, "per_class": self.segm.per_class} | settings}
+        boxes = {**vars(self.scores), "settings": self.settings}
+        return boxes if self.segm is None else {**boxes, "segm": {**vars(self.segm), "settings": self.settings}}
 
     def require(self, least: Mapping[str, float]) -> None:
         """Raises ThresholdError if a metric is below its threshold or undefined; UsageError for an unknown metric."""
@@ -77,7 +74,18 @@ class Report:
 
     def table(self) -> str:
         """A text table: the metrics per class, their definitions, and the settings they depend on."""
-        return "\n".join(_table_lines(self))
+        s = self.settings
+        left_out = "".join(f", {s[kind]} {kind}" for kind in ("crowd", "difficult") if s[kind])
+        data = f"{s['data']}, split {s['split']} ({s['layout']}): {s['images']} images, {s['objects']} objects"
+        lines = [f"{data}{left_out}; {s['detections']} detections", ""]
+        for title, scores in (("boxes", self.scores), ("masks", self.segm)):
+            if scores is not None:
+                lines += [*_class_lines(title, scores, s["objects_per_class"]), ""]
+        names = set(self.scores.metrics)
+        shown = {key: text for key, text in DEFINITIONS.items() if names & set(key.split(", "))}
+        shown |= {"score": _floor(s), "-": "undefined: no such object"}
+        width = max(map(len, shown))
+        return "\n".join([*lines, *(f"{key:{width}}  {text}" for key, text in shown.items())])
 
     def save(self, folder: Path, results: Results) -> None:
         """Write report.json, report.txt, the plots and, as results.json, the detections scored, in COCO's format."""
@@ -185,25 +193,6 @@ def _settings(
 
 _COLUMNS = ("AP", "AP50", "AP75", "AP90", "APs", "APm", "APl", "AR100", "voc07", "voc12")
 _REST = ("AR1", "AR10", "ARs", "ARm", "ARl")
-
-
-def _table_lines(report: Report) -> list[str]:
-    s = report.settings
-    left_out = "".join(f", {s[kind]} {kind}" for kind in ("crowd", "difficult") if s[kind])
-    counted = f"{s['data']}, split {s['split']} ({s['layout']}): {s['images']} images, {s['objects']} objects{left_out}"
-    lines = [f"{counted}; {s['detections']} detections", ""]
-    for title, scores in (("boxes", report.scores), ("masks", report.segm)):
-        if scores is not None:
-            lines += [*_class_lines(title, scores, s["objects_per_class"]), ""]
-    names = set(report.scores.metrics)
-    shown = {key: text for key, text in DEFINITIONS.items() if names & set(key.split(", "))}
-    width = max(map(len, shown))
-    lines += [f"{key:{width}}  {text}" for key, text in shown.items()]
-    return [
-        *lines,
-        f"{'score':{width}}  {_floor(s)}",
-        f"{'-':{width}}  undefined: no such object",
-    ]
 
 
 def _floor(settings: Mapping[str, Any]) -> str:

@@ -1,38 +1,23 @@
 """Pairs of rows of flat arrays: detections and ground truth of one class on one image."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
-
-from twostage.data.dataset import Dataset
-from twostage.data.flat import FlatMasks, FlatStrings
 
 # Pairs compared at once: limits memory to a few hundred megabytes for any number of boxes per image.
 _BLOCK = 2_000_000
 
 
-def image_of_objects(dataset: Dataset) -> Int64[np.ndarray, " b"]:
-    """The image index of each object of the data set."""
-    return np.repeat(np.arange(len(dataset), dtype=np.int64), np.diff(dataset.offsets))
+def mean_of_defined(values: np.ndarray) -> float:
+    """The mean of the values that are not -1; -1 if there are none."""
+    defined = values[values >= 0]
+    return float(defined.mean()) if defined.size else -1.0
 
 
-def images_between(dataset: Dataset, first: int, last: int) -> Dataset:
-    """The images `first` to `last` (excluded) as a data set, of views into the arrays of `dataset`."""
-    rows = slice(int(dataset.offsets[first]), int(dataset.offsets[last]))
-    columns = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
-    masks = dataset.masks
-    return replace(
-        dataset,
-        image_ids=dataset.image_ids[first:last],
-        sizes=dataset.sizes[first:last],
-        offsets=dataset.offsets[first : last + 1] - dataset.offsets[first],
-        masks=masks and FlatMasks(masks.kinds[rows], masks.offsets[rows.start : rows.stop + 1], masks.data),
-        files=FlatStrings(dataset.files.offsets[first : last + 1], dataset.files.data),
-        paths=FlatStrings(dataset.paths.offsets[first : last + 1], dataset.paths.data),
-        **{name: getattr(dataset, name)[rows] for name in columns},
-    )
+def one_or_all(index: int | None) -> slice:
+    """The rows of one class, or of all."""
+    return slice(None) if index is None else slice(index, index + 1)
 
 
 def pair_blocks(

@@ -40,14 +40,16 @@ def plot_curves(curves: Curves) -> "Figure":
     """Precision over recall per class with its AP, and the mean over classes; beside it F1 over confidence."""
     figure = _figure(10.0, 4.6)
     left, right = figure.subplots(1, 2)
-    _style(left, "recall", "precision")
-    _style(right, "confidence threshold", "F1")
+    _style(left, "recall", "precision", f"Precision and recall at IoU {curves.iou:g}; beside each class its AP")
+    best, f1 = curves.best_confidence()
+    by_confidence = f"F1 by confidence; the mean over classes is best at {best:.2f}"
+    _style(right, "confidence threshold", "F1", by_confidence if f1 >= 0 else "")
     ap = curves.average_precision()
     shown = np.flatnonzero(curves.defined)
     few = len(shown) <= _NAMED
     for place, k in enumerate(shown[np.argsort(-ap[shown], kind="stable")]):
         look: dict[str, Any] = (
-            {"color": _hex(int(k)), "linestyle": _dash(int(k)), "lw": 1.8}
+            {"color": _hex(int(k)), "linestyle": _DASHES[k // 7 % len(_DASHES)], "lw": 1.8}
             if few
             else {"color": "#999999", "lw": 0.6, "alpha": 0.6}
         )
@@ -58,11 +60,8 @@ def plot_curves(curves: Curves) -> "Figure":
         mean = curves.precision[shown].mean(axis=0)
         left.plot(curves.recall, mean, color=_INK, lw=2.6, label=f"all classes  {ap[shown].mean():.3f}", zorder=5)
         right.plot(curves.confidence, curves.f1[shown].mean(axis=0), color=_INK, lw=2.6, zorder=5)
-    left.set_title(f"Precision and recall at IoU {curves.iou:g}; beside each class its AP", **_TITLE)
-    best, f1 = curves.best_confidence()
     if f1 >= 0:
         right.axvline(best, color=_INK, lw=1, ls=":")
-        right.set_title(f"F1 by confidence; the mean over classes is best at {best:.2f}", **_TITLE)
     if len(shown):
         left.legend(loc="lower left", frameon=False, fontsize=8)
     else:
@@ -121,14 +120,14 @@ def plot_labels(dataset: Dataset) -> "Figure":
     by_class.set_ylim(max(len(order), 3) - 0.4, -0.6)
     by_class.set_xlim(0, max(counts.max(initial=0), 1) * 1.15)
     more = f" (20 most frequent of {classes} classes)" if classes > 20 else ""
-    _style(by_class, "objects", "", grid="x")
-    by_class.set_title(f"{counts.sum()} objects{more}", **_TITLE)
+    _style(by_class, "objects", "", f"{counts.sum()} objects{more}", grid="x")
 
     in_image = np.diff(dataset.offsets)
     bins = np.arange(-0.5, max(10, in_image.max(initial=0)) + 1.5, max(1, math.ceil(in_image.max(initial=0) / 40)))
     per_image.hist(in_image, bins=bins, color=_hex(6))
-    _style(per_image, "objects in an image", "images", grid="y")
-    per_image.set_title(f"{len(in_image)} images, {np.count_nonzero(in_image == 0)} of them without objects", **_TITLE)
+    empty = np.count_nonzero(in_image == 0)
+    title = f"{len(in_image)} images, {empty} of them without objects"
+    _style(per_image, "objects in an image", "images", title, grid="y")
 
     _plot_sizes(sizes, dataset)
     _plot_places(places, dataset)
@@ -193,9 +192,8 @@ def plot_stages(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> "Figu
         axes.text(total, place, f" {total:.0f} ms", va="center", color=_INK, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    _style(axes, "milliseconds", "", grid="x")
+    _style(axes, "milliseconds", "", "Where the time of a prediction goes", grid="x")
     axes.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.25))
-    axes.set_title("Where the time of a prediction goes", **_TITLE)
     return figure
 
 
@@ -219,13 +217,11 @@ def plot_recall(recalls: Mapping[str, ProposalRecall]) -> "Figure":
             axes.plot(recall.ious, [recall.at(count, iou=iou) for iou in recall.ious], **look)
         by_count.plot(recall.counts, [recall.at(count, iou=0.5) for count in recall.counts], marker="o", ms=3, **look)
     for place, (axes, count) in enumerate(zip(by_iou, first.counts, strict=True)):
-        _style(axes, "IoU", "" if place % across else "recall")
-        axes.set_title(f"{count} proposals", **_TITLE)
-    _style(by_count, "proposals an image", "")
+        _style(axes, "IoU", "" if place % across else "recall", f"{count} proposals")
+    _style(by_count, "proposals an image", "", "Recall at IoU 0.5")
     by_count.set_xscale("log")
     by_count.set_xticks(first.counts, [str(count) for count in first.counts], fontsize=7)
     by_count.set_xticks([], minor=True)
-    by_count.set_title("Recall at IoU 0.5", **_TITLE)
     by_count.set_ylim(0, 1.02)
     figure.legend(*by_count.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     return figure
@@ -249,11 +245,11 @@ def _plot_sizes(axes: "Axes", dataset: Dataset) -> None:
         if bins[0] < edge < bins[-1]:
             axes.axvline(edge, color=_INK, lw=1, ls=":")
             axes.text(edge, 1, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8, va="top", color=_INK)
-    _style(axes, "square root of box area, pixels", "objects", grid="y")
+    title = f"Sizes: median {np.median(side):.0f} pixels" if len(side) else "Sizes"
+    _style(axes, "square root of box area, pixels", "objects", title, grid="y")
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if bins[0] <= t <= bins[-1]]
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_title(f"Sizes: median {np.median(side):.0f} pixels" if len(side) else "Sizes", **_TITLE)
 
 
 def _plot_places(axes: "Axes", dataset: Dataset) -> None:
@@ -263,8 +259,8 @@ def _plot_places(axes: "Axes", dataset: Dataset) -> None:
     # About one object per cell or more, otherwise the plot shows only noise.
     cells, _, _ = np.histogram2d(y, x, bins=int(np.clip(np.sqrt(len(x)) / 2, 4, 24)), range=((0, 1), (0, 1)))
     axes.imshow(cells, cmap="Blues", extent=(0, 1, 1, 0), aspect="auto")
-    _style(axes, "x, share of the width", "y, share of the height", grid="")
-    axes.set_title("Where the centres of objects lie; darker is more", **_TITLE)
+    title = "Where the centres of objects lie; darker is more"
+    _style(axes, "x, share of the width", "y, share of the height", title, grid="")
 
 
 _TITLE: dict[str, Any] = {"fontsize": 9, "loc": "left", "color": _INK}
@@ -276,9 +272,10 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _style(axes: "Axes", x: str, y: str, *, grid: Literal["both", "x", "y", ""] = "both") -> None:
+def _style(axes: "Axes", x: str, y: str, title: str = "", *, grid: Literal["both", "x", "y", ""] = "both") -> None:
     axes.set_xlabel(x, color=_INK)
     axes.set_ylabel(y, color=_INK)
+    axes.set_title(title, **_TITLE)
     axes.tick_params(colors=_INK, labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     if grid:
@@ -290,10 +287,6 @@ def _hex(k: int) -> str:
     """The colour of class k, darkened if it is too light on white."""
     rgb = np.array(colour_of(k))
     return "#{:02x}{:02x}{:02x}".format(*(rgb if rgb.mean() < 170 else rgb * 0.8).astype(int))
-
-
-def _dash(k: int) -> str:
-    return _DASHES[k // 7 % len(_DASHES)]
 
 
 def _kind(column: str) -> str:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from twostage.data.dataset import Dataset
+from twostage.data.dataset import Dataset, select_images
 from twostage.data.proposals import ProposalSet
 from twostage.evaluation.coco import COCO_IOUS, SIZES, coco_scores
-from twostage.evaluation.groups import image_of_objects, images_between
 from twostage.evaluation.results import Results
 
 PROPOSALS = (100, 300, 1000)
@@ -48,7 +47,7 @@ def proposal_recall(
 
     Matched in blocks of images, because the evaluator's memory grows with the number of proposals.
     """
-    owner = image_of_objects(dataset)
+    owner = dataset.image_indices
     ignored = dataset.crowd | dataset.difficult
     sizes = [(dataset.areas >= low) & (dataset.areas <= high) & ~ignored for low, high in SIZES.values()]
     reached = np.zeros((len(ious), len(SIZES), len(counts)))
@@ -56,7 +55,7 @@ def proposal_recall(
     for first in range(0, len(dataset), per_block):
         last = min(first + per_block, len(dataset))
         part = _best_of_each_image(proposals, first, last, max(counts))
-        images = images_between(dataset, first, last)
+        images = select_images(dataset, np.arange(first, last))
         scores = coco_scores(images, part, class_blind=True, ious=ious, max_detections=counts)
         objects = np.array([np.count_nonzero(of_size[(owner >= first) & (owner < last)]) for of_size in sizes])
         # Recall times objects is an integer; rounding undoes the rounding of the division.

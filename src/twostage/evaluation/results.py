@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
@@ -16,6 +17,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from twostage.data.dataset import Dataset
 from twostage.data.segmentation import SegmentationError, read_run_lengths
 from twostage.errors import DataError, brief
+from twostage.ops.masks import bounding_box
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Results:
             if "segmentation" in entry:
                 size = dataset.sizes[images[entry["image_id"]]].tolist()
                 masks.append(_rle(entry["segmentation"], size, f"{path}: entry {number} (counted from 0)"))
-            boxes.append(entry["bbox"] if entry.get("bbox") else _box_of(masks[-1]))
+            boxes.append(entry["bbox"] if entry.get("bbox") else bounding_box(masks[-1]))
         if masks and len(masks) != len(entries):
             raise DataError(f"{path}: {len(masks)} of {len(entries)} entries have a segmentation. Give all or none.")
         xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
@@ -114,7 +116,7 @@ class Accumulator:
     """Collects detections image by image, in any order of images."""
 
     def __init__(self) -> None:
-        self._parts: list[_Part] = []
+        self._parts: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, Sequence[dict] | None]] = []
 
     def add(
         self,
@@ -125,34 +127,26 @@ class Accumulator:
         masks: Sequence[dict] | None = None,
     ) -> None:
         """Add the detections of the image with this index in the data set."""
-        self._parts.append(_Part(image, boxes, scores, class_ids, masks))
+        self._parts.append((image, boxes, scores, class_ids, masks))
 
     @classmethod
     def join(cls, shares: "Iterable[Accumulator]") -> "Accumulator":
         """The contents of several accumulators, in the order of the images."""
         whole = cls()
-        whole._parts = sorted((part for share in shares for part in share._parts), key=lambda part: part.image)
+        whole._parts = sorted((part for share in shares for part in share._parts), key=itemgetter(0))
         return whole
 
     def results(self) -> Results:
         """All that was added, in the order of adding."""
-        parts = self._parts
-        masks = [part.masks for part in parts if part.masks is not None]
+        images, boxes, scores, class_ids, masks = zip(*self._parts, strict=True) if self._parts else ((),) * 5
+        given = [rles for rles in masks if rles is not None]
         return Results(
-            images=np.concatenate([np.zeros(0, np.int64), *(np.full(len(part.scores), part.image) for part in parts)]),
-            boxes=np.concatenate([np.zeros((0, 4)), *(part.boxes for part in parts)]),
-            scores=np.concatenate([np.zeros(0), *(part.scores for part in parts)]),
-            class_ids=np.concatenate([np.zeros(0, np.int64), *(part.class_ids for part in parts)]),
-            masks=[rle for part in masks for rle in part] if masks else None,
+            images=np.repeat(np.array(images, np.int64), np.array([len(some) for some in scores], np.int64)),
+            boxes=np.concatenate([np.zeros((0, 4)), *boxes]),
+            scores=np.concatenate([np.zeros(0), *scores]),
+            class_ids=np.concatenate([np.zeros(0, np.int64), *class_ids]),
+            masks=[rle for rles in given for rle in rles] if given else None,
         )
-
-
-class _Part(NamedTuple):
-    image: int
-    boxes: Float[np.ndarray, "n 4"]
-    scores: Float[np.ndarray, " n"]
-    class_ids: Int[np.ndarray, " n"]
-    masks: Sequence[dict] | None
 
 
 def _load_entries(path: Path) -> list[Any]:
@@ -238,12 +232,6 @@ def _rle(segmentation: Any, size: list[int], where: str) -> dict:
         return {"size": size, "counts": read_run_lengths(segmentation, (size[0], size[1])).data}
     except SegmentationError as error:
         raise DataError(f"{where}: {error}. {error.fix}.") from error
-
-
-def _box_of(rle: dict) -> list[float]:
-    from faster_coco_eval.core.mask import toBbox
-
-    return [float(v) for v in np.asarray(toBbox([rle]))[0]]
 
 
 def _class_of(file_name: str, names: Sequence[str]) -> int | None:

@@ -17,7 +17,7 @@ from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Bool, Float64, Int64
 
 from twostage.data.dataset import Dataset
-from twostage.evaluation.groups import image_of_objects, pair_blocks, paired_iou
+from twostage.evaluation.groups import mean_of_defined, one_or_all, pair_blocks, paired_iou
 from twostage.evaluation.results import Results
 from twostage.ops.masks import RLE
 
@@ -32,8 +32,8 @@ class VocScores:
 
     def summary(self, class_id: int | None = None) -> dict[str, float]:
         """The means over the classes that have objects, or the values of one class."""
-        rows = slice(None) if class_id is None else slice(class_id, class_id + 1)
-        return {key: _mean(values[rows]) for key, values in (("voc07", self.ap07), ("voc12", self.ap12))}
+        rows = one_or_all(class_id)
+        return {"voc07": mean_of_defined(self.ap07[rows]), "voc12": mean_of_defined(self.ap12[rows])}
 
 
 def voc_scores(dataset: Dataset, results: Results, *, iou: float = 0.5, masks: bool = False) -> VocScores:
@@ -95,7 +95,7 @@ def _best_object(
     """Per detection the object of its class and image with the highest IoU (the first of equals), and that IoU."""
     n, classes = len(results), len(dataset.names)
     best, overlap = np.full(n, -1, dtype=np.int64), np.zeros(n)
-    owner = image_of_objects(dataset)
+    owner = dataset.image_indices
     for i, j in pair_blocks(results.images * classes + results.class_ids, owner * classes + dataset.labels):
         if not len(i):
             continue
@@ -127,8 +127,3 @@ def _mask_iou(
         table = coco_mask.iou([detected[k] for k in detections], [truth[k] for k in objects], [0] * len(objects))
         overlap[pairs] = table[row, column]
     return overlap
-
-
-def _mean(values: np.ndarray) -> float:
-    defined = values[values >= 0]
-    return float(defined.mean()) if defined.size else -1.0

@@ -5,7 +5,7 @@ holds 5 bits per character, lowest first, and a bit for "more follows"; from the
 the run two before (cocoapi, maskApi.c). Letters: n masks, k runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -40,14 +40,27 @@ def decode(rles: Sequence[RLE]) -> Bool[np.ndarray, "n h w"]:
     return masks.transpose(2, 0, 1)
 
 
+def area(rle: Mapping[str, object]) -> int:
+    """The number of pixels of a valid RLE."""
+    from faster_coco_eval.core import mask as coco
+
+    return int(coco.area(rle))
+
+
+def bounding_box(rle: Mapping[str, object]) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the pixels of a valid RLE; 0 wide and high for an empty mask."""
+    from faster_coco_eval.core import mask as coco
+
+    x, y, across, down = (int(v) for v in np.asarray(coco.toBbox([rle])).reshape(-1, 4)[0])
+    return x, y, across, down
+
+
 def cropped(rle: RLE) -> tuple[int, int, UInt8[np.ndarray, "h w"]]:
     """Left and top of a valid RLE's bounding box, and the pixels inside it; no pixels for an empty mask.
 
     Only the columns that the mask covers are written, whatever the size of its image.
     """
-    from faster_coco_eval.core import mask as coco
-
-    x, y, across, down = (int(v) for v in np.asarray(coco.toBbox([rle])).reshape(-1, 4)[0])
+    x, y, across, down = bounding_box(rle)
     height = rle["size"][0]
     if not across * down:
         return x, y, np.zeros((0, 0), dtype=np.uint8)

@@ -21,7 +21,7 @@ NONE = "none"  # the validation split of a run that is not validated
 class Splits(NamedTuple):
     """What a run learns from, what it is validated on, and the latter with its boxes as they are written.
 
-    Losses need boxes that can be learned; the metrics are defined on the boxes of the file (`Builder.repair`).
+    Losses need boxes that can be learned; the metrics are defined on the boxes of the file (`Options.repair`).
     """
 
     train: Dataset
