@@ -39,7 +39,8 @@ class FPN(nn.Module):
         self.upsample = Nearest()
         self.extra = extra
         self.region_strides = shape.strides
-        self.strides = with_extra(shape.strides, extra)
+        more = 0 if extra is None else cast(int, extra.levels)
+        self.strides = (*shape.strides, *(shape.strides[-1] << k for k in range(1, more + 1)))
         self.channels = (width,) * len(self.strides)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
@@ -101,12 +102,6 @@ def extra_levels(kind: str, width: int) -> nn.Module | None:
     if kind == "none":
         return None
     return LastLevelMaxPool() if kind == "max_pool" else LastLevelP6P7(width)
-
-
-def with_extra(strides: tuple[int, ...], extra: nn.Module | None) -> tuple[int, ...]:
-    """The strides of a pyramid's levels, those that `extra` makes too."""
-    more = 0 if extra is None else cast(int, extra.levels)
-    return (*strides, *(strides[-1] << k for k in range(1, more + 1)))
 
 
 def neck_conv(inputs: int, width: int, kernel: int, norm: Norm | None, *, stride: int = 1) -> ConvNorm:

@@ -8,15 +8,14 @@ top_down  (d) the feature pyramid network: `backbones.fpn`
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from twostage.errors import UsageError
-from twostage.models.backbones.backbone import Backbone
-from twostage.models.backbones.fpn import FPN, extra_levels, neck_conv, with_extra
+from twostage.models.backbones.fpn import FPN, extra_levels
 from twostage.models.component import Count, short
 
 
@@ -29,33 +28,14 @@ class PyramidConfig:
     extra: Literal["none", "max_pool"] = "max_pool"
 
 
-class Levels(nn.Module):
-    """A body whose maps are brought to one width, each by itself; `extra` makes more levels of the coarsest.
-
-    The layers are those of a feature pyramid without its top-down pathway (FPN, table 1, d), so that the two differ in
-    that pathway only.
-    """
-
-    def __init__(self, body: nn.Module, width: int, *, extra: nn.Module | None = None) -> None:
-        super().__init__()
-        self.body = body
-        shape = cast(Backbone, body)
-        self.laterals = nn.ModuleList(neck_conv(c, width, 1, None) for c in shape.channels)
-        self.outputs = nn.ModuleList(neck_conv(width, width, 3, None) for _ in shape.channels)
-        self.extra = extra
-        self.region_strides = shape.strides
-        self.strides = with_extra(shape.strides, extra)
-        self.channels = (width,) * len(self.strides)
+class Levels(FPN):
+    """The layers of a feature pyramid without its top-down pathway (FPN, table 1, d): each map by itself."""
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
         """Maps of equal width, finest first, extra levels last."""
         neck = zip(self.laterals, self.outputs, self.body(x), strict=True)
         levels = [output(lateral(x)) for lateral, output, x in neck]
         return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))
-
-    def get_stages(self) -> list[list[nn.Module]]:
-        """What may be frozen: the body's stages."""
-        return cast(Backbone, self.body).get_stages()
 
 
 class ImagePyramid(nn.Module):
@@ -90,7 +70,7 @@ class ImagePyramid(nn.Module):
 
 def pyramid(
     config: PyramidConfig, whole: Callable[[], nn.Module], one: Callable[[], nn.Module], *, levels: int
-) -> FPN | Levels | ImagePyramid:
+) -> FPN | ImagePyramid:
     """The pyramid over a body: `whole` makes the one with the maps of all stages, `one` that of stride 16 alone.
 
     `levels` is the number of sizes of an image pyramid. Raises UsageError where several maps stand for a single one.

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import ConvNorm
+from twostage.models.backbones.norm import ConvNorm, init_convs
 from twostage.models.filled import filled
 from twostage.models.heads.box import BoxHead, BoxPredictions
 from twostage.models.heads.cascade import Cascade, CascadeConfig, refined_samples, scale_gradient, with_stage_seed
@@ -78,10 +78,8 @@ class HybridTaskCascade(nn.Module):
         self.mask = nn.ModuleList(masks)
         width = masks[0].up.weight.shape[2]
         flows = [nn.Conv2d(width, mask.channels, 1) for mask in masks[1:]] if config.mask_flow else []
-        for flow in flows:
-            nn.init.kaiming_normal_(flow.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(flow.bias)  # type: ignore[arg-type]
         self.flows = nn.ModuleList(ConvNorm(flow, None, "relu") for flow in flows)
+        init_convs(self.flows)
         self.semantic = semantic
 
     def fuse_features(self, maps: Maps) -> RegionFeatures:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import ConvNorm, NormConfig, norm_layer
+from twostage.models.backbones.norm import NormConfig, conv_tower, init_convs, norm_layer
 from twostage.models.component import Count, CountFromZero, NotNegative, Share, component, short
 from twostage.models.filled import filled
 from twostage.models.heads.bodies import Res5Head
@@ -122,23 +122,10 @@ class MaskHead(nn.Module):
         width = config.channels
         tower = config.tower
         norm = norm_layer(tower.norm) if tower is not None and tower.norm is not None else None
-        self.convs = nn.Sequential(
-            *(
-                ConvNorm(
-                    nn.Conv2d(channels if k == 0 else width, width, 3, padding=1, bias=norm is None),
-                    norm and norm(width),
-                    "relu",
-                )
-                for k in range(0 if tower is None else tower.convs)
-            )
-        )
+        self.convs = conv_tower(channels, width, 0 if tower is None else tower.convs, norm, bias=norm is None)
         self.up = ConvTranspose2x2(width if len(self.convs) else channels, width)
         self.classes = ClassSpecificLinear(width, num_classes)
-        for module in self.convs.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_convs(self.convs)
 
     def forward(
         self, features: RegionFeatures, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]

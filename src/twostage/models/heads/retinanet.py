@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, smooth_l1_loss
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import ConvNorm, NormConfig, norm_layer
+from twostage.models.backbones.norm import NormConfig, conv_tower, init_convs, norm_layer
 from twostage.models.component import Count, CountFromZero, NotNegative, Quad, Share, short
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, max_candidates, suppress
 from twostage.models.losses import Losses, ReduceMean, binary_focal, no_reduce
@@ -84,21 +84,11 @@ class RetinaNetHead(nn.Module):
         each = self.anchors.per_position[0]
         # One layer serves all levels, whose statistics differ: a batch normalisation would mix them.
         norm = norm_layer(NormConfig("group", config.norm_eps)) if config.norm == "group" else None
-        self.class_tower, self.box_tower = (
-            nn.Sequential(
-                *(
-                    ConvNorm(nn.Conv2d(channels, channels, 3, padding=1), norm and norm(channels), "relu")
-                    for _ in range(config.convs)
-                )
-            )
-            for _ in range(2)
-        )
+        self.class_tower = conv_tower(channels, channels, config.convs, norm, bias=True)
+        self.box_tower = conv_tower(channels, channels, config.convs, norm, bias=True)
         self.classes = nn.Conv2d(channels, each * num_classes, 3, padding=1)
         self.deltas = nn.Conv2d(channels, each * 4, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        init_convs(self)
         for last in (self.classes, self.deltas):
             nn.init.normal_(last.weight, std=0.01)
         nn.init.constant_(self.classes.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
