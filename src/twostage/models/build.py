@@ -17,10 +17,10 @@ from twostage.models.backbones.provided import ProvidedBackbone
 from twostage.models.backbones.pyramids import PyramidConfig, pyramid
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.heads.bodies import TwoMLPHead
-from twostage.models.heads.box import BoxHead
+from twostage.models.heads.box import Head
 from twostage.models.heads.cascade import Cascade, stage_configs
 from twostage.models.heads.hybrid_task_cascade import HybridTaskCascade, SemanticRegions
-from twostage.models.heads.mask import BoxAndMaskHead, MaskHead, own_pooler, shared_res5
+from twostage.models.heads.mask import BoxAndMaskHead
 from twostage.models.heads.retinanet import RetinaNetHead
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.one_stage import OneStage
@@ -121,15 +121,14 @@ def _on_one_level(config: AnchorConfig) -> AnchorConfig:
     return replace(config, sizes=(tuple(size for sizes in config.sizes for size in sizes),))
 
 
-def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_classes: int) -> nn.Module:
+def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_classes: int) -> Head:
     shape: dict[str, Any] = {"channels": channels, "strides": strides, "num_classes": num_classes}
     if config.cascade is None:
         assert config.stage is not None
         box = config.box_head.build(config.stage, config.roi, **shape)
         if config.mask is None:
             return box
-        mask = config.mask.build(config.box_head, **shape)
-        return BoxAndMaskHead(box, mask, own_pooler if config.mask.tower else shared_res5)
+        return BoxAndMaskHead(box, config.mask.build(config.box_head, **shape))
     stages = stage_configs(config.cascade, config.box_head)
     boxes = [head.build(stage, config.roi, **shape) for head, stage in stages]
     masks = [] if config.mask is None else [config.mask.build(config.box_head, **shape) for _ in stages]
@@ -137,23 +136,14 @@ def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_c
         return Cascade(config.cascade, boxes, masks)
     assert config.mask is not None
     assert config.mask.tower is not None
-    semantic = config.semantic if config.semantic is not None and config.semantic.has_branch else None
-    branch = None if semantic is None else _semantic(config, boxes, masks, channels, strides)
-    weight = 0.0 if semantic is None else semantic.loss_weight
-    return HybridTaskCascade(config.htc, config.cascade, boxes, masks, branch, semantic_loss_weight=weight)
-
-
-def _semantic(
-    config: TwoStageConfig, boxes: list[BoxHead], masks: list[MaskHead], channels: int, strides: tuple[int, ...]
-) -> SemanticBranch:
-    """The semantic branch, whose embedding is added to the regions of every box and mask head."""
-    assert config.semantic is not None
-    assert config.mask is not None
-    assert config.mask.tower is not None
-    branch = SemanticBranch(config.semantic, channels, strides)
-    roi = config.roi if isinstance(config.roi, RoIAlignConfig) else replace(config.mask.tower.roi, size=config.roi.size)
-    for box in boxes:
-        box.regions = SemanticRegions(box.regions, AlignedRegions(roi, (STRIDE,)))
-    for mask in masks:
-        mask.regions = SemanticRegions(mask.regions, AlignedRegions(config.mask.tower.roi, (STRIDE,)))
-    return branch
+    branch = None
+    if config.semantic is not None and config.semantic.has_branch:
+        branch = SemanticBranch(config.semantic, channels, strides)
+        # Its embedding is added to the regions of every box and mask head.
+        mask_roi = config.mask.tower.roi
+        roi = config.roi if isinstance(config.roi, RoIAlignConfig) else replace(mask_roi, size=config.roi.size)
+        for box in boxes:
+            box.regions = SemanticRegions(box.regions, AlignedRegions(roi, (STRIDE,)))
+        for mask in masks:
+            mask.regions = SemanticRegions(mask.regions, AlignedRegions(mask_roi, (STRIDE,)))
+    return HybridTaskCascade(config.htc, config.cascade, boxes, masks, branch)

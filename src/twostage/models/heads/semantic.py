@@ -42,6 +42,7 @@ class SemanticBranch(nn.Module):
                 f"The semantic branch needs a map of stride {STRIDE}: leave pyramid out, or semantic_classes=0."
             )
         assert isinstance(config.classes, int)
+        self.loss_weight = config.loss_weight
         self.middle = list(strides).index(STRIDE)
         self.laterals = nn.ModuleList(ConvNorm(nn.Conv2d(channels, channels, 1), None, "relu") for _ in strides)
         self.convs = conv_tower(channels, channels, config.convs, bias=True)
