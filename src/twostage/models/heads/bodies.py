@@ -32,7 +32,7 @@ class TwoMLPConfig(BodyConfig):
     dropout: Share = short(0.0, "dropout")
     ranks: tuple[Count, Count] | None = short(None, "head_ranks")
 
-    def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
+    def build(self, channels: int, size: int) -> "tuple[TwoMLPHead, int]":
         """The body, and the width of its vector."""
         return TwoMLPHead(channels, size, self.channels, self.dropout, self.ranks), self.channels
 

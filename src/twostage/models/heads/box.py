@@ -124,8 +124,8 @@ class Head(nn.Module, ABC):
         proposals: Proposals,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
-        sampler: Sampler | None,
-        mean: ReduceMean,
+        sampler: Sampler | None = None,
+        mean: ReduceMean = no_reduce,
     ) -> Losses:
         """The losses by name; `sampler` takes the place of the head's own."""
 
@@ -194,8 +194,8 @@ class BoxHead(Head):
         proposals: Proposals,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
-        sampler: Sampler | None,
-        mean: ReduceMean,
+        sampler: Sampler | None = None,
+        mean: ReduceMean = no_reduce,
     ) -> Losses:
         """The multi-task loss of sampled proposals."""
         features = self.fuse_features(maps)

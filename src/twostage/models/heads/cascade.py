@@ -19,7 +19,7 @@ from twostage.models.component import NotNegative, Quad, Share
 from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions, Head, StageConfig, StagePredictions
 from twostage.models.heads.mask import MaskHead, with_mean_masks
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
-from twostage.models.losses import Losses, ReduceMean
+from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.regions.pooling import Maps, RegionFeatures
 from twostage.models.targets.sampling import Sampler
@@ -79,8 +79,8 @@ class Cascade(Head):
         proposals: Proposals,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
-        sampler: Sampler | None,
-        mean: ReduceMean,
+        sampler: Sampler | None = None,
+        mean: ReduceMean = no_reduce,
     ) -> Losses:
         """The weighted losses of every stage; each learns from boxes sampled from those of the stage before."""
         losses: Losses = {}

@@ -22,7 +22,7 @@ from twostage.models.heads.cascade import Cascade, CascadeConfig, refine, scale_
 from twostage.models.heads.mask import MaskHead, with_mean_masks
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.heads.semantic import SemanticBranch
-from twostage.models.losses import Losses, ReduceMean
+from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.regions.pooling import AlignedRegions, Maps, RegionFeatures
 from twostage.models.targets.sampling import Sampler
@@ -100,8 +100,8 @@ class HybridTaskCascade(Head):
         proposals: Proposals,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
-        sampler: Sampler | None,
-        mean: ReduceMean,
+        sampler: Sampler | None = None,
+        mean: ReduceMean = no_reduce,
     ) -> Losses:
         """The weighted losses of every stage's boxes and masks, and that of the semantic branch.
 

@@ -237,8 +237,8 @@ class BoxAndMaskHead(Head):
         proposals: Proposals,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
-        sampler: Sampler | None,
-        mean: ReduceMean,
+        sampler: Sampler | None = None,
+        mean: ReduceMean = no_reduce,
     ) -> Losses:
         """The multi-task loss, and that of the masks of its positives."""
         features = self.fuse_features(maps)
