@@ -11,10 +11,9 @@ from torch import nn
 from twostage.data.stuff import STRIDE
 from twostage.errors import UsageError
 from twostage.models.backbones.backbone import Backbone, BackboneConfig
-from twostage.models.backbones.fpn import FPN, FPNConfig, extra_levels
+from twostage.models.backbones.fpn import FPN, FPNConfig, PyramidConfig, extra_levels, pyramid
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.provided import ProvidedBackbone
-from twostage.models.backbones.pyramids import PyramidConfig, pyramid
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.heads.box import Head
 from twostage.models.heads.cascade import Cascade, stage_configs
