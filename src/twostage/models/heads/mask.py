@@ -222,7 +222,7 @@ class BoxAndMaskHead(Head):
     def mask_logits(
         self, features: RegionFeatures, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]
     ) -> Float[Tensor, "n d M M"]:
-        """The logits of each box's mask; without a tower from the output of the box head's `Res5Head` ("C4", section 3)
+        """The logits of each mask; without a tower from the output of the box head's `Res5Head` ("C4", section 3).
 
         In training the positives pass through that a second time: a quarter of the regions at most.
         """
