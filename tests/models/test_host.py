@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from twostage.data.batch import Batch, Targets
 from twostage.data.coverage import Coverage
-from twostage.models.heads import cascade, hybrid_task_cascade, mask
+from twostage.models.heads import mask
 from twostage.models.targets import matching
 from twostage.ops.accelerator import nms as accelerator_nms
 from twostage.ops.accelerator import roi_align as accelerator_roi_align
@@ -90,7 +90,7 @@ class WatchDevice(Watch):
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded axes are computed as a whole, as on a device."""
-    for module in (matching, mask, cascade, hybrid_task_cascade):
+    for module in (matching, mask):
         monkeypatch.setattr(module, "filled", lambda valid: valid.shape[1])
 
 

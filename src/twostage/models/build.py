@@ -11,20 +11,17 @@ from torch import nn
 from twostage.data.stuff import STRIDE
 from twostage.errors import UsageError
 from twostage.models.backbones.backbone import Backbone, BackboneConfig
-from twostage.models.backbones.fpn import FPN, FPNConfig, extra_levels
+from twostage.models.backbones.fpn import FPN, FPNConfig, PyramidConfig, extra_levels, pyramid
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.provided import ProvidedBackbone
-from twostage.models.backbones.pyramids import PyramidConfig, pyramid
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
-from twostage.models.heads.bodies import TwoMLPHead
-from twostage.models.heads.box import BoxHead
+from twostage.models.heads.box import Head
 from twostage.models.heads.cascade import Cascade, stage_configs
 from twostage.models.heads.hybrid_task_cascade import HybridTaskCascade, SemanticRegions
-from twostage.models.heads.mask import BoxAndMaskHead, MaskHead, own_pooler, shared_res5
+from twostage.models.heads.mask import BoxAndMaskHead
 from twostage.models.heads.retinanet import RetinaNetHead
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.one_stage import OneStage
-from twostage.models.proposals.anchors import AnchorConfig
 from twostage.models.proposals.rpn import RPN
 from twostage.models.rcnn import WarpConfig, WarpedRegions, WholeImage
 from twostage.models.regions.pooling import AlignedRegions, RoIAlignConfig, RoIPoolConfig
@@ -52,14 +49,10 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
     `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError where
     components contradict each other.
     """
+    provided = None
     if backbone is not None:
-        wrapped = backbone if isinstance(backbone, ProvidedBackbone) else ProvidedBackbone(backbone)
-        config = replace(config, backbone=wrapped.config)
-        return _assemble(config, num_classes, wrapped)
-    return _assemble(config, num_classes, None)
-
-
-def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | None) -> Model:
+        provided = backbone if isinstance(backbone, ProvidedBackbone) else ProvidedBackbone(backbone)
+        config = replace(config, backbone=provided.config)
     if isinstance(config, StagewiseConfig):
         return _stagewise(config, num_classes, provided or config.backbone.build())
     anchors = config.anchors
@@ -67,8 +60,8 @@ def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | No
     net = _backbone(config.backbone, config.neck, levels, provided)
     channels, strides = cast(Backbone, net).channels[0], cast(Backbone, net).strides
     if isinstance(config, OneStageConfig):
-        head = RetinaNetHead(config.retinanet, config.anchors, channels, strides, num_classes)
-        return OneStage(config, num_classes, backbone=net, head=head)
+        dense = RetinaNetHead(config.retinanet, config.anchors, channels, strides, num_classes)
+        return OneStage(config, num_classes, backbone=net, head=dense)
     rpn = None
     if config.rpn is not None:
         if config.rpn.proposal_gradient and isinstance(config.roi, RoIPoolConfig):
@@ -77,12 +70,11 @@ def _assemble(config: DetectorConfig, num_classes: int, provided: nn.Module | No
             )
         assert anchors is not None
         if isinstance(config.neck, PyramidConfig) and config.neck.kind == "single":
-            anchors = _on_one_level(anchors)
+            # The anchors of all levels on a single map.
+            anchors = replace(anchors, sizes=(tuple(size for sizes in anchors.sizes for size in sizes),))
         rpn = RPN(config.rpn, anchors, config.proposals, channels, strides)
-    region_strides: tuple[int, ...] = getattr(net, "region_strides", strides)
-    return TwoStage(
-        config, num_classes, backbone=net, rpn=rpn, head=_head(config, channels, region_strides, num_classes)
-    )
+    head = _head(config, channels, getattr(net, "region_strides", strides), num_classes)
+    return TwoStage(config, num_classes, backbone=net, rpn=rpn, head=head)
 
 
 def _stagewise(config: StagewiseConfig, num_classes: int, body: nn.Module) -> TwoStage:
@@ -95,9 +87,8 @@ def _stagewise(config: StagewiseConfig, num_classes: int, body: nn.Module) -> Tw
     else:
         backbone, regions = ImageScales(body, config.regions.sizes), PyramidRegions(config.regions, stride)
         bins = sum(side * side for side in config.regions.pyramid)
-    layers = TwoMLPHead(channels * bins, 1, config.head.body.channels, config.head.body.dropout, config.head.body.ranks)
-    classes = nn.Linear(config.head.body.channels, num_classes + 1)
-    head = SVMHead(config.head.scores, regions, layers, classes)
+    layers, width = config.head.body.build(channels * bins, 1)
+    head = SVMHead(config.head.scores, regions, layers, nn.Linear(width, num_classes + 1))
     return TwoStage(config, num_classes, backbone=backbone, rpn=None, head=head)
 
 
@@ -116,20 +107,14 @@ def _backbone(
     return FPN(whole(), neck.channels, norm, extra=extra_levels(neck.extra, neck.channels))
 
 
-def _on_one_level(config: AnchorConfig) -> AnchorConfig:
-    """The anchors of all levels on a single map."""
-    return replace(config, sizes=(tuple(size for sizes in config.sizes for size in sizes),))
-
-
-def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_classes: int) -> nn.Module:
+def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_classes: int) -> Head:
     shape: dict[str, Any] = {"channels": channels, "strides": strides, "num_classes": num_classes}
     if config.cascade is None:
         assert config.stage is not None
         box = config.box_head.build(config.stage, config.roi, **shape)
         if config.mask is None:
             return box
-        mask = config.mask.build(config.box_head, **shape)
-        return BoxAndMaskHead(box, mask, own_pooler if config.mask.tower else shared_res5)
+        return BoxAndMaskHead(box, config.mask.build(config.box_head, **shape))
     stages = stage_configs(config.cascade, config.box_head)
     boxes = [head.build(stage, config.roi, **shape) for head, stage in stages]
     masks = [] if config.mask is None else [config.mask.build(config.box_head, **shape) for _ in stages]
@@ -137,23 +122,14 @@ def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_c
         return Cascade(config.cascade, boxes, masks)
     assert config.mask is not None
     assert config.mask.tower is not None
-    semantic = config.semantic if config.semantic is not None and config.semantic.has_branch else None
-    branch = None if semantic is None else _semantic(config, boxes, masks, channels, strides)
-    weight = 0.0 if semantic is None else semantic.loss_weight
-    return HybridTaskCascade(config.htc, config.cascade, boxes, masks, branch, semantic_loss_weight=weight)
-
-
-def _semantic(
-    config: TwoStageConfig, boxes: list[BoxHead], masks: list[MaskHead], channels: int, strides: tuple[int, ...]
-) -> SemanticBranch:
-    """The semantic branch, whose embedding is added to the regions of every box and mask head."""
-    assert config.semantic is not None
-    assert config.mask is not None
-    assert config.mask.tower is not None
-    branch = SemanticBranch(config.semantic, channels, strides)
-    roi = config.roi if isinstance(config.roi, RoIAlignConfig) else replace(config.mask.tower.roi, size=config.roi.size)
-    for box in boxes:
-        box.regions = SemanticRegions(box.regions, AlignedRegions(roi, (STRIDE,)))
-    for mask in masks:
-        mask.regions = SemanticRegions(mask.regions, AlignedRegions(config.mask.tower.roi, (STRIDE,)))
-    return branch
+    branch = None
+    if config.semantic is not None and config.semantic.has_branch:
+        branch = SemanticBranch(config.semantic, channels, strides)
+        # Its embedding is added to the regions of every box and mask head.
+        mask_roi = config.mask.tower.roi
+        roi = config.roi if isinstance(config.roi, RoIAlignConfig) else replace(mask_roi, size=config.roi.size)
+        for box in boxes:
+            box.regions = SemanticRegions(box.regions, AlignedRegions(roi, (STRIDE,)))
+        for mask in masks:
+            mask.regions = SemanticRegions(mask.regions, AlignedRegions(mask_roi, (STRIDE,)))
+    return HybridTaskCascade(config.htc, config.cascade, boxes, masks, branch)

@@ -6,8 +6,7 @@ A component that is None is not there; a field that a model does not read does n
 from dataclasses import dataclass, field
 
 from twostage.models.backbones.backbone import BackboneConfig
-from twostage.models.backbones.fpn import FPNConfig
-from twostage.models.backbones.pyramids import PyramidConfig
+from twostage.models.backbones.fpn import FPNConfig, PyramidConfig
 from twostage.models.heads.box import BoxHeadConfig, StageConfig
 from twostage.models.heads.cascade import CascadeConfig
 from twostage.models.heads.hybrid_task_cascade import HTCConfig

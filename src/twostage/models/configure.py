@@ -76,8 +76,10 @@ def _by_name(config: DetectorConfig) -> dict[str, list[Leaf]]:
 def _with_pooling(config: C, given: dict[str, Any]) -> C:
     """The region pooling that `roi` names, with the size of the one before."""
     kind = given.pop("roi", None)
-    if kind is None or not isinstance(config, TwoStageConfig):
-        return config if kind is None else _refuse("roi", config)
+    if kind is None:
+        return config
+    if not isinstance(config, TwoStageConfig):
+        raise UsageError(unknown("roi", _by_name(config)))
     if kind not in _ROI:
         raise UsageError(f"The model's field roi cannot be {kind!r}: it takes {' or '.join(map(repr, _ROI))}.")
     return config if isinstance(config.roi, _ROI[kind]) else replace(config, roi=_ROI[kind](size=config.roi.size))
@@ -95,10 +97,6 @@ def _with_source(config: C, given: Mapping[str, Any]) -> C:
     if isinstance(config, StagewiseConfig) or config.rpn is None:
         raise UsageError("proposals is 'network', and this model has no RPN: choose a faster_rcnn_* model.")
     return config
-
-
-def _refuse(name: str, config: DetectorConfig) -> Any:
-    raise UsageError(unknown(name, _by_name(config)))
 
 
 def unknown(name: str, known: Iterable[str]) -> str:

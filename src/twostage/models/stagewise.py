@@ -17,10 +17,10 @@ from twostage.errors import UsageError
 from twostage.models.component import short
 from twostage.models.filled import filled
 from twostage.models.heads.bodies import TwoMLPConfig, TwoMLPHead
-from twostage.models.heads.box import BoxPredictions
+from twostage.models.heads.box import BoxPredictions, Head, StagePredictions
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, best_boxes
 from twostage.models.proposals.rpn import Proposals
-from twostage.models.regions.pooling import Maps, RegionFeatures
+from twostage.models.regions.pooling import RegionFeatures
 from twostage.ops.boxes import precise
 from twostage.ops.deltas import BoxCoder
 
@@ -37,15 +37,13 @@ class SVMHeadConfig:
     scores: Scores = short("svm", "scores")
 
 
-class SVMHead(nn.Module):
+class SVMHead(Head):
     """`regions` gives pool5, `body` fc7; `svms` has a hyperplane per class, `ridges` four regressors per class.
 
     The logit of a class is a region's distance from its hyperplane, in the hyperplane's own unit: above 0 means the
     class. Scores of detections are their sigmoid, 0.5 at the hyperplane, and no calibrated probabilities. `classes`,
     with background first, is for fine-tuning and for `scores` "softmax", whose logits are log-odds.
     """
-
-    has_masks = False
 
     def __init__(self, scores: Scores, regions: nn.Module, body: TwoMLPHead, classes: nn.Linear) -> None:
         super().__init__()
@@ -75,13 +73,7 @@ class SVMHead(nn.Module):
         regions = self.regions(features, boxes)
         return regions.permute(0, 1, 3, 4, 2).flatten(2), self.body(regions)
 
-    def fuse_features(self, maps: Maps) -> RegionFeatures:
-        """What regions are pooled from: the maps alone."""
-        return RegionFeatures(maps)
-
-    def predict(
-        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
-    ) -> tuple[BoxPredictions, ...]:
+    def predict(self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> StagePredictions:
         """Predictions for the proposals; a CPU skips padding, since every region may be a forward pass."""
         count = max(1, filled(proposals.valid))
         some = self(features, proposals.boxes[:, :count])
@@ -89,11 +81,7 @@ class SVMHead(nn.Module):
         return (BoxPredictions(*(pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) for x in some)),)
 
     def postprocess(
-        self,
-        predictions: tuple[BoxPredictions, ...],
-        proposals: Proposals,
-        sizes: Int[Tensor, "n 2"],
-        config: PostprocessConfig,
+        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> BatchDetections:
         """Every proposal gives a box per class; those above the threshold compete within their class (section 2.2)."""
         (stage,) = predictions
@@ -104,10 +92,6 @@ class SVMHead(nn.Module):
         floor = _logit(config.score_threshold)
         out = best_boxes(stage.logits, stage.deltas, proposals, sizes, BoxCoder(), config, floor)
         return out._replace(scores=out.scores.sigmoid().where(out.valid, 0.0))
-
-    def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
-        """The same detections: this head has no masks."""
-        return detections
 
     def losses(self, *_args: object, **_options: object) -> NoReturn:
         """Raises UsageError: there is no common loss."""

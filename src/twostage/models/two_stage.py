@@ -7,7 +7,7 @@ Every shape follows from the configuration: N images, P proposals, D detections,
 """
 
 from collections.abc import Collection
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -17,12 +17,12 @@ from torch.nn.functional import pad
 from twostage.data.batch import Batch, GivenProposals, Targets
 from twostage.errors import UsageError
 from twostage.models.config import StagewiseConfig, TwoStageConfig
-from twostage.models.heads.box import BoxPredictions
+from twostage.models.heads.box import BoxPredictions, Head, StagePredictions
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import Normalize
 from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import RPN, AnchorPredictions, Proposals
-from twostage.models.regions.pooling import Maps, RegionFeatures
+from twostage.models.regions.pooling import Maps
 from twostage.models.targets.sampling import Sampler
 from twostage.ops.boxes import clip
 
@@ -53,51 +53,8 @@ class Stages(NamedTuple):
     maps: Maps
     anchors: AnchorPredictions | None  # None where the proposals came with the batch
     proposals: Proposals
-    predictions: tuple[BoxPredictions, ...]  # one, or one per stage of a cascade
+    predictions: StagePredictions
     detections: BatchDetections
-
-
-@runtime_checkable
-class Head(Protocol):
-    """The second stage: everything from proposals to detections. `heads.box.BoxHead` is Fast R-CNN's."""
-
-    has_masks: bool
-
-    def fuse_features(self, maps: Maps) -> RegionFeatures:
-        """What regions are pooled from: the maps, and what the head computes from them for all regions together."""
-        ...
-
-    def predict(
-        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
-    ) -> tuple[BoxPredictions, ...]:
-        """Predictions for every proposal, of one stage or of several."""
-        ...
-
-    def postprocess(
-        self,
-        predictions: tuple[BoxPredictions, ...],
-        proposals: Proposals,
-        sizes: Int[Tensor, "n 2"],
-        config: PostprocessConfig,
-    ) -> BatchDetections:
-        """Detections from the predictions, without their masks."""
-        ...
-
-    def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
-        """The same detections with their masks, where the head has any."""
-        ...
-
-    def losses(
-        self,
-        maps: Maps,
-        proposals: Proposals,
-        sizes: Int[Tensor, "n 2"],
-        targets: Targets,
-        sampler: Sampler | None,
-        mean: ReduceMean,
-    ) -> Losses:
-        """The losses by name."""
-        ...
 
 
 class TwoStage(nn.Module):
@@ -114,7 +71,7 @@ class TwoStage(nn.Module):
         *,
         backbone: nn.Module,
         rpn: RPN | None,
-        head: nn.Module,
+        head: Head,
     ) -> None:
         super().__init__()
         self.config = config
@@ -122,7 +79,7 @@ class TwoStage(nn.Module):
         self.normalize = Normalize(config.image)
         self.backbone = backbone
         self.rpn = rpn
-        self.head = cast(Head, head)
+        self.head = head
 
     @property
     def has_masks(self) -> bool:

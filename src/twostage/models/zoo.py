@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from twostage.errors import UsageError, nearest
-from twostage.models.backbones.fpn import FPNConfig
+from twostage.models.backbones.fpn import FPNConfig, PyramidConfig
 from twostage.models.backbones.mobilenet import MobileNetV3Config
 from twostage.models.backbones.norm import NormConfig
-from twostage.models.backbones.pyramids import PyramidConfig
 from twostage.models.backbones.resnet import ResNetConfig
 from twostage.models.backbones.tiny import TinyConfig
 from twostage.models.backbones.vgg import VGG16Config

@@ -41,7 +41,7 @@ def set_trainable(model: Model, parts: Collection[str]) -> None:
         fixed = [model.backbone] if "backbone" not in parts else []
     else:
         named = {"backbone": model.backbone, "rpn": model.rpn, "head": model.head}
-        fixed = [cast(nn.Module, part) for name, part in named.items() if part is not None and name not in parts]
+        fixed = [part for name, part in named.items() if part is not None and name not in parts]
     for part in fixed:
         part.requires_grad_(False)
     if "boxes" in parts:

@@ -8,8 +8,7 @@ from detectors import make_model
 from torch.nn.functional import interpolate
 
 from twostage.data.batch import Batch, Targets
-from twostage.models.backbones.fpn import FPN
-from twostage.models.backbones.pyramids import ImagePyramid, Levels
+from twostage.models.backbones.fpn import FPN, ImagePyramid, Levels
 from twostage.weights.fit import as_backbone, load_fitting
 
 STRIDES = {"top_down": (4, 8, 16, 32), "levels": (4, 8, 16, 32), "single": (16,), "image": (8, 16, 32, 64)}

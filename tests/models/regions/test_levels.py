@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops.poolers import LevelMapper
 
-from twostage.models.regions.levels import assign_levels
+from twostage.models.regions.pooling import assign_levels
 
 
 def square(*sides: float) -> Tensor:

@@ -1,6 +1,12 @@
-"""Feature pyramid network (Lin et al. 2017, section 3): semantically strong features at every level."""
+"""Pyramids of maps for objects of every size (FPN, Lin et al. 2017, figure 1); `PyramidConfig.kind` chooses one.
 
-from collections.abc import Sequence
+single    (b) one map, anchors of all sizes on it
+image     (a) one map of the image at several sizes
+levels    (c) the maps of several stages, each by itself
+top_down  (d) the feature pyramid network
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -8,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
+from twostage.errors import UsageError
 from twostage.models.backbones.backbone import Backbone
 from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig
-from twostage.models.component import Count
+from twostage.models.component import Count, short
 
 
 @dataclass(frozen=True)
@@ -22,10 +29,20 @@ class FPNConfig:
     norm: NormConfig | None = None
 
 
-class FPN(nn.Module):
-    """A body and its pyramid: each level's 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution.
+@dataclass(frozen=True)
+class PyramidConfig:
+    """A neck whose `kind` can be chosen; `extra` levels as in `FPNConfig`, for "top_down" and "levels"."""
 
-    `extra` makes `extra.levels` more levels from the coarsest; only the RPN reads them.
+    kind: Literal["top_down", "levels", "single", "image"] = short("top_down", "pyramid")
+    channels: Count = 256
+    extra: Literal["none", "max_pool"] = "max_pool"
+
+
+class FPN(nn.Module):
+    """A body and its feature pyramid (Lin et al. 2017, section 3): semantically strong features at every level.
+
+    Each level is its 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution. `extra` makes
+    `extra.levels` more levels from the coarsest; only the RPN reads them.
     """
 
     def __init__(
@@ -39,7 +56,8 @@ class FPN(nn.Module):
         self.upsample = Nearest()
         self.extra = extra
         self.region_strides = shape.strides
-        self.strides = with_extra(shape.strides, extra)
+        more = 0 if extra is None else cast(int, extra.levels)
+        self.strides = (*shape.strides, *(shape.strides[-1] << k for k in range(1, more + 1)))
         self.channels = (width,) * len(self.strides)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
@@ -58,6 +76,46 @@ class FPN(nn.Module):
     def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen: the body's stages."""
         return cast(Backbone, self.body).get_stages()
+
+
+class Levels(FPN):
+    """The layers of a feature pyramid without its top-down pathway (FPN, table 1, d): each map by itself."""
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
+        """Maps of equal width, finest first, extra levels last."""
+        neck = zip(self.laterals, self.outputs, self.body(x), strict=True)
+        levels = [output(lateral(x)) for lateral, output, x in neck]
+        return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))
+
+
+class ImagePyramid(nn.Module):
+    """One network over the image at twice its size, its own, half, a quarter ...: the level k has 2^(k - 1) times the
+    network's stride on the image itself."""
+
+    def __init__(self, level: Levels, count: int) -> None:
+        super().__init__()
+        self.level = level
+        self.factors = tuple(2.0 ** (1 - k) for k in range(count))
+        self.strides = self.region_strides = tuple(round(level.strides[0] / factor) for factor in self.factors)
+        self.channels = level.channels * count
+
+    @property
+    def body(self) -> nn.Module:
+        """The network without the convolutions behind it."""
+        return self.level.body
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
+        """The map of the image at every size, finest first."""
+        maps = []
+        for factor in self.factors:
+            size = [max(1, round(side * factor)) for side in x.shape[2:]]
+            scaled = x if factor == 1 else interpolate(x, size, mode="bilinear", antialias=factor < 1)
+            maps += self.level(scaled)
+        return tuple(maps)
+
+    def get_stages(self) -> list[list[nn.Module]]:
+        """What may be frozen: the body's stages."""
+        return self.level.get_stages()
 
 
 class LastLevelMaxPool(nn.Module):
@@ -96,17 +154,31 @@ class Nearest(nn.Module):
         return interpolate(x, size, mode="nearest")
 
 
+def pyramid(
+    config: PyramidConfig, whole: Callable[[], nn.Module], one: Callable[[], nn.Module], *, levels: int
+) -> FPN | ImagePyramid:
+    """The pyramid over a body: `whole` makes the one with the maps of all stages, `one` that of stride 16 alone.
+
+    `levels` is the number of sizes of an image pyramid. Raises UsageError where several maps stand for a single one.
+    """
+    if config.kind == "top_down":
+        return FPN(whole(), config.channels, extra=extra_levels(config.extra, config.channels))
+    if config.kind == "levels":
+        return Levels(whole(), config.channels, extra=extra_levels(config.extra, config.channels))
+    single = Levels(one(), config.channels)
+    if len(single.strides) > 1:
+        raise UsageError(
+            f"pyramid is {config.kind!r}, which needs a backbone with a single map; this one has {len(single.strides)} "
+            f"(strides {', '.join(map(str, single.strides))}): choose pyramid=top_down or levels."
+        )
+    return single if config.kind == "single" else ImagePyramid(single, levels)
+
+
 def extra_levels(kind: str, width: int) -> nn.Module | None:
     """The module behind the coarsest level that `FPNConfig.extra` names."""
     if kind == "none":
         return None
     return LastLevelMaxPool() if kind == "max_pool" else LastLevelP6P7(width)
-
-
-def with_extra(strides: tuple[int, ...], extra: nn.Module | None) -> tuple[int, ...]:
-    """The strides of a pyramid's levels, those that `extra` makes too."""
-    more = 0 if extra is None else cast(int, extra.levels)
-    return (*strides, *(strides[-1] << k for k in range(1, more + 1)))
 
 
 def neck_conv(inputs: int, width: int, kernel: int, norm: Norm | None, *, stride: int = 1) -> ConvNorm:

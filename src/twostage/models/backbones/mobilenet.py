@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twostage.models.backbones.backbone import BackboneConfig
-from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, norm_layer
+from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, init_convs, norm_layer
 from twostage.ops.activation import Activation
 
 
@@ -70,11 +70,7 @@ class MobileNetV3Large(nn.Module):
             inputs = row.outputs
         layers.append(_conv(inputs, 6 * inputs, 1, 1, 1, norm, HS))
         self.features = nn.Sequential(*layers)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_convs(self)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
         """The output of the first block of stride 32 and that of the last convolution."""

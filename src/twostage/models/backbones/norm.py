@@ -69,6 +69,26 @@ class ConvNorm(nn.Sequential):
         return conv_norm(x, conv, norm[0] if norm else None, self.activation, add)
 
 
+def conv_tower(inputs: int, width: int, count: int, norm: Norm | None = None, *, bias: bool) -> nn.Sequential:
+    """So many 3 x 3 convolutions, each with its normalisation, if there is one, and ReLU."""
+    channels = [inputs, *[width] * count]
+    return nn.Sequential(
+        *(
+            ConvNorm(nn.Conv2d(c, width, 3, padding=1, bias=bias), None if norm is None else norm(width), "relu")
+            for c in channels[:count]
+        )
+    )
+
+
+def init_convs(module: nn.Module) -> None:
+    """Initialises every convolution as He et al. 2015 do for ReLU, fan out; biases are 0."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+
 def norm_layer(config: NormConfig) -> Norm:
     """The constructor of such layers."""
     if config.kind == "frozen":

@@ -39,7 +39,7 @@ class ProvidedBackbone(nn.Module):
         super().__init__()
         self.module = module
         self.channels, self.strides = (_numbers(module, name) for name in ("channels", "strides"))
-        # The level that a region is pooled from (`regions.levels`) and a pyramid's further levels rest on the doubling.
+        # The level that a region is pooled from (`assign_levels`) and a pyramid's further levels rest on the doubling.
         doubled = tuple(self.strides[0] << k for k in range(len(self.channels)))
         if self.strides != doubled:
             raise UsageError(

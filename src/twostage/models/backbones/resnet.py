@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from twostage.kinds import Within
 from twostage.models.backbones.backbone import BackboneConfig
-from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, conv_norm, norm_layer
+from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, conv_norm, init_convs, norm_layer
 
 Stage = Annotated[int, Within(1, 4)]
 
@@ -103,7 +103,7 @@ class ResNet(nn.Module):
         self.first = first
         self.channels = tuple(32 * 2**stage * block.expansion for stage in range(first, stages + 1))
         self.strides = tuple(2 ** (stage + 1) for stage in range(first, stages + 1))
-        _initialise(self)
+        init_convs(self)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
         """The maps of the stages from `first` on, finest first."""
@@ -167,9 +167,3 @@ def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> ConvNorm 
 
 def _shortcut(x: Tensor, downsample: nn.Module | None) -> Tensor:
     return x if downsample is None else downsample(x)
-
-
-def _initialise(net: nn.Module) -> None:
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

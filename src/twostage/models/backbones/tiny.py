@@ -1,13 +1,13 @@
 """A small residual network that trains from scratch on two CPU cores."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from twostage.models.backbones.backbone import BackboneConfig
-from twostage.models.backbones.norm import Norm, NormConfig, norm_layer
+from twostage.models.backbones.norm import Norm, NormConfig, init_convs, norm_layer
 from twostage.models.backbones.resnet import BasicBlock
 
 
@@ -20,8 +20,7 @@ class TinyConfig(BackboneConfig):
 
     def build(self) -> nn.Module:
         """The network."""
-        norm = norm_layer(self.norm)
-        return Tiny(norm, (32, 64, 128), (1, 1, 1), first=2) if self.single else Tiny(norm)
+        return Tiny(norm_layer(self.norm), single=self.single)
 
     def with_single_map(self) -> BackboneConfig:
         """Without the last stage."""
@@ -29,21 +28,15 @@ class TinyConfig(BackboneConfig):
 
 
 class Tiny(nn.Module):
-    """A stem of stride 4, then one or more residual blocks at strides 4, 8, 16 and 32; returns the map of each stage.
+    """A stem of stride 4, then a residual block at each of strides 4, 8, 16 and 32; returns the map of each.
 
-    `widths` and `depths` list the stages; the maps begin with stage `first`.
+    `single`: the first three blocks, and the map of the last of them alone.
     """
 
-    def __init__(
-        self,
-        norm: Norm,
-        widths: Sequence[int] = (32, 64, 128, 192),
-        depths: Sequence[int] = (1, 1, 1, 1),
-        *,
-        first: int = 0,
-    ) -> None:
+    def __init__(self, norm: Norm, *, single: bool = False) -> None:
         super().__init__()
-        self.first = first
+        widths = (32, 64, 128) if single else (32, 64, 128, 192)
+        self.first = first = 2 if single else 0
         self.channels = tuple(widths[first:])
         self.strides = tuple(4 << stage for stage in range(first, len(widths)))
         self.stem = nn.Sequential(
@@ -54,16 +47,11 @@ class Tiny(nn.Module):
             norm(widths[0]),
             nn.ReLU(inplace=True),
         )
-        inputs = widths[0]
-        self.stages = nn.ModuleList()
-        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            blocks = [BasicBlock(inputs, width, 1 if stage == 0 else 2, norm)]
-            blocks += [BasicBlock(width, width, 1, norm) for _ in range(depth - 1)]
-            self.stages.append(nn.Sequential(*blocks))
-            inputs = width
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.stages = nn.ModuleList(
+            nn.Sequential(BasicBlock(inputs, width, 1 if stage == 0 else 2, norm))
+            for stage, (inputs, width) in enumerate(pairwise((widths[0], *widths)))
+        )
+        init_convs(self)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
         """The maps of the stages from `first` on, finest first."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, norm_layer
+from twostage.models.backbones.norm import Norm, NormConfig, conv_tower, init_convs, norm_layer
 from twostage.models.backbones.resnet import Bottleneck, residual_stage
 from twostage.models.component import Count, CountFromZero, Share, short
 
@@ -32,7 +32,7 @@ class TwoMLPConfig(BodyConfig):
     dropout: Share = short(0.0, "dropout")
     ranks: tuple[Count, Count] | None = short(None, "head_ranks")
 
-    def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
+    def build(self, channels: int, size: int) -> "tuple[TwoMLPHead, int]":
         """The body, and the width of its vector."""
         return TwoMLPHead(channels, size, self.channels, self.dropout, self.ranks), self.channels
 
@@ -89,16 +89,9 @@ class FourConvHead(nn.Module):
 
     def __init__(self, channels: int, size: int, convs: int, width: int, norm: Norm) -> None:
         super().__init__()
-        self.convs = nn.Sequential(
-            *(
-                ConvNorm(nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm(channels), "relu")
-                for _ in range(convs)
-            )
-        )
+        self.convs = conv_tower(channels, channels, convs, norm, bias=False)
         self.fc = nn.Linear(channels * size * size, width)
-        for module in self.convs.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convs(self.convs)
 
     def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
         """One vector per region."""
@@ -114,9 +107,7 @@ class Res5Head(nn.Module):
     def __init__(self, norm: Norm) -> None:
         super().__init__()
         self.layer4 = residual_stage(Bottleneck, 1024, 3, 4, norm)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convs(self.layer4)
 
     def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
         """One vector per region."""

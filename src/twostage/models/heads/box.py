@@ -1,8 +1,9 @@
-"""The box head: class scores and box deltas of each region (Fast R-CNN, section 2).
+"""The second stage, and the box head: class scores and box deltas of each region (Fast R-CNN, section 2).
 
 Letters: N images, P regions per image, K classes; class 0 of K + 1 is background.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -89,6 +90,46 @@ class BoxPredictions(NamedTuple):
     deltas: Float[Tensor, "n p kd 4"]
 
 
+StagePredictions = tuple[BoxPredictions, ...]
+"""The predictions of one stage, or of each stage of a cascade."""
+
+
+class Head(nn.Module, ABC):
+    """The second stage: everything from proposals to detections. `BoxHead` is Fast R-CNN's."""
+
+    has_masks: bool = False
+
+    def fuse_features(self, maps: Maps) -> RegionFeatures:
+        """What regions are pooled from: the maps, and what the head computes from them for all regions together."""
+        return RegionFeatures(maps)
+
+    @abstractmethod
+    def predict(self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> StagePredictions:
+        """Predictions for every proposal."""
+
+    @abstractmethod
+    def postprocess(
+        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
+    ) -> BatchDetections:
+        """Detections from the predictions, without their masks."""
+
+    def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
+        """The same detections with their masks, where the head has any."""
+        return detections
+
+    @abstractmethod
+    def losses(
+        self,
+        maps: Maps,
+        proposals: Proposals,
+        sizes: Int[Tensor, "n 2"],
+        targets: Targets,
+        sampler: Sampler | None = None,
+        mean: ReduceMean = no_reduce,
+    ) -> Losses:
+        """The losses by name; `sampler` takes the place of the head's own."""
+
+
 class HeadLosses(NamedTuple):
     """The losses of a head, the sampled regions and their targets, and the head's predictions for them."""
 
@@ -97,10 +138,9 @@ class HeadLosses(NamedTuple):
     predictions: BoxPredictions
 
 
-class BoxHead(nn.Module):
+class BoxHead(Head):
     """`regions` pools each box, `body` makes one vector of it, two linear layers the logits and the deltas."""
 
-    has_masks = False
     class_weights: Tensor | None
 
     def __init__(
@@ -138,29 +178,15 @@ class BoxHead(nn.Module):
         x = self.body(self.regions(features, boxes))
         return BoxPredictions(boxes, self.classes(x), self.deltas(x).unflatten(2, (-1, 4)))
 
-    def fuse_features(self, maps: Maps) -> RegionFeatures:
-        """What regions are pooled from: the maps alone."""
-        return RegionFeatures(maps)
-
-    def predict(
-        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
-    ) -> tuple[BoxPredictions, ...]:
+    def predict(self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> StagePredictions:
         """Predictions for the proposals, of a single stage."""
         return (self(features, proposals.boxes),)
 
     def postprocess(
-        self,
-        predictions: tuple[BoxPredictions, ...],
-        proposals: Proposals,
-        sizes: Int[Tensor, "n 2"],
-        config: PostprocessConfig,
+        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> BatchDetections:
         """Detections from the predictions."""
         return postprocess(predictions[-1].logits, predictions[-1].deltas, proposals, sizes, self.coder, config)
-
-    def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
-        """The same detections: this head has no masks."""
-        return detections
 
     def losses(
         self,
@@ -194,15 +220,7 @@ class BoxHead(nn.Module):
             boxes, valid = append_ground_truth(boxes, valid, targets)
         if sampler is None and config.region_sampling == "ohem":
             sampler = self._hardest(features, boxes, targets)
-        goal = region_targets(
-            boxes,
-            valid,
-            targets,
-            sampler or self.sampler,
-            positive=self.stage.positive_iou,
-            negative=self.stage.background_iou,
-            coder=self.coder,
-        )
+        goal = self.sample(boxes, valid, targets, sampler)
         predictions = self(features, gather_boxes(boxes, goal.index) if boxes.requires_grad else goal.boxes)
         kind = (goal.classes - 1).clamp(min=0) if predictions.deltas.shape[2] > 1 else torch.zeros_like(goal.classes)
         own = predictions.deltas.gather(2, kind[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
@@ -213,6 +231,20 @@ class BoxHead(nn.Module):
             "box": config.box_loss_weight * self._box_loss(own, goal, targets, weight),
         }
         return HeadLosses(losses, goal, predictions)
+
+    def sample(
+        self, boxes: Float[Tensor, "n p 4"], valid: Bool[Tensor, "n p"], targets: Targets, sampler: Sampler | None
+    ) -> RegionTargets:
+        """Regions drawn from these boxes by the sampler, or the head's own, and what they should learn."""
+        return region_targets(
+            boxes,
+            valid,
+            targets,
+            sampler or self.sampler,
+            positive=self.stage.positive_iou,
+            negative=self.stage.background_iou,
+            coder=self.coder,
+        )
 
     @property
     def _class_loss_options(self) -> dict[str, Any]:

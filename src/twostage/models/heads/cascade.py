@@ -10,15 +10,14 @@ from functools import partial
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from twostage.data.batch import Targets
 from twostage.errors import UsageError
 from twostage.models.component import NotNegative, Quad, Share
-from twostage.models.filled import filled
-from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions, HeadLosses, StageConfig
-from twostage.models.heads.mask import MaskHead, with_masks
+from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions, Head, StageConfig, StagePredictions
+from twostage.models.heads.mask import MaskHead, with_mean_masks
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
 from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import Proposals
@@ -37,7 +36,7 @@ class CascadeConfig:
     gradient: NotNegative = 1.0  # factor of each stage's gradient to the maps; detectron2 has 1/3
 
 
-class Cascade(nn.Module):
+class Cascade(Head):
     """Box heads one after the other, and with `masks` a mask head beside each (Cascade Mask R-CNN, 2019)."""
 
     def __init__(self, config: CascadeConfig, boxes: Sequence[BoxHead], masks: Sequence[MaskHead] = ()) -> None:
@@ -45,19 +44,9 @@ class Cascade(nn.Module):
         self.config = config
         self.boxes = nn.ModuleList(boxes)
         self.mask = nn.ModuleList(masks)
+        self.has_masks = len(masks) > 0
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether there are mask heads."""
-        return len(self.mask) > 0
-
-    def fuse_features(self, maps: Maps) -> RegionFeatures:
-        """What regions are pooled from: the maps alone."""
-        return RegionFeatures(maps)
-
-    def predict(
-        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
-    ) -> tuple[BoxPredictions, ...]:
+    def predict(self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> StagePredictions:
         """The predictions of each stage for the boxes that the one before has refined."""
         stages: list[BoxPredictions] = []
         boxes = proposals.boxes
@@ -68,11 +57,7 @@ class Cascade(nn.Module):
         return tuple(stages)
 
     def postprocess(
-        self,
-        predictions: tuple[BoxPredictions, ...],
-        proposals: Proposals,
-        sizes: Int[Tensor, "n 2"],
-        config: PostprocessConfig,
+        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> BatchDetections:
         """Detections from the mean of all stages' probabilities and the last stage's boxes."""
         last = predictions[-1]
@@ -82,14 +67,11 @@ class Cascade(nn.Module):
         return postprocess(probabilities.log(), last.deltas, refined, sizes, self.heads[-1].coder, config)
 
     def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
-        """Detections with the mean of the masks of all stages, which pool the same regions."""
+        """Detections with the mean of the masks of all stages."""
         if not self.has_masks:
             return detections
-        count = filled(detections.valid)
-        labels = detections.labels[:, :count]
-        x = self.mask_heads[0].regions(features, detections.boxes[:, :count]).flatten(0, 1)
-        logits = [head.mask_logits(head.convs(x), labels) for head in self.mask_heads]
-        return with_masks(detections, torch.stack(logits).float().sigmoid().mean(dim=0))
+        heads = self.mask_heads
+        return with_mean_masks(heads, lambda x: (head.convs(x) for head in heads), features, detections)
 
     def losses(
         self,
@@ -106,12 +88,12 @@ class Cascade(nn.Module):
         boxes, valid = proposals.boxes, proposals.valid
         for k, (head, weight) in enumerate(zip(self.heads, self.config.loss_weights, strict=True)):
             out = head.compute_losses(features, boxes, valid, with_stage_seed(targets, k), sampler, mean)
+            boxes, valid = refine(head, out.predictions, sizes), out.targets.valid
             stage = dict(out.losses)
             if self.has_masks:
                 mask = self.mask_heads[k]
                 stage["mask"] = mask.loss(out.targets, targets, partial(mask, features), mean)
             losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}
-            boxes, valid = refined_samples(head, out, sizes)
         return losses
 
     @property
@@ -148,13 +130,6 @@ def stage_configs(config: CascadeConfig, box_head: BoxHeadConfig) -> list[tuple[
 def refine(head: BoxHead, predictions: BoxPredictions, sizes: Int[Tensor, "n 2"]) -> Float[Tensor, "n p 4"]:
     """The boxes moved by their class-agnostic deltas and clipped; no gradient flows through them."""
     return clip(head.coder.decode(predictions.deltas[:, :, 0], predictions.boxes), sizes)
-
-
-def refined_samples(
-    head: BoxHead, out: HeadLosses, sizes: Int[Tensor, "n 2"]
-) -> tuple[Float[Tensor, "n s 4"], Bool[Tensor, "n s"]]:
-    """The sampled boxes as the head has refined them, and which of them are valid."""
-    return refine(head, out.predictions, sizes), out.targets.valid
 
 
 def with_stage_seed(targets: Targets, stage: int) -> Targets:

@@ -12,22 +12,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import ConvNorm
-from twostage.models.filled import filled
-from twostage.models.heads.box import BoxHead, BoxPredictions
-from twostage.models.heads.cascade import Cascade, CascadeConfig, refined_samples, scale_gradient, with_stage_seed
-from twostage.models.heads.mask import MaskHead, with_masks
+from twostage.models.backbones.norm import ConvNorm, init_convs
+from twostage.models.heads.box import BoxHead, Head, StagePredictions
+from twostage.models.heads.cascade import Cascade, CascadeConfig, refine, scale_gradient, with_stage_seed
+from twostage.models.heads.mask import MaskHead, with_mean_masks
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.regions.pooling import AlignedRegions, Maps, RegionFeatures
-from twostage.models.targets.regions import region_targets
 from twostage.models.targets.sampling import Sampler
 
 
@@ -53,11 +50,8 @@ class SemanticRegions(nn.Module):
         return self.regions(features, boxes) + self.context.pool([features.semantic], boxes)
 
 
-class HybridTaskCascade(nn.Module):
-    """The boxes of a `Cascade`, mask heads connected by `flows`, and a `semantic` branch or none.
-
-    `semantic_loss_weight` is that of the branch's loss against the others.
-    """
+class HybridTaskCascade(Head):
+    """The boxes of a `Cascade`, mask heads connected by `flows`, and a `semantic` branch or none."""
 
     has_masks = True
 
@@ -68,20 +62,15 @@ class HybridTaskCascade(nn.Module):
         boxes: Sequence[BoxHead],
         masks: Sequence[MaskHead],
         semantic: SemanticBranch | None,
-        *,
-        semantic_loss_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = config
-        self.semantic_loss_weight = semantic_loss_weight
         self.cascade = Cascade(cascade, boxes)
         self.mask = nn.ModuleList(masks)
         width = masks[0].up.weight.shape[2]
         flows = [nn.Conv2d(width, mask.channels, 1) for mask in masks[1:]] if config.mask_flow else []
-        for flow in flows:
-            nn.init.kaiming_normal_(flow.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(flow.bias)  # type: ignore[arg-type]
         self.flows = nn.ModuleList(ConvNorm(flow, None, "relu") for flow in flows)
+        init_convs(self.flows)
         self.semantic = semantic
 
     def fuse_features(self, maps: Maps) -> RegionFeatures:
@@ -90,30 +79,20 @@ class HybridTaskCascade(nn.Module):
             return RegionFeatures(maps)
         return RegionFeatures(maps, self.semantic.embedding(self.semantic.features(maps)))
 
-    def predict(
-        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
-    ) -> tuple[BoxPredictions, ...]:
+    def predict(self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> StagePredictions:
         """The predictions of each stage for the boxes that the one before has refined."""
         return self.cascade.predict(features, proposals, sizes)
 
     def postprocess(
-        self,
-        predictions: tuple[BoxPredictions, ...],
-        proposals: Proposals,
-        sizes: Int[Tensor, "n 2"],
-        config: PostprocessConfig,
+        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> BatchDetections:
         """Detections as those of a cascade."""
         return self.cascade.postprocess(predictions, proposals, sizes, config)
 
     def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
         """Detections with the mean of the masks of all stages, each with the features of those before."""
-        count = filled(detections.valid)
-        labels = detections.labels[:, :count]
-        x = self.mask_heads[0].regions(features, detections.boxes[:, :count]).flatten(0, 1)
-        outputs = self._mask_features(x, range(len(self.mask)))
-        logits = [head.mask_logits(x, labels) for head, x in zip(self.mask_heads, outputs, strict=True)]
-        return with_masks(detections, torch.stack(logits).float().sigmoid().mean(dim=0))
+        convs = partial(self._mask_features, stages=range(len(self.mask)))
+        return with_mean_masks(self.mask_heads, convs, features, detections)
 
     def losses(
         self,
@@ -135,25 +114,17 @@ class HybridTaskCascade(nn.Module):
             if targets.stuff is None:
                 raise ValueError("A model with a semantic branch needs targets with stuff maps: these have none.")
             x = self.semantic.features(maps)
-            losses["semantic"] = self.semantic_loss_weight * self.semantic.loss(x, targets.stuff, mean)
+            losses["semantic"] = self.semantic.loss_weight * self.semantic.loss(x, targets.stuff, mean)
             features = RegionFeatures(maps, self.semantic.embedding(x))
         features = scale_gradient(features, self.cascade.config.gradient)
         boxes, valid = proposals.boxes, proposals.valid
         for k, (head, weight) in enumerate(zip(self.cascade.heads, self.cascade.config.loss_weights, strict=True)):
             own = with_stage_seed(targets, k)
             out = head.compute_losses(features, boxes, valid, own, sampler, mean)
-            boxes, valid = refined_samples(head, out, sizes)
+            boxes, valid = refine(head, out.predictions, sizes), out.targets.valid
             goal = out.targets
             if self.config.interleaved:
-                goal = region_targets(
-                    boxes,
-                    valid,
-                    with_stage_seed(own, len(self.mask)),
-                    sampler or head.sampler,
-                    positive=head.stage.positive_iou,
-                    negative=head.stage.background_iou,
-                    coder=head.coder,
-                )
+                goal = head.sample(boxes, valid, with_stage_seed(own, len(self.mask)), sampler)
             logits_of = partial(self._stage_mask_logits, features, stages=k + 1)
             stage = {**out.losses, "mask": self.mask_heads[k].loss(goal, targets, logits_of, mean)}
             losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}

@@ -3,7 +3,7 @@
 Letters: N images, D boxes per image, C channels, m the pooled side, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, cast
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import ConvNorm, NormConfig, norm_layer
+from twostage.models.backbones.norm import NormConfig, conv_tower, init_convs, norm_layer
 from twostage.models.component import Count, CountFromZero, NotNegative, Share, component, short
 from twostage.models.filled import filled
 from twostage.models.heads.bodies import Res5Head
-from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions
+from twostage.models.heads.box import BoxHead, BoxHeadConfig, Head, StagePredictions
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.losses import Losses, ReduceMean, mask_loss, no_reduce, one_over_sampled
 from twostage.models.proposals.rpn import Proposals
@@ -122,23 +122,10 @@ class MaskHead(nn.Module):
         width = config.channels
         tower = config.tower
         norm = norm_layer(tower.norm) if tower is not None and tower.norm is not None else None
-        self.convs = nn.Sequential(
-            *(
-                ConvNorm(
-                    nn.Conv2d(channels if k == 0 else width, width, 3, padding=1, bias=norm is None),
-                    norm and norm(width),
-                    "relu",
-                )
-                for k in range(0 if tower is None else tower.convs)
-            )
-        )
+        self.convs = conv_tower(channels, width, 0 if tower is None else tower.convs, norm, bias=norm is None)
         self.up = ConvTranspose2x2(width if len(self.convs) else channels, width)
         self.classes = ClassSpecificLinear(width, num_classes)
-        for module in self.convs.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_convs(self.convs)
 
     def forward(
         self, features: RegionFeatures, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]
@@ -191,66 +178,58 @@ def with_masks(detections: BatchDetections, masks: Float[Tensor, "n _ M M"]) -> 
     return detections._replace(masks=padded.where(detections.valid[..., None, None], 0.0))
 
 
-def own_pooler(box: BoxHead, mask: MaskHead, features: RegionFeatures) -> MaskLogits:
-    """The mask head pools regions of its own."""
-    return partial(mask, features)
+def with_mean_masks(
+    heads: Sequence[MaskHead],
+    convs: Callable[[Tensor], Iterable[Tensor]],
+    features: RegionFeatures,
+    detections: BatchDetections,
+) -> BatchDetections:
+    """Detections with the mean of the masks of all heads, which pool the same regions.
 
-
-def shared_res5(box: BoxHead, mask: MaskHead, features: RegionFeatures) -> MaskLogits:
-    """The mask head reads the output of the box head's `Res5Head` ("C4", section 3).
-
-    In training the positives pass through it a second time: a quarter of the regions at most.
+    `convs` gives the output of each head's convolutions on the regions.
     """
+    count = filled(detections.valid)
+    labels = detections.labels[:, :count]
+    x = heads[0].regions(features, detections.boxes[:, :count]).flatten(0, 1)
+    logits = [head.mask_logits(y, labels) for head, y in zip(heads, convs(x), strict=True)]
+    return with_masks(detections, torch.stack(logits).float().sigmoid().mean(dim=0))
 
-    def logits_of(boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]) -> Float[Tensor, "n d M M"]:
-        x = cast(Res5Head, box.body).layer4(box.regions(features, boxes).flatten(0, 1))
-        return mask.mask_logits(x, labels)
 
-    return logits_of
-
-
-class BoxAndMaskHead(nn.Module):
-    """Mask R-CNN's second stage: boxes first, then a mask for each detection (section 3.1, inference).
-
-    `source` makes the mask head's input: `own_pooler` or `shared_res5`.
-    """
+class BoxAndMaskHead(Head):
+    """Mask R-CNN's second stage: boxes first, then a mask for each detection (section 3.1, inference)."""
 
     has_masks = True
 
-    def __init__(
-        self,
-        box: BoxHead,
-        mask: MaskHead,
-        source: Callable[[BoxHead, MaskHead, RegionFeatures], MaskLogits] = own_pooler,
-    ) -> None:
+    def __init__(self, box: BoxHead, mask: MaskHead) -> None:
         super().__init__()
         self.box = box
         self.mask = mask
-        self.source = source
 
-    def fuse_features(self, maps: Maps) -> RegionFeatures:
-        """What regions are pooled from: the maps alone."""
-        return RegionFeatures(maps)
-
-    def predict(
-        self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]
-    ) -> tuple[BoxPredictions, ...]:
+    def predict(self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> StagePredictions:
         """The box head's predictions."""
         return self.box.predict(features, proposals, sizes)
 
     def postprocess(
-        self,
-        predictions: tuple[BoxPredictions, ...],
-        proposals: Proposals,
-        sizes: Int[Tensor, "n 2"],
-        config: PostprocessConfig,
+        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> BatchDetections:
         """Detections, without their masks."""
         return self.box.postprocess(predictions, proposals, sizes, config)
 
     def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
         """The same detections with their masks."""
-        return self.mask.predict_masks(detections, self.source(self.box, self.mask, features))
+        return self.mask.predict_masks(detections, partial(self.mask_logits, features))
+
+    def mask_logits(
+        self, features: RegionFeatures, boxes: Float[Tensor, "n d 4"], labels: Int[Tensor, "n d"]
+    ) -> Float[Tensor, "n d M M"]:
+        """The logits of each mask; without a tower from the output of the box head's `Res5Head` ("C4", section 3).
+
+        In training the positives pass through that a second time: a quarter of the regions at most.
+        """
+        if self.mask.config.tower is not None:
+            return self.mask(features, boxes, labels)
+        x = cast(Res5Head, self.box.body).layer4(self.box.regions(features, boxes).flatten(0, 1))
+        return self.mask.mask_logits(x, labels)
 
     def losses(
         self,
@@ -264,5 +243,5 @@ class BoxAndMaskHead(nn.Module):
         """The multi-task loss, and that of the masks of its positives."""
         features = self.fuse_features(maps)
         out = self.box.compute_losses(features, proposals.boxes, proposals.valid, targets, sampler, mean)
-        logits_of = self.source(self.box, self.mask, features)
-        return {**out.losses, "mask": self.mask.loss(out.targets, targets, logits_of, mean)}
+        mask = self.mask.loss(out.targets, targets, partial(self.mask_logits, features), mean)
+        return {**out.losses, "mask": mask}

@@ -11,15 +11,15 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad, smooth_l1_loss
+from torch.nn.functional import smooth_l1_loss
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import ConvNorm, NormConfig, norm_layer
+from twostage.models.backbones.norm import NormConfig, conv_tower, init_convs, norm_layer
 from twostage.models.component import Count, CountFromZero, NotNegative, Quad, Share, short
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, max_candidates, suppress
 from twostage.models.losses import Losses, ReduceMean, binary_focal, no_reduce
 from twostage.models.proposals.anchors import AnchorConfig, Anchors
-from twostage.models.proposals.rpn import AnchorPredictions
+from twostage.models.proposals.rpn import AnchorPredictions, best_of_each_level
 from twostage.models.targets.matching import IGNORE, match
 from twostage.ops.boxes import clip, gather_boxes, precise
 from twostage.ops.deltas import CLAMP, BoxCoder
@@ -84,21 +84,11 @@ class RetinaNetHead(nn.Module):
         each = self.anchors.per_position[0]
         # One layer serves all levels, whose statistics differ: a batch normalisation would mix them.
         norm = norm_layer(NormConfig("group", config.norm_eps)) if config.norm == "group" else None
-        self.class_tower, self.box_tower = (
-            nn.Sequential(
-                *(
-                    ConvNorm(nn.Conv2d(channels, channels, 3, padding=1), norm and norm(channels), "relu")
-                    for _ in range(config.convs)
-                )
-            )
-            for _ in range(2)
-        )
+        self.class_tower = conv_tower(channels, channels, config.convs, norm, bias=True)
+        self.box_tower = conv_tower(channels, channels, config.convs, norm, bias=True)
         self.classes = nn.Conv2d(channels, each * num_classes, 3, padding=1)
         self.deltas = nn.Conv2d(channels, each * 4, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        init_convs(self)
         for last in (self.classes, self.deltas):
             nn.init.normal_(last.weight, std=0.01)
         nn.init.constant_(self.classes.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
@@ -115,15 +105,12 @@ class RetinaNetHead(nn.Module):
 
     def select(self, predictions: AnchorPredictions, sizes: Int[Tensor, "n 2"]) -> Candidates:
         """The best `top` pairs of every level, as boxes."""
-        top, k = self.config.top, self.num_classes
-        scores, places, first = [], [], 0
-        for logit, inside in zip(predictions.logits, predictions.inside, strict=True):
-            pairs = precise(logit).unflatten(1, (-1, k)).masked_fill(~inside[..., None], -torch.inf).flatten(1)
-            # A level may have fewer pairs than `top`: padding keeps the shape independent of the map's size.
-            best = pad(pairs, (0, top), value=-torch.inf).topk(top, dim=1)
-            scores.append(best.values)
-            places.append((best.indices + first).clamp(max=first + logit.shape[1] - 1))
-            first += logit.shape[1]
+        k = self.num_classes
+        pairs = (
+            precise(logit).unflatten(1, (-1, k)).masked_fill(~inside[..., None], -torch.inf).flatten(1)
+            for logit, inside in zip(predictions.logits, predictions.inside, strict=True)
+        )
+        scores, places = best_of_each_level(pairs, self.config.top)
         score, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)
         place = torch.cat(places, dim=1).gather(1, order)
         anchor = place // k

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from twostage.data.stuff import STRIDE, UNKNOWN
 from twostage.errors import UsageError
-from twostage.models.backbones.norm import ConvNorm
+from twostage.models.backbones.norm import ConvNorm, conv_tower, init_convs
 from twostage.models.component import CountFromZero, NotNegative, short
 from twostage.models.losses import ReduceMean, no_reduce
 
@@ -42,18 +42,13 @@ class SemanticBranch(nn.Module):
                 f"The semantic branch needs a map of stride {STRIDE}: leave pyramid out, or semantic_classes=0."
             )
         assert isinstance(config.classes, int)
+        self.loss_weight = config.loss_weight
         self.middle = list(strides).index(STRIDE)
         self.laterals = nn.ModuleList(ConvNorm(nn.Conv2d(channels, channels, 1), None, "relu") for _ in strides)
-        self.convs = nn.Sequential(
-            *(ConvNorm(nn.Conv2d(channels, channels, 3, padding=1), None, "relu") for _ in range(config.convs))
-        )
+        self.convs = conv_tower(channels, channels, config.convs, bias=True)
         self.embedding = ConvNorm(nn.Conv2d(channels, channels, 1), None, "relu")
         self.logits = nn.Conv2d(channels, config.classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_convs(self)
         nn.init.normal_(self.logits.weight, std=0.01)  # nearly equal scores for all classes at the start
 
     def features(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> Float[Tensor, "n c i j"]:

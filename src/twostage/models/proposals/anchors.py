@@ -102,11 +102,6 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tenso
     return torch.stack([-width, -height, width, height], dim=1) / 2
 
 
-def rounded_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
-    """`cell_anchors` rounded to whole pixels, as torchvision does."""
-    return cell_anchors(sizes, ratios).round()
-
-
 def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
     """py-faster-rcnn's nine: for each ratio the sides of a 16 x 16 box are rounded, then scaled.
 
@@ -123,4 +118,8 @@ def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tens
     return torch.tensor(boxes)
 
 
-_CELLS = {"none": cell_anchors, "nearest": rounded_anchors, "caffe": caffe_anchors}
+_CELLS = {
+    "none": cell_anchors,
+    "nearest": lambda sizes, ratios: cell_anchors(sizes, ratios).round(),
+    "caffe": caffe_anchors,
+}

@@ -8,7 +8,7 @@
 Letters: N images, A anchors of all levels, S sampled anchors, P proposals (padded), G ground-truth boxes (padded).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -158,14 +158,9 @@ class RPN(nn.Module):
     def _propose(self, predictions: AnchorPredictions, sizes: Int[Tensor, "n 2"], top: int, keep: int) -> Proposals:
         config = self.config
         levels = len(predictions.logits)
-        scores, places = [], []
-        first = 0
-        for logit, inside in zip(predictions.logits, predictions.inside, strict=True):
-            # A level may have fewer anchors than `top`: padding to `top` keeps the shape free of the map's size.
-            best = pad(precise(logit).masked_fill(~inside, -torch.inf), (0, top), value=-torch.inf).topk(top, dim=1)
-            scores.append(best.values)
-            places.append((best.indices + first).clamp(max=first + logit.shape[1] - 1))
-            first += logit.shape[1]
+        each = zip(predictions.logits, predictions.inside, strict=True)
+        every = (precise(logit).masked_fill(~inside, -torch.inf) for logit, inside in each)
+        scores, places = best_of_each_level(every, top)
         # [l * n, top], as all that follows: each level of each image is suppressed alone.
         score, place = torch.cat(scores), torch.cat(places)
         of_image = place.unflatten(0, (levels, -1)).transpose(0, 1).flatten(1)
@@ -226,6 +221,20 @@ class RPN(nn.Module):
             locations = inside.sum(dim=1) / self.anchors.per_position[0]
             box_weight = 1 / (locations * images)
         return class_weight, box_weight
+
+
+def best_of_each_level(
+    scores: Iterable[Float[Tensor, "n _"]], top: int
+) -> tuple[list[Float[Tensor, "n {top}"]], list[Int[Tensor, "n {top}"]]]:
+    """The `top` scores of every level, best first, and their places in the row of all levels."""
+    best, places, first = [], [], 0
+    for score in scores:
+        # A level may have fewer than `top`: padding keeps the shape independent of the map's size.
+        level = pad(score, (0, top), value=-torch.inf).topk(top, dim=1)
+        best.append(level.values)
+        places.append((level.indices + first).clamp(max=first + score.shape[1] - 1))
+        first += score.shape[1]
+    return best, places
 
 
 def _best_of_levels(

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from twostage.errors import UsageError
 from twostage.models.component import Count, CountFromZero, NotNegative, Positive, short
-from twostage.models.regions.levels import assign_levels
+from twostage.ops.boxes import area
 from twostage.ops.roi_align import roi_align
 from twostage.ops.roi_pool import roi_pool
 
@@ -74,6 +75,19 @@ class AlignedRegions(nn.Module):
             aligned=config.aligned,
             max_samples=config.max_samples,
         )
+
+
+def assign_levels(
+    boxes: Float[Tensor, "*n 4"], strides: tuple[int, ...], *, canonical_size: float = 224.0, eps: float = 1e-6
+) -> Int[Tensor, "*n"]:
+    """The level that each box is pooled from, an index into `strides` (FPN, section 4.2, equation 1).
+
+    floor(4 + log2(sqrt(area) / canonical_size) + eps), clamped to those levels. Level 4 has stride 16; strides double.
+    `eps` is torchvision's and mmdetection's; detectron2 adds 1e-8 in the log.
+    """
+    first, last = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
+    level = torch.floor(4 + torch.log2(area(boxes).sqrt() / canonical_size) + eps)
+    return level.clamp(first, last).to(torch.int64) - first
 
 
 class PooledRegions(nn.Module):

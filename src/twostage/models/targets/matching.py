@@ -3,7 +3,7 @@
 Letters: N images, A boxes to label (anchors or proposals), G ground-truth boxes, padded.
 """
 
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,25 +35,16 @@ def match(
     best box of a ground truth is the best usable one, as in py-faster-rcnn.
     """
     boxes = boxes.expand(len(truth), -1, -1)
-    how = _How(positive, negative, keep_best)
+    match_all = partial(_match, positive=positive, negative=negative, keep_best=keep_best)
     if boxes.device.type != "cpu":
-        return _match(boxes, truth, valid, usable, how)
+        return match_all(boxes, truth, valid, usable)
     # On the CPU each image is matched with its own objects only, without the padding.
     images = []
     for i in range(len(boxes)):
         one, own = slice(i, i + 1), slice(filled(valid[i : i + 1]))
-        images.append(
-            _match(boxes[one], truth[one, own], valid[one, own], None if usable is None else usable[one], how)
-        )
+        usable_one = None if usable is None else usable[one]
+        images.append(match_all(boxes[one], truth[one, own], valid[one, own], usable_one))
     return torch.cat(images)
-
-
-class _How(NamedTuple):
-    """The rules of `match`."""
-
-    positive: float
-    negative: tuple[float, float]
-    keep_best: bool
 
 
 def _match(
@@ -61,7 +52,10 @@ def _match(
     truth: Float[Tensor, "n g 4"],
     valid: Bool[Tensor, "n g"],
     usable: Bool[Tensor, "n a"] | None,
-    how: _How,
+    *,
+    positive: float,
+    negative: tuple[float, float],
+    keep_best: bool,
 ) -> Int[Tensor, "n a"]:
     best = boxes.new_zeros(boxes.shape[:2])
     index = torch.zeros_like(best, dtype=torch.int64)
@@ -71,7 +65,7 @@ def _match(
         iou = box_iou(truth[:, block], boxes).mul_(valid[:, block, None])
         if usable is not None:
             iou.mul_(usable[:, None])
-        if how.keep_best:
+        if keep_best:
             # Exact comparison: tied boxes come from the same arithmetic and are bit-equal.
             most = iou.amax(dim=2, keepdim=True).clamp(min=torch.finfo(iou.dtype).tiny)
             kept |= (iou == most).any(dim=1)
@@ -79,7 +73,7 @@ def _match(
         better = block_best > best
         index = torch.where(better, block_index + start, index)
         best = torch.maximum(best, block_best)
-    low, high = how.negative
+    low, high = negative
     label = torch.where((best >= low) & (best < high), NEGATIVE, IGNORE)
-    label = torch.where((best >= how.positive) | kept, index, label)
+    label = torch.where((best >= positive) | kept, index, label)
     return label if usable is None else label.where(usable, IGNORE)
