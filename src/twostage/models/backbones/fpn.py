@@ -41,12 +41,19 @@ class PyramidConfig:
 class FPN(nn.Module):
     """A body and its feature pyramid (Lin et al. 2017, section 3): semantically strong features at every level.
 
-    Each level is its 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution. `extra` makes
-    `extra.levels` more levels from the coarsest; only the RPN reads them.
+    Each level is its 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution. Without `top_down` the
+    coarser level is not added (table 1, d). `extra` makes `extra.levels` more levels from the coarsest; only the RPN
+    reads them.
     """
 
     def __init__(
-        self, body: nn.Module, width: int, norm: Norm | None = None, *, extra: nn.Module | None = None
+        self,
+        body: nn.Module,
+        width: int,
+        norm: Norm | None = None,
+        *,
+        extra: nn.Module | None = None,
+        top_down: bool = True,
     ) -> None:
         super().__init__()
         self.body = body
@@ -54,6 +61,7 @@ class FPN(nn.Module):
         self.laterals = nn.ModuleList(neck_conv(c, width, 1, norm) for c in shape.channels)
         self.outputs = nn.ModuleList(neck_conv(width, width, 3, norm) for _ in shape.channels)
         self.upsample = Nearest()
+        self.top_down = top_down
         self.extra = extra
         self.region_strides = shape.strides
         more = 0 if extra is None else cast(int, extra.levels)
@@ -67,7 +75,7 @@ class FPN(nn.Module):
         tops: list[Tensor] = []
         for lateral in reversed(self.laterals):
             x = maps.pop()
-            coarser = self.upsample(tops[-1], x.shape[2:]) if tops else None
+            coarser = self.upsample(tops[-1], x.shape[2:]) if tops and self.top_down else None
             tops.append(lateral(x, add=coarser))
         del x
         levels = [output(tops.pop()) for output in self.outputs]
@@ -78,21 +86,11 @@ class FPN(nn.Module):
         return cast(Backbone, self.body).get_stages()
 
 
-class Levels(FPN):
-    """The layers of a feature pyramid without its top-down pathway (FPN, table 1, d): each map by itself."""
-
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
-        """Maps of equal width, finest first, extra levels last."""
-        neck = zip(self.laterals, self.outputs, self.body(x), strict=True)
-        levels = [output(lateral(x)) for lateral, output, x in neck]
-        return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))
-
-
 class ImagePyramid(nn.Module):
     """One network over the image at twice its size, its own, half, a quarter ...: the level k has 2^(k - 1) times the
     network's stride on the image itself."""
 
-    def __init__(self, level: Levels, count: int) -> None:
+    def __init__(self, level: FPN, count: int) -> None:
         super().__init__()
         self.level = level
         self.factors = tuple(2.0 ** (1 - k) for k in range(count))
@@ -161,11 +159,10 @@ def pyramid(
 
     `levels` is the number of sizes of an image pyramid. Raises UsageError where several maps stand for a single one.
     """
-    if config.kind == "top_down":
-        return FPN(whole(), config.channels, extra=extra_levels(config.extra, config.channels))
-    if config.kind == "levels":
-        return Levels(whole(), config.channels, extra=extra_levels(config.extra, config.channels))
-    single = Levels(one(), config.channels)
+    if config.kind in ("top_down", "levels"):
+        extra = extra_levels(config.extra, config.channels)
+        return FPN(whole(), config.channels, extra=extra, top_down=config.kind == "top_down")
+    single = FPN(one(), config.channels)
     if len(single.strides) > 1:
         raise UsageError(
             f"pyramid is {config.kind!r}, which needs a backbone with a single map; this one has {len(single.strides)} "
