@@ -163,7 +163,8 @@ def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
 
 @_prepared.register(nn.Linear)
 def _linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    return FusedLinear(_cast(layer.weight, dtype), None if layer.bias is None else _cast(layer.bias, dtype))
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    return FusedLinear(layer.weight.detach().to(dtype), bias)
 
 
 @_prepared.register(TwoMLPHead)
@@ -203,35 +204,24 @@ def _nearest(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
 @_prepared.register(nn.GroupNorm)
 @_prepared.register(_BatchNorm)
 @_prepared.register(FrozenBatchNorm)
-def _norm(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A normalisation that follows no convolution, or has no fixed statistics."""
-    return copy.deepcopy(layer).to(dtype)
-
-
+@_prepared.register(ConvTranspose2x2)
+@_prepared.register(ClassSpecificLinear)
 @_prepared.register(ProvidedBackbone)
-def _provided(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A module of a user's own runs as it is: the order of its children need not be that of its forward pass."""
-    return copy.deepcopy(backbone).to(dtype)
+def _cast(module: M, dtype: torch.dtype) -> M:
+    """A copy in the dtype, for what has no faster form: plain matrix products, normalisations left where they are.
+
+    A user's backbone runs as it is: the order of its children need not be that of its forward pass.
+    """
+    return copy.deepcopy(module).to(dtype)
 
 
 @_prepared.register(RPN)
 def _rpn(rpn: RPN, dtype: torch.dtype) -> nn.Module:
     """Objectness and deltas come from one convolution already."""
     fast = _own(rpn)
-    fast._modules = {
-        "anchors": prepared(rpn.anchors, dtype),
-        "convs": prepared(rpn.convs, dtype),
-        "objectness": copy.deepcopy(rpn.objectness).to(dtype),
-        "deltas": copy.deepcopy(rpn.deltas).to(dtype),
-    }
+    for name, child in rpn.named_children():
+        fast._modules[name] = (_cast if child in (rpn.objectness, rpn.deltas) else prepared)(child, dtype)
     return fast
-
-
-@_prepared.register(ConvTranspose2x2)
-@_prepared.register(ClassSpecificLinear)
-def _of_masks(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Plain matrix products."""
-    return copy.deepcopy(layer).to(dtype)
 
 
 def _own(module: M) -> M:
@@ -274,7 +264,3 @@ def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def _exact(tensor: Tensor) -> Tensor:
     """In float64, on the CPU: Apple's devices have none."""
     return tensor.detach().cpu().double()
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype)
