@@ -18,12 +18,11 @@ from twostage.models.build import Model
 from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import ZOO
-from twostage.ops.activation import Activation
 from twostage.ops.cpu import packed
 from twostage.ops.cpu.packed import PackedConv, PackedLinear, PackedPointwise
 from twostage.ops.cpu.winograd import BySize
 from twostage.ops.fused import best_conv
-from twostage.ops.plain import PlainConv, PlainLinear, Window
+from twostage.ops.plain import Activation, PlainConv, PlainLinear, Window
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,

@@ -32,9 +32,8 @@ from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.losses import Losses
 from twostage.models.proposals.rpn import RPN
 from twostage.models.regions.pooling import Maps
-from twostage.ops.activation import Activation
 from twostage.ops.cpu.memory import release_freed_memory
-from twostage.ops.plain import Window
+from twostage.ops.plain import Activation, Window
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")

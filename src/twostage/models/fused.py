@@ -7,10 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
-from twostage.ops.activation import Activation
 from twostage.ops.cpu.memory import empty
 from twostage.ops.fused import best_conv, best_linear
-from twostage.ops.plain import Window
+from twostage.ops.plain import Activation, Window
 
 
 class FusedConv(nn.Module):

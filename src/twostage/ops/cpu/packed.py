@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from twostage.ops.activation import Activation, activate
 from twostage.ops.cpu.memory import empty
-from twostage.ops.plain import PlainConv, PlainLinear, Window
+from twostage.ops.plain import Activation, PlainConv, PlainLinear, Window, activate
 
 _LARGE = 1 << 23  # bytes of a result from which on it is put into memory from `empty`
 _BYTES = 1 << 22  # of one part of a matrix product that is computed in parts, so that it stays in the cache

@@ -21,10 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from twostage.ops.activation import Activation, activate
 from twostage.ops.cpu.memory import empty, release_freed_memory
 from twostage.ops.cpu.packed import PackedConv
-from twostage.ops.plain import Conv, Window
+from twostage.ops.plain import Activation, Conv, Window, activate
 
 _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
