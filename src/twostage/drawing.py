@@ -111,26 +111,15 @@ def draw_pair(
     detections: tuple[Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]],
     names: Sequence[str],
     *,
-    masks: tuple[Sequence[Mapping[str, Any]] | None, Sequence[Mapping[str, Any]] | None] | None = None,
+    masks: tuple[Sequence[Mapping[str, Any]] | None, Sequence[Mapping[str, Any]] | None] = (None, None),
     min_side: int = 384,
 ) -> Image.Image:
     """Ground truth (boxes, class ids) on the left, detections (boxes, class ids, scores) on the right, captioned."""
-    true_masks, drawn_masks = masks if masks is not None else (None, None)
-    boxes, class_ids = truth
-    left = draw_boxes(
-        image, boxes, [names[c] for c in class_ids], class_ids=class_ids, masks=true_masks, min_side=min_side
-    )
-    boxes, class_ids, scores = detections
-    right = draw_boxes(
-        image,
-        boxes,
-        [names[c] for c in class_ids],
-        scores,
-        class_ids=class_ids,
-        masks=drawn_masks,
-        min_side=min_side,
-    )
-    return tile([left, right], titles=["ground truth", "found"], columns=2)
+    pair = []
+    for (boxes, class_ids, *scores), rles in zip((truth, detections), masks, strict=True):
+        labels = [names[c] for c in class_ids]
+        pair.append(draw_boxes(image, boxes, labels, *scores, class_ids=class_ids, masks=rles, min_side=min_side))
+    return tile(pair, titles=["ground truth", "found"], columns=2)
 
 
 def tile(pictures: Sequence[Image.Image], *, titles: Sequence[str] | None = None, columns: int = 4) -> Image.Image:
