@@ -152,9 +152,7 @@ class Detections:
     @property
     def cxcywh(self) -> Float32[np.ndarray, "n 4"]:
         """Centre, width and height in pixels."""
-        return np.concatenate(
-            [(self.boxes[:, :2] + self.boxes[:, 2:]) / 2, self.boxes[:, 2:] - self.boxes[:, :2]], axis=1
-        )
+        return np.concatenate([(self.boxes[:, :2] + self.boxes[:, 2:]) / 2, self.xywh[:, 2:]], axis=1)
 
     @property
     def xyxyn(self) -> Float32[np.ndarray, "n 4"]:

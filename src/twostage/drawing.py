@@ -77,11 +77,8 @@ def draw_boxes(
         known = sorted(set(labels))
         class_ids = np.array([known.index(label) for label in labels], dtype=np.int64)
     factor = max(1, -(-min_side // max(1, min(picture.size))))
-    picture = (
-        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-        if factor > 1
-        else picture.copy()
-    )
+    # A copy where the factor is 1.
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     colours = [colour_of(int(c)) for c in class_ids]
     corners = np.round(np.nan_to_num(boxes) * factor).astype(int).tolist()
     # The best score is drawn last, on top; without scores the smallest box is.
