@@ -227,8 +227,7 @@ def _place_labels(
 def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Common area in pixels of each of `a` with each of `b`."""
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    areas: np.ndarray = sides.clip(min=0).prod(axis=2)
-    return areas
+    return sides.clip(min=0).prod(axis=2)
 
 
 def _legend(

@@ -29,7 +29,6 @@ COPIES = 0.7  # IoU above which a view drops a box, where soft-NMS is left for a
 COVERED = 0.7  # of a cut box within a whole one: then it is a part of that,
 SURE = 0.5  # where the whole one has so much of its score
 
-
 Fuse = Literal["nms", "wbf"]
 
 

@@ -136,8 +136,7 @@ class PackedLinear(NamedTuple):
 
     def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.functional.linear`."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, *self, "none", [], "")
-        return out
+        return torch.ops.mkldnn._linear_pointwise(x, *self, "none", [], "")
 
 
 def serves(device: str, dtype: torch.dtype) -> bool:
@@ -171,8 +170,7 @@ def _passes(dtype: torch.dtype) -> bool:
 
 
 def _packed_matrix(weight: Float[Tensor, "d c"]) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    return packed
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 
 def _copy(x: Tensor) -> Tensor:
