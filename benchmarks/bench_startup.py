@@ -22,7 +22,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from twostage import Detector
 from twostage.data.images import read_image
-from twostage.inference.timing import predict_arrays
+from twostage.inference.predictor import predict_arrays
 
 MODEL = "faster_rcnn_mobilenet_v3_large_320_fpn"
 

@@ -33,7 +33,8 @@ from twostage.data.recognise import open_dataset
 from twostage.detector import Detector
 from twostage.device import has_bf16
 from twostage.evaluation.evaluate import evaluate
-from twostage.inference.timing import peak_memory, predict_arrays
+from twostage.inference.predictor import predict_arrays
+from twostage.inference.timing import peak_memory
 from twostage.training import TrainOptions, train
 from twostage.training.folder import read_options
 

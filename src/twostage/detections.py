@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
-from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from twostage import atomic
 from twostage.errors import DataError, MissingError, UsageError, nearest
+from twostage.ops.masks import decode
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -152,9 +152,7 @@ class Detections:
     @property
     def cxcywh(self) -> Float32[np.ndarray, "n 4"]:
         """Centre, width and height in pixels."""
-        return np.concatenate(
-            [(self.boxes[:, :2] + self.boxes[:, 2:]) / 2, self.boxes[:, 2:] - self.boxes[:, :2]], axis=1
-        )
+        return np.concatenate([(self.boxes[:, :2] + self.boxes[:, 2:]) / 2, self.xywh[:, 2:]], axis=1)
 
     @property
     def xyxyn(self) -> Float32[np.ndarray, "n 4"]:
@@ -232,19 +230,14 @@ class Detections:
 
     def to_voc(self) -> str:
         """The text of a VOC annotation file: whole pixels from 1, the last one included; the format has no scores."""
+        from twostage.data.voc_xml import annotation
+
         height, width = self.size
-        root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "filename").text = _NOT_IN_XML.sub("?", Path(self.path).name) if self.path else ""
-        _children(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
-        ElementTree.SubElement(root, "segmented").text = "0"
         first = np.clip(np.round(self.boxes[:, :2]) + 1, 1, [width, height])
         last = np.clip(np.round(self.boxes[:, 2:]), first, [width, height])
-        for label, (xmin, ymin), (xmax, ymax) in zip(self.labels, first.astype(int), last.astype(int), strict=True):
-            node = ElementTree.SubElement(root, "object")
-            _children(node, {"name": label, "pose": "Unspecified", "truncated": 0, "difficult": 0})
-            _children(ElementTree.SubElement(node, "bndbox"), {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax})
-        ElementTree.indent(root)
-        return ElementTree.tostring(root, encoding="unicode") + "\n"
+        sides = np.concatenate([first, last], axis=1).astype(int).tolist()
+        name = _NOT_IN_XML.sub("?", Path(self.path).name) if self.path else ""
+        return annotation(name, self.size, [(label, 0, box) for label, box in zip(self.labels, sides, strict=True)])
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame, one row per object: path, label, class_id, score, x1, y1, x2, y2."""
@@ -262,11 +255,7 @@ class Detections:
             import supervision
         except ImportError as error:
             raise MissingError("to_supervision needs supervision: pip install supervision") from error
-        masks = None
-        if self.masks is not None:
-            from faster_coco_eval.core.mask import decode
-
-            masks = np.array([decode(rle) for rle in self.masks], dtype=bool).reshape(len(self), *self.size)
+        masks = None if self.masks is None else decode(self.masks).reshape(len(self), *self.size)  # type: ignore[arg-type]
         return supervision.Detections(
             xyxy=self.boxes,
             confidence=self.scores,
@@ -318,8 +307,3 @@ def _rounded(values: np.ndarray, digits: int) -> list[Any]:
 def _plain_rle(rle: dict) -> dict[str, Any]:
     counts = rle["counts"]
     return {"size": [int(s) for s in rle["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def _children(node: ElementTree.Element, values: dict[str, Any]) -> None:
-    for tag, value in values.items():
-        ElementTree.SubElement(node, tag).text = str(value)

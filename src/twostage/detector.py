@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -45,6 +45,16 @@ if TYPE_CHECKING:
 
 SOURCES = {"torchvision": from_torchvision}
 ONE_VIEW = TestTimeAugmentation()
+
+
+class PredictKeywords(TypedDict, total=False):
+    """The keywords of `Detector.predict`."""
+
+    conf: float
+    iou: float | None
+    max_det: int | None
+    batch: int
+    views: TestTimeAugmentation
 
 
 class Detector:
@@ -157,39 +167,16 @@ class Detector:
         save_weights(Path(path), self.model.state_dict(), card)
 
     @overload
-    def predict(
-        self,
-        source: Image.Image | bytes,
-        *,
-        conf: float = ...,
-        iou: float | None = ...,
-        max_det: int | None = ...,
-        batch: int = ...,
-        views: TestTimeAugmentation = ...,
-    ) -> Detections: ...
+    def predict(self, source: Image.Image | bytes, **options: Unpack[PredictKeywords]) -> Detections: ...
 
     @overload
     def predict(
-        self,
-        source: str | Path | np.ndarray | Tensor,
-        *,
-        conf: float = ...,
-        iou: float | None = ...,
-        max_det: int | None = ...,
-        batch: int = ...,
-        views: TestTimeAugmentation = ...,
-    ) -> "Detections | Iterator[Detections]": ...
+        self, source: str | Path | np.ndarray | Tensor, **options: Unpack[PredictKeywords]
+    ) -> Detections | Iterator[Detections]: ...
 
     @overload
     def predict(
-        self,
-        source: list[Any] | tuple[Any, ...] | Iterator[Any],
-        *,
-        conf: float = ...,
-        iou: float | None = ...,
-        max_det: int | None = ...,
-        batch: int = ...,
-        views: TestTimeAugmentation = ...,
+        self, source: list[Any] | tuple[Any, ...] | Iterator[Any], **options: Unpack[PredictKeywords]
     ) -> Iterator[Detections]: ...
 
     def predict(
@@ -266,7 +253,12 @@ class Detector:
         if not views.plain:
             if proposals is not None:
                 raise UsageError("proposals are of whole pictures as they are: leave them out, or the views.")
-            gathered = self._detect_augmented(dataset, postprocess, views, batch, processes)
+            gathered = Accumulator()
+            for index in range(processes.rank, len(dataset), processes.world):
+                one = detect_augmented(
+                    self.prepared, dataset.image(index), self.names, postprocess=postprocess, views=views, batch=batch
+                )
+                gathered.add(index, one.boxes, one.scores, one.class_ids, one.masks)
             return Accumulator.join(processes.gather_to_main(gathered)).results()
         if proposals is not None and isinstance(config, OneStageConfig):
             raise UsageError("This detector has one stage: it takes no proposals from elsewhere.")
@@ -282,21 +274,6 @@ class Detector:
         batches = batches_of(model, dataset, batch=batch, workers=workers, processes=processes, proposals=given)
         gathered = detect_split(model, dataset, batches, lambda loaded: model.detect(loaded.batch, postprocess))
         return Accumulator.join(processes.gather_to_main(gathered)).results()
-
-    def _detect_augmented(
-        self,
-        dataset: Dataset,
-        postprocess: PostprocessConfig,
-        views: TestTimeAugmentation,
-        batch: int,
-        processes: Processes,
-    ) -> Accumulator:
-        gathered = Accumulator()
-        for index in range(processes.rank, len(dataset), processes.world):
-            image = dataset.image(index)
-            one = detect_augmented(self.prepared, image, self.names, postprocess=postprocess, views=views, batch=batch)
-            gathered.add(index, one.boxes, one.scores, one.class_ids, one.masks)
-        return gathered
 
     def propose_dataset(
         self,
@@ -332,25 +309,14 @@ class Detector:
         unreadable: list[DataError] = []
         while group := list(islice(items, batch)):
             unreadable += [item.error for item in group if item.error]
-            readable = [(item, item.image) for item in group if item.image is not None]
-            if not views.plain:
-                for item, image in readable:
-                    yield detect_augmented(
-                        self.prepared,
-                        image,
-                        self.names,
-                        postprocess=postprocess,
-                        views=views,
-                        batch=batch,
-                        path=_path(item),
-                    )
-            elif readable:
-                yield from detect_images(
-                    self.prepared,
-                    [image for _, image in readable],
-                    self.names,
-                    postprocess=postprocess,
-                    paths=[_path(item) for item, _ in readable],
+            readable = [(item.image, item.path) for item in group if item.image is not None]
+            if readable and views.plain:
+                images, paths = zip(*readable, strict=True)
+                yield from detect_images(self.prepared, images, self.names, postprocess=postprocess, paths=paths)
+                continue
+            for image, path in readable:
+                yield detect_augmented(
+                    self.prepared, image, self.names, postprocess=postprocess, views=views, batch=batch, path=path
                 )
         if unreadable:
             raise DataError("\n".join(str(error) for error in unreadable))
@@ -362,11 +328,6 @@ def _required(name: str, value: Any, kind: Any) -> Any:
     if not matches(good, kind):
         raise UsageError(f"{name} is {value!r}, and must be {describe(kind)}.")
     return good
-
-
-def _path(item: Item) -> str | None:
-    """The path of an image; that of a video's frame has its number: `clip.mp4#17`."""
-    return item.path if item.frame is None else f"{item.path}#{item.frame}"
 
 
 def _checked(names: Sequence[str]) -> Sequence[str]:

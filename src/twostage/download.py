@@ -3,15 +3,15 @@
 import hashlib
 import http.client
 import logging
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from twostage.errors import DataError, MissingError, TwostageError
+from twostage.progress import Show, bytes_bar
 
 log = logging.getLogger("twostage.download")
 _BLOCK = 1 << 20  # bytes
@@ -19,8 +19,6 @@ _PATIENCE = 30  # seconds without a byte
 _TRIES = 3  # in a row without a new byte
 _PAUSE = 1.0  # seconds between them
 _PASSING = (408, 429, 500, 502, 503, 504)  # status codes worth another try
-
-Show = Callable[[int, int | None], None]
 
 
 def download(url: str, path: Path, sha256: str) -> None:
@@ -33,7 +31,7 @@ def download(url: str, path: Path, sha256: str) -> None:
     log.info("Fetching %s", url)
     by_hand = f"Run again to resume, or download it by hand and put it at {path}."
     failures = 0
-    with _bar(path.name) as show:
+    with bytes_bar(path.name) as show:
         while True:
             had = part.stat().st_size if part.exists() else 0
             try:
@@ -106,18 +104,3 @@ def _written(part: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TwostageError(f"{part}: cannot be written: {error.strerror or error}.") from error
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Show]:
-    """A function to call with the bytes so far and the total: a progress bar on a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda size, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn(name), *columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda size, total: bar.update(task, completed=size, total=total)

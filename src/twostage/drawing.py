@@ -77,11 +77,8 @@ def draw_boxes(
         known = sorted(set(labels))
         class_ids = np.array([known.index(label) for label in labels], dtype=np.int64)
     factor = max(1, -(-min_side // max(1, min(picture.size))))
-    picture = (
-        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-        if factor > 1
-        else picture.copy()
-    )
+    # A copy where the factor is 1.
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     colours = [colour_of(int(c)) for c in class_ids]
     corners = np.round(np.nan_to_num(boxes) * factor).astype(int).tolist()
     # The best score is drawn last, on top; without scores the smallest box is.
@@ -111,26 +108,15 @@ def draw_pair(
     detections: tuple[Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]],
     names: Sequence[str],
     *,
-    masks: tuple[Sequence[Mapping[str, Any]] | None, Sequence[Mapping[str, Any]] | None] | None = None,
+    masks: tuple[Sequence[Mapping[str, Any]] | None, Sequence[Mapping[str, Any]] | None] = (None, None),
     min_side: int = 384,
 ) -> Image.Image:
     """Ground truth (boxes, class ids) on the left, detections (boxes, class ids, scores) on the right, captioned."""
-    true_masks, drawn_masks = masks if masks is not None else (None, None)
-    boxes, class_ids = truth
-    left = draw_boxes(
-        image, boxes, [names[c] for c in class_ids], class_ids=class_ids, masks=true_masks, min_side=min_side
-    )
-    boxes, class_ids, scores = detections
-    right = draw_boxes(
-        image,
-        boxes,
-        [names[c] for c in class_ids],
-        scores,
-        class_ids=class_ids,
-        masks=drawn_masks,
-        min_side=min_side,
-    )
-    return tile([left, right], titles=["ground truth", "found"], columns=2)
+    pair = []
+    for (boxes, class_ids, *scores), rles in zip((truth, detections), masks, strict=True):
+        labels = [names[c] for c in class_ids]
+        pair.append(draw_boxes(image, boxes, labels, *scores, class_ids=class_ids, masks=rles, min_side=min_side))
+    return tile(pair, titles=["ground truth", "found"], columns=2)
 
 
 def tile(pictures: Sequence[Image.Image], *, titles: Sequence[str] | None = None, columns: int = 4) -> Image.Image:
@@ -241,8 +227,7 @@ def _place_labels(
 def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Common area in pixels of each of `a` with each of `b`."""
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    areas: np.ndarray = sides.clip(min=0).prod(axis=2)
-    return areas
+    return sides.clip(min=0).prod(axis=2)
 
 
 def _legend(

@@ -73,15 +73,12 @@ def claimed(path: Path) -> Iterator[None]:
     Waits for the child processes of a run that was killed: its lock is free when the last of them has ended.
     """
     path.mkdir(exist_ok=True)
-    lock = FileLock(path / "lock", timeout=_PATIENCE)
     try:
-        lock.acquire()
+        held = FileLock(path / "lock", timeout=_PATIENCE).acquire()
     except Timeout:
         raise UsageError(f"{path}: another run is writing there. Wait until it ends, or choose a new folder.") from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -1,20 +1,32 @@
-"""A progress bar over images, on standard error if that is a terminal."""
+"""Progress bars, on standard error if that is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+Show = Callable[[int, int | None], None]
+
+
+def images_bar(title: str, *, quiet: bool) -> AbstractContextManager[Show]:
+    """A function to call with the number of finished images and of all images."""
+    return _bar(title, "MofNCompleteColumn", quiet=quiet)
+
+
+def bytes_bar(title: str) -> AbstractContextManager[Show]:
+    """A function to call with the bytes so far and the total, None where it is not known."""
+    return _bar(title, "DownloadColumn", "TransferSpeedColumn")
 
 
 @contextmanager
-def images_bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function to call with the number of finished images and of all images."""
+def _bar(title: str, *columns: str, quiet: bool = False) -> Iterator[Show]:
     if quiet or not sys.stderr.isatty():
         yield lambda done, all: None
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    shown = [progress.BarColumn(), *(getattr(progress, column)() for column in columns), progress.TimeRemainingColumn()]
+    text = progress.TextColumn("{task.description}")
+    with progress.Progress(text, *shown, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, all: bar.update(task, completed=done, total=all)

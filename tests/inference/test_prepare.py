@@ -15,15 +15,13 @@ from twostage.data.batch import Batch, stack_images, stack_targets
 from twostage.inference.predictor import make_batch
 from twostage.inference.prepare import PreparedModel, prepare, truncated
 from twostage.models.build import Model
-from twostage.models.fused import FusedConv, FusedLinear
+from twostage.models.fused import FusedConv, FusedLinear, best_conv
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import ZOO
-from twostage.ops.activation import Activation
 from twostage.ops.cpu import packed
 from twostage.ops.cpu.packed import PackedConv, PackedLinear, PackedPointwise
 from twostage.ops.cpu.winograd import BySize
-from twostage.ops.fused import best_conv
-from twostage.ops.plain import PlainConv, PlainLinear, Window
+from twostage.ops.plain import Activation, PlainConv, PlainLinear, Window
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,

@@ -1,6 +1,7 @@
 """Files of predictions: which are written, when, and under which names."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def detections(path: str | None, count: int = 0) -> Detections:
 
 
 def test_every_format_is_written_for_every_image(tmp_path: Path) -> None:
-    with ResultsWriter(tmp_path / "out", ("json", "coco", "voc")) as writer:
+    with closing(ResultsWriter(tmp_path / "out", ("json", "coco", "voc"))) as writer:
         added = [writer.add(detections("a/one.png", 2)), writer.add(detections("a/two.png"))]
         assert not (tmp_path / "out" / "results.json").exists(), "before the last image"
     assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")} == {

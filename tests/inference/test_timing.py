@@ -10,7 +10,8 @@ from PIL import Image
 
 from twostage import Detector
 from twostage.inference.peer import PEERS, build_peer, predict_peer
-from twostage.inference.timing import STAGES, interleaved, peak_memory, predict_arrays, stage_times
+from twostage.inference.predictor import predict_arrays
+from twostage.inference.timing import STAGES, interleaved, peak_memory, stage_times
 from twostage.models.heads.mask import MaskHead
 from twostage.models.zoo import ZOO
 

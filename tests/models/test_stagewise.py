@@ -26,7 +26,7 @@ from twostage.evaluation.results import Accumulator
 from twostage.inference import test_time_augmentation
 from twostage.models.stagewise import FLOOR
 from twostage.models.two_stage import TwoStage, as_proposals
-from twostage.ops.deltas import decode
+from twostage.ops.deltas import BoxCoder
 from twostage.training import train
 
 NAMES = ["circle", "square", "triangle", "star", "cross"]
@@ -73,7 +73,7 @@ def test_detections_are_those_of_a_loop_over_the_classes(name: str, scores: str)
     pool5, fc7 = (x[0] for x in head.vectors(features, boxes[None]))
     score = head.svms(fc7) if scores == "svm" else head.classes(fc7).softmax(1)[:, 1:]
     floor = -0.2 if scores == "svm" else 0.2
-    moved = decode(head.ridges(pool5).view(-1, 3, 4), boxes[:, None])
+    moved = BoxCoder().decode(head.ridges(pool5).view(-1, 3, 4), boxes[:, None])
     moved = moved.clamp(min=0).minimum(torch.tensor([90.0, 70, 90, 70]))
     expected = []
     for k in range(3):

@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 
-from twostage.ops.deltas import CLAMP, decode, encode
+from twostage.ops.deltas import CLAMP, BoxCoder
+
+CODER = BoxCoder()
 
 
 def random_boxes(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,38 +19,38 @@ def random_boxes(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 def test_bits_equal_torchvision(weights) -> None:
-    coder = BoxCoder(weights)
+    ours, theirs = BoxCoder(weights), TorchvisionBoxCoder(weights)
     anchors, boxes = random_boxes(500), random_boxes(500, seed=1)
-    deltas = encode(boxes, anchors, weights=weights)
-    assert torch.equal(deltas, coder.encode_single(boxes, anchors))
+    deltas = ours.encode(boxes, anchors)
+    assert torch.equal(deltas, theirs.encode_single(boxes, anchors))
     large = deltas * 3  # some beyond the clamp
-    assert torch.equal(decode(large, anchors, weights=weights), coder.decode_single(large, anchors))
+    assert torch.equal(ours.decode(large, anchors), theirs.decode_single(large, anchors))
 
 
 def test_literal_values() -> None:
     anchor, box = torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[5.0, 5.0, 25.0, 15.0]])
     expected = torch.tensor([[1.0, 0.0, math.log(2), -math.log(2)]])
-    torch.testing.assert_close(encode(box, anchor), expected)
+    torch.testing.assert_close(CODER.encode(box, anchor), expected)
     torch.testing.assert_close(
-        encode(box, anchor, weights=(10.0, 10.0, 5.0, 5.0)), expected / torch.tensor([0.1, 0.1, 0.2, 0.2])
+        BoxCoder((10.0, 10.0, 5.0, 5.0)).encode(box, anchor), expected / torch.tensor([0.1, 0.1, 0.2, 0.2])
     )
 
 
 def test_class_specific_deltas_broadcast_over_their_anchor() -> None:
     anchors, deltas = random_boxes(2, 7), torch.randn(2, 7, 3, 4)
-    boxes = decode(deltas, anchors[:, :, None])
+    boxes = CODER.decode(deltas, anchors[:, :, None])
     for k in range(3):
-        assert torch.equal(boxes[:, :, k], decode(deltas[:, :, k], anchors))
-    assert torch.equal(decode(deltas[:, :, 0], anchors[0])[0], boxes[0, :, 0])
+        assert torch.equal(boxes[:, :, k], CODER.decode(deltas[:, :, k], anchors))
+    assert torch.equal(CODER.decode(deltas[:, :, 0], anchors[0])[0], boxes[0, :, 0])
 
 
 def test_growth_is_clamped_on_one_side_or_both() -> None:
     anchor = torch.tensor([[0.0, 0.0, 16.0, 16.0]])
-    grown = decode(torch.tensor([[0.0, 0.0, 99.0, 99.0]]), anchor)
+    grown = CODER.decode(torch.tensor([[0.0, 0.0, 99.0, 99.0]]), anchor)
     torch.testing.assert_close(grown[0, 2:] - grown[0, :2], torch.tensor([1000.0, 1000.0]))
     shrink = torch.tensor([[0.0, 0.0, -99.0, -99.0]])
-    assert (decode(shrink, anchor)[0, 2:] - decode(shrink, anchor)[0, :2]).max() < 1e-3
-    both = decode(shrink, anchor, two_sided=True)
+    assert (CODER.decode(shrink, anchor)[0, 2:] - CODER.decode(shrink, anchor)[0, :2]).max() < 1e-3
+    both = BoxCoder(clamp_two_sided=True).decode(shrink, anchor)
     torch.testing.assert_close(both[0, 2:] - both[0, :2], torch.tensor([16.0, 16.0]) * math.exp(-CLAMP))
 
 
@@ -57,25 +59,25 @@ def test_boxes_and_anchors_without_area_stay_finite() -> None:
     for a in (anchors, nothing):
         for b in (anchors, nothing):
             b = b.clone().requires_grad_()
-            deltas = encode(b, a)
+            deltas = CODER.encode(b, a)
             assert deltas.isfinite().all()
             assert torch.autograd.grad((deltas * 0).sum(), b)[0].isfinite().all()
 
 
 def test_bf16_deltas_give_float32_boxes() -> None:
     anchors, deltas = random_boxes(50), torch.randn(50, 4).bfloat16()
-    assert torch.equal(decode(deltas, anchors), decode(deltas.float(), anchors))
+    assert torch.equal(CODER.decode(deltas, anchors), CODER.decode(deltas.float(), anchors))
 
 
 def test_no_boxes() -> None:
-    assert encode(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4)).shape == (2, 0, 4)
-    assert decode(torch.zeros(2, 0, 9, 4), torch.zeros(2, 0, 1, 4)).shape == (2, 0, 9, 4)
+    assert CODER.encode(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4)).shape == (2, 0, 4)
+    assert CODER.decode(torch.zeros(2, 0, 9, 4), torch.zeros(2, 0, 1, 4)).shape == (2, 0, 9, 4)
 
 
 def test_gradients() -> None:
     anchors, deltas = random_boxes(5).double().requires_grad_(), torch.randn(5, 4).double().requires_grad_()
-    torch.autograd.gradcheck(decode, (deltas, anchors))
-    torch.autograd.gradcheck(encode, (random_boxes(5, seed=2).double().requires_grad_(), anchors))
+    torch.autograd.gradcheck(CODER.decode, (deltas, anchors))
+    torch.autograd.gradcheck(CODER.encode, (random_boxes(5, seed=2).double().requires_grad_(), anchors))
 
 
 coordinate = st.floats(-500, 1500)
@@ -89,4 +91,4 @@ side, anchor_side = st.floats(0.05, 900), st.floats(20, 900)
 )
 def test_decoding_undoes_encoding(b, a) -> None:
     box, anchor = (torch.tensor([[x, y, x + w, y + h]], dtype=torch.float64) for x, y, w, h in (b, a))
-    torch.testing.assert_close(decode(encode(box, anchor), anchor), box, rtol=1e-9, atol=1e-6)
+    torch.testing.assert_close(CODER.decode(CODER.encode(box, anchor), anchor), box, rtol=1e-9, atol=1e-6)

@@ -24,7 +24,7 @@ def little(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publ
     monkeypatch.setattr(published, "_HOST", f"{server.address}/")
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "a.pth")
     content = (tmp_path / "a.pth").read_bytes()
-    one = Published(NAME, f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth", 45.0, None, 70.0)
+    one = Published(NAME, f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth", 45.0, 70.0)
     server.files[one.file] = content
     monkeypatch.setitem(PUBLISHED, NAME, one)
     return one

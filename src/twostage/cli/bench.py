@@ -110,7 +110,8 @@ def _files(options: BenchOptions, detector: "Detector") -> list[Path | bytes]:
 
 def _peak(detector: "Detector", files: list[Path | bytes]) -> int | None:
     from twostage.data.images import read_image
-    from twostage.inference.timing import peak_memory, predict_arrays
+    from twostage.inference.predictor import predict_arrays
+    from twostage.inference.timing import peak_memory
 
     images = [read_image(file) for file in files]
     return peak_memory(detector.device, lambda: predict_arrays(detector.prepared, images))
@@ -119,7 +120,8 @@ def _peak(detector: "Detector", files: list[Path | bytes]) -> int | None:
 def _of_batch(detector: "Detector", files: list[Path | bytes], options: BenchOptions) -> dict[str, Any]:
     from twostage.data.images import read_image
     from twostage.inference.peer import PEERS, build_peer, predict_peer
-    from twostage.inference.timing import interleaved, predict_arrays, stage_times
+    from twostage.inference.predictor import predict_arrays
+    from twostage.inference.timing import interleaved, stage_times
 
     images = [read_image(file) for file in files]
     cases = {"twostage": lambda: predict_arrays(detector.prepared, images)}

@@ -3,6 +3,7 @@
 A reader refuses document types, so that no entity can expand or reach other files.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from xml.etree import ElementTree
@@ -106,17 +107,25 @@ def _whole(text: str | None) -> int:
 def write_xml(dataset: Dataset, index: int, name: str) -> str:
     """The annotation of an image: pixels counted from 1, with fractions if the boxes have them."""
     height, width = dataset.sizes[index].tolist()
-    root = ElementTree.Element("annotation")
-    _children(root, filename=name)
-    _children(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
-    _children(root, segmented=0)
     objects = dataset.objects(index)
+    written = []
     columns = zip(objects.boxes.tolist(), objects.labels.tolist(), objects.difficult.tolist(), strict=True)
     for (x1, y1, x2, y2), label, difficult in columns:
+        sides = [int(v) if v == int(v) else v for v in (x1 + 1, y1 + 1, x2, y2)]
+        written.append((dataset.names[label], int(difficult), sides))
+    return annotation(name, (height, width), written)
+
+
+def annotation(filename: str, size: tuple[int, int], objects: Iterable[tuple[str, int, Sequence[float]]]) -> str:
+    """The text of an annotation file: of each object its name, whether it is difficult, and its sides as written."""
+    height, width = size
+    root = ElementTree.Element("annotation")
+    _children(root, filename=filename)
+    _children(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    _children(root, segmented=0)
+    for name, difficult, (xmin, ymin, xmax, ymax) in objects:
         node = ElementTree.SubElement(root, "object")
-        _children(node, name=dataset.names[label], pose="Unspecified", truncated=0, difficult=int(difficult))
-        sides = (x1 + 1, y1 + 1, x2, y2)
-        xmin, ymin, xmax, ymax = (int(v) if v == int(v) else v for v in sides)
+        _children(node, name=name, pose="Unspecified", truncated=0, difficult=difficult)
         _children(ElementTree.SubElement(node, "bndbox"), xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"

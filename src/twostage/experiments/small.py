@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from twostage.atomic import write_bytes
 from twostage.errors import DataError
 from twostage.models.build import build
 from twostage.models.config import DetectorConfig, StagewiseConfig
@@ -19,7 +17,7 @@ from twostage.models.sppnet import ImageScales, scaled
 from twostage.models.stagewise import SVMHead
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import named
-from twostage.weights.file import load_tensors
+from twostage.weights.file import load_tensors, save_tensors
 
 OF_HEAD = ("head.", "classifier.")  # prefixes in a backbone's file
 
@@ -56,11 +54,11 @@ def _built(config: DetectorConfig, num_classes: int) -> TwoStage:
 def save_backbone(path: Path, model: TwoStage) -> None:
     """Write an R-CNN's network as `train --weights` takes it: the backbone's names bare, fc6 and fc7 as the head's."""
     state = {
-        prefix + name: tensor.contiguous()
+        prefix + name: tensor
         for prefix, module in _parts(model).items()
         for name, tensor in module.state_dict().items()
     }
-    write_bytes(path, save(state))
+    save_tensors(path, state)
 
 
 def load_backbone(path: Path, model: TwoStage) -> None:

@@ -14,7 +14,6 @@ from twostage.data.batch import Batch, canvas_shape, stack_images
 from twostage.detections import Detections
 from twostage.inference.prepare import PreparedModel
 from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
-from twostage.models.heads.mask import MaskConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import AnyImageConfig
 from twostage.models.proposals.provided import of_images
@@ -79,23 +78,30 @@ def to_arrays(
             *(int(overflow.sum()), len(overflow)),
         )
     boxes = on_originals(boxes, sizes, originals)
+    columns = {"boxes": boxes, "scores": scores, "class_ids": labels, "proposals": proposals}
     mask = config.mask if isinstance(config, TwoStageConfig) else None
-    return [
-        {
-            "boxes": boxes[i][valid[i]].numpy(),
-            "scores": scores[i][valid[i]].numpy(),
-            "class_ids": labels[i][valid[i]].numpy(),
-            "proposals": proposals[i][valid[i]].numpy(),
-            "masks": None
-            if masks is None or mask is None
-            else _pasted(masks[i][valid[i]], boxes[i][valid[i]], originals[i], mask),
-        }
-        for i in range(len(originals))
-    ]
+    out: list[dict[str, Any]] = []
+    for i, size in enumerate(originals):
+        one = {name: column[i][valid[i]].numpy() for name, column in columns.items()}
+        rles: list[RLE] | None = None
+        if masks is not None and mask is not None:
+            grids = masks[i][valid[i]].float().numpy()
+            rles = paste(grids, one["boxes"], *size, threshold=mask.threshold, way=mask.paste)
+        out.append({**one, "masks": rles})
+    return out
 
 
-def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int], config: MaskConfig) -> list[RLE]:
-    return paste(masks.float().numpy(), boxes.numpy(), *size, threshold=config.threshold, way=config.paste)
+def predict_arrays(
+    model: PreparedModel,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    postprocess: PostprocessConfig | None = None,
+    image: AnyImageConfig | None = None,
+) -> list[dict[str, Any]]:
+    """`to_arrays` of images on one canvas; the rules of post-processing and resizing are by default the model's."""
+    batch = make_batch(images, model.config, image)
+    detections = model.detect(batch, postprocess or model.config.postprocess)
+    originals = [(pixels.shape[0], pixels.shape[1]) for pixels in images]
+    return to_arrays(detections, batch.sizes, originals, model.config)
 
 
 def detect_images(
@@ -112,17 +118,14 @@ def detect_images(
     `image` replaces the model's own rule of resizing. Features near the border of an image depend on the padding beside
     it: with canvases of their own no image changes another.
     """
-    config = model.config
-    rule = image or config.image
+    rule = image or model.config.image
     originals = [(pixels.shape[0], pixels.shape[1]) for pixels in images]
     by_canvas: dict[tuple[int, int], list[int]] = {}
     for i, shape in enumerate(originals):
         by_canvas.setdefault(canvas_shape(*rule.resizing.shape(*shape), rule.divisor), []).append(i)
     arrays: dict[int, dict[str, Any]] = {}
     for some in by_canvas.values():
-        batch = make_batch([images[i] for i in some], config, rule)
-        detections = model.detect(batch, postprocess)
-        arrays.update(zip(some, to_arrays(detections, batch.sizes, [originals[i] for i in some], config), strict=True))
+        arrays |= zip(some, predict_arrays(model, [images[i] for i in some], postprocess, rule), strict=True)
     return [
         Detections(names=names, size=size, image=pixels, path=path, **arrays[i])
         for i, (pixels, size, path) in enumerate(zip(images, originals, paths or [None] * len(images), strict=True))

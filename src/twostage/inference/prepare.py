@@ -10,8 +10,7 @@ what needs no change.
 """
 
 import copy
-from collections.abc import Callable
-from functools import partial, singledispatch
+from functools import singledispatch
 from typing import Any, TypeVar, cast
 
 import torch
@@ -32,12 +31,10 @@ from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.losses import Losses
 from twostage.models.proposals.rpn import RPN
 from twostage.models.regions.pooling import Maps
-from twostage.ops.activation import Activation
 from twostage.ops.cpu.memory import release_freed_memory
-from twostage.ops.plain import Window
+from twostage.ops.plain import Activation, Window
 
 M = TypeVar("M", bound=nn.Module)
-T = TypeVar("T")
 
 _PIXELS = 1_500_000  # together in one pass on a CPU
 
@@ -58,7 +55,7 @@ class PreparedModel:
     @torch.inference_mode()
     def detect(self, batch: Batch, config: PostprocessConfig) -> BatchDetections:
         """Detections of a batch, on the CPU."""
-        parts = [self._read(part, config, partial(self.finish, config=config)) for part in self.split(batch)]
+        parts = [self._detect(part, config) for part in self.split(batch)]
         if len(parts) == 1:
             return parts[0]
         columns: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
@@ -97,11 +94,11 @@ class PreparedModel:
         height, width = batch.images.shape[2:]
         return batch.split(max(1, _PIXELS // (height * width)))
 
-    def _read(self, batch: Batch, config: PostprocessConfig, read: Callable[[AnyStages, Tensor], T]) -> T:
+    def _detect(self, batch: Batch, config: PostprocessConfig) -> BatchDetections:
         there = batch.to(self.device)
         if self._recordings is None:
-            return read(self._stages(there, config), batch.sizes)
-        return self._recordings(self._stages, there, config, lambda stages: read(stages, batch.sizes))
+            return self.finish(self._stages(there, config), batch.sizes, config)
+        return self._recordings(self._stages, there, config, lambda stages: self.finish(stages, batch.sizes, config))
 
     def features(self, batch: Batch) -> Maps:
         """Feature maps of the normalised images, in the model's dtype."""
@@ -119,14 +116,12 @@ def prepare(model: Model, dtype: torch.dtype = torch.float32) -> PreparedModel:
     return fast
 
 
-def prepared(module: M, dtype: torch.dtype) -> M:
-    """The fast form of a module, or of its children where it has none of its own."""
-    return cast(M, _prepared(module, dtype))
-
-
 @singledispatch
-def _prepared(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy that shares parameters, with its children in their fast forms: a convolution and its norm together."""
+def prepared(module: nn.Module, dtype: torch.dtype) -> Any:
+    """The fast form of a module of a kind registered below; of any other a copy that shares parameters.
+
+    Of that the children are in their fast forms: a convolution and its norm together.
+    """
     fast = _own(module)
     children = list(module.named_children())
     folded: nn.Module | None = None
@@ -139,11 +134,11 @@ def _prepared(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return fast
 
 
-@_prepared.register(nn.Sequential)
+@prepared.register(nn.Sequential)
 def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
     """In a plain sequence an activation follows by itself: the convolution takes it too, and both places close up."""
     if type(sequence) is not nn.Sequential:
-        fast = _prepared.dispatch(nn.Module)(sequence, dtype)
+        fast = prepared.dispatch(nn.Module)(sequence, dtype)
         fast._modules = {name: child for name, child in fast._modules.items() if child is not None}
         return fast
     layers: list[nn.Module] = []
@@ -161,12 +156,13 @@ def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-@_prepared.register(nn.Linear)
+@prepared.register(nn.Linear)
 def _linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    return FusedLinear(_cast(layer.weight, dtype), None if layer.bias is None else _cast(layer.bias, dtype))
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    return FusedLinear(layer.weight.detach().to(dtype), bias)
 
 
-@_prepared.register(TwoMLPHead)
+@prepared.register(TwoMLPHead)
 def _two_layers(body: TwoMLPHead, dtype: torch.dtype) -> nn.Module:
     """With the head's ranks each of its layers becomes two (`truncated`)."""
     fast = _own(body)
@@ -195,43 +191,32 @@ def truncated(layer: nn.Linear, rank: int) -> tuple[nn.Linear, nn.Linear]:
     return first.to(device), second.to(device)
 
 
-@_prepared.register(Nearest)
+@prepared.register(Nearest)
 def _nearest(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     return KeptNearest()
 
 
-@_prepared.register(nn.GroupNorm)
-@_prepared.register(_BatchNorm)
-@_prepared.register(FrozenBatchNorm)
-def _norm(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A normalisation that follows no convolution, or has no fixed statistics."""
-    return copy.deepcopy(layer).to(dtype)
+@prepared.register(nn.GroupNorm)
+@prepared.register(_BatchNorm)
+@prepared.register(FrozenBatchNorm)
+@prepared.register(ConvTranspose2x2)
+@prepared.register(ClassSpecificLinear)
+@prepared.register(ProvidedBackbone)
+def _cast(module: M, dtype: torch.dtype) -> M:
+    """A copy in the dtype, for what has no faster form: plain matrix products, normalisations left where they are.
+
+    A user's backbone runs as it is: the order of its children need not be that of its forward pass.
+    """
+    return copy.deepcopy(module).to(dtype)
 
 
-@_prepared.register(ProvidedBackbone)
-def _provided(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A module of a user's own runs as it is: the order of its children need not be that of its forward pass."""
-    return copy.deepcopy(backbone).to(dtype)
-
-
-@_prepared.register(RPN)
+@prepared.register(RPN)
 def _rpn(rpn: RPN, dtype: torch.dtype) -> nn.Module:
     """Objectness and deltas come from one convolution already."""
     fast = _own(rpn)
-    fast._modules = {
-        "anchors": prepared(rpn.anchors, dtype),
-        "convs": prepared(rpn.convs, dtype),
-        "objectness": copy.deepcopy(rpn.objectness).to(dtype),
-        "deltas": copy.deepcopy(rpn.deltas).to(dtype),
-    }
+    for name, child in rpn.named_children():
+        fast._modules[name] = (_cast if child in (rpn.objectness, rpn.deltas) else prepared)(child, dtype)
     return fast
-
-
-@_prepared.register(ConvTranspose2x2)
-@_prepared.register(ClassSpecificLinear)
-def _of_masks(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Plain matrix products."""
-    return copy.deepcopy(layer).to(dtype)
 
 
 def _own(module: M) -> M:
@@ -274,7 +259,3 @@ def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def _exact(tensor: Tensor) -> Tensor:
     """In float64, on the CPU: Apple's devices have none."""
     return tensor.detach().cpu().double()
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype)

@@ -37,12 +37,6 @@ class ResultsWriter:
         self._images: list[dict[str, Any]] = []
         self._coco: list[dict[str, Any]] = []
 
-    def __enter__(self) -> "ResultsWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def add(self, detections: "Detections") -> dict[str, Any]:
         """Write the files of one image; its results as a dictionary, with the name of the drawn image as `picture`."""
         path = Path(detections.path or "image")

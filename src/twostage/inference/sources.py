@@ -29,12 +29,11 @@ VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", "
 class Item:
     """One picture (RGB, upright), or the `error` that kept it from being one.
 
-    `path` is as it was given, None for pictures from memory; `frame` counts a video's pictures from 0.
+    `path` is as it was given, None for pictures from memory; that of a video's frame has its number: `clip.mp4#17`.
     """
 
     image: UInt8[np.ndarray, "h w 3"] | None
     path: str | None = None
-    frame: int | None = None
     error: DataError | None = None
 
 
@@ -74,7 +73,7 @@ def _jobs(source: Any) -> Iterator[_Job]:
     if isinstance(source, str | Path):
         return iter(_of_path(source))
     if isinstance(source, Image.Image | bytes):
-        return iter([partial(_from_memory, source)])
+        return iter([partial(_read, source, getattr(source, "filename", "") or None)])
     if _is_array(source):
         pictures = source if source.ndim == 4 else [source]
         return iter([partial(Item, _array(picture)) for picture in pictures])
@@ -93,7 +92,7 @@ def _jobs_later(source: Any) -> Iterator[_Job]:
     try:
         return _jobs(source)
     except DataError as error:
-        return iter([partial(Item, None, str(source), error=error)])
+        return iter([partial(Item, None, str(source), error)])
 
 
 def _of_path(source: str | Path) -> list[_Job]:
@@ -157,7 +156,7 @@ def _together(files: list[Path]) -> list[_Job]:
             jobs.append(_of_file(file))
         except MissingError as error:
             missing = error
-            jobs.append(partial(Item, None, str(file), error=DataError(str(error))))
+            jobs.append(partial(Item, None, str(file), DataError(str(error))))
     if missing is not None and all(map(_is_video, files)):
         raise missing
     return jobs
@@ -165,7 +164,7 @@ def _together(files: list[Path]) -> list[_Job]:
 
 def _of_file(path: str | Path) -> _Job:
     if not _is_video(Path(path)):
-        return partial(_read, str(path))
+        return partial(_read, str(path), str(path))
     try:
         import av
     except ImportError as error:
@@ -173,19 +172,11 @@ def _of_file(path: str | Path) -> _Job:
     return _frames(av, str(path))
 
 
-def _read(path: str) -> Item:
-    try:
-        return Item(read_image(path), path)
-    except DataError as error:
-        return Item(None, path, error=error)
-
-
-def _from_memory(image: Image.Image | bytes) -> Item:
-    path = getattr(image, "filename", "") or None
+def _read(image: str | Image.Image | bytes, path: str | None) -> Item:
     try:
         return Item(read_image(image), path)
     except DataError as error:
-        return Item(None, path, error=error)
+        return Item(None, path, error)
 
 
 def _frames(av: Any, path: str) -> Iterator[Item]:
@@ -197,14 +188,14 @@ def _frames(av: Any, path: str) -> Iterator[Item]:
     try:
         with av.open(path) as container:
             if not container.streams.video:
-                yield Item(None, path, error=DataError(f"{path}: holds no video stream."))
+                yield Item(None, path, DataError(f"{path}: holds no video stream."))
                 return
             for number, frame in enumerate(container.decode(video=0)):
                 quarters = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise, as phones note them
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
-                yield Item(np.ascontiguousarray(upright), path, number)
+                yield Item(np.ascontiguousarray(upright), f"{path}#{number}")
     except (av.FFmpegError, OSError) as error:
-        yield Item(None, path, number, DataError(f"{path}: cannot be decoded after frame {number} ({error})."))
+        yield Item(None, path, DataError(f"{path}: cannot be decoded after frame {number} ({error})."))
 
 
 def _lines() -> Iterator[str]:

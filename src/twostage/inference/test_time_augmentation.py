@@ -29,7 +29,6 @@ COPIES = 0.7  # IoU above which a view drops a box, where soft-NMS is left for a
 COVERED = 0.7  # of a cut box within a whole one: then it is a part of that,
 SURE = 0.5  # where the whole one has so much of its score
 
-
 Fuse = Literal["nms", "wbf"]
 
 
@@ -180,7 +179,7 @@ def fuse(
         own: list[list[int]] = []
         middle = np.empty((np.count_nonzero(class_ids == label), 4))  # of each cluster so far
         for i in descending[class_ids[descending] == label].tolist():
-            overlap = _iou(boxes[i : i + 1], middle[: len(own)])[0]
+            overlap = iou(torch.from_numpy(boxes[i : i + 1]).double(), torch.from_numpy(middle[: len(own)]))[0].numpy()
             if len(own) and overlap.max() > SAME:
                 place = int(overlap.argmax())
                 own[place].append(i)
@@ -303,7 +302,3 @@ def _starts(side: int, tile: int, overlap: float) -> list[int]:
         return [0]
     count = int(np.ceil((side - tile) / (tile * (1 - overlap)))) + 1
     return np.linspace(0, side - tile, count).round().astype(int).tolist()
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return iou(torch.from_numpy(a).double(), torch.from_numpy(b).double()).numpy()

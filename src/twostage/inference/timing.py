@@ -12,15 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import nn
 
 from twostage.data.images import read_image
-from twostage.inference.predictor import make_batch, resized, to_arrays, with_proposals
+from twostage.inference.predictor import resized, to_arrays, with_proposals
 from twostage.inference.prepare import PreparedModel
 from twostage.models.build import Model
 from twostage.models.heads.box import BoxHead
@@ -65,13 +63,6 @@ def interleaved(cases: Mapping[str, Callable[[], object]], *, repeats: int, warm
             if turn >= warmup:
                 samples[name].append(elapsed)
     return {name: Times(statistics.median(times), min(times)) for name, times in samples.items()}
-
-
-def predict_arrays(model: PreparedModel, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[dict[str, Any]]:
-    """Detections from decoded pictures (RGB): resized, on one canvas, found, on their own pixels."""
-    batch = make_batch(images, model.config)
-    detections = model.detect(batch, model.config.postprocess)
-    return to_arrays(detections, batch.sizes, [(image.shape[0], image.shape[1]) for image in images], model.config)
 
 
 def stage_times(

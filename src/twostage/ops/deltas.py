@@ -22,56 +22,51 @@ CLAMP = math.log(1000 / 16)
 _SMALLEST = 1e-3  # px
 
 
-def encode(
-    boxes: Float[Tensor, "*#b 4"],
-    anchors: Float[Tensor, "*#b 4"],
-    *,
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-) -> Float[Tensor, "*#b 4"]:
-    """The deltas from each anchor to its box; leading dimensions broadcast.
+@dataclass(frozen=True)
+class BoxCoder:
+    """Deltas and back, with the constants of one regressor, like torchvision's BoxCoder.
 
-    Finite for every finite input: widths and heights are clamped to at least 1e-3 px, so that padding and ground truth
-    without area give large but finite numbers that a mask can remove (0 times infinity would be NaN).
-    """
-    x1, y1, x2, y2 = precise(boxes).unbind(-1)
-    ax1, ay1, ax2, ay2 = precise(anchors).unbind(-1)
-    width, height = x2 - x1, y2 - y1
-    anchor_width, anchor_height = ax2 - ax1, ay2 - ay1
-    dx = (x1 + 0.5 * width) - (ax1 + 0.5 * anchor_width)
-    dy = (y1 + 0.5 * height) - (ay1 + 0.5 * anchor_height)
-    width, height, anchor_width, anchor_height = (
-        side.clamp(min=_SMALLEST) for side in (width, height, anchor_width, anchor_height)
-    )
-    return torch.stack(
-        [
-            weights[0] * dx / anchor_width,
-            weights[1] * dy / anchor_height,
-            weights[2] * torch.log(width / anchor_width),
-            weights[3] * torch.log(height / anchor_height),
-        ],
-        dim=-1,
-    )
-
-
-def decode(
-    deltas: Float[Tensor, "*#b 4"],
-    anchors: Float[Tensor, "*#b 4"],
-    *,
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-    clamp: float = CLAMP,
-    two_sided: bool = False,
-) -> Float[Tensor, "*#b 4"]:
-    """The boxes of deltas and anchors; leading dimensions broadcast: `[n, p, k, 4]` takes anchors `[n, p, 1, 4]`.
-
-    dw and dh are at most `clamp` after the weights are divided out; with `two_sided` (mmdetection) also at least
+    dw and dh are at most `clamp` after the weights are divided out; with `clamp_two_sided` (mmdetection) also at least
     `-clamp`.
     """
-    anchors = precise(anchors)
-    sides = anchors[..., 2:] - anchors[..., :2]
-    shift, growth = _unweighted(precise(deltas), weights)
-    centre = shift * sides + (anchors[..., :2] + 0.5 * sides)
-    half = 0.5 * (growth.clamp(-clamp if two_sided else None, clamp).exp() * sides)
-    return torch.cat([centre - half, centre + half], dim=-1)
+
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    clamp: float = CLAMP
+    clamp_two_sided: bool = False
+
+    def encode(self, boxes: Float[Tensor, "*#b 4"], anchors: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*#b 4"]:
+        """The deltas from each anchor to its box; leading dimensions broadcast.
+
+        Finite for every finite input: widths and heights are clamped to at least 1e-3 px, so that padding and ground
+        truth without area give large but finite numbers that a mask can remove (0 times infinity would be NaN).
+        """
+        x1, y1, x2, y2 = precise(boxes).unbind(-1)
+        ax1, ay1, ax2, ay2 = precise(anchors).unbind(-1)
+        width, height = x2 - x1, y2 - y1
+        anchor_width, anchor_height = ax2 - ax1, ay2 - ay1
+        dx = (x1 + 0.5 * width) - (ax1 + 0.5 * anchor_width)
+        dy = (y1 + 0.5 * height) - (ay1 + 0.5 * anchor_height)
+        width, height, anchor_width, anchor_height = (
+            side.clamp(min=_SMALLEST) for side in (width, height, anchor_width, anchor_height)
+        )
+        return torch.stack(
+            [
+                self.weights[0] * dx / anchor_width,
+                self.weights[1] * dy / anchor_height,
+                self.weights[2] * torch.log(width / anchor_width),
+                self.weights[3] * torch.log(height / anchor_height),
+            ],
+            dim=-1,
+        )
+
+    def decode(self, deltas: Float[Tensor, "*#b 4"], anchors: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*#b 4"]:
+        """The boxes of deltas and anchors; leading dimensions broadcast, as `[n, p, k, 4]` and `[n, p, 1, 4]`."""
+        anchors = precise(anchors)
+        sides = anchors[..., 2:] - anchors[..., :2]
+        shift, growth = _unweighted(precise(deltas), self.weights)
+        centre = shift * sides + (anchors[..., :2] + 0.5 * sides)
+        half = 0.5 * (growth.clamp(-self.clamp if self.clamp_two_sided else None, self.clamp).exp() * sides)
+        return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def _unweighted(
@@ -84,20 +79,3 @@ def _unweighted(
         return deltas[..., :2] / weights[0], deltas[..., 2:] / weights[2]
     dx, dy, dw, dh = (d / w for d, w in zip(deltas.unbind(-1), weights, strict=True))
     return torch.stack([dx, dy], dim=-1), torch.stack([dw, dh], dim=-1)
-
-
-@dataclass(frozen=True)
-class BoxCoder:
-    """`encode` and `decode` with the constants of one regressor, like torchvision's BoxCoder."""
-
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-    clamp: float = CLAMP
-    clamp_two_sided: bool = False
-
-    def encode(self, boxes: Float[Tensor, "*#b 4"], anchors: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*#b 4"]:
-        """See `encode`."""
-        return encode(boxes, anchors, weights=self.weights)
-
-    def decode(self, deltas: Float[Tensor, "*#b 4"], anchors: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*#b 4"]:
-        """See `decode`."""
-        return decode(deltas, anchors, weights=self.weights, clamp=self.clamp, two_sided=self.clamp_two_sided)

@@ -26,8 +26,7 @@ def encode(masks: Bool[np.ndarray, "n h w"] | UInt8[np.ndarray, "n h w"]) -> lis
     """One RLE per mask; values other than 0 are inside."""
     from faster_coco_eval.core import mask as coco
 
-    rles: list[RLE] = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0) != 0).view(np.uint8)) if len(masks) else []
-    return rles
+    return coco.encode(np.asfortranarray(masks.transpose(1, 2, 0) != 0).view(np.uint8)) if len(masks) else []
 
 
 def decode(rles: Sequence[RLE]) -> Bool[np.ndarray, "n h w"]:
@@ -76,8 +75,7 @@ def compress(runs: Sequence[int], height: int, width: int) -> bytes:
     """COCO's code of the run lengths of a mask; they must add up to height * width."""
     from faster_coco_eval.core import mask as coco
 
-    counts: bytes = coco.frPyObjects({"size": [height, width], "counts": list(runs)}, height, width)["counts"]
-    return counts
+    return coco.frPyObjects({"size": [height, width], "counts": list(runs)}, height, width)["counts"]
 
 
 def decompress(counts: bytes | str) -> Int[np.ndarray, " k"]:

@@ -1,13 +1,13 @@
 """Convolutions with their activation, and linear layers, by torch's public operators on any device."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import conv2d, hardswish, linear
 
-from twostage.ops.activation import Activation, activate
+Activation = Literal["none", "relu", "hardswish"]
 
 
 class Window(NamedTuple):
@@ -28,6 +28,13 @@ class Conv(Protocol):
     ) -> Float[Tensor, "n d i j"]:
         """`activation(conv(x) + bias + add)`; `add` may be overwritten."""
         ...
+
+
+def activate(x: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
+    """Apply the activation in place; returns `x`."""
+    if activation == "none":
+        return x
+    return x.relu_() if activation == "relu" else hardswish(x, inplace=True)
 
 
 class PlainConv(NamedTuple):

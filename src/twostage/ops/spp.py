@@ -14,7 +14,7 @@ from torch.nn.functional import max_pool2d
 
 from twostage.ops.boxes import precise
 from twostage.ops.max_bins import max_bins
-from twostage.ops.roi_pool import rounded_bins
+from twostage.ops.roi_pool import roi_pool
 
 DETECTION = (6, 3, 2, 1)
 """50 bins: the pyramid of the detection experiments (section 4.1)."""
@@ -42,11 +42,7 @@ def spp(
     levels: dict[int, Tensor] = {}
     for bins in sorted(pyramid, reverse=True):
         if projection == "rounded":
-            rows, columns = (
-                rounded_bins(a, b, 1 / stride, bins, extent) for a, b, extent in ((y1, y2, h), (x1, x2, w))
-            )
-            most = max_cells or (min(h, -(-(h + 1) // bins) + 1), min(w, -(-(w + 1) // bins) + 1))
-            levels[bins] = max_bins(features, rows, columns, most=most)
+            levels[bins] = roi_pool(features, boxes, scale=1 / stride, output_size=bins, max_cells=max_cells)
             continue
         finer = [level for level in levels if level % bins == 0]
         if finer:

@@ -1,6 +1,7 @@
 """The pictures of a run folder: what the model is taught, and what it finds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: 
         objects = dataset.objects(index)
         mine = (results.images == index) & (results.scores >= conf)
         found = (results.boxes[mine].astype(np.float32), results.class_ids[mine], results.scores[mine])
-        masks = None
+        masks: tuple[Any, Any] = (None, None)
         if results.masks is not None:
             masks = (dataset.masks_of(index) or None, [results.masks[int(row)] for row in np.flatnonzero(mine)])
         truth = (objects.boxes, objects.labels)

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twostage.atomic import write_bytes
 from twostage.errors import DataError
 from twostage.models.build import Model
 from twostage.models.one_stage import OneStage
 from twostage.training.ema import EMA
-from twostage.weights.file import head_named, load_tensors
+from twostage.weights.file import head_named, load_tensors, save_tensors
 from twostage.weights.fit import load_all
 
 
@@ -59,8 +57,7 @@ def save_state(
     for number, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{slot}": t for slot, t in slots.items() if isinstance(t, Tensor)}
     content = {"progress": asdict(progress), "updates": ema.updates if ema else 0, "scaler": scaler}
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_bytes(path, save(plain, metadata={"twostage-state": json.dumps(content)}))
+    save_tensors(path, tensors, {"twostage-state": json.dumps(content)})
 
 
 def load_state(

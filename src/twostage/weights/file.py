@@ -49,9 +49,14 @@ class Card:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], card: Card) -> None:
-    """Write a weights file; it is complete or not there at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_bytes(path, save(tensors, metadata={KEY: card.to_json()}))
+    """Write a weights file. As `save_tensors`."""
+    save_tensors(path, state, {KEY: card.to_json()})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with these header entries; it is complete or not there at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(plain, metadata=metadata))
 
 
 def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:

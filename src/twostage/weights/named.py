@@ -51,22 +51,11 @@ def bring(one: Published, *, offline: bool = False) -> Path:
             log.info("%s: %s", one.name, one.about)
             download(one.url, original, one.sha256)
         verify(original, one.sha256)  # it may have been put there by hand
-        _convert(one, original, target)
+        if one.model is None:
+            convert_backbone(original, target)
+        else:
+            metrics = {"AP": round(one.score / 100, 3)}
+            convert_detector(original, target, one.model, coco_names(), licence=LICENCE, metrics=metrics, **one.fields)
         original.unlink()
     log.info("Kept as %s", target)
     return target
-
-
-def _convert(one: Published, original: Path, target: Path) -> None:
-    if one.model is None:
-        convert_backbone(original, target)
-        return
-    convert_detector(
-        original,
-        target,
-        one.model,
-        coco_names(),
-        licence=LICENCE,
-        metrics={"AP": round(one.score / 100, 3)},
-        **one.fields,
-    )

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from twostage.atomic import write_bytes
 from twostage.errors import DataError
 from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
-from twostage.weights.file import Card, require_file, save_weights
+from twostage.weights.file import Card, require_file, save_tensors, save_weights
 from twostage.weights.fit import load_all
 from twostage.weights.torchvision import from_torchvision
 
@@ -44,8 +42,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 def convert_backbone(path: Path, out: Path) -> None:
     """A classification network's pickle as safetensors, for `train --weights`. Raises as `read_pickle`."""
-    tensors = {name: tensor.contiguous() for name, tensor in read_pickle(path).items()}
-    write_bytes(out, save(tensors))
+    save_tensors(out, read_pickle(path))
 
 
 def convert_detector(

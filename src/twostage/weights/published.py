@@ -19,17 +19,20 @@ LICENCE = "BSD-3-Clause"
 class Published(NamedTuple):
     """A published file: its name here, its address, its size in MiB, and what it is.
 
-    `model` is the detector of our zoo that it fills, None for a backbone trained on ImageNet; `score` is its
-    publisher's number: COCO's AP of a detector's boxes, top-1 accuracy of a backbone, in percent. `fields` are those of
-    the model that its weights do not show.
+    `score` is its publisher's number: COCO's AP of a detector's boxes, top-1 accuracy of a backbone, in percent.
+    `fields` are those of the model that its weights do not show.
     """
 
     name: str
     file: str
     size: float
-    model: str | None
     score: float
     fields: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def model(self) -> str | None:
+        """The detector of our zoo that it fills; None for a backbone trained on ImageNet."""
+        return self.name.removesuffix("-coco") if self.name.endswith("-coco") else None
 
     @property
     def url(self) -> str:
@@ -48,64 +51,25 @@ class Published(NamedTuple):
         return f"{'detector' if self.model else 'backbone'}, {number}, {self.size:.0f} MiB, {LICENCE}"
 
 
-PUBLISHED = {
-    one.name: one
-    for one in (
-        Published("vgg16-imagenet", "vgg16-397923af.pth", 527.796, None, 71.592),
-        Published("resnet18-imagenet", "resnet18-f37072fd.pth", 44.661, None, 69.758),
-        Published("resnet34-imagenet", "resnet34-b627a593.pth", 83.275, None, 73.314),
-        Published("resnet50-imagenet", "resnet50-0676ba61.pth", 97.781, None, 76.13),
-        Published("resnet50-imagenet-v2", "resnet50-11ad3fa6.pth", 97.79, None, 80.858),
-        Published("resnet101-imagenet", "resnet101-63fe2227.pth", 170.511, None, 77.374),
-        Published("resnet101-imagenet-v2", "resnet101-cd907fc2.pth", 170.53, None, 81.886),
-        Published("mobilenet_v3_large-imagenet", "mobilenet_v3_large-8738ca79.pth", 21.114, None, 74.042),
-        Published("mobilenet_v3_large-imagenet-v2", "mobilenet_v3_large-5c1a4163.pth", 21.107, None, 75.274),
-        Published(
-            "faster_rcnn_resnet50_fpn-coco",
-            "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
-            159.743,
-            "faster_rcnn_resnet50_fpn",
-            37.0,
-            MappingProxyType({"norm_eps": 0.0}),  # torchvision, faster_rcnn.py: overwrite_eps
-        ),
-        Published(
-            "faster_rcnn_resnet50_fpn_v2-coco",
-            "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
-            167.104,
-            "faster_rcnn_resnet50_fpn_v2",
-            46.7,
-        ),
-        Published(
-            "faster_rcnn_mobilenet_v3_large_fpn-coco",
-            "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth",
-            74.239,
-            "faster_rcnn_mobilenet_v3_large_fpn",
-            32.8,
-        ),
-        Published(
-            "faster_rcnn_mobilenet_v3_large_320_fpn-coco",
-            "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
-            74.239,
-            "faster_rcnn_mobilenet_v3_large_320_fpn",
-            22.8,
-        ),
-        Published(
-            "mask_rcnn_resnet50_fpn-coco",
-            "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
-            169.84,
-            "mask_rcnn_resnet50_fpn",
-            37.9,
-            MappingProxyType({"norm_eps": 0.0}),  # torchvision, mask_rcnn.py: overwrite_eps
-        ),
-        Published(
-            "mask_rcnn_resnet50_fpn_v2-coco",
-            "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
-            177.219,
-            "mask_rcnn_resnet50_fpn_v2",
-            47.4,
-        ),
-    )
-}
+_EPS_0 = MappingProxyType({"norm_eps": 0.0})  # torchvision, faster_rcnn.py and mask_rcnn.py: overwrite_eps
+_TABLE: tuple[tuple[Any, ...], ...] = (
+    ("vgg16-imagenet", "vgg16-397923af.pth", 527.796, 71.592),
+    ("resnet18-imagenet", "resnet18-f37072fd.pth", 44.661, 69.758),
+    ("resnet34-imagenet", "resnet34-b627a593.pth", 83.275, 73.314),
+    ("resnet50-imagenet", "resnet50-0676ba61.pth", 97.781, 76.13),
+    ("resnet50-imagenet-v2", "resnet50-11ad3fa6.pth", 97.79, 80.858),
+    ("resnet101-imagenet", "resnet101-63fe2227.pth", 170.511, 77.374),
+    ("resnet101-imagenet-v2", "resnet101-cd907fc2.pth", 170.53, 81.886),
+    ("mobilenet_v3_large-imagenet", "mobilenet_v3_large-8738ca79.pth", 21.114, 74.042),
+    ("mobilenet_v3_large-imagenet-v2", "mobilenet_v3_large-5c1a4163.pth", 21.107, 75.274),
+    ("faster_rcnn_resnet50_fpn-coco", "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", 159.743, 37.0, _EPS_0),
+    ("faster_rcnn_resnet50_fpn_v2-coco", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth", 167.104, 46.7),
+    ("faster_rcnn_mobilenet_v3_large_fpn-coco", "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth", 74.239, 32.8),
+    ("faster_rcnn_mobilenet_v3_large_320_fpn-coco", "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth", 74.239, 22.8),
+    ("mask_rcnn_resnet50_fpn-coco", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", 169.84, 37.9, _EPS_0),
+    ("mask_rcnn_resnet50_fpn_v2-coco", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", 177.219, 47.4),
+)
+PUBLISHED = {row[0]: Published(*row) for row in _TABLE}
 
 
 def published(name: str) -> Published:

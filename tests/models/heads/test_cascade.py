@@ -13,7 +13,7 @@ from twostage.models.heads.cascade import CascadeConfig, refine, scale_gradient,
 from twostage.models.heads.postprocess import postprocess
 from twostage.models.regions.pooling import RegionFeatures
 from twostage.ops.boxes import iou
-from twostage.ops.deltas import decode
+from twostage.ops.deltas import BoxCoder
 
 SIZES = [(64, 96), (60, 80)]
 
@@ -45,7 +45,7 @@ def test_each_stage_predicts_for_the_refined_boxes_of_the_one_before(make_batch:
     for weights, before, after in zip(
         model.config.cascade.delta_weights, stages.predictions[:-1], stages.predictions[1:], strict=False
     ):
-        expected = decode(before.deltas[:, :, 0], before.boxes, weights=weights)
+        expected = BoxCoder(weights).decode(before.deltas[:, :, 0], before.boxes)
         torch.testing.assert_close(after.boxes, expected.clamp(min=0).minimum(limits))
     assert not torch.equal(stages.predictions[0].boxes, stages.predictions[2].boxes)
 

@@ -16,7 +16,7 @@ from twostage.data.batch import Batch, Targets
 from twostage.errors import UsageError
 from twostage.models.heads.retinanet import PRIOR
 from twostage.ops.boxes import iou
-from twostage.ops.deltas import decode, encode
+from twostage.ops.deltas import BoxCoder
 
 SIZES = [(64, 96), (60, 80)]
 K = 3
@@ -84,7 +84,7 @@ def test_losses_by_their_formulas(make_batch: Callable[..., Batch], make_targets
     torch.testing.assert_close(losses["class"], each.sum() / positive.sum())
     assert positive[0].any()
     assert not positive[1].any()
-    goal = encode(targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4)), anchors, weights=(1.0, 1.0, 1.0, 1.0))
+    goal = BoxCoder().encode(targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4)), anchors)
     moves = torch.cat(predictions.deltas, 1)
     far = smooth_l1_loss(moves[positive], goal[positive], beta=model.config.retinanet.beta, reduction="sum")
     torch.testing.assert_close(losses["box"], far / positive.sum())
@@ -127,9 +127,8 @@ def test_candidates_are_the_best_pairs_of_every_level(make_batch: Callable[..., 
         anchor = proposals.anchors[image][proposals.valid[image]]
         chosen = anchor * K + proposals.labels[image][proposals.valid[image]]
         assert sorted(chosen.tolist()) == sorted(expected.tolist())
-        boxes = decode(
-            torch.cat(predictions.deltas, 1)[image, anchor], torch.cat(predictions.anchors)[anchor], weights=(1.0,) * 4
-        )
+        moves = torch.cat(predictions.deltas, 1)[image, anchor]
+        boxes = BoxCoder().decode(moves, torch.cat(predictions.anchors)[anchor])
         clipped = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
         torch.testing.assert_close(proposals.boxes[image][proposals.valid[image]], clipped)
 

@@ -12,7 +12,7 @@ from twostage.models.configure import configure
 from twostage.models.proposals.rpn import RPN, AnchorPredictions
 from twostage.models.zoo import named
 from twostage.ops.boxes import iou
-from twostage.ops.deltas import encode
+from twostage.ops.deltas import BoxCoder
 
 CHANNELS = 16
 STRIDES = (4, 8, 16)
@@ -139,7 +139,7 @@ def test_every_proposal_has_the_index_of_its_anchor() -> None:
         free = ((boxes > 0) & (boxes < torch.tensor(SIZES[i]).flip(0).repeat(2))).all(dim=1)
         assert free.any()
         expected = deltas[i, index][free]
-        torch.testing.assert_close(encode(boxes[free], anchors[index][free]), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(BoxCoder().encode(boxes[free], anchors[index][free]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_proposals_lie_on_their_image_best_first() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from twostage.models.backbones.backbone import BackboneConfig
 from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, init_convs, norm_layer
-from twostage.ops.activation import Activation
+from twostage.ops.plain import Activation
 
 
 class Row(NamedTuple):

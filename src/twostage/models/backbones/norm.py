@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 
 from twostage.models.component import NotNegative, short
 from twostage.models.fused import FusedConv
-from twostage.ops.activation import Activation, activate
+from twostage.ops.plain import Activation, activate
 
 Norm = Callable[[int], nn.Module]
 """The constructor of a normalisation layer for so many channels."""

@@ -1,6 +1,7 @@
 """RoIAlign with fixed shapes: one bag of rows over the table of all levels, and the host never waits."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -122,12 +123,7 @@ def _reads(
     samples = grid.ratio or grid.max_samples
     if samples is None:
         raise ValueError("roi_align with sampling_ratio=0 needs max_samples on devices other than the CPU")
-    firsts = [0]
-    for height, width in shapes:
-        firsts.append(firsts[-1] + len(levels) * height * width)
-    regions = roi_sampling.locate(boxes, levels, shapes, grid, firsts=firsts[:-1])
-    return (
-        regions,
-        roi_sampling.read(regions, grid.size, (samples, samples), (2 * samples, 2 * samples)),
-        (samples, samples),
-    )
+    firsts = list(accumulate((len(levels) * height * width for height, width in shapes[:-1]), initial=0))
+    regions = roi_sampling.locate(boxes, levels, shapes, grid, firsts)
+    both = (samples, samples)
+    return regions, roi_sampling.read(regions, grid.size, both, (2 * samples, 2 * samples)), both

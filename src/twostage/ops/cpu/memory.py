@@ -104,9 +104,8 @@ def _taken(size: int) -> NDArray:
         return np.empty(size, dtype=np.uint8)
     try:
         _tidy()
-        fitting = [(gap[1] - gap[0], i, gap) for i, slab in enumerate(_slabs) for gap in slab.gaps]
-        fitting = [one for one in fitting if one[0] >= whole]
-        if fitting:
+        sizes = [(gap[1] - gap[0], i, gap) for i, slab in enumerate(_slabs) for gap in slab.gaps]
+        if fitting := [one for one in sizes if one[0] >= whole]:
             _, i, gap = min(fitting)
             slab = _slabs[i]
         else:

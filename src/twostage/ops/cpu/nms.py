@@ -191,5 +191,4 @@ def _overlap(a: NDArray, b: NDArray) -> NDArray:
     width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
     height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
     intersection = width.clip(min=0) * height.clip(min=0)
-    iou: NDArray = intersection / (a[4] + b[4] - intersection)
-    return iou
+    return intersection / (a[4] + b[4] - intersection)

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from twostage.ops.activation import Activation, activate
 from twostage.ops.cpu.memory import empty
-from twostage.ops.plain import PlainConv, PlainLinear, Window
+from twostage.ops.plain import Activation, PlainConv, PlainLinear, Window, activate
 
 _LARGE = 1 << 23  # bytes of a result from which on it is put into memory from `empty`
 _BYTES = 1 << 22  # of one part of a matrix product that is computed in parts, so that it stays in the cache
@@ -137,8 +136,7 @@ class PackedLinear(NamedTuple):
 
     def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.functional.linear`."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, *self, "none", [], "")
-        return out
+        return torch.ops.mkldnn._linear_pointwise(x, *self, "none", [], "")
 
 
 def serves(device: str, dtype: torch.dtype) -> bool:
@@ -172,8 +170,7 @@ def _passes(dtype: torch.dtype) -> bool:
 
 
 def _packed_matrix(weight: Float[Tensor, "d c"]) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    return packed
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 
 def _copy(x: Tensor) -> Tensor:

@@ -21,10 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from twostage.ops.activation import Activation, activate
 from twostage.ops.cpu.memory import empty, release_freed_memory
 from twostage.ops.cpu.packed import PackedConv
-from twostage.ops.plain import Conv, Window
+from twostage.ops.plain import Activation, Conv, Window, activate
 
 _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
@@ -78,7 +77,8 @@ class WinogradConv(NamedTuple):
         band = x.new_zeros(images, _OUT * rows + 2, _OUT * across + 2, c)
         half = empty((images, rows, _IN, _OUT * across + 2, c), x.dtype)
         tiles = empty((images, rows, across, _IN, _IN, c), x.dtype)
-        back = _Back.empty(x, images, rows, across, max(self.channels))
+        half_out = empty((images, rows, across, _IN, _OUT, max(self.channels)), x.dtype)
+        pixels_out = empty((images, rows, _OUT, across, _OUT, max(self.channels)), x.dtype)
         for image in range(0, n, images):
             for row in range(0, down, rows):
                 top, some = _OUT * row, min(images, n - image)
@@ -89,7 +89,7 @@ class WinogradConv(NamedTuple):
                 parts = out[image : image + some, top : top + _OUT * rows].split(self.channels, dim=3)
                 for product, part in zip(self.products, parts, strict=True):
                     y = product(places).permute(0, 2, 3, 1).view(images, rows, across, _IN, _IN, -1)
-                    y = back(y)[:some, : part.shape[1], :w]
+                    y = _to_pixels(y, half_out, pixels_out)[:some, : part.shape[1], :w]
                     if add is not None:
                         y.add_(part)
                     if activation == "relu":
@@ -175,24 +175,15 @@ def _from_tiles(m: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     torch.add(q.add_(m[5]), s, alpha=8, out=out[3])
 
 
-class _Back(NamedTuple):
-    """A' ... A, in memory for one band."""
-
-    half: Float[Tensor, "m r a 6 4 d"]
-    pixels: Float[Tensor, "m r 4 a 4 d"]
-
-    @classmethod
-    def empty(cls, x: Tensor, m: int, r: int, a: int, d: int) -> "_Back":
-        """For r rows of a tiles of m images, and at most d channels."""
-        return cls(empty((m, r, a, _IN, _OUT, d), x.dtype), empty((m, r, _OUT, a, _OUT, d), x.dtype))
-
-    def __call__(self, tiles: Float[Tensor, "m r a 6 6 d"]) -> Float[Tensor, "m y x d"]:
-        """The pixels of all tiles beside each other."""
-        m, r, a, _, _, d = tiles.shape
-        half, pixels = self.half[..., :d], self.pixels[..., :d]
-        _from_tiles(tiles.unbind(4), half.unbind(4))
-        _from_tiles(half.unbind(3), pixels.unbind(2))
-        return pixels.reshape(m, _OUT * r, _OUT * a, d)
+def _to_pixels(
+    tiles: Float[Tensor, "m r a 6 6 d"], half: Float[Tensor, "m r a 6 4 e"], pixels: Float[Tensor, "m r 4 a 4 e"]
+) -> Float[Tensor, "m y x d"]:
+    """A' ... A: the pixels of all tiles beside each other, in memory for at least as many channels."""
+    m, r, a, _, _, d = tiles.shape
+    half, pixels = half[..., :d], pixels[..., :d]
+    _from_tiles(tiles.unbind(4), half.unbind(4))
+    _from_tiles(half.unbind(3), pixels.unbind(2))
+    return pixels.reshape(m, _OUT * r, _OUT * a, d)
 
 
 def _at_ones(bias: Float[Tensor, " d"]) -> Float[Tensor, " _"]:

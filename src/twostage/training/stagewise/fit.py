@@ -13,7 +13,7 @@ from twostage.data.batch import Batch, stack_images
 from twostage.data.loader import scale_boxes
 from twostage.models.stagewise import SVMHead
 from twostage.models.two_stage import TwoStage
-from twostage.ops.deltas import encode
+from twostage.ops.deltas import BoxCoder
 from twostage.training.stagewise.regions import Cache, Regions
 from twostage.training.stagewise.ridge import LAMBDA, fit_ridge
 from twostage.training.stagewise.svm import NEGATIVE, SvmSettings, fit_svm
@@ -100,7 +100,7 @@ def vectors(
 def _deltas(regions: Regions, rows: np.ndarray) -> Float32[np.ndarray, "n 4"]:
     """The deltas from proposals to their objects."""
     targets = torch.from_numpy(regions.boxes[: regions.objects][regions.truth[rows]])
-    return encode(targets, torch.from_numpy(regions.boxes[rows])).numpy()
+    return BoxCoder().encode(targets, torch.from_numpy(regions.boxes[rows])).numpy()
 
 
 def _all(parts: Sequence[np.ndarray]) -> np.ndarray:
