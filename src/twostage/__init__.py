@@ -2,7 +2,7 @@
 
     from twostage import Detector
     detector = Detector.load("runs/blood/weights/best.safetensors")
-    found = detector.predict("photo.jpg")
+    detections = detector.predict("photo.jpg")
 
 Importing the package imports neither torch nor numpy; the names below load on first use.
 """

@@ -25,7 +25,7 @@ from twostage.inference.dataset import batches_of, detect_split, propose_split
 from twostage.inference.graphs import AnyStages
 from twostage.inference.predictor import detect_images, make_batch
 from twostage.inference.prepare import PreparedModel, prepare
-from twostage.inference.sources import Item, expand, is_one_picture
+from twostage.inference.sources import Item, expand, is_one_image
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
 from twostage.kinds import coerce, describe, matches
 from twostage.models.build import Model, build
@@ -201,15 +201,15 @@ class Detector:
         postprocess = self.postprocess(conf, iou, max_det)
         batch = _required("batch", batch, Count)
         stream = self._stream(expand(source), postprocess, batch, views)
-        return next(iter(stream)) if is_one_picture(source) else stream
+        return next(iter(stream)) if is_one_image(source) else stream
 
     def trace(self, source: Any) -> AnyStages:
         """Every stage of the prediction of one image, on the pixels the network saw; the model's own thresholds."""
-        if not is_one_picture(source):
-            raise UsageError(f"{source!r:.80}: is not one picture; trace them one by one.")
+        if not is_one_image(source):
+            raise UsageError(f"{source!r:.80}: more than one image: trace them one by one.")
         (item,) = expand(source)
         if item.image is None:
-            raise item.error or UsageError(f"{source}: holds no picture.")
+            raise item.error or UsageError(f"{source}: contains no image.")
         return self.prepared.stages(make_batch([item.image], self.model.config))
 
     def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Any) -> "Report":
@@ -252,7 +252,7 @@ class Detector:
         postprocess, config = self.postprocess(conf, iou, max_det), self.model.config
         if not views.plain:
             if proposals is not None:
-                raise UsageError("proposals are of whole pictures as they are: leave them out, or the views.")
+                raise UsageError("proposals are for whole images without augmentation: leave them out, or the views.")
             gathered = Accumulator()
             for index in range(processes.rank, len(dataset), processes.world):
                 one = detect_augmented(

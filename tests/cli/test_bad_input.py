@@ -129,7 +129,7 @@ def test_repairable_boxes_do_not_stop_training_and_are_listed(
         (["predict", "{picture}", "--weights", "nowhere.safetensors"], 4, ["nowhere.safetensors"]),
         (["predict", "{picture}", "--weights", "{junk}"], 3, ["junk.safetensors"]),
         (["predict", "nowhere.jpg", "--weights", "{weights}"], 3, ["nowhere.jpg: does not exist"]),
-        (["predict", "{empty}", "--weights", "{weights}"], 3, ["holds no pictures"]),
+        (["predict", "{empty}", "--weights", "{weights}"], 3, ["contains no images"]),
         (["predict", "https://example.com/a.jpg", "--weights", "{weights}"], 2, ["nothing is downloaded"]),
         (["predict", "{picture}", "--weights", "{weights}", "--conf", "2"], 2, ["conf is 2"]),
         (["predict", "{picture}", "--weights", "{weights}", "--format", "yolo"], 2, ["format is 'yolo'"]),

@@ -161,7 +161,7 @@ def test_detections_that_may_be_missing_are_told(caplog: pytest.LogCaptureFixtur
 
 def test_a_list_has_no_trace_and_meta_is_no_device() -> None:
     detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
-    with pytest.raises(UsageError, match="not one picture"):
+    with pytest.raises(UsageError, match="more than one image"):
         detector.trace([np.zeros((64, 64, 3), np.uint8)] * 2)
     with pytest.raises(UsageError, match="meta"):
         Detector.build("faster_rcnn_tiny_fpn", ["a"], device="meta")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from twostage.errors import DataError, MissingError, UsageError
-from twostage.inference.sources import expand, is_one_picture
+from twostage.inference.sources import expand, is_one_image
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_patterns(folder):
 def test_a_name_with_brackets_is_a_name_first(folder):
     Image.new("RGB", (20, 8)).save(folder / "x[1].png")
     assert widths(folder / "x[1].png") == [20]
-    assert is_one_picture(folder / "x[1].png")
+    assert is_one_image(folder / "x[1].png")
 
 
 def test_a_list_of_anything(folder):
@@ -120,8 +120,8 @@ def test_an_unreadable_image_carries_its_error_and_the_rest_goes_on(folder, ahea
     [
         ("{folder}/absent.jpg", "absent.jpg: does not exist"),
         ("{folder}/*.webp", "matches nothing"),
-        ("{folder}/*.txt", "1 files, none of them a picture"),
-        ("{folder}/empty", "holds no pictures"),
+        ("{folder}/*.txt", "1 files, none of them an image"),
+        ("{folder}/empty", "contains no images"),
         (["{folder}/a.jpg", "{folder}/absent.jpg"], "absent.jpg: does not exist"),
     ],
 )
@@ -286,10 +286,10 @@ def test_a_broken_video_carries_its_error(tmp_path):
 
 def test_which_sources_give_one_result(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert is_one_picture("a.jpg")
-    assert is_one_picture(np.zeros((5, 5, 3), np.uint8))
-    assert is_one_picture(torch.zeros(3, 5, 5))
-    assert is_one_picture(Image.new("RGB", (5, 5)))
+    assert is_one_image("a.jpg")
+    assert is_one_image(np.zeros((5, 5, 3), np.uint8))
+    assert is_one_image(torch.zeros(3, 5, 5))
+    assert is_one_image(Image.new("RGB", (5, 5)))
     for several in (
         ".",
         "*.jpg",
@@ -299,7 +299,7 @@ def test_which_sources_give_one_result(folder, monkeypatch):
         np.zeros((2, 5, 5, 3), np.uint8),
         torch.zeros(1, 3, 5, 5),
     ):
-        assert not is_one_picture(several)
+        assert not is_one_image(several)
 
 
 def test_no_torch_is_imported_for_paths(folder):
@@ -315,5 +315,5 @@ def test_bytes_on_standard_input_are_no_list_of_paths(monkeypatch: pytest.Monkey
 
 
 def test_nothing_is_no_path() -> None:
-    with pytest.raises(DataError, match="is no path"):
+    with pytest.raises(DataError, match="is not a path"):
         list(expand(""))

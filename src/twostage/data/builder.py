@@ -254,10 +254,10 @@ class Builder:
 
     def _stop(self) -> None:
         stopping = {"default": ("error",), "fail": ("error", "repair"), "skip": ()}[self.options.on_error]
-        found = [f for f in self.faults if f.severity in stopping]
-        if found:
+        errors = [f for f in self.faults if f.severity in stopping]
+        if errors:
             heading = f"{self.root}: faults in the split {self.split!r} ({self.layout} layout)."
-            raise FaultyDataError(f"{heading} --on-error skip leaves out the faulty images and objects.", found)
+            raise FaultyDataError(f"{heading} --on-error skip leaves out the faulty images and objects.", errors)
 
     def _dataset(self, table: np.ndarray, masks: FlatMasks | None, sizes: np.ndarray, good: np.ndarray) -> Dataset:
         images = np.flatnonzero(good)

@@ -72,9 +72,9 @@ class Report:
             lines.append(f"    {classes}" if len(classes) <= 400 else f"    {len(held['classes'])} classes")
         if self.faults:
             lines.append(format_faults(self.faults, most=most))
-        found = ", ".join(f"{n} {severity}{'s' if n != 1 else ''}" for severity, n in self.counts.items())
+        summary = ", ".join(f"{n} {severity}{'s' if n != 1 else ''}" for severity, n in self.counts.items())
         verdict = "Nothing wrong" if self.ok else "Faults found"
-        return "\n".join([*lines, f"{verdict}: {found}, in {self.seconds:.1f} s."])
+        return "\n".join([*lines, f"{verdict}: {summary}, in {self.seconds:.1f} s."])
 
 
 def check(
@@ -131,7 +131,7 @@ def _differing_masks(datasets: Sequence[Dataset]) -> Iterator[Fault]:
     """Splits without masks beside splits with masks; the reader reports splits with some masks."""
     masked = [dataset.split for dataset in datasets if dataset.masks is not None]
     for dataset in datasets:
-        reported = any(found.code == "missing-mask" for found in dataset.faults)
+        reported = any(f.code == "missing-mask" for f in dataset.faults)
         if masked and dataset.masks is None and not reported and not (dataset.crowd | dataset.difficult).all():
             message = f"no object of this split has a mask, those of {', '.join(masked)} have"
             yield fault("missing-mask", dataset.split, "", message, "Add the masks, or train a model without them")

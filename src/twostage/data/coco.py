@@ -114,15 +114,15 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
 def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     value = document.get(key, [] if key == "annotations" else None)
     if not isinstance(value, list):
-        found = ", ".join(map(repr, list(document)[:8])) or "nothing"
-        what = f"{key!r} is {brief(value)}, not a list" if key in document else f"has no list {key!r}; it has {found}"
+        keys = ", ".join(map(repr, list(document)[:8])) or "nothing"
+        what = f"{key!r} is {brief(value)}, not a list" if key in document else f"has no list {key!r}; it has {keys}"
         raise unusable(path, "broken-json", what, "Name a COCO data set, not its results")
     return value
 
 
 def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) -> list[tuple[int, str]]:
     """Ids and names in ascending order of id."""
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     fix = 'Write {"id": 1, "name": "cat"} with ids and names that differ'
     records = document.get("categories")
     if not isinstance(records, list) or not records:
@@ -132,13 +132,13 @@ def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) ->
         where = f"categories[{position}]"
         if not (isinstance(record, dict) and _is_id(record.get("id")) and isinstance(record.get("name"), str)):
             faults.append(fault("broken-record", shown, where, f"{brief(record)} lacks a whole id and a name", fix))
-        elif record["id"] in found:
+        elif record["id"] in names:
             faults.append(fault("duplicate-class", shown, where, f"the id {record['id']} is taken", fix))
-        elif record["name"] in found.values():
+        elif record["name"] in names.values():
             faults.append(fault("duplicate-class", shown, where, f"the name {record['name']!r} is taken", fix))
         else:
-            found[record["id"]] = record["name"]
-    return sorted(found.items())
+            names[record["id"]] = record["name"]
+    return sorted(names.items())
 
 
 def _folder(images: Sequence[Any], folders: Sequence[Path], required_by: Path | None) -> Path:

@@ -46,10 +46,10 @@ class Extras:
         objects = (one for entry in files.values() for one in entry["objects"])
         self._object_ids = count(1 + max((one["id"] for one in objects), default=0))
 
-    def classes(self, found: Sequence[str]) -> dict[str, int]:
+    def classes(self, names: Sequence[str]) -> dict[str, int]:
         """Category ids by name: the stored ones in their order, then new ones for the other classes found."""
         free = count(1 + max(self._categories.values(), default=0))
-        return {**self._categories, **{name: next(free) for name in found if name not in self._categories}}
+        return {**self._categories, **{name: next(free) for name in names if name not in self._categories}}
 
     def image_id(self, shown: str) -> int:
         """The id of the image with this annotation file (path from the root); an unused one if none is stored."""

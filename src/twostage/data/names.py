@@ -19,8 +19,8 @@ def nested_names(datasets: Sequence[Dataset], by_stem: bool) -> list[list[str]]:
     names = []
     for dataset in datasets:
         taken: set[str] = set()
-        found = ("/".join(name_parts(dataset, index)) for index in range(len(dataset)))
-        names.append([_free(name, taken, by_stem=by_stem) for name in found])
+        own = ("/".join(name_parts(dataset, index)) for index in range(len(dataset)))
+        names.append([_free(name, taken, by_stem=by_stem) for name in own])
     return names
 
 
@@ -48,20 +48,20 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
 
 def name_parts(dataset: Dataset, index: int) -> list[str]:
     """The parts of an image's path, without the folders in which the formats keep images."""
-    found = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
-    while len(found) > 1 and (found[0] in ("images", dataset.split) or found[0].endswith(":")):
-        del found[0]
-    found = found or ["picture"]
-    if Path(found[-1]).suffix.lower() not in EXTENSIONS:
+    parts = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
+    while len(parts) > 1 and (parts[0] in ("images", dataset.split) or parts[0].endswith(":")):
+        del parts[0]
+    parts = parts or ["image"]
+    if Path(parts[-1]).suffix.lower() not in EXTENSIONS:
         source = dataset.source(index)
-        found[-1] += f".{read_header(source).format.lower()}" if isinstance(source, Path) else ".png"
-    return found
+        parts[-1] += f".{read_header(source).format.lower()}" if isinstance(source, Path) else ".png"
+    return parts
 
 
 def _free(name: str, taken: set[str], *, by_stem: bool) -> str:
     """The name, with a number if it is taken. Case is ignored, as on some file systems."""
     path = PurePosixPath(name)
-    stem = path.stem.strip() or "picture"
+    stem = path.stem.strip() or "image"
     number = 1
     while True:
         tail = "" if number == 1 else f"-{number}"

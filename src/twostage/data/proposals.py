@@ -204,7 +204,7 @@ def _read_json(path: Path, dataset: Dataset) -> ProposalSet:
         raise DataError(f'{path}: must hold a list of {{"image_id", "bbox": [x, y, w, h], "score"}}.')
     by_id = {image_id: i for i, image_id in enumerate(dataset.image_ids.tolist())}
     by_name = {dataset.file_name(i): i for i in range(len(dataset))}
-    found: dict[int, list[list[float]]] = {}
+    boxes: dict[int, list[list[float]]] = {}
     for number, entry in enumerate(entries):
         fields = entry if isinstance(entry, dict) else {}
         if fields.get("split", dataset.split) != dataset.split:
@@ -219,10 +219,10 @@ def _read_json(path: Path, dataset: Dataset) -> ProposalSet:
                 "of four numbers [x, y, w, h] and a score."
             )
         if image is not None:  # else another split's
-            found.setdefault(image, []).append(row)
-    if not found:
+            boxes.setdefault(image, []).append(row)
+    if not boxes:
         _require_images(path, dataset, ())
-    rows = [np.array(found.get(i, []), dtype=np.float64).reshape(-1, 5) for i in range(len(dataset))]
+    rows = [np.array(boxes.get(i, []), dtype=np.float64).reshape(-1, 5) for i in range(len(dataset))]
     return ProposalSet.of(
         ((np.concatenate([r[:, :2], r[:, :2] + r[:, 2:4]], axis=1), r[:, 4]) for r in rows), f"the file {path}"
     )

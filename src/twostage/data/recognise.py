@@ -115,19 +115,19 @@ def find_layout(path: str | Path) -> Layout:
     if not path.is_file() and not path.is_dir():
         raise DataError(f"{path}: neither a file nor a folder. Name the folder of a data set, or a file of one.")
     try:
-        found = _detect(path)
+        layout = _detect(path)
     except PermissionError as error:
         raise DataError(f"{error.filename}: no permission to read it. Change its mode or its owner.") from error
-    if found is None and path.is_file():
+    if layout is None and path.is_file():
         raise DataError(f"{path}: is not a data set. Looked for:\n{LOOKED_FOR}")
-    if found is None:
+    if layout is None:
         held = ", ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in itertools.islice(path.iterdir(), 8)))
         nested = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".") and _inside(p)]
         hint = f" Perhaps you mean {nested[0]}." if nested else ""
         raise DataError(
             f"{path}: no data set recognised.{hint} It holds: {held or 'nothing'}. Looked for:\n{LOOKED_FOR}"
         )
-    return found
+    return layout
 
 
 def _detect(path: Path) -> Layout | None:

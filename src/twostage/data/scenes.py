@@ -125,10 +125,10 @@ def _write_split(
 
 def _stuff(scene: Scene) -> UInt8[np.ndarray, "h w"]:
     """The class of each pixel; the background has the last one."""
-    found = np.full(scene.image.shape[:2], len(NAMES), dtype=np.uint8)
+    stuff = np.full(scene.image.shape[:2], len(NAMES), dtype=np.uint8)
     for label, mask in zip(scene.labels, scene.masks, strict=True):
-        found[mask] = label
-    return found
+        stuff[mask] = label
+    return stuff
 
 
 def _ground(rng: np.random.Generator, style: SceneStyle) -> Float[np.ndarray, "h w 3"]:

@@ -45,23 +45,23 @@ class Stuff:
             with Image.open(path) as image:
                 if image.mode not in _MODES:
                     raise DataError(f"{path}: has {image.mode} pixels. Write a map as 8-bit numbers, one per pixel.")
-                found = np.array(image)
+                pixels = np.array(image)
         except _UNREADABLE as error:
             raise DataError(
                 f"{path}: cannot be read as a stuff map ({error}). Add the file, or write it again."
             ) from None
-        if found.shape != (height, width):
+        if pixels.shape != (height, width):
             raise DataError(
-                f"{path}: the map is {found.shape[1]} x {found.shape[0]}, its image {width} x {height}. "
+                f"{path}: the map is {pixels.shape[1]} x {pixels.shape[0]}, its image {width} x {height}. "
                 "Make the map for this image."
             )
-        unknown = found[(found >= self.classes) & (found != UNKNOWN)]
+        unknown = pixels[(pixels >= self.classes) & (pixels != UNKNOWN)]
         if len(unknown):
             raise DataError(
                 f"{path}: has the class {unknown[0]}; there are {self.classes}, counted from 0, and {UNKNOWN} for "
                 f"unlabelled pixels. List all classes in {path.parent.parent / NAMES}."
             )
-        return found
+        return pixels
 
 
 def find_stuff(dataset: Dataset) -> Stuff | None:
@@ -113,26 +113,26 @@ class Map(NamedTuple):
 
 def maps_of(datasets: Sequence[Dataset]) -> dict[str, Map]:
     """The map of every image that has one, by the image's path, to be copied with a data set."""
-    found = {}
+    maps = {}
     for dataset in datasets:
         folder = _folder(dataset)
         if folder is not None:
             places = zip(range(len(dataset)), _places(folder, dataset), strict=True)
-            found.update({dataset.paths[i]: Map(place, folder.parent) for i, place in places if place.is_file()})
-    return found
+            maps.update({dataset.paths[i]: Map(place, folder.parent) for i, place in places if place.is_file()})
+    return maps
 
 
 def copies(maps: Mapping[str, Map], dataset: Dataset, names: Sequence[str], root: Path) -> dict[Path, Path]:
     """What is to be copied, and from where, for the maps of a split that is written to `root` with these `names`."""
-    found = {}
+    targets = {}
     for index, name in enumerate(names):
         source = maps.get(dataset.paths[index])
         if source is not None:
             folder = root / source.folder.name
-            found[(folder / dataset.split / name).with_suffix(".png")] = source.path
+            targets[(folder / dataset.split / name).with_suffix(".png")] = source.path
             if (source.folder / NAMES).is_file():
-                found[folder / NAMES] = source.folder / NAMES
-    return found
+                targets[folder / NAMES] = source.folder / NAMES
+    return targets
 
 
 def coarse(stuff: UInt8[Tensor, "h w"], height: int, width: int) -> UInt8[Tensor, "i j"]:

@@ -47,9 +47,9 @@ class VocSplit(NamedTuple):
 
 def detect(path: Path) -> Layout | None:
     """The layout of a folder with Annotations/ and JPEGImages/, or with images and XML side by side."""
-    found = _find(path) if path.is_dir() else {}
-    sources = {split: where.listed or where.annotations for split, where in found.items()}
-    return Layout(FORMAT, path, sources) if found else None
+    splits = _find(path) if path.is_dir() else {}
+    sources = {split: where.listed or where.annotations for split, where in splits.items()}
+    return Layout(FORMAT, path, sources) if splits else None
 
 
 def _find(root: Path) -> dict[str, VocSplit]:
@@ -72,9 +72,9 @@ def _find(root: Path) -> dict[str, VocSplit]:
 
 def _lists(folder: Path) -> dict[str, Path]:
     """The lists of splits, without those made for one class of a split (aeroplane_train.txt)."""
-    found = {p.stem: p for p in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
+    lists = {p.stem: p for p in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
     return {
-        stem: p for stem, p in found.items() if stem.rpartition("_")[2] == stem or stem.rpartition("_")[2] not in found
+        stem: p for stem, p in lists.items() if stem.rpartition("_")[2] == stem or stem.rpartition("_")[2] not in lists
     }
 
 
@@ -117,19 +117,19 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
     masked = _masked(builder, mask_folder, stems)
     bare = []
     for stem in stems:
-        found = files.get((folder, stem))
+        annotation = files.get((folder, stem))
         xml = folder / f"{stem}.xml"
         xml_of.append(display_path(xml, root))
-        image_file = _image_file(images, stem, image_files.get(stem, ()), found)
-        stated = found.stated if found else (0, 0)
+        image_file = _image_file(images, stem, image_files.get(stem, ()), annotation)
+        stated = annotation.stated if annotation else (0, 0)
         image = builder.add_image(image_file.name, image_file, extras.image_id(xml_of[-1]), stated)
-        if found is None:
+        if annotation is None:
             if listed:
                 fix = f"Add it, or remove {stem!r} from {listed.name}"
                 builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
             bare.append(image_file.name)
             continue
-        _add(builder, image, found, first, label_of, extras, xml, masked.get(stem))
+        _add(builder, image, annotation, first, label_of, extras, xml, masked.get(stem))
     if bare and not listed:
         message = f"images without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", display_path(folder, root), "", message, "Annotate them, or remove them")
@@ -139,27 +139,27 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
 def _add(
     builder: Builder,
     image: int,
-    found: VocFile,
+    annotation: VocFile,
     first: int,
     label_of: Mapping[str, int],
     extras: Extras,
     xml: Path,
     masked: Path | None,
 ) -> None:
-    builder.faults.extend(found.faults)
-    if found.broken:
+    builder.faults.extend(annotation.faults)
+    if annotation.broken:
         builder.excluded.add(image)
         return
-    kept = extras.objects(builder, xml, display_path(xml, builder.root), found.stated)
+    kept = extras.objects(builder, xml, display_path(xml, builder.root), annotation.stated)
     masks: dict[int, Mask] = {}
     if masked is not None:
         try:
-            count = len(found.objects) + len(found.faults)  # faulty objects are numbered too
-            masks = dict(enumerate(object_masks(masked, count, found.stated), start=1))
+            count = len(annotation.objects) + len(annotation.faults)  # faulty objects are numbered too
+            masks = dict(enumerate(object_masks(masked, count, annotation.stated), start=1))
         except ValueError as error:
             fix = "Make the mask for this image and its XML, or remove it"
             builder.report("broken-mask", display_path(masked, builder.root), "", str(error), fix, image=image)
-    for item in found.objects:
+    for item in annotation.objects:
         left, top, right, bottom = item.box
         box, mask = (left - first, top - first, right, bottom), masks.get(item.number, NO_MASK)
         extras.add_object(builder, kept, image, item.number, box, label_of[item.name], mask, item.difficult)
@@ -169,13 +169,13 @@ def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict
     """The mask file of each image, if all images of a split have one; {} otherwise."""
     if folder is None or not folder.is_dir():
         return {}
-    found = {stem: folder / f"{stem}.png" for stem in stems}
-    lacking = [path for path in found.values() if not exists(path)]
+    masks = {stem: folder / f"{stem}.png" for stem in stems}
+    lacking = [path for path in masks.values() if not exists(path)]
     if not lacking:
-        return found
-    if len(lacking) < len(found):
+        return masks
+    if len(lacking) < len(masks):
         missing = (
-            f"{len(lacking)} of {len(found)} images have no masks ({display_path(lacking[0], builder.root)} the first)"
+            f"{len(lacking)} of {len(masks)} images have no masks ({display_path(lacking[0], builder.root)} the first)"
         )
         fix = "Add them to train on masks, or choose a split whose images have them"
         builder.report("missing-mask", builder.split, "", f"{missing}; those of the others are ignored", fix)
@@ -198,16 +198,16 @@ def _first_pixel(files: VocFiles, offset: VocOffset, root: Path) -> tuple[int, l
 
 def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """File names by stem, sorted, of the files in a folder with these extensions."""
-    found: dict[str, tuple[str, ...]] = {}
+    files: dict[str, tuple[str, ...]] = {}
     if not folder.is_dir():
-        return found
+        return files
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries)
     for name in names:
         stem, extension = Path(name).stem, Path(name).suffix
         if extension.lower() in extensions and not name.startswith("."):
-            found[stem] = (*found.get(stem, ()), name)
-    return found
+            files[stem] = (*files.get(stem, ()), name)
+    return files
 
 
 def _together(folder: Path, files: VocFiles, image_files: Mapping[str, Sequence[str]]) -> list[str]:
@@ -235,9 +235,9 @@ def _listed(path: Path, known: set[str]) -> list[str]:
     return sorted(stems)
 
 
-def _image_file(folder: Path, stem: str, same_stem: Sequence[str], found: VocFile | None) -> Path:
+def _image_file(folder: Path, stem: str, same_stem: Sequence[str], annotation: VocFile | None) -> Path:
     """The image of an annotation: of the same stem, else `filename` of the XML."""
-    named = Path(found.filename).name if found else ""
+    named = Path(annotation.filename).name if annotation else ""
     if not same_stem:
         return folder / (named if named and exists(folder / named) else f"{stem}.jpg")
     return folder / (named if named in same_stem else same_stem[0])

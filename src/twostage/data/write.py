@@ -94,7 +94,7 @@ def _lost(folder: Path, datasets: Sequence[Dataset], places: Sequence[Sequence[P
         index_of = {written.path(index): index for index in range(len(written))}
         if len(index_of) != len(paths) or any(path not in index_of for path in paths):
             return f"the split {dataset.split!r} has {len(paths)} images, of which it reads {len(index_of)}"
-        found = difference(dataset, written, [index_of[path] for path in paths])
-        if found:
-            return f"in the split {dataset.split!r} {found}"
+        differences = difference(dataset, written, [index_of[path] for path in paths])
+        if differences:
+            return f"in the split {dataset.split!r} {differences}"
     return ""

@@ -87,10 +87,10 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
         message = f"images without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", path.name, split, message, "Write an empty label file if this is intended")
     sizes, _ = builder.measured
-    for image, found in enumerate(rows):
+    for image, lines in enumerate(rows):
         height, width = sizes[image].tolist()
-        kept = extras.objects(builder, label_files[image], shown_labels[image], (height, width)) if found else []
-        for line, (label, *values) in found:
+        kept = extras.objects(builder, label_files[image], shown_labels[image], (height, width)) if lines else []
+        for line, (label, *values) in lines:
             box, mask = _shape(values, height, width)
             extras.add_object(builder, kept, image, line, box, int(label), mask)
     return builder.build()
@@ -198,18 +198,18 @@ def _names(document: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 def _image_files(document: Mapping[str, Any], path: Path, split: str, images: Path | None) -> list[Path]:
     """The images of a split in sorted order."""
     named = [images] if images else document[split]
-    found: set[Path] = set()
+    files: set[Path] = set()
     for entry in named if isinstance(named, list) else [named]:
         place = entry if isinstance(entry, Path) else _resolve(str(entry), document, path)
         if place.is_dir():
-            found.update(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+            files.update(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
         else:
-            found.update(_listed(place))
-    if not found:
+            files.update(_listed(place))
+    if not files:
         message = f"no images in {named if images is None else images}"
         fix = "Add them: YOLO's rows are fractions of the images' sizes"
         raise unusable(path, "missing-image", message, fix, split)
-    return sorted(found)
+    return sorted(files)
 
 
 def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:

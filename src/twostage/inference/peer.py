@@ -36,9 +36,9 @@ def build_peer(name: str, num_classes: int, image: AnyImageConfig, device: torch
 
 @torch.inference_mode()
 def predict_peer(model: nn.Module, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], precision: str) -> list[Any]:
-    """Its detections from decoded pictures, on the host; another precision than fp32 by autocast."""
+    """Its detections from decoded images, on the host; another precision than fp32 by autocast."""
     device = next(model.parameters()).device
     tensors = [torch.tensor(image).permute(2, 0, 1).to(device).float() / 255 for image in images]
     with arithmetic(device, precision):
-        found: list[dict[str, Tensor]] = model(tensors)
-    return [{name: value.cpu() for name, value in one.items()} for one in found]
+        outputs: list[dict[str, Tensor]] = model(tensors)
+    return [{name: value.cpu() for name, value in one.items()} for one in outputs]

@@ -27,9 +27,9 @@ VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", "
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One picture (RGB, upright), or the `error` that kept it from being one.
+    """One image (RGB, upright), or the `error` with which reading it failed.
 
-    `path` is as it was given, None for pictures from memory; that of a video's frame has its number: `clip.mp4#17`.
+    `path` is as it was given, None for images from memory; that of a video's frame has its number: `clip.mp4#17`.
     """
 
     image: UInt8[np.ndarray, "h w 3"] | None
@@ -40,14 +40,14 @@ class Item:
 def expand(source: Any, *, ahead: int = 2) -> Iterator[Item]:
     """The images of a source, in its order; `ahead` of them are decoded in the background while one is in use.
 
-    A source is the path of a picture or a video, a folder (its pictures sorted by name, without subfolders),
+    A source is the path of an image or a video, a folder (its images sorted by name, without subfolders),
     a glob pattern (`**` enters folders), `-` (paths from standard input, one a line), an array [h, w, 3] or [h, w] of
-    uint8 in RGB, a PIL image, the bytes of a picture's file, a tensor [3, h, w] of uint8 or of floats from 0 to 1, or
+    uint8 in RGB, a PIL image, the bytes of an image file, a tensor [3, h, w] of uint8 or of floats from 0 to 1, or
     any iterable of these. Arrays and tensors with one more axis in front are batches. Standard input and iterators
     are read as images are needed.
 
-    Raises DataError for a path that does not exist, a folder without pictures and a pattern without matches; UsageError
-    for a URL and anything that is no source; MissingError for videos without the `video` extra: beside pictures their
+    Raises DataError for a path that does not exist, a folder without images and a pattern without matches; UsageError
+    for a URL and anything that is no source; MissingError for videos without the `video` extra: beside images their
     items carry the error.
     """
     parts = source if isinstance(source, list | tuple) else [source]
@@ -55,7 +55,7 @@ def expand(source: Any, *, ahead: int = 2) -> Iterator[Item]:
     return _decode(_jobs(source), ahead if known else 0)
 
 
-def is_one_picture(source: Any) -> bool:
+def is_one_image(source: Any) -> bool:
     """Whether `predict` should give one result for this source and not an iterator over results."""
     if isinstance(source, str | Path):
         path = Path(source)
@@ -75,14 +75,14 @@ def _jobs(source: Any) -> Iterator[_Job]:
     if isinstance(source, Image.Image | bytes):
         return iter([partial(_read, source, getattr(source, "filename", "") or None)])
     if _is_array(source):
-        pictures = source if source.ndim == 4 else [source]
-        return iter([partial(Item, _array(picture)) for picture in pictures])
+        images = source if source.ndim == 4 else [source]
+        return iter([partial(Item, _array(image)) for image in images])
     if isinstance(source, list | tuple):
         return chain.from_iterable([_jobs(part) for part in source])
     if isinstance(source, Iterable) and not isinstance(source, dict):
         return chain.from_iterable(map(_jobs_later, source))
     raise UsageError(
-        f"Cannot read pictures from {type(source).__name__}. Give a path, a folder, a pattern, '-', an RGB array of "
+        f"Cannot read images from {type(source).__name__}. Give a path, a folder, a pattern, '-', an RGB array of "
         "uint8 [h, w, 3], a PIL image, a tensor [3, h, w], or a list of these."
     )
 
@@ -98,7 +98,7 @@ def _jobs_later(source: Any) -> Iterator[_Job]:
 def _of_path(source: str | Path) -> list[_Job]:
     text, path = str(source), Path(source)
     if not text:
-        raise DataError("'' is no path. Name a picture, a folder or a pattern.")
+        raise DataError("'' is not a path. Name an image, a folder or a pattern.")
     if "://" in text and text.split("://")[0] in ("http", "https", "ftp", "rtsp", "rtmp", "s3", "gs"):
         raise UsageError(f"{text}: nothing is downloaded here. Fetch it first (curl -LO '{text}') and give the file.")
     if path.is_dir():
@@ -116,7 +116,7 @@ def _in_folder(folder: Path) -> list[Path]:
         return files
     deeper = sum(_is_media(file) for file in folder.rglob("*"))
     mend = f" Its subfolders hold {deeper}: give '{folder}/**/*'." if deeper else " Known endings: " + _endings()
-    raise DataError(f"{folder}: holds no pictures.{mend}")
+    raise DataError(f"{folder}: contains no images.{mend}")
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -126,7 +126,7 @@ def _matching(pattern: str) -> list[Path]:
     if not files:
         raise DataError(f"{pattern}: matches nothing. Check the pattern; it is read from {Path.cwd()}.")
     if not media:
-        raise DataError(f"{pattern}: matches {len(files)} files, none of them a picture. Known endings: {_endings()}")
+        raise DataError(f"{pattern}: matches {len(files)} files, none of them an image. Known endings: {_endings()}")
     return media
 
 
@@ -143,7 +143,7 @@ def _is_video(path: Path) -> bool:
 
 
 def _is_media(file: Path) -> bool:
-    hidden = file.name.startswith(".")  # as macOS leaves beside each picture it copies
+    hidden = file.name.startswith(".")  # as macOS leaves beside each image it copies
     return not hidden and file.suffix.lower() in EXTENSIONS | VIDEO_EXTENSIONS and file.is_file()
 
 
@@ -180,7 +180,7 @@ def _read(image: str | Image.Image | bytes, path: str | None) -> Item:
 
 
 def _frames(av: Any, path: str) -> Iterator[Item]:
-    """The frames of a video's first picture stream, upright as players show them.
+    """The frames of a video's first video stream, upright as players show them.
 
     A broken video ends with an item that carries the error.
     """
@@ -202,9 +202,7 @@ def _lines() -> Iterator[str]:
     for raw in sys.stdin:
         line = raw.strip("\r\n")
         if any(ord(character) < 32 for character in line):
-            raise DataError(
-                "Standard input holds no paths, one a line, but other bytes. Give a picture's file by name."
-            )
+            raise DataError("Standard input holds no paths, one per line, but other bytes. Give the path of an image.")
         if line.strip():
             yield line
 
@@ -215,39 +213,39 @@ def _is_array(source: Any) -> bool:
     return isinstance(source, np.ndarray) or (torch is not None and isinstance(source, torch.Tensor))
 
 
-def _array(picture: Any) -> UInt8[np.ndarray, "h w 3"]:
+def _array(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     """RGB [h, w, 3] of uint8 from an array that is that already or grey, or from a tensor [3, h, w]."""
-    if not isinstance(picture, np.ndarray):
-        return _tensor(picture)
-    shape = tuple(picture.shape)
-    if picture.dtype != np.uint8:
-        mend = "(image * 255).round().astype('uint8')" if picture.dtype.kind == "f" else "image.astype('uint8')"
-        raise UsageError(f"An array of {picture.dtype} {shape} is no picture: give uint8, for instance {mend}.")
-    if picture.ndim == 3 and picture.shape[2] == 1:
-        picture = picture[:, :, 0]
-    if picture.ndim == 2:
-        picture = np.repeat(picture[:, :, None], 3, axis=2)
-    if picture.ndim != 3 or picture.shape[2] not in (3, 4) or 0 in picture.shape:
-        mend = " Channels come last: image.transpose(1, 2, 0)." if picture.ndim == 3 and shape[0] in (1, 3, 4) else ""
-        raise UsageError(f"An array {shape} is no picture: give RGB [h, w, 3] or grey [h, w].{mend}")
-    return np.ascontiguousarray(picture[:, :, :3])
+    if not isinstance(image, np.ndarray):
+        return _tensor(image)
+    shape = tuple(image.shape)
+    if image.dtype != np.uint8:
+        mend = "(image * 255).round().astype('uint8')" if image.dtype.kind == "f" else "image.astype('uint8')"
+        raise UsageError(f"An array of {image.dtype} {shape} is not an image: give uint8, for instance {mend}.")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
+        mend = " Channels come last: image.transpose(1, 2, 0)." if image.ndim == 3 and shape[0] in (1, 3, 4) else ""
+        raise UsageError(f"An array {shape} is not an image: give RGB [h, w, 3] or grey [h, w].{mend}")
+    return np.ascontiguousarray(image[:, :, :3])
 
 
-def _tensor(picture: Any) -> UInt8[np.ndarray, "h w 3"]:
-    shape = tuple(picture.shape)
+def _tensor(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    shape = tuple(image.shape)
     if len(shape) != 3 or shape[0] != 3 or 0 in shape:
         mend = " Channels come first: image.permute(2, 0, 1)." if len(shape) == 3 and shape[2] == 3 else ""
-        raise UsageError(f"A tensor {shape} is no picture: give RGB [3, h, w].{mend}")
-    picture = picture.detach().cpu()
-    if picture.is_floating_point():
-        picture = picture.float()
-        low, high = float(picture.min()), float(picture.max())
+        raise UsageError(f"A tensor {shape} is not an image: give RGB [3, h, w].{mend}")
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        image = image.float()
+        low, high = float(image.min()), float(image.max())
         if not (low >= 0 and high <= 1):
-            raise UsageError(f"A tensor of floats from {low:g} to {high:g} is no picture: give 0 to 1, or uint8.")
-        picture = (picture * 255).round()
-    elif str(picture.dtype) != "torch.uint8":
-        raise UsageError(f"A tensor of {picture.dtype} is no picture: give uint8, or floats from 0 to 1.")
-    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy().astype(np.uint8))
+            raise UsageError(f"A tensor of floats from {low:g} to {high:g} is not an image: give 0 to 1, or uint8.")
+        image = (image * 255).round()
+    elif str(image.dtype) != "torch.uint8":
+        raise UsageError(f"A tensor of {image.dtype} is not an image: give uint8, or floats from 0 to 1.")
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy().astype(np.uint8))
 
 
 def _decode(jobs: Iterator[_Job], ahead: int) -> Iterator[Item]:

@@ -66,12 +66,12 @@ def interleaved(cases: Mapping[str, Callable[[], object]], *, repeats: int, warm
 
 
 def stage_times(
-    model: PreparedModel, pictures: Sequence[str | Path | bytes], *, repeats: int, warmup: int = 2
+    model: PreparedModel, files: Sequence[str | Path | bytes], *, repeats: int, warmup: int = 2
 ) -> dict[str, Times]:
-    """The time of each of `STAGES` for these pictures together; a backbone without a pyramid has no neck."""
+    """The time of each of `STAGES` for these images together; a backbone without a pyramid has no neck."""
     samples: dict[str, list[float]] = {}
     for turn in range(warmup + repeats):
-        for name, elapsed in _once(model, pictures).items():
+        for name, elapsed in _once(model, files).items():
             if turn >= warmup:
                 samples.setdefault(name, []).append(elapsed)
     return {name: Times(statistics.median(samples[name]), min(samples[name])) for name in STAGES if name in samples}
@@ -91,7 +91,7 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int | None:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def _once(model: PreparedModel, pictures: Sequence[str | Path | bytes]) -> dict[str, float]:
+def _once(model: PreparedModel, files: Sequence[str | Path | bytes]) -> dict[str, float]:
     device = model.device
     elapsed: dict[str, float] = {}
     last = time.perf_counter()
@@ -103,7 +103,7 @@ def _once(model: PreparedModel, pictures: Sequence[str | Path | bytes]) -> dict[
         elapsed[stage] = elapsed.get(stage, 0.0) + 1e3 * (now - last)
         last = now
 
-    images = [read_image(picture) for picture in pictures]
+    images = [read_image(file) for file in files]
     done("read")
     batch = resized(images, model.config.image)
     done("resize")
