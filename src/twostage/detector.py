@@ -323,7 +323,7 @@ class Detector:
 
 
 def _required(name: str, value: Any, kind: Any) -> Any:
-    """The value of an argument as its type wants it. Raises UsageError where it does not fit."""
+    """The value of an argument converted to its type. Raises UsageError where it does not fit."""
     good = coerce(value, kind)
     if not matches(good, kind):
         raise UsageError(f"{name} is {value!r}, and must be {describe(kind)}.")

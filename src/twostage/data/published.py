@@ -1,4 +1,4 @@
-"""The data sets of the papers, where they lie, and what is held against every download."""
+"""The data sets of the papers: their URLs, and the digests that verify every download."""
 
 from typing import NamedTuple
 

@@ -21,7 +21,7 @@ from twostage.ops.masks import encode
 
 NAMES = ("circle", "square", "triangle", "star", "cross")
 SPLITS = ("train", "val")
-OVERSAMPLE = 4  # sub-pixels a side, for smooth edges
+OVERSAMPLE = 4  # sub-pixels per side, for smooth edges
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def plot_recall(recalls: Mapping[str, ProposalRecall]) -> "Figure":
         by_count.plot(recall.counts, [recall.at(count, iou=0.5) for count in recall.counts], marker="o", ms=3, **look)
     for place, (axes, count) in enumerate(zip(by_iou, first.counts, strict=True)):
         _style(axes, "IoU", "" if place % across else "recall", f"{count} proposals")
-    _style(by_count, "proposals an image", "", "Recall at IoU 0.5")
+    _style(by_count, "proposals per image", "", "Recall at IoU 0.5")
     by_count.set_xscale("log")
     by_count.set_xticks(first.counts, [str(count) for count in first.counts], fontsize=7)
     by_count.set_xticks([], minor=True)

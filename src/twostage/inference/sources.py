@@ -41,7 +41,7 @@ def expand(source: Any, *, ahead: int = 2) -> Iterator[Item]:
     """The images of a source, in its order; `ahead` of them are decoded in the background while one is in use.
 
     A source is the path of an image or a video, a folder (its images sorted by name, without subfolders),
-    a glob pattern (`**` enters folders), `-` (paths from standard input, one a line), an array [h, w, 3] or [h, w] of
+    a glob pattern (`**` enters folders), `-` (paths from standard input, one per line), an array [h, w, 3] or [h, w] of
     uint8 in RGB, a PIL image, the bytes of an image file, a tensor [3, h, w] of uint8 or of floats from 0 to 1, or
     any iterable of these. Arrays and tensors with one more axis in front are batches. Standard input and iterators
     are read as images are needed.
