@@ -70,7 +70,7 @@ def test_every_detector_has_a_row_and_an_image(
         assert page.count(f"<b>{row['name']}</b>") == 1
     assert page.count("data:image/jpeg") == len(DETECTORS)
     by_key = {row["key"]: Row(**row) for row in result["rows"]}
-    assert all(ratio.ours(by_key) for ratio in RATIOS)
+    assert all(ratio.ours({row["key"]: row for row in result["rows"]}) for ratio in RATIOS)
 
     # Fast R-CNN is scored on the proposals that R-CNN is scored on.
     val = open_dataset(scenes, split="val")
