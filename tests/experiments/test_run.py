@@ -14,7 +14,7 @@ from twostage.data.recognise import open_dataset
 from twostage.detector import Detector
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import evaluate
-from twostage.experiments import rows
+from twostage.experiments.begin import load_or_make
 from twostage.experiments.options import DETECTORS
 from twostage.experiments.papers import RATIOS
 from twostage.experiments.rows import Row
@@ -181,6 +181,6 @@ def test_without_the_extra_nothing_is_started(
 
 
 def test_a_finished_row_is_not_made_again(tmp_path: Path) -> None:
-    row = Row("a", "A", {"AP": 0.5}, 1.0, 2.0, 3.0, "how", "w", {"read": 0.1})
-    assert rows.load_or_make(tmp_path, "a", lambda: row) is row
-    assert rows.load_or_make(tmp_path, "a", lambda: pytest.fail("made again")) == row
+    row = {"key": "a", "metrics": {"AP": 0.5}, "train_seconds": 0.1}
+    assert load_or_make(tmp_path / "a.json", lambda: row) == row
+    assert load_or_make(tmp_path / "a.json", lambda: pytest.fail("made again")) == row

@@ -48,6 +48,13 @@ class CompareOptions(TrainDataOptions, RunOptions):
     )
     out: Path | None = option(None, "New folder (default: the next free one under runs/).", group="Output")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = type(self).only  # the default: all of them
+        for name in self.only:
+            if name not in known:
+                raise UsageError(f"only: {name!r} is not known. {nearest(name, known)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LineageOptions(CompareOptions):
@@ -55,10 +62,6 @@ class LineageOptions(CompareOptions):
 
     only: tuple[str, ...] = option(DETECTORS, "Detectors to train.", group="Model")
     timed: int = option(8, "Images on which prediction is timed.", group="Validation", low=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_known(self.only, DETECTORS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +73,3 @@ class AblateOptions(CompareOptions):
     seeds: int | None = option(
         None, "Runs of each detector, with seeds from --seed on (default: 3).", group="Schedule", low=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_known(self.only, STUDIES)
-
-
-def _require_known(only: tuple[str, ...], known: tuple[str, ...]) -> None:
-    for name in only:
-        if name not in known:
-            raise UsageError(f"only: {name!r} is not known. {nearest(name, known)}")
