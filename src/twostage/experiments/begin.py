@@ -31,7 +31,7 @@ from twostage.training.options import TrainOptions
 from twostage.training.splits import Splits, open_splits
 from twostage.training.stagewise.fit import FitSettings
 from twostage.training.stagewise.svm import linear_svc
-from twostage.training.stagewise.train import Bounds, pretrain, train_rcnn
+from twostage.training.stagewise.train import Bounds, pretrain, train_stages
 from twostage.training.stagewise.tune import TuneSettings
 
 BACKBONE = "backbone.safetensors"
@@ -154,7 +154,7 @@ def _new_rcnn(setting: Setting) -> TwoStage:
 def rcnn(setting: Setting, seed: int) -> TwoStage:
     """R-CNN, trained from the shared backbone."""
     options, model = setting.options, pretrained_rcnn(setting)
-    train_rcnn(
+    train_stages(
         model,
         setting.train,
         setting.train_proposals,

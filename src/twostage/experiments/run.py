@@ -24,7 +24,7 @@ from twostage.experiments.rows import Row, drawn_image, make_row
 from twostage.experiments.small import sppnet_model
 from twostage.models.two_stage import TwoStage
 from twostage.training.stagewise.fit import FitSettings
-from twostage.training.stagewise.train import Bounds, train_sppnet
+from twostage.training.stagewise.train import Bounds, train_stages
 from twostage.training.stagewise.tune import TuneSettings
 
 log = logging.getLogger("twostage.lineage")
@@ -80,7 +80,7 @@ def _sppnet(setting: Setting, folder: Path, *, five: bool) -> Trained:
     options = setting.options
     started = time.perf_counter()
     model = sppnet_model(begin.pretrained_rcnn(setting), options.size, five=five).to(choose_device(options.device))
-    train_sppnet(
+    train_stages(
         model,
         setting.train,
         setting.train_proposals,
