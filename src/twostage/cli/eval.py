@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twostage.cli.loading import load_detector
+from twostage.cli.loading import PredictionOptions, load_detector
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
-from twostage.cli.viewing import PredictionOptions
 from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder

@@ -37,7 +37,7 @@ from twostage.training.folder import RunFolder, resumed_options
 from twostage.training.options import TrainOptions
 from twostage.training.run import run
 from twostage.training.splits import NONE, Splits, open_splits
-from twostage.training.start import given_fields, require_start
+from twostage.training.start import require_start
 from twostage.weights.file import load_weights
 from twostage.weights.fit import Unfilled, load_all
 
@@ -128,7 +128,7 @@ def _require_alternating(options: TrainOptions) -> None:
         raise UsageError(
             "scheme is alternating, whose steps fix the trained parts and proposals: leave out --learn and --proposals"
         )
-    config = configure(named(options.model), given_fields(options))
+    config = configure(named(options.model), options.given_fields)
     if not isinstance(config, TwoStageConfig) or config.rpn is None:
         raise UsageError(
             f"scheme is alternating, by turns network and head: {options.model} lacks one, choose a faster_rcnn_*"
