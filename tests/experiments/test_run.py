@@ -17,7 +17,7 @@ from twostage.evaluation.evaluate import evaluate
 from twostage.experiments.begin import load_or_make
 from twostage.experiments.options import DETECTORS
 from twostage.experiments.papers import RATIOS
-from twostage.experiments.rows import Row
+from twostage.experiments.run import Row
 from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
 
 pytestmark = pytest.mark.slow

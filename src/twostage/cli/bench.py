@@ -20,8 +20,6 @@ MODEL = "faster_rcnn_resnet50_fpn"
 
 @dataclass(frozen=True)
 class BenchOptions(DetectorOptions):
-    """Options of `twostage bench`."""
-
     sources: tuple[Path, ...] = option((), "Image files (default: a generated scene of the model's size).")
     _: KW_ONLY
     model: str | None = option(

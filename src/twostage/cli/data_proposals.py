@@ -26,8 +26,6 @@ _COMPUTED = ("selective_search", "selective_search_quality", "sliding_window")
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalsOptions(DataOptions, DetectorOptions, RunOptions, WorkersOptions):
-    """Options of `twostage data proposals`."""
-
     source: tuple[str, ...] = option(
         ("selective_search",),
         "One or more of selective_search, selective_search_quality, sliding_window, weights of a detector, and files "

@@ -42,8 +42,6 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(RunOptions, WorkersOptions, OfflineOptions):
-    """Options of `twostage demo`."""
-
     minutes: float = option(2.0, "Wall time of training.", above=0)
     hard: bool = option(False, "Harder scenes: more objects, 10 to 110 pixels in size, more of them occluded.")
     train_scenes: int = option(600, "Training scenes.", low=1)

@@ -31,8 +31,6 @@ _COMPUTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(PredictionOptions, DataOptions, WorkersOptions):
-    """Options of `twostage eval`."""
-
     weights: str | None = option(None, WEIGHTS, group="Model")
     predictions: Path | None = option(
         None, "COCO results file or folder of VOC results, instead of --weights.", group="Model"

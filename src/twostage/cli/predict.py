@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictOptions(PredictionOptions):
-    """Options of `twostage predict`."""
-
     sources: tuple[str, ...] = option(help="Files, folders, globs, or - for paths on standard input.")
     _: KW_ONLY
     weights: str = option(help=WEIGHTS, group="Model")

@@ -33,8 +33,6 @@ STUDIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(TrainDataOptions, RunOptions):
-    """Options of both comparisons."""
-
     only: tuple[str, ...] = option((), "", group="Model")
     weights: Path | None = option(
         None, "Backbone of an earlier run to start from, instead of training one first.", group="Model"
@@ -58,16 +56,12 @@ class CompareOptions(TrainDataOptions, RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LineageOptions(CompareOptions):
-    """Options of `twostage lineage`."""
-
     only: tuple[str, ...] = option(DETECTORS, "Detectors to train.", group="Model")
     timed: int = option(8, "Images on which prediction is timed.", group="Validation", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblateOptions(CompareOptions):
-    """Options of `twostage ablate`."""
-
     only: tuple[str, ...] = option(STUDIES, "Studies to run.", group="Model")
     minutes: float = option(1.0, _MINUTES, group="Schedule", above=0)
     seeds: int | None = option(

@@ -5,23 +5,27 @@
 
 import json
 import logging
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from twostage.atomic import write_text
+from twostage.data.dataset import Dataset
+from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.device import choose_device
+from twostage.evaluation.evaluate import evaluate
 from twostage.experiments import begin
 from twostage.experiments.begin import Setting, load_or_make
 from twostage.experiments.options import LineageOptions
-from twostage.experiments.rows import Row, drawn_image, make_row
 from twostage.experiments.small import sppnet_model
+from twostage.inference.timing import stage_times
 from twostage.models.two_stage import TwoStage
 from twostage.training.stagewise.fit import FitSettings
 from twostage.training.stagewise.train import Bounds, train_stages
@@ -29,8 +33,36 @@ from twostage.training.stagewise.tune import TuneSettings
 
 log = logging.getLogger("twostage.lineage")
 
+_METRICS = ("AP", "AP50", "AP75", "voc07")
+
 Trained = tuple[Path, float]
 """The weights of a trained detector, and the seconds that its own stages took."""
+
+
+@dataclass
+class Row:
+    """The numbers of a detector: seconds of training of its own stages, and seconds per image at test.
+
+    `proposals` are the seconds of proposing, `network` those of everything else except reading the image.
+    """
+
+    key: str
+    name: str
+    metrics: dict[str, float]
+    train_seconds: float
+    proposals: float
+    network: float
+    detail: str
+    weights: str
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Member(NamedTuple):
+    """A detector of the family: its name, what it consists of, and its training into a folder."""
+
+    name: str
+    detail: str
+    train: Callable[[Setting, Path], Trained]
 
 
 def lineage(options: LineageOptions) -> dict[str, Any]:
@@ -55,7 +87,7 @@ def lineage(options: LineageOptions) -> dict[str, Any]:
         "proposals_an_image": float(np.minimum(np.diff(setting.val_proposals.offsets), options.windows).mean()),
         "backbone": backbone,
         "rows": rows,
-        "shown": str(val.path(drawn_image(val))),
+        "shown": str(val.path(_drawn_image(val))),
     }
     write_text(root / "lineage.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -66,9 +98,40 @@ def _backbone(setting: Setting) -> dict[str, Any]:
     return asdict(Row("backbone", "Backbone", {}, seconds, 0.0, 0.0, detail, begin.BACKBONE))
 
 
+def _drawn_image(val: Dataset) -> int:
+    """The first image of a split with the most objects, of which more than 12 count as 12."""
+    return int(np.argmax(np.minimum(np.diff(val.offsets), 12)))
+
+
 def _row(setting: Setting[LineageOptions], key: str) -> dict[str, Any]:
-    one = _DETECTORS[key]
-    return asdict(make_row(setting, key, one.name, one.detail, *one.train(setting, setting.root / key)))
+    """Train, score, draw and time a detector; one without an RPN gets selective search's proposals."""
+    member, val = _DETECTORS[key], setting.val
+    weights, train_seconds = member.train(setting, setting.root / key)
+    detector = Detector.load(weights, device=setting.options.device)
+    given = setting.val_proposals if detector.model.rpn is None else None
+    metrics = evaluate(setting.truth, detector.detect_dataset(val, max_det=100, proposals=given)).scores.metrics
+    pictures = setting.root / "pictures"
+    pictures.mkdir(exist_ok=True)
+    cast(Detections, detector.predict(val.source(_drawn_image(val)), conf=0.5)).save(pictures / f"{key}.jpg")
+    parts: dict[str, list[float]] = {}
+    timed = np.linspace(0, len(val) - 1, min(setting.options.timed, len(val))).round().astype(int)
+    for index in timed.tolist():
+        for stage, times in stage_times(detector.prepared, [val.path(index)], repeats=3, warmup=1).items():
+            parts.setdefault(stage, []).append(times.median / 1e3)
+    median = {stage: statistics.median(taken) for stage, taken in parts.items()}
+    proposing = sum(median.get(stage, 0.0) for stage in ("rpn", "proposals"))
+    row = Row(
+        key=key,
+        name=member.name,
+        metrics={name: metrics[name] for name in _METRICS},
+        train_seconds=train_seconds,
+        proposals=proposing,
+        network=sum(median.values()) - proposing - median["read"],
+        detail=member.detail,
+        weights=str(weights.relative_to(setting.root)),
+        parts=median,
+    )
+    return asdict(row)
 
 
 def _rcnn(setting: Setting, folder: Path) -> Trained:
@@ -113,14 +176,6 @@ def _fast(setting: Setting, folder: Path) -> Trained:
 def _alternating(setting: Setting, folder: Path) -> Trained:
     twice = 2 * setting.options.minutes
     return _zoo(setting, folder, "faster_rcnn_tiny", scheme="alternating", minutes=twice)
-
-
-class Member(NamedTuple):
-    """A detector of the family: its name, what it consists of, and its training into a folder."""
-
-    name: str
-    detail: str
-    train: Callable[[Setting, Path], Trained]
 
 
 _SPPNET = "the map once, pyramid 6-3-2-1, fixed convolutions"
