@@ -78,6 +78,12 @@ class ModelOptions(FieldsOptions):
         None, "Longest side of the image, in pixels (default: the model's).", group="Images", low=1
     )
 
+    @property
+    def given_fields(self) -> dict[str, Any]:
+        """The fields that are given, the image size included."""
+        sizes = {"size": self.size, "max_size": self.max_size}
+        return self.model_fields | {name: value for name, value in sizes.items() if value is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionOptions(Options):

@@ -14,10 +14,10 @@ from twostage.data.recognise import open_dataset
 from twostage.detector import Detector
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import evaluate
-from twostage.experiments import rows
+from twostage.experiments.begin import load_or_make
 from twostage.experiments.options import DETECTORS
 from twostage.experiments.papers import RATIOS
-from twostage.experiments.rows import Row
+from twostage.experiments.run import Row
 from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_every_detector_has_a_row_and_an_image(
         assert page.count(f"<b>{row['name']}</b>") == 1
     assert page.count("data:image/jpeg") == len(DETECTORS)
     by_key = {row["key"]: Row(**row) for row in result["rows"]}
-    assert all(ratio.ours(by_key) for ratio in RATIOS)
+    assert all(ratio.ours({row["key"]: row for row in result["rows"]}) for ratio in RATIOS)
 
     # Fast R-CNN is scored on the proposals that R-CNN is scored on.
     val = open_dataset(scenes, split="val")
@@ -181,6 +181,6 @@ def test_without_the_extra_nothing_is_started(
 
 
 def test_a_finished_row_is_not_made_again(tmp_path: Path) -> None:
-    row = Row("a", "A", {"AP": 0.5}, 1.0, 2.0, 3.0, "how", "w", {"read": 0.1})
-    assert rows.load_or_make(tmp_path, "a", lambda: row) is row
-    assert rows.load_or_make(tmp_path, "a", lambda: pytest.fail("made again")) == row
+    row = {"key": "a", "metrics": {"AP": 0.5}, "train_seconds": 0.1}
+    assert load_or_make(tmp_path / "a.json", lambda: row) == row
+    assert load_or_make(tmp_path / "a.json", lambda: pytest.fail("made again")) == row

@@ -102,7 +102,7 @@ def test_long_epochs_are_saved_within(
     whole = Path(unbroken(options)["out"])
     clock, saved = itertools.count(step=400.0), []
     monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    monkeypatch.setattr(RunFolder, "save_last", lambda *given: saved.append(given[2].progress.step))
+    monkeypatch.setattr(RunFolder, "save_last", lambda *given: saved.append(given[1].progress.step))
     train(options)
     assert saved == [0, 1, 2, 2, 3, 4, 4]  # an epoch's last step before its validation too
     assert rows(options.out) == rows(whole)

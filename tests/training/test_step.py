@@ -11,7 +11,7 @@ from detectors import make_model
 
 from twostage.data.recognise import open_dataset
 from twostage.distributed import SINGLE_PROCESS
-from twostage.training import step
+from twostage.training import TrainOptions, step
 from twostage.training.recipe import SCRATCH
 from twostage.training.state import Progress
 from twostage.training.step import Session, train_until
@@ -31,9 +31,9 @@ def test_time_budget_is_met_though_steps_change(
     monkeypatch.setattr(step, "train_step", quick_step)
     monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: now))
     session = Session(
+        options=TrainOptions(scenes, minutes=100 / 60),
         model=(model := make_model("faster_rcnn_tiny_fpn", 1)),
         ddp_model=model,
-        parts=("backbone", "rpn", "head"),
         optimizer=torch.optim.SGD([torch.zeros(1)]),
         ema=None,
         scaler=None,
@@ -41,9 +41,6 @@ def test_time_budget_is_met_though_steps_change(
         progress=Progress(),
         dataset=open_dataset(scenes, split="train"),
         device=torch.device("cpu"),
-        accumulate=1,
-        seed=0,
-        budget=100.0,
         stop=threading.Event(),
         processes=SINGLE_PROCESS,
     )

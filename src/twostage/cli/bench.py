@@ -20,8 +20,6 @@ MODEL = "faster_rcnn_resnet50_fpn"
 
 @dataclass(frozen=True)
 class BenchOptions(DetectorOptions):
-    """Options of `twostage bench`."""
-
     sources: tuple[Path, ...] = option((), "Image files (default: a generated scene of the model's size).")
     _: KW_ONLY
     model: str | None = option(
@@ -83,10 +81,10 @@ def _detector(options: BenchOptions) -> "Detector":
     from twostage.models.zoo import require_known
 
     require_known(options.model_fields)
-    given = {"size": options.size, "max_size": options.max_size}
-    fields = {**options.model_fields, **{name: value for name, value in given.items() if value is not None}}
     names = [str(number) for number in range(80)]
-    return Detector.build(options.model or MODEL, names, device=options.device, precision=options.precision, **fields)
+    return Detector.build(
+        options.model or MODEL, names, device=options.device, precision=options.precision, **options.given_fields
+    )
 
 
 def _files(options: BenchOptions, detector: "Detector") -> list[Path | bytes]:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(DataOptions, ResizeOptions):
-    """Options of `twostage data check`."""
-
     deep: bool = option(False, "Decode every image file, not only its header and end.", group="Data")
     fix: Path | None = option(None, "New folder for a repaired copy; DATA is not changed.", group="Output")
     most: int = option(50, "Faults listed; the rest are counted.", group="Output", low=1)

@@ -11,8 +11,6 @@ from twostage.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(DataOptions, NewDataOptions):
-    """Options of `twostage data convert`."""
-
     to: Kind = option(help="Layout to write.")
     on_error: Literal["default", "fail", "skip"] = option(
         "default", "Faulty boxes: keep them as written (default), stop (fail), or leave them out (skip).", group="Data"

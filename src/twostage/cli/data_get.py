@@ -11,8 +11,6 @@ from twostage.options import option
 
 @dataclass(frozen=True)
 class GetDataOptions(OfflineOptions):
-    """Options of `twostage data get`."""
-
     name: str = option(help=f"One of: {', '.join(PUBLISHED_DATA)}.")
     _: KW_ONLY
     splits: tuple[str, ...] = option((), "Download these splits only, as val2017 (default: all).", group="Data")

@@ -26,8 +26,6 @@ _COMPUTED = ("selective_search", "selective_search_quality", "sliding_window")
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalsOptions(DataOptions, DetectorOptions, RunOptions, WorkersOptions):
-    """Options of `twostage data proposals`."""
-
     source: tuple[str, ...] = option(
         ("selective_search",),
         "One or more of selective_search, selective_search_quality, sliding_window, weights of a detector, and files "
@@ -92,31 +90,29 @@ def proposals(options: ProposalsOptions) -> Outcome:
 
 def _timed(source: str, dataset: "Dataset", options: ProposalsOptions) -> "tuple[ProposalSet, float | None]":
     """The proposals, and the seconds per image; None if all came from the cache."""
-    from twostage.models.proposals.sources import Source, count_kept
+    from twostage.models.proposals.sources import Source, count_kept, propose
+    from twostage.progress import images_bar
 
     if source not in _COMPUTED:
         started = time.perf_counter()
-        proposals = _propose(source, dataset, options)
+        proposals = _given(source, dataset, options)
         return proposals, (time.perf_counter() - started) / max(len(dataset), 1)
     settings = Source(source, seed=options.seed, width=options.width)  # type: ignore[arg-type]
     before, started = count_kept(settings), time.perf_counter()
-    proposals = _propose(source, dataset, options)
+    with images_bar(f"{source}, {dataset.split}", quiet=options.quiet) as after_image:
+        proposals = propose(settings, dataset, threads=options.workers or None, after_image=after_image)
     seconds, fresh = time.perf_counter() - started, count_kept(settings) - before
     return proposals, seconds / fresh if fresh > 0 else None
 
 
-def _propose(source: str, dataset: "Dataset", options: ProposalsOptions) -> "ProposalSet":
+def _given(source: str, dataset: "Dataset", options: ProposalsOptions) -> "ProposalSet":
+    """The proposals of a file, or of the detector of a weights file."""
     from twostage.data.proposals import is_proposals_file, read_proposals
     from twostage.progress import images_bar
 
-    if source not in _COMPUTED and is_proposals_file(Path(source)):
+    if is_proposals_file(Path(source)):
         return read_proposals(Path(source), dataset)
     with images_bar(f"{Path(source).name}, {dataset.split}", quiet=options.quiet) as after_image:
-        if source in _COMPUTED:
-            from twostage.models.proposals.sources import Source, propose
-
-            settings = Source(source, seed=options.seed, width=options.width)  # type: ignore[arg-type]
-            return propose(settings, dataset, threads=options.workers or None, after_image=after_image)
         detector = load_detector(source, options)
         return detector.propose_dataset(dataset, batch=options.batch, workers=options.workers, after_image=after_image)
 

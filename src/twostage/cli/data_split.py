@@ -11,8 +11,6 @@ from twostage.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions(DataOptions, NewDataOptions):
-    """Options of `twostage data split`."""
-
     parts: tuple[str, ...] = option(("train=0.8", "val=0.2"), "Names of the new splits and their fractions.")
     seed: int = option(0, SEED, group="Run", low=0)
     to: Kind | None = option(None, "Layout to write (default: that of the data).", group="Output")

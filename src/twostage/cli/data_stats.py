@@ -20,8 +20,6 @@ _COLUMNS = ("", "min", "5 %", "25 %", "median", "75 %", "95 %", "max")
 
 @dataclass(frozen=True, kw_only=True)
 class StatsOptions(DataOptions, ResizeOptions):
-    """Options of `twostage data stats`."""
-
     out: Path | None = option(
         None, "New folder for numbers, plots, and the images with the smallest and the most objects.", group="Output"
     )

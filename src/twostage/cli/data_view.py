@@ -1,6 +1,5 @@
 """`twostage data view`: a page with the images of a data set and their boxes."""
 
-import html
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -22,8 +21,6 @@ _LONGEST = 960  # pixels of an image on the page
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions(DataOptions):
-    """Options of `twostage data view`."""
-
     split: str | None = option(None, "Split to show (default: train, else trainval).", group="Data")
     order: Literal["spread", "smallest", "crowded"] = option(
         "spread", "Images evenly over the split, with the smallest objects, or with the most.", group="Data"
@@ -45,21 +42,20 @@ def view(options: ViewOptions) -> Outcome:
     split = options.split or default_splits(layout)[0] or layout.splits[0]
     dataset = opener(layout, Options(options.images, options.voc_offset, "skip"))(split)
     chosen = _chosen(dataset, options)
-    images = "\n".join(_figures(dataset, chosen))
     counts = Counter(dataset.names[label] for label in dataset.labels)
     write_page(
         options.out,
         "data_view_page.html",
-        title=html.escape(f"{options.data.resolve().name}, {split}"),
-        lead=html.escape(f"{layout}. {len(chosen)} of the {len(dataset)} images of the split {split}."),
-        tiles="\n".join(
-            [
-                tile(f"{len(dataset)}", "images", first=True),
-                tile(f"{len(dataset.labels)}", "objects"),
-                *(tile(f"{count}", name) for name, count in counts.most_common(8)),
-            ]
-        ),
-        images=images,
+        {
+            "title": f"{options.data.resolve().name}, {split}",
+            "lead": f"{layout}. {len(chosen)} of the {len(dataset)} images of the split {split}.",
+        },
+        tiles=[
+            tile(len(dataset), "images", first=True),
+            tile(len(dataset.labels), "objects"),
+            *(tile(count, name) for name, count in counts.most_common(8)),
+        ],
+        images=_figures(dataset, chosen),
     )
     print(f"{len(chosen)} of {len(dataset)} images of the split {split}.\nOpen {options.out} in a browser.")
     shown = [dataset.file_name(index) for index in chosen]

@@ -1,11 +1,18 @@
-"""`twostage demo`: train a detector on generated scenes, and show its detections on a page."""
+"""`twostage demo`: train a detector on generated scenes, and show its detections on a page.
 
+The page is one HTML file with its images embedded, which needs neither a server nor the network.
+"""
+
+import html
+import shutil
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twostage.cli.demo_page import Page, Shown, write_page
+from twostage.cli.page import figure, write_page
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import OfflineOptions, RunOptions, WorkersOptions
 from twostage.folders import new_folder, next_folder
@@ -24,10 +31,17 @@ CONFIDENT = 0.5
 FOUND_IOU = 0.5
 
 
+class Shown(NamedTuple):
+    """An image on the page, and its caption."""
+
+    path: Path
+    title: str
+    note: str = ""
+    wide: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(RunOptions, WorkersOptions, OfflineOptions):
-    """Options of `twostage demo`."""
-
     minutes: float = option(2.0, "Wall time of training.", above=0)
     hard: bool = option(False, "Harder scenes: more objects, 10 to 110 pixels in size, more of them occluded.")
     train_scenes: int = option(600, "Training scenes.", low=1)
@@ -66,13 +80,21 @@ def demo(options: DemoOptions) -> Outcome:
     weights = Path(trained["out"]) / "weights" / "last.safetensors"
     detector = Detector.load(weights, device=options.device)
     unseen = open_dataset(scenes, split="val")
-    report = detector.evaluate(unseen)
-    print(report.table())
+    evaluated = detector.evaluate(unseen)
+    print(evaluated.table())
+    report = evaluated.to_dict()
     images, seconds = _predict_scenes(detector, unseen, folder / "predictions")
-    page = write_page(_page(options, folder, weights, trained, report.to_dict(), images, seconds, detector))
+    run = {
+        "train_images": options.train_scenes,
+        "val_images": options.val_scenes,
+        "minutes": f"{options.minutes:.3g}",
+        "steps": trained["steps"],
+        "parameters": f"{sum(p.numel() for p in detector.model.parameters()) / 1e6:.1f}",
+        "milliseconds": f"{1000 * seconds:.0f}",
+    }
+    page = _write_page(folder, weights, run, report, images)
     print(f"\nOpen {page} in a browser.")
-    metrics = report.to_dict()["metrics"]
-    return Outcome({**trained, "out": folder, "weights": weights, "metrics": metrics, "page": page})
+    return Outcome({**trained, "out": folder, "weights": weights, "metrics": report["metrics"], "page": page})
 
 
 def _predict_scenes(detector: "Detector", unseen: "Dataset", folder: Path) -> tuple[list[Shown], float]:
@@ -123,39 +145,60 @@ def count_hits(boxes: Any, labels: Any, detections: "Detections") -> int:
     return hits
 
 
-def _page(
-    options: DemoOptions,
-    folder: Path,
-    weights: Path,
-    trained: dict[str, Any],
-    report: dict[str, Any],
-    images: list[Shown],
-    seconds: float,
-    detector: "Detector",
-) -> Page:
+def _write_page(
+    folder: Path, weights: Path, run: Mapping[str, object], report: Mapping[str, Any], images: Sequence[Shown]
+) -> Path:
     from twostage.environment import environment
 
-    objects = report["settings"]["objects_per_class"]
-    run = weights.parent.parent
+    env = environment()
+    values = {
+        **run,
+        **{name: f"{report['metrics'][name]:.3f}" for name in ("AP", "AP50", "AP75")},
+        "command": own_command(),
+        "scenes": folder / "scenes" / "val",
+        "weights": weights,
+        "twostage": env["twostage"],
+        "torch": env["packages"]["torch"],
+        "python": env["python"],
+        "cpu": env["cpu"]["name"],
+        "cores": env["cpu"]["cores"],
+    }
     plots = [
-        Shown(run / "loss.png", "Losses, AP and learning rate", wide=True),
-        Shown(run / "pr.png", "Precision and recall", wide=True),
-        Shown(run / "confusion.png", "Confusion"),
-        Shown(run / "labels.png", "Label statistics of the training scenes"),
+        Shown(folder / "train" / "loss.png", "Losses, AP and learning rate", wide=True),
+        Shown(folder / "train" / "pr.png", "Precision and recall", wide=True),
+        Shown(folder / "train" / "confusion.png", "Confusion"),
+        Shown(folder / "train" / "labels.png", "Label statistics of the training scenes"),
     ]
-    return Page(
-        folder=folder,
-        weights=weights,
-        scenes=folder / "scenes" / "val",
-        minutes=options.minutes,
-        train_images=options.train_scenes,
-        val_images=options.val_scenes,
-        steps=trained["steps"],
-        parameters=sum(p.numel() for p in detector.model.parameters()),
-        seconds_an_image=seconds,
-        metrics=report["metrics"],
-        per_class={name: {**row, "objects": objects[name]} for name, row in report["per_class"].items()},
-        images=images,
-        plots=plots,
-        environment=environment(),
+    objects = report["settings"]["objects_per_class"]
+    return write_page(
+        folder / "index.html",
+        "demo_page.html",
+        values,
+        images=map(_figure, images),
+        plots=map(_figure, plots),
+        classes=(_class_row(name, objects[name], row) for name, row in report["per_class"].items()),
+    )
+
+
+def own_command() -> str:
+    """The command that runs this command line from the current folder: its name, if the shell finds it."""
+    called = Path(sys.argv[0])
+    if shutil.which("twostage") or called.name != "twostage":
+        return "twostage"
+    try:
+        return str(called.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(called.absolute())
+
+
+def _figure(shown: Shown) -> str:
+    kind = "jpeg" if shown.path.suffix == ".jpg" else "png"
+    return figure(shown.path.read_bytes(), kind, shown.title, shown.note, wide=shown.wide)
+
+
+def _class_row(name: str, objects: int, row: Mapping[str, float]) -> str:
+    bar = f'<i style="width:{100 * max(0.0, row["AP"]):.1f}%"></i>'
+    return (
+        f"<tr><td>{html.escape(name)}</td><td>{objects}</td><td>{row['AP']:.3f}</td><td>{row['AP50']:.3f}</td>"
+        f'<td class="bar">{bar}</td></tr>'
     )

@@ -1,18 +1,13 @@
 """`twostage env`: what a bug report needs."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from twostage.cli.verb import Outcome, verb
+from twostage.options import Options
 
 
-@dataclass(frozen=True)
-class EnvOptions:
-    """No options of its own."""
-
-
-@verb(EnvOptions)
-def env(_options: EnvOptions) -> Outcome:
+@verb(Options)
+def env(_options: Options) -> Outcome:
     """Print versions, devices and threads: paste them into a bug report."""
     from twostage.environment import environment
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twostage.cli.loading import load_detector
+from twostage.cli.loading import PredictionOptions, load_detector
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
-from twostage.cli.viewing import PredictionOptions
 from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
@@ -32,8 +31,6 @@ _COMPUTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(PredictionOptions, DataOptions, WorkersOptions):
-    """Options of `twostage eval`."""
-
     weights: str | None = option(None, WEIGHTS, group="Model")
     predictions: Path | None = option(
         None, "COCO results file or folder of VOC results, instead of --weights.", group="Model"

@@ -2,6 +2,7 @@
 
 import base64
 import html
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -9,10 +10,15 @@ from string import Template
 from twostage.atomic import write_text
 
 
-def write_page(path: Path, template: str, **values: str) -> None:
-    """Write the HTML file `path`: a template of this folder with the style sheet and its values put in."""
-    page = Template(_text(template)).substitute(style=_text("page.css"), **values)
-    write_text(path, page)
+def write_page(path: Path, template: str, values: Mapping[str, object], **markup: Iterable[str]) -> Path:
+    """Write the HTML file `path` and return it: a template of this folder with the style sheet, `values` and `markup`.
+
+    Values are escaped here; the pieces of markup are joined by line ends.
+    """
+    escaped = {name: html.escape(str(value)) for name, value in values.items()}
+    joined = {name: "\n".join(pieces) for name, pieces in markup.items()}
+    write_text(path, Template(_text(template)).substitute(escaped | joined, style=_text("page.css")))
+    return path
 
 
 def _text(name: str) -> str:
@@ -30,7 +36,7 @@ def figure(image: bytes, kind: str, title: str, note: str = "", *, wide: bool = 
     )
 
 
-def tile(number: str, what: str, *, first: bool = False) -> str:
+def tile(number: int, what: str, *, first: bool = False) -> str:
     """A number in large letters, and its name."""
     kind = "tile first" if first else "tile"
-    return f'<div class="{kind}"><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>'
+    return f'<div class="{kind}"><b>{number}</b><span>{html.escape(what)}</span></div>'

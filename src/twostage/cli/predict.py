@@ -5,9 +5,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostage.cli.loading import load_detector
+from twostage.cli.loading import PredictionOptions, load_detector
 from twostage.cli.verb import Outcome, verb
-from twostage.cli.viewing import PredictionOptions
 from twostage.common_options import WEIGHTS
 from twostage.errors import DataError, UsageError
 from twostage.folders import new_folder
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictOptions(PredictionOptions):
-    """Options of `twostage predict`."""
-
     sources: tuple[str, ...] = option(help="Files, folders, globs, or - for paths on standard input.")
     _: KW_ONLY
     weights: str = option(help=WEIGHTS, group="Model")

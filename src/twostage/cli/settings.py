@@ -82,7 +82,8 @@ def _fill_from_set(known: dict[str, Argument], given: set[str]) -> set[str]:
             continue
         name = _known_name(key, known, "--set")
         if name not in given:
-            for part in _split(value, known[name]):
+            # As `--set scale=0.5,2`, for an option that takes several values.
+            for part in value.split(",") if _takes_several(known[name]) else [value]:
                 _append(known[name], part, f"--set {key}")
             done.add(name)
     return done
@@ -139,11 +140,6 @@ def _known_name(key: str, known: dict[str, Argument], source: str) -> str:
 
 def _append(argument: Argument, value: str, source: str) -> None:
     argument.append(Token(keyword=argument.name, value=value, source=source, index=len(argument.tokens)))
-
-
-def _split(value: str, argument: Argument) -> list[str]:
-    """The values of `--set scale=0.5,2`, for an option that takes several."""
-    return value.split(",") if _takes_several(argument) else [value]
 
 
 def _takes_several(argument: Argument) -> bool:

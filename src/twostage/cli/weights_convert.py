@@ -11,8 +11,6 @@ from twostage.options import option
 
 @dataclass(frozen=True)
 class WeightsConvertOptions(FieldsOptions):
-    """Options of `twostage weights convert`."""
-
     file: Path = option(help="Pickled state dict (.pth, .pt): torchvision's Faster or Mask R-CNN, or a classifier.")
     _: KW_ONLY
     model: str | None = option(None, "Model of the detector; leave it out for a classification network.", group="Model")

@@ -10,8 +10,6 @@ from twostage.weights.published import LICENCE, published
 
 @dataclass(frozen=True)
 class GetOptions(OfflineOptions):
-    """Options of `twostage weights get`."""
-
     name: str = option(help="Name from `twostage weights list`.")
 
 

@@ -12,8 +12,6 @@ from twostage.weights.published import LICENCE, PUBLISHED, cached, published
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """Options of `twostage weights info`."""
-
     weights: str = option(help=WEIGHTS)
 
 

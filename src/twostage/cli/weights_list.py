@@ -1,18 +1,12 @@
 """`twostage weights list`: the published weights."""
 
-from dataclasses import dataclass
-
 from twostage.cli.verb import Outcome, verb
+from twostage.options import Options
 from twostage.weights.published import PUBLISHED, cached
 
 
-@dataclass(frozen=True)
-class ListOptions:
-    """No options of its own."""
-
-
-@verb(ListOptions)
-def list(_options: ListOptions) -> Outcome:
+@verb(Options)
+def list(_options: Options) -> Outcome:
     """List the published weights, and which of them are in the cache. Nothing is downloaded."""
     width = max(map(len, PUBLISHED))
     for one in PUBLISHED.values():

@@ -3,15 +3,13 @@
 import json
 import logging
 import statistics
-from dataclasses import replace
 from typing import Any
 
 from twostage.atomic import write_text
-from twostage.experiments.begin import BACKBONE, Setting, begin, begin_backbone, setting_of
+from twostage.experiments.begin import BACKBONE, Setting, begin_backbone, comparison, load_or_make
 from twostage.experiments.bench import Bench
 from twostage.experiments.options import AblateOptions
 from twostage.experiments.studies import ALL, Values
-from twostage.folders import claimed
 
 log = logging.getLogger("twostage.lineage")
 SEEDS = 3
@@ -23,34 +21,33 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
     A case has the paper's value, one value per seed, and their mean, smallest and largest. Raises MissingError
     without the extra `lineage`, and as `twostage.training.train`.
     """
-    options, root, splits = begin(options, "ablate")
-    options = replace(options, seeds=options.seeds or SEEDS)
-    with claimed(root / "state"):
-        setting = setting_of(options, root, splits)
+    with comparison(options, "ablate") as setting:
+        options, root = setting.options, setting.root
+        seeds = range(options.seed, options.seed + (options.seeds or SEEDS))
         if not (root / BACKBONE).exists():
             begin_backbone(setting)
-        values = {name: _of_all_seeds(setting, name, options) for name in options.only}
+        studies = {name: _summary(name, [_values(setting, name, seed) for seed in seeds]) for name in options.only}
     result = {
         "out": str(root),
-        "data": str(setting.splits.train.root),
-        "images": {"train": len(setting.splits.train), "val": len(setting.val)},
-        "settings": {name: getattr(options, name) for name in ("size", "windows", "minutes", "seeds", "seed")},
-        "studies": {name: _summary(name, of_seeds) for name, of_seeds in values.items()},
+        "data": str(setting.train.root),
+        "images": {"train": len(setting.train), "val": len(setting.val)},
+        "settings": {
+            **{name: getattr(options, name) for name in ("size", "windows", "minutes")},
+            "seeds": len(seeds),
+            "seed": options.seed,
+        },
+        "studies": studies,
     }
     write_text(root / "ablate.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
-def _of_all_seeds(setting: Setting, name: str, options: AblateOptions) -> list[Values]:
-    by_seed = []
-    for seed in range(options.seed, options.seed + (options.seeds or SEEDS)):
-        path = setting.root / "results" / f"{name}-{seed}.json"
-        if not path.exists():
-            log.info("%s, seed %d", ALL[name].title, seed)
-            values = ALL[name].run(Bench(setting, seed))
-            write_text(path, json.dumps(values, indent=2) + "\n")
-        by_seed.append(json.loads(path.read_text(encoding="utf-8")))
-    return by_seed
+def _values(setting: Setting, name: str, seed: int) -> Values:
+    def run() -> Values:
+        log.info("%s, seed %d", ALL[name].title, seed)
+        return ALL[name].run(Bench(setting, seed))
+
+    return load_or_make(setting.root / "results" / f"{name}-{seed}.json", run)
 
 
 def _summary(name: str, of_seeds: list[Values]) -> dict[str, Any]:
@@ -58,14 +55,6 @@ def _summary(name: str, of_seeds: list[Values]) -> dict[str, Any]:
     cases = []
     for case, papers in study.papers.items():
         values = [values[case] for values in of_seeds]
-        cases.append(
-            {
-                "case": case,
-                "papers": papers,
-                "values": values,
-                "mean": statistics.mean(values),
-                "least": min(values),
-                "most": max(values),
-            }
-        )
+        numbers = {"mean": statistics.mean(values), "least": min(values), "most": max(values)}
+        cases.append({"case": case, "papers": papers, "values": values, **numbers})
     return {"title": study.title, "source": study.source, "unit": study.unit, "cases": cases}

@@ -3,21 +3,24 @@
 import json
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from twostage.atomic import write_text
+from twostage.data.dataset import Dataset
 from twostage.data.proposals import ProposalSet, write_proposals
 from twostage.device import choose_device
 from twostage.environment import environment
 from twostage.errors import UsageError
 from twostage.experiments.options import CompareOptions
 from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
-from twostage.folders import new_folder, next_folder
+from twostage.folders import claimed, new_folder, next_folder
 from twostage.models.proposals.selective_search import selective_search
 from twostage.models.proposals.sources import Source, propose
 from twostage.models.two_stage import TwoStage
@@ -28,7 +31,7 @@ from twostage.training.options import TrainOptions
 from twostage.training.splits import Splits, open_splits
 from twostage.training.stagewise.fit import FitSettings
 from twostage.training.stagewise.svm import linear_svc
-from twostage.training.stagewise.train import Bounds, pretrain, train_rcnn
+from twostage.training.stagewise.train import Bounds, pretrain, train_stages
 from twostage.training.stagewise.tune import TuneSettings
 
 BACKBONE = "backbone.safetensors"
@@ -40,28 +43,44 @@ O = TypeVar("O", bound=CompareOptions)  # noqa: E741
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all detectors of a comparison share; `root` is the run folder, `train` and `val` are proposals."""
+class Setting(Generic[O]):
+    """What all detectors of a comparison share; `truth` is `val` with its boxes as written."""
 
-    options: CompareOptions
-    splits: Splits
-    train: ProposalSet
-    val: ProposalSet
+    options: O
     root: Path
+    train: Dataset
+    val: Dataset
+    truth: Dataset
+    train_proposals: ProposalSet
+    val_proposals: ProposalSet
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes."""
-        return self.splits.train.names
 
-
-def begin(options: O, verb: str) -> tuple[O, Path, Splits]:
-    """The options of a new or resumed comparison, its folder and its data, opened.
+@contextmanager
+def comparison(options: O, verb: str) -> Iterator[Setting[O]]:
+    """A new or resumed comparison, with its folder locked and selective search done on all images.
 
     Everything is checked before anything is written. Raises MissingError without the extra `lineage` or the run to
     resume, DataError for a damaged configuration, UsageError for a folder that is not empty, and as
     `training.splits.open_splits`.
     """
+    options, root, splits = _checked(options, verb)
+    train, val, truth = splits
+    assert val is not None
+    assert truth is not None
+    with claimed(root / "state"):
+        source = Source("selective_search", seed=options.seed)
+        proposals = []
+        for split in (train, val):
+            with images_bar(f"selective search, {split.split}", quiet=options.quiet) as after_image:
+                proposals.append(propose(source, split, after_image=after_image))
+        file = root / PROPOSALS
+        if not file.exists():
+            write_proposals(file, list(zip((train, val), proposals, strict=True)), options.windows)
+        yield Setting(options, root, train, val, truth, *proposals)
+
+
+def _checked(options: O, verb: str) -> tuple[O, Path, Splits]:
+    """The options of a new or resumed comparison, its folder and its data."""
     selective_search(np.zeros((8, 8, 3), np.uint8))  # raises without the extra
     linear_svc()
     choose_device(options.device)
@@ -78,32 +97,28 @@ def begin(options: O, verb: str) -> tuple[O, Path, Splits]:
 
 
 def _splits(options: CompareOptions) -> Splits:
-    splits = open_splits(
-        TrainOptions(
-            options.data,
-            train_split=options.train_split,
-            val_split=options.val_split,
-            images=options.images,
-            voc_offset=options.voc_offset,
-        )
-    )
+    splits = open_splits(_of_data(options))
     if splits.val is None:
         raise UsageError("val_split is none: give a split that is not trained on, to compare the detectors on")
     return splits
 
 
-def setting_of(options: CompareOptions, root: Path, splits: Splits) -> Setting:
-    """The shared parts, with selective search done on all images."""
-    assert splits.val is not None
-    source = Source("selective_search", seed=options.seed)
-    proposals = []
-    for split in (splits.train, splits.val):
-        with images_bar(f"selective search, {split.split}", quiet=options.quiet) as after_image:
-            proposals.append(propose(source, split, after_image=after_image))
-    file = root / PROPOSALS
-    if not file.exists():
-        write_proposals(file, [(splits.train, proposals[0]), (splits.val, proposals[1])], options.windows)
-    return Setting(options, splits, proposals[0], proposals[1], root)
+def _of_data(options: CompareOptions) -> TrainOptions:
+    """The options of a training on the data set of the comparison."""
+    return TrainOptions(
+        options.data,
+        train_split=options.train_split,
+        val_split=options.val_split,
+        images=options.images,
+        voc_offset=options.voc_offset,
+    )
+
+
+def load_or_make(path: Path, make: Callable[[], Any]) -> Any:
+    """The JSON value of a file of an earlier run, or what `make` returns, which is then written there."""
+    if not path.exists():
+        write_text(path, json.dumps(make(), indent=2) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def begin_backbone(setting: Setting) -> tuple[str, float]:
@@ -119,7 +134,7 @@ def begin_backbone(setting: Setting) -> tuple[str, float]:
         settings = TuneSettings(
             minutes=options.minutes, positives=64, negatives=64, negative=(0.0, 0.3), lr=2e-3, seed=options.seed
         )
-        steps = pretrain(model, setting.splits.train, settings)
+        steps = pretrain(model, setting.train, settings)
         detail = f"{steps} steps of 128 crops, half of them objects"
     save_backbone(setting.root / BACKBONE, model)
     return detail, time.perf_counter() - started
@@ -133,16 +148,16 @@ def pretrained_rcnn(setting: Setting) -> TwoStage:
 
 
 def _new_rcnn(setting: Setting) -> TwoStage:
-    return rcnn_model(len(setting.names), setting.options.windows).to(choose_device(setting.options.device))
+    return rcnn_model(len(setting.train.names), setting.options.windows).to(choose_device(setting.options.device))
 
 
 def rcnn(setting: Setting, seed: int) -> TwoStage:
     """R-CNN, trained from the shared backbone."""
     options, model = setting.options, pretrained_rcnn(setting)
-    train_rcnn(
+    train_stages(
         model,
-        setting.splits.train,
         setting.train,
+        setting.train_proposals,
         Bounds(options.learn_images, options.windows, seed),
         TuneSettings(minutes=options.minutes, lr=5e-4, seed=seed),
         FitSettings(pair=0.6, seed=seed),
@@ -160,15 +175,11 @@ def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[
     fields_of_model = {**common, **changes.pop("model_fields", {})}
     if model == "fast_rcnn_tiny":
         fields_of_model = {"rpn_keep_train": options.windows, "rpn_keep_test": options.windows, **fields_of_model}
-    new = TrainOptions(
-        options.data,
+    new = replace(
+        _of_data(options),
         model=model,
         weights=str(setting.root / BACKBONE),
         model_fields=fields_of_model,
-        train_split=options.train_split,
-        val_split=options.val_split,
-        images=options.images,
-        voc_offset=options.voc_offset,
         size=options.size,
         max_size=2 * options.size,
         minutes=options.minutes,

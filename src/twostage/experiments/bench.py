@@ -67,17 +67,16 @@ class Bench:
         """A trained detector, with other fields at test."""
         return Detector.load(weights, device=self.setting.options.device, **fields)
 
-    def score(self, detector: Detector, proposals: Path | ProposalSet | None = None) -> float:
+    def score(self, detector: Detector | Path, proposals: Path | ProposalSet | None = None) -> float:
         """VOC07 mAP on the validation split, in percent; on proposals from elsewhere where they are given."""
-        assert self.setting.splits.val is not None
-        assert self.setting.splits.truth is not None
-        results = detector.detect_dataset(self.setting.splits.val, proposals=proposals)
-        return 100 * evaluate(self.setting.splits.truth, results, metric="voc07").scores.metrics["voc07"]
+        if isinstance(detector, Path):
+            detector = self.detector(detector)
+        results = detector.detect_dataset(self.setting.val, proposals=proposals)
+        return 100 * evaluate(self.setting.truth, results, metric="voc07").scores.metrics["voc07"]
 
     def propose(self, detector: Detector, *, top: int, keep: int) -> ProposalSet:
         """The proposals of a detector's RPN on the validation split: `top` before NMS, `keep` after it."""
-        assert self.setting.splits.val is not None
-        return propose_split(detector.prepared, self.setting.splits.val, top=top, keep=keep)
+        return propose_split(detector.prepared, self.setting.val, top=top, keep=keep)
 
     def rcnn(self) -> Detector:
         """R-CNN, trained from the shared backbone."""
@@ -85,9 +84,9 @@ class Bench:
 
     def with_svms(self, detector: Detector) -> Detector:
         """A Fast R-CNN with SVMs and ridge regressors, trained on its own features (Fast R-CNN, section 5.4)."""
-        options, train = self.setting.options, self.setting.splits.train
+        options, train = self.setting.options, self.setting.train
         model = svms_on(cast(TwoStage, detector.model))
-        regions = [regions_of(train, i, self.setting.train, options.windows) for i in range(len(train))]
+        regions = [regions_of(train, i, self.setting.train_proposals, options.windows) for i in range(len(train))]
         bounds, fitting = Bounds(options.learn_images, options.windows, self.seed), FitSettings(seed=self.seed)
         fit_some(model, train, images_of(train), regions, bounds, fitting)
         return self._held(model, detector.name)
@@ -102,17 +101,15 @@ class Bench:
         return self._held(_with_head(model, config, softmax), detector.name)
 
     def _held(self, model: TwoStage, name: str) -> Detector:
-        return Detector(model, name, self.setting.names, device=self.setting.options.device)
+        return Detector(model, name, self.setting.train.names, device=self.setting.options.device)
 
 
 def svms_on(model: TwoStage) -> TwoStage:
     """A Fast R-CNN whose head has SVMs and ridge regressors on the same features, not yet trained."""
     box = cast(BoxHead, model.head)
-    config = replace(
-        cast(TwoStageConfig, model.config),
-        image=replace(cast(TwoStageConfig, model.config).image, divisor=1),
-        postprocess=cast(StagewiseConfig, named("rcnn_tiny")).postprocess,
-    )
+    own = cast(TwoStageConfig, model.config)
+    postprocess = cast(StagewiseConfig, named("rcnn_tiny")).postprocess
+    config = replace(own, image=replace(own.image, divisor=1), postprocess=postprocess)
     head = SVMHead("svm", box.regions, cast(TwoMLPHead, box.body), box.classes)
     return _with_head(model, config, head).to(box.classes.weight.device).eval()
 

@@ -33,8 +33,6 @@ STUDIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(TrainDataOptions, RunOptions):
-    """Options of both comparisons."""
-
     only: tuple[str, ...] = option((), "", group="Model")
     weights: Path | None = option(
         None, "Backbone of an earlier run to start from, instead of training one first.", group="Model"
@@ -48,35 +46,24 @@ class CompareOptions(TrainDataOptions, RunOptions):
     )
     out: Path | None = option(None, "New folder (default: the next free one under runs/).", group="Output")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = type(self).only  # the default: all of them
+        for name in self.only:
+            if name not in known:
+                raise UsageError(f"only: {name!r} is not known. {nearest(name, known)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LineageOptions(CompareOptions):
-    """Options of `twostage lineage`."""
-
     only: tuple[str, ...] = option(DETECTORS, "Detectors to train.", group="Model")
     timed: int = option(8, "Images on which prediction is timed.", group="Validation", low=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_known(self.only, DETECTORS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblateOptions(CompareOptions):
-    """Options of `twostage ablate`."""
-
     only: tuple[str, ...] = option(STUDIES, "Studies to run.", group="Model")
     minutes: float = option(1.0, _MINUTES, group="Schedule", above=0)
     seeds: int | None = option(
         None, "Runs of each detector, with seeds from --seed on (default: 3).", group="Schedule", low=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_known(self.only, STUDIES)
-
-
-def _require_known(only: tuple[str, ...], known: tuple[str, ...]) -> None:
-    for name in only:
-        if name not in known:
-            raise UsageError(f"only: {name!r} is not known. {nearest(name, known)}")

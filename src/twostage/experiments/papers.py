@@ -5,9 +5,7 @@ All on VOC 2007. "VGG16": Fast R-CNN, tables 1 and 4 (an Nvidia K40, proposals n
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
-
-from twostage.experiments.rows import Row
+from typing import Any, NamedTuple
 
 MAP = {  # VOC07 test, percent
     "rcnn": (66.0, "VGG16"),
@@ -27,13 +25,13 @@ class Ratio(NamedTuple):
     first: tuple[str, str]  # detector, and which of its seconds
     second: tuple[str, str]
 
-    def ours(self, rows: Mapping[str, Row]) -> float | None:
-        """The same of a run; None where it lacks one of the two."""
+    def ours(self, rows: Mapping[str, Mapping[str, Any]]) -> float | None:
+        """The same of a run, from its rows by detector; None where it lacks one of the two."""
         (a, of_a), (b, of_b) = self.first, self.second
         if a not in rows or b not in rows:
             return None
-        below = float(getattr(rows[b], of_b))
-        return float(getattr(rows[a], of_a)) / below if below > 0 else None
+        below = rows[b][of_b]
+        return rows[a][of_a] / below if below > 0 else None
 
 
 RATIOS = (

@@ -5,38 +5,64 @@
 
 import json
 import logging
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from twostage.atomic import write_text
+from twostage.data.dataset import Dataset
+from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.device import choose_device
-from twostage.experiments.begin import (
-    BACKBONE,
-    PROPOSALS,
-    Setting,
-    begin,
-    begin_backbone,
-    pretrained_rcnn,
-    rcnn,
-    setting_of,
-    trained,
-)
+from twostage.evaluation.evaluate import evaluate
+from twostage.experiments import begin
+from twostage.experiments.begin import Setting, load_or_make
 from twostage.experiments.options import LineageOptions
-from twostage.experiments.rows import Examples, Named, Row, load_or_make, make_row
 from twostage.experiments.small import sppnet_model
-from twostage.folders import claimed
+from twostage.inference.timing import stage_times
 from twostage.models.two_stage import TwoStage
 from twostage.training.stagewise.fit import FitSettings
-from twostage.training.stagewise.train import Bounds, train_sppnet
+from twostage.training.stagewise.train import Bounds, train_stages
 from twostage.training.stagewise.tune import TuneSettings
 
 log = logging.getLogger("twostage.lineage")
+
+_METRICS = ("AP", "AP50", "AP75", "voc07")
+
+Trained = tuple[Path, float]
+"""The weights of a trained detector, and the seconds that its own stages took."""
+
+
+@dataclass
+class Row:
+    """The numbers of a detector: seconds of training of its own stages, and seconds per image at test.
+
+    `proposals` are the seconds of proposing, `network` those of everything else except reading the image.
+    """
+
+    key: str
+    name: str
+    metrics: dict[str, float]
+    train_seconds: float
+    proposals: float
+    network: float
+    detail: str
+    weights: str
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Member(NamedTuple):
+    """A detector of the family: its name, what it consists of, and its training into a folder."""
+
+    name: str
+    detail: str
+    train: Callable[[Setting, Path], Trained]
 
 
 def lineage(options: LineageOptions) -> dict[str, Any]:
@@ -44,116 +70,129 @@ def lineage(options: LineageOptions) -> dict[str, Any]:
 
     Raises MissingError without the extra `lineage`, and as `twostage.training.train`.
     """
-    options, root, splits = begin(options, "lineage")
-    with claimed(root / "state"):
-        setting = setting_of(options, root, splits)
-        examples = Examples(options.timed, _crowded(setting))
-        backbone = load_or_make(root, "backbone", lambda: _backbone(setting))
+    with begin.comparison(options, "lineage") as setting:
+        options, root, train, val = setting.options, setting.root, setting.train, setting.val
+        backbone = load_or_make(root / "rows" / "backbone.json", lambda: _backbone(setting))
         rows = []
         for key in options.only:
             log.info("%s", key)
-            row = load_or_make(root, key, lambda key=key: _DETECTORS[key](setting, examples, key))  # type: ignore[misc]
+            row = load_or_make(root / "rows" / f"{key}.json", partial(_row, setting, key))
             rows.append(row)
-            log.info("%s: AP50 %.3f, voc07 %.3f", row.name, row.metrics["AP50"], row.metrics["voc07"])
-    train_split, val = setting.splits.train, setting.splits.val
-    assert val is not None
+            log.info("%s: AP50 %.3f, voc07 %.3f", row["name"], row["metrics"]["AP50"], row["metrics"]["voc07"])
     result = {
         "out": str(root),
-        "data": str(train_split.root),
-        "images": {"train": len(train_split), "val": len(val), "learned": min(options.learn_images, len(train_split))},
-        "settings": {
-            "size": options.size,
-            "windows": options.windows,
-            "minutes": options.minutes,
-            "seed": options.seed,
-        },
-        "proposals_an_image": float(np.minimum(np.diff(setting.val.offsets), options.windows).mean()),
-        "backbone": asdict(backbone),
-        "rows": [asdict(row) for row in rows],
-        "shown": str(val.path(examples.drawn)),
+        "data": str(train.root),
+        "images": {"train": len(train), "val": len(val), "learned": min(options.learn_images, len(train))},
+        "settings": {name: getattr(options, name) for name in ("size", "windows", "minutes", "seed")},
+        "proposals_an_image": float(np.minimum(np.diff(setting.val_proposals.offsets), options.windows).mean()),
+        "backbone": backbone,
+        "rows": rows,
+        "shown": str(val.path(_drawn_image(val))),
     }
     write_text(root / "lineage.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
-def _crowded(setting: Setting) -> int:
-    """The first image of the validation split with the most objects, of which more than 12 count as 12."""
-    assert setting.splits.val is not None
-    return int(np.argmax(np.minimum(np.diff(setting.splits.val.offsets), 12)))
+def _backbone(setting: Setting) -> dict[str, Any]:
+    detail, seconds = begin.begin_backbone(setting)
+    return asdict(Row("backbone", "Backbone", {}, seconds, 0.0, 0.0, detail, begin.BACKBONE))
 
 
-def _backbone(setting: Setting) -> Row:
-    detail, seconds = begin_backbone(setting)
-    return Row("backbone", "Backbone", {}, seconds, 0.0, 0.0, detail, BACKBONE)
+def _drawn_image(val: Dataset) -> int:
+    """The first image of a split with the most objects, of which more than 12 count as 12."""
+    return int(np.argmax(np.minimum(np.diff(val.offsets), 12)))
 
 
-def _rcnn(setting: Setting, examples: Examples, key: str) -> Row:
+def _row(setting: Setting[LineageOptions], key: str) -> dict[str, Any]:
+    """Train, score, draw and time a detector; one without an RPN gets selective search's proposals."""
+    member, val = _DETECTORS[key], setting.val
+    weights, train_seconds = member.train(setting, setting.root / key)
+    detector = Detector.load(weights, device=setting.options.device)
+    given = setting.val_proposals if detector.model.rpn is None else None
+    metrics = evaluate(setting.truth, detector.detect_dataset(val, max_det=100, proposals=given)).scores.metrics
+    pictures = setting.root / "pictures"
+    pictures.mkdir(exist_ok=True)
+    cast(Detections, detector.predict(val.source(_drawn_image(val)), conf=0.5)).save(pictures / f"{key}.jpg")
+    parts: dict[str, list[float]] = {}
+    timed = np.linspace(0, len(val) - 1, min(setting.options.timed, len(val))).round().astype(int)
+    for index in timed.tolist():
+        for stage, times in stage_times(detector.prepared, [val.path(index)], repeats=3, warmup=1).items():
+            parts.setdefault(stage, []).append(times.median / 1e3)
+    median = {stage: statistics.median(taken) for stage, taken in parts.items()}
+    proposing = sum(median.get(stage, 0.0) for stage in ("rpn", "proposals"))
+    row = Row(
+        key=key,
+        name=member.name,
+        metrics={name: metrics[name] for name in _METRICS},
+        train_seconds=train_seconds,
+        proposals=proposing,
+        network=sum(median.values()) - proposing - median["read"],
+        detail=member.detail,
+        weights=str(weights.relative_to(setting.root)),
+        parts=median,
+    )
+    return asdict(row)
+
+
+def _rcnn(setting: Setting, folder: Path) -> Trained:
     started = time.perf_counter()
-    model = rcnn(setting, setting.options.seed)
-    named = Named(key, "R-CNN", "every window through the network, SVMs, ridge")
-    return _stagewise(setting, examples, model, "rcnn_tiny", named, time.perf_counter() - started)
+    return _saved(setting, folder, begin.rcnn(setting, setting.options.seed), "rcnn_tiny", started)
 
 
-def _sppnet(setting: Setting, examples: Examples, key: str) -> Row:
-    options, five = setting.options, key.endswith("5_scales")
+def _sppnet(setting: Setting, folder: Path, *, five: bool) -> Trained:
+    options = setting.options
     started = time.perf_counter()
-    model = sppnet_model(pretrained_rcnn(setting), options.size, five=five).to(choose_device(options.device))
-    train_sppnet(
+    model = sppnet_model(begin.pretrained_rcnn(setting), options.size, five=five).to(choose_device(options.device))
+    train_stages(
         model,
-        setting.splits.train,
         setting.train,
+        setting.train_proposals,
         Bounds(options.learn_images, options.windows, options.seed),
         # Only two layers are trained: a third of the time.
         TuneSettings(minutes=options.minutes / 3, lr=5e-4, seed=options.seed),
         FitSettings(pair=0.5, seed=options.seed),
     )
+    return _saved(setting, folder, model, "sppnet_tiny_5_scales" if five else "sppnet_tiny", started)
+
+
+def _saved(setting: Setting, folder: Path, model: TwoStage, zoo_name: str, started: float) -> Trained:
+    """Save a detector trained stage by stage."""
     seconds = time.perf_counter() - started
-    named = Named(key, "SPPnet, five scales" if five else "SPPnet", "the map once, pyramid 6-3-2-1, fixed convolutions")
-    return _stagewise(setting, examples, model, "sppnet_tiny_5_scales" if five else "sppnet_tiny", named, seconds)
+    weights = folder / "weights.safetensors"
+    Detector(model, zoo_name, setting.train.names, device=setting.options.device).save(weights)
+    return weights, seconds
 
 
-def _stagewise(
-    setting: Setting, examples: Examples, model: TwoStage, zoo_name: str, named: Named, seconds: float
-) -> Row:
-    """The row of a detector trained stage by stage; its weights are saved beside those of the others."""
-    weights = setting.root / named.key / "weights.safetensors"
-    Detector(model, zoo_name, setting.names, device=setting.options.device).save(weights)
-    return make_row(setting, examples, weights, named, seconds)
-
-
-def _zoo(setting: Setting, examples: Examples, named: Named, model: str, **changes: Any) -> Row:
+def _zoo(setting: Setting, folder: Path, model: str, **changes: Any) -> Trained:
     """A detector of the zoo, trained as `twostage train` does."""
-    result = trained(setting, setting.root / named.key, model, **changes)
-    return make_row(setting, examples, Path(result["weights"]), named, result["seconds"])
+    result = begin.trained(setting, folder, model, **changes)
+    return Path(result["weights"]), result["seconds"]
 
 
-def _fast(setting: Setting, examples: Examples, key: str) -> Row:
-    named = Named(key, "Fast R-CNN", "RoIPool, one loss for classes and boxes")
-    return _zoo(setting, examples, named, "fast_rcnn_tiny", proposals=setting.root / PROPOSALS)
+def _fast(setting: Setting, folder: Path) -> Trained:
+    return _zoo(setting, folder, "fast_rcnn_tiny", proposals=setting.root / begin.PROPOSALS)
 
 
-def _alternating(setting: Setting, examples: Examples, key: str) -> Row:
-    named = Named(key, "Faster R-CNN, four steps", "an RPN, which shares its convolutions in the end")
+def _alternating(setting: Setting, folder: Path) -> Trained:
     twice = 2 * setting.options.minutes
-    return _zoo(setting, examples, named, "faster_rcnn_tiny", scheme="alternating", minutes=twice)
+    return _zoo(setting, folder, "faster_rcnn_tiny", scheme="alternating", minutes=twice)
 
 
-def _joint(setting: Setting, examples: Examples, key: str) -> Row:
-    named = Named(key, "Faster R-CNN, joint", "RPN and detector trained together")
-    return _zoo(setting, examples, named, "faster_rcnn_tiny")
-
-
-def _fpn(setting: Setting, examples: Examples, key: str) -> Row:
-    named = Named(key, "Faster R-CNN + FPN", "anchors and regions on the level of their size, RoIAlign")
-    return _zoo(setting, examples, named, "faster_rcnn_tiny_fpn")
-
-
-_DETECTORS: dict[str, Callable[[Setting, Examples, str], Row]] = {
-    "rcnn": _rcnn,
-    "sppnet": _sppnet,
-    "sppnet_5_scales": _sppnet,
-    "fast_rcnn": _fast,
-    "faster_rcnn_alternating": _alternating,
-    "faster_rcnn_joint": _joint,
-    "faster_rcnn_fpn": _fpn,
+_SPPNET = "the map once, pyramid 6-3-2-1, fixed convolutions"
+_DETECTORS = {
+    "rcnn": Member("R-CNN", "every window through the network, SVMs, ridge", _rcnn),
+    "sppnet": Member("SPPnet", _SPPNET, partial(_sppnet, five=False)),
+    "sppnet_5_scales": Member("SPPnet, five scales", _SPPNET, partial(_sppnet, five=True)),
+    "fast_rcnn": Member("Fast R-CNN", "RoIPool, one loss for classes and boxes", _fast),
+    "faster_rcnn_alternating": Member(
+        "Faster R-CNN, four steps", "an RPN, which shares its convolutions in the end", _alternating
+    ),
+    "faster_rcnn_joint": Member(
+        "Faster R-CNN, joint", "RPN and detector trained together", partial(_zoo, model="faster_rcnn_tiny")
+    ),
+    "faster_rcnn_fpn": Member(
+        "Faster R-CNN + FPN",
+        "anchors and regions on the level of their size, RoIAlign",
+        partial(_zoo, model="faster_rcnn_tiny_fpn"),
+    ),
 }

@@ -48,7 +48,7 @@ def _anchors(bench: Bench) -> Values:
         "3 scales, 3 ratios": (SCALES, RATIOS),
     }
     return {
-        name: bench.score(bench.detector(bench.joint(anchor_sizes=(sizes,), anchor_ratios=ratios)))
+        name: bench.score(bench.joint(anchor_sizes=(sizes,), anchor_ratios=ratios))
         for name, (sizes, ratios) in cases.items()
     }
 
@@ -56,10 +56,7 @@ def _anchors(bench: Bench) -> Values:
 def _lambda(bench: Bench) -> Values:
     """With N_cls and N_reg as in the paper, where lambda 10 gives both losses about the same weight."""
     norm = {"rpn_batch": 256, "rpn_class_normaliser": 256.0, "rpn_box_normaliser": "locations"}
-    return {
-        f"{value:g}": bench.score(bench.detector(bench.joint(**norm, rpn_lambda=value)))
-        for value in (0.1, 1.0, 10.0, 100.0)
-    }
+    return {f"{value:g}": bench.score(bench.joint(**norm, rpn_lambda=value)) for value in (0.1, 1.0, 10.0, 100.0)}
 
 
 def _at_test(bench: Bench) -> Values:
@@ -87,9 +84,9 @@ def _at_test(bench: Bench) -> Values:
 def _features(bench: Bench) -> Values:
     """Where proposals are from, and whether the RPN shares the convolutions."""
     return {
-        "selective search": bench.score(bench.detector(bench.fast()), bench.setting.val),
+        "selective search": bench.score(bench.fast(), bench.setting.val_proposals),
         "RPN, unshared": _unshared(bench),
-        "RPN, shared": bench.score(bench.detector(bench.alternating())),
+        "RPN, shared": bench.score(bench.alternating()),
     }
 
 
@@ -101,22 +98,22 @@ def _stages(bench: Bench) -> Values:
         "fast_rcnn_tiny",
         model_fields={"proposals": "sliding_window", "rpn_keep_train": count, "rpn_keep_test": count},
     )
-    return {"one stage: dense windows": bench.score(bench.detector(dense)), "two stages": _unshared(bench)}
+    return {"one stage: dense windows": bench.score(dense), "two stages": _unshared(bench)}
 
 
 def _unshared(bench: Bench) -> float:
     """Step 2's detector on step 1's proposals: two networks."""
     root = bench.alternating().parents[1]
-    detector = bench.detector(root / "step-2" / "weights" / "best.safetensors")
-    return bench.score(detector, root / "proposals" / "step-1.safetensors")
+    weights = root / "step-2" / "weights" / "best.safetensors"
+    return bench.score(weights, root / "proposals" / "step-1.safetensors")
 
 
 def _svm(bench: Bench) -> Values:
     """R-CNN, appendix B, and Fast R-CNN, table 8."""
     values: Values = {}
     for name, svm in (("R-CNN", bench.rcnn()), ("Fast R-CNN", bench.with_svms(bench.detector(bench.fast())))):
-        values[f"{name}, SVM"] = bench.score(svm, bench.setting.val)
-        values[f"{name}, softmax"] = bench.score(bench.with_softmax(svm), bench.setting.val)
+        values[f"{name}, SVM"] = bench.score(svm, bench.setting.val_proposals)
+        values[f"{name}, softmax"] = bench.score(bench.with_softmax(svm), bench.setting.val_proposals)
     return values
 
 
@@ -136,8 +133,8 @@ def _multi_task(bench: Bench) -> Values:
     return {
         "classes alone": bench.score(without_boxes(bench.detector(classes))),
         "multi-task, boxes unused": bench.score(without_boxes(bench.detector(together))),
-        "stage-wise": bench.score(bench.detector(after)),
-        "multi-task": bench.score(bench.detector(together)),
+        "stage-wise": bench.score(after),
+        "multi-task": bench.score(together),
     }
 
 
@@ -149,7 +146,7 @@ def _sampling(bench: Bench) -> Values:
 
 def _seconds_of_128(bench: Bench, images: int) -> float:
     """Reading, forward and backward pass; many images 16 at a time, since their maps take memory."""
-    train, options = bench.setting.splits.train, bench.setting.options
+    train, options = bench.setting.train, bench.setting.options
     together, device = min(images, 16), choose_device(options.device)
     torch.manual_seed(bench.seed)
     fields = {"size": options.size, "max_size": 2 * options.size, "region_batch": 128 // images, "roi_size": 6}
@@ -162,7 +159,7 @@ def _seconds_of_128(bench: Bench, images: int) -> float:
         batch=together,
         seed=bench.seed,
         divisor=config.image.divisor,
-        proposals=PrecomputedProposals(bench.setting.train, options.windows),
+        proposals=PrecomputedProposals(bench.setting.train_proposals, options.windows),
     )
     taken = []
     for _ in range(4):
@@ -178,8 +175,8 @@ def _seconds_of_128(bench: Bench, images: int) -> float:
 
 def _roi(bench: Bench) -> Values:
     return {
-        "RoIPool": bench.score(bench.detector(bench.joint())),
-        "RoIAlign": bench.score(bench.detector(bench.joint(roi="align", roi_aligned=True))),
+        "RoIPool": bench.score(bench.joint()),
+        "RoIAlign": bench.score(bench.joint(roi="align", roi_aligned=True)),
     }
 
 
@@ -191,9 +188,7 @@ def _pyramids(bench: Bench) -> Values:
         "the feature pyramid": "top_down",
     }
     return {
-        name: bench.score(
-            bench.detector(bench.train(f"pyramid-{kind}", "faster_rcnn_tiny_fpn", model_fields={"pyramid": kind}))
-        )
+        name: bench.score(bench.train(f"pyramid-{kind}", "faster_rcnn_tiny_fpn", model_fields={"pyramid": kind}))
         for name, kind in names.items()
     }
 

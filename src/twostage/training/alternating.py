@@ -33,12 +33,11 @@ from twostage.models.config import TwoStageConfig
 from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.progress import images_bar
-from twostage.training.folder import RunFolder
+from twostage.training.folder import RunFolder, resumed_options
 from twostage.training.options import TrainOptions
-from twostage.training.resume import resumed
 from twostage.training.run import run
 from twostage.training.splits import NONE, Splits, open_splits
-from twostage.training.start import given_fields, require_start
+from twostage.training.start import require_start
 from twostage.weights.file import load_weights
 from twostage.weights.fit import Unfilled, load_all
 
@@ -77,10 +76,11 @@ def steps(rounds: int) -> Iterator[Step]:
 
 
 class Training(NamedTuple):
-    """The whole training: its options, its folder, and what a Python caller gave in memory."""
+    """The whole training: its options, its folder, its processes, and what a Python caller gave in memory."""
 
     options: TrainOptions
     root: Path
+    processes: Processes
     splits: Splits | None
     backbone: nn.Module | None
 
@@ -98,9 +98,9 @@ def alternate(
                 _require_alternating(options)
                 require_start(options)
             else:
-                options = replace(resumed(options, options.resume), out=options.resume)
+                options = replace(resumed_options(options, options.resume), out=options.resume)
         root = processes.on_main(lambda: _claimed_root(options, held))
-        return _all_steps(Training(replace(options, resume=None), root, splits, backbone))
+        return _all_steps(Training(replace(options, resume=None), root, processes, splits, backbone))
 
 
 def _all_steps(training: Training) -> dict[str, Any]:
@@ -112,13 +112,10 @@ def _all_steps(training: Training) -> dict[str, Any]:
         except KeyboardInterrupt:
             log.warning("Resume the whole training with: twostage train --resume %s", root)
             raise
-        with process_group() as processes:
-            _finish(training, step, results[-1], processes)
-    last = results[-1]
+        _finish(training, step, results[-1])
     best = root / "weights" / "best.safetensors"
-    with process_group() as processes:
-        processes.on_main(lambda: write_bytes(best, _weights(root / step.name).read_bytes()))
-    return last | {
+    training.processes.on_main(lambda: write_bytes(best, _weights(root / step.name).read_bytes()))
+    return results[-1] | {
         "out": str(root),
         "weights": str(best),
         **{name: sum(result[name] for result in results) for name in ("epochs", "steps")},
@@ -131,7 +128,7 @@ def _require_alternating(options: TrainOptions) -> None:
         raise UsageError(
             "scheme is alternating, whose steps fix the trained parts and proposals: leave out --learn and --proposals"
         )
-    config = configure(named(options.model), given_fields(options))
+    config = configure(named(options.model), options.given_fields)
     if not isinstance(config, TwoStageConfig) or config.rpn is None:
         raise UsageError(
             f"scheme is alternating, by turns network and head: {options.model} lacks one, choose a faster_rcnn_*"
@@ -148,14 +145,14 @@ def _claimed_root(options: TrainOptions, held: ExitStack) -> Path:
 
 
 def _train(step: Step, training: Training) -> dict[str, Any]:
-    options, root, splits, backbone = training
+    options, root, processes, splits, backbone = training
     folder = root / step.name
     proposals = _proposals(root, step.proposals) if step.proposals else None
     if splits is not None and "head" not in step.learn:
         splits = Splits(splits.train, None, None)
     if RunFolder(folder).state.exists():
         # Devices, and where the data are, may differ from those of the interrupted run.
-        resumed_options = TrainOptions(
+        options = TrainOptions(
             options.data,
             resume=folder,
             images=options.images,
@@ -165,9 +162,8 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
             offline=options.offline,
             quiet=options.quiet,
         )
-        return run(resumed_options, splits=splits, backbone=backbone)
-    with process_group() as processes:
-        processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
+        return run(options, splits=splits, backbone=backbone)
+    processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
     own = replace(
         options,
         scheme="joint",
@@ -183,20 +179,20 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
     return run(own, splits=splits, backbone=backbone)
 
 
-def _finish(training: Training, step: Step, result: dict[str, Any], processes: Processes) -> None:
+def _finish(training: Training, step: Step, result: dict[str, Any]) -> None:
     """The proposals that later steps need of this one, and then the mark that it is done."""
-    root = training.root
+    root, processes = training.root, training.processes
     if "rpn" in step.learn and not processes.on_main(_proposals(root, step.name).exists):
-        _propose(training, step, processes)
+        _propose(training, step)
     processes.on_main(lambda: write_text(root / step.name / RESULT, json.dumps(result)))
 
 
-def _propose(training: Training, step: Step, processes: Processes) -> None:
+def _propose(training: Training, step: Step) -> None:
     """Write the proposals of a step's RPN: as many as in training for one split, as at test for the other.
 
     Several processes share the images.
     """
-    options, root = training.options, training.root
+    options, root, processes = training.options, training.root, training.processes
     card, state = load_weights(_weights(root / step.name))
     config = card.config
     assert isinstance(config, TwoStageConfig)

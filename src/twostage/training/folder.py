@@ -12,17 +12,19 @@ from twostage.atomic import sweep, write_text
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
 from twostage.environment import environment
-from twostage.errors import MissingError, UsageError
-from twostage.evaluation.evaluate import Report
+from twostage.errors import DataError, MissingError, UsageError
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
-from twostage.evaluation.results import Results
 from twostage.folders import new_folder, next_folder
-from twostage.run_config import CONFIG, read_config, to_yaml
+from twostage.run_config import CONFIG, read_config, resumed, to_yaml
 from twostage.training.options import TrainOptions
 from twostage.training.pictures import save_predictions, save_training_batch
 from twostage.training.state import Progress, save_state
 from twostage.training.step import Session
+from twostage.training.validate import Validation
 from twostage.weights.file import Card, save_weights
+
+# Where a run computes and where its data lie do not change its result.
+FREE = ("data", "images", "proposals", "device", "workers", "quiet", "offline", "resume")
 
 
 class RunFolder:
@@ -88,11 +90,11 @@ class RunFolder:
         writer.writerows(self.rows)
         write_text(self.path / "metrics.csv", text.getvalue())
 
-    def save_last(self, model: str, session: Session, names: tuple[str, ...]) -> None:
+    def save_last(self, session: Session) -> None:
         """The newest weights, and the state to go on from them."""
         if not self.writes:
             return
-        self._save_weights(self.last, model, session, names, {})
+        self._save_weights(self.last, session, {})
         save_state(
             self.state,
             session.model,
@@ -102,10 +104,10 @@ class RunFolder:
             session.scaler.state_dict(),
         )
 
-    def save_best(self, model: str, session: Session, names: tuple[str, ...], metrics: dict[str, float]) -> None:
+    def save_best(self, session: Session, metrics: dict[str, float]) -> None:
         """The weights with the highest AP so far."""
         if self.writes:
-            self._save_weights(self.best, model, session, names, metrics)
+            self._save_weights(self.best, session, metrics)
 
     def with_picture(self, batches: Iterator[Loaded], names: tuple[str, ...]) -> Iterator[Loaded]:
         """The same batches; the first is also drawn, with the targets of the model."""
@@ -115,22 +117,21 @@ class RunFolder:
                 save_training_batch(path, loaded.batch, loaded.targets, names)
             yield loaded
 
-    def draw(self, train: Dataset, val: Dataset | None, report: Report | None, results: Results | None) -> None:
+    def draw(self, train: Dataset, val: Dataset | None, best: Validation | None) -> None:
         """The plots and pictures of a finished run: loss.png, labels.png, pr.png, confusion.png, predictions/."""
         if not self.writes:
             return
         save_figure(plot_history(self.rows), self.path / "loss.png")
-        if val is not None and report is not None and results is not None:
-            report.write_plots(self.path)
-            write_text(self.path / "report.txt", report.table() + "\n")
-            save_predictions(self.path / "predictions", val, results)
+        if val is not None and best is not None and best.report is not None:
+            best.report.write_plots(self.path)
+            write_text(self.path / "report.txt", best.report.table() + "\n")
+            save_predictions(self.path / "predictions", val, best.results)
         save_figure(plot_labels(train), self.path / "labels.png")
 
-    def _save_weights(
-        self, path: Path, model: str, session: Session, names: tuple[str, ...], metrics: dict[str, float]
-    ) -> None:
+    def _save_weights(self, path: Path, session: Session, metrics: dict[str, float]) -> None:
         kept = session.evaluated
-        save_weights(path, kept.state_dict(), Card(model, names, kept.config, metrics))
+        card = Card(session.options.model, session.dataset.names, kept.config, metrics)
+        save_weights(path, kept.state_dict(), card)
 
 
 def read_options(folder: Path) -> TrainOptions:
@@ -139,3 +140,17 @@ def read_options(folder: Path) -> TrainOptions:
     # Runs of earlier versions have the recipe and the seed of proposals among the model's fields.
     fields = {name: value for name, value in options.model_fields.items() if name not in ("recipe", "proposals_seed")}
     return replace(options, model_fields=fields, recipe=options.recipe or options.model_fields.get("recipe"))
+
+
+def resumed_options(options: TrainOptions, folder: Path) -> TrainOptions:
+    """The options of the run in `folder`, with those given anew. Raises UsageError for one that would change it."""
+    return resumed(options, read_options(folder), FREE, f"begin a new run with --weights {RunFolder(folder).last}")
+
+
+def require_same_images(progress: Progress, train: Dataset) -> None:
+    """Raises DataError where the split has not as many images as when the run was stopped."""
+    if progress.images != len(train):
+        raise DataError(
+            f"{train.root}: the split {train.split!r} has {len(train)} images now, and had {progress.images} when the "
+            "run was stopped. Bring the data back, or begin a new run with the weights of this one."
+        )

@@ -1,6 +1,6 @@
 """Which parameters are trained, and the optimizer over them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import torch
@@ -84,14 +84,14 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.optimizer == "sgd":
-        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=_fused(learning))
-    return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=_fused(learning))
+        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=can_fuse(learning))
+    return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=can_fuse(learning))
 
 
 def _stages(model: Model) -> list[list[nn.Module]]:
     return cast(Backbone, model.backbone).get_stages()
 
 
-def _fused(parameters: list[nn.Parameter]) -> bool:
-    """One pass over each tensor instead of several, where the device has it."""
+def can_fuse(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether the device has an update in one pass over each tensor instead of several."""
     return all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for p in parameters)

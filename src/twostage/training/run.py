@@ -7,7 +7,6 @@ import logging
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -19,15 +18,12 @@ from torch import nn
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
 from twostage.data.loader import PrecomputedProposals, training_batches
-from twostage.data.order import steps_per_epoch
 from twostage.data.proposals import read_proposals, require_distinct_splits
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
 from twostage.device import has_bf16, reproducible, require_precision
 from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, UsageError
-from twostage.evaluation.evaluate import Report
-from twostage.evaluation.results import Results
 from twostage.folders import claimed
 from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.one_stage import OneStage
@@ -35,17 +31,16 @@ from twostage.models.proposals.provided import of_split
 from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.progress import images_bar
 from twostage.training.ema import EMA
-from twostage.training.folder import RunFolder
+from twostage.training.folder import RunFolder, require_same_images, resumed_options
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
-from twostage.training.recipe import RECIPES, Recipe, recipe_name, resolve
-from twostage.training.resume import require_same_images, resumed
+from twostage.training.recipe import RECIPES, recipe_name, resolve
 from twostage.training.splits import Splits, open_splits, require_masks
 from twostage.training.start import require_start, starting_model
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
-from twostage.training.validate import validate
+from twostage.training.validate import Validation, validate
 from twostage.weights.file import load_weights
 from twostage.weights.fit import load_all
 
@@ -59,21 +54,13 @@ log = logging.getLogger("twostage.training")
 class Run:
     """Everything that a run holds besides its session."""
 
-    options: TrainOptions
-    splits: Splits
     session: Session
+    splits: Splits
     folder: RunFolder
     workers: int
-    given: Given = (None, None)
-    stuff: tuple[Stuff | None, Stuff | None] = (None, None)  # of both splits, for a semantic branch
-    metrics: dict[str, float] | None = None  # of the best weights
-    report: Report | None = None  # the same at length, in the process that leads
-    results: Results | None = None
-
-    @property
-    def updates(self) -> Fraction:
-        """Optimizer steps an epoch."""
-        return _updates(self.splits.train, self.session.recipe, self.options)
+    given: Given
+    stuff: tuple[Stuff | None, Stuff | None]  # of both splits, for a semantic branch
+    best: Validation | None = None  # of the best weights
 
 
 def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Module | None = None) -> dict[str, Any]:
@@ -83,25 +70,20 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
             if options.resume is None:
                 require_start(options)
             else:
-                options = resumed(options, options.resume)
+                options = resumed_options(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
             splits = splits or open_splits(options)
             session = _session(options, splits.train, processes, backbone)
             if session.learns_masks:
                 require_masks(splits, options.on_error)
             stuff = _stuff(splits, session)
-            if options.resume is None:
-                # A resumed run does not read the weights again, which say how much is frozen, and may be on another
-                # device, or with other processes that share a batch.
-                recipe = session.recipe
-                options = replace(options, freeze=recipe.freeze, precision=recipe.precision, batch=recipe.batch)
         folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
         with processes.sync_errors():
-            _begin_or_go_on(options, splits, session, folder)
+            _begin_or_go_on(session, folder)
         session.ddp_model = processes.wrap_ddp(session.model)
         with processes.sync_errors():
             given = _given(options, splits, session.model.config)
-        one = Run(options, splits, session, folder, _workers(session, options), given, stuff)
+        one = Run(session, splits, folder, _workers(session), given, stuff)
         if session.device.type == "cpu":
             retain_freed_memory()
         _learn(one)
@@ -114,14 +96,14 @@ def _claimed_folder(options: TrainOptions, held: ExitStack) -> Path:
     return folder.path
 
 
-def _begin_or_go_on(options: TrainOptions, splits: Splits, session: Session, folder: RunFolder) -> None:
-    if options.resume is None:
-        folder.begin(options, session.processes.world)
-        folder.save_last(options.model, session, splits.train.names)  # from here on it can be resumed
+def _begin_or_go_on(session: Session, folder: RunFolder) -> None:
+    if session.options.resume is None:
+        folder.begin(session.options, session.processes.world)
+        folder.save_last(session)  # from here on it can be resumed
     else:
         session.progress, scaler = load_state(folder.state, session.model, session.optimizer, session.ema)
         session.scaler.load_state_dict(scaler)
-        require_same_images(session.progress, splits.train)
+        require_same_images(session.progress, session.dataset)
         folder.resume(session.progress)
 
 
@@ -146,7 +128,7 @@ def _stuff(splits: Splits, session: Session) -> tuple[Stuff | None, Stuff | None
     """The stuff maps of both splits. Raises DataError where the semantic branch of a model needs them."""
     config = session.model.config
     semantic = config.semantic if isinstance(config, TwoStageConfig) else None
-    if "head" not in session.parts or semantic is None or not semantic.has_branch:
+    if "head" not in session.options.learn or semantic is None or not semantic.has_branch:
         return None, None
     assert isinstance(semantic.classes, int)
     found = [None if split is None else find_stuff(split) for split in (splits.train, splits.val)]
@@ -164,18 +146,13 @@ def _stuff(splits: Splits, session: Session) -> tuple[Stuff | None, Stuff | None
     return found[0], found[1]
 
 
-def _workers(session: Session, options: TrainOptions) -> int:
-    if options.workers is not None:
-        return options.workers
+def _workers(session: Session) -> int:
+    if session.options.workers is not None:
+        return session.options.workers
     return default_workers(on_cpu=session.device.type == "cpu", sharing=session.processes.local_world)
 
 
-def _updates(train: Dataset, recipe: Recipe, options: TrainOptions) -> Fraction:
-    """Optimizer steps an epoch; no whole number where accumulated batches reach into the next one."""
-    return Fraction(steps_per_epoch(len(train), recipe.batch), options.accumulate)
-
-
-def _session(options: TrainOptions, train: Dataset, processes: Processes, backbone: nn.Module | None = None) -> Session:
+def _session(options: TrainOptions, train: Dataset, processes: Processes, backbone: nn.Module | None) -> Session:
     device = processes.device(options.device)
     require_precision(device, options.precision or "fp32")  # an impossible one is an error before anything is written
     model, loaded = starting_model(options, train.names, partial(find_stuff, train), backbone)
@@ -186,9 +163,6 @@ def _session(options: TrainOptions, train: Dataset, processes: Processes, backbo
         bf16=has_bf16(device),
         processes=processes.world,
     )
-    total = None if options.minutes else ceil(recipe.epochs * _updates(train, recipe, options))
-    if total is not None and options.warmup is None:
-        recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))  # short runs would never reach the rate
     freeze(model, recipe.freeze)
     set_trainable(model, options.learn)
     if options.proposals is not None and isinstance(model, OneStage):
@@ -196,32 +170,37 @@ def _session(options: TrainOptions, train: Dataset, processes: Processes, backbo
     if options.proposals is not None and model.rpn is not None and "rpn" not in options.learn:
         log.info("The model's own RPN is not trained here: to predict, it must have been trained before.")
     model = model.to(device).to(memory_format=torch.channels_last)
-    return Session(
+    if options.resume is None:
+        # A resumed run does not read the weights again, which say how much is frozen, and may be on another device, or
+        # with other processes that share a batch.
+        options = replace(options, freeze=recipe.freeze, precision=recipe.precision, batch=recipe.batch)
+    session = Session(
+        options=options,
         model=model,
         ddp_model=model,
-        parts=options.learn,
         optimizer=build_optimizer(model, recipe),
         ema=EMA(model, recipe.ema) if recipe.ema else None,
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
         recipe=recipe,
-        progress=Progress(total=total, images=len(train)),
+        progress=Progress(images=len(train)),
         dataset=train,
         device=device,
-        accumulate=options.accumulate,
-        seed=options.seed,
-        budget=None if options.minutes is None else 60 * options.minutes,
         stop=threading.Event(),
         processes=processes,
     )
+    if options.minutes is None:
+        session.progress.total = total = ceil(recipe.epochs * session.updates)
+        if options.warmup is None:  # short runs would never reach the rate
+            session.recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))
+    return session
 
 
 def _learn(run: Run) -> None:
     """Epochs until the end, early stopping or Ctrl-C; each ends with a line, some with a validation."""
-    session, options, progress = run.session, run.options, run.session.progress
+    session, options, progress = run.session, run.session.options, run.session.progress
     image, recipe = session.model.config.image, session.recipe
-    names = run.splits.train.names
     batches = training_batches(
-        run.splits.train,
+        session.dataset,
         resize=image.resizing,
         augment=Augment(
             flip=recipe.flip,
@@ -243,55 +222,52 @@ def _learn(run: Run) -> None:
         masks=session.learns_masks,
         stuff=run.stuff[0],
     )
-    drawn = run.folder.with_picture(batches, names)
+    drawn = run.folder.with_picture(batches, session.dataset.names)
     quiet = options.quiet or not session.processes.is_main
     with stopping_gently(session.stop), progress_bar(quiet=quiet) as after_step:
-        if _epoch_to_end(run):
+        if _epoch_to_end(session):
             _end_epoch(run)  # the run was stopped within the validation
-        while not _over(run):
-            epoch_end = ceil((progress.step // run.updates + 1) * run.updates)
+        while not _over(session):
+            epoch_end = ceil((progress.step // session.updates + 1) * session.updates)
             try:
                 train_until(session, drawn, epoch_end, after_step)
             except (DataError, SystemExit):  # an image, of this process or another, cannot be read
-                run.folder.save_last(options.model, session, names)
+                run.folder.save_last(session)
                 log.warning("Saved. When that is mended, go on with: twostage train --resume %s", run.folder.path)
                 raise
-            if _epoch_to_end(run):
+            if _epoch_to_end(session):
                 _end_epoch(run)
             else:
-                run.folder.save_last(options.model, session, names)
+                run.folder.save_last(session)
             if session.processes.any(session.stop.is_set()):
                 log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
                 session.processes.end_all(KeyboardInterrupt())
 
 
-def _epochs(run: Run) -> int:
+def _epochs(session: Session) -> int:
     """Passes over the data that are complete; at the end of the run also the last one."""
-    whole = int(run.session.progress.step // run.updates)
-    return max(1, whole if ceil(whole * run.updates) == run.session.progress.step else whole + 1)
+    step, updates = session.progress.step, session.updates
+    whole = int(step // updates)
+    return max(1, whole if ceil(whole * updates) == step else whole + 1)
 
 
-def _epoch_to_end(run: Run) -> bool:
+def _epoch_to_end(session: Session) -> bool:
     """Whether the last step was the last of an epoch, whose row is not written."""
-    progress, updates = run.session.progress, run.updates
-    last = _finished(progress) or progress.step == ceil(progress.step // updates * updates)
+    progress, updates = session.progress, session.updates
+    last = progress.finished or progress.step == ceil(progress.step // updates * updates)
     return last and progress.summed > 0
 
 
-def _over(run: Run) -> bool:
-    patience = run.options.patience
-    return _finished(run.session.progress) or bool(patience and run.session.progress.validations_since_best >= patience)
-
-
-def _finished(progress: Progress) -> bool:
-    return progress.total is not None and progress.step >= progress.total
+def _over(session: Session) -> bool:
+    progress, patience = session.progress, session.options.patience
+    return progress.finished or bool(patience and progress.validations_since_best >= patience)
 
 
 def _end_epoch(run: Run) -> None:
     """A row of metrics.csv; validation where it is due, and always at the end; the state to go on from."""
     progress = run.session.progress
     row: dict[str, Any] = {
-        "epoch": _epochs(run),
+        "epoch": _epochs(run.session),
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
         "lr": progress.lr,
@@ -299,9 +275,9 @@ def _end_epoch(run: Run) -> None:
     means = {name: value / max(1, progress.summed) for name, value in progress.losses.items()}
     row["train_loss"] = sum(means.values())
     row |= {f"train_loss_{name}": value for name, value in means.items()}
-    if run.splits.val is not None and (_finished(progress) or _due(run, row["epoch"])):
+    if run.splits.val is not None and (progress.finished or _due(run.session, row["epoch"])):
         # A validation may take long: what was learned is kept, should it not come to its end.
-        run.folder.save_last(run.options.model, run.session, run.splits.train.names)
+        run.folder.save_last(run.session)
         row |= _validate(run)
     progress.losses, progress.summed = {}, 0
     run.folder.add_row(row)
@@ -312,17 +288,17 @@ def _end_epoch(run: Run) -> None:
     if "segm_AP" in row:
         scores += f", masks AP {row['segm_AP']:.3f}, AP50 {row['segm_AP50']:.3f}"
     log.info("epoch %d, step %d%s: loss %.3f%s", row["epoch"], progress.step, total, row["train_loss"], scores)
-    run.folder.save_last(run.options.model, run.session, run.splits.train.names)
+    run.folder.save_last(run.session)
 
 
-def _due(run: Run, epoch: int) -> bool:
+def _due(session: Session, epoch: int) -> bool:
     """Every `eval_every` epochs; by default so that a run is validated about `recipe.validations` times."""
-    if run.options.eval_every is not None:
-        return epoch % run.options.eval_every == 0
-    total = run.session.progress.total
+    if session.options.eval_every is not None:
+        return epoch % session.options.eval_every == 0
+    total = session.progress.total
     if total is None:
         return False  # the length of the run is not known yet
-    return epoch % max(1, round(total / run.updates / run.session.recipe.validations)) == 0
+    return epoch % max(1, round(total / session.updates / session.recipe.validations)) == 0
 
 
 def _validate(run: Run) -> dict[str, float]:
@@ -330,58 +306,41 @@ def _validate(run: Run) -> dict[str, float]:
 
     With masks it is the mean of the boxes' and the masks' AP that must rise.
     """
-    progress = run.session.progress
-    report, results, metrics, losses = _score(run)
+    session, progress = run.session, run.session.progress
+    scored = _score(run)
+    metrics, losses = scored.metrics, scored.losses
     quality = (metrics["AP"] + metrics.get("segm_AP", metrics["AP"])) / 2
     if metrics["AP"] < 0:
         log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
     # Where the part that predicts classes is not trained, AP chooses nothing.
-    scored = {"head", "boxes", *(("rpn",) if isinstance(run.session.model, OneStage) else ())}
-    newest = metrics["AP"] < 0 or not scored & set(run.options.learn)
+    classifying = {"head", "boxes", *(("rpn",) if isinstance(session.model, OneStage) else ())}
+    newest = metrics["AP"] < 0 or not classifying & set(session.options.learn)
     if quality > progress.best or newest:
         progress.best, progress.validations_since_best = quality, 0
-        run.metrics, run.report, run.results = metrics, report, results
-        run.folder.save_best(run.options.model, run.session, run.splits.train.names, metrics)
+        run.best = scored
+        run.folder.save_best(session, metrics)
     else:
         progress.validations_since_best += 1
     return {"val_loss": sum(losses.values()), **{f"val_loss_{name}": v for name, v in losses.items()}, **metrics}
 
 
-def _score(run: Run) -> tuple[Report | None, Results, dict[str, float], dict[str, float]]:
-    """The report where this process leads, the detections there, and to all the metrics and the mean losses."""
-    options, splits, processes = run.options, run.splits, run.session.processes
-    assert splits.val is not None
-    assert splits.truth is not None
-    report, results, losses = validate(
-        run.session.evaluated,
-        splits.val,
-        splits.truth,
-        conf=options.conf,
-        iou=options.iou,
-        max_det=options.max_det,
-        batch=run.session.recipe.batch,
-        workers=run.workers,
-        parts=run.session.parts,
-        processes=processes,
-        proposals=run.given[1],
-        stuff=run.stuff[1],
-    )
-    return report, results, *processes.broadcast((report.metrics if report else {}, losses))
+def _score(run: Run) -> Validation:
+    return validate(run.session, run.splits, workers=run.workers, proposals=run.given[1], stuff=run.stuff[1])
 
 
 def _finish(run: Run) -> dict[str, Any]:
     """Plots and pictures of the best weights."""
     progress, folder, val = run.session.progress, run.folder, run.splits.val
-    if val is not None and run.metrics is None:
+    if val is not None and run.best is None:
         # A resumed run whose best weights are from before it stopped.
         load_all(run.session.evaluated, load_weights(folder.best)[1], str(folder.best))
-        run.report, run.results, run.metrics, _ = _score(run)
-    folder.draw(run.splits.train, val, run.report, run.results)
+        run.best = _score(run)
+    folder.draw(run.splits.train, val, run.best)
     return {
         "out": str(folder.path),
         "weights": str(folder.last if val is None else folder.best),
-        "epochs": _epochs(run),
+        "epochs": _epochs(run.session),
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
-        "metrics": run.metrics or {},
+        "metrics": run.best.metrics if run.best else {},
     }

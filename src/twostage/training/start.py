@@ -39,18 +39,12 @@ class Start(NamedTuple):
     loaded: frozenset[str]
 
 
-def given_fields(options: TrainOptions) -> dict[str, Any]:
-    """The values of the model's configuration among the options of a run."""
-    sizes = {"size": options.size, "max_size": options.max_size}
-    return {**options.model_fields, **{name: value for name, value in sizes.items() if value is not None}}
-
-
 def require_start(options: TrainOptions) -> None:
     """Check model, fields, weights and device before a data set is read; published weights are fetched.
 
     Raises UsageError and MissingError as building and loading will.
     """
-    if isinstance(configure(named(options.model), given_fields(options)), StagewiseConfig):
+    if isinstance(configure(named(options.model), options.given_fields), StagewiseConfig):
         raise UsageError(f"model is {options.model}. {NOT_TRAINED}")
     choose_device(options.device)
     if options.weights is not None:
@@ -68,7 +62,7 @@ def starting_model(
     A detector of ours passes on its configuration as well as its weights. Raises as `weights.file.load_weights`,
     DataError when no weight fits, and UsageError for a wrong model or field.
     """
-    given = given_fields(options)
+    given = options.given_fields
     torch.manual_seed(options.seed)
     if options.resume is not None:
         last = RunFolder.existing(options.resume).last

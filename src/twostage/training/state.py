@@ -41,6 +41,11 @@ class Progress:
     summed: int = 0
     images: int = 0  # of the split that is learned
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.total is not None and self.step >= self.total
+
 
 def save_state(
     path: Path,

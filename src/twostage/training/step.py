@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
+from twostage.data.order import steps_per_epoch
 from twostage.data.randomness import mix
 from twostage.device import arithmetic
 from twostage.distributed import Processes
@@ -24,6 +26,7 @@ from twostage.errors import DataError, TwostageError
 from twostage.models.build import Model
 from twostage.training.ema import EMA
 from twostage.training.optimiser import train_mode
+from twostage.training.options import TrainOptions
 from twostage.training.recipe import Recipe
 from twostage.training.schedule import factor, steps_in
 from twostage.training.state import Progress
@@ -39,12 +42,12 @@ SAVE_EVERY = 600  # seconds, in epochs that last longer
 class Session:
     """Everything that a step reads and changes.
 
-    `ddp_model` is the model, or DistributedDataParallel around it; `parts` are those of the model that are trained.
+    `ddp_model` is the model, or DistributedDataParallel around it; `dataset` is the split that is learned.
     """
 
+    options: TrainOptions
     model: Model
     ddp_model: nn.Module
-    parts: tuple[str, ...]
     optimizer: Optimizer
     ema: EMA[Model] | None
     scaler: Any
@@ -52,9 +55,6 @@ class Session:
     progress: Progress
     dataset: Dataset
     device: torch.device
-    accumulate: int
-    seed: int
-    budget: float | None  # seconds, where time and not epochs ends the run
     stop: threading.Event
     processes: Processes
 
@@ -66,7 +66,12 @@ class Session:
     @property
     def learns_masks(self) -> bool:
         """Whether masks are needed: the model has some, and its head is trained."""
-        return self.model.has_masks and "head" in self.parts
+        return self.model.has_masks and "head" in self.options.learn
+
+    @property
+    def updates(self) -> Fraction:
+        """Optimizer steps an epoch; no whole number where accumulated batches reach into the next one."""
+        return Fraction(steps_per_epoch(len(self.dataset), self.recipe.batch), self.options.accumulate)
 
 
 def train_until(session: Session, batches: Iterator[Loaded], step: int, after_step: Callable[[Progress], None]) -> None:
@@ -77,9 +82,9 @@ def train_until(session: Session, batches: Iterator[Loaded], step: int, after_st
     def pause() -> bool:
         return session.stop.is_set() or time.perf_counter() - begun > SAVE_EVERY
 
-    train_mode(session.model, session.parts, session.recipe.freeze)
+    train_mode(session.model, session.options.learn, session.recipe.freeze)
     while progress.step < step and not session.processes.any(pause()):
-        if progress.total is not None and progress.step >= progress.total:
+        if progress.finished:
             return
         start = time.perf_counter()
         losses = train_step(session, batches)
@@ -89,8 +94,8 @@ def train_until(session: Session, batches: Iterator[Loaded], step: int, after_st
         progress.summed += 1
         for name, value in losses.items():
             progress.losses[name] = progress.losses.get(name, 0.0) + value
-        if session.budget is not None:
-            _fit_to_budget(session.recipe, session.budget, progress, duration)
+        if session.options.minutes is not None:
+            _fit_to_budget(session.recipe, 60 * session.options.minutes, progress, duration)
         after_step(progress)
 
 
@@ -100,6 +105,7 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     Raises TwostageError when a loss or the gradient is not finite, naming the images; the weights are then as before.
     """
     progress, recipe, processes = session.progress, session.recipe, session.processes
+    seed, accumulate = session.options.seed, session.options.accumulate
     rate = recipe.lr * factor(
         progress.step,
         progress.total,
@@ -111,11 +117,11 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     # Dropout draws from here: a function of the step, so that a resumed run draws the same.
-    torch.manual_seed(mix(session.seed, progress.step, processes.rank))
+    torch.manual_seed(mix(seed, progress.step, processes.rank))
     session.optimizer.zero_grad(set_to_none=True)
     summed: dict[str, float] = {}
     images: list[int] = []
-    for part in range(session.accumulate):
+    for part in range(accumulate):
         loaded, failure = _next(batches)
         # What lies beside an image changes features near its border: as if all processes' images were one batch.
         *canvas, failed = processes.max([*(loaded.batch.images.shape[2:] if loaded else (0, 0)), loaded is None])
@@ -125,17 +131,17 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
             loaded.batch.to(session.device).on_canvas(*canvas),
             loaded.targets.to(session.device).on_canvas(*canvas),
         )
-        targets = replace(targets, seeds=targets.seeds ^ mix(session.seed, progress.step, part))
-        with _no_gradient_sync(session.ddp_model) if part + 1 < session.accumulate else nullcontext():
+        targets = replace(targets, seeds=targets.seeds ^ mix(seed, progress.step, part))
+        with _no_gradient_sync(session.ddp_model) if part + 1 < accumulate else nullcontext():
             with arithmetic(session.device, recipe.precision):
-                losses = session.ddp_model(batch, targets, mean=processes.mean, parts=session.parts)
+                losses = session.ddp_model(batch, targets, mean=processes.mean, parts=session.options.learn)
                 each = torch.stack(list(losses.values()))
             values = dict(zip(losses, processes.mean(each.detach()).tolist(), strict=True))
             images += loaded.indices.tolist()
             _require_finite(values, images, session)
-            session.scaler.scale(each.sum() / session.accumulate).backward()
+            session.scaler.scale(each.sum() / accumulate).backward()
         for name, value in values.items():
-            summed[name] = summed.get(name, 0.0) + value / session.accumulate
+            summed[name] = summed.get(name, 0.0) + value / accumulate
     session.scaler.unscale_(session.optimizer)
     norm = nn.utils.clip_grad_norm_(session.model.parameters(), recipe.clip or math.inf)
     if not session.scaler.is_enabled():  # the scaler skips such a step by itself, and tries a smaller scale

@@ -23,7 +23,7 @@ from twostage.training.stagewise.fit import FitSettings, batch_of, fit_stages, v
 from twostage.training.stagewise.regions import Cache, images_of, regions_of
 from twostage.training.stagewise.ridge import fit_ridge
 from twostage.training.stagewise.svm import SvmSettings, fit_svm
-from twostage.training.stagewise.train import Bounds, crops, pretrain, train_rcnn, train_sppnet
+from twostage.training.stagewise.train import Bounds, crops, pretrain, train_stages
 from twostage.training.stagewise.tune import TuneSettings, labels_of, tune
 
 RNG = np.random.default_rng(0)
@@ -148,12 +148,12 @@ def test_from_a_network_to_a_detector(kind: str, scenes: Dataset, windows: Propo
     tuning = TuneSettings(steps=4, positives=8, negatives=8, images=4)
     common = (scenes, windows, Bounds(4, 40), tuning, FitSettings(pair=0.3))
     if kind == "rcnn":
-        train_rcnn(model, *common)
+        train_stages(model, *common)
     else:
         model = sppnet_model(model, 96, five=False)
         assert isinstance(model.backbone, ImageScales)
         convolutions = {k: v.clone() for k, v in model.backbone.body.state_dict().items()}
-        train_sppnet(model, *common)
+        train_stages(model, *common)
         for name, value in model.backbone.body.state_dict().items():
             assert torch.equal(value, convolutions[name])  # only fc6, fc7 and the classifier are trained
     head = head_of(model)
@@ -183,9 +183,7 @@ def test_stages_do_not_depend_on_images_without_regions(scenes: Dataset, windows
         truth=regions[0].truth[:0],
         overlap=regions[0].overlap[:0],
     )
-    seen: list[tuple[int, int]] = []
-    fit_stages(model, images_of(scenes), [*regions, nothing], scenes.names, FitSettings(), lambda *n: seen.append(n))
-    assert seen[-1] == (4, 4)
+    fit_stages(model, images_of(scenes), [*regions, nothing], scenes.names, FitSettings())
     assert head_of(model).svms.weight.isfinite().all()
 
 

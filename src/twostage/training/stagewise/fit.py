@@ -1,6 +1,6 @@
 """The stages after fine-tuning: the vectors of many regions, then an SVM and box regressors per class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -42,7 +42,6 @@ def fit_stages(
     regions: Sequence[Regions],
     names: Sequence[str],
     settings: FitSettings,
-    after_image: Callable[[int, int], None] = lambda done, all: None,
 ) -> None:
     """Fit the SVMs and regressors of the model's head to `regions[i]` of `images[i]`."""
     head = cast(SVMHead, model.head)
@@ -54,17 +53,17 @@ def fit_stages(
     rng = np.random.default_rng(settings.seed)
     enough = -(-settings.pairs // max(len(regions), 1)) * 4  # per image, to bound the memory
     for index, one in enumerate(regions):
-        if len(one.boxes):
-            pool5, fc7 = (x.float().cpu().numpy() for x in vectors(model, images[index], torch.from_numpy(one.boxes)))
-            fc7s.append(fc7)
-            label = np.where(one.truth >= 0, one.labels[np.maximum(one.truth, 0)] if len(one.labels) else -1, -1)
-            for k in classes:
-                pairs = np.flatnonzero((label == k) & (one.best > settings.pair))
-                if len(pairs) > enough:
-                    pairs = rng.choice(pairs, enough, replace=False)
-                pool5s[k].append(pool5[pairs])
-                deltas[k].append(_deltas(one, pairs))
-        after_image(index + 1, len(regions))
+        if not len(one.boxes):
+            continue
+        pool5, fc7 = (x.float().cpu().numpy() for x in vectors(model, images[index], torch.from_numpy(one.boxes)))
+        fc7s.append(fc7)
+        label = np.where(one.truth >= 0, one.labels[np.maximum(one.truth, 0)] if len(one.labels) else -1, -1)
+        for k in classes:
+            pairs = np.flatnonzero((label == k) & (one.best > settings.pair))
+            if len(pairs) > enough:
+                pairs = rng.choice(pairs, enough, replace=False)
+            pool5s[k].append(pool5[pairs])
+            deltas[k].append(_deltas(one, pairs))
     for k in classes:
         # Class by class: the negatives of all classes are nearly the same vectors.
         positives = _all([fc7[: one.objects][one.labels == k] for fc7, one in zip(fc7s, used, strict=True)])

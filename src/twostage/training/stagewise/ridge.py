@@ -1,7 +1,5 @@
 """Ridge regression from pool5 to the four deltas of a box (R-CNN, section 3.5 and appendix C)."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float, Float32
 
@@ -20,13 +18,9 @@ def fit_ridge(
     """
     if not len(pool5):
         return np.zeros((4, pool5.shape[1]), np.float32), np.zeros(4, np.float32)
-    ridge = _ridge()(alpha=strength).fit(pool5, deltas)
-    return ridge.coef_.astype(np.float32), ridge.intercept_.astype(np.float32)
-
-
-def _ridge() -> Any:
     try:
         from sklearn.linear_model import Ridge
     except ImportError:
         raise MissingError(f"The box regressors of R-CNN and SPPnet need scikit-learn: {INSTALL}") from None
-    return Ridge
+    ridge = Ridge(alpha=strength).fit(pool5, deltas)
+    return ridge.coef_.astype(np.float32), ridge.intercept_.astype(np.float32)

@@ -68,7 +68,8 @@ def fit_svm(
             scaled = of_image * scale
             fresh.append(scaled[scaled @ weight + offset > settings.hard])
             last = number == len(negatives) - 1
-            if _count(fresh) >= settings.fresh or (last and _count(fresh)):
+            count = sum(map(len, fresh))
+            if count >= settings.fresh or (last and count):
                 cached = np.unique(np.concatenate([cached, *fresh]), axis=0)
                 weight, offset = _fit(positives, cached, settings, seed)
                 # Without easy ones, or all negatives would be cached in the end.
@@ -76,10 +77,6 @@ def fit_svm(
                 fresh = []
         log.debug("%s: round %d, %d positives, %d negatives cached", name, turn + 1, len(positives), len(cached))
     return (weight * scale).astype(np.float32), float(offset)
-
-
-def _count(parts: Sequence[np.ndarray]) -> int:
-    return sum(len(part) for part in parts)
 
 
 def _fit(positives: np.ndarray, negatives: np.ndarray, settings: SvmSettings, seed: int) -> tuple[np.ndarray, float]:

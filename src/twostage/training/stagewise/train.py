@@ -19,12 +19,6 @@ from twostage.training.stagewise.fit import FitSettings, batch_of, fit_stages
 from twostage.training.stagewise.regions import Cache, Regions, images_of, regions_of
 from twostage.training.stagewise.tune import TuneSettings, tune
 
-AfterImage = Callable[[int, int], None]
-
-
-def silent(done: int, all: int) -> None:
-    """No progress is shown."""
-
 
 @dataclass(frozen=True)
 class Bounds:
@@ -47,37 +41,30 @@ def pretrain(model: TwoStage, dataset: Dataset, settings: TuneSettings) -> int:
     """
     of_images = crops(dataset, settings.seed)
     regions = [regions_of(dataset, i, of_images, len(of_images.boxes)) for i in range(len(dataset))]
-    return _tune_windows(model, images_of(dataset), regions, settings)
+    return tune_windows(model, images_of(dataset), regions, settings)
 
 
-def train_rcnn(
+def train_stages(
     model: TwoStage,
     dataset: Dataset,
     proposals: ProposalSet,
     bounds: Bounds,
     tuning: TuneSettings,
     fitting: FitSettings,
-    after_image: AfterImage = silent,
 ) -> None:
-    """R-CNN: fine-tune the whole network on windows of all images; fit SVMs and regressors to vectors of some."""
+    """R-CNN or SPPnet: fine-tune the network on regions of all images; fit SVMs and regressors to vectors of some."""
     images = images_of(dataset)
     regions = [regions_of(dataset, i, proposals, bounds.windows) for i in range(len(dataset))]
-    _tune_windows(model, images, regions, tuning)
-    fit_some(model, dataset, images, regions, bounds, fitting, after_image)
+    if isinstance(cast(SVMHead, model.head).regions, WarpedRegions):
+        tune_windows(model, images, regions, tuning)
+    else:
+        tune_pooled(model, images, regions, tuning)
+    fit_some(model, dataset, images, regions, bounds, fitting)
 
 
-def train_sppnet(
-    model: TwoStage,
-    dataset: Dataset,
-    proposals: ProposalSet,
-    bounds: Bounds,
-    tuning: TuneSettings,
-    fitting: FitSettings,
-    after_image: AfterImage = silent,
-) -> None:
-    """SPPnet: fine-tune fc6, fc7 and the classifier alone, on regions pooled from fixed maps; then as R-CNN."""
-    images, head = images_of(dataset), cast(SVMHead, model.head)
-    regions = [regions_of(dataset, i, proposals, bounds.windows) for i in range(len(dataset))]
+def tune_pooled(model: TwoStage, images: Cache[Tensor], regions: Sequence[Regions], settings: TuneSettings) -> None:
+    """SPPnet: train fc6, fc7 and the classifier alone, on regions pooled from fixed maps."""
+    head = cast(SVMHead, model.head)
     model.eval()
 
     @torch.no_grad()
@@ -99,8 +86,7 @@ def train_sppnet(
 
     head.body.train()
     learned = [*head.body.parameters(), *head.classes.parameters()]
-    tune(_Classifier(head, nn.Identity()), learned, pooled, regions, replace(tuning, negative=(0.1, 0.5)))
-    fit_some(model, dataset, images, regions, bounds, fitting, after_image)
+    tune(_Classifier(head, nn.Identity()), learned, pooled, regions, replace(settings, negative=(0.1, 0.5)))
 
 
 def fit_some(
@@ -110,12 +96,11 @@ def fit_some(
     regions: Sequence[Regions],
     bounds: Bounds,
     fitting: FitSettings,
-    after_image: AfterImage = silent,
 ) -> None:
     """Fit a model's SVMs and regressors to some of the images of a data set."""
     chosen = bounds.of(dataset)
     some = Cache(lambda place: images[chosen[place]], Tensor.numel, limit=0)
-    fit_stages(model.eval(), some, [regions[i] for i in chosen], dataset.names, fitting, after_image)
+    fit_stages(model.eval(), some, [regions[i] for i in chosen], dataset.names, fitting)
 
 
 class _Classifier(nn.Module):
@@ -130,8 +115,8 @@ class _Classifier(nn.Module):
         return self.head.classes(self.head.body(self.pool(x)[None]))[0]
 
 
-def _tune_windows(model: TwoStage, images: Cache[Tensor], regions: Sequence[Regions], settings: TuneSettings) -> int:
-    """Train R-CNN's whole network as a classifier of windows."""
+def tune_windows(model: TwoStage, images: Cache[Tensor], regions: Sequence[Regions], settings: TuneSettings) -> int:
+    """R-CNN: train the whole network as a classifier of windows; returns the number of steps."""
     head = cast(SVMHead, model.head)
     warped = cast(WarpedRegions, head.regions)
 

@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from twostage.data.randomness import generator, mix
 from twostage.device import arithmetic, has_bf16
 from twostage.errors import DataError, TwostageError
+from twostage.training.optimiser import can_fuse
 from twostage.training.stagewise.regions import Regions
 
 log = logging.getLogger("twostage.lineage")
@@ -66,7 +67,7 @@ def tune(
     with_objects = np.array([i for i, rows in enumerate(positives) if len(rows)], dtype=np.int64)
     if not len(with_objects):
         raise DataError("No image has an object to learn from. Give images with annotated objects of the classes.")
-    optimizer = AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=_fused(parameters))
+    optimizer = AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=can_fuse(parameters))
     device = parameters[0].device
     precision = "bf16" if has_bf16(device) else "fp32"
     started, step, share, last = time.perf_counter(), 0, 0.0, 0.0
@@ -114,7 +115,3 @@ def labels_of(regions: Regions, rows: np.ndarray, positive: float) -> np.ndarray
 def _some(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """At most `count` of the rows, drawn."""
     return rows if len(rows) <= count else rng.choice(rows, count, replace=False)
-
-
-def _fused(parameters: Sequence[nn.Parameter]) -> bool:
-    return all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for p in parameters)
