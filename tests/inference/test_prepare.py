@@ -71,7 +71,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def errors(fast: PreparedModel, model: Model, images: Batch) -> list[float]:
-    """Of every map, of what the proposal network message, and of the head on the trained model's own proposals."""
+    """Of every map, of the outputs of the RPN, and of the head on the trained model's own proposals."""
     images = with_proposals(model, images)
     a, b = model.stages(images), fast.stages(images)
     pairs = [*zip(b.maps, a.maps, strict=True)]

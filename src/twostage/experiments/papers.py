@@ -1,4 +1,4 @@
-"""What the papers say of the same comparisons, and the same ratios of a run of ours.
+"""The papers' values for the comparisons of `lineage`, and the same ratios of a run.
 
 All on VOC 2007. "VGG16": Fast R-CNN, tables 1 and 4 (an Nvidia K40, proposals not counted); "ZF-5": SPPnet, table 10
 (a GeForce Titan); Faster R-CNN, tables 3 and 5.
@@ -35,18 +35,18 @@ class Ratio(NamedTuple):
 
 
 RATIOS = (
-    Ratio("R-CNN's network against SPPnet's, one scale", 102, "ZF-5", ("rcnn", "network"), ("sppnet", "network")),
-    Ratio("R-CNN's against SPPnet's, five scales", 38, "ZF-5", ("rcnn", "network"), ("sppnet_5_scales", "network")),
-    Ratio("R-CNN's against Fast R-CNN's", 146, "VGG16", ("rcnn", "network"), ("fast_rcnn", "network")),
+    Ratio("R-CNN / SPPnet, one scale", 102, "ZF-5", ("rcnn", "network"), ("sppnet", "network")),
+    Ratio("R-CNN / SPPnet, five scales", 38, "ZF-5", ("rcnn", "network"), ("sppnet_5_scales", "network")),
+    Ratio("R-CNN / Fast R-CNN", 146, "VGG16", ("rcnn", "network"), ("fast_rcnn", "network")),
     Ratio(
-        "SPPnet's, five scales, against Fast R-CNN's",
+        "SPPnet, five scales / Fast R-CNN",
         7,
         "VGG16",
         ("sppnet_5_scales", "network"),
         ("fast_rcnn", "network"),
     ),
     Ratio(
-        "Selective search against the proposal network",
+        "Selective search / RPN",
         151,
         "VGG16",
         ("fast_rcnn", "proposals"),

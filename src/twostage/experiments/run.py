@@ -178,21 +178,23 @@ def _alternating(setting: Setting, folder: Path) -> Trained:
     return _zoo(setting, folder, "faster_rcnn_tiny", scheme="alternating", minutes=twice)
 
 
-_SPPNET = "the map once, pyramid 6-3-2-1, fixed convolutions"
+_SPPNET = "one feature map per image, pyramid 6-3-2-1, frozen convolutions"
 _DETECTORS = {
-    "rcnn": Member("R-CNN", "every window through the network, SVMs, ridge", _rcnn),
+    "rcnn": Member("R-CNN", "each proposal cropped and passed through the CNN, SVMs, ridge regressors", _rcnn),
     "sppnet": Member("SPPnet", _SPPNET, partial(_sppnet, five=False)),
     "sppnet_5_scales": Member("SPPnet, five scales", _SPPNET, partial(_sppnet, five=True)),
-    "fast_rcnn": Member("Fast R-CNN", "RoIPool, one loss for classes and boxes", _fast),
+    "fast_rcnn": Member("Fast R-CNN", "RoIPool, multi-task loss for classes and boxes", _fast),
     "faster_rcnn_alternating": Member(
-        "Faster R-CNN, four steps", "an RPN, which shares its convolutions in the end", _alternating
+        "Faster R-CNN, four steps",
+        "alternating training of RPN and detector, which share their convolutions",
+        _alternating,
     ),
     "faster_rcnn_joint": Member(
         "Faster R-CNN, joint", "RPN and detector trained together", partial(_zoo, model="faster_rcnn_tiny")
     ),
     "faster_rcnn_fpn": Member(
         "Faster R-CNN + FPN",
-        "anchors and regions on the level of their size, RoIAlign",
+        "anchors and regions assigned to pyramid levels, RoIAlign",
         partial(_zoo, model="faster_rcnn_tiny_fpn"),
     ),
 }

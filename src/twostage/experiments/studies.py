@@ -206,7 +206,7 @@ ALL = {
         _anchors,
     ),
     "rpn_lambda": Study(
-        "Lambda, the weight of the proposals' box loss",
+        "Lambda, the weight of the RPN's box loss",
         "Faster R-CNN, table 9 (VGG16)",
         {"0.1": 67.2, "1": 68.9, "10": 69.9, "100": 69.1},
         _lambda,
@@ -235,7 +235,7 @@ ALL = {
         _features,
     ),
     "stages": Study(
-        "One stage of dense windows, or two stages",
+        "One stage with dense sliding windows, or two stages",
         "Faster R-CNN, table 10 (ZF, one scale)",
         {"one stage: dense windows": 53.8, "two stages": 58.7},
         _stages,
@@ -247,13 +247,13 @@ ALL = {
         _svm,
     ),
     "multi_task": Study(
-        "Classes and boxes together, or one after the other",
+        "Multi-task or stage-wise training of classes and boxes",
         "Fast R-CNN, table 6 (CaffeNet)",
         {"classes alone": 52.2, "multi-task, boxes unused": 53.3, "stage-wise": 54.6, "multi-task": 57.1},
         _multi_task,
     ),
     "sampling": Study(
-        "Where the 128 regions of a step come from",
+        "Sampling of the 128 regions of a step",
         'Fast R-CNN, section 2.3: "roughly 64x faster"',
         {"hierarchical, 2 images": 1.0, "region-wise, 128 images": 64.0},
         _sampling,
@@ -266,7 +266,7 @@ ALL = {
         _roi,
     ),
     "pyramids": Study(
-        "Objects of every size",
+        "Feature pyramids",
         "FPN, table 3 (ResNet-50, COCO: AP of Fast R-CNN on fixed proposals)",
         {
             "a single map": 31.9,

@@ -1,7 +1,7 @@
 """Weights that have a name: torchvision's ImageNet backbones and its COCO detectors.
 
 All are BSD-3-Clause, the licence of torchvision, which gives none of its own to its weights; ImageNet and COCO have
-terms of their own. Their file names hold the first eight digits of their SHA-256, which every download is verified with.
+terms of their own. Their file names hold the first eight digits of their SHA-256, with which downloads are verified.
 """
 
 from collections.abc import Mapping
