@@ -1,5 +1,6 @@
 """Many steps in a row: how a time budget becomes a number of them."""
 
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ import torch
 from detectors import make_model
 
 from twostage.data.recognise import open_dataset
-from twostage.distributed import SINGLE_PROCESS
+from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.training import TrainOptions, step
 from twostage.training.recipe import SCRATCH
 from twostage.training.state import Progress
-from twostage.training.step import Session, train_until
+from twostage.training.step import Session, stopping_gently, train_until
 
 
 @pytest.mark.parametrize(("early", "late"), [(0.2, 0.2), (0.2, 0.15), (0.15, 0.2)])
@@ -47,3 +48,15 @@ def test_time_budget_is_met_though_steps_change(
     train_until(session, iter(()), step=10**6, after_step=lambda progress: None)
     assert session.progress.step == session.progress.total
     assert now == pytest.approx(100, abs=3)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_sigterm_after_an_error_cannot_cut_its_message_short(world: int) -> None:
+    """torchrun sends it to the other processes once one has failed."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(ValueError, match="lost"), stopping_gently(threading.Event(), Processes(0, world)):
+            raise ValueError("lost")
+        assert signal.getsignal(signal.SIGTERM) == (before if world == 1 else signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -224,7 +224,7 @@ def _learn(run: Run) -> None:
     )
     drawn = run.folder.with_picture(batches, session.dataset.names)
     quiet = options.quiet or not session.processes.is_main
-    with stopping_gently(session.stop), progress_bar(quiet=quiet) as after_step:
+    with stopping_gently(session.stop, session.processes), progress_bar(quiet=quiet) as after_step:
         if _epoch_to_end(session):
             _end_epoch(run)  # the run was stopped within the validation
         while not _over(session):

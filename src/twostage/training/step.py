@@ -154,10 +154,10 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
 
 
 @contextmanager
-def stopping_gently(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C, and a system's word to end (SIGTERM), set `stop`, so that the step in progress ends and can be saved.
+def stopping_gently(stop: threading.Event, processes: Processes) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stop`, so that the step in progress ends and can be saved.
 
-    A second Ctrl-C interrupts at once; a second SIGTERM does not, since it may come by several ways.
+    A second Ctrl-C interrupts at once; a second SIGTERM does not, since several programs may send it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
@@ -174,6 +174,10 @@ def stopping_gently(stop: threading.Event) -> Iterator[None]:
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Exception:
+        if processes.world > 1:  # torchrun ends the others by SIGTERM: the error of this process is printed first
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
