@@ -200,7 +200,7 @@ def test_an_image_that_one_process_cannot_read(plain: TrainOptions, tmp_path: Pa
     _, err = ended(process)
     assert err.count("twostage: ") == 1
     assert "000000.jpg" in err
-    assert "Saved. When that is mended" in err
+    assert "Saved. When that is fixed" in err
 
 
 def test_minutes_are_the_same_to_all(plain: TrainOptions, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_an_image_that_vanishes_costs_no_step(
         patch.setattr(dataset, "read_image", vanishing)
         with pytest.raises(DataError, match="does not exist"):
             train(options)
-    assert f"go on with: twostage train --resume {options.out}" in caplog.text
+    assert f"continue with: twostage train --resume {options.out}" in caplog.text
     state = options.out / "state" / "state.safetensors"
     with safe_open(state, "pt") as file:
         assert json.loads(file.metadata()["twostage-state"])["progress"]["step"] == 2

@@ -16,8 +16,8 @@ from twostage.errors import DataError, MissingError, UsageError
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
 from twostage.folders import new_folder, next_folder
 from twostage.run_config import CONFIG, read_config, resumed, to_yaml
+from twostage.training.images import save_predictions, save_training_batch
 from twostage.training.options import TrainOptions
-from twostage.training.pictures import save_predictions, save_training_batch
 from twostage.training.state import Progress, save_state
 from twostage.training.step import Session
 from twostage.training.validate import Validation
@@ -28,7 +28,7 @@ FREE = ("data", "images", "proposals", "device", "workers", "quiet", "offline", 
 
 
 class RunFolder:
-    """Where a run writes. `path` holds config.yaml, env.json, metrics.csv, plots, pictures, `weights` and `state`.
+    """Where a run writes. `path` holds config.yaml, env.json, metrics.csv, plots, images, `weights` and `state`.
 
     Of several processes one `writes`; the others' calls leave the folder as it is.
     """
@@ -118,7 +118,7 @@ class RunFolder:
             yield loaded
 
     def draw(self, train: Dataset, val: Dataset | None, best: Validation | None) -> None:
-        """The plots and pictures of a finished run: loss.png, labels.png, pr.png, confusion.png, predictions/."""
+        """The plots and images of a finished run: loss.png, labels.png, pr.png, confusion.png, predictions/."""
         if not self.writes:
             return
         save_figure(plot_history(self.rows), self.path / "loss.png")
@@ -143,7 +143,7 @@ def read_options(folder: Path) -> TrainOptions:
 
 
 def resumed_options(options: TrainOptions, folder: Path) -> TrainOptions:
-    """The options of the run in `folder`, with those given anew. Raises UsageError for one that would change it."""
+    """The options of the run in `folder`, with those given now. Raises UsageError for one that would change it."""
     return resumed(options, read_options(folder), FREE, f"begin a new run with --weights {RunFolder(folder).last}")
 
 

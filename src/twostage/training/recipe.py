@@ -71,7 +71,7 @@ PAPER = replace(
 )
 # Section 3.1.3: "we tune all layers of the ZF net".
 PAPER_ZF = replace(PAPER, freeze=0)
-# Fast R-CNN, section 2.3: 2 images a step, 30 of 40 thousand steps at 0.001.
+# Fast R-CNN, section 2.3: 2 images per step, 30 of 40 thousand steps at 0.001.
 PAPER_FAST = replace(PAPER, batch=2, base_batch_size=2)
 PAPER_FAST_ZF = replace(PAPER_FAST, freeze=0)
 SCRATCH = replace(

@@ -114,14 +114,14 @@ def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> Giv
     read = None if options.proposals is None else partial(read_proposals, options.proposals)
     if options.proposals is not None and splits.val is not None:
         require_distinct_splits(options.proposals, splits.train, splits.val)
-    found: list[PrecomputedProposals | None] = []
+    given: list[PrecomputedProposals | None] = []
     for split, keep in ((splits.train, config.proposals.keep_train), (splits.val, config.proposals.keep_test)):
         if split is None:
-            found.append(None)
+            given.append(None)
             continue
         with images_bar(f"proposals, {split.split}", quiet=options.quiet) as after_image:
-            found.append(of_split(split, config.proposals, read, count=keep, after_image=after_image))
-    return found[0], found[1]
+            given.append(of_split(split, config.proposals, read, count=keep, after_image=after_image))
+    return given[0], given[1]
 
 
 def _stuff(splits: Splits, session: Session) -> tuple[Stuff | None, Stuff | None]:
@@ -131,8 +131,8 @@ def _stuff(splits: Splits, session: Session) -> tuple[Stuff | None, Stuff | None
     if "head" not in session.options.learn or semantic is None or not semantic.has_branch:
         return None, None
     assert isinstance(semantic.classes, int)
-    found = [None if split is None else find_stuff(split) for split in (splits.train, splits.val)]
-    for split, stuff in zip(splits, found, strict=False):
+    maps = [None if split is None else find_stuff(split) for split in (splits.train, splits.val)]
+    for split, stuff in zip(splits, maps, strict=False):
         if split is not None and stuff is not None and stuff.classes > semantic.classes:
             raise DataError(
                 f"{split.root}: the stuff maps have {stuff.classes} classes, the model "
@@ -143,7 +143,7 @@ def _stuff(splits: Splits, session: Session) -> tuple[Stuff | None, Stuff | None
                 f"{split.root}: the split {split.split!r} has no maps of stuff, which this model's semantic branch "
                 "learns. Bring them, or leave the branch out by --set model.semantic_classes=0."
             )
-    return found[0], found[1]
+    return maps[0], maps[1]
 
 
 def _workers(session: Session) -> int:
@@ -233,14 +233,14 @@ def _learn(run: Run) -> None:
                 train_until(session, drawn, epoch_end, after_step)
             except (DataError, SystemExit):  # an image, of this process or another, cannot be read
                 run.folder.save_last(session)
-                log.warning("Saved. When that is mended, go on with: twostage train --resume %s", run.folder.path)
+                log.warning("Saved. When that is fixed, continue with: twostage train --resume %s", run.folder.path)
                 raise
             if _epoch_to_end(session):
                 _end_epoch(run)
             else:
                 run.folder.save_last(session)
             if session.processes.any(session.stop.is_set()):
-                log.warning("Stopped and saved. Go on with: twostage train --resume %s", run.folder.path)
+                log.warning("Stopped and saved. Continue with: twostage train --resume %s", run.folder.path)
                 session.processes.end_all(KeyboardInterrupt())
 
 
@@ -329,7 +329,7 @@ def _score(run: Run) -> Validation:
 
 
 def _finish(run: Run) -> dict[str, Any]:
-    """Plots and pictures of the best weights."""
+    """Plots and images of the best weights."""
     progress, folder, val = run.session.progress, run.folder, run.splits.val
     if val is not None and run.best is None:
         # A resumed run whose best weights are from before it stopped.

@@ -70,7 +70,7 @@ class Session:
 
     @property
     def updates(self) -> Fraction:
-        """Optimizer steps an epoch; no whole number where accumulated batches reach into the next one."""
+        """Optimizer steps per epoch; a fraction where accumulated batches reach into the next epoch."""
         return Fraction(steps_per_epoch(len(self.dataset), self.recipe.batch), self.options.accumulate)
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a run folder: what the model is taught, and what it finds."""
+"""The drawn images of a run folder: a training batch with its targets, and validation predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ SHOWN = 8
 
 def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple[str, ...]) -> None:
     """The first images of a training batch as the model sees them, with the boxes and masks it should learn."""
-    pictures = []
+    drawn = []
     for i in range(min(SHOWN, len(batch.images))):
         height, width = batch.sizes[i].tolist()
         pixels = (batch.images[i, :, :height, :width] * 255).round().byte().permute(1, 2, 0).numpy()
@@ -28,8 +28,8 @@ def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple
             grids = targets.masks.each(lambda value, i=i, valid=valid: value[i][valid])  # type: ignore[misc]
             masks = paste(grids.cells.float().numpy() / 255, grids.frames.numpy(), height, width)
         labelled = [names[c] for c in labels]
-        pictures.append(draw_boxes(np.ascontiguousarray(pixels), boxes, labelled, class_ids=labels, masks=masks))
-    save_picture(tile(pictures), path)
+        drawn.append(draw_boxes(np.ascontiguousarray(pixels), boxes, labelled, class_ids=labels, masks=masks))
+    save_picture(tile(drawn), path)
 
 
 def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: float = 0.5) -> None:
@@ -38,11 +38,11 @@ def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: 
     for index in chosen.tolist():
         objects = dataset.objects(index)
         mine = (results.images == index) & (results.scores >= conf)
-        found = (results.boxes[mine].astype(np.float32), results.class_ids[mine], results.scores[mine])
+        detections = (results.boxes[mine].astype(np.float32), results.class_ids[mine], results.scores[mine])
         masks: tuple[Any, Any] = (None, None)
         if results.masks is not None:
             masks = (dataset.masks_of(index) or None, [results.masks[int(row)] for row in np.flatnonzero(mine)])
         truth = (objects.boxes, objects.labels)
-        pair = draw_pair(dataset.image(index), truth, found, dataset.names, masks=masks)
+        pair = draw_pair(dataset.image(index), truth, detections, dataset.names, masks=masks)
         name = "-".join(Path(dataset.file_name(index)).with_suffix("").parts)
         save_picture(pair, folder / f"{name}.jpg")
