@@ -32,17 +32,16 @@ def main() -> None:
     parser.add_argument("before", type=Path, help="the folder `src` of the version to compare with")
     parser.add_argument("--turns", type=int, default=9, help="of each process")
     parser.add_argument("--processes", type=int, default=5, help="of each case and version")
+    parser.add_argument("--cases", default="", help="only those whose name contains this")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     from _timing import finish, hardware, table
 
     trees = (given.before.resolve(), Path(__file__).resolve().parents[1] / "src")
-    rows = [row(case, trees, given.processes, given.turns) for case in CASES]
+    rows = [row(case, trees, given.processes, given.turns) for case in CASES if given.cases in case]
     header = ["case", "before, ms", "now, ms", "now / before", "before, MiB", "now, MiB", "now / before"]
     command = f"`python benchmarks/compare_versions.py BEFORE --turns {given.turns} --processes {given.processes}`"
-    notes = (
-        "Time: median over the processes of the median of a call; its ratio: median (lowest to highest) of the pairs."
-    )
+    notes = "Times are medians over the processes, ratios the median (lowest to highest) over pairs of processes."
     finish("\n\n".join(["# Two versions", command, hardware(), notes, table(header, rows)]), given.out)
 
 
