@@ -260,6 +260,7 @@ def test_help_starts_in_half_a_second() -> None:
     assert min(seconds) < 0.5
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_causes_no_traceback() -> None:
     """As in `twostage --help | head -1`."""
     read, write = os.pipe()

@@ -150,6 +150,7 @@ def test_predict_imports_no_torchvision(scenes: Path, weights: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_demo_writes_a_self_contained_page(shell: Callable, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     sizes = ["--train-scenes", 8, "--val-scenes", 3, "--workers", 0, "--device", "cpu"]

@@ -55,6 +55,7 @@ def test_get_of_an_unknown_name(shell: Callable) -> None:
     assert "resnet50-imagenet" in answer.messages
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_converted_backbone(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "a.pth")
     answer = shell("weights", "convert", tmp_path / "a.pth", "--out", tmp_path / "a.safetensors")

@@ -141,6 +141,7 @@ def test_values_out_of_range_are_refused(fields: dict[str, object]) -> None:
         Augment(**fields)
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_imported_by_the_room() -> None:
     import subprocess
     import sys

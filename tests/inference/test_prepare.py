@@ -95,7 +95,9 @@ def errors(fast: PreparedModel, model: Model, images: Batch) -> list[float]:
 EACH = [name for name in ZOO if name.startswith("fast") or "tiny" in name or "v2" in name or "c4" in name]
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "resnet" in name else []) for name in EACH]
+)
 def test_every_stage_of_every_model_is_that_of_the_trained_one(name: str, way: str) -> None:
     model = lively(name, **fields_of(name, head_channels=64, rpn_keep_test=20))
     assert max(errors(prepare(model), model, batch((96, 120), (80, 128)))) < 1e-4

@@ -60,6 +60,7 @@ def test_small_results_share_the_memory_of_a_large_one() -> None:
     assert len(memory._slabs) == 1
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 60)), max_size=40))
 def test_no_two_results_ever_overlap_and_gaps_add_up(moves: list[tuple[int, int]]) -> None:
     """Taken and let go in any order: each holds what was written to it, and in the end all is one gap again."""
