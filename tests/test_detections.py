@@ -241,7 +241,7 @@ def test_drawing_leaves_the_image_alone():
 
 def test_repr_has_the_image_and_the_counts():
     assert repr(make(path="photos/a.jpg")) == "Detections(a.jpg, 100 x 80 px: 2 cat, 1 bird; scores 0.12 to 0.90)"
-    assert repr(make(0)) == "Detections(100 x 80 px: nothing found)"
+    assert repr(make(0)) == "Detections(100 x 80 px: no detections)"
 
 
 def test_html_escapes_names_and_shows_the_image():

@@ -272,7 +272,7 @@ class Detections:
         what = (
             f"{counts}{more}; scores {self.scores.min():.2f} to {self.scores.max():.2f}"
             if len(self)
-            else "nothing found"
+            else "no detections"
         )
         return f"Detections({where}{width} x {height} px: {what})"
 

@@ -116,7 +116,7 @@ def draw_pair(
     for (boxes, class_ids, *scores), rles in zip((truth, detections), masks, strict=True):
         labels = [names[c] for c in class_ids]
         pair.append(draw_boxes(image, boxes, labels, *scores, class_ids=class_ids, masks=rles, min_side=min_side))
-    return tile(pair, titles=["ground truth", "found"], columns=2)
+    return tile(pair, titles=["ground truth", "detections"], columns=2)
 
 
 def tile(pictures: Sequence[Image.Image], *, titles: Sequence[str] | None = None, columns: int = 4) -> Image.Image:

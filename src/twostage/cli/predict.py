@@ -77,5 +77,5 @@ def _line(detections: "Detections") -> str:
     """`photo.jpg  640 x 480: 3 cat, 1 dog`."""
     height, width = detections.size
     counts = Counter(detections.labels).most_common()
-    what = ", ".join(f"{count} {label}" for label, count in counts) or "nothing found"
+    what = ", ".join(f"{count} {label}" for label, count in counts) or "no detections"
     return f"{detections.path or 'image'}  {width} x {height}: {what}"

@@ -97,10 +97,10 @@ def plot_confusion(confusion: Confusion) -> "Figure":
         range(k), across, rotation=45 if k > 4 else 0, ha="right" if k > 4 else "center", fontsize=tick_size
     )
     axes.set_yticks(range(k), down, fontsize=tick_size)
-    axes.set_xlabel("found as", color=_INK)
-    axes.set_ylabel("truth", color=_INK)
+    axes.set_xlabel("predicted class", color=_INK)
+    axes.set_ylabel("ground truth", color=_INK)
     axes.set_title(
-        f"Confusion at IoU {confusion.iou:g}, confidence {confusion.conf:g}; shares are of the row", **_TITLE
+        f"Confusion at IoU {confusion.iou:g}, confidence {confusion.conf:g}; percentages are of the row", **_TITLE
     )
     for spine in axes.spines.values():
         spine.set_visible(False)
