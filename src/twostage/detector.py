@@ -28,7 +28,7 @@ from twostage.inference.prepare import PreparedModel, prepare
 from twostage.inference.sources import Item, expand, is_one_image
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
 from twostage.kinds import coerce, describe, matches
-from twostage.models.build import Model, build
+from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import Count, Share
 from twostage.models.config import OneStageConfig
 from twostage.models.configure import configure
@@ -116,7 +116,7 @@ class Detector:
         """
         card, state = load_weights(find_weights(path, offline=offline))
         with Unfilled():
-            model = build(configure(card.config, fields), len(card.names), backbone)
+            model = build(configure(with_backbone(card.config, backbone), fields), len(card.names), backbone)
         load_all(model, state, str(path))
         return cls(model, card.model, card.names, device=device, precision=precision)
 
@@ -135,7 +135,8 @@ class Detector:
 
         Raises UsageError for an unknown model or field.
         """
-        built = build(configure(named(model), fields), len(_checked(names)), backbone)
+        config = configure(with_backbone(named(model), backbone), fields)
+        built = build(config, len(_checked(names)), backbone)
         return cls(built, model, names, device=device, precision=precision)
 
     @classmethod

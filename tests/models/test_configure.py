@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,14 @@ from detectors import fields_of, values_of
 
 from twostage.data.resize import Resize
 from twostage.errors import UsageError
-from twostage.models.component import leaves, to_dict
+from twostage.models.build import build
+from twostage.models.component import from_dict, leaves, to_dict
 from twostage.models.config import DetectorConfig, TwoStageConfig
-from twostage.models.configure import configure, flatten
+from twostage.models.configure import configure
+from twostage.models.heads.cascade import CascadeConfig
+from twostage.models.heads.hybrid_task_cascade import HTCConfig
+from twostage.models.heads.mask import MaskConfig
+from twostage.models.heads.semantic import SemanticConfig
 from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
 from twostage.models.zoo import ZOO, named
 
@@ -92,11 +98,25 @@ def test_the_modern_numbers_are_torchvisions() -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_round_trip_through_json(name: str) -> None:
-    """The stored values win over those of the configuration that they are read over."""
-    stored = flatten(json.loads(json.dumps(to_dict(ZOO[name]))))
-    base = configure(ZOO[name], fields_of(name, size=100, score_threshold=0.9))
-    assert base != ZOO[name]
-    assert configure(base, stored) == ZOO[name]
+    config = configure(ZOO[name], fields_of(name, size=100, score_threshold=0.9))
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anchors": None}, "rpn and anchors belong together"),
+        ({"rpn": None, "anchors": None}, "there is no rpn"),
+        ({"stage": None}, "give a stage"),
+        ({"cascade": CascadeConfig()}, "give a stage"),
+        ({"htc": HTCConfig()}, "htc needs a cascade"),
+        ({"semantic": SemanticConfig()}, "semantic needs htc"),
+        ({"mask": MaskConfig(tower=None)}, "needs box_head.body of Res5Config"),
+    ],
+)
+def test_components_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build(replace(named("faster_rcnn_tiny_fpn"), **changes), 2)
 
 
 def test_short_and_dotted_names_are_one_value() -> None:

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from twostage import __version__
+from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
+from twostage.models.build import build
 from twostage.models.component import to_dict
 from twostage.models.configure import configure, names_of
+from twostage.models.heads.bodies import FourConvConfig
+from twostage.models.heads.box import BoxHeadConfig
+from twostage.models.heads.mask import MaskConfig
 from twostage.models.zoo import ZOO, named
 from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
 
@@ -206,6 +212,21 @@ def test_every_configuration_is_read_as_it_was_written(tmp_path: Path, model: st
         assert load_weights(tmp_path / "a.safetensors")[0].config == config
 
 
+def test_a_configuration_outside_of_the_zoo_is_read_as_it_was_written(tmp_path: Path) -> None:
+    head = BoxHeadConfig(FourConvConfig())
+    config = replace(named("faster_rcnn_tiny_fpn"), mask=MaskConfig(), box_head=head)
+    Detector(build(config, 1), "faster_rcnn_tiny_fpn", ["a"], device="cpu").save(tmp_path / "a.safetensors")
+    assert Detector.load(tmp_path / "a.safetensors", device="cpu").model.config == config
+
+
+def test_a_component_of_a_later_version_asks_for_an_update(tmp_path: Path) -> None:
+    config = to_dict(named("faster_rcnn_tiny_fpn"))
+    config["box_head"]["body"]["type"] = "LaterConfig"
+    path = with_header(tmp_path / "later.safetensors", version="9.0", config=config)
+    with pytest.raises(DataError, match=r"does not have the field 'box_head.body of the class LaterConfig'"):
+        load_weights(path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -281,7 +302,11 @@ def test_a_file_of_format_1_has_the_configuration_of_its_flat_fields(name: str, 
 
 @pytest.mark.parametrize("form", [1, 2])
 def test_a_field_of_a_later_version_asks_for_an_update(tmp_path: Path, form: int) -> None:
-    content = {"fields": {"rpn_colour": 1}, "config": ...} if form == 1 else {"config": {"rpn": {"colour": 1}}}
+    content = (
+        {"fields": {"rpn_colour": 1}, "config": ...}
+        if form == 1
+        else {"config": {"rpn": {"type": "RPNConfig", "colour": 1}}}
+    )
     path = with_header(tmp_path / "later.safetensors", format=form, version="9.0", **content)
     with pytest.raises(DataError, match=r"later\.safetensors: written by twostage 9\.0.*colour'\. Update twostage"):
         load_weights(path)

@@ -3,8 +3,9 @@
 Parts are made in the order of the forward pass: their random initial weights depend on it.
 """
 
+from copy import deepcopy
 from dataclasses import replace
-from typing import Any, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from twostage.models.backbones.fpn import FPN, FPNConfig, PyramidConfig, extra_l
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.provided import ProvidedBackbone
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
+from twostage.models.heads.bodies import Res5Config
 from twostage.models.heads.box import Head
 from twostage.models.heads.cascade import Cascade, stage_configs
 from twostage.models.heads.hybrid_task_cascade import HybridTaskCascade, SemanticRegions
@@ -30,6 +32,7 @@ from twostage.models.stagewise import SVMHead
 from twostage.models.two_stage import TwoStage
 
 Model = TwoStage | OneStage
+C = TypeVar("C", bound=DetectorConfig)
 
 
 @overload
@@ -45,16 +48,16 @@ def build(config: OneStageConfig, num_classes: int, backbone: nn.Module | None =
 def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None = None) -> Model:
     """The detector of a configuration for so many classes, with random weights.
 
-    `backbone` takes the place of the configuration's: any module that maps images to feature maps, with attributes
-    `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError where
-    components contradict each other.
+    A copy of `backbone` takes the place of the configuration's: any module that maps images to feature maps, with
+    attributes `channels` and `strides` (see `backbones.provided`); the neck stays as configured. Raises UsageError
+    where components contradict each other.
     """
-    provided = None
-    if backbone is not None:
-        provided = backbone if isinstance(backbone, ProvidedBackbone) else ProvidedBackbone(backbone)
-        config = replace(config, backbone=provided.config)
+    config = with_backbone(config, backbone)
+    provided = None if backbone is None else ProvidedBackbone(deepcopy(backbone))
     if isinstance(config, StagewiseConfig):
         return _stagewise(config, num_classes, provided or config.backbone.build())
+    if isinstance(config, TwoStageConfig):
+        _require_consistent(config)
     anchors = config.anchors
     levels = 1 if anchors is None else len(anchors.sizes)
     net = _backbone(config.backbone, config.neck, levels, provided)
@@ -64,10 +67,6 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
         return OneStage(config, num_classes, backbone=net, head=dense)
     rpn = None
     if config.rpn is not None:
-        if config.rpn.proposal_gradient and isinstance(config.roi, RoIPoolConfig):
-            raise UsageError(
-                "proposal_gradient needs roi=align: RoIPool rounds corners to whole cells and has no gradient for them."
-            )
         assert anchors is not None
         if isinstance(config.neck, PyramidConfig) and config.neck.kind == "single":
             # The anchors of all levels on a single map.
@@ -75,6 +74,34 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
         rpn = RPN(config.rpn, anchors, config.proposals, channels, strides)
     head = _head(config, channels, getattr(net, "region_strides", strides), num_classes)
     return TwoStage(config, num_classes, backbone=net, rpn=rpn, head=head)
+
+
+def with_backbone(config: C, backbone: nn.Module | None) -> C:
+    """The configuration with what is saved of a user's module in the place of its backbone; without one as it is."""
+    return config if backbone is None else replace(config, backbone=ProvidedBackbone(backbone).config)
+
+
+def _require_consistent(config: TwoStageConfig) -> None:
+    """Raises UsageError where components contradict each other, or need one that is not there."""
+    rpn, tower = config.rpn, config.mask.tower if config.mask is not None else None
+    faults = {
+        "rpn and anchors belong together: give both or neither.": (rpn is None) != (config.anchors is None),
+        "proposals.source is 'network', and there is no rpn.": rpn is None and config.proposals.source == "network",
+        "give a stage, for a single box head, or a cascade of them.": (config.stage is None)
+        == (config.cascade is None),
+        "htc needs a cascade, and a mask head with a tower.": config.htc is not None
+        and (config.cascade is None or tower is None),
+        "semantic needs htc.": config.semantic is not None and config.htc is None,
+        "a mask head without a tower needs box_head.body of Res5Config.": config.mask is not None
+        and tower is None
+        and not isinstance(config.box_head.body, Res5Config),
+        "proposal_gradient needs roi=align: RoIPool rounds corners to whole cells and has no gradient for them.": (
+            rpn is not None and rpn.proposal_gradient and isinstance(config.roi, RoIPoolConfig)
+        ),
+    }
+    for message, present in faults.items():
+        if present:
+            raise UsageError(message)
 
 
 def _stagewise(config: StagewiseConfig, num_classes: int, body: nn.Module) -> TwoStage:

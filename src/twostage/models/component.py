@@ -6,10 +6,11 @@ Every leaf has a path, `rpn.nms`, and a short name, `rpn_nms`: the path with und
 from collections.abc import Iterator, Mapping
 from dataclasses import field, fields, is_dataclass, replace
 from functools import cache
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
-from twostage.kinds import Within
+from twostage.errors import UsageError
+from twostage.kinds import Within, coerce, describe, matches
 
 Positive = Annotated[float, Within(1e-3)]
 Count = Annotated[int, Within(1)]
@@ -66,6 +67,44 @@ def to_dict(config: Any) -> dict[str, Any]:
         elif not _is_component(kinds_of(config.__class__)[each.name]):
             values[each.name] = value
     return values
+
+
+def from_dict(cls: Any, values: Mapping[str, Any], path: str = "") -> Any:
+    """The component of a class from values as `to_dict` gives them; those that are missing have their defaults.
+
+    Raises UnknownFieldError for a name that the component does not have, UsageError for a value of another kind.
+    """
+    kinds, given = kinds_of(cls), {}
+    for name, value in values.items():
+        where = f"{path}{name}"
+        if name == "type":
+            continue
+        if name not in kinds:
+            raise UnknownFieldError(where)
+        if _is_component(kinds[name]):
+            given[name] = from_dict(_class_named(value["type"], kinds[name], where), value, f"{where}.")
+            continue
+        given[name] = coerce(value, kinds[name])
+        if not matches(given[name], kinds[name]):
+            raise UsageError(f"The model's field {where} cannot be {value!r}: it takes {describe(kinds[name])}.")
+    missing = {name for name, kind in kinds.items() if name not in given and _is_component(kind)}
+    optional = {name: None for name in missing if NoneType in get_args(kinds[name])}
+    return cls(**given, **optional)
+
+
+class UnknownFieldError(Exception):
+    """A field, or a class of component, that this version does not have."""
+
+
+def _class_named(name: str, kind: Any, path: str) -> Any:
+    """The class of that name among those that a field is declared to hold, and their subclasses."""
+    pending = [part for part in (kind, *get_args(kind)) if is_dataclass(part)]
+    while pending:
+        cls: Any = pending.pop()
+        if cls.__name__ == name:
+            return cls
+        pending += cls.__subclasses__()
+    raise UnknownFieldError(f"{path} of the class {name}")
 
 
 @cache

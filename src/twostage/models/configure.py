@@ -54,17 +54,6 @@ def names_of(config: DetectorConfig) -> set[str]:
     return {*_by_name(config), *(("roi",) if isinstance(config, TwoStageConfig) else ())}
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values, as `component.to_dict` gives them, by their paths; the class of a component is left out."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        elif name != "type":
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def _by_name(config: DetectorConfig) -> dict[str, list[Leaf]]:
     known: dict[str, list[Leaf]] = {}
     for leaf in leaves(config):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from twostage.data.stuff import Stuff
 from twostage.device import choose_device
 from twostage.errors import DataError, UsageError
-from twostage.models.backbones.norm import FrozenBatchNorm
-from twostage.models.build import Model, build
+from twostage.models.build import Model, build, with_backbone
+from twostage.models.component import leaves
 from twostage.models.config import DetectorConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.configure import configure
 from twostage.models.stagewise import NOT_TRAINED
@@ -76,21 +76,20 @@ def starting_model(
     if options.weights is not None:
         path = find_weights(options.weights, offline=options.offline)
         return _from_weights(path, options.model, names, given, stuff, backbone)
-    config = _with_stuff(configure(named(options.model), given), stuff)
-    model = build(config, len(names), backbone)
+    config = _with_stuff(configure(with_backbone(named(options.model), backbone), given), stuff)
     if recipe_name(options) != "scratch" and backbone is None:
         log.warning(
             "%s is trained from random weights, and is made for pretrained ones (--weights). "
             "faster_rcnn_tiny_fpn learns from scratch.",
             options.model,
         )
-    if not _NORM & set(given) and any(isinstance(m, FrozenBatchNorm) for m in model.modules()):
+    frozen = any(leaf.path.endswith("norm.kind") and leaf.value == "frozen" for leaf in leaves(config))
+    if frozen and not _NORM & set(given):
         # Statistics that were never measured cannot stay frozen: activations vanish or explode. GroupNorm needs no
         # large batch (He et al. 2019, "Rethinking ImageNet Pre-training", section 3.1).
         log.info("GroupNorm replaces frozen statistics; --set model.norm=batch for another.")
-        torch.manual_seed(options.seed)
-        model = build(configure(config, {"norm": "group"}), len(names), backbone)
-    return Start(model, frozenset())
+        config = configure(config, {"norm": "group"})
+    return Start(build(config, len(names), backbone), frozenset())
 
 
 def _with_stuff(config: DetectorConfig, stuff: Callable[[], Stuff | None]) -> DetectorConfig:
@@ -118,7 +117,8 @@ def _from_weights(
         log.warning(
             "%s is a %s: %s takes the tensors that fit. Did you mean --model %s?", path, card.model, name, card.model
         )
-    config = configure(card.config if card is not None and card.model == name else named(name), given)
+    config = card.config if card is not None and card.model == name else named(name)
+    config = configure(with_backbone(config, backbone), given)
     model = build(_with_data_classes(config, given, stuff), len(names), backbone)
     state = as_backbone(model, state) if card is None else _of_same_classes(state, card, names, path)
     loaded, fresh = load_fitting(model, state)

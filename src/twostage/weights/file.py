@@ -19,10 +19,9 @@ from twostage import __version__
 from twostage.atomic import write_bytes
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.kinds import coerce, matches
-from twostage.models.backbones.provided import ProvidedConfig
-from twostage.models.component import to_dict
+from twostage.models.component import UnknownFieldError, from_dict, to_dict
 from twostage.models.config import DetectorConfig
-from twostage.models.configure import MOVED, configure, flatten, names_of
+from twostage.models.configure import MOVED, configure, names_of
 from twostage.models.sppnet import SCALES, scaled
 from twostage.models.zoo import ZOO
 
@@ -140,16 +139,12 @@ def read_card(path: Path, text: str) -> Card:
 
 
 def _config(path: Path, content: Mapping[str, Any], stored: dict[str, Any]) -> DetectorConfig:
-    """The configuration of a header: that of the model's name with the stored values."""
-    template = ZOO[content["model"]]
-    backbone = stored.get("backbone", {})
-    if backbone.get("type") == "ProvidedConfig":
-        provided = ProvidedConfig(backbone["name"], tuple(backbone["channels"]), tuple(backbone["strides"]))
-        template = replace(template, backbone=provided)
-    values = flatten(stored)
-    if "roi" in stored:
-        values["roi"] = "pool" if stored["roi"]["type"] == "RoIPoolConfig" else "align"
-    return _configured(path, content, template, values)
+    """The configuration of a header."""
+    try:
+        config: DetectorConfig = from_dict(type(ZOO[content["model"]]), stored)
+    except UnknownFieldError as error:
+        raise DataError(_of_a_later_version(path, content, f"the field {str(error)!r}")) from None
+    return config
 
 
 def _flat_config(path: Path, content: Mapping[str, Any], stored: dict[str, Any]) -> DetectorConfig:
@@ -160,19 +155,11 @@ def _flat_config(path: Path, content: Mapping[str, Any], stored: dict[str, Any])
     every = {name for config in ZOO.values() for name in names_of(config)} | set(MOVED)
     own = names_of(base)
     values = {name: value for name, value in stored.items() if name in own or name not in every}
-    return _configured(path, content, base, values)
-
-
-def _configured(
-    path: Path, content: Mapping[str, Any], template: DetectorConfig, values: Mapping[str, Any]
-) -> DetectorConfig:
-    known = names_of(template)
-    roi = {name: values[name] for name in ("roi",) if name in values}
-    known |= names_of(configure(template, roi))
+    known = names_of(base) | names_of(configure(base, {name: values[name] for name in ("roi",) if name in values}))
     strange = [name for name in values if name not in known]
     if strange:
         raise DataError(_of_a_later_version(path, content, f"the field {strange[0]!r}"))
-    return configure(template, values)
+    return configure(base, values)
 
 
 def _stagewise_card(path: Path, text: str) -> Card:

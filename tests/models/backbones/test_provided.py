@@ -1,6 +1,7 @@
 """A user's backbone in place of one of the library's."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from twostage.data.batch import Batch, Targets
+from twostage.detector import Detector
 from twostage.errors import UsageError
+from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
+from twostage.training import TrainOptions
+from twostage.training.start import starting_model
 
 SIZES = [(64, 96), (60, 80)]
 
@@ -164,3 +169,33 @@ def test_the_module_must_be_given_again() -> None:
     with pytest.raises(UsageError, match="Plain: give the module again by backbone="):
         build(config, 3)
     assert build(config, 3, Plain()).config == config
+
+
+def test_models_of_one_module_do_not_share_it() -> None:
+    module = Plain()
+    first, second = (build(configure(named("faster_rcnn_tiny_fpn"), SMALL), 1, module) for _ in range(2))
+    for parameter in first.parameters():
+        parameter.requires_grad_(False).fill_(7.0)
+    own, others = module.stem.weight, second.backbone.body.module.stem.weight
+    assert torch.equal(own, others)
+    assert own.requires_grad
+    assert (own != 7).all()
+
+
+def test_the_fields_of_the_backbone_it_replaces_are_unknown() -> None:
+    with pytest.raises(UsageError, match="no field 'norm'"):
+        Detector.build("faster_rcnn_tiny_fpn", ["a"], backbone=Plain(), norm="batch")
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_resnet18_fpn", "faster_rcnn_vgg16"])
+def test_frozen_statistics_of_the_module_stay(name: str) -> None:
+    module = Single() if name.endswith("vgg16") else Plain()
+    module.norm = FrozenBatchNorm(8)
+    options = TrainOptions(data=Path("unread"), model=name)
+    model = starting_model(options, ("a",), backbone=module).model
+    assert any(isinstance(m, FrozenBatchNorm) for m in model.modules())
+
+
+def test_stage_5_takes_the_channels_of_the_module() -> None:
+    model = build(named("faster_rcnn_resnet50_c4"), 1, Single())
+    assert model.head.body.layer4[0].conv1.in_channels == 16

@@ -53,7 +53,7 @@ class Pooled(nn.Module):
 
 def test_stage_5_is_resnets_last_and_the_mean() -> None:
     with torch.device("meta"):
-        theirs, ours = resnet50().layer4, Res5Head(norm_layer(NormConfig()))
+        theirs, ours = resnet50().layer4, Res5Head(1024, norm_layer(NormConfig()))
     names = {name for name in theirs.state_dict() if not name.endswith("num_batches_tracked")}
     assert {f"layer4.{name}" for name in names} == set(ours.state_dict())
     out = ours(torch.empty(N, P, 1024, 14, 14, device="meta"))

@@ -58,7 +58,7 @@ class Res5Config(BodyConfig):
 
     def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
         """The body, and the width of its vector."""
-        return Res5Head(norm_layer(self.norm)), Res5Head.channels
+        return Res5Head(channels, norm_layer(self.norm)), Res5Head.channels
 
 
 class TwoMLPHead(nn.Module):
@@ -104,9 +104,9 @@ class Res5Head(nn.Module):
 
     channels = 2048
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, inputs: int, norm: Norm) -> None:
         super().__init__()
-        self.layer4 = residual_stage(Bottleneck, 1024, 3, 4, norm)
+        self.layer4 = residual_stage(Bottleneck, inputs, 3, 4, norm)
         init_convs(self.layer4)
 
     def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
