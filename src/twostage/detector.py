@@ -28,6 +28,7 @@ from twostage.inference.prepare import PreparedModel, prepare
 from twostage.inference.sources import Item, expand, is_one_image
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
 from twostage.kinds import coerce, describe, matches
+from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import Count, Share
 from twostage.models.config import OneStageConfig
@@ -115,6 +116,14 @@ class Detector:
         it is none of ours, UsageError for a wrong field.
         """
         card, state = load_weights(find_weights(path, offline=offline))
+        saved = card.config.backbone
+        if backbone is not None and isinstance(saved, ProvidedConfig):
+            given = ProvidedBackbone(backbone).config
+            if (given.channels, given.strides) != (saved.channels, saved.strides):
+                raise UsageError(
+                    f"{path}: saved with a backbone of channels {saved.channels} and strides {saved.strides}; the one "
+                    f"given has {given.channels} and {given.strides}. Give the same module again."
+                )
         with Unfilled():
             model = build(configure(with_backbone(card.config, backbone), fields), len(card.names), backbone)
         load_all(model, state, str(path))
@@ -220,6 +229,10 @@ class Detector:
         """
         from twostage.evaluation.evaluate import evaluate  # with OpenCV, which prediction does without
 
+        if not isinstance(dataset, Dataset):
+            raise UsageError(
+                f"dataset is {type(dataset).__name__}: give a Dataset, as data.recognise.open_dataset does."
+            )
         results = self.detect_dataset(dataset, **options)
         conf = options.get("conf")
         floor = self.model.config.postprocess.score_threshold if conf is None else conf

@@ -157,7 +157,7 @@ BOX = [[1, 2, 9, 9]]
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ((IMAGE, BOX, [7]), r"sample 1:object 0: the label 7 is .* no whole number from 0 to 2"),
+        ((IMAGE, BOX, [7]), r"sample 1:object 0: the label 7 is neither .* nor a whole number from 0 to 2"),
         ((IMAGE, BOX, [-1]), r"sample 1:object 0: the label -1"),
         ((IMAGE, BOX, [1.5]), r"sample 1:object 0: the label 1\.5"),
         ((IMAGE, BOX, ["cta"]), r"sample 1:object 0: there is no class 'cta'. Did you mean 'cat'"),

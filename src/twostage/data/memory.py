@@ -151,7 +151,7 @@ def _label(label: Any, names: Sequence[str]) -> int:
     except TypeError:
         number = -1
     if not 0 <= number < len(names):
-        raise ValueError(f"the label {label!r} is no class name and no whole number from 0 to {len(names) - 1}")
+        raise ValueError(f"the label {label!r} is neither a class name nor a whole number from 0 to {len(names) - 1}")
     return number
 
 
@@ -163,6 +163,10 @@ def _mask(mask: Any, size: tuple[int, int]) -> Mask:
     if pixels is None or pixels.ndim != 2 or pixels.dtype.kind not in "biuf":
         raise SegmentationError(
             f"the mask is {_described(mask)}", "Give binary pixels [h, w], or COCO's RLE or polygons"
+        )
+    if pixels.dtype.kind == "f" and not np.isin(pixels, (0, 1)).all():
+        raise SegmentationError(
+            f"the mask is {_described(mask)} with values other than 0 and 1", "Give binary pixels: mask > 0.5"
         )
     return pixel_mask(pixels)
 

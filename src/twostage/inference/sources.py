@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import IOBase
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,11 @@ def _jobs(source: Any) -> Iterator[_Job]:
         return iter([partial(Item, _array(image)) for image in images])
     if isinstance(source, list | tuple):
         return chain.from_iterable([_jobs(part) for part in source])
-    if isinstance(source, Iterable) and not isinstance(source, dict):
+    if isinstance(source, Iterable) and not isinstance(source, dict | IOBase):
         return chain.from_iterable(map(_jobs_later, source))
     raise UsageError(
         f"Cannot read images from {type(source).__name__}. Give a path, a folder, a pattern, '-', an RGB array of "
-        "uint8 [h, w, 3], a PIL image, a tensor [3, h, w], or a list of these."
+        "uint8 [h, w, 3], a PIL image, the bytes of a file, a tensor [3, h, w], or a list of these."
     )
 
 

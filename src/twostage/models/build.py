@@ -54,6 +54,11 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
     """
     config = with_backbone(config, backbone)
     provided = None if backbone is None else ProvidedBackbone(deepcopy(backbone))
+    if provided is not None and len(provided.channels) > 1 and getattr(config, "neck", None) is None:
+        raise UsageError(
+            f"backbone: {type(backbone).__name__} returns {len(provided.channels)} maps; this model has no pyramid: "
+            "it needs a backbone with a single map. Choose a *_fpn model, or one map."
+        )
     if isinstance(config, StagewiseConfig):
         return _stagewise(config, num_classes, provided or config.backbone.build())
     if isinstance(config, TwoStageConfig):

@@ -1,9 +1,10 @@
 """The training loop and everything that it writes."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twostage.errors import UsageError
+from twostage.errors import UsageError, nearest
 from twostage.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -17,12 +18,12 @@ def train(
     *,
     val: "Dataset | None" = None,
     backbone: "nn.Module | None" = None,
-    **fields: Any,
+    **options: Any,
 ) -> dict[str, Any]:
     """Train a detector and write a run folder.
 
     `data` is the path of a data set, an open `Dataset` or one made in memory (then `val` is the data set to validate
-    on, or None), or the `TrainOptions` of the run; `fields` are those of `TrainOptions`: `train("my-data", epochs=12)`.
+    on, or None), or the `TrainOptions` of the run; `options` are its fields: `train("my-data", epochs=12)`.
     `backbone` takes the place of the model's own (`models.build`).
 
     Returns {"out", "weights", "epochs", "steps", "seconds", "metrics"}: the run folder, its best weights, what was
@@ -38,19 +39,41 @@ def train(
     from twostage.training.run import run
     from twostage.training.splits import NONE, given_splits
 
+    known = [field.name for field in fields(TrainOptions)]
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"train has no option {name!r}. {nearest(name, known)} Values of the model go into model_fields: "
+                'model_fields={"rpn_nms": 0.6}.'
+            )
     splits = None
     if isinstance(data, Dataset):
+        if not isinstance(val, Dataset | None):
+            raise UsageError(f"val is {type(val).__name__}: data is a Dataset, and val must be one too, or None.")
+        if of_files := sorted({"train_split", "val_split", "images", "voc_offset"} & set(options)):
+            raise UsageError(f"{of_files[0]} chooses from files, and data is a Dataset: leave it out.")
         splits = given_splits(data, val)
-        options = TrainOptions(data.root, **{"val_split": NONE if val is None else val.split, **fields})
+        chosen: dict[str, Any] = {"data": data.root, "val_split": NONE if val is None else val.split}
+        if "resume" in options:
+            if (val is None) != (read_options(options["resume"]).val_split == NONE):
+                raise UsageError(
+                    "val: a resumed run is validated on the same data set as before, or on none as before."
+                )
+            chosen = {}
+        run_options = TrainOptions(**chosen, **options)
     elif val is not None:
-        raise UsageError("val is given and data is no Dataset: give --val-split, or both as data sets")
+        raise UsageError("val is given and data is not a Dataset: give val_split, or both as data sets.")
+    elif isinstance(data, TrainOptions):
+        run_options = data
+    elif isinstance(data, str | Path | None):
+        run_options = TrainOptions(None if data is None else Path(data), **options)
     else:
-        options = (
-            data if isinstance(data, TrainOptions) else TrainOptions(None if data is None else Path(data), **fields)
+        raise UsageError(
+            f"data is {type(data).__name__}: give a path or a Dataset. Dataset.from_samples makes one of samples."
         )
-    scheme = options.scheme if options.resume is None else read_options(options.resume).scheme
+    scheme = run_options.scheme if run_options.resume is None else read_options(run_options.resume).scheme
     try:
         learn = alternate if scheme == "alternating" else run
-        return learn(options, splits=splits, backbone=backbone)
+        return learn(run_options, splits=splits, backbone=backbone)
     finally:
         release_freed_memory()

@@ -36,7 +36,7 @@ from twostage.training.optimiser import build_optimizer, freeze, set_trainable, 
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, recipe_name, resolve
-from twostage.training.splits import Splits, open_splits, require_masks
+from twostage.training.splits import Splits, open_splits, require_masks, with_classes
 from twostage.training.start import require_start, starting_model
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
@@ -72,7 +72,7 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
             else:
                 options = resumed_options(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
-            splits = splits or open_splits(options)
+            splits = with_classes(splits, options.names) if splits else open_splits(options)
             session = _session(options, splits.train, processes, backbone)
             if session.learns_masks:
                 require_masks(splits, options.on_error)

@@ -1,6 +1,7 @@
 """The two splits of a run: one to learn from, one to choose by."""
 
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,13 @@ def open_splits(options: TrainOptions) -> Splits:
         _log(dataset)
     _require_objects(opened[0])
     return Splits(*opened) if len(opened) == 3 else Splits(opened[0], None, None)
+
+
+def with_classes(splits: Splits, names: Sequence[str] | None) -> Splits:
+    """The splits with some of their classes; None: all."""
+    if names is None:
+        return splits
+    return Splits(*(None if one is None else select_classes(one, names) for one in splits))  # type: ignore[arg-type]
 
 
 def given_splits(train: Dataset, val: Dataset | None) -> Splits:

@@ -166,7 +166,7 @@ def test_padding_may_add_or_remove_a_border_cell(size: tuple[int, int]) -> None:
 
 def test_the_module_must_be_given_again() -> None:
     config = build(configure(named("faster_rcnn_tiny_fpn"), SMALL), 3, Plain()).config
-    with pytest.raises(UsageError, match="Plain: give the module again by backbone="):
+    with pytest.raises(UsageError, match="Plain, whose code is not in the file"):
         build(config, 3)
     assert build(config, 3, Plain()).config == config
 
@@ -199,3 +199,17 @@ def test_frozen_statistics_of_the_module_stay(name: str) -> None:
 def test_stage_5_takes_the_channels_of_the_module() -> None:
     model = build(named("faster_rcnn_resnet50_c4"), 1, Single())
     assert model.head.body.layer4[0].conv1.in_channels == 16
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_vgg16", "sppnet_tiny", "fast_rcnn_tiny"])
+def test_a_model_without_a_pyramid_needs_a_single_map(name: str) -> None:
+    with pytest.raises(UsageError, match="returns 4 maps; this model has no pyramid"):
+        build(named(name), 2, Plain())
+
+
+def test_a_module_of_other_strides_is_refused_when_loading(tmp_path: Path) -> None:
+    Detector.build("faster_rcnn_tiny_fpn", ["a"], backbone=Plain(), device="cpu").save(tmp_path / "a.safetensors")
+    other = Plain()
+    other.strides = (2, 4, 8, 16)
+    with pytest.raises(UsageError, match=r"strides \(4, 8, 16, 32\)"):
+        Detector.load(tmp_path / "a.safetensors", backbone=other, device="cpu")

@@ -23,7 +23,8 @@ class ProvidedConfig(BackboneConfig):
     def build(self) -> nn.Module:
         """Raises UsageError: the module itself is not saved."""
         raise UsageError(
-            f"This model was built with its own backbone, {self.name}: give the module again by backbone=."
+            f"This model was built with its own backbone, {self.name}, whose code is not in the file: load it "
+            "in Python with Detector.load(..., backbone=module), or train(..., backbone=module)."
         )
 
 
