@@ -347,5 +347,5 @@ def _required(name: str, value: Any, kind: Any) -> Any:
 def _checked(names: Sequence[str]) -> Sequence[str]:
     listed = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
     if not listed or not all(isinstance(name, str) for name in listed) or len(set(listed)) < len(listed):
-        raise UsageError(f"names is {names!r}; give the classes as a list of different texts.")
+        raise UsageError(f"names is {names!r}; give the classes as a list of distinct strings.")
     return listed

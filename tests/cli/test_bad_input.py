@@ -219,7 +219,7 @@ def test_a_wrong_option_is_reported_before_the_data_are_read(
 
 def test_more_frozen_stages_than_there_are(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     answer = shell("train", scenes, *TINY, "--freeze", "99", "--out", tmp_path / "run")
-    assert_refused(answer, 2, "freeze is 99; the backbone has 5 stages", out=tmp_path / "run")
+    assert_refused(answer, 2, "freeze is 99; the number of stages of the backbone is 5", out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("given", [["--format", "", "--save", "found"], ["--format", "coco"]])

@@ -153,7 +153,7 @@ def test_an_existing_file_may_have_the_name_of_an_assignment(
         ("epohs: 3", UsageError, "run.yaml: no option is called 'epohs'. Did you mean 'epochs'"),
         ("set: [a=b]", UsageError, "no option is called 'set'"),
         ("epochs: {a: 1}", UsageError, "epochs is a mapping"),
-        ("[1, 2]", DataError, "holds list"),
+        ("[1, 2]", DataError, "contains a list"),
         ("epochs: [", DataError, "is not YAML"),
     ],
 )

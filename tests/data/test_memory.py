@@ -208,3 +208,10 @@ def test_names_must_be_different_texts(names: Any) -> None:
 def test_no_samples_are_no_data_set() -> None:
     with pytest.raises(UsageError, match="no samples"):
         Dataset.from_samples([], NAMES)
+
+
+def test_probabilities_are_no_mask() -> None:
+    soft = np.full((1, 64, 64), 0.3, dtype=np.float32)
+    with pytest.raises(DataError, match=r"values other than 0 and 1.*mask > 0\.5"):
+        Dataset.from_samples([(np.zeros((64, 64, 3), np.uint8), [[0, 0, 9, 9]], [0], soft)], ["a"])
+    Dataset.from_samples([(np.zeros((64, 64, 3), np.uint8), [[0, 0, 9, 9]], [0], soft > 0.2)], ["a"])

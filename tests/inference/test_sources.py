@@ -317,3 +317,9 @@ def test_bytes_on_standard_input_are_no_list_of_paths(monkeypatch: pytest.Monkey
 def test_nothing_is_no_path() -> None:
     with pytest.raises(DataError, match="is not a path"):
         list(expand(""))
+
+
+def test_an_open_file_is_not_read_line_by_line(folder):
+    path = next(folder.glob("*.png"), None) or next(folder.glob("*.jpg"))
+    with path.open("rb") as file, pytest.raises(UsageError, match="the bytes of a file"):
+        expand(file)

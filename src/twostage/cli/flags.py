@@ -27,7 +27,7 @@ class Common(QuietOptions):
 
     config: Path | None = option(None, "YAML file with options as `name: value`.", group="Run")
     set: tuple[str, ...] = option(
-        (), "An option as name=value, or a field of the model as model.name=value.", group="Run"
+        (), "An option as name=value; with a model, a field of it as model.name=value.", group="Run"
     )
     json: bool = option(False, "Print one JSON object on standard output, all else on standard error.", group="Output")
     debug: bool = option(False, "Print tracebacks and debug messages.", group="Output")

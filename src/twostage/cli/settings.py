@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[Any, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds {type(content).__name__}, and must hold options as `key: value`")
+        raise DataError(f"{path}: contains a {type(content).__name__}; options are written as `name: value`.")
     return content
 
 

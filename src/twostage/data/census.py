@@ -98,7 +98,7 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
             yield fault(code, dataset.file_name(int(image[row])), where, message, "Check it")
     if len(sides):
         reached = anchor_reach(resized, ANCHOR_SIZES)
-        message = f"{100 * reached:.1f} % of objects are like one of the common anchors (IoU {REACHED}) {at}"
+        message = f"{100 * reached:.1f} % of objects match an anchor (IoU {REACHED}) {at}"
         fix = "Nothing to do" if reached >= 0.95 else "Try another --size or other anchor sizes"
         yield fault("anchor-reach", dataset.root, split, message, fix)
 

@@ -23,7 +23,7 @@ DEFINITIONS = {
     "AP": "COCO: mean over IoU 0.50:0.05:0.95 and 101 recall levels, at most 100 detections per image and class",
     "AP50, AP75, AP90": "the same at one IoU",
     "APs, APm, APl": "the same for objects up to 32 x 32, up to 96 x 96, and from 96 x 96 pixels of area",
-    "AR1, AR10, AR100": "COCO: recall, mean over the same IoUs, with so many detections per image and class",
+    "AR1, AR10, AR100": "COCO: recall, mean over the same IoUs, with that many detections per image and class",
     "voc07": "VOC2007: 11-point AP at IoU 0.5, inclusive pixels, difficult objects ignored",
     "voc12": "VOC2010 and later: AP of all points at IoU 0.5, inclusive pixels, difficult objects ignored",
 }

@@ -22,7 +22,7 @@ def freeze(model: Model, stages: int) -> None:
     Raises UsageError where the backbone has fewer.
     """
     if stages > len(_stages(model)):
-        raise UsageError(f"freeze is {stages}; the backbone has {len(_stages(model))} stages")
+        raise UsageError(f"freeze is {stages}; the number of stages of the backbone is {len(_stages(model))}.")
     for stage in _stages(model)[:stages]:
         for module in stage:
             module.requires_grad_(False)

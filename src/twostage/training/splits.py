@@ -10,6 +10,7 @@ from twostage.data.dataset import Dataset, select_classes
 from twostage.data.faults import Fault, FaultyDataError, OnError, format_faults
 from twostage.data.layout import Layout, Options
 from twostage.data.mask_check import mask_faults
+from twostage.data.memory import ROOT
 from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener
 from twostage.errors import DataError, UsageError
 from twostage.training.options import TrainOptions
@@ -37,6 +38,10 @@ def open_splits(options: TrainOptions) -> Splits:
     to learn.
     """
     assert options.data is not None
+    if options.data.name == ROOT.name and not options.data.exists():
+        raise UsageError(
+            "This run was trained on data in memory: resume it in Python, train(dataset, val=..., resume=...)."
+        )
     layout = find_layout(options.data)
     splits = _choose(layout, options)
     log.info("%s: training on %r, validating on %r", layout, *splits)

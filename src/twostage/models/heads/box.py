@@ -167,9 +167,9 @@ class BoxHead(Head):
         self.sampler: Sampler = RandomSampler(config.region_batch, config.region_positive_fraction)
         weights = config.class_weights
         if weights is not None and len(weights) != num_classes:
-            raise UsageError(f"class_weights has {len(weights)} numbers: give one for each of {num_classes} classes")
+            raise UsageError(f"class_weights has {len(weights)} numbers: give one for each of {num_classes} classes.")
         if weights is not None and not any(weights):
-            raise UsageError(f"class_weights is {weights}: give at least one class a weight above 0")
+            raise UsageError(f"class_weights is {weights}: give at least one class a weight above 0.")
         counts = None if weights is None else torch.tensor([1.0, *weights])
         self.register_buffer("class_weights", counts, persistent=False)
 
