@@ -21,7 +21,7 @@ from twostage.device import choose_device, require_precision
 from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import DataError, UsageError, nearest
 from twostage.evaluation.results import Accumulator, Results
-from twostage.inference.dataset import batches_of, detect_split, propose_split
+from twostage.inference.dataset import batches_of, detect_split, detect_split_augmented, propose_split
 from twostage.inference.graphs import AnyStages
 from twostage.inference.predictor import detect_images, make_batch
 from twostage.inference.prepare import PreparedModel, prepare
@@ -267,12 +267,7 @@ class Detector:
         if not views.plain:
             if proposals is not None:
                 raise UsageError("proposals are for whole images without augmentation: leave them out, or the views.")
-            gathered = Accumulator()
-            for index in range(processes.rank, len(dataset), processes.world):
-                one = detect_augmented(
-                    self.prepared, dataset.image(index), self.names, postprocess=postprocess, views=views, batch=batch
-                )
-                gathered.add(index, one.boxes, one.scores, one.class_ids, one.masks)
+            gathered = detect_split_augmented(self.prepared, dataset, postprocess, views, batch, processes)
             return Accumulator.join(processes.gather_to_main(gathered)).results()
         if proposals is not None and isinstance(config, OneStageConfig):
             raise UsageError("This detector has one stage: it takes no proposals from elsewhere.")

@@ -122,6 +122,7 @@ def test_set_wins_over_file_field_by_field(parse: Callable[..., Options], tmp_pa
     ("arguments", "message"),
     [
         (["--set", "epohs=3"], "Did you mean 'epochs'?"),
+        (["--set", "rpn_nms=0.6"], "A field of the model is written as model.NAME."),
         (["--set", "epochs"], "write --set epochs=VALUE"),
         (["--set", "model.nms"], "write --set model.nms=VALUE"),
         (["epochs=3"], "written --epochs 3"),

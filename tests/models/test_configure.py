@@ -169,7 +169,7 @@ def test_roi_chooses_the_pooling_and_keeps_its_size() -> None:
 
 @pytest.mark.parametrize(("name", "where"), [("recipe", "--recipe"), ("proposals_seed", "data proposals --seed")])
 def test_fields_that_moved_elsewhere_say_where(name: str, where: str) -> None:
-    with pytest.raises(UsageError, match=f"{name} is no field of the model: .*{where}"):
+    with pytest.raises(UsageError, match=f"{name} is not a field of the model; .*{where}"):
         configure(MODERN, {name: 1})
 
 
@@ -280,3 +280,8 @@ def test_off_is_a_text_where_it_is_a_choice() -> None:
     assert configure(soft, {"soft_nms": False}).postprocess.soft_nms == "off"
     with pytest.raises(UsageError, match="field norm cannot be False"):
         configure(soft, {"norm": False})
+
+
+def test_a_component_is_answered_with_its_values() -> None:
+    with pytest.raises(UsageError, match=r"rpn is a component of the model: set one of its values \(.*rpn\.nms"):
+        configure(MODERN, {"rpn": 0.5})

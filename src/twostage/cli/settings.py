@@ -134,7 +134,8 @@ def _known_name(key: str, known: dict[str, Argument], source: str) -> str:
     name = key.replace("-", "_")
     options = [each for each in known if each not in ("config", "set")]
     if name not in options:
-        raise UsageError(f"{source}: no option is called {key!r}. {nearest(name, options)}")
+        model = " A field of the model is written as model.NAME." if f"model{_FIELDS}" in known else ""
+        raise UsageError(f"{source}: no option is called {key!r}. {nearest(name, options)}{model}")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Predicting over a split of a data set: the one loop behind evaluation, validation and proposals."""
+"""Predicting over a split of a data set, for evaluation, validation and proposals."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,7 +14,8 @@ from twostage.errors import UsageError
 from twostage.evaluation.results import Accumulator
 from twostage.inference.predictor import on_originals, to_arrays
 from twostage.inference.prepare import PreparedModel
-from twostage.models.heads.postprocess import BatchDetections
+from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.two_stage import TwoStage
 
 
@@ -58,6 +59,23 @@ def detect_split(
         arrays = to_arrays(detect(loaded), loaded.batch.sizes, _originals(dataset, indices), model.config)
         for index, one in zip(indices, arrays, strict=True):
             gathered.add(index, one["boxes"], one["scores"], one["class_ids"], one["masks"])
+    return gathered
+
+
+def detect_split_augmented(
+    model: PreparedModel,
+    dataset: Dataset,
+    config: PostprocessConfig,
+    views: TestTimeAugmentation,
+    batch: int,
+    processes: Processes,
+) -> Accumulator:
+    """The same with test-time augmentation, image by image; `batch` counts views."""
+    gathered = Accumulator()
+    for index in range(processes.rank, len(dataset), processes.world):
+        image = dataset.image(index)
+        one = detect_augmented(model, image, dataset.names, postprocess=config, views=views, batch=batch)
+        gathered.add(index, one.boxes, one.scores, one.class_ids, one.masks)
     return gathered
 
 

@@ -14,6 +14,7 @@ from functools import singledispatch
 from typing import Any, TypeVar, cast
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -67,7 +68,7 @@ class PreparedModel:
         return self._stages(batch.to(self.device), config or self.config.postprocess)
 
     @torch.inference_mode()
-    def finish(self, stages: AnyStages, sizes: Tensor, config: PostprocessConfig) -> BatchDetections:
+    def finish(self, stages: AnyStages, sizes: Int[Tensor, "n 2"], config: PostprocessConfig) -> BatchDetections:
         """The detections of a forward pass, on the CPU.
 
         A device suppresses in a constant number of sweeps; the rare batch that needs more (`BatchDetections.overflow`)
@@ -80,7 +81,7 @@ class PreparedModel:
         return again.detections.each(Tensor.cpu)
 
     @torch.inference_mode()
-    def losses(self, stages: AnyStages, sizes: Tensor, targets: Targets, **options: Any) -> Losses:
+    def losses(self, stages: AnyStages, sizes: Int[Tensor, "n 2"], targets: Targets, **options: Any) -> Losses:
         """The losses of a forward pass (`TwoStage.losses`)."""
         return self.model.losses(stages, sizes, targets, **options)  # type: ignore[arg-type]
 

@@ -91,5 +91,7 @@ def _with_source(config: C, given: Mapping[str, Any]) -> C:
 def unknown(name: str, known: Iterable[str]) -> str:
     """The message for a name that is none of those known: the nearest, or the paths of all values."""
     if name in MOVED:
-        return f"{name} is no field of the model: {MOVED[name]}."
+        return f"{name} is not a field of the model; {MOVED[name]}."
+    if inside := sorted(each for each in known if each.startswith(f"{name}.")):
+        return f"{name} is a component of the model: set one of its values ({', '.join(inside)})."
     return f"The model has no field {name!r}. {nearest(name, known, sorted(each for each in known if '.' in each))}"

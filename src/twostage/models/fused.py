@@ -1,4 +1,4 @@
-"""Layers of a prepared model: they replace convolutions and linear layers in `inference.prepare`."""
+"""Fused layers: those that replace convolutions and linear layers in `inference.prepare`, and `side_by_side`."""
 
 from collections.abc import Sequence
 

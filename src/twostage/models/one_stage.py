@@ -49,6 +49,7 @@ class OneStage(nn.Module):
         self,
         batch: Batch,
         targets: Targets | None = None,
+        *,
         mean: ReduceMean = no_reduce,
         parts: Collection[str] = PARTS,
     ) -> Losses | BatchDetections:
@@ -64,6 +65,7 @@ class OneStage(nn.Module):
         stages: OneStageStages,
         sizes: Int[Tensor, "n 2"],
         targets: Targets,
+        *,
         mean: ReduceMean = no_reduce,
         parts: Collection[str] = PARTS,
     ) -> Losses:

@@ -97,7 +97,8 @@ class TwoStage(nn.Module):
         """A dictionary of losses in training mode, detections in evaluation mode.
 
         `mean` averages a number over processes that share a batch: the mean of their losses is then that of the whole
-        batch. `parts` are those that are trained: losses of the others are left out.
+        batch. `parts` are those that are trained, of `PARTS` or "boxes" (the last layer of the head): losses of the
+        others are left out.
         """
         if not self.training:
             return self.stages(batch).detections

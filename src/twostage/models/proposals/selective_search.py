@@ -8,7 +8,7 @@ computes the regions; the order is drawn here.
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from twostage.data.randomness import generator
 from twostage.errors import MissingError
@@ -43,7 +43,7 @@ def selective_search(
     return np.minimum(ranked * back, np.array([full, height] * 2, dtype=np.float32))
 
 
-def rank(boxes: Float32[np.ndarray, "p 4"], seed: int) -> np.ndarray:
+def rank(boxes: Float32[np.ndarray, "p 4"], seed: int) -> Int64[np.ndarray, " p"]:
     """The order in which boxes are proposed: a permutation drawn from the seed, independent of the order given.
 
     The paper multiplies a box's rank in its hierarchy, counted from the whole image down, by a random number, so that

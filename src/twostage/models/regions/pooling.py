@@ -49,13 +49,13 @@ class RoIPoolConfig:
 
 
 class AlignedRegions(nn.Module):
-    """RoIAlign from the levels with these strides, `size` cells along each side (default: the configuration's)."""
+    """RoIAlign from the levels with these strides."""
 
-    def __init__(self, config: RoIAlignConfig, strides: tuple[int, ...], size: int | None = None) -> None:
+    def __init__(self, config: RoIAlignConfig, strides: tuple[int, ...]) -> None:
         super().__init__()
         self.config = config
         self.strides = strides
-        self.size = size or config.size
+        self.size = config.size
 
     def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
         """Features of each box; maps beyond the strides given (the RPN's extra levels) are not read."""
