@@ -2,7 +2,7 @@
 #
 #   make demo         a first look: scenes are made, a detector learns them, a page shows what it found
 #   make test         the tests, in two processes; TESTS="tests/data -k coco" runs some of them
-#   make test-quick   without those marked slow: under two minutes; TESTS=tests/models for the room at hand
+#   make test-quick   without those marked slow: about two minutes; TESTS=tests/models for the room at hand
 #   make lint         style and types
 #   make bench        makes the speed tables of benchmarks/results anew, on this machine, and holds them against their goals
 #   make fuzz         MINUTES=5 of looking for files that break a reader
