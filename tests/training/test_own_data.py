@@ -26,7 +26,7 @@ def test_chosen_classes_are_those_of_the_detector(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_resumed_with_its_data_alone(tmp_path: Path) -> None:
     data, out = Dataset.from_samples(samples(), ["a", "b"]), tmp_path / "run"
-    first = train(data, val=data, out=out, **TINY)
+    first = train(data, val=data, out=out, resume=None, **TINY)
     assert train(data, val=data, resume=out, quiet=True)["steps"] == first["steps"]
     with pytest.raises(UsageError, match="val: a resumed run is validated on the same"):
         train(data, resume=out)

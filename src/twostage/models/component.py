@@ -70,7 +70,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: Any, values: Mapping[str, Any], path: str = "") -> Any:
-    """The component of a class from values as `to_dict` gives them; those that are missing have their defaults.
+    """The component of a class from values as `to_dict` gives them; missing values have their defaults,
+    missing components are None where they may be.
 
     Raises UnknownFieldError for a name that the component does not have, UsageError for a value of another kind.
     """

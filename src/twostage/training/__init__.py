@@ -54,8 +54,8 @@ def train(
             raise UsageError(f"{of_files[0]} chooses from files, and data is a Dataset: leave it out.")
         splits = given_splits(data, val)
         chosen: dict[str, Any] = {"data": data.root, "val_split": NONE if val is None else val.split}
-        if "resume" in options:
-            if (val is None) != (read_options(options["resume"]).val_split == NONE):
+        if (resume := options.get("resume")) is not None:
+            if (val is None) != (read_options(Path(resume)).val_split == NONE):
                 raise UsageError(
                     "val: a resumed run is validated on the same data set as before, or on none as before."
                 )
