@@ -1,6 +1,6 @@
 """A detector as its user holds it: a model with its class names, on a device, in a precision."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -44,6 +44,7 @@ from twostage.weights.torchvision import from_torchvision
 if TYPE_CHECKING:
     from twostage.evaluation.evaluate import Report
 
+Source = str | Path | np.ndarray | Tensor | Image.Image | bytes
 SOURCES = {"torchvision": from_torchvision}
 ONE_VIEW = TestTimeAugmentation()
 
@@ -55,6 +56,19 @@ class PredictKeywords(TypedDict, total=False):
     iou: float | None
     max_det: int | None
     batch: int
+    views: TestTimeAugmentation
+
+
+class EvaluateKeywords(TypedDict, total=False):
+    """The keywords of `Detector.detect_dataset`."""
+
+    batch: int
+    workers: int | None
+    conf: float | None
+    iou: float | None
+    max_det: int | None
+    processes: Processes
+    proposals: Path | ProposalSet | None
     views: TestTimeAugmentation
 
 
@@ -179,19 +193,18 @@ class Detector:
     @overload
     def predict(self, source: Image.Image | bytes, **options: Unpack[PredictKeywords]) -> Detections: ...
 
+    # A string is a sequence of strings as well: for those this overload, which comes first, is the one.
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]
         self, source: str | Path | np.ndarray | Tensor, **options: Unpack[PredictKeywords]
     ) -> Detections | Iterator[Detections]: ...
 
     @overload
-    def predict(
-        self, source: list[Any] | tuple[Any, ...] | Iterator[Any], **options: Unpack[PredictKeywords]
-    ) -> Iterator[Detections]: ...
+    def predict(self, source: Iterable[Source], **options: Unpack[PredictKeywords]) -> Iterator[Detections]: ...
 
     def predict(
         self,
-        source: Any,
+        source: Source | Iterable[Source],
         *,
         conf: float = 0.5,
         iou: float | None = None,
@@ -202,6 +215,7 @@ class Detector:
         """Detections of one image, or an iterator over those of many.
 
         One path, array (RGB), tensor or PIL image gives `Detections`; a folder, glob, list, video or `-` an iterator.
+        A type checker sees both types for a path or an array: `Image.open(path)` is one image, `[path]` an iterator.
         At most `batch` images go through the model together, those of one shape, on a CPU no more than keep it busy;
         apart from rounding no detection depends on it. `conf` is the lowest score kept, `iou` the overlap above which
         the last NMS drops a box, `max_det` the maximum number of detections per image; None is the model's value.
@@ -213,16 +227,16 @@ class Detector:
         stream = self._stream(expand(source), postprocess, batch, views)
         return next(iter(stream)) if is_one_image(source) else stream
 
-    def trace(self, source: Any) -> AnyStages:
+    def trace(self, source: Source) -> AnyStages:
         """Every stage of the prediction of one image, on the pixels the network saw; the model's own thresholds."""
         if not is_one_image(source):
             raise UsageError(f"{source!r:.80}: more than one image: trace them one by one.")
         (item,) = expand(source)
         if item.image is None:
-            raise item.error or UsageError(f"{source}: contains no image.")
+            raise item.error or UsageError(f"{source!r:.80}: contains no image.")
         return self.prepared.stages(make_batch([item.image], self.model.config))
 
-    def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Any) -> "Report":
+    def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Unpack[EvaluateKeywords]) -> "Report":
         """The metrics on a split (`evaluation.evaluate`); `options` are those of `detect_dataset`.
 
         The data set is opened from files (`data.recognise.open_dataset`) or made in memory.
@@ -236,7 +250,7 @@ class Detector:
         results = self.detect_dataset(dataset, **options)
         conf = options.get("conf")
         floor = self.model.config.postprocess.score_threshold if conf is None else conf
-        return evaluate(dataset, results, metric=metric, score_floor=floor)  # type: ignore[arg-type]
+        return evaluate(dataset, results, metric=metric, score_floor=floor)
 
     def detect_dataset(
         self,

@@ -161,6 +161,7 @@ def test_roi_chooses_the_pooling_and_keeps_its_size() -> None:
     aligned = configure(pooled, {"roi": "align", "roi_aligned": True})
     assert aligned.roi == RoIAlignConfig(6, aligned=True)
     assert configure(aligned, {"roi": "pool"}) == pooled
+    assert configure(named("faster_rcnn_tiny"), {"roi": "align"}).roi == RoIAlignConfig(7, aligned=True)
     with pytest.raises(UsageError, match="no field 'roi_aligned'"):
         configure(pooled, {"roi_aligned": True})
     with pytest.raises(UsageError, match="roi cannot be 'crop': it takes 'align' or 'pool'"):

@@ -286,3 +286,16 @@ def test_values_and_tensors_are_those_of_before_the_redesign(name: str) -> None:
         tensors = {key.replace("head.", "rpn."): tensor for key, tensor in tensors.items()}
     lines = sorted(f"{key} {list(tensor.shape)}" for key, tensor in tensors.items())
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == before["tensors"]
+
+
+def test_the_c4_mask_rcnn_of_a_seed_has_the_weights_of_before() -> None:
+    """Its second stage is drawn before the RPN. The numbers are of the code before the redesign."""
+    torch.manual_seed(0)
+    state = build(ZOO["mask_rcnn_resnet50_c4"], 2).state_dict()
+    first = {
+        "rpn.convs.0.weight": (-0.0074751624, -0.0113565745, -0.0075416737),
+        "head.box.classes.weight": (-0.0013586172, 0.0052350638, 0.0014540585),
+        "head.mask.classes.weight": (-0.0003506487, 0.0015560143, -0.0014867904),
+    }
+    for name, values in first.items():
+        torch.testing.assert_close(state[name].flatten()[:3], torch.tensor(values))

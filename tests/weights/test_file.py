@@ -16,10 +16,12 @@ from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.models.build import build
 from twostage.models.component import to_dict
+from twostage.models.config import TwoStageConfig
 from twostage.models.configure import configure, names_of
 from twostage.models.heads.bodies import FourConvConfig
 from twostage.models.heads.box import BoxHeadConfig
 from twostage.models.heads.mask import MaskConfig
+from twostage.models.regions.pooling import RoIAlignConfig
 from twostage.models.zoo import ZOO, named
 from twostage.weights.file import FORMAT, KEY, Card, load_tensors, load_weights, save_weights
 
@@ -317,3 +319,15 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.safetensors")
     with pytest.raises(UsageError, match="not a regular file"):
         load_weights(tmp_path / "a.safetensors")
+
+
+def test_format_1_keeps_the_values_of_the_pooling_that_was_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = {"roi": "align", "roi_aligned": True, "roi_sampling_ratio": 3, "roi_size": 5, "proposals_seed": 3}
+    fields = {**BEFORE["defaults"], **BEFORE["models"]["faster_rcnn_tiny"]["fields"], **chosen}
+    path = with_header(tmp_path / "a.safetensors", format=1, model="faster_rcnn_tiny", config=..., fields=fields)
+    config = load_weights(path)[0].config
+    assert isinstance(config, TwoStageConfig)
+    assert config.roi == RoIAlignConfig(5, sampling_ratio=3, aligned=True)
+    assert "proposals of the seed 3" in caplog.text

@@ -11,7 +11,7 @@ from twostage.experiments.bench import Bench
 from twostage.experiments.options import AblateOptions
 from twostage.experiments.studies import ALL, Values
 
-log = logging.getLogger("twostage.lineage")
+log = logging.getLogger("twostage.experiments")
 SEEDS = 3
 
 

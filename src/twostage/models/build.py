@@ -1,6 +1,6 @@
 """From a configuration to a model: the one constructor of every detector.
 
-Parts are made in the order of the forward pass: their random initial weights depend on it.
+Parts are made in the order of the forward pass, but for the C4 mask head: their random initial weights depend on it.
 """
 
 from copy import deepcopy
@@ -70,14 +70,14 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
     if isinstance(config, OneStageConfig):
         dense = RetinaNetHead(config.retinanet, config.anchors, channels, strides, num_classes)
         return OneStage(config, num_classes, backbone=net, head=dense)
-    rpn = None
-    if config.rpn is not None:
-        assert anchors is not None
-        if isinstance(config.neck, PyramidConfig) and config.neck.kind == "single":
-            # The anchors of all levels on a single map.
-            anchors = replace(anchors, sizes=(tuple(size for sizes in anchors.sizes for size in sizes),))
-        rpn = RPN(config.rpn, anchors, config.proposals, channels, strides)
-    head = _head(config, channels, getattr(net, "region_strides", strides), num_classes)
+    region_strides = getattr(net, "region_strides", strides)
+    if config.mask is not None and config.mask.tower is None:
+        # The order of the first version: a seed gives the weights that it gave then.
+        head = _head(config, channels, region_strides, num_classes)
+        rpn = _rpn(config, channels, strides)
+    else:
+        rpn = _rpn(config, channels, strides)
+        head = _head(config, channels, region_strides, num_classes)
     return TwoStage(config, num_classes, backbone=net, rpn=rpn, head=head)
 
 
@@ -137,6 +137,17 @@ def _backbone(
         return pyramid(neck, whole, single, levels=levels)
     norm = None if neck.norm is None else norm_layer(neck.norm)
     return FPN(whole(), neck.channels, norm, extra=extra_levels(neck.extra, neck.channels))
+
+
+def _rpn(config: TwoStageConfig, channels: int, strides: tuple[int, ...]) -> RPN | None:
+    if config.rpn is None:
+        return None
+    anchors = config.anchors
+    assert anchors is not None
+    if isinstance(config.neck, PyramidConfig) and config.neck.kind == "single":
+        # The anchors of all levels on a single map.
+        anchors = replace(anchors, sizes=(tuple(size for sizes in anchors.sizes for size in sizes),))
+    return RPN(config.rpn, anchors, config.proposals, channels, strides)
 
 
 def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_classes: int) -> Head:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from twostage.errors import UsageError, nearest
 from twostage.kinds import coerce, describe, matches
+from twostage.models.backbones.tiny import TinyConfig
 from twostage.models.component import Leaf, leaves, with_value
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.image import ImageConfig
@@ -71,7 +72,12 @@ def _with_pooling(config: C, given: dict[str, Any]) -> C:
         raise UsageError(unknown("roi", _by_name(config)))
     if kind not in _ROI:
         raise UsageError(f"The model's field roi cannot be {kind!r}: it takes {' or '.join(map(repr, _ROI))}.")
-    return config if isinstance(config.roi, _ROI[kind]) else replace(config, roi=_ROI[kind](size=config.roi.size))
+    if isinstance(config.roi, _ROI[kind]):
+        return config
+    size = config.roi.size
+    # All RoIAligns of the small network are aligned.
+    small = isinstance(config.backbone, TinyConfig)
+    return replace(config, roi=RoIPoolConfig(size) if kind == "pool" else RoIAlignConfig(size, aligned=small))
 
 
 def _with_source(config: C, given: Mapping[str, Any]) -> C:

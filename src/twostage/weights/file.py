@@ -4,6 +4,7 @@ It carries no code. Pickles are not read here at all.
 """
 
 import json
+import logging
 import re
 import struct
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from twostage.models.config import DetectorConfig
 from twostage.models.configure import MOVED, configure, names_of
 from twostage.models.sppnet import SCALES, scaled
 from twostage.models.zoo import ZOO
+
+log = logging.getLogger("twostage.weights")
 
 KEY = "twostage"
 STAGEWISE_KEY = "twostage-lineage"  # in the first files of R-CNN and SPPnet
@@ -150,13 +153,16 @@ def _config(path: Path, content: Mapping[str, Any], stored: dict[str, Any]) -> D
 def _flat_config(path: Path, content: Mapping[str, Any], stored: dict[str, Any]) -> DetectorConfig:
     """The same of format 1, which held the fields of all models; those of others are left out."""
     template = ZOO[content["model"]]
-    source = stored.get("proposals", "network")
-    base = configure(template, {"proposals": source} if "proposals" in names_of(template) else {})
+    # These two choose components, on which the names of the other values depend.
+    choices = ("proposals", "roi")
+    chosen: dict[str, Any] = {name: stored[name] for name in choices if name in stored and name in names_of(template)}
+    base = configure(template, chosen)
     every = {name for config in ZOO.values() for name in names_of(config)} | set(MOVED)
     own = names_of(base)
     values = {name: value for name, value in stored.items() if name in own or name not in every}
-    known = names_of(base) | names_of(configure(base, {name: values[name] for name in ("roi",) if name in values}))
-    strange = [name for name in values if name not in known]
+    if seed := stored.get("proposals_seed"):
+        log.warning("%s was trained on proposals of the seed %s. Its own are those of seed 0 now.", path, seed)
+    strange = [name for name in values if name not in own]
     if strange:
         raise DataError(_of_a_later_version(path, content, f"the field {strange[0]!r}"))
     return configure(base, values)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32
 from twostage.errors import MissingError
 from twostage.models.proposals.selective_search import INSTALL
 
-log = logging.getLogger("twostage.lineage")
+log = logging.getLogger("twostage.training")
 
 NEGATIVE = 0.3  # IoU with the objects of a class below which a region is a negative
 

@@ -21,7 +21,7 @@ from twostage.errors import DataError, TwostageError
 from twostage.training.optimiser import can_fuse
 from twostage.training.stagewise.regions import Regions
 
-log = logging.getLogger("twostage.lineage")
+log = logging.getLogger("twostage.training")
 
 Inputs = Callable[[int, Tensor, bool], Tensor]
 """The input of the classifier for regions of an image: its index, boxes Float[p 4], and whether it is mirrored."""
