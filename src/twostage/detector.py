@@ -227,7 +227,7 @@ class Detector:
         stream = self._stream(expand(source), postprocess, batch, views)
         return next(iter(stream)) if is_one_image(source) else stream
 
-    def trace(self, source: Source) -> AnyStages:
+    def trace(self, source: Source | Iterable[Source]) -> AnyStages:
         """Every stage of the prediction of one image, on the pixels the network saw; the model's own thresholds."""
         if not is_one_image(source):
             raise UsageError(f"{source!r:.80}: more than one image: trace them one by one.")
