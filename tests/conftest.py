@@ -33,6 +33,12 @@ def _same_every_time() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's cache; subprocesses inherit this one."""
+    os.environ["TWOSTAGE_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(autouse=True)
 def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test, and so no verb, may reach for the network. Sockets between processes of one machine stay open.

@@ -63,15 +63,19 @@ def _extras() -> dict[str, bool]:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    name = model[1].strip() if model else platform.processor() or platform.machine()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "name": name,
+        "name": cpu_name(),
         "cores": usable,
         "flags": cpu_flags(),
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def cpu_name() -> str:
+    """The CPU's model as the system names it, or its architecture."""
+    model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 def cpu_flags() -> list[str]:

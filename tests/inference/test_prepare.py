@@ -15,12 +15,12 @@ from twostage.data.batch import Batch, stack_images, stack_targets
 from twostage.inference.predictor import make_batch
 from twostage.inference.prepare import PreparedModel, prepare, truncated
 from twostage.models.build import Model
-from twostage.models.fused import FusedConv, FusedLinear, best_conv
+from twostage.models.fused import FusedConv, FusedLinear
 from twostage.models.two_stage import TwoStage
 from twostage.models.zoo import ZOO
 from twostage.ops.cpu import packed
+from twostage.ops.cpu.forms import ChosenConv, ChosenLinear
 from twostage.ops.cpu.packed import PackedConv, PackedLinear, PackedPointwise
-from twostage.ops.cpu.winograd import BySize
 from twostage.ops.plain import Activation, PlainConv, PlainLinear, Window
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -147,11 +147,21 @@ def test_the_trained_model_is_untouched_and_trains_on() -> None:
 
 def test_weights_are_kept_once(way: str) -> None:
     fast = prepare(lively("faster_rcnn_tiny_fpn"))
-    ways = [m.conv for m in fast.model.modules() if isinstance(m, FusedConv)]
-    ways += [m.linear for m in fast.model.modules() if isinstance(m, FusedLinear)]
-    assert len(ways) > 20
-    kept = (PackedConv, PackedPointwise, PackedLinear, BySize) if way == "packed" else (PlainConv, PlainLinear)
-    assert all(isinstance(one, kept) for one in ways)
+    layers = [m.conv for m in fast.model.modules() if isinstance(m, FusedConv)]
+    layers += [m.linear for m in fast.model.modules() if isinstance(m, FusedLinear)]
+    assert len(layers) > 20
+    assert all(isinstance(one, ChosenConv | ChosenLinear) for one in layers)
+    kept = (PackedConv, PackedPointwise, PackedLinear) if way == "packed" else (PlainConv, PlainLinear)
+    assert all(isinstance(one.forms.first, kept) for one in layers)
+    assert all(len(one.forms._kept) == 1 for one in layers)
+
+
+def test_without_a_choice_every_layer_has_its_first_form(way: str) -> None:
+    fast = prepare(lively("faster_rcnn_tiny_fpn"), choose=False)
+    layers = [m.conv for m in fast.model.modules() if isinstance(m, FusedConv)]
+    layers += [m.linear for m in fast.model.modules() if isinstance(m, FusedLinear)]
+    kept = (PackedConv, PackedPointwise, PackedLinear) if way == "packed" else (PlainConv, PlainLinear)
+    assert all(isinstance(one, kept) for one in layers)
 
 
 @torch.inference_mode(False)
@@ -200,20 +210,10 @@ def test_large_results_in_kept_memory_are_the_same(
     expected = PlainConv.of(weight, bias, window)(x, activation)
     monkeypatch.setattr(packed, "_LARGE", 0)
     monkeypatch.setattr(packed, "_BYTES", 1000)
-    torch.testing.assert_close(best_conv(weight, bias, window)(x, activation), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(FusedConv(weight, bias, window)(x, activation), expected, rtol=1e-4, atol=1e-5)
     add = torch.randn_like(expected)
-    found = best_conv(weight, bias, window)(x, activation, add.clone(memory_format=torch.preserve_format))
+    found = FusedConv(weight, bias, window)(x, activation, add.clone(memory_format=torch.preserve_format))
     torch.testing.assert_close(found, PlainConv.of(weight, bias, window)(x, activation, add), rtol=1e-4, atol=1e-5)
-
-
-def test_large_maps_are_convolved_by_winograd_and_small_ones_directly(way: str) -> None:
-    weight, bias = torch.randn(128, 128, 3, 3) / 30, torch.randn(128)
-    conv = best_conv(weight, bias, Window(padding=(1, 1)))
-    for side in (9, 70, 9):
-        x = torch.randn(1, 128, side, side).contiguous(memory_format=torch.channels_last)
-        assert error(conv(x), nn.functional.conv2d(x, weight, bias, padding=1)) < 1e-4
-    if isinstance(conv, BySize):
-        assert conv._filtered is not None
 
 
 def test_moving_or_hooking_the_prepared_model_does_not_touch_the_trained_one() -> None:
@@ -264,14 +264,14 @@ def test_a_summand_may_lie_in_memory_as_it_will(way: str, dtype: torch.dtype, ke
     x = torch.randn(2, 8, 9, 7).contiguous(memory_format=torch.channels_last)
     add = torch.randn(2, 16, 9, 7)[:, ::2]
     expected = (nn.functional.conv2d(x, weight, padding=kernel // 2) + add).relu()
-    found = best_conv(weight.to(dtype), None, window)(x.to(dtype), "relu", add.to(dtype))
+    found = FusedConv(weight.to(dtype), None, window)(x.to(dtype), "relu", add.to(dtype))
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.2}
     torch.testing.assert_close(found.float(), expected, **tolerance)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_no_images_are_no_results(way: str, kernel: int) -> None:
-    conv = best_conv(torch.randn(130, 130, kernel, kernel), None, Window(padding=(kernel // 2, kernel // 2)))
+    conv = FusedConv(torch.randn(130, 130, kernel, kernel), None, Window(padding=(kernel // 2, kernel // 2)))
     x = torch.randn(0, 130, 70, 70).contiguous(memory_format=torch.channels_last)
     assert conv(x).shape == conv(x, "relu", x.clone()).shape == (0, 130, 70, 70)
 

@@ -11,7 +11,7 @@ what needs no change.
 
 import copy
 from functools import singledispatch
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Int
@@ -32,10 +32,19 @@ from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.losses import Losses
 from twostage.models.proposals.rpn import RPN
 from twostage.models.regions.pooling import Maps
+from twostage.ops.cpu.choice import choices
 from twostage.ops.cpu.memory import release_freed_memory
 from twostage.ops.plain import Activation, Window
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class LayerOptions(NamedTuple):
+    """The dtype of prepared layers, and whether their forms on a CPU are chosen by measuring."""
+
+    dtype: torch.dtype
+    choose: bool = True
+
 
 _PIXELS = 1_500_000  # together in one pass on a CPU
 
@@ -106,19 +115,25 @@ class PreparedModel:
         return self.model.backbone(self.model.normalize(batch).to(self.dtype))
 
     def _stages(self, batch: Batch, config: PostprocessConfig) -> AnyStages:
-        return self.model.stages_from(self.features(batch), batch, config)
+        stages = self.model.stages_from(self.features(batch), batch, config)
+        if self.device.type == "cpu":
+            choices().save()
+        return stages
 
 
 @torch.no_grad()
-def prepare(model: Model, dtype: torch.dtype = torch.float32) -> PreparedModel:
-    """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last."""
-    fast = PreparedModel(prepared(model, dtype), dtype)
+def prepare(model: Model, dtype: torch.dtype = torch.float32, *, choose: bool = True) -> PreparedModel:
+    """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last.
+
+    With `choose` each layer is tried in several forms on a CPU, at the first input of its size (`ops.cpu.choice`).
+    """
+    fast = PreparedModel(prepared(model, LayerOptions(dtype, choose)), dtype)
     release_freed_memory()
     return fast
 
 
 @singledispatch
-def prepared(module: nn.Module, dtype: torch.dtype) -> Any:
+def prepared(module: nn.Module, options: LayerOptions) -> Any:
     """The fast form of a module of a kind registered below; of any other a copy that shares parameters.
 
     Of that the children are in their fast forms: a convolution and its norm together.
@@ -129,17 +144,17 @@ def prepared(module: nn.Module, dtype: torch.dtype) -> Any:
     for (name, child), (_, after) in zip(children, [*children[1:], ("", None)], strict=False):
         if isinstance(child, nn.Conv2d):
             folded = after if _is_foldable(after) else None
-            fast._modules[name] = _fused(child, folded, dtype)
+            fast._modules[name] = _fused(child, folded, options)
         else:
-            fast._modules[name] = None if child is folded else prepared(child, dtype)
+            fast._modules[name] = None if child is folded else prepared(child, options)
     return fast
 
 
 @prepared.register(nn.Sequential)
-def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
+def _sequence(sequence: nn.Sequential, options: LayerOptions) -> nn.Module:
     """In a plain sequence an activation follows by itself: the convolution takes it too, and both places close up."""
     if type(sequence) is not nn.Sequential:
-        fast = prepared.dispatch(nn.Module)(sequence, dtype)
+        fast = prepared.dispatch(nn.Module)(sequence, options)
         fast._modules = {name: child for name, child in fast._modules.items() if child is not None}
         return fast
     layers: list[nn.Module] = []
@@ -147,30 +162,30 @@ def _sequence(sequence: nn.Sequential, dtype: torch.dtype) -> nn.Module:
     while rest:
         layer = rest.pop(0)
         if not isinstance(layer, nn.Conv2d):
-            layers.append(prepared(layer, dtype))
+            layers.append(prepared(layer, options))
             continue
         norm = rest.pop(0) if rest and _is_foldable(rest[0]) else None
         activated = bool(rest) and isinstance(rest[0], nn.ReLU)
         if activated:
             rest.pop(0)
-        layers.append(_fused(layer, norm, dtype, "relu" if activated else "none"))
+        layers.append(_fused(layer, norm, options, "relu" if activated else "none"))
     return nn.Sequential(*layers)
 
 
 @prepared.register(nn.Linear)
-def _linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-    return FusedLinear(layer.weight.detach().to(dtype), bias)
+def _linear(layer: nn.Linear, options: LayerOptions) -> nn.Module:
+    bias = None if layer.bias is None else layer.bias.detach().to(options.dtype)
+    return FusedLinear(layer.weight.detach().to(options.dtype), bias, choose=options.choose)
 
 
 @prepared.register(TwoMLPHead)
-def _two_layers(body: TwoMLPHead, dtype: torch.dtype) -> nn.Module:
+def _two_layers(body: TwoMLPHead, options: LayerOptions) -> nn.Module:
     """With the head's ranks each of its layers becomes two (`truncated`)."""
     fast = _own(body)
     layers = {"fc6": body.fc6, "fc7": body.fc7}
     for (name, layer), rank in zip(layers.items(), body.ranks or (None, None), strict=True):
         split = nn.Sequential(*truncated(layer, rank)) if rank and rank < min(layer.weight.shape) else layer
-        fast._modules[name] = prepared(split, dtype)
+        fast._modules[name] = prepared(split, options)
     return fast
 
 
@@ -193,7 +208,7 @@ def truncated(layer: nn.Linear, rank: int) -> tuple[nn.Linear, nn.Linear]:
 
 
 @prepared.register(Nearest)
-def _nearest(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _nearest(layer: nn.Module, options: LayerOptions) -> nn.Module:
     return KeptNearest()
 
 
@@ -203,20 +218,20 @@ def _nearest(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
 @prepared.register(ConvTranspose2x2)
 @prepared.register(ClassSpecificLinear)
 @prepared.register(ProvidedBackbone)
-def _cast(module: M, dtype: torch.dtype) -> M:
+def _cast(module: M, options: LayerOptions) -> M:
     """A copy in the dtype, for what has no faster form: plain matrix products, normalisations left where they are.
 
     A user's backbone runs as it is: the order of its children need not be that of its forward pass.
     """
-    return copy.deepcopy(module).to(dtype)
+    return copy.deepcopy(module).to(options.dtype)
 
 
 @prepared.register(RPN)
-def _rpn(rpn: RPN, dtype: torch.dtype) -> nn.Module:
+def _rpn(rpn: RPN, options: LayerOptions) -> nn.Module:
     """Objectness and deltas come from one convolution already."""
     fast = _own(rpn)
     for name, child in rpn.named_children():
-        fast._modules[name] = (_cast if child in (rpn.objectness, rpn.deltas) else prepared)(child, dtype)
+        fast._modules[name] = (_cast if child in (rpn.objectness, rpn.deltas) else prepared)(child, options)
     return fast
 
 
@@ -234,7 +249,9 @@ def _is_foldable(module: nn.Module | None) -> bool:
     return isinstance(module, FrozenBatchNorm | _BatchNorm)
 
 
-def _fused(conv: nn.Conv2d, norm: nn.Module | None, dtype: torch.dtype, activation: Activation = "none") -> FusedConv:
+def _fused(
+    conv: nn.Conv2d, norm: nn.Module | None, options: LayerOptions, activation: Activation = "none"
+) -> FusedConv:
     """The convolution with its normalisation folded in, worked out in float64 and rounded once."""
     device = conv.weight.device
     weight, bias = _exact(conv.weight), None if conv.bias is None else _exact(conv.bias)
@@ -244,8 +261,8 @@ def _fused(conv: nn.Conv2d, norm: nn.Module | None, dtype: torch.dtype, activati
         bias = shift if bias is None else shift + scale * bias
     stride, padding, dilation = (cast(tuple[int, int], v) for v in (conv.stride, conv.padding, conv.dilation))
     window = Window(stride, padding, dilation, conv.groups)
-    weight, bias = weight.to(device, dtype), None if bias is None else bias.to(device, dtype)
-    return FusedConv(weight, bias, window, activation)
+    weight, bias = weight.to(device, options.dtype), None if bias is None else bias.to(device, options.dtype)
+    return FusedConv(weight, bias, window, activation, choose=options.choose)
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -7,33 +7,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
-from twostage.ops.cpu import packed, winograd
+from twostage.ops.cpu.forms import ChosenConv, ChosenLinear
 from twostage.ops.cpu.memory import empty
-from twostage.ops.plain import Activation, Conv, PlainConv, PlainLinear, Window
-
-
-def best_conv(weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> Conv:
-    """The fastest form of a convolution, with its weights packed for it."""
-    if not packed.serves(weight.device.type, weight.dtype):
-        return PlainConv.of(weight, bias, window)
-    if winograd.suits(weight, window):
-        return winograd.BySize(weight, bias, window)
-    if weight.shape[2:] == (1, 1) and window.padding == (0, 0) and window.groups == 1:
-        return packed.PackedPointwise.of(weight, bias, window)
-    return packed.PackedConv.of(weight, bias, window)
-
-
-def best_linear(weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> PlainLinear | packed.PackedLinear:
-    """The fastest form of a linear layer, with its weights packed for it."""
-    if packed.serves(weight.device.type, weight.dtype):
-        return packed.PackedLinear.of(weight, bias)
-    return PlainLinear(weight, bias)
+from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear, Window
 
 
 class FusedConv(nn.Module):
     """A convolution with its normalisation folded in; adds a summand and applies an activation in the same pass.
 
-    `activation` is the default; the blocks of a network pass one with each call.
+    `activation` is the default; the blocks of a network pass one with each call. On a CPU it has several forms, of
+    which the fastest is chosen (`ops.cpu.forms`), or with `choose` False the first.
     """
 
     def __init__(
@@ -42,9 +25,14 @@ class FusedConv(nn.Module):
         bias: Float[Tensor, " d"] | None,
         window: Window,
         activation: Activation = "none",
+        *,
+        choose: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = best_conv(weight, bias, window)
+        self.conv: Conv = PlainConv.of(weight, bias, window)
+        if weight.device.type == "cpu":
+            chosen = ChosenConv(weight, bias, window)
+            self.conv = chosen if choose else chosen.forms.first
         self.activation: Activation = activation
 
     def forward(
@@ -58,11 +46,14 @@ class FusedConv(nn.Module):
 
 
 class FusedLinear(nn.Module):
-    """A linear layer with packed weights."""
+    """A linear layer, on a CPU in the fastest of its forms; `choose` as in `FusedConv`."""
 
-    def __init__(self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> None:
+    def __init__(self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None, *, choose: bool = True) -> None:
         super().__init__()
-        self.linear = best_linear(weight, bias)
+        self.linear: Linear = PlainLinear(weight, bias)
+        if weight.device.type == "cpu":
+            chosen = ChosenLinear(weight, bias)
+            self.linear = chosen if choose else chosen.forms.first
 
     def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.Linear`."""

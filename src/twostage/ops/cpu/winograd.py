@@ -5,23 +5,23 @@ overlap by two, and the kernels are transformed, multiplied and transformed back
 
     Y = A' [(G g G') * (B' d B)] A
 
-summed over channels between the brackets: 36 matrix products, one for each place of a tile, which are one grouped 1 x 1
-convolution. Tiles are transformed along y, where neighbours in a row still share their pixels, then along x, and
-processed in bands that fit the cache. Rounding errors are some ten times those of the plain sum, 1e-5 of the largest
-output: only for float32.
+summed over channels between the brackets: 36 matrix products, one for each place of a tile, as one batched product
+(`BatchedProduct`) or as one grouped 1 x 1 convolution of oneDNN (`GroupedProduct`). Tiles are transformed along y,
+where neighbours in a row still share their pixels, then along x, and processed in bands that fit the cache. Rounding
+errors are some ten times those of the plain sum, 1e-5 of the largest output: only for float32.
 
 Letters: n images, c channels in, d channels out; a band holds r rows of a tiles of m images.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from twostage.ops.cpu.memory import empty, release_freed_memory
+from twostage.ops.cpu.memory import empty
 from twostage.ops.cpu.packed import PackedConv
 from twostage.ops.plain import Activation, Conv, Window, activate
 
@@ -32,14 +32,68 @@ _IN, _OUT = 6, 4  # pixels along a side of an input tile, and of its outputs
 _ONES = _IN + 1  # the place of a tile that A' ... A spreads evenly over all outputs: a bias needs no more
 _BAND = 1 << 19  # numbers of a band before it is transformed, 2 MB
 _TILES = 128  # of a band of 256 channels
-_LARGE = 4096  # pixels of all maps of a batch from which on the speed is worth the memory
-_CHANNELS = 256  # out, of one product: with more the packed layout depends on the number of tiles
+_CHANNELS = 256  # out, of one grouped convolution: with more the packed layout depends on the number of tiles
 
 
-class WinogradConv(NamedTuple):
-    """A 3 x 3 convolution of stride 1 and padding 1 with its kernels transformed."""
+class Product(Protocol):
+    """The 36 matrix products of a band of tiles, in the memory layout that suits them."""
 
-    products: tuple[Conv, ...]  # [m, 36 c, r a, 1] to [m, 36 d, r a, 1], for so many channels each
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Out, of each result."""
+        ...
+
+    def tiles(self, m: int, r: int, a: int, c: int, dtype: torch.dtype) -> Float[Tensor, "m r a 6 6 c"]:
+        """Memory for transformed tiles."""
+        ...
+
+    def __call__(self, tiles: Float[Tensor, "m r a 6 6 c"]) -> Sequence[Callable[[], Tensor]]:
+        """The products, so many channels out at a time: each is computed when it is called."""
+        ...
+
+
+class BatchedProduct(NamedTuple):
+    """`torch.bmm`: the tiles of a band are one matrix for each place. The time is that of matrix products anywhere."""
+
+    weight: Float[Tensor, "36 c d"]
+    bias: Float[Tensor, " d"] | None
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None) -> "BatchedProduct":
+        """Transform the kernels."""
+        return cls(transformed(weight).mT.contiguous(), bias)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """All at once."""
+        return (self.weight.shape[2],)
+
+    def tiles(self, m: int, r: int, a: int, c: int, dtype: torch.dtype) -> Float[Tensor, "m r a 6 6 c"]:
+        """Memory with the place first."""
+        return empty((_IN, _IN, m, r, a, c), dtype).permute(2, 3, 4, 0, 1, 5)
+
+    def __call__(self, tiles: Float[Tensor, "m r a 6 6 c"]) -> Sequence[Callable[[], Tensor]]:
+        """See `Product`."""
+        m, r, a, _, _, c = tiles.shape
+        d = self.weight.shape[2]
+        out = empty((_IN * _IN, m * r * a, d), tiles.dtype)
+
+        def product() -> Tensor:
+            torch.bmm(tiles.permute(3, 4, 0, 1, 2, 5).view(_IN * _IN, -1, c), self.weight, out=out)
+            if self.bias is not None:
+                out[_ONES] += self.bias
+            return out.view(_IN, _IN, m, r, a, d).permute(2, 3, 4, 0, 1, 5)
+
+        return [product]
+
+
+class GroupedProduct(NamedTuple):
+    """Grouped 1 x 1 convolutions by oneDNN, from packed weights: [m, 36 c, r a, 1] to [m, 36 d, r a, 1].
+
+    Faster than `BatchedProduct` where oneDNN's layout serves every number of tiles, ten times slower where it does not.
+    """
+
+    convs: tuple[Conv, ...]
     channels: tuple[int, ...]
 
     @classmethod
@@ -48,17 +102,40 @@ class WinogradConv(NamedTuple):
         weight: Float[Tensor, "d c 3 3"],
         bias: Float[Tensor, " d"] | None,
         pack: Callable[[Tensor, Tensor | None, Window], Conv] | None = None,
-    ) -> "WinogradConv":
-        """Transform the kernels, in float64; `pack` makes the grouped convolution of them, by default oneDNN's."""
+    ) -> "GroupedProduct":
+        """Transform the kernels; `pack` makes the grouped convolution of them, by default oneDNN's."""
         pack = pack or partial(PackedConv.of, like=(_TILES, 1))
-        products, channels = [], []
+        convs, channels = [], []
         for start in range(0, len(weight), _CHANNELS):
-            some = slice(start, start + _CHANNELS)
-            kernels = torch.cat([_transformed(few) for few in weight[some].split(64)], dim=1)  # float64 is large
-            shift = None if bias is None else _at_ones(bias[some])
-            products.append(pack(kernels.flatten(0, 1)[:, :, None, None], shift, Window(groups=_IN * _IN)))
+            kernels = transformed(weight[start : start + _CHANNELS])
+            shift = None
+            if bias is not None:
+                shift = bias.new_zeros(kernels.shape[:2])
+                shift[_ONES] = bias[start : start + _CHANNELS]
+                shift = shift.flatten()
+            convs.append(pack(kernels.flatten(0, 1)[:, :, None, None], shift, Window(groups=_IN * _IN)))
             channels.append(kernels.shape[1])
-        return cls(tuple(products), tuple(channels))
+        return cls(tuple(convs), tuple(channels))
+
+    def tiles(self, m: int, r: int, a: int, c: int, dtype: torch.dtype) -> Float[Tensor, "m r a 6 6 c"]:
+        """Memory with the place beside the channel."""
+        return empty((m, r, a, _IN, _IN, c), dtype)
+
+    def __call__(self, tiles: Float[Tensor, "m r a 6 6 c"]) -> Sequence[Callable[[], Tensor]]:
+        """See `Product`."""
+        m, r, a = tiles.shape[:3]
+        places = tiles.view(m, r * a, 1, -1).permute(0, 3, 1, 2)
+
+        def product(conv: Conv) -> Tensor:
+            return conv(places).permute(0, 2, 3, 1).view(m, r, a, _IN, _IN, -1)
+
+        return [partial(product, conv) for conv in self.convs]
+
+
+class WinogradConv(NamedTuple):
+    """A 3 x 3 convolution of stride 1 and padding 1."""
+
+    product: Product
 
     def __call__(
         self,
@@ -68,28 +145,29 @@ class WinogradConv(NamedTuple):
     ) -> Float[Tensor, "n d h w"]:
         """`activation(conv(x) + bias + add)`; the result takes the memory of `add`."""
         n, c, h, w = x.shape
+        channels = self.product.channels
         pixels = x.permute(0, 2, 3, 1)
-        out = empty((n, h, w, sum(self.channels)), x.dtype) if add is None else add.permute(0, 2, 3, 1)
+        out = empty((n, h, w, sum(channels)), x.dtype) if add is None else add.permute(0, 2, 3, 1)
         down, across = -(-h // _OUT), -(-w // _OUT)
         fit = max(1, _BAND // (_OUT * _OUT * c))  # tiles
         rows = min(down, max(1, fit // across))  # of tiles in a band
+        rows = -(-down // -(-down // rows))  # of equal bands
         images = max(1, min(n, fit // (down * across)))  # several, where all of each fits
         band = x.new_zeros(images, _OUT * rows + 2, _OUT * across + 2, c)
         half = empty((images, rows, _IN, _OUT * across + 2, c), x.dtype)
-        tiles = empty((images, rows, across, _IN, _IN, c), x.dtype)
-        half_out = empty((images, rows, across, _IN, _OUT, max(self.channels)), x.dtype)
-        pixels_out = empty((images, rows, _OUT, across, _OUT, max(self.channels)), x.dtype)
+        tiles = self.product.tiles(images, rows, across, c, x.dtype)
+        half_out = empty((images, rows, across, _IN, _OUT, max(channels)), x.dtype)
+        pixels_out = empty((images, rows, _OUT, across, _OUT, max(channels)), x.dtype)
+        products = self.product(tiles)
         for image in range(0, n, images):
             for row in range(0, down, rows):
                 top, some = _OUT * row, min(images, n - image)
                 _fill(band[:some], pixels[image : image + some], top - 1)
                 _to_tiles(_windows(band, 1, rows), half.unbind(2))
                 _to_tiles(_windows(half.transpose(2, 3), 2, across), tiles.unbind(4))
-                places = tiles.view(images, rows * across, 1, -1).permute(0, 3, 1, 2)
-                parts = out[image : image + some, top : top + _OUT * rows].split(self.channels, dim=3)
-                for product, part in zip(self.products, parts, strict=True):
-                    y = product(places).permute(0, 2, 3, 1).view(images, rows, across, _IN, _IN, -1)
-                    y = _to_pixels(y, half_out, pixels_out)[:some, : part.shape[1], :w]
+                parts = out[image : image + some, top : top + _OUT * rows].split(channels, dim=3)
+                for product, part in zip(products, parts, strict=True):
+                    y = _to_pixels(product(), half_out, pixels_out)[:some, : part.shape[1], :w]
                     if add is not None:
                         y.add_(part)
                     if activation == "relu":
@@ -99,42 +177,18 @@ class WinogradConv(NamedTuple):
         return out.permute(0, 3, 1, 2)
 
 
-class BySize:
-    """A 3 x 3 convolution: direct for small maps, by Winograd's minimal filtering for large ones.
-
-    The transformed kernels take four times the memory: they are made at the first large map.
-    """
-
-    def __init__(self, weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None, window: Window) -> None:
-        self.direct = PackedConv.of(weight, bias, window)
-        self._filtered: WinogradConv | None = None
-
-    def __call__(
-        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d h w"] | None = None
-    ) -> Float[Tensor, "n d h w"]:
-        """See `packed.Conv`."""
-        if x.shape[0] * x.shape[2] * x.shape[3] < _LARGE:
-            return self.direct(x, activation, add)
-        if self._filtered is None:
-            self._filtered = WinogradConv.of(self.direct.weight.to_dense(), self.direct.bias)
-            release_freed_memory()
-        return self._filtered(x, activation, add)
-
-
 def suits(weight: Float[Tensor, "d c k l"], window: Window) -> bool:
-    """Whether a convolution can be computed so, and faster: with few channels the transforms cost too much."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and weight.shape[2:] == (3, 3)
-        and window == Window(padding=(1, 1))
-        and min(weight.shape[:2]) >= 128
-    )
+    """Whether a convolution can be computed so."""
+    return weight.dtype == torch.float32 and weight.shape[2:] == (3, 3) and window == Window(padding=(1, 1))
 
 
-def _transformed(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "36 d c"]:
+def transformed(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "36 d c"]:
+    """G g G' of every kernel g, worked out in float64."""
     g = torch.tensor(_G, dtype=torch.float64)
-    return torch.einsum("ai,bj,dcij->abdc", g, g, weight.double()).flatten(0, 1).to(weight.dtype)
+    kernels = weight.permute(2, 3, 0, 1).reshape(9, -1)
+    # A few at a time: float64 is large.
+    few = [(torch.kron(g, g) @ some.double()).to(weight.dtype) for some in kernels.split(1 << 18, dim=1)]
+    return torch.cat(few, dim=1).view(_IN * _IN, *weight.shape[:2])
 
 
 def _fill(band: Float[Tensor, "m y x c"], pixels: Float[Tensor, "m h w c"], top: int) -> None:
@@ -184,10 +238,3 @@ def _to_pixels(
     _from_tiles(tiles.unbind(4), half.unbind(4))
     _from_tiles(half.unbind(3), pixels.unbind(2))
     return pixels.reshape(m, _OUT * r, _OUT * a, d)
-
-
-def _at_ones(bias: Float[Tensor, " d"]) -> Float[Tensor, " _"]:
-    """The bias as one of the products."""
-    spread = bias.new_zeros(_IN * _IN, len(bias))
-    spread[_ONES] = bias
-    return spread.flatten()

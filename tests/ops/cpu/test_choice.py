@@ -1,0 +1,123 @@
+"""The choice among forms by measuring: with calls of known time, and its file."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from twostage.ops.cpu.choice import Choices, bucket, choices, fastest
+
+MACHINE = {"cpu": "some", "threads": "2"}
+
+
+def takes(milliseconds: float, value: float = 1.0) -> Callable[[], Tensor]:
+    """A form that takes so long, and whose result is this."""
+
+    def call() -> Tensor:
+        time.sleep(milliseconds / 1e3)
+        return torch.full((3,), value)
+
+    return call
+
+
+def fails() -> Tensor:
+    raise RuntimeError("no such operator")
+
+
+def test_the_fastest_form_that_agrees_is_chosen() -> None:
+    forms = {"plain": takes(20), "packed": takes(8), "slow": takes(60), "wrong": takes(1, 1.1), "absent": fails}
+    assert fastest(forms) == "packed"
+
+
+def test_a_gain_within_the_noise_does_not_replace_the_first_form() -> None:
+    assert fastest({"plain": takes(20), "packed": takes(19.9)}) == "plain"
+
+
+def test_a_slow_form_is_called_twice_only() -> None:
+    """Once to compare its result, once to time it."""
+    calls = []
+
+    def slow() -> Tensor:
+        calls.append(1)
+        return takes(30)()
+
+    assert fastest({"plain": takes(2), "slow": slow}) == "plain"
+    assert len(calls) == 2
+
+
+def test_a_decision_is_made_once_and_serves_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "forms.json"
+    first = Choices(path, MACHINE)
+    assert first.choose("conv 1", {"plain": takes(20), "packed": takes(2)}) == "packed"
+    assert first.choose("conv 1", {"plain": takes(0), "packed": takes(50)}) == "packed"
+    assert not path.exists()
+    first.save()
+    assert Choices(path, MACHINE).choose("conv 1", {"plain": takes(0), "packed": takes(50)}) == "packed"
+
+
+def test_a_decision_for_a_form_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "forms.json"
+    path.write_text(json.dumps({"machine": MACHINE, "choices": {"conv 1": "of a later version"}}), encoding="utf-8")
+    assert Choices(path, MACHINE).choose("conv 1", {"plain": takes(0)}) == "plain"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"machine": {"cpu": "another"}, "choices": {"conv 1": "plain"}}',
+        '{"machine": {"cpu": "some", "threads": "2"}, "choices": ["plain"]}',
+        '{"machine": {"cpu": "some", "threads": "2"}, "choices": {"conv 1": 3}}',
+        "\udcff",
+    ],
+)
+def test_a_broken_file_or_one_of_another_machine_counts_as_empty(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "forms.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    made = Choices(path, MACHINE)
+    assert made.made == {}
+    made.choose("conv 1", {"plain": takes(20), "packed": takes(1)})
+    made.save()
+    assert json.loads(path.read_text(encoding="utf-8")) == {"machine": MACHINE, "choices": {"conv 1": "packed"}}
+
+
+def test_the_decisions_of_a_process_beside_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "forms.json"
+    one, other = Choices(path, MACHINE), Choices(path, MACHINE)
+    one.choose("conv 1", {"plain": takes(0), "packed": takes(20)})
+    other.choose("conv 1", {"plain": takes(20), "packed": takes(0)})
+    other.choose("conv 2", {"plain": takes(20), "packed": takes(0)})
+    one.save()
+    other.save()
+    assert Choices(path, MACHINE).made == {"conv 1": "plain", "conv 2": "packed"}
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    made = Choices(tmp_path / "file" / "forms.json", MACHINE)
+    assert made.choose("conv 1", {"plain": takes(0)}) == "plain"
+    made.save()
+
+
+def test_each_number_of_threads_has_decisions_of_its_own() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = choices()
+        torch.set_num_threads(2)
+        assert choices().path != one.path
+        assert choices() is choices()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sizes_are_told_apart_by_their_power_of_two_from_16_on() -> None:
+    assert bucket((1, 15, 16)) == "1x15x16+"
+    assert bucket((31,)) == bucket((16,))
+    assert bucket((32,)) != bucket((31,))
