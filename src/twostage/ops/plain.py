@@ -57,22 +57,6 @@ class PlainConv(NamedTuple):
         return activate(y if add is None else y + add, activation)
 
 
-class PlainPointwise(NamedTuple):
-    """A 1 x 1 convolution without padding and groups as the matrix product of all pixels' channels."""
-
-    weight: Float[Tensor, "d c"]
-    bias: Float[Tensor, " d"] | None
-    stride: tuple[int, int]
-
-    def __call__(
-        self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
-    ) -> Float[Tensor, "n d i j"]:
-        """See `Conv`."""
-        pixels = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]
-        y = linear(pixels, self.weight, self.bias).permute(0, 3, 1, 2)
-        return activate(y if add is None else y.add_(add), activation)
-
-
 class Linear(Protocol):
     """The interface of all forms of a linear layer."""
 

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
-from twostage.ops.cpu import packed
-from twostage.ops.cpu.winograd import BatchedProduct, GroupedProduct, WinogradConv, suits
-from twostage.ops.plain import PlainConv, Window
+from twostage.ops.cpu.winograd import WinogradConv, suits
+from twostage.ops.plain import Window
 
 
 @given(
@@ -19,9 +18,8 @@ from twostage.ops.plain import PlainConv, Window
     w=st.integers(1, 70),
     bias=st.booleans(),
     add=st.booleans(),
-    batched=st.booleans(),
 )
-def test_it_is_the_convolution(n: int, c: int, d: int, h: int, w: int, bias: bool, add: bool, batched: bool) -> None:
+def test_it_is_the_convolution(n: int, c: int, d: int, h: int, w: int, bias: bool, add: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, summand = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -31,22 +29,18 @@ def test_it_is_the_convolution(n: int, c: int, d: int, h: int, w: int, bias: boo
     expected = conv2d(x, weight, shift, padding=1)
     expected = (expected + summand if add else expected).relu()
     given_add = summand.clone(memory_format=torch.channels_last) if add else None
-    product = BatchedProduct.of(weight, shift) if batched else GroupedProduct.of(weight, shift, PlainConv.of)
-    result = WinogradConv(product)(x, "relu", given_add)
+    result = WinogradConv.of(weight, shift)(x, "relu", given_add)
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64, 40, 41), (2, 32, 300, 9, 70), (3, 16, 520, 1, 1)])
-def test_packed_products_of_many_channels_are_the_same(shape: tuple[int, ...]) -> None:
-    if not packed.serves("cpu", torch.float32):
-        pytest.skip("this torch has no fused primitives here")
+def test_many_channels_are_the_same(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     n, c, d, h, w = shape
     x, weight, bias, add = torch.randn(n, c, h, w), torch.randn(d, c, 3, 3), torch.randn(d), torch.randn(n, d, h, w)
     expected = (conv2d(x.double(), weight.double(), bias.double(), padding=1) + add).relu()
-    product = GroupedProduct.of(weight, bias)
-    result = WinogradConv(product)(x, "relu", add.contiguous(memory_format=torch.channels_last))
+    result = WinogradConv.of(weight, bias)(x, "relu", add.contiguous(memory_format=torch.channels_last))
     assert (result - expected).abs().max() / expected.max() < 5e-5
 
 
@@ -54,7 +48,7 @@ def test_its_error_in_float32_is_a_few_hundred_thousandths_of_the_largest_output
     torch.manual_seed(0)
     x, weight = torch.randn(1, 256, 40, 40), torch.randn(128, 256, 3, 3) / 48
     expected = conv2d(x.double(), weight.double(), padding=1)
-    error = (WinogradConv(BatchedProduct.of(weight, None))(x) - expected).abs().max() / expected.abs().max()
+    error = (WinogradConv.of(weight, None)(x) - expected).abs().max() / expected.abs().max()
     assert 0 < error < 5e-5
 
 
@@ -71,5 +65,7 @@ def test_its_error_in_float32_is_a_few_hundred_thousandths_of_the_largest_output
         (torch.empty(128, 128, 3, 3, dtype=torch.bfloat16), Window(padding=(1, 1)), False),
     ],
 )
-def test_it_serves_3_x_3_convolutions_of_stride_1_in_float32(weight: torch.Tensor, window: Window, expected: bool) -> None:
+def test_it_serves_3_x_3_convolutions_of_stride_1_in_float32(
+    weight: torch.Tensor, window: Window, expected: bool
+) -> None:
     assert suits(weight, window) is expected

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -23,7 +24,8 @@ from twostage.environment import cpu_name
 from twostage.errors import TwostageError
 from twostage.folders import cache_folder
 
-_ROUNDS = 3  # timed calls of each form; the fastest counts
+_ROUNDS = 8  # timed calls of each form at most; the fastest counts
+_STEADY = 1.1  # the two fastest calls of a form differ by less, or something else runs beside
 _DROP = 1.5  # a form that took so many times the fastest one is not called again
 _GAIN = 0.95  # of the first form's time; noise does not replace the form that serves without a trial
 _AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
@@ -35,36 +37,40 @@ Call = Callable[[], Tensor]
 class Choices:
     """Decisions by layer, kept in a file. A file that is broken or of another machine counts as empty."""
 
-    def __init__(self, path: Path | None, machine: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, machine: Mapping[str, str]) -> None:
         self.path = path
         self.machine = dict(machine)
         self.made = self._stored()
+        self._passing: set[str] = set()  # not to be kept
         self._saved = len(self.made)
         self._lock = Lock()
 
     def choose(self, layer: str, forms: Mapping[str, Call]) -> str:
-        """The name of the fastest form for this layer; the first is the one whose result is right."""
-        with self._lock:  # one trial at a time: another would take its processors
+        """The name of the fastest form for this layer; the first is the one whose result is right.
+
+        A decision that other work on the machine has disturbed holds for this process only.
+        """
+        with self._lock:  # one trial at a time: two would disturb each other
             if self.made.get(layer) not in forms:
-                self.made[layer] = fastest(forms)
+                self.made[layer], steady = fastest(forms)
+                if not steady:
+                    self._passing.add(layer)
             return self.made[layer]
 
     def save(self) -> None:
         """Write new decisions; those that another process has stored meanwhile stay. A full or closed folder is no
         error: the next process decides again."""
-        if self.path is None or len(self.made) == self._saved:
-            return
         with self._lock:
-            self.made = {**self.made, **self._stored()}
-            self._saved = len(self.made)
-            try:
-                write_json(self.path, {"machine": self.machine, "choices": self.made})
-            except TwostageError:
+            if len(self.made) == self._saved:
                 return
+            self._saved = len(self.made)
+            lasting = {layer: form for layer, form in self.made.items() if layer not in self._passing}
+            with suppress(TwostageError):
+                write_json(self.path, {"machine": self.machine, "choices": {**lasting, **self._stored()}})
 
     def _stored(self) -> dict[str, str]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
+            content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         if not isinstance(content, dict) or content.get("machine") != self.machine:
@@ -93,21 +99,33 @@ def _choices(threads: int, folder: Path) -> Choices:
     return Choices(folder / f"{digest}.json", machine)
 
 
-def fastest(forms: Mapping[str, Call]) -> str:
-    """The name of the form that takes the least time and whose result agrees with that of the first one."""
+def fastest(forms: Mapping[str, Call]) -> tuple[str, bool]:
+    """The name of the form that takes the least time and whose result agrees with that of the first one.
+
+    And whether the times were steady: each form that counts was as fast twice.
+    """
     names = iter(forms)
     first = next(names)
     expected = forms[first]()
     scale = float(expected.abs().max())
-    agree = [name for name in names if _agrees(forms[name], expected, scale)]
-    times = dict.fromkeys([first, *agree], float("inf"))
+    times: dict[str, list[float]] = {first: []}
+    times |= {name: [] for name in names if _agrees(forms[name], expected, scale)}
+    racing = set(times)
     for _ in range(_ROUNDS):
-        best = min(times.values())
-        for name, taken in times.items():
-            if taken <= _DROP * best:
-                times[name] = min(taken, _seconds(forms[name]))
-    name = min(times, key=times.__getitem__)
-    return name if times[name] < _GAIN * times[first] else first
+        for name in times:
+            if name in racing:
+                times[name] = sorted([*times[name], _seconds(forms[name])])
+        best = min(taken[0] for taken in times.values())
+        slow = {name for name, taken in times.items() if taken[0] > _DROP * best}
+        racing = {name for name in set(times) - slow if not _is_steady(times[name])}
+        if not racing:
+            break
+    fast = min(times, key=lambda name: times[name][0])
+    return (fast if times[fast][0] < _GAIN * times[first][0] else first), not racing
+
+
+def _is_steady(times: list[float]) -> bool:
+    return len(times) > 1 and times[1] < _STEADY * times[0]
 
 
 def _agrees(call: Call, expected: Tensor, scale: float) -> bool:
@@ -123,8 +141,3 @@ def _seconds(call: Call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def bucket(sizes: Iterable[int]) -> str:
-    """Sizes as a decision distinguishes them: small ones exactly, others by their power of two."""
-    return "x".join(str(size) if size < 16 else f"{1 << (size.bit_length() - 1)}+" for size in sizes)

@@ -1,11 +1,12 @@
 """Layers on the CPU, each in the fastest of its forms (`ops.cpu.choice`).
 
     any convolution              packed, plain
-    1 x 1                        product (of all pixels, packed), plain product, plain
-    3 x 3, stride 1, float32     besides Winograd's: by a batched product, by a grouped convolution
+    1 x 1                        packed product of all pixels, plain product, plain
+    3 x 3, stride 1, float32     besides Winograd's
     linear layer                 packed, plain
 
-The first form serves without a trial; small layers are not tried, for their time is that of the call.
+The first form serves without a trial; small layers are not tried, for their time is that of the call. The speed of a
+form depends little on the size of the map: a trial runs on a part of it, and holds for all maps of about that size.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,15 +19,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twostage.ops.cpu import packed, winograd
-from twostage.ops.cpu.choice import bucket, choices
-from twostage.ops.cpu.memory import release_freed_memory
-from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear, PlainPointwise, Window
+from twostage.ops.cpu.choice import choices
+from twostage.ops.cpu.pointwise import PlainPointwise
+from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear, Window
 
 L = TypeVar("L", bound=Callable[..., Tensor])
 
 _SMALL = 1e8  # operations of a layer from which on its forms are tried: some tenths of a millisecond
-_TRIAL = 1e9  # operations of a trial: a larger input is tried in part
-_ROWS = 128  # of a matrix product at least, in a trial
+_TRIAL = 3e8  # operations of a trial: a larger input is tried in part
+_RESULT = 1 << 22  # bytes of a trial's result at most
+_TILES = 64  # of Winograd's at least, in a trial
+_SIDE = 64  # pixels of a trial along x at most
+_NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
+_ROWS = 64  # of a matrix product at least, in a trial
 
 
 class Forms(Generic[L]):
@@ -35,18 +40,17 @@ class Forms(Generic[L]):
     def __init__(self, layer: str, makers: Mapping[str, Callable[[], L]]) -> None:
         self.layer = layer
         self.makers = makers
-        self.names = list(makers)
-        self.chosen: dict[str, str] = {}  # by the sizes of the input
+        self.chosen: dict[str, str] = {}  # by the size of the input
         self._kept: dict[str, L] = {}
 
     @property
     def first(self) -> L:
         """The form that serves without a trial."""
-        return self._of(self.names[0])
+        return self._of(next(iter(self.makers)))
 
-    def fastest(self, sizes: str, call: Callable[[L], Tensor]) -> L:
-        """The form for inputs of these sizes; `call` runs a form on such an input, or on a part of it."""
-        if sizes not in self.chosen:
+    def fastest(self, size: str, call: Callable[[L], Tensor], *, without: str = "") -> L:
+        """The form for inputs of this size, other than `without`; `call` runs a form on such an input, or a part."""
+        if size not in self.chosen:
             made = dict(self._kept)
 
             def run(name: str) -> Tensor:
@@ -54,13 +58,12 @@ class Forms(Generic[L]):
                     made[name] = self.makers[name]()
                 return call(made[name])
 
-            self.chosen[sizes] = choices().choose(
-                f"{self.layer} {sizes}", {name: partial(run, name) for name in self.names}
-            )
-            self._kept = {name: made[name] for name in (self.names[0], *self.chosen.values()) if name in made}
-            made.clear()
-            release_freed_memory()
-        return self._of(self.chosen[sizes])
+            names = [name for name in self.makers if name != without or len(self.makers) == 1]
+            chosen = choices().choose(f"{self.layer}, {size}", {name: partial(run, name) for name in names})
+            self.chosen[size] = chosen
+            if chosen in made:
+                self._kept[chosen] = made[chosen]
+        return self._of(self.chosen[size])
 
     def _of(self, name: str) -> L:
         if name not in self._kept:
@@ -73,35 +76,50 @@ class ChosenConv:
 
     def __init__(self, weight: Float[Tensor, "d c k l"], bias: Float[Tensor, " d"] | None, window: Window) -> None:
         self.window = window
-        self.kernel = weight.shape[2:]
-        self.operations = 2 * weight.numel()  # per pixel of the output
-        geometry = "x".join(map(str, weight.shape))
-        layer = f"conv {weight.dtype} {geometry} {window.stride} {window.padding} {window.dilation} {window.groups}"
-        self.forms: Forms[Conv] = Forms(layer, conv_forms(weight, bias, window))
+        self.shape = weight.shape
+        self.tiled = winograd.suits(weight, window)
+        stride, padding, dilation, groups = window
+        name = f"{weight.dtype} convolution {list(weight.shape)} stride {stride} padding {padding}"
+        others = f" dilation {dilation} groups {groups}" if (dilation, groups) != ((1, 1), 1) else ""
+        self.forms: Forms[Conv] = Forms(name + others, conv_forms(weight, bias, window))
 
     def __call__(
         self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
     ) -> Float[Tensor, "n d i j"]:
         """See `Conv`."""
-        stride = prod(self.window.stride)
-        if x.shape[0] * x.shape[2] * x.shape[3] * self.operations <= _SMALL * stride:
+        n, _, h, w = x.shape
+        pixels = n * h * w // prod(self.window.stride)  # out
+        if pixels * 2 * prod(self.shape) <= _SMALL:
             return self.forms.first(x, activation, add)
-        sizes = bucket((len(x), *x.shape[2:])) + activation * (activation != "none") + "+" * (add is not None)
-        form = self.forms.fastest(sizes, lambda form: form(*self._part(x, activation, add)))
+        size = f"{h} x {w}" if min(h, w) < _NARROW else _about(pixels)
+        large = pixels * self.shape[0] * x.element_size() > packed.LARGE
+        size += " large" * large + " with a summand" * (add is not None)
+        form = self.forms.fastest(
+            size,
+            lambda form: form(*self._part(x, activation, add)),
+            without="plain" if large else "",  # it takes fresh memory for its result, which no part shows
+        )
         return form(x, activation, add)
 
     def _part(self, x: Tensor, activation: Activation, add: Tensor | None) -> tuple[Tensor, Activation, Tensor | None]:
-        """Some images, or the upper part of one, for a trial. The summand is a copy: it may be overwritten."""
-        pixels = _TRIAL * prod(self.window.stride) / self.operations
+        """A part of the input for a trial, and a copy of that of the summand, which may be overwritten."""
+        operations = 2 * prod(self.shape)
+        pixels = min(_TRIAL / operations, _RESULT / (self.shape[0] * x.element_size()))
+        pixels = max(pixels, _TILES * 16) if self.tiled else pixels
+        pixels *= prod(self.window.stride)
         n, _, h, w = x.shape
-        images = min(n, max(1, int(pixels / (h * w))))
-        # Whole rows of Winograd's tiles; at least the kernel's reach.
-        rows = min(h, 4 * max(1, self.window.dilation[0] * self.kernel[0] // 4 + 1, round(pixels / (4 * w))))
-        part = x[:images, :, :rows]
+        w = min(w, _SIDE)
+        h = min(h, max(_NARROW, 4 * -(-int(pixels) // (4 * w))))
+        n = min(n, max(1, int(pixels) // (h * w)))
+        part = x[:n, :, :h, :w].contiguous(memory_format=torch.channels_last)
         if add is not None:
-            reach = self.window.dilation[0] * (self.kernel[0] - 1) + 1
-            above = (part.shape[2] + 2 * self.window.padding[0] - reach) // self.window.stride[0] + 1
-            add = add[:images, :, :above].clone(memory_format=torch.channels_last)
+            sides = [
+                (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+                for side, kernel, stride, padding, dilation in zip(
+                    (h, w), self.shape[2:], *self.window[:3], strict=True
+                )
+            ]
+            add = add[:n, :, : sides[0], : sides[1]].clone(memory_format=torch.channels_last)
         return part, activation, add
 
 
@@ -110,17 +128,15 @@ class ChosenLinear:
 
     def __init__(self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> None:
         self.operations = 2 * weight.numel()  # per row
-        layer = f"linear {weight.dtype} {weight.shape[0]}x{weight.shape[1]}"
-        self.forms: Forms[Linear] = Forms(layer, linear_forms(weight, bias))
+        self.forms: Forms[Linear] = Forms(f"{weight.dtype} linear {list(weight.shape)}", linear_forms(weight, bias))
 
     def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.functional.linear`."""
         rows = x.numel() // x.shape[-1]
         if rows * self.operations <= _SMALL:
             return self.forms.first(x)
-        some = max(_ROWS, int(_TRIAL / self.operations))
-        form = self.forms.fastest(bucket((rows,)), lambda form: form(x.reshape(rows, -1)[:some]))
-        return form(x)
+        some = x.reshape(rows, -1)[: max(_ROWS, int(_TRIAL / self.operations))]
+        return self.forms.fastest(_about(rows), lambda form: form(some))(x)
 
 
 def conv_forms(
@@ -129,18 +145,14 @@ def conv_forms(
     """The forms that can serve a convolution on the CPU, by name."""
     if not packed.serves("cpu", weight.dtype):
         plain = PlainConv.of(weight, bias, window)
-        return {"plain": lambda: plain, **_plain_forms(weight, lambda: plain.weight, bias, window)}
+        return {**_plain_forms(weight, lambda: plain.weight, bias, window), "plain": lambda: plain}
     # The other forms are made of the packed weights, so that a model holds each weight once.
     if _is_product(weight, window):
         product = packed.PackedPointwise.of(weight, bias, window)
         forms = _plain_forms(weight, lambda: product.weight.to_dense()[:, :, None, None], bias, window)
-        return {"product": lambda: product, **forms}
+        return {"packed product": lambda: product, **forms}
     conv = packed.PackedConv.of(weight, bias, window)
-    forms = _plain_forms(weight, conv.weight.to_dense, bias, window)
-    if winograd.suits(weight, window):
-        grouped = winograd.GroupedProduct.of
-        forms["Winograd, grouped"] = lambda: winograd.WinogradConv(grouped(conv.weight.to_dense(), bias))
-    return {"packed": lambda: conv, **forms}
+    return {"packed": lambda: conv, **_plain_forms(weight, conv.weight.to_dense, bias, window)}
 
 
 def _plain_forms(
@@ -149,9 +161,9 @@ def _plain_forms(
     """Those by torch's public operators; `again` gives the weights, which are not kept here."""
     forms: dict[str, Callable[[], Conv]] = {"plain": lambda: PlainConv.of(again(), bias, window)}
     if _is_product(weight, window):
-        forms["plain product"] = lambda: PlainPointwise(again()[:, :, 0, 0], bias, window.stride)
+        forms["plain product"] = lambda: PlainPointwise.of(again()[:, :, 0, 0], bias, window)
     if winograd.suits(weight, window):
-        forms["Winograd, batched"] = lambda: winograd.WinogradConv(winograd.BatchedProduct.of(again(), bias))
+        forms["Winograd"] = lambda: winograd.WinogradConv.of(again(), bias)
     return forms
 
 
@@ -165,3 +177,9 @@ def linear_forms(weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None)
         return {"plain": lambda: PlainLinear(weight, bias)}
     layer = packed.PackedLinear.of(weight, bias)
     return {"packed": lambda: layer, "plain": lambda: PlainLinear(layer.weight.to_dense(), bias)}
+
+
+def _about(count: int) -> str:
+    """A number of pixels or rows as a decision distinguishes it."""
+    limit = next((limit for limit in (1 << 8, 1 << 12, 1 << 16) if count <= limit), 0)
+    return f"up to {limit}" if limit else "more"
