@@ -99,17 +99,21 @@ def _of_file(options: EvalOptions) -> Outcome:
     dataset = _open(options)
     out = _new_folder(options)
     read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
-    return _report(options, dataset, read(options.predictions, dataset), None, out)
+    return _report(options, dataset, read(options.predictions, dataset), out)
 
 
 def _of_detector(options: EvalOptions, weights: str) -> Outcome:
     """In all processes of torchrun. A detector of fewer classes is evaluated on those alone."""
     from twostage.data.dataset import select_classes
+    from twostage.inference.precision import choose_precision
 
     with together() as processes:
         with processes.sync_errors():
+            device = processes.device(options.device)
+        precision = processes.on_main(lambda: choose_precision(device, options.precision))
+        with processes.sync_errors():
             dataset = _open(options)
-            detector = load_detector(weights, options, device=str(processes.device(options.device)))
+            detector = load_detector(weights, options, device=str(device), precision=precision)
             if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
                 print(f"Evaluated on the detector's classes only: {', '.join(detector.names)}")
                 dataset = select_classes(dataset, detector.names)
@@ -128,7 +132,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
         if not processes.is_main:
             return Outcome(None)
         floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
-        return _report(options, dataset, results, floor, out)
+        return _report(options, dataset, results, out, floor=floor, precision=precision)
 
 
 def _open(options: EvalOptions) -> "Dataset":
@@ -154,12 +158,18 @@ def _new_folder(options: EvalOptions) -> Path | None:
 
 
 def _report(
-    options: EvalOptions, dataset: "Dataset", results: "Results", floor: float | None, out: Path | None
+    options: EvalOptions,
+    dataset: "Dataset",
+    results: "Results",
+    out: Path | None,
+    *,
+    floor: float | None = None,
+    precision: str | None = None,
 ) -> Outcome:
-    """`floor` is the score below which the detector dropped detections; None if it is unknown."""
+    """`floor` is the score below which the detector dropped detections; it and `precision` are None if unknown."""
     from twostage.evaluation.evaluate import evaluate
 
-    report = evaluate(dataset, results, metric=options.metric, score_floor=floor)
+    report = evaluate(dataset, results, metric=options.metric, score_floor=floor, precision=precision)
     print(report.table())
     if out:
         report.save(out, results)
