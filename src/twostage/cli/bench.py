@@ -80,7 +80,8 @@ def bench(options: BenchOptions) -> Outcome:
         f"{about['instruction_set']}, {about['threads']} threads; {options.seconds:g} seconds"
     )
     detector = _detector(options, about["precision"])
-    rows = _rows(options, detector)
+    files = _files(options, detector)
+    rows = [_Row.of([files[i % len(files)] for i in range(size)]) for size in dict.fromkeys(options.batch)]
     peers = _peers(options, detector)
     stopped = None
     try:
@@ -89,11 +90,12 @@ def bench(options: BenchOptions) -> Outcome:
         stopped = InterruptedRunError("stopped: the numbers are incomplete")
     missing = []
     for row in rows:
-        cases = [f", {name}" for name in (*peers, _STAGES) if name not in row.calls] if row.calls else [""]
+        cases = [f", {name}" for name in (*peers, _STAGES) if not row.calls.get(name)] if row.calls else [""]
+        cases += [", peak memory"] if row.calls and row.peak is None and rows[0].peak else []
         missing += [f"batch {len(row.files)}{case}" for case in cases]
     if missing and not stopped:
-        _say(f"\nnot timed, {options.seconds:g} seconds were over: {'; '.join(missing)}")
-        _say(f"--seconds {2 * options.seconds:g} gives them twice the time")
+        over = f"{options.seconds:g} seconds were over; use --seconds {2 * options.seconds:g}"
+        _say(f"\nnot measured: {'; '.join(missing)}: {over}")
     forms = _forms(detector)
     _say(f"forms: {', '.join(forms)}")
     result = {
@@ -103,7 +105,7 @@ def bench(options: BenchOptions) -> Outcome:
         "forms": forms,
         "seconds": options.seconds,
         "complete": not (stopped or missing),
-        "not_timed": missing,
+        "not_measured": missing,
         "batches": [row.summary() for row in rows if row.calls],
     }
     if folder:
@@ -169,6 +171,12 @@ class _Row:
     stages: dict[str, list[float]] = field(default_factory=dict)
     peak: int | None = None
 
+    @classmethod
+    def of(cls, files: list[Path | bytes]) -> "_Row":
+        from twostage.data.images import read_image
+
+        return cls(files, [read_image(file) for file in files])
+
     def summary(self) -> dict[str, Any]:
         """The numbers so far, of one call of ours or more."""
         from twostage.inference.timing import times_of
@@ -188,14 +196,6 @@ class _Row:
         }
 
 
-def _rows(options: BenchOptions, detector: "Detector") -> list[_Row]:
-    from twostage.data.images import read_image
-
-    files = _files(options, detector)
-    batches = [[files[i % len(files)] for i in range(size)] for size in dict.fromkeys(options.batch)]
-    return [_Row(some, [read_image(file) for file in some]) for some in batches]
-
-
 def _peers(options: BenchOptions, detector: "Detector") -> dict[str, str]:
     """The precisions that torchvision's detector is timed in, by name; none where it has no such model."""
     from twostage.inference.peer import PEERS
@@ -213,11 +213,15 @@ def _measure(
     from twostage.inference.predictor import predict_arrays
     from twostage.inference.timing import WARMUP, peak_memory, take_turns, time_stages
 
+    def seconds(row: _Row, name: str) -> float:
+        """What a case's first call should take, per image as long as with the first batch size, the peer as ours."""
+        first = rows[0].calls
+        return (first.get(name) or first[_OURS])[-1] / 1e3 * len(row.files) / len(rows[0].files)
+
     def may_start(row: _Row, name: str) -> bool:
-        """Whether a case's first call ends in time, or a sixth later, if it takes as long per image as known ones."""
-        first, now = rows[0], time.perf_counter()
-        expected = first.calls.get(name, first.calls[_OURS])[-1] / 1e3 * len(row.files) / len(first.files)
-        return now <= end and now + expected <= end + options.seconds / 6
+        """Whether a case's first call should end in time, or a sixth of it later."""
+        now = time.perf_counter()
+        return now <= end and now + seconds(row, name) <= end + options.seconds / 6
 
     def turns(row: _Row, cases: Mapping[str, Callable[[], object]], share: float, calls: int) -> None:
         until = time.perf_counter() + share * max(0.0, end - time.perf_counter())
@@ -226,37 +230,36 @@ def _measure(
                 show(sum(len(row.calls.get(name, ())) for name in cases), calls * len(cases))
 
     model, most, peer = detector.prepared, options.repeats + WARMUP, None
+    ours = {len(row.files): partial(predict_arrays, model, row.images) for row in rows}
+    for row in rows:  # the peak of memory, before torchvision's detector takes some
+        if row is rows[0] or seconds(row, _OURS) <= options.seconds / 10:
+            start = time.perf_counter()
+            row.peak = peak_memory(detector.device, ours[len(row.files)])
+            row.calls[_OURS] = [1e3 * (time.perf_counter() - start)]
     for place, row in enumerate(rows):
         if place and not may_start(row, _OURS):
             continue
         _print_title(row)
         parts = 3 * (len(rows) - place)  # of the time left: two for these predictions, one for their stages
-        cases: dict[str, Callable[[], object]] = {_OURS: partial(predict_arrays, model, row.images)}
-        start = time.perf_counter()
-        row.peak = peak_memory(detector.device, cases[_OURS])
-        row.calls[_OURS] = [1e3 * (time.perf_counter() - start)]
-        if row.peak is not None and peer is not None:
-            row.peak -= sum(tensor.nbytes for tensor in peer.state_dict().values())
+        cases: dict[str, Callable[[], object]] = {_OURS: ours[len(row.files)]}
+        turns(row, cases, 1, calls=1)
         try:
             for name, precision in peers.items():
-                last = [taken[-1] / 1e3 for taken in row.calls.values()]
-                turn = sum(last) + last[-1] * max(1.0, slowdown(detector.device, precision))
-                # In our precision only if all calls fit: the comparison with fp32 comes first.
-                fits = precision == "fp32" or most * turn <= 2 / parts * (end - time.perf_counter())
-                if may_start(row, name) and fits:
-                    peer = peer or build_peer(
-                        detector.name, len(detector.names), detector.model.config.image, detector.device
-                    )
+                if precision != "fp32":  # only if all calls fit: the comparison with fp32 comes first
+                    last = [taken[-1] / 1e3 for taken in row.calls.values()]
+                    turn = sum(last) + last[-1] * max(1.0, slowdown(detector.device, precision))
+                    if most * turn > 2 / parts * (end - time.perf_counter()):
+                        continue
+                if may_start(row, name):
+                    config = detector.model.config.image
+                    peer = peer or build_peer(detector.name, len(detector.names), config, detector.device)
                     cases[name] = partial(predict_peer, peer, row.images, precision)
                     turns(row, cases, 1, calls=1)
             turns(row, cases, 2 / parts, most)
-        finally:
-            _print_predictions(row.summary())
-        if may_start(row, _STAGES):
-            try:
+            if may_start(row, _STAGES):
                 turns(row, {_STAGES: partial(time_stages, model, row.files, row.stages)}, 1 / (parts - 2), most)
-            finally:
-                _print_stages(row.summary()["stages"])
+        finally:
+            _print(row.summary())
 
 
 def _print_title(row: _Row) -> None:
@@ -266,19 +269,14 @@ def _print_title(row: _Row) -> None:
     _say(f"\nbatch {len(row.files)}, {shown} pixels{canvas}; milliseconds: median (minimum), number of calls")
 
 
-def _print_predictions(row: dict[str, Any]) -> None:
-    """The whole prediction, and the peers."""
-    ours, peak = row["milliseconds"], row["peak_memory_bytes"]
-    memory = "" if peak is None else f", {peak / 2**20:.0f} MiB"
-    _say(f"  {'whole prediction':18} {_times(ours)}   {row['images_per_second']:.2f} images/s{memory}")
+def _print(row: dict[str, Any]) -> None:
+    """The whole prediction, the peers, then each stage with its share."""
+    memory = "" if row["peak_memory_bytes"] is None else f", {row['peak_memory_bytes'] / 2**20:.0f} MiB"
+    _say(f"  {'whole prediction':18} {_times(row['milliseconds'])}   {row['images_per_second']:.2f} images/s{memory}")
     for name, taken in row["peers"].items():
         _say(f"  {name:18} {_times(taken)}   {taken['times_slower']:.2f} times as long")
-
-
-def _print_stages(stages: dict[str, Any]) -> None:
-    """Each stage with its share."""
-    total = sum(taken["median"] for taken in stages.values())
-    for stage, taken in stages.items():
+    total = sum(taken["median"] for taken in row["stages"].values())
+    for stage, taken in row["stages"].items():
         share = taken["median"] / total
         _say(f"    {stage:16} {_times(taken)}   {share:4.0%} {'#' * round(30 * share)}")
 

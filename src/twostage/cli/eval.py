@@ -15,6 +15,7 @@ from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
+    from twostage.detector import Detector
     from twostage.evaluation.evaluate import Report
     from twostage.evaluation.results import Results
 
@@ -99,7 +100,7 @@ def _of_file(options: EvalOptions) -> Outcome:
     dataset = _open(options)
     out = _new_folder(options)
     read = Results.from_voc if options.predictions.is_dir() else Results.from_coco
-    return _report(options, dataset, read(options.predictions, dataset), out)
+    return _report(options, dataset, read(options.predictions, dataset), None, out)
 
 
 def _of_detector(options: EvalOptions, weights: str) -> Outcome:
@@ -131,8 +132,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
         )
         if not processes.is_main:
             return Outcome(None)
-        floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
-        return _report(options, dataset, results, out, floor=floor, precision=precision)
+        return _report(options, dataset, results, detector, out)
 
 
 def _open(options: EvalOptions) -> "Dataset":
@@ -158,17 +158,15 @@ def _new_folder(options: EvalOptions) -> Path | None:
 
 
 def _report(
-    options: EvalOptions,
-    dataset: "Dataset",
-    results: "Results",
-    out: Path | None,
-    *,
-    floor: float | None = None,
-    precision: str | None = None,
+    options: EvalOptions, dataset: "Dataset", results: "Results", detector: "Detector | None", out: Path | None
 ) -> Outcome:
-    """`floor` is the score below which the detector dropped detections; it and `precision` are None if unknown."""
+    """`detector` is the source of the results; None if it is unknown."""
     from twostage.evaluation.evaluate import evaluate
 
+    floor, precision = None, None
+    if detector is not None:
+        precision = detector.precision
+        floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
     report = evaluate(dataset, results, metric=options.metric, score_floor=floor, precision=precision)
     print(report.table())
     if out:

@@ -57,8 +57,8 @@ class Times(NamedTuple):
 
 
 def times_of(samples: Mapping[str, Sequence[float]], warmup: int = WARMUP) -> dict[str, Times]:
-    """The times of each case without its warm-up calls, which are at most half of its calls."""
-    warm = {name: taken[min(warmup, len(taken) // 2) :] for name, taken in samples.items() if taken}
+    """The times of each case without its warm-up calls: of fewer calls the last."""
+    warm = {name: taken[min(warmup, len(taken) - 1) :] for name, taken in samples.items() if taken}
     return {name: Times(statistics.median(taken), min(taken), len(taken)) for name, taken in warm.items()}
 
 
