@@ -90,9 +90,9 @@ def bench(options: BenchOptions) -> Outcome:
         stopped = InterruptedRunError("stopped: the numbers are incomplete")
     missing = []
     for row in rows:
-        cases = [f", {name}" for name in (*peers, _STAGES) if not row.calls.get(name)] if row.calls else [""]
-        cases += [", peak memory"] if row.calls and row.peak is None and rows[0].peak else []
-        missing += [f"batch {len(row.files)}{case}" for case in cases]
+        cases = [f", {name}" for name in (*peers, _STAGES) if not row.calls.get(name)]
+        cases += [", peak memory"] if row.peak is None and rows[0].peak else []
+        missing += [f"batch {len(row.files)}{case}" for case in (cases if row.calls.get(_OURS) else [""])]
     if missing and not stopped:
         over = f"{options.seconds:g} seconds were over; use --seconds {2 * options.seconds:g}"
         _say(f"\nnot measured: {'; '.join(missing)}: {over}")
@@ -106,7 +106,7 @@ def bench(options: BenchOptions) -> Outcome:
         "seconds": options.seconds,
         "complete": not (stopped or missing),
         "not_measured": missing,
-        "batches": [row.summary() for row in rows if row.calls],
+        "batches": [row.summary() for row in rows if row.calls.get(_OURS)],
     }
     if folder:
         from twostage.atomic import write_json
