@@ -60,8 +60,10 @@ def bench(options: BenchOptions) -> Outcome:
     end = time.perf_counter() + options.seconds
     import torch
 
+    from twostage.data.images import read_image
     from twostage.device import choose_device
     from twostage.environment import environment
+    from twostage.inference.peer import PEERS
     from twostage.inference.precision import choose_precision
 
     folder = new_folder(options.out, "--out") if options.out else None
@@ -81,8 +83,10 @@ def bench(options: BenchOptions) -> Outcome:
     )
     detector = _detector(options, about["precision"])
     files = _files(options, detector)
-    rows = [_Row.of([files[i % len(files)] for i in range(size)]) for size in dict.fromkeys(options.batch)]
-    peers = _peers(options, detector)
+    batches = [[files[i % len(files)] for i in range(size)] for size in dict.fromkeys(options.batch)]
+    rows = [_Row(some, [read_image(file) for file in some]) for some in batches]
+    precisions = ("fp32", detector.precision) if options.peer and detector.name in PEERS else ()
+    peers = {f"torchvision {precision}": precision for precision in precisions}
     stopped = None
     try:
         _measure(options, detector, rows, peers, end)
@@ -171,12 +175,6 @@ class _Row:
     stages: dict[str, list[float]] = field(default_factory=dict)
     peak: int | None = None
 
-    @classmethod
-    def of(cls, files: list[Path | bytes]) -> "_Row":
-        from twostage.data.images import read_image
-
-        return cls(files, [read_image(file) for file in files])
-
     def summary(self) -> dict[str, Any]:
         """The numbers so far, of one call of ours or more."""
         from twostage.inference.timing import times_of
@@ -196,18 +194,13 @@ class _Row:
         }
 
 
-def _peers(options: BenchOptions, detector: "Detector") -> dict[str, str]:
-    """The precisions that torchvision's detector is timed in, by name; none where it has no such model."""
-    from twostage.inference.peer import PEERS
-
-    wanted = ("fp32", detector.precision) if options.peer and detector.name in PEERS else ()
-    return {f"torchvision {precision}": precision for precision in wanted}
-
-
 def _measure(
     options: BenchOptions, detector: "Detector", rows: list[_Row], peers: Mapping[str, str], end: float
 ) -> None:
-    """Fill the rows until `end` (of `time.perf_counter`): of each batch size the predictions, then their stages."""
+    """Fill the rows until `end` (of `time.perf_counter`): of each batch size the predictions, then their stages.
+
+    `peers` are the precisions that torchvision's detector is timed in, by the name of the case.
+    """
     from twostage.inference.peer import build_peer, predict_peer
     from twostage.inference.precision import slowdown
     from twostage.inference.predictor import predict_arrays

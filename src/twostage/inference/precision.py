@@ -18,7 +18,7 @@ from twostage.ops.plain import Conv, PlainConv, Window
 log = logging.getLogger("twostage.inference")
 
 _CHANNELS, _SIDE = 128, 32  # of the map of the trial
-_LEAST, _MOST, _SECONDS = 3, 10, 0.05  # calls of the trial, and the time after which it ends in between
+_LEAST, _MOST, _SECONDS = 3, 10, 0.03  # calls of the trial, and the time after which it ends in between
 
 
 def choose_precision(device: torch.device, precision: str) -> str:
