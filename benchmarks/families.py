@@ -31,8 +31,8 @@ from train_from_scratch import folder_of
 from twostage.data.images import read_image
 from twostage.data.recognise import open_dataset
 from twostage.detector import Detector
-from twostage.device import has_bf16
 from twostage.evaluation.evaluate import evaluate
+from twostage.inference.precision import choose_precision
 from twostage.inference.predictor import predict_arrays
 from twostage.inference.timing import peak_memory
 from twostage.training import TrainOptions, train
@@ -94,7 +94,7 @@ def run_member(
 
 def run_peer(data: Path, minutes: float, seed: int) -> dict[str, Any]:
     """The same of torchvision's, in the precision that ours chooses for the machine."""
-    precision = "bf16" if has_bf16(CPU) else "fp32"
+    precision = choose_precision(CPU, "auto")
     learn, test = (open_dataset(data, split=split) for split in ("train", "val"))
     model = build_peer(len(test.names), SIZE, seed, masks=True)
     resize = Detector.build("mask_rcnn_tiny_fpn", test.names, size=SIZE).model.config.image.resizing

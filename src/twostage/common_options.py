@@ -7,8 +7,11 @@ from typing import Any, Literal
 from twostage.errors import UsageError
 from twostage.options import Options, option
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
 MAX_DET = "Maximum number of detections per image."
 SEED = "Seed of all random choices."
+PRECISION = "Arithmetic of the forward pass; auto: bf16 where a short trial is faster in it, else fp32."
 WEIGHTS = "Weights file, or a name from `twostage weights list`."
 PROPOSALS = "File of `twostage data proposals`, used instead of the model's own proposals."
 
@@ -143,4 +146,4 @@ class RunOptions(DeviceOptions, QuietOptions):
 class DetectorOptions(ModelOptions, DeviceOptions, OfflineOptions):
     """How a detector is loaded."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Arithmetic of the forward pass.", group="Run")
+    precision: Precision = option("fp32", PRECISION, group="Run")

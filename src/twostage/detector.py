@@ -17,12 +17,13 @@ from twostage.data.dataset import Dataset
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
-from twostage.device import choose_device, require_precision
+from twostage.device import PRECISIONS, choose_device
 from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import DataError, UsageError, nearest
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split, detect_split_augmented, propose_split
 from twostage.inference.graphs import AnyStages
+from twostage.inference.precision import choose_precision
 from twostage.inference.predictor import detect_images, make_batch
 from twostage.inference.prepare import PreparedModel, prepare
 from twostage.inference.sources import Item, expand, is_one_image
@@ -76,7 +77,8 @@ class Detector:
     """Finds the objects of some classes in images.
 
     `model` is the network, `names` the classes in the order of their ids, `name` that of the model in the zoo.
-    Made by `load`, `build` or `from_state_dict`. Several threads may predict with one detector at the same time.
+    `precision` is fp32, bf16 or fp16; `auto` is resolved by `inference.precision`. Made by `load`, `build` or
+    `from_state_dict`. Several threads may predict with one detector at the same time.
     """
 
     def __init__(
@@ -84,8 +86,8 @@ class Detector:
     ) -> None:
         self.device = choose_device(device)
         # An impossible precision is an error now, not at the first image.
-        self.dtype = require_precision(self.device, precision)
-        self.precision = precision
+        self.precision = choose_precision(self.device, precision)
+        self.dtype = PRECISIONS[self.precision]
         self.name = name
         self.names = tuple(names)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
@@ -250,7 +252,7 @@ class Detector:
         results = self.detect_dataset(dataset, **options)
         conf = options.get("conf")
         floor = self.model.config.postprocess.score_threshold if conf is None else conf
-        return evaluate(dataset, results, metric=metric, score_floor=floor)
+        return evaluate(dataset, results, metric=metric, score_floor=floor, precision=self.precision)
 
     def detect_dataset(
         self,

@@ -49,7 +49,7 @@ def has_bf16(device: torch.device) -> bool:
 def require_precision(device: torch.device, precision: str) -> torch.dtype:
     """The dtype of a precision. Raises UsageError for an unknown one, and for fp16 on a CPU."""
     if precision not in PRECISIONS:
-        raise UsageError(f"Unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}.")
+        raise UsageError(f"Unknown precision {precision!r}. Known: auto, {', '.join(PRECISIONS)}.")
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("Precision fp16 needs a GPU. Use bf16 on a CPU.")
     return PRECISIONS[precision]
@@ -62,6 +62,14 @@ def arithmetic(device: torch.device, precision: str) -> AbstractContextManager[o
     """
     dtype = require_precision(device, precision)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 @contextmanager

@@ -38,6 +38,12 @@ class ThresholdError(TwostageError):
     exit_code = 5
 
 
+class InterruptedRunError(TwostageError):
+    """Ctrl-C ended the work early, and what was done until then is reported: exit code 130."""
+
+    exit_code = 130
+
+
 def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
     """A sentence with the most similar known name, or with all if none is similar: `Did you mean 'train'?`.
 

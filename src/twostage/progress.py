@@ -12,6 +12,11 @@ def images_bar(title: str, *, quiet: bool) -> AbstractContextManager[Show]:
     return _bar(title, "MofNCompleteColumn", quiet=quiet)
 
 
+def calls_bar(title: str) -> AbstractContextManager[Show]:
+    """A function to call with the number of finished calls and the most there can be."""
+    return _bar(title, "MofNCompleteColumn")
+
+
 def bytes_bar(title: str) -> AbstractContextManager[Show]:
     """A function to call with the bytes so far and the total, None where it is not known."""
     return _bar(title, "DownloadColumn", "TransferSpeedColumn")

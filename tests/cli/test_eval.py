@@ -38,6 +38,16 @@ def test_perfect_results_score_one(shell: Callable, scenes: Path, perfect_result
     assert found["metrics"]["voc07"] == pytest.approx(1)
     assert set(found["per_class"]) == {"circle", "square", "triangle", "star", "cross"}
     assert found["settings"]["split"] == "val"
+    assert found["settings"]["precision"] is None, "of a file it is not known"
+
+
+@pytest.mark.parametrize(("options", "precision"), [((), "fp32"), (("--precision", "bf16"), "bf16")])
+def test_precision_is_fp32_unless_asked(
+    shell: Callable, scenes: Path, weights: Path, options: tuple[str, ...], precision: str
+) -> None:
+    answer = shell("eval", scenes, "--weights", weights, "--device", "cpu", "--workers", 0, "--json", *options)
+    assert answer.json["settings"]["precision"] == precision
+    assert f"detections in {precision}\n" in answer.messages
 
 
 def test_table_names_data_split_and_every_class(shell: Callable, scenes: Path, perfect_results: Path) -> None:

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+
+from twostage.inference.precision import choose_precision
 
 QUICK = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--batch", "4", "--workers", "0", "--device", "cpu"]
 
@@ -88,6 +91,7 @@ def test_predict_saves_images_and_results(shell: Callable, scenes: Path, weights
     assert {path.stem for path in out.glob("*.jpg")} == stems
     assert {path.stem for path in (out / "voc").iterdir()} == stems
     assert json.loads((out / "results.json").read_text()) == answer.json
+    assert answer.json["settings"] == {"precision": choose_precision(torch.device("cpu"), "auto"), "device": "cpu"}
     entries = json.loads((out / "coco.json").read_text())
     assert len(entries) == sum(len(image["detections"]) for image in images)
     assert {entry["image_id"] for entry in entries} <= set(range(1, len(images) + 1))
@@ -113,6 +117,8 @@ def test_predict_prints_a_line_per_image(shell: Callable, scenes: Path, weights:
     answer = shell("predict", first, "--weights", weights, "--device", "cpu")
     assert answer.code == 0
     assert answer.output.startswith(f"{first}  192 x 192: ")
+    answer = shell("predict", first, "--weights", weights, "--device", "cpu", "--precision", "bf16")
+    assert answer.output.endswith("1 image in bf16 on cpu\n")
 
 
 @pytest.mark.slow

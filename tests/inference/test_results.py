@@ -35,10 +35,11 @@ def test_every_format_is_written_for_every_image(tmp_path: Path) -> None:
 
 
 def test_json_alone_is_the_default(tmp_path: Path) -> None:
-    writer = ResultsWriter(tmp_path)
+    writer = ResultsWriter(tmp_path, settings={"precision": "bf16"})
     writer.add(detections(None))
     writer.close()
     assert {p.name for p in tmp_path.iterdir()} == {"image.jpg", "results.json"}
+    assert json.loads((tmp_path / "results.json").read_text())["settings"] == {"precision": "bf16"}
 
 
 def test_images_of_one_name_are_numbered(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ import torch
 from PIL import Image
 
 from twostage import Detector
+from twostage.inference import timing
 from twostage.inference.peer import PEERS, build_peer, predict_peer
 from twostage.inference.predictor import predict_arrays
-from twostage.inference.timing import STAGES, interleaved, peak_memory, stage_times
+from twostage.inference.timing import STAGES, Times, interleaved, peak_memory, stage_times, take_turns, times_of
 from twostage.models.heads.mask import MaskHead
 from twostage.models.zoo import ZOO
 
@@ -75,6 +78,34 @@ def test_cases_take_turns() -> None:
     calls: list[str] = []
     interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warmup=1)
     assert calls == ["a", "b"] * 3
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that stands still: `clock.now`, in seconds."""
+    fake = SimpleNamespace(now=0.0)
+    fake.perf_counter = lambda: fake.now
+    monkeypatch.setattr(timing, "time", fake)
+    return fake
+
+
+def test_turns_end_before_a_call_that_would_take_too_long(clock: SimpleNamespace) -> None:
+    def takes(seconds: float) -> Callable[[], None]:
+        return lambda: vars(clock).update(now=clock.now + seconds)
+
+    samples: dict[str, list[float]] = {"a": [2000.0]}
+    cases = {"a": takes(2), "b": takes(5)}
+    for _ in take_turns(cases, samples, calls=4, until=17):
+        pass
+    assert samples == {"a": [2000, 2000, 2000], "b": [5000, 5000]}, "b 5, a 7, b 12, a 14; the next b would end at 19"
+    for _ in take_turns({"c": takes(9)}, samples, calls=4, until=17):
+        pass
+    assert samples["c"] == [9000], "one call in any event"
+
+
+def test_times_leave_out_warm_up_calls_unless_there_are_too_few() -> None:
+    times = times_of({"many": [9, 9, 1, 2, 3], "few": [9, 8], "one": [9], "none": []})
+    assert times == {"many": Times(2, 1, 3), "few": Times(8, 8, 1), "one": Times(9, 9, 1)}
 
 
 def test_peak_memory_is_that_of_the_call() -> None:

@@ -40,6 +40,8 @@ def test_small_nets_train_in_bf16_where_the_device_is_built_for_it(options: Trai
         (SCRATCH, True, "fp32", "fp32"),
         (SCRATCH, False, "bf16", "bf16"),
         (FINETUNE, True, None, "fp32"),
+        (FINETUNE, True, "auto", "bf16"),
+        (SCRATCH, False, "auto", "fp32"),
     ]:
         assert resolve(replace(options, precision=given), recipe, pretrained=0, bf16=bf16).precision == expected
 

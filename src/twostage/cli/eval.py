@@ -15,6 +15,7 @@ from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
+    from twostage.detector import Detector
     from twostage.evaluation.evaluate import Report
     from twostage.evaluation.results import Results
 
@@ -105,11 +106,15 @@ def _of_file(options: EvalOptions) -> Outcome:
 def _of_detector(options: EvalOptions, weights: str) -> Outcome:
     """In all processes of torchrun. A detector of fewer classes is evaluated on those alone."""
     from twostage.data.dataset import select_classes
+    from twostage.inference.precision import choose_precision
 
     with together() as processes:
         with processes.sync_errors():
+            device = processes.device(options.device)
+        precision = processes.on_main(lambda: choose_precision(device, options.precision))
+        with processes.sync_errors():
             dataset = _open(options)
-            detector = load_detector(weights, options, device=str(processes.device(options.device)))
+            detector = load_detector(weights, options, device=str(device), precision=precision)
             if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
                 print(f"Evaluated on the detector's classes only: {', '.join(detector.names)}")
                 dataset = select_classes(dataset, detector.names)
@@ -127,8 +132,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
         )
         if not processes.is_main:
             return Outcome(None)
-        floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
-        return _report(options, dataset, results, floor, out)
+        return _report(options, dataset, results, detector, out)
 
 
 def _open(options: EvalOptions) -> "Dataset":
@@ -154,12 +158,16 @@ def _new_folder(options: EvalOptions) -> Path | None:
 
 
 def _report(
-    options: EvalOptions, dataset: "Dataset", results: "Results", floor: float | None, out: Path | None
+    options: EvalOptions, dataset: "Dataset", results: "Results", detector: "Detector | None", out: Path | None
 ) -> Outcome:
-    """`floor` is the score below which the detector dropped detections; None if it is unknown."""
+    """`detector` is the source of the results; None if it is unknown."""
     from twostage.evaluation.evaluate import evaluate
 
-    report = evaluate(dataset, results, metric=options.metric, score_floor=floor)
+    floor, precision = None, None
+    if detector is not None:
+        precision = detector.precision
+        floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
+    report = evaluate(dataset, results, metric=options.metric, score_floor=floor, precision=precision)
     print(report.table())
     if out:
         report.save(out, results)

@@ -60,10 +60,12 @@ def collecting_later() -> Iterator[None]:
             gc.enable()
 
 
-def load_detector(weights: str, options: DetectorOptions, *, device: str | None = None) -> "Detector":
+def load_detector(
+    weights: str, options: DetectorOptions, *, device: str | None = None, precision: str | None = None
+) -> "Detector":
     """The detector of a weights file or name, with the options' fields and image size. Imports torch.
 
-    `device` overrides that of the options.
+    `device` and `precision` override those of the options.
     """
     with collecting_later():
         from twostage.detector import Detector
@@ -73,7 +75,7 @@ def load_detector(weights: str, options: DetectorOptions, *, device: str | None 
     return Detector.load(
         weights,
         device=device or options.device,
-        precision=options.precision,
+        precision=precision or options.precision,
         offline=options.offline,
         **options.given_fields,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from twostage.cli.loading import PredictionOptions, load_detector
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import WEIGHTS
+from twostage.common_options import PRECISION, WEIGHTS, Precision
 from twostage.errors import DataError, UsageError
 from twostage.folders import new_folder
 from twostage.inference.results import ResultsWriter, check_formats
@@ -23,6 +23,7 @@ class PredictOptions(PredictionOptions):
     _: KW_ONLY
     weights: str = option(help=WEIGHTS, group="Model")
     conf: float = option(0.5, "Lowest score of a detection.", group="Detections", low=0, high=1)
+    precision: Precision = option("auto", PRECISION, group="Run")
     save: Path | None = option(None, "New folder for the drawn images and the results.", group="Output")
     format: tuple[str, ...] = option(("json",), "Formats of the results under --save: json, coco, voc.", group="Output")
 
@@ -57,7 +58,8 @@ def predict(options: PredictOptions) -> Outcome:
         batch=options.batch,
         views=options.views,
     )
-    writer = ResultsWriter(new_folder(options.save, "--save"), options.formats) if options.save else None
+    settings = {"precision": detector.precision, "device": str(detector.device)}
+    writer = ResultsWriter(new_folder(options.save, "--save"), options.formats, settings) if options.save else None
     images = []
     failure = None
     try:
@@ -67,10 +69,11 @@ def predict(options: PredictOptions) -> Outcome:
     except DataError as error:
         # Raised at the end, with all unreadable images: the results of the others are complete.
         failure = error
+    print(f"{len(images)} image{'s' * (len(images) != 1)} in {detector.precision} on {detector.device}")
     if writer:
         writer.close()
         print(f"Saved to {options.save}")
-    return Outcome({"images": images}, failure)
+    return Outcome({"images": images, "settings": settings}, failure)
 
 
 def _line(detections: "Detections") -> str:

@@ -77,7 +77,8 @@ class Report:
         s = self.settings
         left_out = "".join(f", {s[kind]} {kind}" for kind in ("crowd", "difficult") if s[kind])
         data = f"{s['data']}, split {s['split']} ({s['layout']}): {s['images']} images, {s['objects']} objects"
-        lines = [f"{data}{left_out}; {s['detections']} detections", ""]
+        computed = f" in {s['precision']}" if s["precision"] else ""
+        lines = [f"{data}{left_out}; {s['detections']} detections{computed}", ""]
         for title, scores in (("boxes", self.scores), ("masks", self.segm)):
             if scores is not None:
                 lines += [*_class_lines(title, scores, s["objects_per_class"]), ""]
@@ -114,12 +115,14 @@ def evaluate(
     masks: bool | None = None,
     score_floor: float | None = None,
     conf: float = 0.5,
+    precision: str | None = None,
 ) -> Report:
     """Score the detections of a split.
 
     `masks` scores masks as well: by default if both the data set and the results have them. `score_floor` is the
-    confidence below which the detector dropped detections, None if unknown; it is only reported. `conf` is the
-    confidence of the confusion matrix. Raises UsageError for an unknown metric, DataError for missing masks.
+    confidence below which the detector dropped detections, `precision` the detector's, None if unknown; they are only
+    reported. `conf` is the confidence of the confusion matrix. Raises UsageError for an unknown metric, DataError for
+    missing masks.
     """
     known = ("all", "coco", "voc07", "voc12")
     if metric not in known:
@@ -140,7 +143,7 @@ def evaluate(
     return Report(
         scores=boxes,
         segm=segm,
-        settings=_settings(dataset, results, metric, score_floor, conf),
+        settings=_settings(dataset, results, metric, score_floor, conf, precision),
         dataset=dataset,
         confusion=confusion_matrix(dataset, results, conf=conf),
         curves=None if coco is None else class_curves(dataset, results, coco),
@@ -166,7 +169,7 @@ def _scores(dataset: Dataset, results: Results, coco: CocoScores | None, metric:
 
 
 def _settings(
-    dataset: Dataset, results: Results, metric: str, score_floor: float | None, conf: float
+    dataset: Dataset, results: Results, metric: str, score_floor: float | None, conf: float, precision: str | None
 ) -> dict[str, Any]:
     lowest = float(results.scores.min()) if len(results) else 0.0
     objects = np.bincount(dataset.labels, minlength=len(dataset.names)).tolist()
@@ -181,6 +184,7 @@ def _settings(
         "crowd": int(dataset.crowd.sum()),
         "difficult": int(dataset.difficult.sum()),
         "detections": len(results),
+        "precision": precision,
         "score_floor": score_floor,
         "lowest_score": lowest,
         "max_detections": MAX_DETECTIONS[-1],

@@ -1,7 +1,7 @@
 """Files of predictions, written while they come: drawn images, JSON, COCO results, PASCAL VOC XML."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,16 @@ class ResultsWriter:
     """Writes each image with its boxes into `folder`, and its VOC file; `close` writes the files of all images.
 
     Images of the same name from several folders are numbered: `photo.jpg`, `photo-2.jpg`. Raises UsageError for an
-    unknown format.
+    unknown format. `settings` are those of the predictions, kept in results.json.
     """
 
-    def __init__(self, folder: Path, formats: Iterable[str] = ("json",)) -> None:
+    def __init__(
+        self, folder: Path, formats: Iterable[str] = ("json",), settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.formats = tuple(formats)
         check_formats(self.formats)
+        self.settings = settings
         self._names: set[str] = set()
         self._duplicates: Counter[str] = Counter()
         self._images: list[dict[str, Any]] = []
@@ -57,7 +60,8 @@ class ResultsWriter:
     def close(self) -> None:
         """Write results.json and coco.json, where asked for, of all images added so far."""
         if "json" in self.formats:
-            write_json(self.folder / "results.json", {"images": self._images})
+            settings = {} if self.settings is None else {"settings": self.settings}
+            write_json(self.folder / "results.json", {"images": self._images, **settings})
         if "coco" in self.formats:
             write_json(self.folder / "coco.json", self._coco)
 

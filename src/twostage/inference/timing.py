@@ -6,6 +6,7 @@ without synchronisation.
 """
 
 import gc
+import math
 import statistics
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from twostage.data.images import read_image
+from twostage.device import synchronize
 from twostage.inference.predictor import resized, to_arrays, with_proposals
 from twostage.inference.prepare import PreparedModel
 from twostage.models.build import Model
@@ -40,41 +42,69 @@ STAGES = (
 )
 
 
+WARMUP = 2  # calls
+
+
 class Times(NamedTuple):
-    """Milliseconds."""
+    """Milliseconds, and the number of calls that they were taken from."""
 
     median: float
     minimum: float
+    calls: int
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.minimum:.2f})"
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> dict[str, Times]:
-    """The time of each case: one call of each in turn, so that all meet the same machine."""
-    samples: dict[str, list[float]] = {name: [] for name in cases}
+def times_of(samples: Mapping[str, Sequence[float]], warmup: int = WARMUP) -> dict[str, Times]:
+    """The times of each case without its warm-up calls: of fewer calls the last."""
+    warm = {name: taken[min(warmup, len(taken) - 1) :] for name, taken in samples.items() if taken}
+    return {name: Times(statistics.median(taken), min(taken), len(taken)) for name, taken in warm.items()}
+
+
+def take_turns(
+    cases: Mapping[str, Callable[[], object]],
+    samples: dict[str, list[float]],
+    *,
+    calls: int,
+    until: float = math.inf,
+) -> Iterator[None]:
+    """Call each case in turn until each has so many samples, in milliseconds; yields after each call.
+
+    So all cases meet the same machine. A case without samples is called in any event; otherwise the turns end before a
+    call that would end after `until` (of `time.perf_counter`) if it took as long as the one before.
+    """
     gc.collect()
-    for turn in range(warmup + repeats):
+    for turn in range(calls):
         for name, call in cases.items():
+            taken = samples.setdefault(name, [])
+            if len(taken) > turn:
+                continue
             start = time.perf_counter()
+            if taken and start + taken[-1] / 1e3 > until:
+                return
             result = call()
-            elapsed = 1e3 * (time.perf_counter() - start)
+            taken.append(1e3 * (time.perf_counter() - start))
             del result  # releasing large results is not part of the work, and must not fall into the next case
-            if turn >= warmup:
-                samples[name].append(elapsed)
-    return {name: Times(statistics.median(times), min(times)) for name, times in samples.items()}
+            yield
+
+
+def interleaved(cases: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = WARMUP) -> dict[str, Times]:
+    """The time of each case, by `take_turns`."""
+    samples: dict[str, list[float]] = {}
+    for _ in take_turns(cases, samples, calls=warmup + repeats):
+        pass
+    return times_of(samples, warmup)
 
 
 def stage_times(
-    model: PreparedModel, files: Sequence[str | Path | bytes], *, repeats: int, warmup: int = 2
+    model: PreparedModel, files: Sequence[str | Path | bytes], *, repeats: int, warmup: int = WARMUP
 ) -> dict[str, Times]:
     """The time of each of `STAGES` for these images together; a backbone without a pyramid has no neck."""
     samples: dict[str, list[float]] = {}
-    for turn in range(warmup + repeats):
-        for name, elapsed in _once(model, files).items():
-            if turn >= warmup:
-                samples.setdefault(name, []).append(elapsed)
-    return {name: Times(statistics.median(samples[name]), min(samples[name])) for name in STAGES if name in samples}
+    for _ in range(warmup + repeats):
+        time_stages(model, files, samples)
+    return times_of(samples, warmup)
 
 
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int | None:
@@ -84,6 +114,7 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int | None:
         call()
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu" or not sys.platform.startswith("linux"):
+        call()
         return None
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
     call()
@@ -91,14 +122,15 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int | None:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def _once(model: PreparedModel, files: Sequence[str | Path | bytes]) -> dict[str, float]:
+def time_stages(model: PreparedModel, files: Sequence[str | Path | bytes], samples: dict[str, list[float]]) -> None:
+    """Predict these images together once; adds the milliseconds of each of `STAGES` to its samples."""
     device = model.device
     elapsed: dict[str, float] = {}
     last = time.perf_counter()
 
     def done(stage: str) -> None:
         nonlocal last
-        _wait(device)
+        synchronize(device)
         now = time.perf_counter()
         elapsed[stage] = elapsed.get(stage, 0.0) + 1e3 * (now - last)
         last = now
@@ -115,7 +147,9 @@ def _once(model: PreparedModel, files: Sequence[str | Path | bytes]) -> dict[str
             detections = model.stages(part).detections
         to_arrays(detections, part.sizes, [next(originals) for _ in part.sizes], model.config)
         done("post-processing")
-    return elapsed
+    for stage in STAGES:
+        if stage in elapsed:
+            samples.setdefault(stage, []).append(elapsed[stage])
 
 
 @contextmanager
@@ -157,10 +191,3 @@ def _timed_parts(model: Model, done: Callable[[str], None]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

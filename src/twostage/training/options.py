@@ -12,6 +12,7 @@ from twostage.common_options import (
     DetectionOptions,
     ModelOptions,
     OfflineOptions,
+    Precision,
     RunOptions,
     TrainDataOptions,
     WorkersOptions,
@@ -101,8 +102,11 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
         0, "Validations without a better AP before training stops (0: never).", group="Validation", low=0
     )
 
-    precision: Literal["fp32", "bf16", "fp16"] | None = option(
-        None, "Arithmetic of the training steps (default: fp32; bf16 for small models where it is faster).", group="Run"
+    precision: Precision | None = option(
+        None,
+        "Arithmetic of the training steps; auto: bf16 where a short trial is faster in it, else fp32 (default: fp32; "
+        "auto for small models).",
+        group="Run",
     )
     deterministic: bool = option(False, "Use torch's deterministic operations on CUDA too.", group="Run")
     out: Path | None = option(None, "New run folder (default: the next free runs/train/NAME-N).", group="Output")

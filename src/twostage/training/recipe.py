@@ -16,7 +16,7 @@ class Recipe:
     """`lr` holds for `base_batch_size` images per update and is scaled linearly with them (Goyal et al. 2017).
 
     `milestones` are the fractions of the run after which `multistep` divides the rate by 10. `validations` is how often
-    a run is validated when `eval_every` is not given. `precision` is replaced by fp32 where a device only emulates it.
+    a run is validated when `eval_every` is not given. `precision` is replaced by fp32 where bf16 is no faster.
     """
 
     epochs: int
@@ -119,7 +119,7 @@ def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: boo
     """The recipe with the values of the options, and its learning rate scaled to the images of an update.
 
     Of the backbone's stages the first `pretrained` were loaded whole from a file; the recipe freezes no others, since
-    random layers must be trained. `bf16`: whether the device has that arithmetic. Each of the `processes` takes an
+    random layers must be trained. `bf16`: whether the device computes faster in it. Each of the `processes` takes an
     equal share of a batch: the recipe's is raised to a multiple of them. Raises UsageError where a given one is none.
     """
     if options.batch is not None and options.batch % processes:
@@ -128,6 +128,8 @@ def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: boo
     given = {name: value for name, value in given.items() if value is not None}
     given.setdefault("batch", -(-recipe.batch // processes) * processes)
     given.setdefault("freeze", min(recipe.freeze, pretrained))
+    if options.precision == "auto":
+        given["precision"] = "bf16" if bf16 else "fp32"
     given.setdefault("precision", recipe.precision if bf16 else "fp32")
     chosen = replace(recipe, **given)
     if options.lr is None:

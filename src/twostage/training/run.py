@@ -21,10 +21,11 @@ from twostage.data.loader import PrecomputedProposals, training_batches
 from twostage.data.proposals import read_proposals, require_distinct_splits
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
-from twostage.device import has_bf16, reproducible, require_precision
+from twostage.device import choose_device, reproducible
 from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, UsageError
 from twostage.folders import claimed
+from twostage.inference.precision import choose_precision
 from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.one_stage import OneStage
 from twostage.models.proposals.provided import of_split
@@ -66,6 +67,8 @@ class Run:
 def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Module | None = None) -> dict[str, Any]:
     """See `twostage.training.train`."""
     with process_group() as processes, ExitStack() as held:
+        # Times differ between processes, and all must compute in one precision.
+        bf16 = processes.on_main(lambda: choose_precision(choose_device(options.device), "auto") == "bf16")
         with processes.sync_errors():
             if options.resume is None:
                 require_start(options)
@@ -73,7 +76,7 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
                 options = resumed_options(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
             splits = with_classes(splits, options.names) if splits else open_splits(options)
-            session = _session(options, splits.train, processes, backbone)
+            session = _session(options, splits.train, processes, backbone, bf16)
             if session.learns_masks:
                 require_masks(splits, options.on_error)
             stuff = _stuff(splits, session)
@@ -152,15 +155,17 @@ def _workers(session: Session) -> int:
     return default_workers(on_cpu=session.device.type == "cpu", sharing=session.processes.local_world)
 
 
-def _session(options: TrainOptions, train: Dataset, processes: Processes, backbone: nn.Module | None) -> Session:
+def _session(
+    options: TrainOptions, train: Dataset, processes: Processes, backbone: nn.Module | None, bf16: bool
+) -> Session:
     device = processes.device(options.device)
-    require_precision(device, options.precision or "fp32")  # an impossible one is an error before anything is written
+    choose_precision(device, options.precision or "fp32")  # an impossible one is an error before anything is written
     model, loaded = starting_model(options, train.names, partial(find_stuff, train), backbone)
     recipe = resolve(
         options,
         RECIPES[recipe_name(options)],
         pretrained=whole_stages(model, loaded),
-        bf16=has_bf16(device),
+        bf16=bf16,
         processes=processes.world,
     )
     freeze(model, recipe.freeze)

@@ -62,5 +62,7 @@ def validate(
     names = dict.fromkeys(name for _, losses in shares for name in losses)  # a process may have had no image
     means = {name: sum(losses.get(name, 0.0) for _, losses in shares) / len(splits.val) for name in names}
     results = Accumulator.join(share for share, _ in shares).results()
-    report = evaluate(splits.truth, results, score_floor=postprocess.score_threshold) if processes.is_main else None
+    report = None
+    if processes.is_main:
+        report = evaluate(splits.truth, results, score_floor=postprocess.score_threshold, precision="fp32")
     return Validation(*processes.broadcast((report.metrics if report else {}, means)), report, results)

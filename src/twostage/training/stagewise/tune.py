@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 
 from twostage.data.randomness import generator, mix
-from twostage.device import arithmetic, has_bf16
+from twostage.device import arithmetic
 from twostage.errors import DataError, TwostageError
+from twostage.inference.precision import choose_precision
 from twostage.training.optimiser import can_fuse
 from twostage.training.stagewise.regions import Regions
 
@@ -69,7 +70,7 @@ def tune(
         raise DataError("No image has an object to learn from. Give images with annotated objects of the classes.")
     optimizer = AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=can_fuse(parameters))
     device = parameters[0].device
-    precision = "bf16" if has_bf16(device) else "fp32"
+    precision = choose_precision(device, "auto")
     started, step, share, last = time.perf_counter(), 0, 0.0, 0.0
     while share < 1:
         for group in optimizer.param_groups:

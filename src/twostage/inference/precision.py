@@ -1,0 +1,70 @@
+"""The precision that serves on this machine: bf16 where a trial is faster in it than in fp32.
+
+The flags of a CPU do not decide: the libraries may be limited to older instruction sets, and then emulate bf16.
+"""
+
+import logging
+import math
+import sys
+import time
+from functools import cache
+
+import torch
+
+from twostage.device import PRECISIONS, has_bf16, require_precision, synchronize
+from twostage.ops.cpu import packed
+from twostage.ops.plain import Conv, PlainConv, Window
+
+log = logging.getLogger("twostage.inference")
+
+_CHANNELS, _SIDE = 128, 32  # of the map of the trial
+_LEAST, _MOST, _SECONDS = 3, 10, 0.03  # calls of the trial, and the time after which it ends in between
+
+
+def choose_precision(device: torch.device, precision: str) -> str:
+    """The precision itself; for `auto` bf16 where the device is built for it and a trial is faster, else fp32.
+
+    Warns once per process where bf16 or fp16 is slower than fp32. Raises UsageError as `require_precision`.
+    """
+    if precision == "auto":
+        return "bf16" if has_bf16(device) and slowdown(device, "bf16") < 1 else "fp32"
+    if require_precision(device, precision) != torch.float32:
+        _warn_if_slower(device, precision)
+    return precision
+
+
+@cache
+def slowdown(device: torch.device, precision: str) -> float:
+    """How many times as long as in fp32 a 3 x 3 convolution of the prepared model takes: by minima, called in turns."""
+    # The CPU time of this thread leaves out other processes, which may take a core for longer than a call lasts.
+    # Other systems count it in steps that are too coarse.
+    clock = time.thread_time if device.type == "cpu" and sys.platform == "linux" else time.perf_counter
+    best = dict.fromkeys((torch.float32, PRECISIONS[precision]), math.inf)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        cases = {dtype: _convolution(device, dtype) for dtype in best}
+        end = time.perf_counter() + _SECONDS
+        for turn in range(_MOST + 1):
+            if turn > _LEAST and time.perf_counter() > end:
+                break
+            for dtype, (conv, x) in cases.items():
+                synchronize(device)
+                start = clock()
+                conv(x)
+                synchronize(device)
+                if turn:  # the first is for warm-up
+                    best[dtype] = min(best[dtype], clock() - start)
+    return best[PRECISIONS[precision]] / best[torch.float32]
+
+
+def _convolution(device: torch.device, dtype: torch.dtype) -> tuple[Conv, torch.Tensor]:
+    weight = torch.full((_CHANNELS, _CHANNELS, 3, 3), 0.01, dtype=dtype, device=device)
+    x = torch.full((1, _CHANNELS, _SIDE, _SIDE), 0.5, dtype=dtype, device=device)
+    form = packed.PackedConv if packed.serves(device.type, dtype) else PlainConv
+    return form.of(weight, None, Window(padding=(1, 1))), x.contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def _warn_if_slower(device: torch.device, precision: str) -> None:
+    times, kind = slowdown(device, precision), "CPU" if device.type == "cpu" else "device"
+    if times > 1.05:  # shown with one decimal
+        log.warning("%s takes %.1f times as long as fp32 on this %s: use fp32 or auto.", precision, times, kind)
