@@ -2,10 +2,10 @@
 
     python benchmarks/slow_paths.py [SHAPES] [SEED]
 
-Channels from 3 to 1024, maps from 1 x 1 to 200 x 272, batches of 1 to 4, kernels of 1, 3 and 7, strides of 1 and 2, with
-a summand and without. Prints a line of JSON for every shape: its times, and `slower`, how many times as long as the plain
-operator the chosen form takes. Limit the instruction set from outside: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
-MKL_ENABLE_INSTRUCTIONS=AVX2, or ONEDNN_MAX_CPU_ISA=AVX512_CORE.
+Channels from 3 to 1024, maps from 1 x 1 to 200 x 272, batches of 1 to 4, kernels of 1, 3 and 7, strides of 1 and 2,
+with a summand and without. Prints a line of JSON for every shape: its times, and `slower`, how many times as long as the
+plain operator the chosen form takes. Limit the instruction set from outside: ATEN_CPU_CAPABILITY=avx2
+ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2, or ONEDNN_MAX_CPU_ISA=AVX512_CORE.
 """
 
 import json

@@ -147,3 +147,6 @@ class DetectorOptions(ModelOptions, DeviceOptions, OfflineOptions):
     """How a detector is loaded."""
 
     precision: Precision = option("fp32", PRECISION, group="Run")
+    choose_forms: bool = option(
+        True, "On a CPU try several forms of each layer, once per machine, and keep the fastest.", group="Run"
+    )

@@ -77,17 +77,26 @@ class Detector:
     """Finds the objects of some classes in images.
 
     `model` is the network, `names` the classes in the order of their ids, `name` that of the model in the zoo.
-    `precision` is fp32, bf16 or fp16; `auto` is resolved by `inference.precision`. Made by `load`, `build` or
-    `from_state_dict`. Several threads may predict with one detector at the same time.
+    `precision` is fp32, bf16 or fp16; `auto` is resolved by `inference.precision`. With `choose_forms` each layer is
+    tried in several forms on a CPU, at the first image of a size, and the fastest is kept (`ops.cpu.choice`). Made by
+    `load`, `build` or `from_state_dict`. Several threads may predict with one detector at the same time.
     """
 
     def __init__(
-        self, model: Model, name: str, names: Sequence[str], *, device: str = "auto", precision: str = "fp32"
+        self,
+        model: Model,
+        name: str,
+        names: Sequence[str],
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+        choose_forms: bool = True,
     ) -> None:
         self.device = choose_device(device)
         # An impossible precision is an error now, not at the first image.
         self.precision = choose_precision(self.device, precision)
         self.dtype = PRECISIONS[self.precision]
+        self.choose_forms = choose_forms
         self.name = name
         self.names = tuple(names)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
@@ -104,7 +113,7 @@ class Detector:
         weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
         with self._lock:
             if self._prepared is None or self._prepared[0] != weights:
-                self._prepared = weights, prepare(self.model, self.dtype)
+                self._prepared = weights, prepare(self.model, self.dtype, choose=self.choose_forms)
             return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,6 +131,7 @@ class Detector:
         backbone: nn.Module | None = None,
         device: str = "auto",
         precision: str = "fp32",
+        choose_forms: bool = True,
         offline: bool = False,
         **fields: Any,
     ) -> "Detector":
@@ -143,7 +153,7 @@ class Detector:
         with Unfilled():
             model = build(configure(with_backbone(card.config, backbone), fields), len(card.names), backbone)
         load_all(model, state, str(path))
-        return cls(model, card.model, card.names, device=device, precision=precision)
+        return cls(model, card.model, card.names, device=device, precision=precision, choose_forms=choose_forms)
 
     @classmethod
     def build(
@@ -154,6 +164,7 @@ class Detector:
         backbone: nn.Module | None = None,
         device: str = "auto",
         precision: str = "fp32",
+        choose_forms: bool = True,
         **fields: Any,
     ) -> "Detector":
         """A model of the zoo with random weights; `backbone` takes the place of the model's own (`models.build`).
@@ -162,7 +173,7 @@ class Detector:
         """
         config = configure(with_backbone(named(model), backbone), fields)
         built = build(config, len(_checked(names)), backbone)
-        return cls(built, model, names, device=device, precision=precision)
+        return cls(built, model, names, device=device, precision=precision, choose_forms=choose_forms)
 
     @classmethod
     def from_state_dict(
@@ -174,6 +185,7 @@ class Detector:
         names: Sequence[str],
         device: str = "auto",
         precision: str = "fp32",
+        choose_forms: bool = True,
         **fields: Any,
     ) -> "Detector":
         """A detector of another project, from its state dict; `source` is `torchvision`.
@@ -185,7 +197,7 @@ class Detector:
             raise UsageError(f"Weights of {source!r} cannot be read. {nearest(source, SOURCES)}")
         built = build(configure(named(model), fields), len(_checked(names)))
         load_all(built, SOURCES[source](state, len(names)), f"the {source} weights")
-        return cls(built, model, names, device=device, precision=precision)
+        return cls(built, model, names, device=device, precision=precision, choose_forms=choose_forms)
 
     def save(self, path: str | Path, *, metrics: Mapping[str, float] | None = None) -> None:
         """Write the weights file; it is complete or not there at all."""

@@ -291,19 +291,3 @@ def test_an_error_in_a_configuration_file_names_the_file(
     messages = capsys.readouterr().err
     assert "nowhere: does not exist" in messages
     assert "options.yaml" in messages
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
-)
-def test_waiting_threads_sleep_early_unless_configured_otherwise(
-    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, "")  # noted, so that what the command line sets is undone
-        monkeypatch.delenv(name)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    main(["--version"])
-    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -89,7 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # File names may hold bytes that are not text, or characters outside the console's code page.
             stream.reconfigure(errors="backslashreplace")
-    _limit_spinning()
     # Pillow warns above 89 megapixels and refuses images above 179, which is reported with the file's name.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:
@@ -117,16 +116,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(to_json({"error": {"kind": kind, "code": code, "message": message}}))
         return code
-
-
-def _limit_spinning() -> None:
-    """Let waiting OpenMP threads sleep early. Read when torch is loaded.
-
-    torch's threads synchronise often: the longer they spin, the longer a step takes beside another busy process, up to
-    eight times as long. A short spin costs nothing on an idle machine (benchmarks/results/tried.md).
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _other_options(tokens: Sequence[str], message: str) -> str:

@@ -157,12 +157,17 @@ def _files(options: BenchOptions, detector: "Detector") -> list[Path | bytes]:
 
 
 def _forms(detector: "Detector") -> list[str]:
-    """The forms of the prepared model's layers, with their numbers."""
+    """The forms that the prepared model's layers have computed in, with the number of layers."""
     from twostage.models.fused import FusedConv, FusedLinear
 
-    layers = [layer for layer in detector.prepared.model.modules() if isinstance(layer, FusedConv | FusedLinear)]
-    forms = [type(layer.conv if isinstance(layer, FusedConv) else layer.linear).__name__ for layer in layers]
-    return [f"{count} {form}" for form, count in Counter(forms).most_common()]
+    modules = detector.prepared.model.modules()
+    layers = [
+        m.conv if isinstance(m, FusedConv) else m.linear for m in modules if isinstance(m, FusedConv | FusedLinear)
+    ]
+    forms = Counter(
+        form for layer in layers for form in getattr(getattr(layer, "forms", None), "used", [type(layer).__name__])
+    )
+    return [f"{count} {form}" for form, count in forms.most_common()]
 
 
 @dataclass

@@ -76,6 +76,7 @@ def load_detector(
         weights,
         device=device or options.device,
         precision=precision or options.precision,
+        choose_forms=options.choose_forms,
         offline=options.offline,
         **options.given_fields,
     )

@@ -9,6 +9,7 @@ from torch.nn.functional import conv2d, interpolate
 
 from twostage.ops.cpu.forms import ChosenConv, ChosenLinear
 from twostage.ops.cpu.memory import empty
+from twostage.ops.cpu.threads import adapt_to_load
 from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear, Window
 
 
@@ -42,6 +43,8 @@ class FusedConv(nn.Module):
         add: Float[Tensor, "n d i j"] | None = None,
     ) -> Float[Tensor, "n d i j"]:
         """`activation(conv(x) + add)`; `add` may be overwritten."""
+        if x.device.type == "cpu":
+            adapt_to_load()
         return self.conv(x, activation or self.activation, add)
 
 

@@ -24,6 +24,7 @@ from twostage.device import arithmetic
 from twostage.distributed import Processes
 from twostage.errors import DataError, TwostageError
 from twostage.models.build import Model
+from twostage.ops.cpu.threads import adapt_to_load
 from twostage.training.ema import EMA
 from twostage.training.optimiser import train_mode
 from twostage.training.options import TrainOptions
@@ -119,6 +120,8 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     # Dropout draws from here: a function of the step, so that a resumed run draws the same.
     torch.manual_seed(mix(seed, progress.step, processes.rank))
     session.optimizer.zero_grad(set_to_none=True)
+    if session.device.type == "cpu":
+        adapt_to_load()
     summed: dict[str, float] = {}
     images: list[int] = []
     for part in range(accumulate):

@@ -48,6 +48,11 @@ class Forms(Generic[L]):
         """The form that serves without a trial."""
         return self._of(next(iter(self.makers)))
 
+    @property
+    def used(self) -> set[str]:
+        """The names of the forms that have served."""
+        return set(self.chosen.values()) or {next(iter(self.makers))}
+
     def fastest(self, size: str, call: Callable[[L], Tensor], *, without: str = "") -> L:
         """The form for inputs of this size, other than `without`; `call` runs a form on such an input, or a part."""
         if size not in self.chosen:
