@@ -11,14 +11,17 @@ from torch import Tensor
 
 from twostage.ops.cpu.choice import Choices, choices, fastest
 
+NAMES = ["plain", "packed"]
 MACHINE = {"cpu": "some", "threads": "2"}
 
 
 def takes(milliseconds: float, value: float = 1.0) -> Callable[[], Tensor]:
-    """A form that takes so long, and whose result is this."""
+    """A form that computes so long, and whose result is this."""
 
     def call() -> Tensor:
-        time.sleep(milliseconds / 1e3)
+        end = time.thread_time() + milliseconds / 1e3
+        while time.thread_time() < end:
+            pass
         return torch.full((3,), value)
 
     return call
@@ -52,11 +55,11 @@ def test_a_slow_form_is_called_twice_only() -> None:
 def test_a_decision_is_made_once_and_serves_the_next_process(tmp_path: Path) -> None:
     path = tmp_path / "forms.json"
     first = Choices(path, MACHINE)
-    assert first.choose("conv 1", {"plain": takes(20), "packed": takes(2)}) == "packed"
-    assert first.choose("conv 1", {"plain": takes(0), "packed": takes(50)}) == "packed"
+    assert first.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(2)}) == "packed"
+    assert first.choose("conv 1", NAMES, lambda: {"plain": takes(0), "packed": takes(50)}) == "packed"
     assert not path.exists()
     first.save()
-    assert Choices(path, MACHINE).choose("conv 1", {"plain": takes(0), "packed": takes(50)}) == "packed"
+    assert Choices(path, MACHINE).choose("conv 1", NAMES, lambda: {"plain": takes(0), "packed": takes(50)}) == "packed"
 
 
 def test_a_decision_that_was_disturbed_is_not_kept(tmp_path: Path) -> None:
@@ -67,8 +70,8 @@ def test_a_decision_that_was_disturbed_is_not_kept(tmp_path: Path) -> None:
     def unsteady() -> Tensor:
         return takes(1.5 ** next(moments))()
 
-    assert made.choose("conv 1", {"plain": unsteady}) == "plain"
-    made.choose("conv 2", {"plain": takes(20), "packed": takes(2)})
+    assert made.choose("conv 1", NAMES, lambda: {"plain": unsteady}) == "plain"
+    made.choose("conv 2", NAMES, lambda: {"plain": takes(20), "packed": takes(2)})
     made.save()
     assert made.made.keys() == {"conv 1", "conv 2"}
     assert Choices(path, MACHINE).made == {"conv 2": "packed"}
@@ -77,7 +80,7 @@ def test_a_decision_that_was_disturbed_is_not_kept(tmp_path: Path) -> None:
 def test_a_decision_for_a_form_that_is_gone_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "forms.json"
     path.write_text(json.dumps({"machine": MACHINE, "choices": {"conv 1": "of a later version"}}), encoding="utf-8")
-    assert Choices(path, MACHINE).choose("conv 1", {"plain": takes(0)}) == "plain"
+    assert Choices(path, MACHINE).choose("conv 1", NAMES, lambda: {"plain": takes(0)}) == "plain"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_a_broken_file_or_one_of_another_machine_counts_as_empty(tmp_path: Path,
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     made = Choices(path, MACHINE)
     assert made.made == {}
-    made.choose("conv 1", {"plain": takes(20), "packed": takes(1)})
+    made.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(1)})
     made.save()
     assert json.loads(path.read_text(encoding="utf-8")) == {"machine": MACHINE, "choices": {"conv 1": "packed"}}
 
@@ -105,9 +108,9 @@ def test_a_broken_file_or_one_of_another_machine_counts_as_empty(tmp_path: Path,
 def test_the_decisions_of_a_process_beside_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "forms.json"
     one, other = Choices(path, MACHINE), Choices(path, MACHINE)
-    one.choose("conv 1", {"plain": takes(0), "packed": takes(20)})
-    other.choose("conv 1", {"plain": takes(20), "packed": takes(0)})
-    other.choose("conv 2", {"plain": takes(20), "packed": takes(0)})
+    one.choose("conv 1", NAMES, lambda: {"plain": takes(0), "packed": takes(20)})
+    other.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(0)})
+    other.choose("conv 2", NAMES, lambda: {"plain": takes(20), "packed": takes(0)})
     one.save()
     other.save()
     assert Choices(path, MACHINE).made == {"conv 1": "plain", "conv 2": "packed"}
@@ -116,7 +119,7 @@ def test_the_decisions_of_a_process_beside_are_kept(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     made = Choices(tmp_path / "file" / "forms.json", MACHINE)
-    assert made.choose("conv 1", {"plain": takes(0)}) == "plain"
+    assert made.choose("conv 1", NAMES, lambda: {"plain": takes(0)}) == "plain"
     made.save()
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -45,14 +45,14 @@ class Choices:
         self._saved = len(self.made)
         self._lock = Lock()
 
-    def choose(self, layer: str, forms: Mapping[str, Call]) -> str:
-        """The name of the fastest form for this layer; the first is the one whose result is right.
+    def choose(self, layer: str, names: Collection[str], forms: Callable[[], Mapping[str, Call]]) -> str:
+        """The name of the fastest form for this layer, one of `names`; `forms` makes them for a trial.
 
         A decision that other work on the machine has disturbed holds for this process only.
         """
         with self._lock:  # one trial at a time: two would disturb each other
-            if self.made.get(layer) not in forms:
-                self.made[layer], steady = fastest(forms)
+            if self.made.get(layer) not in names:
+                self.made[layer], steady = fastest(forms())
                 if not steady:
                     self._passing.add(layer)
             return self.made[layer]

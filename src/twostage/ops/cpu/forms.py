@@ -5,11 +5,12 @@
     3 x 3, stride 1, float32     besides Winograd's
     linear layer                 packed, plain
 
-The first form serves without a trial; small layers are not tried, for their time is that of the call. The speed of a
-form depends little on the size of the map: a trial runs on a part of it, and holds for all maps of about that size.
+The smallest layers are not tried, for their time is that of the call. The speed of a form depends little on the size of
+the map: a trial runs on a part of it, and holds for all maps of about that size. Narrow maps are the exception, for
+which packed weights may be laid out anew in every call: each size of theirs is tried.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from math import prod
 from typing import Generic, TypeVar
@@ -17,16 +18,19 @@ from typing import Generic, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from twostage.ops.cpu import packed, winograd
-from twostage.ops.cpu.choice import choices
+from twostage.ops.cpu.choice import Call, choices
 from twostage.ops.cpu.pointwise import PlainPointwise
 from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear, Window
 
 L = TypeVar("L", bound=Callable[..., Tensor])
+Trial = Callable[[Collection[str]], Mapping[str, Call]]
 
-_SMALL = 1e8  # operations of a layer from which on its forms are tried: some tenths of a millisecond
+_SMALL = 1e6  # operations of a layer from which on its forms are tried: some microseconds
 _TRIAL = 3e8  # operations of a trial: a larger input is tried in part
+_OUTPUTS = 256  # channels out of a trial at most
 _RESULT = 1 << 22  # bytes of a trial's result at most
 _TILES = 64  # of Winograd's at least, in a trial
 _SIDE = 64  # pixels of a trial along x at most
@@ -45,29 +49,24 @@ class Forms(Generic[L]):
 
     @property
     def first(self) -> L:
-        """The form that serves without a trial."""
+        """The form that serves best in most cases, for a layer whose forms are not tried."""
         return self._of(next(iter(self.makers)))
+
+    @property
+    def plain(self) -> L:
+        """That of torch's own operator, which is slow in no case."""
+        return self._of("plain")
 
     @property
     def used(self) -> set[str]:
         """The names of the forms that have served."""
         return set(self.chosen.values()) or {next(iter(self.makers))}
 
-    def fastest(self, size: str, call: Callable[[L], Tensor], *, without: str = "") -> L:
-        """The form for inputs of this size, other than `without`; `call` runs a form on such an input, or a part."""
+    def fastest(self, size: str, trial: Trial, *, without: str = "") -> L:
+        """The form for inputs of this size, other than `without`; `trial` gives calls of forms on such an input."""
         if size not in self.chosen:
-            made = dict(self._kept)
-
-            def run(name: str) -> Tensor:
-                if name not in made:
-                    made[name] = self.makers[name]()
-                return call(made[name])
-
             names = [name for name in self.makers if name != without or len(self.makers) == 1]
-            chosen = choices().choose(f"{self.layer}, {size}", {name: partial(run, name) for name in names})
-            self.chosen[size] = chosen
-            if chosen in made:
-                self._kept[chosen] = made[chosen]
+            self.chosen[size] = choices().choose(f"{self.layer}, {size}", names, lambda: trial(names))
         return self._of(self.chosen[size])
 
     def _of(self, name: str) -> L:
@@ -95,21 +94,22 @@ class ChosenConv:
         n, _, h, w = x.shape
         pixels = n * h * w // prod(self.window.stride)  # out
         if pixels * 2 * prod(self.shape) <= _SMALL:
-            return self.forms.first(x, activation, add)
+            return self.forms.plain(x, activation, add)
         size = f"{h} x {w}" if min(h, w) < _NARROW else _about(pixels)
         large = pixels * self.shape[0] * x.element_size() > packed.LARGE
         size += " large" * large + " with a summand" * (add is not None)
-        form = self.forms.fastest(
-            size,
-            lambda form: form(*self._part(x, activation, add)),
-            without="plain" if large else "",  # it takes fresh memory for its result, which no part shows
-        )
+        # The plain form takes fresh memory for its result, which a trial on a part does not show.
+        without = "plain" if large else ""
+        form = self.forms.fastest(size, lambda names: self._trial(names, x, activation, add), without=without)
         return form(x, activation, add)
 
-    def _part(self, x: Tensor, activation: Activation, add: Tensor | None) -> tuple[Tensor, Activation, Tensor | None]:
-        """A part of the input for a trial, and a copy of that of the summand, which may be overwritten."""
-        operations = 2 * prod(self.shape)
-        pixels = min(_TRIAL / operations, _RESULT / (self.shape[0] * x.element_size()))
+    def _trial(
+        self, names: Collection[str], x: Tensor, activation: Activation, add: Tensor | None
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Calls of these forms: of a layer with fewer channels out, on a part of the input."""
+        weight, bias = _sample(self.shape, self.window.groups, x.dtype)
+        operations = 2 * weight.numel()
+        pixels = min(_TRIAL / operations, _RESULT / (len(weight) * x.element_size()))
         pixels = max(pixels, _TILES * 16) if self.tiled else pixels
         pixels *= prod(self.window.stride)
         n, _, h, w = x.shape
@@ -117,31 +117,40 @@ class ChosenConv:
         h = min(h, max(_NARROW, 4 * -(-int(pixels) // (4 * w))))
         n = min(n, max(1, int(pixels) // (h * w)))
         part = x[:n, :, :h, :w].contiguous(memory_format=torch.channels_last)
-        if add is not None:
-            sides = [
-                (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-                for side, kernel, stride, padding, dilation in zip(
-                    (h, w), self.shape[2:], *self.window[:3], strict=True
-                )
-            ]
-            add = add[:n, :, : sides[0], : sides[1]].clone(memory_format=torch.channels_last)
-        return part, activation, add
+        summand = None
+        if add is not None:  # a copy, for it may be overwritten
+            summand = torch.zeros_like(conv2d(part, weight, bias, *self.window))
+        forms = conv_forms(weight, bias, self.window)
+        made = {name: forms[name]() for name in names}
+        return {name: partial(form, part, activation, summand) for name, form in made.items()}
 
 
 class ChosenLinear:
     """A linear layer in the fastest of its forms for the number of rows at hand."""
 
     def __init__(self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None) -> None:
-        self.operations = 2 * weight.numel()  # per row
+        self.shape = weight.shape
         self.forms: Forms[Linear] = Forms(f"{weight.dtype} linear {list(weight.shape)}", linear_forms(weight, bias))
 
     def __call__(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.functional.linear`."""
         rows = x.numel() // x.shape[-1]
-        if rows * self.operations <= _SMALL:
-            return self.forms.first(x)
-        some = x.reshape(rows, -1)[: max(_ROWS, int(_TRIAL / self.operations))]
-        return self.forms.fastest(_about(rows), lambda form: form(some))(x)
+        if rows * 2 * prod(self.shape) <= _SMALL:
+            return self.forms.plain(x)
+        return self.forms.fastest(_about(rows), lambda names: self._trial(names, x.reshape(rows, -1)))(x)
+
+    def _trial(self, names: Collection[str], x: Float[Tensor, "n c"]) -> dict[str, Callable[[], Tensor]]:
+        weight, bias = _sample(self.shape, 1, x.dtype)
+        part = x[: max(_ROWS, int(_TRIAL / (2 * weight.numel())))]
+        forms = linear_forms(weight, bias)
+        return {name: partial(forms[name](), part) for name in names}
+
+
+def _sample(shape: tuple[int, ...], groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights and biases of a layer with as many channels in, and no more out than a trial needs."""
+    outputs = min(shape[0], _OUTPUTS) if groups == 1 else shape[0]
+    weight = torch.linspace(-1, 1, outputs * prod(shape[1:])).view(outputs, *shape[1:])
+    return weight.to(dtype), torch.ones(outputs, dtype=dtype)
 
 
 def conv_forms(

@@ -53,7 +53,7 @@ class _Cores:
         teams = (self.count - self.threads) // (self.threads - 1) + 1
         ready = threading.Barrier(teams + 1)
         for _ in range(teams):
-            threading.Thread(target=_hold_team, args=(ready, end), daemon=True).start()
+            threading.Thread(target=_hold_team, args=(ready, end), name="twostage idle team", daemon=True).start()
         ready.wait()
         return end
 

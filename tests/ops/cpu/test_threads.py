@@ -1,0 +1,71 @@
+"""Waiting threads spin on an idle machine and sleep on a busy one: idle teams are held while others take cores."""
+
+import threading
+
+import pytest
+import torch
+
+from twostage.ops.cpu import threads
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The cores that other programs use, as the code under test sees them; a second passes at each look."""
+    used, clock, total = [0.0], [0.0], [0.0]
+
+    def look() -> tuple[float, float]:
+        clock[0] += 1
+        total[0] += used[0]
+        return clock[0], total[0]
+
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "_load", look)
+    monkeypatch.setattr(threads.time, "monotonic", lambda: clock[0] + 1)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "_known", {})
+    return used
+
+
+def held() -> int:
+    return sum(thread.name.startswith("twostage idle team") for thread in threading.enumerate())
+
+
+@pytest.mark.skipif(not threads._STAT.exists(), reason="the load is read from /proc/stat")
+def test_teams_are_held_while_other_programs_take_cores(load: list[float]) -> None:
+    threads.adapt_to_load()
+    assert held() == 0
+    load[0] = 0.9
+    threads.adapt_to_load()
+    assert held() >= 1
+    count = held()
+    threads.adapt_to_load()
+    assert held() == count
+    load[0] = 0.1
+    threads.adapt_to_load()
+    for thread in threading.enumerate():
+        if thread.name.startswith("twostage idle team"):
+            thread.join(timeout=10)
+    assert held() == 0
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_a_policy_of_the_users_own_stays(name: str, load: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    load[0] = 2.0
+    threads.adapt_to_load()
+    threads.adapt_to_load()
+    assert held() == 0
+
+
+@pytest.mark.skipif(not threads._STAT.exists(), reason="the load is read from /proc/stat")
+def test_the_time_of_this_process_is_not_that_of_others() -> None:
+    before = threads._load()
+    while threads.time.monotonic() < before[0] + 0.3:
+        torch.ones(100, 100) @ torch.ones(100, 100)
+    own = threads.os.times()
+    after = threads._load()
+    assert after[0] > before[0]
+    assert after[1] - before[1] < (after[0] - before[0]) * (threads.os.cpu_count() or 1) - 0.2
+    assert own.user > 0.2
