@@ -1,4 +1,4 @@
-"""No chosen form is slow, under each instruction set that torch and oneDNN can be limited to."""
+"""No chosen form is slow, without limits and limited to instruction sets of common CPUs."""
 
 import json
 import os
@@ -19,10 +19,6 @@ LIMITS = {
     "AVX2": (
         ("avx2",),
         {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-    ),
-    "SSE4.1": (
-        ("avx2",),
-        {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
     ),
 }
 

@@ -31,10 +31,11 @@ Trial = Callable[[Collection[str]], Mapping[str, Call]]
 _SMALL = 1e6  # operations of a layer from which on its forms are tried: some microseconds
 _TRIAL = 3e8  # operations of a trial: a larger input is tried in part
 _OUTPUTS = 256  # channels out of a trial at most
-_RESULT = 1 << 22  # bytes of a trial's result at most
+_RESULT = 3 << 22  # bytes of a trial's result at most
 _TILES = 64  # of Winograd's at least, in a trial
-_SIDE = 64  # pixels of a trial along x at most
+_SIDE = 64  # pixels of a trial along x at least
 _NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
+_MAPPED = 1 << 25  # bytes from which on glibc maps fresh memory for each result, at a cost that no part shows
 _ROWS = 64  # of a matrix product at least, in a trial
 
 
@@ -95,10 +96,9 @@ class ChosenConv:
         pixels = n * h * w // prod(self.window.stride)  # out
         if pixels * 2 * prod(self.shape) <= _SMALL:
             return self.forms.plain(x, activation, add)
-        size = f"{h} x {w}" if min(h, w) < _NARROW else _about(pixels)
-        large = pixels * self.shape[0] * x.element_size() > packed.LARGE
+        size = f"{n} x {h} x {w}" if min(h, w) < _NARROW else _about(pixels)
+        large = pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
-        # The plain form takes fresh memory for its result, which a trial on a part does not show.
         without = "plain" if large else ""
         form = self.forms.fastest(size, lambda names: self._trial(names, x, activation, add), without=without)
         return form(x, activation, add)
@@ -106,23 +106,30 @@ class ChosenConv:
     def _trial(
         self, names: Collection[str], x: Tensor, activation: Activation, add: Tensor | None
     ) -> dict[str, Callable[[], Tensor]]:
-        """Calls of these forms: of a layer with fewer channels out, on a part of the input."""
-        weight, bias = _sample(self.shape, self.window.groups, x.dtype)
-        operations = 2 * weight.numel()
-        pixels = min(_TRIAL / operations, _RESULT / (len(weight) * x.element_size()))
-        pixels = max(pixels, _TILES * 16) if self.tiled else pixels
-        pixels *= prod(self.window.stride)
-        n, _, h, w = x.shape
-        w = min(w, _SIDE)
-        h = min(h, max(_NARROW, 4 * -(-int(pixels) // (4 * w))))
-        n = min(n, max(1, int(pixels) // (h * w)))
-        part = x[:n, :, :h, :w].contiguous(memory_format=torch.channels_last)
-        summand = None
-        if add is not None:  # a copy, for it may be overwritten
-            summand = torch.zeros_like(conv2d(part, weight, bias, *self.window))
+        """Calls of these forms: of a layer with fewer channels out, on a part of the input, unless that is narrow."""
+        _, _, h, w = x.shape
+        narrow = min(h, w) < _NARROW
+        weight, bias = _sample(self.shape, x.dtype, outputs=None if narrow or self.window.groups > 1 else _OUTPUTS)
+        if narrow:
+            part = x
+        else:
+            pixels = min(_TRIAL / (2 * weight.numel()), _RESULT / (len(weight) * x.element_size()))
+            pixels = max(pixels, _TILES * 16) if self.tiled else pixels
+            pixels *= prod(self.window.stride)
+            w = min(w, max(_SIDE, int(pixels) // _NARROW))
+            h = min(h, max(_NARROW, 4 * -(-int(pixels) // (4 * w))))
+            part = x[: max(1, int(pixels) // (h * w)), :, :h, :w]
+        part = part.contiguous(memory_format=torch.channels_last)
+        shape = conv2d(part, weight, bias, *self.window).shape
         forms = conv_forms(weight, bias, self.window)
-        made = {name: forms[name]() for name in names}
-        return {name: partial(form, part, activation, summand) for name, form in made.items()}
+
+        def call(form: Conv) -> Tensor:
+            if add is None:
+                return form(part, activation)
+            zeros = part.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)  # new ones: they are overwritten
+            return form(part, activation, zeros)
+
+        return {name: partial(call, forms[name]()) for name in names}
 
 
 class ChosenLinear:
@@ -140,17 +147,16 @@ class ChosenLinear:
         return self.forms.fastest(_about(rows), lambda names: self._trial(names, x.reshape(rows, -1)))(x)
 
     def _trial(self, names: Collection[str], x: Float[Tensor, "n c"]) -> dict[str, Callable[[], Tensor]]:
-        weight, bias = _sample(self.shape, 1, x.dtype)
+        weight, bias = _sample(self.shape, x.dtype, outputs=_OUTPUTS)
         part = x[: max(_ROWS, int(_TRIAL / (2 * weight.numel())))]
         forms = linear_forms(weight, bias)
         return {name: partial(forms[name](), part) for name in names}
 
 
-def _sample(shape: tuple[int, ...], groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weights and biases of a layer with as many channels in, and no more out than a trial needs."""
-    outputs = min(shape[0], _OUTPUTS) if groups == 1 else shape[0]
-    weight = torch.linspace(-1, 1, outputs * prod(shape[1:])).view(outputs, *shape[1:])
-    return weight.to(dtype), torch.ones(outputs, dtype=dtype)
+def _sample(shape: tuple[int, ...], dtype: torch.dtype, *, outputs: int | None) -> tuple[Tensor, Tensor]:
+    """Weights and biases of a layer of this shape, with so many channels out at most."""
+    shape = (min(shape[0], outputs or shape[0]), *shape[1:])
+    return torch.linspace(-1, 1, prod(shape)).view(shape).to(dtype), torch.ones(shape[0], dtype=dtype)
 
 
 def conv_forms(

@@ -19,8 +19,8 @@ from torch import Tensor
 from twostage.ops.cpu.memory import empty
 from twostage.ops.plain import Activation, PlainConv, PlainLinear, Window, activate
 
-LARGE = 1 << 23  # bytes of a result from which on it is put into memory from `empty`
-BYTES = 1 << 22  # of one part of a matrix product that is computed in parts, so that it stays in the cache
+_LARGE = 1 << 23  # bytes of a result from which on it is put into memory from `empty`
+_BYTES = 1 << 22  # of one part of a matrix product that is computed in parts, so that it stays in the cache
 
 
 class PackedConv(NamedTuple):
@@ -53,7 +53,7 @@ class PackedConv(NamedTuple):
         arguments = (self.weight, self.bias, padding, stride, dilation, groups)
         out: Tensor
         sums = groups == 1 and activation != "hardswish"  # there is no primitive for other sums
-        if add is None and sums and (shape := self._shape(x)).numel() * x.element_size() > LARGE:
+        if add is None and sums and (shape := self._shape(x)).numel() * x.element_size() > _LARGE:
             # The primitive without a summand allocates memory; the one with a summand writes to that of the summand.
             add = empty((shape[0], *shape[2:], shape[1]), x.dtype).zero_().permute(0, 3, 1, 2)
         if add is None:
@@ -100,7 +100,7 @@ class PackedPointwise(NamedTuple):
         if add is not None:
             out = add.permute(0, 2, 3, 1).reshape(len(rows), shape[3])
             self._by_parts(rows, activation, out, add=True)
-        elif prod(shape) * x.element_size() > LARGE:
+        elif prod(shape) * x.element_size() > _LARGE:
             out = empty((len(rows), shape[3]), x.dtype)
             self._by_parts(rows, activation, out, add=False)
         else:
@@ -111,7 +111,7 @@ class PackedPointwise(NamedTuple):
         self, rows: Float[Tensor, "m c"], activation: Activation, out: Float[Tensor, "m d"], add: bool
     ) -> None:
         """Write to `out`, or add to it, in small parts: the primitive allocates its result, here little at a time."""
-        step = max(1, BYTES // (out.shape[1] * out.element_size()))
+        step = max(1, _BYTES // (out.shape[1] * out.element_size()))
         for x, place in zip(rows.split(step), out.split(step), strict=True):
             if add:
                 part = torch.ops.mkldnn._linear_pointwise.binary(x, place, self.weight, self.bias, "add")
