@@ -4,7 +4,8 @@
 #   make test         the tests, in two processes; TESTS="tests/data -k coco" runs some of them
 #   make test-quick   without those marked slow: about two minutes; TESTS=tests/models for the room at hand
 #   make lint         style and types
-#   make bench        makes the speed tables of benchmarks/results anew, on this machine, and holds them against their goals
+#   make bench        makes the speed tables of benchmarks/results anew, on this machine, and once more limited to AVX2
+#                     (results/avx2), and holds them against their goals
 #   make fuzz         MINUTES=5 of looking for files that break a reader
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
@@ -38,10 +39,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The instruction set of most laptops and desktops.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
 bench: $(VENV)/.installed-dev
 	@for file in benchmarks/bench_*.py; do \
-		name=$${file#benchmarks/bench_}; echo "== $$file"; \
-		$(BIN)/python $$file --out benchmarks/results/$${name%.py}.md || exit 1; \
+		name=$${file#benchmarks/bench_}; name=$${name%.py}.md; echo "== $$file"; \
+		$(BIN)/python $$file --out benchmarks/results/$$name || exit 1; \
+		echo "== $$file, limited to AVX2"; \
+		$(AVX2) $(BIN)/python $$file --out benchmarks/results/avx2/$$name || exit 1; \
 	done
 	@$(BIN)/python benchmarks/goals.py --out benchmarks/results/goals.md
 

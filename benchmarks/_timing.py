@@ -37,9 +37,16 @@ def hardware() -> str:
 
     return (
         f"{date.today().isoformat()}, {_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
-        f"{' '.join(cpu_flags())}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"{' '.join(cpu_flags())}{_limit()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"Python {platform.python_version()}"
     )
+
+
+def _limit() -> str:
+    """The instruction set that the process is limited to from outside, if it is."""
+    variables = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+    given = [f"{name}={os.environ[name]}" for name in variables if name in os.environ]
+    return f", **limited by {' '.join(given)}**" if given else ""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

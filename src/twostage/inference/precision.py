@@ -5,7 +5,6 @@ The flags of a CPU do not decide: the libraries may be limited to older instruct
 
 import logging
 import math
-import sys
 import time
 from functools import cache
 
@@ -13,6 +12,7 @@ import torch
 
 from twostage.device import PRECISIONS, has_bf16, require_precision, synchronize
 from twostage.ops.cpu import packed
+from twostage.ops.cpu.choice import clock as cpu_clock
 from twostage.ops.plain import Conv, PlainConv, Window
 
 log = logging.getLogger("twostage.inference")
@@ -36,9 +36,7 @@ def choose_precision(device: torch.device, precision: str) -> str:
 @cache
 def slowdown(device: torch.device, precision: str) -> float:
     """How many times as long as in fp32 a 3 x 3 convolution of the prepared model takes: by minima, called in turns."""
-    # The CPU time of this thread leaves out other processes, which may take a core for longer than a call lasts.
-    # Other systems count it in steps that are too coarse.
-    clock = time.thread_time if device.type == "cpu" and sys.platform == "linux" else time.perf_counter
+    clock = cpu_clock if device.type == "cpu" else time.perf_counter
     best = dict.fromkeys((torch.float32, PRECISIONS[precision]), math.inf)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         cases = {dtype: _convolution(device, dtype) for dtype in best}
