@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
+from twostage.ops.cpu import packed
 from twostage.ops.cpu.winograd import WinogradConv, suits
-from twostage.ops.plain import Window
+from twostage.ops.cpu.winograd_grouped import GroupedWinogradConv
+from twostage.ops.plain import PlainConv, Window
 
 
 @given(
@@ -18,8 +20,9 @@ from twostage.ops.plain import Window
     w=st.integers(1, 70),
     bias=st.booleans(),
     add=st.booleans(),
+    grouped=st.booleans(),
 )
-def test_it_is_the_convolution(n: int, c: int, d: int, h: int, w: int, bias: bool, add: bool) -> None:
+def test_it_is_the_convolution(n: int, c: int, d: int, h: int, w: int, bias: bool, add: bool, grouped: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, summand = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -29,7 +32,8 @@ def test_it_is_the_convolution(n: int, c: int, d: int, h: int, w: int, bias: boo
     expected = conv2d(x, weight, shift, padding=1)
     expected = (expected + summand if add else expected).relu()
     given_add = summand.clone(memory_format=torch.channels_last) if add else None
-    result = WinogradConv.of(weight, shift)(x, "relu", given_add)
+    conv = GroupedWinogradConv.of(weight, shift, PlainConv.of) if grouped else WinogradConv.of(weight, shift)
+    result = conv(x, "relu", given_add)
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
     assert result.is_contiguous(memory_format=torch.channels_last)
 
@@ -40,8 +44,12 @@ def test_many_channels_are_the_same(shape: tuple[int, ...]) -> None:
     n, c, d, h, w = shape
     x, weight, bias, add = torch.randn(n, c, h, w), torch.randn(d, c, 3, 3), torch.randn(d), torch.randn(n, d, h, w)
     expected = (conv2d(x.double(), weight.double(), bias.double(), padding=1) + add).relu()
-    result = WinogradConv.of(weight, bias)(x, "relu", add.contiguous(memory_format=torch.channels_last))
-    assert (result - expected).abs().max() / expected.max() < 5e-5
+    forms = [WinogradConv.of(weight, bias)]
+    if packed.serves("cpu", torch.float32):
+        forms.append(GroupedWinogradConv.of(weight, bias))
+    for form in forms:
+        result = form(x, "relu", add.clone(memory_format=torch.channels_last))
+        assert (result - expected).abs().max() / expected.max() < 5e-5
 
 
 def test_its_error_in_float32_is_a_few_hundred_thousandths_of_the_largest_output() -> None:

@@ -2,7 +2,7 @@
 
     any convolution              packed, plain
     1 x 1                        packed product of all pixels, plain product, plain
-    3 x 3, stride 1, float32     besides Winograd's
+    3 x 3, stride 1, float32     besides Winograd's, with a batched product or a grouped convolution
     linear layer                 packed, plain
 
 The smallest layers are not tried, for their time is that of the call. The speed of a form depends little on the size of
@@ -23,11 +23,13 @@ from torch.nn.functional import conv2d
 from twostage.ops.cpu import packed, winograd
 from twostage.ops.cpu.choice import Call, choices
 from twostage.ops.cpu.pointwise import PlainPointwise
+from twostage.ops.cpu.winograd_grouped import GroupedWinogradConv, band_of
 from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear, Window
 
 L = TypeVar("L", bound=Callable[..., Tensor])
 Trial = Callable[[Collection[str]], Mapping[str, Call]]
 
+_GROUPED = "grouped Winograd"
 _SMALL = 1e6  # operations of a layer from which on its forms are tried: some microseconds
 _TRIAL = 3e8  # operations of a trial: a larger input is tried in part
 _OUTPUTS = 256  # channels out of a trial at most
@@ -51,26 +53,27 @@ class Forms(Generic[L]):
     @property
     def first(self) -> L:
         """The form that serves best in most cases, for a layer whose forms are not tried."""
-        return self._of(next(iter(self.makers)))
+        return self[next(iter(self.makers))]
 
     @property
     def plain(self) -> L:
         """That of torch's own operator, which is slow in no case."""
-        return self._of("plain")
+        return self["plain"]
 
     @property
     def used(self) -> set[str]:
         """The names of the forms that have served."""
         return set(self.chosen.values()) or {next(iter(self.makers))}
 
-    def fastest(self, size: str, trial: Trial, *, without: str = "") -> L:
+    def fastest(self, size: str, trial: Trial, *, without: str = "") -> str:
         """The form for inputs of this size, other than `without`; `trial` gives calls of forms on such an input."""
         if size not in self.chosen:
             names = [name for name in self.makers if name != without or len(self.makers) == 1]
             self.chosen[size] = choices().choose(f"{self.layer}, {size}", names, lambda: trial(names))
-        return self._of(self.chosen[size])
+        return self.chosen[size]
 
-    def _of(self, name: str) -> L:
+    def __getitem__(self, name: str) -> L:
+        """The form of this name."""
         if name not in self._kept:
             self._kept[name] = self.makers[name]()
         return self._kept[name]
@@ -100,17 +103,24 @@ class ChosenConv:
         large = pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
         without = "plain" if large else ""
-        form = self.forms.fastest(size, lambda names: self._trial(names, x, activation, add), without=without)
-        return form(x, activation, add)
+        name = self.forms.fastest(size, lambda names: self._trial(names, x, activation, add), without=without)
+        if name == _GROUPED:  # its speed depends on the very number of tiles
+            band = band_of(x.shape)
+            size += " in bands of {} x {} x {} tiles".format(*band)
+            some = x[: band[0], :, : max(_NARROW, 4 * band[1])]
+            name = self.forms.fastest(
+                size, lambda names: self._trial(names, some, activation, add, whole=True), without=without
+            )
+        return self.forms[name](x, activation, add)
 
     def _trial(
-        self, names: Collection[str], x: Tensor, activation: Activation, add: Tensor | None
+        self, names: Collection[str], x: Tensor, activation: Activation, add: Tensor | None, *, whole: bool = False
     ) -> dict[str, Callable[[], Tensor]]:
-        """Calls of these forms: of a layer with fewer channels out, on a part of the input, unless that is narrow."""
+        """Calls of these forms: of a layer with fewer channels out, on a part of the input, or `whole`."""
         _, _, h, w = x.shape
-        narrow = min(h, w) < _NARROW
-        weight, bias = _sample(self.shape, x.dtype, outputs=None if narrow or self.window.groups > 1 else _OUTPUTS)
-        if narrow:
+        whole = whole or min(h, w) < _NARROW
+        weight, bias = _sample(self.shape, x.dtype, outputs=None if whole or self.window.groups > 1 else _OUTPUTS)
+        if whole:
             part = x
         else:
             pixels = min(_TRIAL / (2 * weight.numel()), _RESULT / (len(weight) * x.element_size()))
@@ -144,7 +154,8 @@ class ChosenLinear:
         rows = x.numel() // x.shape[-1]
         if rows * 2 * prod(self.shape) <= _SMALL:
             return self.forms.plain(x)
-        return self.forms.fastest(_about(rows), lambda names: self._trial(names, x.reshape(rows, -1)))(x)
+        name = self.forms.fastest(_about(rows), lambda names: self._trial(names, x.reshape(rows, -1)))
+        return self.forms[name](x)
 
     def _trial(self, names: Collection[str], x: Float[Tensor, "n c"]) -> dict[str, Callable[[], Tensor]]:
         weight, bias = _sample(self.shape, x.dtype, outputs=_OUTPUTS)
@@ -172,7 +183,10 @@ def conv_forms(
         forms = _plain_forms(weight, lambda: product.weight.to_dense()[:, :, None, None], bias, window)
         return {"packed product": lambda: product, **forms}
     conv = packed.PackedConv.of(weight, bias, window)
-    return {"packed": lambda: conv, **_plain_forms(weight, conv.weight.to_dense, bias, window)}
+    forms = _plain_forms(weight, conv.weight.to_dense, bias, window)
+    if winograd.suits(weight, window):
+        forms[_GROUPED] = lambda: GroupedWinogradConv.of(conv.weight.to_dense(), bias)
+    return {"packed": lambda: conv, **forms}
 
 
 def _plain_forms(

@@ -10,9 +10,6 @@ B' d B is the product of the 36 pixels of a tile with one matrix, B' (x) B', and
 matrix products. Tiles are processed in bands that fit the cache. Rounding errors are some ten times those of the plain
 sum, 1e-5 of the largest output: only for float32.
 
-oneDNN can compute the 36 products as one grouped 1 x 1 convolution, from packed weights. On some CPUs those are laid
-out anew in every call for most numbers of tiles, at thirty times the cost, and where they are not it gains nothing.
-
 Letters: n images, c channels in, d channels out; a band holds r rows of a tiles of m images.
 """
 
@@ -45,12 +42,8 @@ class WinogradConv(NamedTuple):
 
     @classmethod
     def of(cls, weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None) -> "WinogradConv":
-        """Transform the kernels, in float64."""
-        kernels = weight.permute(2, 3, 1, 0).reshape(9, -1)
-        twice = _twice(_G, torch.float64)
-        # A few at a time: float64 is large.
-        few = [(twice @ some.double()).to(weight.dtype) for some in kernels.split(1 << 18, dim=1)]
-        return cls(torch.cat(few, dim=1).view(_PLACES, weight.shape[1], weight.shape[0]), bias)
+        """Transform the kernels."""
+        return cls(transformed(weight), bias)
 
     def __call__(
         self,
@@ -77,7 +70,7 @@ class WinogradConv(NamedTuple):
         for image in range(0, n, images):
             for row in range(0, down, rows):
                 top, some = _OUT * row, min(images, n - image)
-                _fill(band[:some], pixels[image : image + some], top - 1)
+                fill(band[:some], pixels[image : image + some], top - 1)
                 tiles.view(windows.shape).copy_(windows)
                 torch.mm(to_tiles, tiles.flatten(1), out=transformed.flatten(1))
                 torch.bmm(transformed, self.weight, out=products)
@@ -104,13 +97,22 @@ def suits(weight: Float[Tensor, "d c k l"], window: Window) -> bool:
     return weight.dtype == torch.float32 and weight.shape[2:] == (3, 3) and window == Window(padding=(1, 1))
 
 
+def transformed(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "36 c d"]:
+    """G g G' of every kernel g, worked out in float64."""
+    kernels = weight.permute(2, 3, 1, 0).reshape(9, -1)
+    twice = _twice(_G, torch.float64)
+    # A few at a time: float64 is large.
+    few = [(twice @ some.double()).to(weight.dtype) for some in kernels.split(1 << 18, dim=1)]
+    return torch.cat(few, dim=1).view(_PLACES, weight.shape[1], weight.shape[0])
+
+
 def _twice(matrix: list[list[float]] | list[list[int]], dtype: torch.dtype) -> Float[Tensor, "_ _"]:
     """What applies a matrix along both sides of a tile, on its pixels in reading order."""
     once = torch.tensor(matrix, dtype=dtype)
     return torch.kron(once, once)
 
 
-def _fill(band: Float[Tensor, "m y x c"], pixels: Float[Tensor, "m h w c"], top: int) -> None:
+def fill(band: Float[Tensor, "m y x c"], pixels: Float[Tensor, "m h w c"], top: int) -> None:
     """The rows of the images from `top` on, with zeros beyond them; the columns beyond are 0 already."""
     height, width = pixels.shape[1:3]
     first, last = max(top, 0), min(top + band.shape[1], height)
