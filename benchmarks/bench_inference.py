@@ -26,6 +26,7 @@ from torchvision.models import detection
 
 from twostage import Detector
 from twostage.data.batch import stack_images
+from twostage.inference.precision import choose_precision
 from twostage.inference.predictor import to_arrays
 from twostage.inference.prepare import PreparedModel, prepare
 from twostage.models.build import build
@@ -38,6 +39,8 @@ PEERS = {
 FASTER, MASK = PEERS
 TITLES = {FASTER: "", MASK: "Mask R-CNN, "}
 SHAPE = (800, 1066)
+# bf16 where it serves: where it is emulated, a prediction takes six times as long as in float32.
+PRECISIONS = tuple(dict.fromkeys(("fp32", choose_precision(torch.device("cpu"), "auto"))))
 NAMES = [str(i) for i in range(80)]
 
 
@@ -109,7 +112,7 @@ def of_resnet50(name: str, batches: Sequence[int], repeats: int) -> tuple[list[l
     """Rows of times, and what the detections say."""
     images = photos(SHAPE, max(batches))
     theirs = peer(name, images)
-    models = {precision: ours(name, theirs, precision).prepared for precision in ("fp32", "bf16")}
+    models = {precision: ours(name, theirs, precision).prepared for precision in PRECISIONS}
     rows = []
     for size in batches:
         some = images[:size]
@@ -138,7 +141,7 @@ def of_tiny(repeats: int) -> list[list[str]]:
     torch.manual_seed(0)
     detectors = {
         precision: Detector.build("faster_rcnn_tiny_fpn", ["a", "b", "c"], device="cpu", precision=precision)
-        for precision in ("fp32", "bf16")
+        for precision in PRECISIONS
     }
     times = compare(
         {name: partial(_exhaust, detector, files) for name, detector in detectors.items()}, repeats=repeats, warmup=1
@@ -175,7 +178,7 @@ def main() -> None:
     memory = [
         [
             f"{TITLES[name]}batch {size}",
-            *(f"{in_its_own_process(peak, name, who, size):.2f}" for who in ("fp32", "bf16", "torchvision")),
+            *(f"{in_its_own_process(peak, name, who, size):.2f}" for who in (*PRECISIONS, "torchvision")),
         ]
         for name in PEERS
         for size in given.batches
@@ -192,7 +195,7 @@ def main() -> None:
             f"Detections in float32 beside torchvision's: {agreed}; of Mask R-CNN {masks_agreed}. (What bf16 changes "
             "only trained weights can tell: see precision.md.)",
             "Peak memory of a process, GiB:",
-            table(["case", "twostage fp32", "twostage bf16", "torchvision fp32"], memory),
+            table(["case", *(f"twostage {precision}" for precision in PRECISIONS), "torchvision fp32"], memory),
         ]
     )
     finish(text, given.out)
