@@ -68,7 +68,12 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     minutes: float | None = option(
         None, "Wall time from the first training step to the last, instead of --epochs.", group="Schedule", above=0
     )
-    batch: int | None = option(None, "Images per step.", group="Schedule", low=1)
+    batch: int | None = option(
+        None,
+        "Images per step (default: the recipe's; with --minutes half of it for small models on a slow machine).",
+        group="Schedule",
+        low=1,
+    )
     accumulate: int = option(1, "Steps whose gradients are summed before one update.", group="Schedule", low=1)
     optimizer: Literal["sgd", "adamw"] | None = option(None, "Optimizer.", group="Schedule")
     lr: float | None = option(

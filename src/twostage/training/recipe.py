@@ -21,6 +21,7 @@ class Recipe:
 
     epochs: int
     batch: int
+    least_batch: int
     lr: float
     base_batch_size: int  # images per update that `lr` is meant for
     optimizer: Literal["sgd", "adamw"]
@@ -44,6 +45,7 @@ class Recipe:
 FINETUNE = Recipe(
     epochs=12,
     batch=2,
+    least_batch=2,
     lr=0.02,
     base_batch_size=16,
     optimizer="sgd",
@@ -67,17 +69,26 @@ FINETUNE = Recipe(
 FINETUNE_DENSE = replace(FINETUNE, lr=0.01)
 # Section 3.1.3 and Fast R-CNN 4.4: 60 of 80 thousand steps at 0.001, the rest at a tenth; layers before conv3_1 fixed.
 PAPER = replace(
-    FINETUNE, batch=1, lr=0.001, base_batch_size=1, milestones=(0.75,), warmup=0, weight_decay=5e-4, clip=10.0
+    FINETUNE,
+    batch=1,
+    least_batch=1,
+    lr=0.001,
+    base_batch_size=1,
+    milestones=(0.75,),
+    warmup=0,
+    weight_decay=5e-4,
+    clip=10.0,
 )
 # Section 3.1.3: "we tune all layers of the ZF net".
 PAPER_ZF = replace(PAPER, freeze=0)
 # Fast R-CNN, section 2.3: 2 images per step, 30 of 40 thousand steps at 0.001.
-PAPER_FAST = replace(PAPER, batch=2, base_batch_size=2)
+PAPER_FAST = replace(PAPER, batch=2, least_batch=2, base_batch_size=2)
 PAPER_FAST_ZF = replace(PAPER_FAST, freeze=0)
 SCRATCH = replace(
     FINETUNE,
     epochs=60,
     batch=8,
+    least_batch=4,
     lr=4e-3,
     base_batch_size=8,
     optimizer="adamw",

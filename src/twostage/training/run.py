@@ -5,6 +5,7 @@
 
 import logging
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import nn
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
-from twostage.data.loader import PrecomputedProposals, training_batches
+from twostage.data.loader import Loaded, PrecomputedProposals, training_batches
 from twostage.data.proposals import read_proposals, require_distinct_splits
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
@@ -31,6 +32,7 @@ from twostage.models.one_stage import OneStage
 from twostage.models.proposals.provided import of_split
 from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.progress import images_bar
+from twostage.training.batch_size import fitted
 from twostage.training.ema import EMA
 from twostage.training.folder import RunFolder, require_same_images, resumed_options
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
@@ -80,6 +82,9 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
             if session.learns_masks:
                 require_masks(splits, options.on_error)
             stuff = _stuff(splits, session)
+            if _chooses_batch(options, session):
+                tried = _batches(session, 0, (None, None), stuff[0])
+                session = fitted(session, tried, 60 * (options.minutes or 0))
         folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
         with processes.sync_errors():
             _begin_or_go_on(session, folder)
@@ -91,6 +96,14 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
             retain_freed_memory()
         _learn(one)
         return _finish(one)
+
+
+def _chooses_batch(options: TrainOptions, session: Session) -> bool:
+    """Whether the batch follows the machine: in a new run with a time budget, without proposals from elsewhere."""
+    if options.minutes is None or options.batch is not None or options.resume is not None:
+        return False
+    own = isinstance(session.model, OneStage) or session.model.rpn is not None
+    return own and options.proposals is None and session.recipe.least_batch < session.recipe.batch
 
 
 def _claimed_folder(options: TrainOptions, held: ExitStack) -> Path:
@@ -200,11 +213,10 @@ def _session(
     return session
 
 
-def _learn(run: Run) -> None:
-    """Epochs until the end, early stopping or Ctrl-C; each ends with a line, some with a validation."""
-    session, options, progress = run.session, run.session.options, run.session.progress
+def _batches(session: Session, workers: int, given: Given, stuff: Stuff | None) -> Iterator[Loaded]:
+    """The batches of the run, from the step on where it stands."""
     image, recipe = session.model.config.image, session.recipe
-    batches = training_batches(
+    return training_batches(
         session.dataset,
         resize=image.resizing,
         augment=Augment(
@@ -216,17 +228,23 @@ def _learn(run: Run) -> None:
             beyond=image.mean,
         ),
         batch=recipe.batch,
-        seed=options.seed,
-        start=progress.step * options.accumulate,
-        workers=run.workers,
+        seed=session.options.seed,
+        start=session.progress.step * session.options.accumulate,
+        workers=workers,
         divisor=image.divisor,
         rank=session.processes.rank,
         world=session.processes.world,
         pin=session.device.type == "cuda",
-        proposals=run.given[0],
+        proposals=given[0],
         masks=session.learns_masks,
-        stuff=run.stuff[0],
+        stuff=stuff,
     )
+
+
+def _learn(run: Run) -> None:
+    """Epochs until the end, early stopping or Ctrl-C; each ends with a line, some with a validation."""
+    session, options, progress = run.session, run.session.options, run.session.progress
+    batches = _batches(session, run.workers, run.given, run.stuff[0])
     drawn = run.folder.with_picture(batches, session.dataset.names)
     quiet = options.quiet or not session.processes.is_main
     with stopping_gently(session.stop, session.processes), progress_bar(quiet=quiet) as after_step:

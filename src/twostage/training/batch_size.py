@@ -1,0 +1,60 @@
+"""The batch of a run with a time budget: smaller where the machine is too slow for enough steps of the recipe's."""
+
+import copy
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from twostage.data.loader import Loaded
+from twostage.training.ema import EMA
+from twostage.training.optimiser import build_optimizer, train_mode
+from twostage.training.recipe import Recipe
+from twostage.training.state import Progress
+from twostage.training.step import Session, train_step
+
+log = logging.getLogger("twostage.training")
+
+ENOUGH = 450  # steps; with fewer, twice as many of half the batch learn more
+_TRIED = 4  # steps of the trial, of which the first is for warm-up
+
+
+def fitted(session: Session, batches: Iterator[Loaded], budget: float) -> Session:
+    """The session with the batch, and the rate with it, for so many seconds; `batches` have the recipe's.
+
+    A few steps are tried on a copy of the model: the session is as before.
+    """
+    recipe = session.recipe
+    batch = batch_for(recipe, budget, _seconds_of_step(session, batches), session.processes.world)
+    if batch == recipe.batch:
+        return session
+    log.info("The time is short on this machine: %d images per step instead of %d.", batch, recipe.batch)
+    rate = recipe.lr if session.options.lr is not None else recipe.lr * batch / recipe.batch
+    return replace(session, recipe=replace(recipe, batch=batch, lr=rate), options=replace(session.options, batch=batch))
+
+
+def batch_for(recipe: Recipe, budget: float, seconds: float, processes: int = 1) -> int:
+    """Images per step where a step of the recipe's batch takes so many seconds; a multiple of the processes."""
+    if budget >= ENOUGH * seconds:
+        return recipe.batch
+    return min(recipe.batch, -(-recipe.least_batch // processes) * processes)
+
+
+def _seconds_of_step(session: Session, batches: Iterator[Loaded]) -> float:
+    model = copy.deepcopy(session.model)
+    tried = replace(
+        session,
+        model=model,
+        ddp_model=model,
+        optimizer=build_optimizer(model, session.recipe),
+        ema=None if session.ema is None else EMA(model, session.recipe.ema),
+        progress=Progress(images=session.progress.images),
+        scaler=copy.deepcopy(session.scaler),
+    )
+    train_mode(model, session.options.learn, session.recipe.freeze)
+    times = []
+    for _ in range(_TRIED):
+        start = time.perf_counter()
+        train_step(tried, batches)
+        times.append(session.processes.mean_of(time.perf_counter() - start))
+    return min(times[1:])
