@@ -28,7 +28,7 @@ from twostage.folders import cache_folder
 _ROUNDS = 8  # timed calls of each form at most; the fastest counts
 _STEADY = 1.1  # the two fastest calls of a form differ by less, or something else runs beside
 _DROP = 1.5  # a form that took so many times the fastest one is not called again
-_GAIN = 0.95  # of the first form's time; noise does not replace the form that serves without a trial
+_GAIN = 0.9  # of the first form's time; noise does not replace the form that serves without a trial
 _AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 

@@ -38,6 +38,7 @@ _TILES = 64  # of Winograd's at least, in a trial
 _SIDE = 64  # pixels of a trial along x at least
 _NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
 _MAPPED = 1 << 25  # bytes from which on glibc maps fresh memory for each result, at a cost that no part shows
+_SHAPES = 64  # of inputs whose form a layer remembers
 _ROWS = 64  # of a matrix product at least, in a trial
 
 
@@ -56,19 +57,13 @@ class Forms(Generic[L]):
         return self[next(iter(self.makers))]
 
     @property
-    def plain(self) -> L:
-        """That of torch's own operator, which is slow in no case."""
-        return self["plain"]
-
-    @property
     def used(self) -> set[str]:
         """The names of the forms that have served."""
         return set(self.chosen.values()) or {next(iter(self.makers))}
 
-    def fastest(self, size: str, trial: Trial, *, without: str = "") -> str:
-        """The form for inputs of this size, other than `without`; `trial` gives calls of forms on such an input."""
+    def fastest(self, size: str, names: Collection[str], trial: Trial) -> str:
+        """The form for inputs of this size, one of `names`; `trial` gives calls of these forms on such an input."""
         if size not in self.chosen:
-            names = [name for name in self.makers if name != without or len(self.makers) == 1]
             self.chosen[size] = choices().choose(f"{self.layer}, {size}", names, lambda: trial(names))
         return self.chosen[size]
 
@@ -90,28 +85,45 @@ class ChosenConv:
         name = f"{weight.dtype} convolution {list(weight.shape)} stride {stride} padding {padding}"
         others = f" dilation {dilation} groups {groups}" if (dilation, groups) != ((1, 1), 1) else ""
         self.forms: Forms[Conv] = Forms(name + others, conv_forms(weight, bias, window))
+        self._names: dict[tuple[torch.Size, bool], str] = {}  # by the input's shape and whether there is a summand
 
     def __call__(
         self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
     ) -> Float[Tensor, "n d i j"]:
         """See `Conv`."""
+        key = x.shape, add is None
+        if key not in self._names:
+            if len(self._names) >= _SHAPES:
+                self._names.clear()
+            self._names[key] = self._choose(x, activation, add)
+        return self.forms[self._names[key]](x, activation, add)
+
+    def _choose(self, x: Tensor, activation: Activation, add: Tensor | None) -> str:
+        """The name of the form for such an input."""
         n, _, h, w = x.shape
         pixels = n * h * w // prod(self.window.stride)  # out
         if pixels * 2 * prod(self.shape) <= _SMALL:
-            return self.forms.plain(x, activation, add)
+            return "plain"
         size = f"{n} x {h} x {w}" if min(h, w) < _NARROW else _about(pixels)
         large = pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
-        without = "plain" if large else ""
-        name = self.forms.fastest(size, lambda names: self._trial(names, x, activation, add), without=without)
-        if name == _GROUPED:  # its speed depends on the very number of tiles
-            band = band_of(x.shape)
-            size += " in bands of {} x {} x {} tiles".format(*band)
-            some = x[: band[0], :, : max(_NARROW, 4 * band[1])]
-            name = self.forms.fastest(
-                size, lambda names: self._trial(names, some, activation, add, whole=True), without=without
+        names = [name for name in self.forms.makers if name != "plain" or not large or len(self.forms.makers) == 1]
+        name = self.forms.fastest(size, names, lambda names: self._trial(names, x, activation, add))
+        if (
+            name == _GROUPED
+        ):  # its speed depends on the very number of tiles: it is compared with the best of the others
+            names.remove(_GROUPED)
+            other = self.forms.fastest(
+                f"{size}, not grouped", names, lambda names: self._trial(names, x, activation, add)
             )
-        return self.forms[name](x, activation, add)
+            images, rows, across = band_of(x.shape)
+            some = x[:images, :, : max(_NARROW, 4 * rows)]
+            name = self.forms.fastest(
+                f"{size}, bands of {images} x {rows} x {across} tiles",
+                [other, _GROUPED],
+                lambda names: self._trial(names, some, activation, add, whole=True),
+            )
+        return name
 
     def _trial(
         self, names: Collection[str], x: Tensor, activation: Activation, add: Tensor | None, *, whole: bool = False
@@ -153,8 +165,9 @@ class ChosenLinear:
         """See `torch.nn.functional.linear`."""
         rows = x.numel() // x.shape[-1]
         if rows * 2 * prod(self.shape) <= _SMALL:
-            return self.forms.plain(x)
-        name = self.forms.fastest(_about(rows), lambda names: self._trial(names, x.reshape(rows, -1)))
+            return self.forms["plain"](x)
+        trial = partial(self._trial, x=x.reshape(rows, -1))
+        name = self.forms.fastest(_about(rows), list(self.forms.makers), trial)
         return self.forms[name](x)
 
     def _trial(self, names: Collection[str], x: Float[Tensor, "n c"]) -> dict[str, Callable[[], Tensor]]:
