@@ -121,3 +121,16 @@ def test_bench_names_unreadable_files(shell, tmp_path) -> None:
     assert "broken.jpg" in answer.messages
     assert shell("bench", "--batch", "0").code == 2
     assert shell("bench", "--model", "faster_rcnn_tinny").code == 2
+
+
+def test_bench_leaves_the_choice_of_forms_out(shell) -> None:
+    words = ("bench", "--model", "faster_rcnn_tiny_fpn", "--repeats", "1", "--batch", "1", "--no-choose-forms")
+    answer = shell(*words, "--device", "cpu", "--seconds", "5", "--json")
+    assert answer.code == 0
+    assert {form.split()[1] for form in answer.json["forms"]} <= {
+        "PackedConv",
+        "PackedPointwise",
+        "PackedLinear",
+        "PlainConv",
+        "PlainLinear",
+    }

@@ -164,6 +164,16 @@ def test_without_a_choice_every_layer_has_its_first_form(way: str) -> None:
     assert all(isinstance(one, kept) for one in layers)
 
 
+def test_autocast_around_a_prediction_changes_nothing(way: str) -> None:
+    fast, images = prepare(lively("faster_rcnn_tiny_fpn")), batch((96, 128))
+    expected = fast.stages(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        stages = fast.stages(images)
+        fresh = prepare(lively("faster_rcnn_tiny_fpn")).stages(images)
+    assert torch.equal(stages.maps[0], expected.maps[0])
+    torch.testing.assert_close(fresh.maps[0], expected.maps[0], rtol=1e-4, atol=1e-4)
+
+
 @torch.inference_mode(False)
 def test_a_detector_prepares_anew_when_its_weights_change() -> None:
     detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")

@@ -133,7 +133,12 @@ def _detector(options: BenchOptions, precision: str) -> "Detector":
     require_known(options.model_fields)
     names = [str(number) for number in range(80)]
     return Detector.build(
-        options.model or MODEL, names, device=options.device, precision=precision, **options.given_fields
+        options.model or MODEL,
+        names,
+        device=options.device,
+        precision=precision,
+        choose_forms=options.choose_forms,
+        **options.given_fields,
     )
 
 

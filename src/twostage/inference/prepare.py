@@ -115,7 +115,8 @@ class PreparedModel:
         return self.model.backbone(self.model.normalize(batch).to(self.dtype))
 
     def _stages(self, batch: Batch, config: PostprocessConfig) -> AnyStages:
-        stages = self.model.stages_from(self.features(batch), batch, config)
+        with torch.autocast(self.device.type, enabled=False):  # the layers have the dtype that was asked for
+            stages = self.model.stages_from(self.features(batch), batch, config)
         if self.device.type == "cpu":
             choices().save()
         return stages

@@ -23,7 +23,8 @@ from torch.nn.functional import conv2d
 from twostage.ops.cpu import packed, winograd
 from twostage.ops.cpu.choice import Call, choices
 from twostage.ops.cpu.pointwise import PlainPointwise
-from twostage.ops.cpu.winograd_grouped import GroupedWinogradConv, band_of
+from twostage.ops.cpu.winograd import band_of
+from twostage.ops.cpu.winograd_grouped import BAND, GroupedWinogradConv
 from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear, Window
 
 L = TypeVar("L", bound=Callable[..., Tensor])
@@ -57,9 +58,9 @@ class Forms(Generic[L]):
         return self[next(iter(self.makers))]
 
     @property
-    def used(self) -> set[str]:
+    def used(self) -> list[str]:
         """The names of the forms that have served."""
-        return set(self.chosen.values()) or {next(iter(self.makers))}
+        return list(self._kept)
 
     def fastest(self, size: str, names: Collection[str], trial: Trial) -> str:
         """The form for inputs of this size, one of `names`; `trial` gives calls of these forms on such an input."""
@@ -108,48 +109,51 @@ class ChosenConv:
         large = pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
         names = [name for name in self.forms.makers if name != "plain" or not large or len(self.forms.makers) == 1]
-        name = self.forms.fastest(size, names, lambda names: self._trial(names, x, activation, add))
-        if (
-            name == _GROUPED
-        ):  # its speed depends on the very number of tiles: it is compared with the best of the others
+        trial = partial(self._trial, shape=x.shape, dtype=x.dtype, activation=activation, add=add is not None)
+        name = self.forms.fastest(size, names, trial)
+        if name == _GROUPED:
+            # Its speed depends on the very number of tiles: there it is compared with the best of the others.
             names.remove(_GROUPED)
-            other = self.forms.fastest(
-                f"{size}, not grouped", names, lambda names: self._trial(names, x, activation, add)
-            )
-            images, rows, across = band_of(x.shape)
-            some = x[:images, :, : max(_NARROW, 4 * rows)]
+            other = self.forms.fastest(f"{size}, not grouped", names, trial)
+            images, rows, across = band_of(x.shape, BAND)
+            some = torch.Size((images, x.shape[1], min(h, max(_NARROW, 4 * rows)), w))
             name = self.forms.fastest(
                 f"{size}, bands of {images} x {rows} x {across} tiles",
                 [other, _GROUPED],
-                lambda names: self._trial(names, some, activation, add, whole=True),
+                partial(trial, shape=some, whole=True),
             )
         return name
 
     def _trial(
-        self, names: Collection[str], x: Tensor, activation: Activation, add: Tensor | None, *, whole: bool = False
+        self,
+        names: Collection[str],
+        *,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        activation: Activation,
+        add: bool,
+        whole: bool = False,
     ) -> dict[str, Callable[[], Tensor]]:
-        """Calls of these forms: of a layer with fewer channels out, on a part of the input, or `whole`."""
-        _, _, h, w = x.shape
+        """Calls of these forms on an input of this shape: of a layer with fewer channels out, on a part, or `whole`."""
+        n, c, h, w = shape
         whole = whole or min(h, w) < _NARROW
-        weight, bias = _sample(self.shape, x.dtype, outputs=None if whole or self.window.groups > 1 else _OUTPUTS)
-        if whole:
-            part = x
-        else:
-            pixels = min(_TRIAL / (2 * weight.numel()), _RESULT / (len(weight) * x.element_size()))
+        weight, bias = _sample(self.shape, dtype, outputs=None if whole or self.window.groups > 1 else _OUTPUTS)
+        if not whole:
+            pixels = min(_TRIAL / (2 * weight.numel()), _RESULT / (len(weight) * dtype.itemsize))
             pixels = max(pixels, _TILES * 16) if self.tiled else pixels
             pixels *= prod(self.window.stride)
             w = min(w, max(_SIDE, int(pixels) // _NARROW))
             h = min(h, max(_NARROW, 4 * -(-int(pixels) // (4 * w))))
-            part = x[: max(1, int(pixels) // (h * w)), :, :h, :w]
-        part = part.contiguous(memory_format=torch.channels_last)
-        shape = conv2d(part, weight, bias, *self.window).shape
+            n = min(n, max(1, int(pixels) // (h * w)))
+        x = _ramp(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
+        out = conv2d(x, weight, bias, *self.window).shape
         forms = conv_forms(weight, bias, self.window)
 
         def call(form: Conv) -> Tensor:
-            if add is None:
-                return form(part, activation)
-            zeros = part.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)  # new ones: they are overwritten
-            return form(part, activation, zeros)
+            if not add:
+                return form(x, activation)
+            zeros = x.new_zeros(out[0], *out[2:], out[1]).permute(0, 3, 1, 2)  # new ones: they are overwritten
+            return form(x, activation, zeros)
 
         return {name: partial(call, forms[name]()) for name in names}
 
@@ -166,21 +170,25 @@ class ChosenLinear:
         rows = x.numel() // x.shape[-1]
         if rows * 2 * prod(self.shape) <= _SMALL:
             return self.forms["plain"](x)
-        trial = partial(self._trial, x=x.reshape(rows, -1))
-        name = self.forms.fastest(_about(rows), list(self.forms.makers), trial)
-        return self.forms[name](x)
+        trial = partial(self._trial, rows=rows, dtype=x.dtype)
+        return self.forms[self.forms.fastest(_about(rows), list(self.forms.makers), trial)](x)
 
-    def _trial(self, names: Collection[str], x: Float[Tensor, "n c"]) -> dict[str, Callable[[], Tensor]]:
-        weight, bias = _sample(self.shape, x.dtype, outputs=_OUTPUTS)
-        part = x[: max(_ROWS, int(_TRIAL / (2 * weight.numel())))]
+    def _trial(self, names: Collection[str], *, rows: int, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+        weight, bias = _sample(self.shape, dtype, outputs=_OUTPUTS)
+        x = _ramp(min(rows, max(_ROWS, int(_TRIAL / (2 * weight.numel())))), self.shape[1], dtype=dtype)
         forms = linear_forms(weight, bias)
-        return {name: partial(forms[name](), part) for name in names}
+        return {name: partial(forms[name](), x) for name in names}
 
 
 def _sample(shape: tuple[int, ...], dtype: torch.dtype, *, outputs: int | None) -> tuple[Tensor, Tensor]:
     """Weights and biases of a layer of this shape, with so many channels out at most."""
     shape = (min(shape[0], outputs or shape[0]), *shape[1:])
-    return torch.linspace(-1, 1, prod(shape)).view(shape).to(dtype), torch.ones(shape[0], dtype=dtype)
+    return _ramp(*shape, dtype=dtype), torch.ones(shape[0], dtype=dtype)
+
+
+def _ramp(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Numbers from -1 to 1: the time does not depend on them, and an image or model with NaN decides nothing."""
+    return torch.linspace(-1, 1, prod(shape)).view(shape).to(dtype)
 
 
 def conv_forms(

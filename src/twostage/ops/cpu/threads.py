@@ -1,9 +1,9 @@
 """torch's threads beside other programs.
 
-They meet at the end of every operation, thousands of times in a prediction. GNU's OpenMP lets those that wait
-spin for a millisecond. That is fastest on an idle machine; beside a busy process, which takes the core of the thread
-they wait for, a prediction takes four to ten times as long. OpenMP spins briefly where it manages more threads than
-there are cores: that is brought about here while other programs take cores, and ended when they do not.
+They meet at the end of every operation, thousands of times in a prediction. GNU's OpenMP lets those that wait spin for
+a millisecond. That is fastest on an idle machine; beside a busy process, which takes the core of the thread they wait
+for, a prediction takes four to ten times as long. OpenMP spins briefly where it manages more threads than there are
+cores: that is brought about here while other programs take cores, and ended when they do not.
 """
 
 import os
@@ -26,8 +26,12 @@ class _Cores:
         self.threads = torch.get_num_threads()
         # With a waiting policy of the user's own, or another system's OpenMP, nothing is changed.
         free = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ)
-        self.watched = free and _STAT.exists() and self.threads > 1
-        self._looked = _load() if self.watched else (0.0, 0.0)
+        self.watched = free and self.threads > 1
+        self._looked = (0.0, 0.0)
+        try:
+            self._looked = _load()
+        except (OSError, ValueError, IndexError):  # another system, or a container that hides the load
+            self.watched = False
         self._held: threading.Event | None = None
         self._lock = threading.Lock()
 

@@ -13,6 +13,7 @@ sum, 1e-5 of the largest output: only for float32.
 Letters: n images, c channels in, d channels out; a band holds r rows of a tiles of m images.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,11 +57,7 @@ class WinogradConv(NamedTuple):
         d = self.weight.shape[2]
         pixels = x.permute(0, 2, 3, 1)
         out = empty((n, h, w, d), x.dtype) if add is None else add.permute(0, 2, 3, 1)
-        down, across = -(-h // _OUT), -(-w // _OUT)
-        fit = max(1, _BAND // (_OUT * _OUT * c))  # tiles
-        rows = min(down, max(1, fit // across))  # of tiles in a band
-        rows = -(-down // -(-down // rows))  # bands of equal height
-        images = max(1, min(n, fit // (down * across)))  # several, where all of each fits
+        images, rows, across = band_of(x.shape, _BAND)
         band = x.new_zeros(images, _OUT * rows + 2, _OUT * across + 2, c)
         windows = band.unfold(1, _IN, _OUT).unfold(2, _IN, _OUT).permute(4, 5, 0, 1, 2, 3)
         tiles, transformed = (empty((_PLACES, images * rows * across, c), x.dtype) for _ in range(2))
@@ -68,7 +65,7 @@ class WinogradConv(NamedTuple):
         results = empty((_OUT, _OUT, images, rows, across, d), x.dtype)
         to_tiles, to_pixels = _twice(_B, x.dtype), _twice(_A, x.dtype)
         for image in range(0, n, images):
-            for row in range(0, down, rows):
+            for row in range(0, -(-h // _OUT), rows):
                 top, some = _OUT * row, min(images, n - image)
                 fill(band[:some], pixels[image : image + some], top - 1)
                 tiles.view(windows.shape).copy_(windows)
@@ -90,6 +87,16 @@ class WinogradConv(NamedTuple):
                 else:
                     activate(part.copy_(y), activation)
         return out.permute(0, 3, 1, 2)
+
+
+def band_of(shape: Sequence[int], numbers: int) -> tuple[int, int, int]:
+    """The images, rows and columns of the tiles that are processed together, of an input [n, c, h, w]."""
+    n, c, h, w = shape
+    down, across = -(-h // _OUT), -(-w // _OUT)
+    fit = max(1, numbers // (_OUT * _OUT * c))  # tiles
+    rows = min(down, max(1, fit // across))
+    # Several images where all of each fits; bands of equal height.
+    return max(1, min(n, fit // (down * across))), -(-down // -(-down // rows)), across
 
 
 def suits(weight: Float[Tensor, "d c k l"], window: Window) -> bool:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from twostage.ops.cpu.memory import empty
 from twostage.ops.cpu.packed import PackedConv
-from twostage.ops.cpu.winograd import fill, transformed
+from twostage.ops.cpu.winograd import band_of, fill, transformed
 from twostage.ops.plain import Activation, Conv, Window, activate
 
 _IN, _OUT = 6, 4  # pixels along a side of an input tile, and of its outputs
 _ONES = _IN + 1  # the place of a tile that A' ... A spreads evenly over all outputs: a bias needs no more
-_BAND = 1 << 19  # numbers of a band before it is transformed, 2 MB
+BAND = 1 << 19  # numbers of a band before it is transformed, 2 MB
 _TILES = 128  # of a band of 256 channels
 _CHANNELS = 256  # out, of one product: with more the packed layout depends on the number of tiles
 
@@ -58,15 +58,14 @@ class GroupedWinogradConv(NamedTuple):
         n, c, h, w = x.shape
         pixels = x.permute(0, 2, 3, 1)
         out = empty((n, h, w, sum(self.channels)), x.dtype) if add is None else add.permute(0, 2, 3, 1)
-        images, rows, across = band_of(x.shape)
-        down = -(-h // _OUT)
+        images, rows, across = band_of(x.shape, BAND)
         band = x.new_zeros(images, _OUT * rows + 2, _OUT * across + 2, c)
         half = empty((images, rows, _IN, _OUT * across + 2, c), x.dtype)
         tiles = empty((images, rows, across, _IN, _IN, c), x.dtype)
         half_out = empty((images, rows, across, _IN, _OUT, max(self.channels)), x.dtype)
         pixels_out = empty((images, rows, _OUT, across, _OUT, max(self.channels)), x.dtype)
         for image in range(0, n, images):
-            for row in range(0, down, rows):
+            for row in range(0, -(-h // _OUT), rows):
                 top, some = _OUT * row, min(images, n - image)
                 fill(band[:some], pixels[image : image + some], top - 1)
                 _to_tiles(_windows(band, 1, rows), half.unbind(2))
@@ -83,15 +82,6 @@ class GroupedWinogradConv(NamedTuple):
                     else:
                         part.copy_(activate(y, activation))
         return out.permute(0, 3, 1, 2)
-
-
-def band_of(shape: Sequence[int]) -> tuple[int, int, int]:
-    """The images, rows and columns of the tiles that are processed together, of an input [n, c, h, w]."""
-    n, c, h, w = shape
-    down, across = -(-h // _OUT), -(-w // _OUT)
-    fit = max(1, _BAND // (_OUT * _OUT * c))  # tiles
-    rows = min(down, max(1, fit // across))
-    return max(1, min(n, fit // (down * across))), rows, across
 
 
 def _windows(band: Tensor, dim: int, count: int) -> list[Tensor]:
