@@ -69,3 +69,16 @@ def test_the_load_is_that_of_other_processes(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(threads, "_STAT", tmp_path / "stat")
     monkeypatch.setattr(threads.os, "times", lambda: SimpleNamespace(user=3.0, system=1.0))
     assert threads._load()[1] == pytest.approx(5)
+
+
+def test_a_container_that_hides_the_load_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "_known", {})
+    monkeypatch.setattr(threads, "_STAT", tmp_path)
+    threads.adapt_to_load()
+    (tmp_path / "stat").write_text("cpu 1\n")
+    monkeypatch.setattr(threads, "_known", {})
+    monkeypatch.setattr(threads, "_STAT", tmp_path / "stat")
+    threads.adapt_to_load()
+    assert held() == 0
