@@ -2,7 +2,7 @@
 
 They meet at the end of every operation, thousands of times in a prediction. GNU's OpenMP lets those that wait spin for
 a millisecond. That is fastest on an idle machine; beside a busy process, which takes the core of the thread they wait
-for, a prediction takes four to ten times as long. OpenMP spins briefly where it manages more threads than there are
+for, a prediction takes four to nine times as long. OpenMP spins briefly where it manages more threads than there are
 cores: that is brought about here while other programs take cores, and ended when they do not.
 """
 
