@@ -20,6 +20,7 @@ from twostage.data.batch import Batch, Targets
 from twostage.data.coverage import Coverage
 from twostage.models.heads import mask
 from twostage.models.targets import matching
+from twostage.ops import convolution
 from twostage.ops.accelerator import nms as accelerator_nms
 from twostage.ops.accelerator import roi_align as accelerator_roi_align
 
@@ -89,9 +90,10 @@ class WatchDevice(Watch):
 
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padded axes are computed as a whole, as on a device."""
+    """Padded axes are computed as a whole, as on a device, and no forms of a layer are tried."""
     for module in (matching, mask):
         monkeypatch.setattr(module, "filled", lambda valid: valid.shape[1])
+    monkeypatch.setattr(convolution, "_is_candidate", lambda *_: False)
 
 
 def with_masks(targets: Targets) -> Targets:

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from twostage.data.batch import Batch, Targets
 from twostage.inference.graphs import AnyStages, Recordings, cuda_graphs
 from twostage.models.backbones.fpn import Nearest
-from twostage.models.backbones.norm import FrozenBatchNorm
+from twostage.models.backbones.norm import FrozenBatchNorm, window_of
 from twostage.models.backbones.provided import ProvidedBackbone
 from twostage.models.build import Model
 from twostage.models.config import DetectorConfig
@@ -34,7 +34,7 @@ from twostage.models.proposals.rpn import RPN
 from twostage.models.regions.pooling import Maps
 from twostage.ops.cpu.choice import choices
 from twostage.ops.cpu.memory import release_freed_memory
-from twostage.ops.plain import Activation, Window
+from twostage.ops.plain import Activation
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -260,10 +260,8 @@ def _fused(
         scale, shift = _scale_and_shift(norm)
         weight = weight * scale[:, None, None, None]
         bias = shift if bias is None else shift + scale * bias
-    stride, padding, dilation = (cast(tuple[int, int], v) for v in (conv.stride, conv.padding, conv.dilation))
-    window = Window(stride, padding, dilation, conv.groups)
     weight, bias = weight.to(device, options.dtype), None if bias is None else bias.to(device, options.dtype)
-    return FusedConv(weight, bias, window, activation, choose=options.choose)
+    return FusedConv(weight, bias, window_of(conv), activation, choose=options.choose)
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

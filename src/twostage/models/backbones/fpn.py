@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from twostage.errors import UsageError
 from twostage.models.backbones.backbone import Backbone
-from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig
+from twostage.models.backbones.norm import Conv2d, ConvNorm, Norm, NormConfig
 from twostage.models.component import Count, short
 
 
@@ -180,7 +180,7 @@ def extra_levels(kind: str, width: int) -> nn.Module | None:
 
 def neck_conv(inputs: int, width: int, kernel: int, norm: Norm | None, *, stride: int = 1) -> ConvNorm:
     """A convolution of a pyramid, with a bias where no normalisation follows."""
-    conv = nn.Conv2d(inputs, width, kernel, stride, kernel // 2, bias=norm is None)
+    conv = Conv2d(inputs, width, kernel, stride, kernel // 2, bias=norm is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

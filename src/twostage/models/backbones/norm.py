@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from twostage.models.component import NotNegative, short
 from twostage.models.fused import FusedConv
-from twostage.ops.plain import Activation, activate
+from twostage.ops.convolution import convolve
+from twostage.ops.plain import Activation, Window, activate
 
 Norm = Callable[[int], nn.Module]
 """The constructor of a normalisation layer for so many channels."""
@@ -54,6 +54,20 @@ class FrozenBatchNorm(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
+class Conv2d(nn.Conv2d):
+    """torch's, in training on a CPU in the faster of two forms (`ops.convolution`)."""
+
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
+        """The convolution."""
+        return convolve(input, self.weight, self.bias, window_of(self))
+
+
+def window_of(conv: nn.Conv2d) -> Window:
+    """The geometry of a layer."""
+    stride, padding, dilation = (cast(tuple[int, int], v) for v in (conv.stride, conv.padding, conv.dilation))
+    return Window(stride, padding, dilation, conv.groups)
+
+
 class ConvNorm(nn.Sequential):
     """A convolution, then its normalisation, if there is one, and an activation; see `conv_norm`."""
 
@@ -74,7 +88,7 @@ def conv_tower(inputs: int, width: int, count: int, norm: Norm | None = None, *,
     channels = [inputs, *[width] * count]
     return nn.Sequential(
         *(
-            ConvNorm(nn.Conv2d(c, width, 3, padding=1, bias=bias), None if norm is None else norm(width), "relu")
+            ConvNorm(Conv2d(c, width, 3, padding=1, bias=bias), None if norm is None else norm(width), "relu")
             for c in channels[:count]
         )
     )
@@ -115,7 +129,7 @@ def conv_norm(
     if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
         scale, shift = norm.scale_and_shift()
         weight = conv.weight * scale[:, None, None, None]
-        y = conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        y = convolve(x, weight, shift, window_of(conv))
     else:
         y = conv(x) if norm is None else norm(conv(x))
     return activate(y if add is None else y + add, activation)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from twostage.kinds import Within
 from twostage.models.backbones.backbone import BackboneConfig
-from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, conv_norm, init_convs, norm_layer
+from twostage.models.backbones.norm import Conv2d, ConvNorm, Norm, NormConfig, conv_norm, init_convs, norm_layer
 
 Stage = Annotated[int, Within(1, 4)]
 
@@ -42,9 +42,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv2d(inputs, width, 3, stride, padding=1, bias=False)
         self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = norm(width)
         self.downsample = _downsample(inputs, width, stride, norm)
 
@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
         outputs = width * self.expansion
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
         self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn2 = norm(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = norm(outputs)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twostage.models.backbones.backbone import BackboneConfig
-from twostage.models.backbones.norm import init_convs
+from twostage.models.backbones.norm import Conv2d, init_convs
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -38,7 +38,7 @@ class VGG16(nn.Module):
             if layers:
                 layers.append(nn.MaxPool2d(2, stride=2, ceil_mode=True))
             for width in block:
-                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
+                layers += [Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
                 inputs = width
         self.features = nn.Sequential(*layers)
         init_convs(self)

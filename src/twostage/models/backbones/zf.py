@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from twostage.models.backbones.backbone import BackboneConfig
+from twostage.models.backbones.norm import Conv2d
 
 
 class LocalNorm(nn.Module):
@@ -54,11 +55,11 @@ class ZF(nn.Module):
             nn.ReLU(inplace=True),
             LocalNorm(),
             nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
-            nn.Conv2d(256, 384, 3, padding=1),
+            Conv2d(256, 384, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(384, 384, 3, padding=1),
+            Conv2d(384, 384, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(384, 256, 3, padding=1),
+            Conv2d(384, 256, 3, padding=1),
             nn.ReLU(inplace=True),
         )
         for module in self.modules():

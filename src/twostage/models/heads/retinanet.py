@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import NormConfig, conv_tower, init_convs, norm_layer
+from twostage.models.backbones.norm import Conv2d, NormConfig, conv_tower, init_convs, norm_layer
 from twostage.models.component import Count, CountFromZero, NotNegative, Quad, Share, short
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, max_candidates, suppress
 from twostage.models.losses import Losses, ReduceMean, binary_focal, no_reduce
@@ -86,8 +86,8 @@ class RetinaNetHead(nn.Module):
         norm = norm_layer(NormConfig("group", config.norm_eps)) if config.norm == "group" else None
         self.class_tower = conv_tower(channels, channels, config.convs, norm, bias=True)
         self.box_tower = conv_tower(channels, channels, config.convs, norm, bias=True)
-        self.classes = nn.Conv2d(channels, each * num_classes, 3, padding=1)
-        self.deltas = nn.Conv2d(channels, each * 4, 3, padding=1)
+        self.classes = Conv2d(channels, each * num_classes, 3, padding=1)
+        self.deltas = Conv2d(channels, each * 4, 3, padding=1)
         init_convs(self)
         for last in (self.classes, self.deltas):
             nn.init.normal_(last.weight, std=0.01)

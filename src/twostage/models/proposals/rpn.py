@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import conv_norm
+from twostage.models.backbones.norm import Conv2d, conv_norm
 from twostage.models.component import Count, NotNegative, Positive, Quad, Share, short
 from twostage.models.fused import side_by_side
 from twostage.models.losses import ReduceMean, box_loss, no_reduce, objectness_loss, one_over_sampled
@@ -110,7 +110,7 @@ class RPN(nn.Module):
         each = self.anchors.per_position[0]
         width = config.channels or channels
         inputs = [channels] + [width] * (config.convs - 1)
-        self.convs = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1) for c in inputs)
+        self.convs = nn.ModuleList(Conv2d(c, width, 3, padding=1) for c in inputs)
         self.objectness = nn.Conv2d(width, each * (2 if config.objectness == "softmax" else 1), 1)
         self.deltas = nn.Conv2d(width, each * 4, 1)
         self.sampler: Sampler = RandomSampler(config.batch, config.positive_fraction)

@@ -49,15 +49,17 @@ class Choices:
         self._saved = len(self.made)
         self._lock = Lock()
 
-    def choose(self, layer: str, names: Collection[str], forms: Callable[[], Mapping[str, Call]]) -> str:
+    def choose(
+        self, layer: str, names: Collection[str], forms: Callable[[], Mapping[str, Call]], *, lasting: bool = False
+    ) -> str:
         """The name of the fastest form for this layer, one of `names`; `forms` makes them for a trial.
 
-        A decision that other work on the machine has disturbed holds for this process only.
+        A decision that other work on the machine has disturbed holds for this process only, unless it is `lasting`.
         """
         with self._lock:  # one trial at a time: two would disturb each other
             if self.made.get(layer) not in names:
                 self.made[layer], steady = fastest(forms())
-                if not steady:
+                if not (steady or lasting):
                     self._passing.add(layer)
             return self.made[layer]
 

@@ -105,7 +105,7 @@ class ChosenConv:
         pixels = n * h * w // prod(self.window.stride)  # out
         if pixels * 2 * prod(self.shape) <= _SMALL:
             return "plain"
-        size = f"{n} x {h} x {w}" if min(h, w) < _NARROW else _about(pixels)
+        size = f"{n} x {h} x {w}" if min(h, w) < _NARROW else about(pixels)
         large = pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
         names = [name for name in self.forms.makers if name != "plain" or not large or len(self.forms.makers) == 1]
@@ -145,7 +145,7 @@ class ChosenConv:
             w = min(w, max(_SIDE, int(pixels) // _NARROW))
             h = min(h, max(_NARROW, 4 * -(-int(pixels) // (4 * w))))
             n = min(n, max(1, int(pixels) // (h * w)))
-        x = _ramp(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
+        x = ramp(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
         out = conv2d(x, weight, bias, *self.window).shape
         forms = conv_forms(weight, bias, self.window)
 
@@ -171,11 +171,11 @@ class ChosenLinear:
         if rows * 2 * prod(self.shape) <= _SMALL:
             return self.forms["plain"](x)
         trial = partial(self._trial, rows=rows, dtype=x.dtype)
-        return self.forms[self.forms.fastest(_about(rows), list(self.forms.makers), trial)](x)
+        return self.forms[self.forms.fastest(about(rows), list(self.forms.makers), trial)](x)
 
     def _trial(self, names: Collection[str], *, rows: int, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
         weight, bias = _sample(self.shape, dtype, outputs=_OUTPUTS)
-        x = _ramp(min(rows, max(_ROWS, int(_TRIAL / (2 * weight.numel())))), self.shape[1], dtype=dtype)
+        x = ramp(min(rows, max(_ROWS, int(_TRIAL / (2 * weight.numel())))), self.shape[1], dtype=dtype)
         forms = linear_forms(weight, bias)
         return {name: partial(forms[name](), x) for name in names}
 
@@ -183,10 +183,10 @@ class ChosenLinear:
 def _sample(shape: tuple[int, ...], dtype: torch.dtype, *, outputs: int | None) -> tuple[Tensor, Tensor]:
     """Weights and biases of a layer of this shape, with so many channels out at most."""
     shape = (min(shape[0], outputs or shape[0]), *shape[1:])
-    return _ramp(*shape, dtype=dtype), torch.ones(shape[0], dtype=dtype)
+    return ramp(*shape, dtype=dtype), torch.ones(shape[0], dtype=dtype)
 
 
-def _ramp(*shape: int, dtype: torch.dtype) -> Tensor:
+def ramp(*shape: int, dtype: torch.dtype) -> Tensor:
     """Numbers from -1 to 1: the time does not depend on them, and an image or model with NaN decides nothing."""
     return torch.linspace(-1, 1, prod(shape)).view(shape).to(dtype)
 
@@ -234,7 +234,7 @@ def linear_forms(weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None)
     return {"packed": lambda: layer, "plain": lambda: PlainLinear(layer.weight.to_dense(), bias)}
 
 
-def _about(count: int) -> str:
+def about(count: int) -> str:
     """A number of pixels or rows as a decision distinguishes it."""
     limit = next((limit for limit in (1 << 8, 1 << 12, 1 << 16) if count <= limit), 0)
     return f"up to {limit}" if limit else "more"

@@ -15,11 +15,9 @@ from torch import Tensor
 
 from twostage.ops.cpu.memory import empty
 from twostage.ops.cpu.packed import PackedConv
-from twostage.ops.cpu.winograd import band_of, fill, transformed
+from twostage.ops.cpu.winograd import IN, ONES, OUT, band_of, fill, transformed
 from twostage.ops.plain import Activation, Conv, Window, activate
 
-_IN, _OUT = 6, 4  # pixels along a side of an input tile, and of its outputs
-_ONES = _IN + 1  # the place of a tile that A' ... A spreads evenly over all outputs: a bias needs no more
 BAND = 1 << 19  # numbers of a band before it is transformed, 2 MB
 _TILES = 128  # of a band of 256 channels
 _CHANNELS = 256  # out, of one product: with more the packed layout depends on the number of tiles
@@ -44,7 +42,7 @@ class GroupedWinogradConv(NamedTuple):
         for start in range(0, len(weight), _CHANNELS):
             kernels = transformed(weight[start : start + _CHANNELS]).mT
             shift = None if bias is None else _at_ones(bias[start : start + _CHANNELS])
-            products.append(pack(kernels.flatten(0, 1)[:, :, None, None], shift, Window(groups=_IN * _IN)))
+            products.append(pack(kernels.flatten(0, 1)[:, :, None, None], shift, Window(groups=IN * IN)))
             channels.append(kernels.shape[1])
         return cls(tuple(products), tuple(channels))
 
@@ -59,21 +57,21 @@ class GroupedWinogradConv(NamedTuple):
         pixels = x.permute(0, 2, 3, 1)
         out = empty((n, h, w, sum(self.channels)), x.dtype) if add is None else add.permute(0, 2, 3, 1)
         images, rows, across = band_of(x.shape, BAND)
-        band = x.new_zeros(images, _OUT * rows + 2, _OUT * across + 2, c)
-        half = empty((images, rows, _IN, _OUT * across + 2, c), x.dtype)
-        tiles = empty((images, rows, across, _IN, _IN, c), x.dtype)
-        half_out = empty((images, rows, across, _IN, _OUT, max(self.channels)), x.dtype)
-        pixels_out = empty((images, rows, _OUT, across, _OUT, max(self.channels)), x.dtype)
+        band = x.new_zeros(images, OUT * rows + 2, OUT * across + 2, c)
+        half = empty((images, rows, IN, OUT * across + 2, c), x.dtype)
+        tiles = empty((images, rows, across, IN, IN, c), x.dtype)
+        half_out = empty((images, rows, across, IN, OUT, max(self.channels)), x.dtype)
+        pixels_out = empty((images, rows, OUT, across, OUT, max(self.channels)), x.dtype)
         for image in range(0, n, images):
-            for row in range(0, -(-h // _OUT), rows):
-                top, some = _OUT * row, min(images, n - image)
+            for row in range(0, -(-h // OUT), rows):
+                top, some = OUT * row, min(images, n - image)
                 fill(band[:some], pixels[image : image + some], top - 1)
                 _to_tiles(_windows(band, 1, rows), half.unbind(2))
                 _to_tiles(_windows(half.transpose(2, 3), 2, across), tiles.unbind(4))
                 places = tiles.view(images, rows * across, 1, -1).permute(0, 3, 1, 2)
-                parts = out[image : image + some, top : top + _OUT * rows].split(self.channels, dim=3)
+                parts = out[image : image + some, top : top + OUT * rows].split(self.channels, dim=3)
                 for product, part in zip(self.products, parts, strict=True):
-                    y = product(places).permute(0, 2, 3, 1).view(images, rows, across, _IN, _IN, -1)
+                    y = product(places).permute(0, 2, 3, 1).view(images, rows, across, IN, IN, -1)
                     y = _to_pixels(y, half_out, pixels_out)[:some, : part.shape[1], :w]
                     if add is not None:
                         y.add_(part)
@@ -86,9 +84,7 @@ class GroupedWinogradConv(NamedTuple):
 
 def _windows(band: Tensor, dim: int, count: int) -> list[Tensor]:
     """The first pixel of each tile along an axis, the second, ... the sixth."""
-    return [
-        band.narrow(dim, i, _OUT * count - 3)[(slice(None),) * dim + (slice(None, None, _OUT),)] for i in range(_IN)
-    ]
+    return [band.narrow(dim, i, OUT * count - 3)[(slice(None),) * dim + (slice(None, None, OUT),)] for i in range(IN)]
 
 
 def _to_tiles(d: Sequence[Tensor], out: Sequence[Tensor]) -> None:
@@ -121,11 +117,11 @@ def _to_pixels(
     half, pixels = half[..., :d], pixels[..., :d]
     _from_tiles(tiles.unbind(4), half.unbind(4))
     _from_tiles(half.unbind(3), pixels.unbind(2))
-    return pixels.reshape(m, _OUT * r, _OUT * a, d)
+    return pixels.reshape(m, OUT * r, OUT * a, d)
 
 
 def _at_ones(bias: Float[Tensor, " d"]) -> Float[Tensor, " _"]:
     """The bias as one of the products."""
-    spread = bias.new_zeros(_IN * _IN, len(bias))
-    spread[_ONES] = bias
+    spread = bias.new_zeros(IN * IN, len(bias))
+    spread[ONES] = bias
     return spread.flatten()

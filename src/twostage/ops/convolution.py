@@ -1,0 +1,79 @@
+"""Convolutions in training: on a CPU in the faster of two forms, with their gradients.
+
+oneDNN's gradient in the kernels takes several times as long as the convolution on large maps, and Winograd's minimal
+filtering (`ops.cpu.winograd_gradient`) less than half. Which is faster is found by trying both on this machine once
+(`ops.cpu.choice`), for layers of at least 96 channels: with fewer the transforms take what the products save.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from twostage.ops.cpu.choice import Call, choices
+from twostage.ops.cpu.forms import about, ramp
+from twostage.ops.cpu.winograd import suits
+from twostage.ops.cpu.winograd_gradient import winograd_conv
+from twostage.ops.plain import Window
+
+_CHANNELS = 96
+_LARGE = 1e8  # operations from which on both forms are tried
+_TRIAL = 6e8  # operations of a trial, without its gradients
+
+
+def convolve(
+    x: Float[Tensor, "n c h w"], weight: Float[Tensor, "d _ k l"], bias: Float[Tensor, " d"] | None, window: Window
+) -> Float[Tensor, "n d i j"]:
+    """`torch.nn.functional.conv2d`. Differentiable once where it computes by Winograd's filtering."""
+    if _is_candidate(x, weight, window) and _form(x, weight) == "Winograd":
+        return winograd_conv(x, weight, bias)
+    return conv2d(x, weight, bias, *window)
+
+
+def _is_candidate(x: Tensor, weight: Tensor, window: Window) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and (x.requires_grad or weight.requires_grad)
+        and suits(weight, window)
+        and min(weight.shape[:2]) >= _CHANNELS
+        and 2 * weight.numel() * x.shape[0] * x.shape[2] * x.shape[3] >= _LARGE
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _form(x: Tensor, weight: Tensor) -> str:
+    n, _, h, w = x.shape
+    needs = " and ".join(name for name, tensor in (("input", x), ("kernels", weight)) if tensor.requires_grad)
+    layer = f"training convolution {list(weight.shape)}, {about(n * h * w)} pixels, gradient in {needs}"
+    trial = partial(_trial, x.shape, weight.shape, x.requires_grad, weight.requires_grad)
+    made = choices()
+    # Kept even if other work has disturbed it: a resumed run computes as the one that it continues.
+    form = made.choose(layer, ["plain", "Winograd"], trial, lasting=True)
+    made.save()
+    return form
+
+
+def _trial(shape: torch.Size, kernels: torch.Size, needs_x: bool, needs_weight: bool) -> dict[str, Call]:
+    """Both forms, forward and backward, on a part of such an input."""
+    n, c, h, w = shape
+    weight = ramp(*kernels, dtype=torch.float32).requires_grad_(needs_weight)
+    pixels = _TRIAL / (2 * weight.numel())
+    w = min(w, 160)
+    h = min(h, max(16, int(pixels) // w))
+    n = min(n, max(1, int(pixels) // (h * w)))
+    x = ramp(n, h, w, c, dtype=torch.float32).permute(0, 3, 1, 2).requires_grad_(needs_x)
+    wanted = [tensor for tensor in (weight, x) if tensor.requires_grad]
+    plain = partial(conv2d, padding=1)
+
+    def call(form: Callable[..., Tensor]) -> Tensor:
+        with torch.enable_grad():
+            y = form(x, weight, None)
+            return torch.autograd.grad(y, wanted, y.detach())[0]
+
+    return {"plain": partial(call, plain), "Winograd": partial(call, winograd_conv)}

@@ -1,0 +1,77 @@
+"""Convolutions in training: torch's numbers in either form, the same form again, and plain where that is asked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from twostage.ops import convolution
+from twostage.ops.convolution import convolve
+from twostage.ops.cpu import choice
+from twostage.ops.plain import Window
+
+SAME = Window(padding=(1, 1))
+
+
+def sample(channels: int = 128, side: int = 24) -> tuple[Tensor, Tensor]:
+    """An input, and kernels that learn."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, channels, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
+    return x, (torch.randn(channels, channels, 3, 3, generator=generator) / 30).requires_grad_()
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """The layers that were tried with their forms, of which Winograd's is the faster."""
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path))
+    monkeypatch.setattr(choice, "fastest", lambda forms: (list(forms)[-1], False))
+    return choice.choices().made
+
+
+def test_a_large_layer_is_computed_in_the_faster_form_with_the_same_gradients(tried: dict[str, str]) -> None:
+    x, weight = sample()
+    convs = (convolve(x, weight, None, SAME), conv2d(x.double(), weight.double(), padding=1))
+    gradient, expected = (torch.autograd.grad(conv.square().sum(), [weight])[0] for conv in convs)
+    assert list(tried.values()) == ["Winograd"]
+    assert 0 < (gradient - expected).abs().max() / expected.abs().max() < 5e-5
+
+
+def test_a_decision_outlives_the_process_even_if_other_work_disturbed_it(tried: dict[str, str]) -> None:
+    convolve(*sample(), None, SAME)
+    choice._choices.cache_clear()  # as in a new process
+    assert choice.choices().made == tried != {}
+
+
+def test_both_forms_of_a_trial_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path))
+    x, weight = sample()
+    forms = convolution._trial(x.shape, weight.shape, True, True)
+    plain, winograd = forms["plain"](), forms["Winograd"]()
+    assert 0 < (plain - winograd).abs().max() <= 1e-4 * plain.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("why", "channels", "side", "window"),
+    [
+        ("few channels", 64, 48, SAME),
+        ("a small map", 128, 8, SAME),
+        ("strides", 128, 48, Window((2, 2), (1, 1))),
+        ("no padding", 128, 48, Window()),
+    ],
+)
+def test_others_are_not_tried(tried: dict[str, str], why: str, channels: int, side: int, window: Window) -> None:
+    x, weight = sample(channels, side)
+    torch.testing.assert_close(convolve(x, weight, None, window), conv2d(x, weight, None, *window))
+    assert not tried, why
+
+
+def test_nor_without_gradients_or_in_mixed_precision(tried: dict[str, str]) -> None:
+    x, weight = sample()
+    with torch.no_grad():
+        convolve(x, weight, None, SAME)
+    convolve(x, weight.detach(), None, SAME)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolve(x, weight, None, SAME).dtype == torch.bfloat16
+    assert not tried
