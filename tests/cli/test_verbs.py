@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from twostage.cli.demo import longer
 from twostage.inference.precision import choose_precision
 
 QUICK = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--batch", "4", "--workers", "0", "--device", "cpu"]
@@ -168,8 +169,15 @@ def test_demo_writes_a_self_contained_page(shell: Callable, tmp_path: Path) -> N
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/jpeg;base64,") == 3
     assert "data check" in page
+    assert "use --minutes" in page
     assert Path(found["weights"]).exists()
     assert len(list((out / "predictions").iterdir())) == 3
+
+
+def test_demo_says_how_long_a_slow_machine_would_train() -> None:
+    assert longer(3600, minutes=2).endswith("use --minutes 4.")
+    assert longer(1000, minutes=2).endswith("use --minutes 15.")
+    assert longer(8000, minutes=2) == ""
 
 
 @pytest.mark.slow

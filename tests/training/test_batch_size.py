@@ -15,8 +15,11 @@ from twostage.training.recipe import FINETUNE, SCRATCH
 
 def test_a_budget_of_too_few_steps_has_smaller_batches() -> None:
     assert batch_for(SCRATCH, 100.0, 100.0 / ENOUGH) == SCRATCH.batch
-    assert batch_for(SCRATCH, 100.0, 101.0 / ENOUGH) == SCRATCH.least_batch
-    assert batch_for(SCRATCH, 100.0, 1.0, processes=3) == 6
+    assert batch_for(SCRATCH, 100.0, 101.0 / ENOUGH) == SCRATCH.batch // 2
+    assert batch_for(SCRATCH, 100.0, 201.0 / ENOUGH) == SCRATCH.batch // 4
+    assert batch_for(SCRATCH, 100.0, 100.0) == SCRATCH.least_batch
+    assert batch_for(SCRATCH, 100.0, 1.0, processes=3) == 3
+    assert batch_for(SCRATCH, 100.0, 100.0, processes=8) == 8
     assert batch_for(FINETUNE, 1.0, 100.0) == FINETUNE.batch
 
 

@@ -15,7 +15,7 @@ from twostage.training.step import Session, train_step
 
 log = logging.getLogger("twostage.training")
 
-ENOUGH = 450  # steps; with fewer, twice as many of half the batch learn more
+ENOUGH = 450  # steps; with fewer, twice as many of half the batch learn more: `benchmarks/results/budgets.md`
 _TRIED = 4  # steps of the trial, of which the first is for warm-up
 
 
@@ -34,10 +34,17 @@ def fitted(session: Session, batches: Iterator[Loaded], budget: float) -> Sessio
 
 
 def batch_for(recipe: Recipe, budget: float, seconds: float, processes: int = 1) -> int:
-    """Images per step where a step of the recipe's batch takes so many seconds; a multiple of the processes."""
-    if budget >= ENOUGH * seconds:
-        return recipe.batch
-    return min(recipe.batch, -(-recipe.least_batch // processes) * processes)
+    """Images per step where a step of the recipe's batch takes so many seconds; a multiple of the processes.
+
+    The batch is halved until there is time for enough steps, at most to the recipe's least one.
+    """
+    batch = recipe.batch
+    while budget * recipe.batch < ENOUGH * seconds * batch:
+        half = -(-max(batch // 2, recipe.least_batch) // processes) * processes
+        if half >= batch:
+            break
+        batch = half
+    return batch
 
 
 def _seconds_of_step(session: Session, batches: Iterator[Loaded]) -> float:

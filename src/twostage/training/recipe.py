@@ -88,7 +88,7 @@ SCRATCH = replace(
     FINETUNE,
     epochs=60,
     batch=8,
-    least_batch=4,
+    least_batch=2,
     lr=4e-3,
     base_batch_size=8,
     optimizer="adamw",
