@@ -1,11 +1,12 @@
-"""Whether a form that was chosen is ever slow: random convolutions beside torch's own operator.
+"""Whether a form that was chosen is ever slow: convolutions beside torch's own operator.
 
     python benchmarks/slow_paths.py [SHAPES] [SEED]
 
-Channels from 3 to 1024, maps from 1 x 1 to 200 x 272, batches of 1 to 4, kernels of 1, 3 and 7, strides of 1 and 2, a
-summand or none. Prints a line of JSON for every shape: its times, and `slower`, how many times as long as the
-plain operator the chosen form takes. Limit the instruction set from outside: ATEN_CPU_CAPABILITY=avx2
-ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2, or ONEDNN_MAX_CPU_ISA=AVX512_CORE.
+First layers of known networks, of a backbone, a pyramid and heads; then random ones of at most 6 GFLOP: channels from 3
+to 1024, maps from 1 x 1 to 200 x 272, batches of 1 to 4, kernels of 1, 3 and 7, strides of 1 and 2, a summand or none.
+Prints a line of JSON for every shape: its times, and `slower`, how many times as long as the plain operator the chosen
+form takes. Limit the instruction set from outside: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+MKL_ENABLE_INSTRUCTIONS=AVX2, or ONEDNN_MAX_CPU_ISA=AVX512_CORE.
 """
 
 import json
@@ -24,6 +25,19 @@ from twostage.ops.plain import PlainConv, Window
 LIMIT = 1.3
 CALL = 3e-5  # seconds: a call of a small layer from Python
 OPERATIONS = 6e9  # of a shape at most, for the time of the whole
+# Images or regions, channels in and out, height and width, kernel.
+NETWORKS = (
+    (1, 256, 256, 200, 272, 3),
+    (1, 256, 256, 100, 136, 3),
+    (1, 256, 256, 50, 68, 3),
+    (1, 128, 128, 100, 136, 3),
+    (1, 512, 512, 25, 34, 3),
+    (1, 3, 64, 600, 800, 3),
+    (4, 1024, 256, 50, 68, 1),
+    (37, 256, 256, 14, 14, 3),
+    (300, 256, 256, 7, 7, 3),
+    (60, 1024, 512, 14, 14, 1),
+)
 
 
 def draw(generator: random.Random) -> dict[str, Any]:
@@ -79,7 +93,10 @@ def _fastest(*calls: Callable[[], Tensor], repeats: int) -> list[float]:
 
 
 def main() -> None:
-    """Print the comparison of so many shapes."""
+    """Print the comparison of the known layers and of so many random ones."""
+    for n, c, d, h, w, kernel in NETWORKS:
+        shape = {"n": n, "c": c, "d": d, "h": h, "w": w, "kernel": kernel, "stride": 1, "add": False}
+        print(json.dumps(compare(shape)), flush=True)
     count, seed = (int(value) for value in (*sys.argv[1:], *("100", "0")[len(sys.argv) - 1 :]))
     generator = random.Random(seed)
     for _ in range(count):

@@ -169,7 +169,7 @@ def test_demo_writes_a_self_contained_page(shell: Callable, tmp_path: Path) -> N
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/jpeg;base64,") == 3
     assert "data check" in page
-    assert "use --minutes" in page
+    assert "Longer training" not in page  # of 8 scenes it would not give the AP of 600
     assert Path(found["weights"]).exists()
     assert len(list((out / "predictions").iterdir())) == 3
 
@@ -177,7 +177,7 @@ def test_demo_writes_a_self_contained_page(shell: Callable, tmp_path: Path) -> N
 def test_demo_says_how_long_a_slow_machine_would_train() -> None:
     assert longer(3600, minutes=2).endswith("use --minutes 4.")
     assert longer(1000, minutes=2).endswith("use --minutes 15.")
-    assert longer(8000, minutes=2) == ""
+    assert "500 images" in longer(500, minutes=0.1)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
+from torch.utils.checkpoint import checkpoint
 
 from twostage.ops import convolution
 from twostage.ops.convolution import convolve
@@ -50,6 +51,26 @@ def test_both_forms_of_a_trial_agree(tmp_path: Path, monkeypatch: pytest.MonkeyP
     forms = convolution._trial(x.shape, weight.shape, True, True)
     plain, winograd = forms["plain"](), forms["Winograd"]()
     assert 0 < (plain - winograd).abs().max() <= 1e-4 * plain.abs().max()
+
+
+def test_a_trial_inside_of_checkpointing_leaves_its_graph_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path))
+    x, weight = sample(side=20)
+    y = checkpoint(lambda: convolve(x, weight, None, SAME).relu(), use_reentrant=False)
+    (gradient,) = torch.autograd.grad(y.sum(), [weight])
+    (expected,) = torch.autograd.grad(conv2d(x, weight, padding=1).relu().sum(), [weight])
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_functional_transforms_use_torchs_operator(tried: dict[str, str]) -> None:
+    x, weight = sample()
+    x.requires_grad_()
+    gradient = torch.func.grad(lambda kernels: convolve(x, kernels, None, SAME).sum())(weight.detach())
+    expected = torch.func.grad(lambda kernels: conv2d(x, kernels, padding=1).sum())(weight.detach())
+    torch.testing.assert_close(gradient, expected)
+    assert not tried
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import yaml
 
 from twostage.data.scenes import write_scenes
 from twostage.training import TrainOptions, train
-from twostage.training.batch_size import ENOUGH, batch_for
+from twostage.training.batch_size import ENOUGH, batch_for, with_batch
 from twostage.training.recipe import FINETUNE, SCRATCH
 
 
@@ -48,6 +48,11 @@ def test_a_short_run_has_the_small_batch_and_its_rate(scenes: Path, tmp_path: Pa
     assert config["batch"] == SCRATCH.least_batch
     assert config.get("lr") is None
     assert chosen["steps"] >= 1
+
+
+def test_the_rate_follows_the_batch_unless_it_is_given() -> None:
+    assert with_batch(SCRATCH, 2, keep_rate=False) == replace(SCRATCH, batch=2, lr=SCRATCH.lr / 4)
+    assert with_batch(SCRATCH, 2, keep_rate=True) == replace(SCRATCH, batch=2)
 
 
 def test_a_given_batch_stays(scenes: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The precision that serves on this machine: bf16 where a trial is faster in it than in fp32.
 
-The flags of a CPU do not decide: the libraries may be limited to older instruction sets, and then emulate bf16.
+The flags of a CPU alone do not decide: the libraries may be limited to older instruction sets, and then emulate bf16.
 """
 
 import logging
@@ -17,7 +17,9 @@ from twostage.ops.plain import Conv, PlainConv, Window
 
 log = logging.getLogger("twostage.inference")
 
-_CHANNELS, _SIDE = 128, 32  # of the map of the trial
+_CHANNELS = 128
+_CPU_MAP, _MAP = (1, 32), (8, 128)  # images and pixels of a side of the trial; a GPU's must last longer than its launch
+_GAIN = 0.95  # of the time in fp32: noise does not choose bf16
 _LEAST, _MOST, _SECONDS = 3, 10, 0.03  # calls of the trial, and the time after which it ends in between
 
 
@@ -27,7 +29,7 @@ def choose_precision(device: torch.device, precision: str) -> str:
     Warns once per process where bf16 or fp16 is slower than fp32. Raises UsageError as `require_precision`.
     """
     if precision == "auto":
-        return "bf16" if has_bf16(device) and slowdown(device, "bf16") < 1 else "fp32"
+        return "bf16" if has_bf16(device) and slowdown(device, "bf16") < _GAIN else "fp32"
     if require_precision(device, precision) != torch.float32:
         _warn_if_slower(device, precision)
     return precision
@@ -56,7 +58,8 @@ def slowdown(device: torch.device, precision: str) -> float:
 
 def _convolution(device: torch.device, dtype: torch.dtype) -> tuple[Conv, torch.Tensor]:
     weight = torch.full((_CHANNELS, _CHANNELS, 3, 3), 0.01, dtype=dtype, device=device)
-    x = torch.full((1, _CHANNELS, _SIDE, _SIDE), 0.5, dtype=dtype, device=device)
+    images, side = _CPU_MAP if device.type == "cpu" else _MAP
+    x = torch.full((images, _CHANNELS, side, side), 0.5, dtype=dtype, device=device)
     form = packed.PackedConv if packed.serves(device.type, dtype) else PlainConv
     return form.of(weight, None, Window(padding=(1, 1))), x.contiguous(memory_format=torch.channels_last)
 

@@ -2,7 +2,8 @@
 
 oneDNN's gradient in the kernels takes several times as long as the convolution on large maps, and Winograd's minimal
 filtering (`ops.cpu.winograd_gradient`) less than half. Which is faster is found by trying both on this machine once
-(`ops.cpu.choice`), for layers of at least 96 channels: with fewer the transforms take what the products save.
+(`ops.cpu.choice`), for layers of at least 96 channels: with fewer the transforms cost as much as is saved. Winograd's
+form is differentiable once, which a loss needs. Under `torch.func` and `torch.compile` torch's own operator computes.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import conv2d
 
 from twostage.ops.cpu.choice import Call, choices
-from twostage.ops.cpu.forms import about, ramp
+from twostage.ops.cpu.forms import about, sample
 from twostage.ops.cpu.winograd import suits
 from twostage.ops.cpu.winograd_gradient import winograd_conv
 from twostage.ops.plain import Window
@@ -44,6 +46,7 @@ def _is_candidate(x: Tensor, weight: Tensor, window: Window) -> bool:
         and 2 * weight.numel() * x.shape[0] * x.shape[2] * x.shape[3] >= _LARGE
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
@@ -62,18 +65,23 @@ def _form(x: Tensor, weight: Tensor) -> str:
 def _trial(shape: torch.Size, kernels: torch.Size, needs_x: bool, needs_weight: bool) -> dict[str, Call]:
     """Both forms, forward and backward, on a part of such an input."""
     n, c, h, w = shape
-    weight = ramp(*kernels, dtype=torch.float32).requires_grad_(needs_weight)
+    weight = sample(*kernels, dtype=torch.float32).requires_grad_(needs_weight)
     pixels = _TRIAL / (2 * weight.numel())
     w = min(w, 160)
     h = min(h, max(16, int(pixels) // w))
     n = min(n, max(1, int(pixels) // (h * w)))
-    x = ramp(n, h, w, c, dtype=torch.float32).permute(0, 3, 1, 2).requires_grad_(needs_x)
+    x = sample(n, h, w, c, dtype=torch.float32).permute(0, 3, 1, 2).requires_grad_(needs_x)
     wanted = [tensor for tensor in (weight, x) if tensor.requires_grad]
     plain = partial(conv2d, padding=1)
 
     def call(form: Callable[..., Tensor]) -> Tensor:
-        with torch.enable_grad():
+        # Hooks of the model's own graph, as of `torch.utils.checkpoint`, have no part in it.
+        with torch.enable_grad(), saved_tensors_hooks(_same, _same):
             y = form(x, weight, None)
             return torch.autograd.grad(y, wanted, y.detach())[0]
 
     return {"plain": partial(call, plain), "Winograd": partial(call, winograd_conv)}
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

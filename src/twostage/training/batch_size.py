@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 from twostage.data.loader import Loaded
 from twostage.training.ema import EMA
@@ -15,7 +16,7 @@ from twostage.training.step import Session, train_step
 
 log = logging.getLogger("twostage.training")
 
-ENOUGH = 450  # steps; with fewer, twice as many of half the batch learn more: `benchmarks/results/budgets.md`
+ENOUGH = 450  # steps; below, half the batch and twice the steps give a higher AP: `benchmarks/results/budgets.md`
 _TRIED = 4  # steps of the trial, of which the first is for warm-up
 
 
@@ -29,8 +30,8 @@ def fitted(session: Session, batches: Iterator[Loaded], budget: float) -> Sessio
     if batch == recipe.batch:
         return session
     log.info("The time is short on this machine: %d images per step instead of %d.", batch, recipe.batch)
-    rate = recipe.lr if session.options.lr is not None else recipe.lr * batch / recipe.batch
-    return replace(session, recipe=replace(recipe, batch=batch, lr=rate), options=replace(session.options, batch=batch))
+    recipe = with_batch(recipe, batch, keep_rate=session.options.lr is not None)
+    return replace(session, recipe=recipe, options=replace(session.options, batch=batch))
 
 
 def batch_for(recipe: Recipe, budget: float, seconds: float, processes: int = 1) -> int:
@@ -47,6 +48,11 @@ def batch_for(recipe: Recipe, budget: float, seconds: float, processes: int = 1)
     return batch
 
 
+def with_batch(recipe: Recipe, batch: int, *, keep_rate: bool) -> Recipe:
+    """The recipe with another batch, and the learning rate in proportion."""
+    return replace(recipe, batch=batch, lr=recipe.lr if keep_rate else recipe.lr * batch / recipe.batch)
+
+
 def _seconds_of_step(session: Session, batches: Iterator[Loaded]) -> float:
     model = copy.deepcopy(session.model)
     tried = replace(
@@ -59,6 +65,10 @@ def _seconds_of_step(session: Session, batches: Iterator[Loaded]) -> float:
         scaler=copy.deepcopy(session.scaler),
     )
     train_mode(model, session.options.learn, session.recipe.freeze)
+    if session.device.type != "cpu":
+        # In the run itself worker processes read images meanwhile. On a CPU they take its cores from the steps.
+        with session.processes.sync_errors():
+            batches = iter(list(islice(batches, _TRIED * session.options.accumulate)))
     times = []
     for _ in range(_TRIED):
         start = time.perf_counter()

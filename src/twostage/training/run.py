@@ -82,9 +82,9 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
             if session.learns_masks:
                 require_masks(splits, options.on_error)
             stuff = _stuff(splits, session)
-            if _chooses_batch(options, session):
-                tried = _batches(session, 0, (None, None), stuff[0])
-                session = fitted(session, tried, 60 * (options.minutes or 0))
+        if _chooses_batch(options, session):
+            tried = _batches(session, 0, (None, None), stuff[0])
+            session = fitted(session, tried, 60 * (options.minutes or 0))
         folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
         with processes.sync_errors():
             _begin_or_go_on(session, folder)

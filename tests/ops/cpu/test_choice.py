@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from twostage.ops.cpu import choice
 from twostage.ops.cpu.choice import Choices, choices, fastest
 
 NAMES = ["plain", "packed"]
@@ -80,7 +81,26 @@ def test_a_decision_that_was_disturbed_is_not_kept(tmp_path: Path) -> None:
 def test_a_decision_for_a_form_that_is_gone_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "forms.json"
     path.write_text(json.dumps({"machine": MACHINE, "choices": {"conv 1": "of a later version"}}), encoding="utf-8")
-    assert Choices(path, MACHINE).choose("conv 1", NAMES, lambda: {"plain": takes(0)}) == "plain"
+    made = Choices(path, MACHINE)
+    assert made.choose("conv 1", NAMES, lambda: {"plain": takes(0)}) == "plain"
+    made.save()
+    assert Choices(path, MACHINE).made == {"conv 1": "plain"}
+
+
+def test_the_first_form_may_fail_too() -> None:
+    assert fastest({"packed": fails, "plain": takes(1)})[0] == "plain"
+    assert fastest({"packed": fails}) == ("packed", False)
+
+
+def test_without_a_home_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(_: str) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(choice, "cache_folder", homeless)
+    made = choice.choices()
+    made.choose("conv 1", NAMES, lambda: {"plain": takes(0)}, lasting=True)
+    made.save()
+    assert not made.path.exists()
 
 
 @pytest.mark.parametrize(

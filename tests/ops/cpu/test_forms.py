@@ -1,12 +1,15 @@
 """Every form of a layer is the same layer, and the one that is chosen is no slower than torch's own operator."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, linear
 
-from twostage.ops.cpu import forms, packed
+from twostage.ops.cpu import choice, forms, packed
+from twostage.ops.cpu.choice import Call
 from twostage.ops.cpu.forms import ChosenConv, ChosenLinear, conv_forms, linear_forms
 from twostage.ops.plain import Activation, Window
 
@@ -101,3 +104,35 @@ def test_a_machine_without_onednn_has_forms_too(monkeypatch: pytest.MonkeyPatch)
     assert list(conv_forms(torch.randn(8, 8, 3, 3), None, Window(padding=(1, 1)))) == ["plain", "Winograd"]
     assert list(conv_forms(torch.randn(8, 8, 1, 1), None, Window())) == ["plain", "plain product"]
     assert list(linear_forms(torch.randn(8, 8), None)) == ["plain"]
+
+
+def test_the_number_of_regions_makes_few_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head has another number of masks for each image: a trial for each would cost more than the predictions."""
+    tried: list[int] = []
+
+    def note(calls: Mapping[str, Call]) -> tuple[str, bool]:
+        tried.append(len(next(iter(calls.values()))()))
+        return next(iter(calls)), True
+
+    monkeypatch.setattr(choice, "fastest", note)
+    conv = ChosenConv(torch.randn(64, 64, 3, 3), None, Window(padding=(1, 1)))
+    with torch.inference_mode():
+        for regions in range(5, 105):
+            conv(torch.randn(regions, 64, 14, 14).contiguous(memory_format=torch.channels_last))
+    assert 1 <= len(tried) <= 3
+    assert max(tried) < 40  # and of the many regions a trial takes a few
+
+
+def test_without_packed_weights_the_plain_operator_stays_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "serves", lambda *_: False)
+    offered: list[set[str]] = []
+
+    def note(calls: Mapping[str, Call]) -> tuple[str, bool]:
+        offered.append(set(calls))
+        return "plain", True
+
+    monkeypatch.setattr(choice, "fastest", note)
+    conv = ChosenConv(torch.randn(64, 3, 3, 3), None, Window(padding=(1, 1)))
+    with torch.inference_mode():
+        conv(torch.randn(1, 3, 600, 800).contiguous(memory_format=torch.channels_last))
+    assert offered == [{"plain", "Winograd"}]

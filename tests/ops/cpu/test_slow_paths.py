@@ -36,6 +36,6 @@ def test_no_chosen_form_is_slower_than_the_plain_operator(limit: str, tmp_path: 
         check=True,
     )
     shapes = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(shapes) == 60
+    assert len(shapes) == 70
     assert not [shape for shape in shapes if shape["slower"] > 1.3]
     assert max(shape["error"] for shape in shapes) < 1e-4

@@ -14,7 +14,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The cores that other programs use, as the code under test sees them; a second passes at each look."""
     used, clock, total = [0.0], [0.0], [0.0]
 
-    def look() -> tuple[float, float]:
+    def look(cores: set[int]) -> tuple[float, float]:
         clock[0] += 1
         total[0] += used[0]
         return clock[0], total[0]
@@ -23,7 +23,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads, "_load", look)
     monkeypatch.setattr(threads.time, "monotonic", lambda: clock[0] + 1)
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(threads, "_known", {})
     return used
@@ -64,11 +64,41 @@ def test_a_policy_of_the_users_own_stays(name: str, load: list[float], monkeypat
 def test_the_load_is_that_of_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/proc/stat counts ticks: user, nice, system, idle, waiting for a disk, interrupts, and what a host took away."""
     ticks = threads.os.sysconf("SC_CLK_TCK")
-    seconds = [5, 1, 2, 100, 10, 0.5, 0.25, 0.25, 3, 0]
-    (tmp_path / "stat").write_text(f"cpu  {' '.join(str(int(s * ticks)) for s in seconds)}\ncpu0 1 2 3\n")
+    used = [[3, 1, 1, 60, 5, 0.5, 0.25, 0.25, 3, 0], [2, 0, 1, 40, 5, 0, 0, 0, 0, 0], [50, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
+    names = ["cpu0", "cpu1", "cpu2"]
+    rows = [f"{name} {' '.join(str(int(s * ticks)) for s in row)}" for name, row in zip(names, used, strict=True)]
+    (tmp_path / "stat").write_text("\n".join(["cpu  7 7 7 7 7 7 7 7 7 7", *rows, "intr 5"]))
     monkeypatch.setattr(threads, "_STAT", tmp_path / "stat")
     monkeypatch.setattr(threads.os, "times", lambda: SimpleNamespace(user=3.0, system=1.0))
-    assert threads._load()[1] == pytest.approx(5)
+    assert threads._load({0, 1})[1] == pytest.approx(5)  # cpu2 is none of this process
+    assert threads._load({9})[1] == pytest.approx((8 * 7 - 14) / ticks - 4)  # numbered anew: of all
+
+
+def test_another_number_of_threads_ends_the_teams(load: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not threads._STAT.exists():
+        pytest.skip("the load is read from /proc/stat")
+    threads.adapt_to_load()
+    load[0] = 0.9
+    threads.adapt_to_load()
+    assert held() >= 1
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 1)
+    threads.adapt_to_load()
+    for thread in threading.enumerate():
+        if thread.name.startswith("twostage idle team"):
+            thread.join(timeout=10)
+    assert held() == 0
+
+
+def test_where_no_more_threads_are_allowed_nothing_is_held(load: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads.adapt_to_load()
+    load[0] = 0.9
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    threads.adapt_to_load()
+    threads.adapt_to_load()
+    assert held() == 0
 
 
 def test_a_container_that_hides_the_load_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

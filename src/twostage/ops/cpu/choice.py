@@ -15,13 +15,14 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 import torch
 from torch import Tensor
 
+from twostage import __version__
 from twostage.atomic import write_json
-from twostage.environment import cpu_name
+from twostage.environment import cpu_flags, cpu_name
 from twostage.errors import TwostageError
 from twostage.folders import cache_folder
 
@@ -45,9 +46,9 @@ class Choices:
         self.path = path
         self.machine = dict(machine)
         self.made = self._stored()
-        self._passing: set[str] = set()  # not to be kept
-        self._saved = len(self.made)
-        self._lock = Lock()
+        self._new: dict[str, str] = {}
+        self._again: dict[str, str] = {}  # instead of forms that are gone
+        self._lock = RLock()
 
     def choose(
         self, layer: str, names: Collection[str], forms: Callable[[], Mapping[str, Call]], *, lasting: bool = False
@@ -58,21 +59,22 @@ class Choices:
         """
         with self._lock:  # one trial at a time: two would disturb each other
             if self.made.get(layer) not in names:
+                unsaved = self._again if layer in self.made else self._new
                 self.made[layer], steady = fastest(forms())
-                if not (steady or lasting):
-                    self._passing.add(layer)
+                if steady or lasting:
+                    unsaved[layer] = self.made[layer]
             return self.made[layer]
 
     def save(self) -> None:
         """Write new decisions; those that another process has stored meanwhile stay. A full or closed folder is no
         error: the next process decides again."""
         with self._lock:
-            if len(self.made) == self._saved:
+            if not (self._new or self._again):
                 return
-            self._saved = len(self.made)
-            lasting = {layer: form for layer, form in self.made.items() if layer not in self._passing}
+            made = {**self._new, **self._stored(), **self._again}
+            self._new, self._again = {}, {}
             with suppress(TwostageError):
-                write_json(self.path, {"machine": self.machine, "choices": {**lasting, **self._stored()}})
+                write_json(self.path, {"machine": self.machine, "choices": made})
 
     def _stored(self) -> dict[str, str]:
         try:
@@ -89,13 +91,18 @@ class Choices:
 
 def choices() -> Choices:
     """The decisions for this machine and the present number of threads."""
-    return _choices(torch.get_num_threads(), cache_folder("forms"))
+    try:
+        folder = cache_folder("forms")
+    except RuntimeError:  # no home folder: nothing is kept
+        folder = Path(os.devnull)
+    return _choices(torch.get_num_threads(), folder)
 
 
 @cache
 def _choices(threads: int, folder: Path) -> Choices:
     machine = {
-        "cpu": cpu_name(),
+        "twostage": __version__,
+        "cpu": f"{cpu_name()} {' '.join(cpu_flags())}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "limits": " ".join(os.environ.get(name, "") for name in _LIMITS).strip(),
         "threads": str(threads),
@@ -110,12 +117,15 @@ def fastest(forms: Mapping[str, Call]) -> tuple[str, bool]:
 
     And whether the times were steady: each form that counts was as fast twice.
     """
-    names = iter(forms)
-    first = next(names)
-    expected = forms[first]()
+    results: dict[str, Tensor] = {}
+    for name, call in forms.items():
+        with suppress(RuntimeError):  # the form does not serve on this machine
+            results[name] = call()
+    if not results:
+        return next(iter(forms)), False  # its call for real says why
+    first, expected = next(iter(results.items()))
     scale = float(expected.abs().max())
-    times: dict[str, list[float]] = {first: []}
-    times |= {name: [] for name in names if _agrees(forms[name], expected, scale)}
+    times: dict[str, list[float]] = {name: [] for name, y in results.items() if _agrees(y, expected, scale)}
     racing = set(times)
     for _ in range(_ROUNDS):
         for name in times:
@@ -134,11 +144,7 @@ def _is_steady(times: list[float]) -> bool:
     return len(times) > 1 and times[1] < _STEADY * times[0]
 
 
-def _agrees(call: Call, expected: Tensor, scale: float) -> bool:
-    try:
-        result = call()
-    except RuntimeError:  # the form does not serve on this machine
-        return False
+def _agrees(result: Tensor, expected: Tensor, scale: float) -> bool:
     error = float((result - expected).abs().max()) if result.shape == expected.shape else float("inf")
     return error <= _AGREE[expected.dtype] * scale
 

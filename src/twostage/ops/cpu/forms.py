@@ -7,7 +7,8 @@
 
 The smallest layers are not tried, for their time is that of the call. The speed of a form depends little on the size of
 the map: a trial runs on a part of it, and holds for all maps of about that size. Narrow maps are the exception, for
-which packed weights may be laid out anew in every call: each size of theirs is tried.
+which packed weights may be laid out anew in every call: each height and width of theirs is tried, for batches of a few
+images each number, for the many regions of a head some of them.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -37,6 +38,7 @@ _OUTPUTS = 256  # channels out of a trial at most
 _RESULT = 3 << 22  # bytes of a trial's result at most
 _TILES = 64  # of Winograd's at least, in a trial
 _SIDE = 64  # pixels of a trial along x at least
+_IMAGES = 4  # narrow maps up to which each number is tried
 _NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
 _MAPPED = 1 << 25  # bytes from which on glibc maps fresh memory for each result, at a cost that no part shows
 _SHAPES = 64  # of inputs whose form a layer remembers
@@ -93,11 +95,12 @@ class ChosenConv:
     ) -> Float[Tensor, "n d i j"]:
         """See `Conv`."""
         key = x.shape, add is None
-        if key not in self._names:
+        name = self._names.get(key)  # one look: another thread may clear them
+        if name is None:
             if len(self._names) >= _SHAPES:
                 self._names.clear()
-            self._names[key] = self._choose(x, activation, add)
-        return self.forms[self._names[key]](x, activation, add)
+            name = self._names[key] = self._choose(x, activation, add)
+        return self.forms[name](x, activation, add)
 
     def _choose(self, x: Tensor, activation: Activation, add: Tensor | None) -> str:
         """The name of the form for such an input."""
@@ -105,10 +108,13 @@ class ChosenConv:
         pixels = n * h * w // prod(self.window.stride)  # out
         if pixels * 2 * prod(self.shape) <= _SMALL:
             return "plain"
-        size = f"{n} x {h} x {w}" if min(h, w) < _NARROW else about(pixels)
-        large = pixels * self.shape[0] * x.element_size() > _MAPPED
+        size = about(pixels)
+        if min(h, w) < _NARROW:
+            size = f"{n} x {h} x {w}" if n <= _IMAGES else f"{size} of {h} x {w}"
+        packs = any(name.startswith("packed") for name in self.forms.makers)
+        large = packs and pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
-        names = [name for name in self.forms.makers if name != "plain" or not large or len(self.forms.makers) == 1]
+        names = [name for name in self.forms.makers if name != "plain" or not large]
         trial = partial(self._trial, shape=x.shape, dtype=x.dtype, activation=activation, add=add is not None)
         name = self.forms.fastest(size, names, trial)
         if name == _GROUPED:
@@ -136,26 +142,31 @@ class ChosenConv:
     ) -> dict[str, Callable[[], Tensor]]:
         """Calls of these forms on an input of this shape: of a layer with fewer channels out, on a part, or `whole`."""
         n, c, h, w = shape
-        whole = whole or min(h, w) < _NARROW
-        weight, bias = _sample(self.shape, dtype, outputs=None if whole or self.window.groups > 1 else _OUTPUTS)
-        if not whole:
+        narrow = min(h, w) < _NARROW
+        weight, bias = _sample(
+            self.shape, dtype, outputs=None if whole or narrow or self.window.groups > 1 else _OUTPUTS
+        )
+        if narrow and not whole and n > _IMAGES:
+            pixels = max(_TRIAL / (2 * weight.numel()) * prod(self.window.stride), _TILES * 16)
+            n = min(n, max(_IMAGES, int(pixels) // (h * w)))
+        elif not (whole or narrow):
             pixels = min(_TRIAL / (2 * weight.numel()), _RESULT / (len(weight) * dtype.itemsize))
             pixels = max(pixels, _TILES * 16) if self.tiled else pixels
             pixels *= prod(self.window.stride)
             w = min(w, max(_SIDE, int(pixels) // _NARROW))
             h = min(h, max(_NARROW, 4 * -(-int(pixels) // (4 * w))))
             n = min(n, max(1, int(pixels) // (h * w)))
-        x = ramp(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
+        x = sample(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
         out = conv2d(x, weight, bias, *self.window).shape
-        forms = conv_forms(weight, bias, self.window)
+        forms = Forms("trial", conv_forms(weight, bias, self.window))
 
-        def call(form: Conv) -> Tensor:
+        def call(name: str) -> Tensor:
             if not add:
-                return form(x, activation)
+                return forms[name](x, activation)
             zeros = x.new_zeros(out[0], *out[2:], out[1]).permute(0, 3, 1, 2)  # new ones: they are overwritten
-            return form(x, activation, zeros)
+            return forms[name](x, activation, zeros)
 
-        return {name: partial(call, forms[name]()) for name in names}
+        return {name: partial(call, name) for name in names}
 
 
 class ChosenLinear:
@@ -175,20 +186,27 @@ class ChosenLinear:
 
     def _trial(self, names: Collection[str], *, rows: int, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
         weight, bias = _sample(self.shape, dtype, outputs=_OUTPUTS)
-        x = ramp(min(rows, max(_ROWS, int(_TRIAL / (2 * weight.numel())))), self.shape[1], dtype=dtype)
-        forms = linear_forms(weight, bias)
-        return {name: partial(forms[name](), x) for name in names}
+        x = sample(min(rows, max(_ROWS, int(_TRIAL / (2 * weight.numel())))), self.shape[1], dtype=dtype)
+        forms = Forms("trial", linear_forms(weight, bias))
+        return {name: partial(_called, forms, name, x) for name in names}
+
+
+def _called(forms: Forms[Linear], name: str, x: Tensor) -> Tensor:
+    return forms[name](x)
 
 
 def _sample(shape: tuple[int, ...], dtype: torch.dtype, *, outputs: int | None) -> tuple[Tensor, Tensor]:
     """Weights and biases of a layer of this shape, with so many channels out at most."""
     shape = (min(shape[0], outputs or shape[0]), *shape[1:])
-    return ramp(*shape, dtype=dtype), torch.ones(shape[0], dtype=dtype)
+    return sample(*shape, dtype=dtype), torch.ones(shape[0], dtype=dtype)
 
 
-def ramp(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Numbers from -1 to 1: the time does not depend on them, and an image or model with NaN decides nothing."""
-    return torch.linspace(-1, 1, prod(shape)).view(shape).to(dtype)
+def sample(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Numbers between -1 and 1 that differ from their neighbours, so that a form which mixes up channels disagrees.
+
+    The values of the image do not enter a trial: NaN would make every form disagree.
+    """
+    return torch.arange(prod(shape), dtype=torch.float32).mul_(12.9898).sin_().view(shape).to(dtype)
 
 
 def conv_forms(
@@ -198,7 +216,7 @@ def conv_forms(
     if not packed.serves("cpu", weight.dtype):
         plain = PlainConv.of(weight, bias, window)
         return {**_plain_forms(weight, lambda: plain.weight, bias, window), "plain": lambda: plain}
-    # The other forms are made of the packed weights, so that a model holds each weight once.
+    # The other forms are made of the packed weights: until one of them is chosen, a model holds each weight once.
     if _is_product(weight, window):
         product = packed.PackedPointwise.of(weight, bias, window)
         forms = _plain_forms(weight, lambda: product.weight.to_dense()[:, :, None, None], bias, window)
