@@ -15,6 +15,7 @@ import torch
 from twostage.environment import cpu_flags
 from twostage.inference.timing import Times
 from twostage.inference.timing import interleaved as compare
+from twostage.ops.cpu.choice import LIMITS
 
 __all__ = ["Times", "arguments", "compare", "finish", "hardware", "table", "versus"]
 
@@ -44,8 +45,7 @@ def hardware() -> str:
 
 def _limit() -> str:
     """The instruction set that the process is limited to from outside, if it is."""
-    variables = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-    given = [f"{name}={os.environ[name]}" for name in variables if name in os.environ]
+    given = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
     return f", **limited by {' '.join(given)}**" if given else ""
 
 

@@ -241,6 +241,7 @@ def _measure(
             row.calls[_OURS] = [1e3 * (time.perf_counter() - start)]
     for place, row in enumerate(rows):
         if place and not may_start(row, _OURS):
+            row.calls.clear()  # the one of the peak of memory was the first of its size
             continue
         _print_title(row)
         parts = 3 * (len(rows) - place)  # of the time left: two for these predictions, one for their stages

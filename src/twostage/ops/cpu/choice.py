@@ -31,7 +31,7 @@ _STEADY = 1.1  # the two fastest calls of a form differ by less, or something el
 _DROP = 1.5  # a form that took so many times the fastest one is not called again
 _GAIN = 0.9  # of the first form's time; noise does not replace the form that serves without a trial
 _AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
-_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
 Call = Callable[[], Tensor]
 # The CPU time of a thread leaves out other programs, which may take its core for longer than a call lasts. Other
@@ -104,7 +104,7 @@ def _choices(threads: int, folder: Path) -> Choices:
         "twostage": __version__,
         "cpu": f"{cpu_name()} {' '.join(cpu_flags())}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "limits": " ".join(os.environ.get(name, "") for name in _LIMITS).strip(),
+        "limits": " ".join(os.environ.get(name, "") for name in LIMITS).strip(),
         "threads": str(threads),
         "torch": torch.__version__,
     }
