@@ -111,8 +111,8 @@ def write(out: Path, rows: list[dict]) -> None:
     """The table with its hardware, and every run."""
     text = [
         "# Short trainings",
-        "`python benchmarks/budgets.py`: mean AP of the seeds (smallest to largest). A budget is the time of so many steps of "
-        "ours with 8 images; ours halves its batch until there is time for 450 steps (`training.batch_size`).",
+        "`python benchmarks/budgets.py`: mean AP of the seeds (smallest to largest). A budget is the time of so many "
+        "of our steps with 8 images; ours halves its batch until there is time for 450 (`training.batch_size`).",
         hardware(),
         table(rows),
     ]
