@@ -9,7 +9,7 @@ import yaml
 
 from twostage.data.scenes import write_scenes
 from twostage.training import TrainOptions, train
-from twostage.training.batch_size import ENOUGH, batch_for, with_batch
+from twostage.training.batch_size import ENOUGH, batch_for, for_short_run
 from twostage.training.recipe import FINETUNE, SCRATCH
 
 
@@ -46,13 +46,16 @@ def test_a_short_run_has_the_small_batch_and_its_rate(scenes: Path, tmp_path: Pa
     chosen = train(options(scenes, tmp_path / "short"))
     config = yaml.safe_load((tmp_path / "short" / "config.yaml").read_text(encoding="utf-8"))
     assert config["batch"] == SCRATCH.least_batch
+    assert config["scale"] == [1.0, 1.0]
     assert config.get("lr") is None
     assert chosen["steps"] >= 1
 
 
-def test_the_rate_follows_the_batch_unless_it_is_given() -> None:
-    assert with_batch(SCRATCH, 2, keep_rate=False) == replace(SCRATCH, batch=2, lr=SCRATCH.lr / 4)
-    assert with_batch(SCRATCH, 2, keep_rate=True) == replace(SCRATCH, batch=2)
+def test_rate_and_scale_follow_unless_they_are_given() -> None:
+    short = for_short_run(SCRATCH, 2, TrainOptions(Path("data")))
+    assert short == replace(SCRATCH, batch=2, lr=SCRATCH.lr / 4, scale=(1.0, 1.0))
+    given = for_short_run(SCRATCH, 2, TrainOptions(Path("data"), lr=SCRATCH.lr, scale=(0.5, 2.0)))
+    assert given == replace(SCRATCH, batch=2, scale=(0.5, 2.0))
 
 
 def test_a_given_batch_stays(scenes: Path, tmp_path: Path) -> None:
@@ -66,6 +69,7 @@ def test_the_trial_leaves_the_run_as_it_is(scenes: Path, tmp_path: Path, monkeyp
     weights = []
     for name, batch in (("chosen", None), ("given", SCRATCH.least_batch)):
         torch.manual_seed(int(name == "given"))
-        train(replace(options(scenes, tmp_path / name), batch=batch, minutes=1e-6))
+        given = {} if batch is None else {"batch": batch, "scale": (1.0, 1.0)}
+        train(replace(options(scenes, tmp_path / name), minutes=1e-6, **given))
         weights.append((tmp_path / name / "weights" / "last.safetensors").read_bytes())
     assert weights[0] == weights[1]

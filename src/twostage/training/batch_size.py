@@ -1,4 +1,7 @@
-"""The batch of a run with a time budget: smaller where the machine is too slow for enough steps of the recipe's."""
+"""The batch of a run with a time budget: smaller where the machine is too slow for enough steps of the recipe's.
+
+So short a run is without random scales too: what they teach takes longer to learn.
+"""
 
 import copy
 import logging
@@ -10,6 +13,7 @@ from itertools import islice
 from twostage.data.loader import Loaded
 from twostage.training.ema import EMA
 from twostage.training.optimiser import build_optimizer, train_mode
+from twostage.training.options import TrainOptions
 from twostage.training.recipe import Recipe
 from twostage.training.state import Progress
 from twostage.training.step import Session, train_step
@@ -29,9 +33,11 @@ def fitted(session: Session, batches: Iterator[Loaded], budget: float) -> Sessio
     batch = batch_for(recipe, budget, _seconds_of_step(session, batches), session.processes.world)
     if batch == recipe.batch:
         return session
-    log.info("The time is short on this machine: %d images per step instead of %d.", batch, recipe.batch)
-    recipe = with_batch(recipe, batch, keep_rate=session.options.lr is not None)
-    return replace(session, recipe=recipe, options=replace(session.options, batch=batch))
+    log.info(
+        "The time is short on this machine: %d images per step instead of %d, at their own scale.", batch, recipe.batch
+    )
+    recipe = for_short_run(recipe, batch, session.options)
+    return replace(session, recipe=recipe, options=replace(session.options, batch=batch, scale=recipe.scale))
 
 
 def batch_for(recipe: Recipe, budget: float, seconds: float, processes: int = 1) -> int:
@@ -48,9 +54,10 @@ def batch_for(recipe: Recipe, budget: float, seconds: float, processes: int = 1)
     return batch
 
 
-def with_batch(recipe: Recipe, batch: int, *, keep_rate: bool) -> Recipe:
-    """The recipe with another batch, and the learning rate in proportion."""
-    return replace(recipe, batch=batch, lr=recipe.lr if keep_rate else recipe.lr * batch / recipe.batch)
+def for_short_run(recipe: Recipe, batch: int, options: TrainOptions) -> Recipe:
+    """The recipe with this batch, the learning rate in proportion, and no random scale, unless they are given."""
+    rate = recipe.lr if options.lr is not None else recipe.lr * batch / recipe.batch
+    return replace(recipe, batch=batch, lr=rate, scale=options.scale or (1.0, 1.0))
 
 
 def _seconds_of_step(session: Session, batches: Iterator[Loaded]) -> float:
