@@ -5,7 +5,7 @@ import pytest
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
-from twostage import drawing
+from twostage import drawing, fonts
 from twostage.drawing import colour_of, draw_boxes, draw_pair, tile
 from twostage.errors import MissingError, UsageError
 
@@ -138,6 +138,6 @@ def test_letters_of_many_languages_are_drawn():
 
 
 def test_pillow_without_freetype_names_the_mend(monkeypatch):
-    monkeypatch.setattr(drawing.features, "check", lambda _feature: False)
+    monkeypatch.setattr(fonts.features, "check", lambda _feature: False)
     with pytest.raises(MissingError, match="pip install"):
         drawing.font_for((640, 480))

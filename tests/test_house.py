@@ -15,7 +15,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 FLOORS = (
     {
         *("errors", "options", "common_options", "run_config", "kinds", "atomic", "folders", "environment"),
-        *("download", "progress", "device", "distributed"),
+        *("download", "progress", "device", "distributed", "fonts", "box_notations"),
     },
     {"ops", "data"},
     {"drawing", "detections"},

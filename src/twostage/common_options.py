@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from twostage.box_notations import order_and_unit
 from twostage.errors import UsageError
 from twostage.options import Options, option
 
@@ -13,6 +14,10 @@ MAX_DET = "Maximum number of detections per image."
 SEED = "Seed of all random choices."
 PRECISION = "Arithmetic of the forward pass; auto: bf16 where a short trial is faster in it, else fp32."
 WEIGHTS = "Weights file, or a name from `twostage weights list`."
+BOXES = (
+    "How boxes are written: auto (as the format has them; an error if all look otherwise), format (without that look), "
+    "or xywh, xyxy, cxcywh, yxyx, yxhw, xxyy, each also with -fractions, -percent, -thousandths."
+)
 PROPOSALS = "File of `twostage data proposals`, used instead of the model's own proposals."
 
 
@@ -22,6 +27,12 @@ class LayoutOptions(Options):
 
     images: Path | None = option(None, "Folder of the images, if it cannot be found from the COCO file.", group="Data")
     voc_offset: Literal["auto", "0", "1"] = option("auto", "Coordinate of the first pixel in VOC files.", group="Data")
+    boxes: str = option("auto", BOXES, group="Data")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.boxes not in ("auto", "format"):
+            order_and_unit(self.boxes)
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,10 @@ class Detector:
         results = self.detect_dataset(dataset, **options)
         conf = options.get("conf")
         floor = self.model.config.postprocess.score_threshold if conf is None else conf
-        return evaluate(dataset, results, metric=metric, score_floor=floor, precision=self.precision)
+        most = options.get("max_det")
+        return evaluate(
+            dataset, results, metric=metric, score_floor=floor, precision=self.precision, max_detections=most
+        )
 
     def detect_dataset(
         self,

@@ -6,17 +6,16 @@ can distinguish; more classes take the same hues darker, then lighter. Lines and
 
 import io
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont
 
-from twostage import atomic
-from twostage.errors import MissingError, UsageError
+from twostage import atomic, fonts
+from twostage.errors import UsageError
 
 Colour = tuple[int, int, int]
 
@@ -31,8 +30,6 @@ _HUES: tuple[Colour, ...] = (
     (0, 114, 178),
 )
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
-# Matplotlib's font has accents, Greek and Cyrillic, Pillow's has not. Located without the slow import of matplotlib.
-_LETTERS = Path(getattr(find_spec("matplotlib"), "origin", None) or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
 # If labels cover more than this share of the image, a legend replaces them.
 _CROWDED = 0.25
 
@@ -90,7 +87,7 @@ def draw_boxes(
     for i in order:
         _outline(draw, corners[i], colours[i], width)
     texts = [f"{label} {scores[i]:.2f}" if scores is not None else label for i, label in enumerate(labels)]
-    font = font_for(picture.size)
+    font = font_for(picture.size, "".join(texts))
     placed = _place_labels(
         draw, [(texts[i], corners[i], colours[i]) for i in reversed(order.tolist())], font, picture.size
     )
@@ -126,7 +123,7 @@ def tile(pictures: Sequence[Image.Image], *, titles: Sequence[str] | None = None
     gap = 8
     columns = min(columns, len(pictures))
     cell_w, cell_h = max(p.width for p in pictures), max(p.height for p in pictures)
-    font = _font(max(14, min(28, min(cell_w, cell_h) // 24)))
+    font = fonts.font(max(14, min(28, min(cell_w, cell_h) // 24)), "".join(titles or ()))
     head = int(font.size * 1.7) if titles is not None else 0
     rows = -(-len(pictures) // columns)
     size = (columns * (cell_w + gap) + gap, rows * (cell_h + head + gap) + gap)
@@ -161,17 +158,9 @@ def line_width(size: tuple[int, int]) -> int:
     return max(2, round(min(size) / 200))
 
 
-def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """The font of labels in an image of this (width, height)."""
-    return _font(max(11, min(64, round(min(size) / 34))))
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    if not features.check("freetype2"):
-        raise MissingError("Drawing labels needs Pillow with FreeType: pip install --force-reinstall pillow")
-    font = ImageFont.truetype(_LETTERS, size) if _LETTERS.exists() else ImageFont.load_default(size=size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
+def font_for(size: tuple[int, int], text: str = "") -> ImageFont.FreeTypeFont:
+    """The font of labels with this text in an image of this (width, height)."""
+    return fonts.font(max(11, min(64, round(min(size) / 34))), text)
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: list[int], colour: Colour, width: int) -> None:

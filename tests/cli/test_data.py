@@ -31,7 +31,7 @@ def test_convert(shell: Callable, scenes: Path, tmp_path: Path) -> None:
 
 
 def test_fix_writes_a_copy_that_is_checked(shell: Callable, faulty: Path, tmp_path: Path) -> None:
-    answer = shell("data", "check", faulty, "--fix", tmp_path / "mended", "--json")
+    answer = shell("data", "check", faulty, "--fix", tmp_path / "mended", "--remove", "--json")
     assert answer.code == 0
     assert (answer.json["ok"], answer.json["fixed"]["ok"]) == (False, True)
     assert answer.json["fixed"]["out"] == str(tmp_path / "mended")

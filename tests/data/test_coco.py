@@ -147,7 +147,7 @@ def test_wrong_fields_are_errors_that_name_the_annotation(
         open_dataset(root, split="train")
     (found,) = caught.value.faults
     assert found.code == code
-    assert found.file == "instances_train.json"
+    assert found.file == "annotations/instances_train.json"
     assert found.object.startswith("annotations[1]")
     skipped = open_dataset(root, split="train", on_error="skip")
     assert skipped.annotation_ids.tolist() == [1]
@@ -199,7 +199,7 @@ def test_colliding_ids(make_coco: Callable[..., Path]) -> None:
     assert codes(make_coco([], images=2) and _with(root, images=twice)) == ["duplicate-image-id", "duplicate-file"]
     names = [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 8, "name": "cat"}, {"id": 9}]
     root = _with(root, categories=names)
-    assert codes(root)[:3] == ["duplicate-class", "duplicate-class", "broken-record"]
+    assert codes(root)[:3] == ["duplicate-class", "broken-record", "unused-category"]
 
 
 def _with(root: Path, **fields: Any) -> Path:
@@ -331,3 +331,37 @@ def test_a_class_name_is_a_line_of_text(make_coco: Callable[..., Path], name: st
         open_dataset(root, split="train")
     assert [f.code for f in caught.value.faults] == ["broken-record"]
     assert repr(name) in caught.value.faults[0].message
+
+
+def test_an_unused_category_of_the_same_name_is_left_out_and_no_object_with_it(make_coco: Callable[..., Path]) -> None:
+    """Roboflow's root category may have the name of a class (rf-detr#1303)."""
+    categories = [{"id": 0, "name": "cat", "supercategory": "none"}, {"id": 3, "name": "cat"}]
+    dataset = open_dataset(make_coco([annotation(1, category_id=3)], categories=categories), split="train")
+    assert dataset.names == ("cat",)
+    assert dataset.category_ids.tolist() == [3]
+    assert len(dataset.labels) == 1
+    assert [fault.code for fault in dataset.faults if fault.code != "filled-default"] == ["unused-category"]
+
+
+def test_two_categories_of_one_name_are_one_class(make_coco: Callable[..., Path]) -> None:
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "cat"}]
+    annotations = [annotation(1, category_id=1), annotation(2, category_id=3), annotation(3, category_id=2)]
+    dataset = open_dataset(make_coco(annotations, categories=categories), split="train")
+    assert dataset.names == ("cat", "dog")
+    assert sorted(dataset.labels.tolist()) == [0, 0, 1]
+    assert "merged-classes" in [fault.code for fault in dataset.faults]
+
+
+def test_objects_of_a_category_without_a_name_are_kept(make_coco: Callable[..., Path]) -> None:
+    root = make_coco([annotation(1, category_id=5)], categories=[{"id": 5}, {"id": 6, "name": "cat"}])
+    assert codes(root)[0] == "broken-record"
+    dataset = open_dataset(root, split="train", on_error="skip")
+    assert (dataset.names, dataset.labels.tolist()) == (("5", "cat"), [0])
+
+
+def test_an_image_that_is_listed_twice_has_the_objects_of_both_entries(make_coco: Callable[..., Path]) -> None:
+    root = make_coco([annotation(1, image_id=1), annotation(2, image_id=2)])
+    root = _with(root, images=[{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "1.jpg"}])
+    dataset = open_dataset(root, split="train")
+    assert len(dataset) == 1
+    assert len(dataset.labels) == 2

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from twostage.data import images
 from twostage.data.images import probe, read_header, read_image
 from twostage.errors import DataError
 
@@ -172,3 +173,16 @@ def test_real_images_are_read_as_pillow_reads_them(real_data: Path) -> None:
             expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         np.testing.assert_array_equal(read_image(io.BytesIO(path.read_bytes()).getvalue()), expected)
         assert read_header(path)[:2] == expected.shape[:2]
+
+
+def test_twelve_bits_in_an_image_of_sixteen_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Microscopes and satellites write them (mmdet#12299); 16 of 4096 shades are left."""
+    images._warn_of_few_bits.cache_clear()
+    for number, high in enumerate((4080, 4080, 60000)):
+        samples = np.full((4, 6), high, dtype=np.uint16)
+        Image.fromarray(samples).save(tmp_path / f"{number}.tif")
+        with caplog.at_level("WARNING", "twostage"):
+            read_image(tmp_path / f"{number}.tif")
+    (record,) = caplog.records
+    assert "12 bits only" in record.getMessage()
+    assert "by 16" in record.getMessage()

@@ -193,3 +193,20 @@ def test_images_may_be_away_while_results_are_scored(make_voc: Callable[..., Pat
     assert len(open_dataset(root, split="train", require_images=False)) == 1
     with pytest.raises(FaultyDataError, match="does not exist"):
         open_dataset(root, split="train")
+
+
+def test_names_with_folders_are_read(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    """CVAT keeps the folders of images (cvat#9201)."""
+    for camera in ("cam1", "cam2"):
+        make_image(tmp_path / "JPEGImages" / camera / "a.png")
+        xml = tmp_path / "Annotations" / camera / "a.xml"
+        xml.parent.mkdir(parents=True)
+        box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>30</ymax></bndbox>"
+        text = f"<filename>{camera}/a.png</filename><object><name>cat</name>{box}</object>"
+        xml.write_text(f"<annotation>{text}</annotation>")
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("cam1/a\ncam2/a\n")
+    dataset = open_dataset(tmp_path, split="train")
+    assert [dataset.file_name(i) for i in range(2)] == ["cam1/a.png", "cam2/a.png"]
+    assert dataset.boxes.tolist() == [[1, 2, 20, 30]] * 2
+    assert dataset.faults == ()

@@ -115,7 +115,7 @@ def test_yolo_gets_the_first_lists_and_says_what_stays_behind(
 
 
 def test_a_mended_copy_keeps_the_lists(voc: Path, tmp_path: Path) -> None:
-    fix_dataset(voc, tmp_path / "new")
+    fix_dataset(voc, tmp_path / "new", remove=True)
     assert open_dataset(tmp_path / "new", split="segmentation_train").masks is not None
 
 

@@ -139,3 +139,22 @@ def test_an_empty_split_can_be_reported(make_dataset, tmp_path):
     assert set(report.to_dict()["metrics"].values()) == {-1.0}
     assert report.table()
     assert len(report.write_plots(tmp_path)) == 3
+
+
+def test_more_detections_than_100_count_where_they_are_asked_for(make_dataset):
+    """300 objects of one class in an image (detectron2#3359)."""
+    boxes = [[4 + 16 * c, 4 + 16 * r, 14 + 16 * c, 14 + 16 * r] for r in range(15) for c in range(20)]
+    data = make_dataset([boxes], [[0] * 300], names=("pig",), size=(250, 330))
+    gathered = Accumulator()
+    gathered.add(0, np.array(boxes, float), np.linspace(0.9, 0.5, 300), np.zeros(300, int))
+    results = gathered.results()
+    by_definition = evaluate(data, results)
+    assert by_definition.metrics["AP"] < 0.35
+    assert "1 images hold more than 100 objects of one class" in by_definition.table()
+    more = evaluate(data, results, max_detections=300)
+    assert more.metrics["AP"] == pytest.approx(1)
+    assert more.metrics["AR300"] == pytest.approx(1)
+    assert "at most 300 detections" in more.table()
+    assert "larger --max-det" not in more.table()
+    fewer = evaluate(data, results, max_detections=50)
+    assert fewer.metrics == by_definition.metrics

@@ -112,7 +112,7 @@ def test_round_trip_keeps_every_number(tmp_path, dataset):
         ({"bbox": None}, ["bbox None"]),
         ({"bbox": [100, 100, -50, 20]}, ["negative side", "not two corners"]),
         ({"segmentation": {"size": [9, 9], "counts": "41"}}, ["size"]),
-        ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, ["not a run-length mask"]),
+        ({"segmentation": [[1, 2, 3]]}, ["a polygon is [1, 2, 3]"]),
         ({"segmentation": {"size": [30, 40], "counts": [5, 5]}}, ["add up to 10 pixels", "has 1200"]),
         ({"segmentation": {"size": [30, 40], "counts": "~~"}}, ["counts"]),
         ({"segmentation": {"size": [30, 40], "counts": [-5, 1205]}}, ["negative number -5"]),

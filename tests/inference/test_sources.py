@@ -319,7 +319,50 @@ def test_nothing_is_no_path() -> None:
         list(expand(""))
 
 
-def test_an_open_file_is_not_read_line_by_line(folder):
-    path = next(folder.glob("*.png"), None) or next(folder.glob("*.jpg"))
-    with path.open("rb") as file, pytest.raises(UsageError, match="the bytes of a file"):
-        expand(file)
+def png(value: int = 7) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview, io.BytesIO])
+def test_open_files_and_memory_are_images(kind, tmp_path):
+    """What a web server has in hand."""
+    assert is_one_image(kind(png()))
+    (item,) = expand(kind(png()))
+    assert item.image.shape == (4, 6, 3)
+    (tmp_path / "a.png").write_bytes(png(9))
+    with (tmp_path / "a.png").open("rb") as file:
+        assert [item.image[0, 0, 0] for item in expand([file, kind(png())])] == [9, 7]
+
+
+def test_a_file_that_was_opened_as_text_is_refused_with_how_to_open_it(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with (tmp_path / "a.txt").open() as file, pytest.raises(UsageError, match="'rb'"):
+        list(expand(file))
+
+
+@pytest.mark.parametrize(
+    ("array", "advice"),
+    [
+        (np.full((4, 4, 3), 4080, np.uint16), "255 / 4095"),
+        (np.full((4, 4, 3), 60000, np.uint16), "255 / 65535"),
+        (np.full((4, 4, 3), 200, np.int64), "image.astype('uint8')"),
+        (np.full((4, 4, 3), 200.0), "image.round().astype('uint8')"),
+        (np.full((4, 4, 3), 0.5), "image * 255"),
+        (np.ones((4, 4, 3), bool), "* 255"),
+        (np.full((4, 4, 3), -1.0), "shift and scale"),
+    ],
+)
+def test_the_advice_for_another_type_does_not_wrap_around(array, advice):
+    with pytest.raises(UsageError) as caught:
+        expand(array)
+    assert advice in str(caught.value)
+
+
+def test_photographs_that_cannot_be_read_are_counted(folder, caplog):
+    (folder / "IMG_1.HEIC").write_bytes(b"")
+    (folder / "IMG_2.heic").write_bytes(b"")
+    with caplog.at_level("WARNING", "twostage"):
+        list(expand(folder))
+    assert "2 files (.heic) are left out, IMG_1.HEIC the first" in caplog.text

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import DataOptions, ResizeOptions
-from twostage.errors import DataError
+from twostage.errors import DataError, UsageError
 from twostage.options import option
 
 if TYPE_CHECKING:
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 class CheckOptions(DataOptions, ResizeOptions):
     deep: bool = option(False, "Decode every image file, not only its header and end.", group="Data")
     fix: Path | None = option(None, "New folder for a repaired copy; DATA is not changed.", group="Output")
+    remove: bool = option(False, "With --fix: leave out objects and images that cannot be used.", group="Output")
     most: int = option(50, "Faults listed; the rest are counted.", group="Output", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove and self.fix is None:
+            raise UsageError("--remove is given without --fix: name the folder of the repaired copy")
 
 
 @verb(CheckOptions)
@@ -31,14 +37,27 @@ def check(options: CheckOptions) -> Outcome:
     from twostage.data.resize import Resize
 
     resize = Resize(size=options.size, max_size=options.max_size)
-    report = check(options.data, images=options.images, voc_offset=options.voc_offset, resize=resize, deep=options.deep)
+    report = check(
+        options.data,
+        images=options.images,
+        voc_offset=options.voc_offset,
+        boxes=options.boxes,
+        resize=resize,
+        deep=options.deep,
+    )
     print(report.format(most=options.most))
     if options.fix is None or report.ok:
         if options.fix:
             print(f"{options.fix} is not written: there is nothing to repair.")
         return Outcome(report.to_dict(), _failure(options.data, report))
     written = fix_dataset(
-        options.data, options.fix, images=options.images, voc_offset=options.voc_offset, deep=options.deep
+        options.data,
+        options.fix,
+        images=options.images,
+        voc_offset=options.voc_offset,
+        boxes=options.boxes,
+        remove=options.remove,
+        deep=options.deep,
     )
     repaired = check(written.path, resize=resize, deep=options.deep)
     print(f"\nThe repaired copy:\n{repaired.format(most=options.most)}")

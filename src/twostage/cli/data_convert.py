@@ -31,6 +31,7 @@ def convert(options: ConvertOptions) -> Outcome:
         options.to,
         images=options.images,
         voc_offset=options.voc_offset,
+        boxes=options.boxes,
         on_error=options.on_error,
         pictures=options.pictures,
     )

@@ -67,7 +67,7 @@ def proposals(options: ProposalsOptions) -> Outcome:
     from twostage.data.recognise import find_layout, opener
 
     layout = find_layout(options.data)
-    open_split = opener(layout, Options(options.images, options.voc_offset, "default"))
+    open_split = opener(layout, Options(options.images, options.voc_offset, "default", boxes=options.boxes))
     datasets = {split: open_split(split) for split in options.split or layout.splits}
     print(layout)
     summaries: dict[str, Any] = {}

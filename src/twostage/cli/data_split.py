@@ -50,6 +50,7 @@ def split(options: SplitOptions) -> Outcome:
         seed=options.seed,
         images=options.images,
         voc_offset=options.voc_offset,
+        boxes=options.boxes,
         pictures=options.pictures,
     )
     print(written.format())

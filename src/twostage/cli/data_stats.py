@@ -34,7 +34,7 @@ def stats(options: StatsOptions) -> Outcome:
     from twostage.data.stats import stats
 
     layout = find_layout(options.data)
-    open_split = opener(layout, Options(options.images, options.voc_offset, "skip"))
+    open_split = opener(layout, Options(options.images, options.voc_offset, "skip", boxes=options.boxes))
     datasets = [open_split(split) for split in layout.splits]
     all_stats = [stats(dataset, Resize(size=options.size, max_size=options.max_size)) for dataset in datasets]
     print(layout)

@@ -40,7 +40,7 @@ def view(options: ViewOptions) -> Outcome:
         raise UsageError(f"--out {options.out}: exists already, and nothing is overwritten: name a new file")
     layout = find_layout(options.data)
     split = options.split or default_splits(layout)[0] or layout.splits[0]
-    dataset = opener(layout, Options(options.images, options.voc_offset, "skip"))(split)
+    dataset = opener(layout, Options(options.images, options.voc_offset, "skip", boxes=options.boxes))(split)
     chosen = _chosen(dataset, options)
     counts = Counter(dataset.names[label] for label in dataset.labels)
     write_page(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twostage.evaluation.results import Results
 
 _AP = ("AP", "AP50", "AP75", "AP90", "APs", "APm", "APl", "voc07", "voc12")
+MAX_DETECTIONS = 100  # that AP counts by COCO's definition: `evaluation.coco`, which is slow to import
 _AR = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _METRICS = _AP + _AR + tuple(f"segm_{name}" for name in _AP + _AR)
 _COMPUTED = {
@@ -60,6 +61,11 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions):
             unused.append("flip, scales or tile")
         if self.predictions is not None and unused:
             raise UsageError(f"{unused[0]} is for --weights: a results file is scored as it is")
+        if self.predictions is not None and (self.max_det or MAX_DETECTIONS) < MAX_DETECTIONS:
+            raise UsageError(
+                f"max_det is {self.max_det}: with a results file it can only raise the {MAX_DETECTIONS} detections "
+                "that AP counts"
+            )
         self.thresholds()
 
     def thresholds(self) -> dict[str, float]:
@@ -146,6 +152,7 @@ def _open(options: EvalOptions) -> "Dataset":
         split=split,
         images=options.images,
         voc_offset=options.voc_offset,
+        boxes=options.boxes,
         on_error=options.on_error,
         require_images=options.predictions is None,
         # The official tools take boxes as written, also those beyond the border or without area.
@@ -167,7 +174,9 @@ def _report(
     if detector is not None:
         precision = detector.precision
         floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
-    report = evaluate(dataset, results, metric=options.metric, score_floor=floor, precision=precision)
+    report = evaluate(
+        dataset, results, metric=options.metric, score_floor=floor, precision=precision, max_detections=options.max_det
+    )
     print(report.table())
     if out:
         report.save(out, results)

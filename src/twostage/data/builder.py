@@ -18,6 +18,7 @@ from twostage.data.files import display_path
 from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, to_rle
 from twostage.data.images import SIDEWAYS
 from twostage.data.layout import Options
+from twostage.data.notation import CORNERS, Notation, Suspicion, suspicion
 from twostage.data.upright import turn_boxes, turn_mask
 from twostage.errors import DataError
 from twostage.ops import masks as rle_masks
@@ -35,6 +36,7 @@ _OBJECT = np.dtype(
         *((name, np.int64) for name in ("image", "source", "label", "annotation_id")),
         *((name, np.bool_) for name in ("crowd", "difficult")),
         ("area", np.float64),
+        ("exact", np.bool_),
         ("box", np.float64, 4),
         ("mask", np.object_),
     ]
@@ -46,10 +48,10 @@ class Builder:
     """Collects the images and objects of one split.
 
     `place(image, source)` returns the annotation file and the object in it for messages; `source` is the number that
-    the reader gave the object. A box no wider or no higher than `thin` has no area (1 where coordinates include the
-    last pixel). Without `options.repair`, boxes of finite numbers stay as annotated, as the tools that define the
-    metrics read them. `file_names` and `stated`, the annotations' (height, width) or 0, are those of the images added
-    so far; the `excluded` ones cannot be used.
+    the reader gave the object. Boxes are written in `notation`; `first` is the number of their first pixel, 1 where
+    coordinates include the last one: a box no wider or no higher than that has no area. Without `options.repair`, boxes
+    of finite numbers stay as annotated, as the tools that define the metrics read them. `file_names` and `stated`, the
+    annotations' (height, width) or 0, are those of the images added so far; the `excluded` ones cannot be used.
     """
 
     root: Path
@@ -59,7 +61,8 @@ class Builder:
     category_ids: Sequence[int]
     place: Callable[[int, int], tuple[str, str]]
     options: Options
-    thin: float = 0.0
+    notation: Notation = CORNERS
+    first: int = 0
     faults: list[Fault] = field(default_factory=list)
     file_names: list[str] = field(default_factory=list)
     stated: list[tuple[int, int]] = field(default_factory=list)
@@ -88,9 +91,13 @@ class Builder:
         difficult: bool = False,
         area: float = np.nan,
         mask: Mask = NO_MASK,
+        exact: bool = False,
     ) -> None:
-        """Adds an object: `box` is xyxy on the image as annotated; an unknown `area` is NaN."""
-        self.objects.append((image, source, label, annotation_id, crowd, difficult, area, box, mask))
+        """Adds an object: `box` as written, or `exact`, xyxy in pixels; an unknown `area` is NaN.
+
+        Both are on the image as annotated.
+        """
+        self.objects.append((image, source, label, annotation_id, crowd, difficult, area, exact, box, mask))
 
     def report(self, code: str, file: object, where: str, message: str, fix: str, *, image: int | None = None) -> None:
         """Records a fault; with `image`, that image cannot be used and is left out when faults are skipped."""
@@ -104,6 +111,7 @@ class Builder:
         sizes, turns = self.measured
         table = np.array(self.objects, dtype=_OBJECT)
         table = table[np.argsort(table["image"], kind="stable")]
+        self._read_boxes(table, sizes, turns)
         self._turn(table, sizes, turns)
         keep = self._judge(table, sizes) & self._fitting(table, sizes)
         good = np.ones(len(self._ids), bool)
@@ -112,6 +120,32 @@ class Builder:
         masks = self._masks_of(table, sizes)
         self._stop()
         return self._dataset(table, masks, sizes, good)
+
+    def _read_boxes(self, table: np.ndarray, sizes: np.ndarray, turns: np.ndarray) -> None:
+        """Make corners in pixels of the boxes as written; reports another notation that all of them seem to be in."""
+        rows = np.flatnonzero(~table["exact"] & ~np.isin(table["image"], list(self.excluded)))
+        images = table["image"][rows]
+        as_annotated = np.where((turns[images] > 1)[:, None], sizes[images][:, ::-1], sizes[images])
+        values = table["box"][rows]
+        if self.options.boxes == "auto":
+            other = suspicion(values, as_annotated, self.notation)
+            if other is not None:
+                self._report_notation(table[rows], other)
+        elif self.options.boxes != "format":
+            self.notation, self.first = Notation.named(self.options.boxes), 0
+        boxes = self.notation.corners(values, as_annotated)
+        boxes[:, :2] -= self.first
+        table["box"][rows] = boxes
+
+    def _report_notation(self, table: np.ndarray, other: Suspicion) -> None:
+        named = []
+        for one in table[other.examples]:
+            box = ", ".join(f"{v:.6g}" for v in one["box"])
+            named.append(f"[{box}] ({': '.join(self._place_of(one))})")
+        share = f"{other.misfits} of {len(table)} boxes do not fit their image as {self.notation.words}"
+        message = f"{share}, all do as {other.notation.words}: {'; '.join(named)}"
+        fix = f"Use --boxes {other.notation} if so, --boxes format if they are right as they are"
+        self.report("box-notation", self.split, "", message, fix)
 
     def _judge_names(self) -> None:
         for name in self.names:
@@ -181,8 +215,8 @@ class Builder:
         usable = ~np.isin(table["image"], list(self.excluded))
         finite = (np.abs(boxes) < FARTHEST).all(axis=1)  # NaN is not
         sides = boxes[:, 2:] - boxes[:, :2]
-        inverted = finite & (sides < self.thin).any(axis=1)
-        thin = finite & ~inverted & (sides <= self.thin).any(axis=1)
+        inverted = finite & (sides < self.first).any(axis=1)
+        thin = finite & ~inverted & (sides <= self.first).any(axis=1)
         limits = np.stack([width, height, width, height], axis=1)
         clipped = np.clip(boxes, 0, limits)
         # In float32, as it will be stored, a sliver has no area left.
@@ -192,7 +226,7 @@ class Builder:
         outside, thin = flat & beyond, thin | (flat & ~beyond)
         over = finite & ~inverted & ~thin & ~outside & (np.abs(boxes - clipped) > SLACK).any(axis=1)
         dropped, cut = ("dropped", "clipped") if self.options.repair else ("kept as it is", "kept as it is")
-        flat_words = "the box has no area" if self.thin == 0 else "the box begins and ends at the same pixel"
+        flat_words = "the box has no area" if self.first == 0 else "the box begins and ends at the same pixel"
         for code, rows, message, fix in (
             ("box-not-numbers", ~finite, "the box is not four finite numbers", "Correct the box, or remove the object"),
             ("inverted-box", inverted, f"the box is inverted; {dropped}", "Exchange its ends, or remove the object"),

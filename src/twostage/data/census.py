@@ -64,7 +64,8 @@ def image_notes(datasets: Sequence[Dataset], header_of: Callable[[str], Header])
     for mode, paths in modes.items():
         done = {"CMYK": "converted without colour profile", "RGBA": "alpha dropped", "LA": "alpha dropped"}
         how = done.get(mode, "only the high byte is kept" if mode.startswith("I") else "converted to RGB")
-        yield fault("pixel-format", paths[0], "", f"images of mode {mode}: {len(paths)}; {how}", "Nothing to do")
+        fix = "Nothing to do if their samples use all 16 bits" if mode.startswith("I") else "Nothing to do"
+        yield fault("pixel-format", paths[0], "", f"images of mode {mode}: {len(paths)}; {how}", fix)
     turned = [path for path, header in headers.items() if header.orientation != 1]
     if turned:
         message = f"images turned by their EXIF tag: {len(turned)}; boxes are read on the upright image"

@@ -82,6 +82,7 @@ def check(
     *,
     images: str | Path | None = None,
     voc_offset: VocOffset = "auto",
+    boxes: str = "auto",
     resize: Resize | None = None,
     deep: bool = False,
 ) -> Report:
@@ -97,7 +98,7 @@ def check(
         layout = find_layout(path)
     except FaultyDataError as error:
         return Report(path, "not readable", {}, error.faults, time.perf_counter() - started)
-    options = Options(Path(images) if images else None, voc_offset, "skip", header_of=header_of)
+    options = Options(Path(images) if images else None, voc_offset, "skip", boxes=boxes, header_of=header_of)
     datasets = []
     for dataset in usable_splits(layout, options, faults):
         faults += dataset.faults

@@ -6,6 +6,7 @@ follow the category ids in ascending order.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ from twostage.atomic import write_text
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, fault, unusable
-from twostage.data.files import exists, load_json, subfolders
+from twostage.data.files import display_path, load_json, subfolders
 from twostage.data.flat import NONE
+from twostage.data.found_images import FoundImages, find_images
 from twostage.data.layout import Format, Layout, Names, Options
 from twostage.data.names import nested_names
+from twostage.data.notation import Notation
 from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons, write_segmentation
 from twostage.errors import DataError, brief
 
@@ -86,12 +89,21 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
     json_file = layout.sources[split]
     folders = [options.images] if options.images else _image_folders(json_file, layout.root, split)
     document = load_json(json_file)
-    shown = json_file.name
+    shown = display_path(json_file, layout.root)
     faults: list[Fault] = []
-    categories = _categories(document, shown, faults)
-    label_of = {category: label for label, (category, _) in enumerate(categories)}
     images, annotations = (_list(document, key, json_file) for key in ("images", "annotations"))
-    folder = _folder(images, folders, json_file if options.require_images else None)
+    used = Counter(_known_id(record, "category_id") for record in annotations)
+    categories, label_of = _categories(document, shown, faults, used)
+    names = [
+        str(record["file_name"]) for record in images if isinstance(record, dict) and _is_name(record.get("file_name"))
+    ]
+    found = find_images(names, folders)
+    if names and options.require_images and not found.any:
+        message = f"none of its {len(names)} images exists, {names[0]!r} the first"
+        fix = f"Looked in {', '.join(map(str, folders))}: give the folder of the images with --images"
+        if options.images:
+            fix = f"Looked for it, and for the end of its path, in {options.images}: give another folder with --images"
+        raise unusable(json_file, "missing-image", message, fix)
 
     def place(image: int, source: int) -> tuple[str, str]:
         return shown, f"annotations[{source}] (id {annotations[source].get('id')}, image {builder.file_names[image]})"
@@ -104,9 +116,10 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
         category_ids=[category for category, _ in categories],
         place=place,
         options=options,
+        notation=Notation("xywh"),
         faults=faults,
     )
-    index_of = _add_images(builder, images, folder, shown)
+    index_of = _add_images(builder, images, found, shown)
     _add_annotations(builder, annotations, index_of, label_of, shown)
     return builder.build()
 
@@ -120,9 +133,16 @@ def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     return value
 
 
-def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) -> list[tuple[int, str]]:
-    """Ids and names in ascending order of id."""
+def _categories(
+    document: Mapping[str, Any], shown: str, faults: list[Fault], used: Counter[int | None]
+) -> tuple[list[tuple[int, str]], dict[int, int]]:
+    """Ids and names in ascending order of id, and the class id of each category id.
+
+    Categories of one name are one class; one without objects, as the root that Roboflow writes, is left out. `used` is
+    how many objects each category id has.
+    """
     names: dict[int, str] = {}
+    roots: set[int] = set()
     fix = 'Write {"id": 1, "name": "cat"} with ids and names that differ'
     records = document.get("categories")
     if not isinstance(records, list) or not records:
@@ -130,47 +150,69 @@ def _categories(document: Mapping[str, Any], shown: str, faults: list[Fault]) ->
         records = []
     for position, record in enumerate(records):
         where = f"categories[{position}]"
-        if not (isinstance(record, dict) and _is_id(record.get("id")) and isinstance(record.get("name"), str)):
-            faults.append(fault("broken-record", shown, where, f"{brief(record)} lacks a whole id and a name", fix))
-        elif record["id"] in names:
-            faults.append(fault("duplicate-class", shown, where, f"the id {record['id']} is taken", fix))
-        elif record["name"] in names.values():
-            faults.append(fault("duplicate-class", shown, where, f"the name {record['name']!r} is taken", fix))
+        number, name = (record.get("id"), record.get("name")) if isinstance(record, dict) else (None, None)
+        if not _is_id(number):
+            faults.append(fault("broken-record", shown, where, f"{brief(record)} lacks a whole id", fix))
+        elif not isinstance(name, str):
+            message = f"{brief(record)} lacks a name; the class of its {used[number]} objects is {str(number)!r}"
+            faults.append(fault("broken-record", shown, where, message, fix))
+            names.setdefault(number, str(number))
         else:
-            names[record["id"]] = record["name"]
-    return sorted(names.items())
+            roots |= {number} if record.get("supercategory") == "none" else set()
+            if names.setdefault(number, name) == name:
+                continue
+            message = f"the id {number} is taken by {names[number]!r}, of which its objects are"
+            faults.append(fault("duplicate-class", shown, where, message, fix))
+    first: dict[str, int] = {}  # the id of each class
+    same: dict[int, int] = {}  # the class's id of each id
+    for number, name in sorted(names.items(), key=lambda one: (not used[one[0]], one[0] in roots, one[0])):
+        same[number] = first.setdefault(name, number)
+        if same[number] == number:
+            continue
+        both = f"the categories {same[number]} and {number} are both called {name!r}"
+        if used[number]:
+            message = f"{both}; their {used[same[number]]} and {used[number]} objects are of one class"
+            fix = "Give them different names if they are different classes"
+            faults.append(fault("merged-classes", shown, "categories", message, fix))
+        else:
+            message = f"{both}; {number} has no objects and is left out"
+            faults.append(fault("unused-category", shown, "categories", message, "Nothing to do"))
+    categories = sorted((number, name) for name, number in first.items())
+    label_of = {number: label for label, (number, _) in enumerate(categories)}
+    return categories, {number: label_of[own] for number, own in same.items()}
 
 
-def _folder(images: Sequence[Any], folders: Sequence[Path], required_by: Path | None) -> Path:
-    """The folder with most of the first images. Raises FaultyDataError if none has any and `required_by` is set."""
-    names = [r["file_name"] for r in images if isinstance(r, dict) and _is_name(r.get("file_name"))]
-    best = max(folders, key=lambda folder: sum(exists(folder / name) for name in names[:20]))
-    if names and required_by and not any(exists(folder / name) for name in names for folder in folders):
-        looked = ", ".join(map(str, folders))
-        message = f"none of its {len(names)} images exists, {names[0]!r} the first; looked in {looked}"
-        raise unusable(required_by, "missing-image", message, "Give the folder of the images with --images")
-    return best
-
-
-def _add_images(builder: Builder, images: Sequence[Any], folder: Path, shown: str) -> dict[int, int]:
+def _add_images(builder: Builder, images: Sequence[Any], found: FoundImages, shown: str) -> dict[int, int]:
     """Adds the images; returns the index of each image id."""
     index_of: dict[int, int] = {}
-    seen: set[str] = set()
+    seen: dict[str, tuple[str, int]] = {}
+    if found.moved:
+        builder.report("image-paths", shown, "", found.moved, "Nothing to do")
     for position, record in enumerate(images):
         where = f"images[{position}]"
         if not isinstance(record, dict) or not _is_id(record.get("id")) or not _is_name(record.get("file_name")):
             message = f"{brief(record)} lacks a whole id and a file_name"
             builder.report("broken-record", shown, where, message, 'Write {"id": 1, "file_name": "a.jpg", ...}')
             continue
-        number, name = record["id"], record["file_name"]
+        number, written = record["id"], record["file_name"]
+        name, path = found.place(written)
         if number in index_of:
-            builder.report("duplicate-image-id", shown, where, f"the id {number} is taken", "Give every image its own")
-        elif name in seen:
-            builder.report("duplicate-file", shown, where, f"{name!r} is listed twice", "Merge the two images")
-        else:
-            seen.add(name)
-            stated = _side(record.get("height")), _side(record.get("width"))
-            index_of[number] = builder.add_image(name, folder / name, number, stated)
+            # Which of the two images its objects belong to cannot be known.
+            message = f"the id {number} is taken by {builder.file_names[index_of[number]]!r}"
+            fix = "Give every image its own"
+            builder.report("duplicate-image-id", shown, where, message, fix, image=index_of[number])
+            continue
+        if name in seen and seen[name][0] == written:
+            index_of[number] = seen[name][1]
+            builder.report("duplicate-file", shown, where, f"{written!r} is listed twice", "Merge the two images")
+            continue
+        stated = _side(record.get("height")), _side(record.get("width"))
+        index_of[number] = builder.add_image(name, path, number, stated)
+        if name in seen:
+            message = f"{written!r} and {seen[name][0]!r} end alike, and neither exists as written"
+            fix = "Put the images into folders as in their paths"
+            builder.report("missing-image", shown, where, message, fix, image=index_of[number])
+        seen.setdefault(name, (written, index_of[number]))
     return index_of
 
 
@@ -243,13 +285,18 @@ def _annotation(
     image = index_of[number]
     return {
         "image": image,
-        "box": (x, y, x + width, y + height),
+        "box": (x, y, width, height),
         "label": label_of[category],
         "crowd": bool(record.get("iscrowd", 0)),
         "difficult": bool(record.get("difficult", 0)),
         "area": math.nan if area is None else float(area),
         "mask": read_segmentation(record.get("segmentation"), stated[image]),
     }
+
+
+def _known_id(record: Any, key: str) -> int | None:
+    value = record.get(key) if isinstance(record, dict) else None
+    return value if _is_id(value) else None
 
 
 def _side(value: Any) -> int:

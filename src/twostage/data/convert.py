@@ -49,6 +49,7 @@ def convert(
     *,
     images: str | Path | None = None,
     voc_offset: VocOffset = "auto",
+    boxes: str = "auto",
     on_error: OnError = "default",
     pictures: Pictures = "copy",
 ) -> Written:
@@ -58,7 +59,7 @@ def convert(
     The result is read again and compared. Raises DataError for data that cannot be read, UsageError for a folder that
     is not empty.
     """
-    options = Options(Path(images) if images else None, voc_offset, on_error, repair=False)
+    options = Options(Path(images) if images else None, voc_offset, on_error, repair=False, boxes=boxes)
     with whole_folder(Path(out), "--out") as folder:
         layout = find_layout(path)
         open_split = opener(layout, options)

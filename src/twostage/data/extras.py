@@ -86,10 +86,11 @@ class Extras:
         label: int,
         mask: Mask,
         difficult: bool | None = None,
+        exact: bool = False,
     ) -> None:
         """Adds object `number` of an annotation file, counted from 1, with its extras, if they are among `kept`.
 
-        Without `difficult`, that of the extras is used.
+        Without `difficult`, that of the extras is used; `exact` as in `Builder.add_object`.
         """
         extra = kept[number - 1] if number <= len(kept) else Extra()
         builder.add_object(
@@ -102,6 +103,7 @@ class Extras:
             difficult=extra.difficult if difficult is None else difficult,
             area=extra.area,
             mask=mask if extra.mask.kind == NONE else extra.mask,
+            exact=exact or extra.box is not None,
         )
 
 

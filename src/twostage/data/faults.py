@@ -27,7 +27,9 @@ CODES: dict[str, tuple[Severity, str]] = {
     "unknown-image": ("error", "an annotation belongs to an image that the file does not list"),
     "duplicate-class": ("error", "two classes share a name or an id"),
     "duplicate-image-id": ("error", "two images share an id"),
-    "duplicate-file": ("error", "an image is listed twice"),
+    "duplicate-file": ("repair", "an image is listed twice; the objects of both entries are its own"),
+    "merged-classes": ("repair", "two categories have the same name; their objects are of one class"),
+    "left-over-labels": ("repair", "label files that no image takes; their objects are left out"),
     "duplicate-annotation-id": ("repair", "two annotations share an id; the later one gets a new id"),
     # images
     "missing-image": ("error", "the image does not exist"),
@@ -43,6 +45,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     ),
     # boxes and masks
     "box-not-numbers": ("error", "a box is missing, or is not four finite numbers"),
+    "box-notation": ("error", "all boxes of a split seem to be written in another order or unit than the format's"),
+    "keypoint-rows": ("error", "rows of a YOLO file look like boxes with keypoints, and data.yaml has no kpt_shape"),
     "inverted-box": ("repair", "x2 < x1 or y2 < y1; dropped"),
     "zero-area-box": ("repair", "the box has no width or no height; dropped"),
     "box-outside": ("repair", "the box lies entirely outside the image; dropped"),
@@ -62,6 +66,12 @@ CODES: dict[str, tuple[Severity, str]] = {
     "duplicate-image": ("repair", "an image is in two splits that must not share images"),
     # notes on the data set
     "voc-offset": ("note", "which pixel VOC coordinates count from, and the evidence"),
+    "keypoints": ("note", "keypoints are left out, only the boxes are read"),
+    "rotated-boxes": ("note", "rotated boxes are read as the upright boxes around them"),
+    "confidence": ("note", "label files are predictions, whose confidence is left out"),
+    "unused-category": ("note", "a category without objects has the name of another one, and is left out"),
+    "image-paths": ("note", "file names are paths of another machine; the images are found by the end of them"),
+    "left-over-images": ("note", "files in the folders of images that cannot be read as images, and are left out"),
     "filled-default": ("note", "optional fields that are missing and were filled with their default"),
     "background-images": ("note", "images without objects"),
     "repeated-image": ("note", "an image occurs twice in one split"),
@@ -81,6 +91,17 @@ CODES: dict[str, tuple[Severity, str]] = {
     "stale-extras": ("note", "an annotation file was changed after twostage.json was written; its entry is ignored"),
     "unannotated-images": ("note", "images without an annotation file, taken as images without objects"),
 }
+
+# Faults of what can only be left out of a repaired copy, and those that leave open what boxes are.
+REMOVED = frozenset(
+    {
+        *("broken-row", "broken-record", "broken-mask", "broken-xml", "unreadable-file", "not-normalised"),
+        *("unknown-class", "unknown-image", "box-not-numbers", "inverted-box", "zero-area-box", "box-outside"),
+        *("missing-image", "unreadable-image", "missing-size", "missing-file", "duplicate-image-id"),
+        *("duplicate-image", "left-over-labels"),
+    }
+)
+UNDECIDED = frozenset({"box-notation", "keypoint-rows"})
 
 
 class Fault(NamedTuple):

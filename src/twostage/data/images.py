@@ -11,6 +11,7 @@ Every image is returned as RGB, 8 bits, turned upright by its EXIF (or PNG eXIf)
 """
 
 import io
+import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from twostage.data import unread
 from twostage.errors import DataError
 
 # Raster formats, which need no external program, and their extensions; Pillow would run Ghostscript for an EPS.
@@ -50,6 +52,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_DARK_BITS = 14  # of an image of 16 bits, from which on it is taken to use all of them
+log = logging.getLogger("twostage.data")
 SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
 
 
@@ -132,7 +136,13 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[Image.Image, io.Buffered
         if not file.read(1):
             raise DataError(f"{_name(source)}: is empty (0 bytes). Copy it again, or leave it out of the data set.")
         file.seek(0)
-        with Image.open(cast("IO[bytes]", file), formats=_formats()) as image:
+        try:
+            opened = Image.open(cast("IO[bytes]", file), formats=_formats())
+        except UnidentifiedImageError as error:
+            if why := unread.reason(source):
+                raise DataError(f"{_name(source)}: {why}.") from error
+            raise
+        with opened as image:
             yield image, file
 
 
@@ -209,7 +219,21 @@ def _high_byte(image: Image.Image) -> Image.Image:
     low, high = int(samples.min(initial=0)), int(samples.max(initial=0))
     if low < 0 or high > 0xFFFF:
         raise ValueError(f"its samples run from {low} to {high}, more than 16 bits hold")
+    if 0xFF < high < 1 << _DARK_BITS:
+        _warn_of_few_bits(high.bit_length())
     return Image.fromarray((samples >> 8).astype(np.uint8))
+
+
+@cache
+def _warn_of_few_bits(bits: int) -> None:
+    """Once per process: a camera of 12 bits leaves 16 shades in the high byte."""
+    log.warning(
+        "Images of 16 bits have samples of %d bits only: their high byte, which is used, has %d shades. Multiply them "
+        "by %d before.",
+        bits,
+        1 << (bits - 8),
+        1 << (16 - bits),
+    )
 
 
 def _ends_well(file: io.BufferedIOBase, kind: str) -> bool:

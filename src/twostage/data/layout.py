@@ -16,13 +16,18 @@ Names = list[list[str]]  # of the images of every split
 
 
 class Options(NamedTuple):
-    """How a data set is opened, with the arguments of `open_dataset`; `header_of` reads the header of an image."""
+    """How a data set is opened, with the arguments of `open_dataset`; `header_of` reads the header of an image.
+
+    `boxes` is their notation (`notation.Notation`): `format` that of the format, `auto` the same, and an error where
+    all of them show another.
+    """
 
     images: Path | None = None
     voc_offset: VocOffset = "auto"
     on_error: OnError = "default"
     require_images: bool = True
     repair: bool = True
+    boxes: str = "auto"
     header_of: Callable[[str], Header] = probe
 
 

@@ -35,6 +35,7 @@ def open_dataset(
     on_error: OnError = "default",
     require_images: bool = True,
     repair: bool = True,
+    boxes: str = "auto",
 ) -> Dataset:
     """One split of the data set at `path`, in any format; `opener` opens several and reads once what they share.
 
@@ -42,9 +43,11 @@ def open_dataset(
     a list of all of them; repairs are made and listed in `faults`. With `on_error="fail"` repairs are errors too, with
     "skip" faulty images and objects are left out. Without `require_images` image files may be missing if the
     annotations state their sizes. Without `repair`, boxes over the border or without area stay as they are written, for
-    scoring as the official tools do. Raises UsageError for an unknown split.
+    scoring as the official tools do. `boxes` is how they are written (`data.notation`): `format` as the format has
+    them, `auto` the same, and an error where all of them show another notation. Raises UsageError for an unknown split.
     """
-    options = Options(Path(images) if images is not None else None, voc_offset, on_error, require_images, repair)
+    folder = Path(images) if images is not None else None
+    options = Options(folder, voc_offset, on_error, require_images, repair, boxes)
     return opener(find_layout(path), options)(split)
 
 

@@ -32,6 +32,7 @@ def split(
     seed: int = 0,
     images: str | Path | None = None,
     voc_offset: VocOffset = "auto",
+    boxes: str = "auto",
     pictures: Pictures = "copy",
 ) -> Written:
     """Split all images of the data set at `path` into `parts` ({"train": 0.8, "val": 0.2}) of a new one at `out`.
@@ -41,7 +42,7 @@ def split(
     if a split would be empty.
     """
     _require_shares(parts)
-    options = Options(Path(images) if images else None, voc_offset, repair=False)
+    options = Options(Path(images) if images else None, voc_offset, repair=False, boxes=boxes)
     with whole_folder(Path(out), "--out") as folder:
         layout = find_layout(path)
         open_split = opener(layout, options)

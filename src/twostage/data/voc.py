@@ -8,9 +8,9 @@ undecided (VOC2012 development kit, section 4.2), so an image can have at most 2
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -37,12 +37,16 @@ VocFiles = Mapping[tuple[Path, str], VocFile]
 
 
 class VocSplit(NamedTuple):
-    """Where a split has its XML and images, the list of its names (None: all in the folder), and its masks."""
+    """Where a split has its XML and images, the list of its names (None: all in the folder), and its masks.
+
+    `nested`: its names may have folders, as those that CVAT writes.
+    """
 
     annotations: Path
     images: Path
     listed: Path | None = None
     masks: Path | None = None
+    nested: bool = False
 
 
 def detect(path: Path) -> Layout | None:
@@ -57,12 +61,12 @@ def _find(root: Path) -> dict[str, VocSplit]:
     for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images")):
         folder = root / annotations
         # The folder of images is not required: they may be elsewhere, or absent while results are scored.
-        if folder.is_dir() and has_files(folder, {".xml"}):
+        if folder.is_dir() and (has_files(folder, {".xml"}) or _stems(folder, {".xml"}, nested=True)):
             lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main"))
             # Only some images of VOC have masks; they are listed as separate splits.
             drawn = _lists(root / "ImageSets" / "Segmentation")
             lists |= {f"{MASKED_SPLIT}{split}": path for split, path in drawn.items()}
-            where = VocSplit(folder, root / images, None, root / MASK_FOLDER)
+            where = VocSplit(folder, root / images, None, root / MASK_FOLDER, nested=True)
             return {split: where._replace(listed=listed) for split, listed in (lists or {"all": None}).items()}
     beside = {p.name: p for p in subfolders(root) if has_files(p, {".xml"})}
     if not beside and has_files(root, {".xml"}) and has_files(root, EXTENSIONS):
@@ -86,9 +90,9 @@ def open_splits(layout: Layout, options: Options) -> OpenSplit:
     if options.images:
         splits = {split: where._replace(images=options.images) for split, where in splits.items()}
     files = {
-        (folder, Path(name).stem): read_xml(folder / name, layout.root)
-        for folder in sorted({where.annotations for where in splits.values()})
-        for names in _stems(folder, {".xml"}).values()
+        (folder, stem): read_xml(folder / name, layout.root)
+        for folder, nested in sorted({(where.annotations, where.nested) for where in splits.values()})
+        for stem, names in _stems(folder, {".xml"}, nested=nested).items()
         for name in names
     }
     return partial(_read, layout.root, splits, files, options)
@@ -98,8 +102,8 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
     extras = read_extras(root, split)
     classes = extras.classes(sorted({o.name for f in files.values() for o in f.objects}))
     first, evidence = _first_pixel(files, options.voc_offset, root)
-    folder, images, listed, mask_folder = splits[split]
-    image_files = _stems(images, EXTENSIONS)
+    folder, images, listed, mask_folder, nested = splits[split]
+    image_files = _stems(images, EXTENSIONS, nested=nested)
     stems = _listed(listed, {s for f, s in files if f == folder}) if listed else _together(folder, files, image_files)
     xml_of: list[str] = []
     builder = Builder(
@@ -110,7 +114,7 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
         category_ids=tuple(classes.values()),
         place=lambda image, source: (xml_of[image], f"object {source}"),
         options=options,
-        thin=float(first),
+        first=first,
         faults=evidence,
     )
     label_of = {name: label for label, name in enumerate(classes)}
@@ -122,14 +126,14 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
         xml_of.append(display_path(xml, root))
         image_file = _image_file(images, stem, image_files.get(stem, ()), annotation)
         stated = annotation.stated if annotation else (0, 0)
-        image = builder.add_image(image_file.name, image_file, extras.image_id(xml_of[-1]), stated)
+        image = builder.add_image(display_path(image_file, images), image_file, extras.image_id(xml_of[-1]), stated)
         if annotation is None:
             if listed:
                 fix = f"Add it, or remove {stem!r} from {listed.name}"
                 builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
             bare.append(image_file.name)
             continue
-        _add(builder, image, annotation, first, label_of, extras, xml, masked.get(stem))
+        _add(builder, image, annotation, label_of, extras, xml, masked.get(stem))
     if bare and not listed:
         message = f"images without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", display_path(folder, root), "", message, "Annotate them, or remove them")
@@ -140,7 +144,6 @@ def _add(
     builder: Builder,
     image: int,
     annotation: VocFile,
-    first: int,
     label_of: Mapping[str, int],
     extras: Extras,
     xml: Path,
@@ -160,9 +163,8 @@ def _add(
             fix = "Make the mask for this image and its XML, or remove it"
             builder.report("broken-mask", display_path(masked, builder.root), "", str(error), fix, image=image)
     for item in annotation.objects:
-        left, top, right, bottom = item.box
-        box, mask = (left - first, top - first, right, bottom), masks.get(item.number, NO_MASK)
-        extras.add_object(builder, kept, image, item.number, box, label_of[item.name], mask, item.difficult)
+        mask = masks.get(item.number, NO_MASK)
+        extras.add_object(builder, kept, image, item.number, item.box, label_of[item.name], mask, item.difficult)
 
 
 def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
@@ -196,16 +198,17 @@ def _first_pixel(files: VocFiles, offset: VocOffset, root: Path) -> tuple[int, l
     return 1, []
 
 
-def _stems(folder: Path, extensions: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """File names by stem, sorted, of the files in a folder with these extensions."""
+def _stems(folder: Path, extensions: Collection[str], *, nested: bool) -> dict[str, tuple[str, ...]]:
+    """File names by the name without extension, sorted, of the files with these extensions; `nested` in folders too."""
     files: dict[str, tuple[str, ...]] = {}
-    if not folder.is_dir():
-        return files
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries)
-    for name in names:
-        stem, extension = Path(name).stem, Path(name).suffix
-        if extension.lower() in extensions and not name.startswith("."):
+    names: list[str] = []
+    for place, folders, found in os.walk(folder):
+        inside = "" if Path(place) == folder else f"{Path(place).relative_to(folder).as_posix()}/"
+        names += [inside + name for name in (*found, *folders) if not name.startswith(".")]
+        folders[:] = [name for name in folders if nested and not name.startswith(".")]
+    for name in sorted(names):
+        stem, extension = os.path.splitext(name)  # noqa: PTH122
+        if extension.lower() in extensions:
             files[stem] = (*files.get(stem, ()), name)
     return files
 
@@ -237,9 +240,9 @@ def _listed(path: Path, known: set[str]) -> list[str]:
 
 def _image_file(folder: Path, stem: str, same_stem: Sequence[str], annotation: VocFile | None) -> Path:
     """The image of an annotation: of the same stem, else `filename` of the XML."""
-    named = Path(annotation.filename).name if annotation else ""
+    named = (PurePosixPath(stem).parent / Path(annotation.filename).name).as_posix() if annotation else ""
     if not same_stem:
-        return folder / (named if named and exists(folder / named) else f"{stem}.jpg")
+        return folder / (named if named and (folder / named).is_file() else f"{stem}.jpg")
     return folder / (named if named in same_stem else same_stem[0])
 
 

@@ -85,7 +85,7 @@ def _place(source: Path | np.ndarray, target: Path, pictures: Pictures) -> None:
 
 def _lost(folder: Path, datasets: Sequence[Dataset], places: Sequence[Sequence[Path]]) -> str:
     """How the written splits differ from the given ones; "" if they do not."""
-    open_split = opener(find_layout(folder), Options(repair=False))
+    open_split = opener(find_layout(folder), Options(repair=False, boxes="format"))
     for dataset, paths in zip(datasets, places, strict=True):
         try:
             written = open_split(dataset.split)

@@ -5,9 +5,9 @@ A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractio
 """
 
 import logging
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -17,15 +17,18 @@ from typing import Any, NoReturn
 import yaml
 
 from twostage.atomic import write_text
+from twostage.data import yolo_labels, yolo_rows
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extras, read_extras
-from twostage.data.faults import unusable
+from twostage.data.faults import FaultyDataError, unusable
 from twostage.data.files import display_path, exists, require_regular
-from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons, unpack_polygons
+from twostage.data.flat import NO_MASK, POLYGONS, unpack_polygons
 from twostage.data.images import EXTENSIONS
 from twostage.data.layout import MASKED_SPLIT, Format, Layout, Names, Options
 from twostage.data.names import nested_names
+from twostage.data.notation import Notation
+from twostage.data.yolo_rows import Rows
 from twostage.errors import UsageError
 
 log = logging.getLogger("twostage.data")
@@ -68,84 +71,40 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
         place=lambda image, source: (shown_labels[image], f"line {source}"),
         # The rows are fractions of the images' sizes.
         options=options._replace(require_images=True),
+        notation=Notation("cxcywh", "fractions"),
     )
     bare = []
     label_files: list[Path] = []
-    rows: list[list[tuple[int, list[float]]]] = []
-    for image_file in _image_files(document, path, split, options.images):
-        label_file = _label_file(image_file)
+    rows: Rows = []
+    image_files = _image_files(document, path, split, options.images)
+    for image_file in image_files:
+        label_file = yolo_labels.label_file(image_file)
         label_files.append(label_file)
         shown_labels.append(display_path(label_file, root))
         image = builder.add_image(display_path(image_file, root), image_file, extras.image_id(shown_labels[-1]))
         if exists(label_file):
-            own = extras.is_unchanged(label_file, shown_labels[-1])
-            rows.append(list(_rows(builder, label_file, shown_labels[-1], image, len(names), own=own)))
+            rows.append(list(yolo_rows.read(builder, label_file, shown_labels[-1], image, len(names))))
         else:
             rows.append([])
             bare.append(image_file.name)
     if bare:
         message = f"images without label file, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", path.name, split, message, "Write an empty label file if this is intended")
+    others = _of_other_splits(layout, document, path, split) if options.images is None else []
+    taken = [*label_files, *map(yolo_labels.label_file, others)]
+    yolo_labels.report_left_over(builder, label_files, taken, {file.parent for file in image_files})
+    found = yolo_rows.understood(builder, rows, shown_labels, document.get("kpt_shape"))
+    if options.boxes in ("auto", "format"):
+        own = [extras.is_unchanged(file, shown) for file, shown in zip(label_files, shown_labels, strict=True)]
+        found = yolo_rows.without_pixels(builder, found, shown_labels, own)
     sizes, _ = builder.measured
-    for image, lines in enumerate(rows):
+    for image, lines in enumerate(found):
         height, width = sizes[image].tolist()
         kept = extras.objects(builder, label_files[image], shown_labels[image], (height, width)) if lines else []
-        for line, (label, *values) in lines:
-            box, mask = _shape(values, height, width)
-            extras.add_object(builder, kept, image, line, box, int(label), mask)
+        for line, label, values in lines:
+            box, mask = yolo_rows.shape(values, height, width)
+            extras.add_object(builder, kept, image, line, box, label, mask, exact=mask is not NO_MASK)
     return builder.build()
-
-
-def _shape(values: Sequence[float], height: int, width: int) -> tuple[tuple[float, float, float, float], Mask]:
-    """The box xyxy and the mask of a row on an image of this size."""
-    if len(values) == 4:
-        cx, cy, w, h = values
-        box = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        return box, NO_MASK
-    xs, ys = [x * width for x in values[0::2]], [y * height for y in values[1::2]]
-    ring = [v for point in zip(xs, ys, strict=True) for v in point]
-    return (min(xs), min(ys), max(xs), max(ys)), Mask(POLYGONS, pack_polygons([ring]))
-
-
-def _rows(
-    builder: Builder, path: Path, shown: str, image: int, classes: int, *, own: bool
-) -> Iterator[tuple[int, list[float]]]:
-    """Line number, and [class, numbers ...] of every good row; the others are reported.
-
-    Numbers above 2 are taken for pixels, except in a file that we wrote (`own`): its boxes may be far outside.
-    """
-    fix = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the image"
-    try:
-        require_regular(path)
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        builder.report("unreadable-file", shown, "", f"the label file cannot be read: {error}", fix, image=image)
-        return
-    for line, row in enumerate(text.splitlines(), start=1):
-        if not (fields := row.split()):
-            continue
-        where = f"line {line}"
-        try:
-            values = [float(v) for v in fields]
-        except ValueError:
-            builder.report("box-not-numbers", shown, where, f"{row[:80]!r} is not numbers", fix)
-            continue
-        if not all(map(math.isfinite, values)):
-            builder.report("box-not-numbers", shown, where, f"{row[:80]!r} is not finite", fix)
-            continue
-        label = values[0]
-        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-            builder.report("broken-row", shown, where, f"{len(values)} numbers are neither a box nor a polygon", fix)
-        elif not (0 <= label < classes and label == int(label)):
-            message = f"there is no class {fields[0]} among {classes} (0 to {classes - 1})"
-            builder.report("unknown-class", shown, where, message, "Correct the class, or add its name to data.yaml")
-        elif max(map(abs, values[1:])) > 2 and not own:
-            message = f"{max(values[1:], key=abs):g} is not a fraction of the image's size"
-            builder.report(
-                "not-normalised", shown, where, message, "Divide x and w by the width, y and h by the height"
-            )
-        else:
-            yield line, values
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -212,6 +171,15 @@ def _image_files(document: Mapping[str, Any], path: Path, split: str, images: Pa
     return sorted(files)
 
 
+def _of_other_splits(layout: Layout, document: Mapping[str, Any], path: Path, split: str) -> list[Path]:
+    files: list[Path] = []
+    for other in layout.sources:
+        if other != split:
+            with suppress(FaultyDataError):  # it is reported when that split is opened
+                files += _image_files(document, path, other, None)
+    return files
+
+
 def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
     """The folder or list of a split: under `path:` or beside data.yaml, also without the ../ of some exports."""
     base = path.parent / str(document.get("path") or "")
@@ -237,15 +205,6 @@ def _listed(place: Path) -> list[Path]:
             place, "unreadable-file", f"is not a list of images: {error}", "Name a folder or a list"
         ) from error
     return [place.parent / line.strip() for line in lines if line.strip()]
-
-
-def _label_file(image_file: Path) -> Path:
-    parts = list(image_file.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
 
 
 def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:

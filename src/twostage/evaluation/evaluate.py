@@ -83,7 +83,13 @@ class Report:
             if scores is not None:
                 lines += [*_class_lines(title, scores, s["objects_per_class"]), ""]
         names = set(self.scores.metrics)
-        shown = {key: text for key, text in DEFINITIONS.items() if names & set(key.split(", "))}
+        shown = {key: text for key, text in s["definitions"].items() if names & set(key.split(", "))}
+        if s["images_above"] and "AP" in shown:
+            most = s["max_detections"]
+            lines.append(
+                f"{s['images_above']} images hold more than {most} objects of one class, and only {most} detections "
+                "count: use a larger --max-det\n"
+            )
         shown |= {"score": _floor(s), "-": "undefined: no such object"}
         width = max(map(len, shown))
         return "\n".join([*lines, *(f"{key:{width}}  {text}" for key, text in shown.items())])
@@ -116,12 +122,14 @@ def evaluate(
     score_floor: float | None = None,
     conf: float = 0.5,
     precision: str | None = None,
+    max_detections: int | None = None,
 ) -> Report:
     """Score the detections of a split.
 
     `masks` scores masks as well: by default if both the data set and the results have them. `score_floor` is the
     confidence below which the detector dropped detections, `precision` the detector's, None if unknown; they are only
-    reported. `conf` is the confidence of the confusion matrix. Raises UsageError for an unknown metric, DataError for
+    reported. `conf` is the confidence of the confusion matrix. With more than COCO's 100 `max_detections` per image and
+    class, AP counts so many. Raises UsageError for an unknown metric, DataError for
     missing masks.
     """
     known = ("all", "coco", "voc07", "voc12")
@@ -134,20 +142,38 @@ def evaluate(
         raise DataError(
             f"No masks in {'the results' if dataset.masks is not None else dataset.root}: give masks=False."
         )
-    coco = coco_scores(dataset, results) if metric in ("all", "coco") else None
+    limits: tuple[int, ...] = MAX_DETECTIONS
+    if max_detections is not None and max_detections > limits[-1]:
+        limits = (*limits, max_detections)
+    coco = coco_scores(dataset, results, max_detections=limits) if metric in ("all", "coco") else None
     boxes = _scores(dataset, results, coco, metric, masks=False)
     segm = None
     if both if masks is None else masks:
-        of_masks = coco_scores(dataset, results, masks=True) if coco is not None else None
+        of_masks = coco_scores(dataset, results, masks=True, max_detections=limits) if coco is not None else None
         segm = _scores(dataset, results, of_masks, metric, masks=True)
     return Report(
         scores=boxes,
         segm=segm,
-        settings=_settings(dataset, results, metric, score_floor, conf, precision),
+        settings={
+            **_settings(dataset, results, metric, score_floor, conf, precision),
+            "max_detections": limits[-1],
+            "images_above": _images_above(dataset, limits[-1]),
+            "definitions": {
+                name: text.replace("at most 100", f"at most {limits[-1]}") for name, text in DEFINITIONS.items()
+            },
+        },
         dataset=dataset,
         confusion=confusion_matrix(dataset, results, conf=conf),
         curves=None if coco is None else class_curves(dataset, results, coco),
     )
+
+
+def _images_above(dataset: Dataset, limit: int) -> int:
+    """The images that hold more objects of one class than detections count."""
+    counted = ~dataset.crowd
+    pairs = np.stack([dataset.image_indices[counted], dataset.labels[counted]], axis=1)
+    which, counts = np.unique(pairs, axis=0, return_counts=True)
+    return len(np.unique(which[counts > limit, 0]))
 
 
 def _check_range(kind: str, ids: Int64[np.ndarray, " n"], count: int) -> None:
@@ -187,11 +213,9 @@ def _settings(
         "precision": precision,
         "score_floor": score_floor,
         "lowest_score": lowest,
-        "max_detections": MAX_DETECTIONS[-1],
         "ious": [round(iou, 2) for iou in COCO_IOUS],
         "voc_iou": VOC_IOU,
         "confusion_conf": conf,
-        "definitions": DEFINITIONS,
     }
 
 

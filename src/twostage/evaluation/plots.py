@@ -6,6 +6,7 @@ Figures are made without pyplot, so that no global state changes and any thread 
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from twostage.drawing import colour_of
 from twostage.evaluation.confusion import Confusion
 from twostage.evaluation.curves import Curves
 from twostage.evaluation.recall import ProposalRecall
+from twostage.fonts import font_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,10 +32,27 @@ _NAMED = 12
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
-    """Write a PNG of 150 dots per inch, atomically."""
+    """Write a PNG of 150 dots per inch, atomically, in a font that has the letters of its texts."""
+    _use_letters(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, in plain words, by `fonts`
+        figure.savefig(buffer, format="png", dpi=150)
     atomic.write_bytes(Path(path), buffer.getvalue())
+
+
+def _use_letters(figure: "Figure") -> None:
+    from matplotlib.font_manager import FontProperties, fontManager
+    from matplotlib.text import Text
+
+    texts = [one for one in figure.findobj(Text) if isinstance(one, Text)]
+    file = font_file("".join(one.get_text() for one in texts))
+    if file is None or file == font_file(""):
+        return
+    fontManager.addfont(file)
+    family = ["DejaVu Sans", FontProperties(fname=file).get_name()]
+    for one in texts:
+        one.set_fontfamily(family)
 
 
 def plot_curves(curves: Curves) -> "Figure":

@@ -4,6 +4,7 @@ Letters: n detections over all images, M images, K classes.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,9 @@ import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
 from twostage.data.dataset import Dataset
-from twostage.data.segmentation import SegmentationError, read_run_lengths
+from twostage.data.flat import to_rle
+from twostage.data.notation import Notation, suspicion
+from twostage.data.segmentation import SegmentationError, read_run_lengths, read_segmentation
 from twostage.errors import DataError, brief
 from twostage.ops.masks import bounding_box
 
@@ -42,11 +45,13 @@ class Results:
         """Reads a COCO results file: a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}.
 
         A "file_name" or "category_name" in an entry, as `predict` writes them, has priority over the ids, which may be
-        those of another data set. With "segmentation" in every entry there are masks; missing boxes are then computed
-        from them. Raises DataError with the first entry that is not a detection, or of no image or class of the data
-        set.
+        those of another data set. An "image_id" may be the image's file name without suffix, as Ultralytics writes it,
+        or a number as text. With "segmentation" in every entry, run lengths or polygons, there are masks; missing boxes
+        are then computed from them. Raises DataError with the first entry that is not a detection, or of no image or
+        class of the data set, and where all boxes show another notation than x, y, width, height.
         """
         entries = _load_entries(Path(path))
+        _number_text_ids(entries, dataset, path)
         images, classes = _index(dataset.image_ids), _index(dataset.category_ids)
         ids_of = _ids_by_name(dataset)
         boxes, masks = [], []
@@ -54,15 +59,17 @@ class Results:
             fault = ids_of(entry) or _fault_of(entry, images, classes)
             if fault is not None:
                 raise DataError(f"{path}: entry {number} (counted from 0): {fault}")
-            if "segmentation" in entry:
+            if entry.get("segmentation"):
                 size = dataset.sizes[images[entry["image_id"]]].tolist()
                 masks.append(_rle(entry["segmentation"], size, f"{path}: entry {number} (counted from 0)"))
             boxes.append(entry["bbox"] if entry.get("bbox") else bounding_box(masks[-1]))
         if masks and len(masks) != len(entries):
             raise DataError(f"{path}: {len(masks)} of {len(entries)} entries have a segmentation. Give all or none.")
         xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        image_of = np.array([images[e["image_id"]] for e in entries], dtype=np.int64)
+        _require_notation(xywh, dataset.sizes[image_of], path)
         return cls(
-            images=np.array([images[e["image_id"]] for e in entries], dtype=np.int64),
+            images=image_of,
             boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
             scores=np.array([e["score"] for e in entries], dtype=np.float64),
             class_ids=np.array([classes[e["category_id"]] for e in entries], dtype=np.int64),
@@ -201,6 +208,42 @@ def _ids_by_name(dataset: Dataset) -> Callable[[Any], str | None]:
     return set_ids
 
 
+def _number_text_ids(entries: list[Any], dataset: Dataset, path: str | Path) -> None:
+    """Replace image ids that are text in all entries, by file names without suffix or by numbers."""
+    given = [entry.get("image_id") for entry in entries if type(entry) is dict and "file_name" not in entry]
+    ids = {one for one in given if isinstance(one, str)}
+    if not ids or not all(isinstance(one, str) for one in given):
+        return
+    stems = Counter(Path(dataset.file_name(i)).stem for i in range(len(dataset)))
+    by_stem = {
+        Path(name).stem: int(number)
+        for number, name in zip(dataset.image_ids, map(dataset.file_name, range(len(dataset))), strict=True)
+    }
+    by_number = {str(number): number for number in dataset.image_ids.tolist()}
+    ways = [way for way in (by_stem, by_number) if ids <= way.keys()]
+    if not ways:
+        return  # the first of them is reported
+    twice = [one for one in ids if ways[0] is by_stem and stems[one] > 1]
+    differ = [one for one in ids if len({way[one] for way in ways}) > 1]
+    if twice or differ:
+        which = sorted(twice or differ)[0]
+        raise DataError(f'{path}: the image_id {which!r} fits several images. Add a "file_name" to every entry.')
+    for entry in entries:
+        if type(entry) is dict and "file_name" not in entry:
+            entry["image_id"] = ways[0][entry["image_id"]]
+
+
+def _require_notation(xywh: Float64[np.ndarray, "n 4"], sizes: np.ndarray, path: str | Path) -> None:
+    """Raises DataError where the boxes are corners or parts of the image, which COCO tools score as other boxes."""
+    other = suspicion(xywh, sizes, Notation("xywh"))
+    if other is not None and (other.notation.order == "xyxy" or other.notation.unit != "pixels"):
+        shown = "; ".join(f"entry {n}: {brief(xywh[n].tolist())}" for n in other.examples.tolist())
+        raise DataError(
+            f"{path}: {other.misfits} of {len(xywh)} boxes do not fit their image as x, y, width, height in pixels, "
+            f"all do as {other.notation.words} ({shown}). Write COCO's boxes."
+        )
+
+
 def _fault_of(entry: Any, images: dict[int, int], classes: dict[int, int]) -> str | None:
     """What is wrong with an entry of a results file and how to fix it; None if it is valid."""
     if type(entry) is not dict:
@@ -212,7 +255,7 @@ def _fault_of(entry: Any, images: dict[int, int], classes: dict[int, int]) -> st
         return f"category_id {brief(category)} is none of the data set's: {brief(list(classes))}."
     if not _is_number(score):
         return f"score {brief(score)} is no finite number."
-    if not box and "segmentation" in entry:
+    if not box and entry.get("segmentation"):
         return None
     if type(box) is not list or len(box) != 4 or not all(map(_is_number, box)):
         return f"bbox {brief(box)} is not four finite numbers x, y, width, height."
@@ -227,8 +270,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _rle(segmentation: Any, size: list[int], where: str) -> dict:
-    """COCO's compressed run lengths, {"size", "counts": bytes}, from compressed or plain counts."""
+    """COCO's compressed run lengths, {"size", "counts": bytes}, from compressed or plain counts, or polygons."""
     try:
+        if isinstance(segmentation, list):
+            return {**to_rle(read_segmentation(segmentation, (size[0], size[1])), size[0], size[1])}
         return {"size": size, "counts": read_run_lengths(segmentation, (size[0], size[1])).data}
     except SegmentationError as error:
         raise DataError(f"{where}: {error}. {error.fix}.") from error

@@ -111,6 +111,7 @@ def _of_data(options: CompareOptions) -> TrainOptions:
         val_split=options.val_split,
         images=options.images,
         voc_offset=options.voc_offset,
+        boxes=options.boxes,
     )
 
 

@@ -5,13 +5,13 @@ that cannot be decoded does not end the stream: its item carries the error.
 """
 
 import glob
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from io import IOBase
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from twostage.data import unread
 from twostage.data.images import EXTENSIONS, read_image
 from twostage.errors import DataError, MissingError, UsageError
+
+log = logging.getLogger("twostage.inference")
 
 VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 
@@ -43,9 +46,9 @@ def expand(source: Any, *, ahead: int = 2) -> Iterator[Item]:
 
     A source is the path of an image or a video, a folder (its images sorted by name, without subfolders),
     a glob pattern (`**` enters folders), `-` (paths from standard input, one per line), an array [h, w, 3] or [h, w] of
-    uint8 in RGB, a PIL image, the bytes of an image file, a tensor [3, h, w] of uint8 or of floats from 0 to 1, or
-    any iterable of these. Arrays and tensors with one more axis in front are batches. Standard input and iterators
-    are read as images are needed.
+    uint8 in RGB, a PIL image, the bytes of an image file or the open file, a tensor [3, h, w] of uint8 or of floats
+    from 0 to 1, or any iterable of these. Arrays and tensors with one more axis in front are batches. Standard input
+    and iterators are read as images are needed.
 
     Raises DataError for a path that does not exist, a folder without images and a pattern without matches; UsageError
     for a URL and anything that is no source; MissingError for videos without the `video` extra: beside images their
@@ -61,7 +64,8 @@ def is_one_image(source: Any) -> bool:
     if isinstance(source, str | Path):
         path = Path(source)
         return str(source) != "-" and not path.is_dir() and not _is_pattern(source) and not _is_video(path)
-    return isinstance(source, Image.Image | bytes) or (_is_array(source) and source.ndim < 4)
+    in_memory = isinstance(source, Image.Image | bytes | bytearray | memoryview) or hasattr(source, "read")
+    return in_memory or (_is_array(source) and source.ndim < 4)
 
 
 _Job = Callable[[], Item] | Iterator[Item]
@@ -73,6 +77,8 @@ def _jobs(source: Any) -> Iterator[_Job]:
         return (_of_file(line) for line in _lines())
     if isinstance(source, str | Path):
         return iter(_of_path(source))
+    if hasattr(source, "read") or isinstance(source, bytearray | memoryview):
+        source = _contents(source)
     if isinstance(source, Image.Image | bytes):
         return iter([partial(_read, source, getattr(source, "filename", "") or None)])
     if _is_array(source):
@@ -80,12 +86,22 @@ def _jobs(source: Any) -> Iterator[_Job]:
         return iter([partial(Item, _array(image)) for image in images])
     if isinstance(source, list | tuple):
         return chain.from_iterable([_jobs(part) for part in source])
-    if isinstance(source, Iterable) and not isinstance(source, dict | IOBase):
+    if isinstance(source, Iterable) and not isinstance(source, dict):
         return chain.from_iterable(map(_jobs_later, source))
     raise UsageError(
         f"Cannot read images from {type(source).__name__}. Give a path, a folder, a pattern, '-', an RGB array of "
         "uint8 [h, w, 3], a PIL image, the bytes of a file, a tensor [3, h, w], or a list of these."
     )
+
+
+def _contents(source: Any) -> bytes:
+    """The bytes of an open file, or of memory. Raises UsageError for a file that was opened as text."""
+    data = source.read() if hasattr(source, "read") else bytes(source)
+    if not isinstance(data, bytes | bytearray):
+        kind = type(data).__name__
+        mend = "open it with 'rb'" if isinstance(data, str) else "give the bytes that its read() returns"
+        raise UsageError(f"read() of {type(source).__name__} returns {kind}, not the bytes of an image file: {mend}.")
+    return bytes(data)
 
 
 def _jobs_later(source: Any) -> Iterator[_Job]:
@@ -113,11 +129,22 @@ def _of_path(source: str | Path) -> list[_Job]:
 
 def _in_folder(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if _is_media(file))
+    _warn_of_unread(folder)
     if files:
         return files
     deeper = sum(_is_media(file) for file in folder.rglob("*"))
     mend = f" Its subfolders hold {deeper}: give '{folder}/**/*'." if deeper else " Known endings: " + _endings()
     raise DataError(f"{folder}: contains no images.{mend}")
+
+
+def _warn_of_unread(folder: Path) -> None:
+    left = sorted(file for file in folder.iterdir() if file.suffix.lower() in unread.EXTENSIONS)
+    if left:
+        kinds = " ".join(sorted({file.suffix.lower() for file in left}))
+        log.warning(
+            "%s: %d files (%s) are left out, %s the first: convert them to JPEG or PNG.",
+            *(folder, len(left), kinds, left[0].name),
+        )
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -220,8 +247,7 @@ def _array(image: Any) -> UInt8[np.ndarray, "h w 3"]:
         return _tensor(image)
     shape = tuple(image.shape)
     if image.dtype != np.uint8:
-        mend = "(image * 255).round().astype('uint8')" if image.dtype.kind == "f" else "image.astype('uint8')"
-        raise UsageError(f"An array of {image.dtype} {shape} is not an image: give uint8, for instance {mend}.")
+        raise UsageError(f"An array of {image.dtype} {shape} is not an image: give uint8, {_to_uint8(image)}.")
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
     if image.ndim == 2:
@@ -230,6 +256,22 @@ def _array(image: Any) -> UInt8[np.ndarray, "h w 3"]:
         mend = " Channels come last: image.transpose(1, 2, 0)." if image.ndim == 3 and shape[0] in (1, 3, 4) else ""
         raise UsageError(f"An array {shape} is not an image: give RGB [h, w, 3] or grey [h, w].{mend}")
     return np.ascontiguousarray(image[:, :, :3])
+
+
+def _to_uint8(image: np.ndarray) -> str:
+    """How an array of another type becomes uint8, by the range of its values: a cast alone would wrap around."""
+    if image.dtype.kind == "b":
+        return "for instance image.astype('uint8') * 255"
+    low, high = (float(image.min()), float(image.max())) if image.size else (0.0, 0.0)
+    values = f"its values run from {low:g} to {high:g}"
+    if low < 0 or not np.isfinite(high):
+        return f"{values}: shift and scale them to 0 to 255 first"
+    if high <= 1 and image.dtype.kind == "f":
+        return "for instance (image * 255).round().astype('uint8')"
+    if high <= 255:
+        return f"{values}: image.round().astype('uint8')" if image.dtype.kind == "f" else "image.astype('uint8')"
+    white = 2 ** max(8, int(high).bit_length()) - 1
+    return f"{values}: if {white} is white, (image * (255 / {white})).round().astype('uint8')"
 
 
 def _tensor(image: Any) -> UInt8[np.ndarray, "h w 3"]:

@@ -50,7 +50,7 @@ def train(
     if isinstance(data, Dataset):
         if not isinstance(val, Dataset | None):
             raise UsageError(f"val is {type(val).__name__}: data is a Dataset, and val must be one too, or None.")
-        if of_files := sorted({"train_split", "val_split", "images", "voc_offset"} & set(options)):
+        if of_files := sorted({"train_split", "val_split", "images", "voc_offset", "boxes"} & set(options)):
             raise UsageError(f"{of_files[0]} chooses from files, and data is a Dataset: leave it out.")
         splits = given_splits(data, val)
         chosen: dict[str, Any] = {"data": data.root, "val_split": NONE if val is None else val.split}

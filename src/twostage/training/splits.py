@@ -45,7 +45,7 @@ def open_splits(options: TrainOptions) -> Splits:
     layout = find_layout(options.data)
     splits = _choose(layout, options)
     log.info("%s: training on %r, validating on %r", layout, *splits)
-    how = Options(options.images, options.voc_offset, options.on_error)
+    how = Options(options.images, options.voc_offset, options.on_error, boxes=options.boxes)
     open_split = opener(layout, how)
     opened: list[Dataset] = []
     faults: list[Fault] = []
