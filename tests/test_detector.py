@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, UsageError
 from twostage.evaluation.evaluate import evaluate
+from twostage.inference.predictor import make_batch
 
 SMALL = {"size": 64, "max_size": 64, "rpn_top_test": 60, "rpn_keep_test": 40, "score_threshold": 0.0, "max_det": 20}
 
@@ -308,3 +310,55 @@ def test_a_file_of_format_1_detects_as_the_same_weights_saved_anew(tmp_path: Pat
     assert old.model.config == new.model.config
     (image,) = pictures(1)
     assert_same(old.predict(image, conf=0.0), new.predict(image, conf=0.0))
+
+
+@pytest.mark.parametrize("name", ["backbone", "head", "backbone.body.stem.0", "head.body.fc7"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_forward_hooks_run_whenever_they_are_set(name: str, precision: str) -> None:
+    """Features are read by hooks (vision#2963)."""
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["cat"], size=64, device="cpu", precision=precision)
+    image = np.zeros((64, 64, 3), np.uint8)
+    seen: list[torch.Tensor] = []
+    for warm in (False, True):
+        if warm:
+            detector.predict(image)
+        hook = detector.model.get_submodule(name).register_forward_hook(lambda *_: seen.append(torch.ones(1)))
+        detector.predict(image)
+        hook.remove()
+        assert len(seen) == 1
+        seen.clear()
+    detector.predict(image)
+    assert not seen
+
+
+def test_an_exchanged_module_is_what_runs() -> None:
+    class Nothing(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [0 * one for one in self.inner(x)]
+
+    class NormFirst(torch.nn.Module):
+        """Its children are in the order convolution, norm; its forward pass has the other one."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.conv, self.norm, self.inner = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3), inner
+            self.norm.running_mean.fill_(2.0)  # type: ignore[union-attr,operator]
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.inner(self.conv(self.norm(x)))
+
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for wrapper in (Nothing, NormFirst):
+        detector = Detector.build("faster_rcnn_tiny_fpn", ["cat"], size=64, device="cpu")
+        before = detector.predict(image, conf=0.0)
+        detector.model.backbone = wrapper(detector.model.backbone).eval()
+        after = detector.predict(image, conf=0.0)
+        assert not np.array_equal(before.scores, after.scores)
+        batch = make_batch([image], detector.model.config)
+        with torch.no_grad():
+            expected = detector.model(batch)
+        np.testing.assert_allclose(after.scores, expected.scores[0][expected.valid[0]], atol=1e-4)

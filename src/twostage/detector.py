@@ -25,7 +25,7 @@ from twostage.inference.dataset import batches_of, detect_split, detect_split_au
 from twostage.inference.graphs import AnyStages
 from twostage.inference.precision import choose_precision
 from twostage.inference.predictor import detect_images, make_batch
-from twostage.inference.prepare import PreparedModel, prepare
+from twostage.inference.prepare import PreparedModel, forward_hooks, prepare
 from twostage.inference.sources import Item, expand, is_one_image
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
 from twostage.kinds import coerce, describe, matches
@@ -105,15 +105,17 @@ class Detector:
 
     @property
     def prepared(self) -> PreparedModel:
-        """The model as predictions run it (`inference.prepare`); made again where weights have changed since.
+        """The model as predictions run it (`inference.prepare`); made again where it was changed since.
 
-        A change through a tensor's `.data` leaves no trace, and is not seen.
+        Weights, modules and their forward hooks are looked at. A change through a tensor's `.data` leaves no trace, and
+        is not seen.
         """
         tensors = chain(self.model.parameters(), self.model.buffers())
-        weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        state: list[Any] = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        state += [(id(module), *map(tuple, forward_hooks(module))) for module in self.model.modules()]
         with self._lock:
-            if self._prepared is None or self._prepared[0] != weights:
-                self._prepared = weights, prepare(self.model, self.dtype, choose=self.choose_forms)
+            if self._prepared is None or self._prepared[0] != state:
+                self._prepared = state, prepare(self.model, self.dtype, choose=self.choose_forms)
             return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:

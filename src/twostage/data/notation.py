@@ -16,9 +16,9 @@ from twostage.box_notations import ORDERS, UNITS, order_and_unit
 _SLACK = 0.1  # of a side by which a box may reach over the border: annotators are not exact
 _MISFITS = 3  # boxes at least that do not fit as written, before another notation is suspected
 _SHARE = 0.1  # of all boxes, the same
-_SPREAD = 0.85  # of the range of percent and thousandths that the largest number reaches at least
 _MANY = 10  # boxes from which on numbers that end at 100 or 1000 say something
-_LARGE = 2.5  # times the range that an image has pixels along a side, for the same
+_SPREAD = 0.85  # of that range, which they reach along x and along y
+_BEYOND = 1.25  # times that range, which the longer side of every image has at least
 
 
 class Notation(NamedTuple):
@@ -78,18 +78,18 @@ class Suspicion(NamedTuple):
 def suspicion(values: Float64[np.ndarray, "b 4"], sizes: np.ndarray, written: Notation) -> Suspicion | None:
     """The notation that boxes are probably in, if it is not `written`; `sizes` are their images' (height, width).
 
-    Boxes that are not finite, and images of unknown size, are left out.
+    Boxes that are not finite, and images of unknown size, are left out. Of two orders that differ in their axes alone,
+    in parts of the image, either may be meant.
     """
     known = np.isfinite(values).all(axis=1) & (sizes > 0).all(axis=1)
     rows, values, sizes = np.flatnonzero(known), values[known], sizes[known]
     if not len(values):
         return None
+    parts = _in_parts(values, sizes, written)
+    if parts is not None:
+        return Suspicion(parts, len(values), rows[:3])
     fits = _fit(written.corners(values, sizes), sizes)
     misfits = len(fits) - int(fits.sum())
-    by_unit = _other_unit(values, sizes, written)
-    if by_unit is not None:
-        order = _best_order(values, sizes, by_unit, written.order)
-        return Suspicion(Notation(order, by_unit), len(values), rows[:3])
     if misfits < _MISFITS or misfits < _SHARE * len(values):
         return None
     for notation in _others(written):
@@ -106,36 +106,47 @@ def _fit(boxes: np.ndarray, sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
     return np.asarray((sides > 0).all(axis=1) & inside)
 
 
-def _other_unit(values: np.ndarray, sizes: np.ndarray, written: Notation) -> str | None:
-    """Another unit that the largest numbers show."""
-    high = float(np.abs(values).max())
-    if written.unit == "pixels":
-        if high <= 1.0 + 1e-6 and sizes.min() > 2:
-            return "fractions"
-        if len(values) >= _MANY:
-            for unit in ("percent", "thousandths"):
-                top = UNITS[unit]
-                if _SPREAD * top <= high <= top and sizes.min() >= _LARGE * top:
-                    return unit
+def _in_parts(values: np.ndarray, sizes: np.ndarray, written: Notation) -> Notation | None:
+    """The notation of boxes in parts of the image that fit as pixels too, if those or fractions are meant.
+
+    No number above 1 are fractions. Percent and thousandths end at 100 and 1000 along both axes, on images that reach
+    farther.
+    """
+    if written.unit == "fractions" and np.median(values.max(axis=1)) <= 2:
         return None
-    if written.unit == "fractions" and float(np.median(values.max(axis=1))) > 2:
-        fitting = [unit for unit in ("pixels", "percent", "thousandths") if _largest_fits(values, sizes, unit)]
-        return fitting[0] if fitting else None
+    if written.unit == "pixels" and np.abs(values).max() <= 1.0 + 1e-6 and sizes.min() > 2:
+        return Notation(_best_order(values, sizes, "fractions", written.order), "fractions")
+    for unit in ("percent", "thousandths") if len(values) >= _MANY else ():
+        top = UNITS[unit]
+        if sizes.max(axis=1).min() < _BEYOND * top:
+            continue
+        for order in _orders(written.order):
+            boxes = Notation(order).corners(values, sizes)
+            ends = boxes[:, 2:].max(axis=0)
+            if (boxes[:, 2:] > boxes[:, :2]).all() and boxes.min() >= -1 and ends.max() <= 1.001 * top:
+                if ends.min() >= _SPREAD * top:
+                    return Notation(order, unit)
+                break
     return None
 
 
-def _largest_fits(values: np.ndarray, sizes: np.ndarray, unit: str) -> bool:
-    top = sizes.max(axis=1) if unit == "pixels" else UNITS[unit]
-    if unit == "pixels" and float(values.max()) <= 100 and len(values) >= _MANY and sizes.min() >= _LARGE * 100:
-        return False  # percent
-    return bool((values.max(axis=1) <= top * (1 + _SLACK)).all())
+def _orders(written: str) -> list[str]:
+    """All orders, that of the format first."""
+    return [written, *(order for order in ORDERS if order != written)]
 
 
 def _best_order(values: np.ndarray, sizes: np.ndarray, unit: str, written: str) -> str:
     """The order in which most boxes fit in this unit, that of the format if it is one of them."""
-    orders = [written, *(order for order in ORDERS if order != written)]
-    return max(orders, key=lambda order: int(_fit(Notation(order, unit).corners(values, sizes), sizes).sum()))
+    return max(
+        _orders(written),
+        key=lambda order: int(_fit(Notation(order, unit).corners(values, sizes), sizes).sum()),
+    )
 
 
 def _others(written: Notation) -> Iterator[Notation]:
-    return (Notation(order, written.unit) for order in ORDERS if order != written.order)
+    """Other orders of the same unit, then other units."""
+    units = [
+        written.unit,
+        *(unit for unit in ("pixels", "fractions", "percent", "thousandths") if unit != written.unit),
+    ]
+    return (Notation(order, unit) for unit in units for order in _orders(written.order) if (order, unit) != written)

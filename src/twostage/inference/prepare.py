@@ -10,6 +10,7 @@ what needs no change.
 """
 
 import copy
+from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -126,19 +127,39 @@ class PreparedModel:
 def prepare(model: Model, dtype: torch.dtype = torch.float32, *, choose: bool = True) -> PreparedModel:
     """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last.
 
-    With `choose` each layer is tried in several forms on a CPU, at the first input of its size (`ops.cpu.choice`).
+    With `choose` each layer is tried in several forms on a CPU, at the first input of its size (`ops.cpu.choice`). A
+    model with forward hooks runs as it is: a hook sees what its own layer gives.
     """
-    fast = PreparedModel(prepared(model, LayerOptions(dtype, choose)), dtype)
+    hooked = any(hooks for module in model.modules() for hooks in forward_hooks(module))
+    fast = PreparedModel(_as_it_is(model, dtype) if hooked else prepared(model, LayerOptions(dtype, choose)), dtype)
     release_freed_memory()
     return fast
+
+
+def forward_hooks(module: nn.Module) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
+    """The forward hooks of a module, and those that run before it, by their ids."""
+    return module._forward_hooks, module._forward_pre_hooks
+
+
+def _as_it_is(model: Model, dtype: torch.dtype) -> Model:
+    """The model itself, or a copy in the dtype with the same hooks: copied ones would fill copies of their lists."""
+    if dtype == torch.float32:
+        return model
+    copied = copy.deepcopy(model).to(dtype)
+    for mine, theirs in zip(copied.modules(), model.modules(), strict=True):
+        mine._forward_hooks, mine._forward_pre_hooks = theirs._forward_hooks, theirs._forward_pre_hooks
+    return copied
 
 
 @singledispatch
 def prepared(module: nn.Module, options: LayerOptions) -> Any:
     """The fast form of a module of a kind registered below; of any other a copy that shares parameters.
 
-    Of that the children are in their fast forms: a convolution and its norm together.
+    Of that the children are in their fast forms: a convolution and its norm together. A module of a class from
+    elsewhere runs as it is: the order of its children need not be that of its forward pass.
     """
+    if not type(module).__module__.startswith(("twostage.", "torch.nn.")):
+        return _cast(module, options)
     fast = _own(module)
     children = list(module.named_children())
     folded: nn.Module | None = None

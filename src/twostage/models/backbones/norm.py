@@ -126,7 +126,8 @@ def conv_norm(
     """
     if isinstance(conv, FusedConv) and norm is None:
         return conv(x, activation, add)
-    if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
+    hooked = conv._forward_hooks or conv._forward_pre_hooks or (norm is not None and norm._forward_hooks)
+    if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm) and not hooked:
         scale, shift = norm.scale_and_shift()
         weight = conv.weight * scale[:, None, None, None]
         y = convolve(x, weight, shift, window_of(conv))
