@@ -17,8 +17,8 @@ _SLACK = 0.1  # of a side by which a box may reach over the border: annotators a
 _MISFITS = 3  # boxes at least that do not fit as written, before another notation is suspected
 _SHARE = 0.1  # of all boxes, the same
 _MANY = 10  # boxes from which on numbers that end at 100 or 1000 say something
-_SPREAD = 0.85  # of that range, which they reach along x and along y
-_BEYOND = 1.25  # times that range, which the longer side of every image has at least
+_SPREAD = 0.75  # of that range, which they reach along x and along y
+_BEYOND = {"percent": 1.5, "thousandths": 1.02}  # times that range, which the sides of all images have at least
 
 
 class Notation(NamedTuple):
@@ -93,9 +93,17 @@ def suspicion(values: Float64[np.ndarray, "b 4"], sizes: np.ndarray, written: No
     if misfits < _MISFITS or misfits < _SHARE * len(values):
         return None
     for notation in _others(written):
-        if _fit(notation.corners(values, sizes), sizes).all():
+        boxes = notation.corners(values, sizes)
+        if _fit(boxes, sizes).all() and (notation.unit == written.unit or _fills(boxes, sizes, written)):
             return Suspicion(notation, misfits, rows[~fits][:3])
     return None
+
+
+def _fills(boxes: np.ndarray, sizes: np.ndarray, written: Notation) -> bool:
+    """Whether boxes in parts of the image spread over it: small numbers are parts of any image."""
+    if written.unit != "pixels":
+        return True
+    return len(boxes) >= _MANY and bool(((boxes[:, 2:] / sizes[:, ::-1]).max(axis=0) >= _SPREAD).all())
 
 
 def _fit(boxes: np.ndarray, sizes: np.ndarray) -> Bool[np.ndarray, " b"]:
@@ -118,7 +126,7 @@ def _in_parts(values: np.ndarray, sizes: np.ndarray, written: Notation) -> Notat
         return Notation(_best_order(values, sizes, "fractions", written.order), "fractions")
     for unit in ("percent", "thousandths") if len(values) >= _MANY else ():
         top = UNITS[unit]
-        if sizes.max(axis=1).min() < _BEYOND * top:
+        if sizes.min() < _BEYOND[unit] * top:
             continue
         for order in _orders(written.order):
             boxes = Notation(order).corners(values, sizes)
