@@ -11,6 +11,7 @@ from twostage import fonts
 @pytest.fixture(autouse=True)
 def fresh() -> None:
     fonts._file_of.cache_clear()
+    fonts._warn.cache_clear()
 
 
 def test_latin_greek_and_cyrillic_letters_are_in_the_default_font() -> None:
@@ -29,10 +30,10 @@ def test_a_font_that_has_the_letters_is_taken(monkeypatch: pytest.MonkeyPatch) -
 def test_without_one_a_message_is_given_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(fonts, "_of_the_machine", lambda: ())
     with caplog.at_level(logging.WARNING, "twostage"):
-        for _ in range(3):
-            assert fonts.font(12, "세포").size == 12
+        for text in ("세포", "큰 것", "세포"):
+            assert fonts.font(12, text).size == 12
     assert [record.getMessage() for record in caplog.records] == [
-        "No font of this machine has the letters 세포: install one, such as Noto Sans CJK."
+        "No font of this machine has all letters of the names: install one, such as Noto Sans CJK."
     ]
 
 

@@ -41,9 +41,13 @@ def _file_of(letters: frozenset[str]) -> Path | None:
     for path in _of_the_machine():
         if _has(path, letters):
             return path
-    shown = "".join(sorted(letters)[:10])
-    log.warning("No font of this machine has the letters %s: install one, such as Noto Sans CJK.", shown)
+    _warn()
     return default
+
+
+@cache
+def _warn() -> None:
+    log.warning("No font of this machine has all letters of the names: install one, such as Noto Sans CJK.")
 
 
 @cache
