@@ -82,7 +82,7 @@ def test_a_decision_for_a_form_that_is_gone_is_made_again(tmp_path: Path) -> Non
     path = tmp_path / "forms.json"
     path.write_text(json.dumps({"machine": MACHINE, "choices": {"conv 1": "of a later version"}}), encoding="utf-8")
     made = Choices(path, MACHINE)
-    assert made.choose("conv 1", NAMES, lambda: {"plain": takes(0)}) == "plain"
+    assert made.choose("conv 1", NAMES, lambda: {"plain": takes(0)}, lasting=True) == "plain"
     made.save()
     assert Choices(path, MACHINE).made == {"conv 1": "plain"}
 
@@ -120,7 +120,7 @@ def test_a_broken_file_or_one_of_another_machine_counts_as_empty(tmp_path: Path,
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     made = Choices(path, MACHINE)
     assert made.made == {}
-    made.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(1)})
+    made.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(1)}, lasting=True)
     made.save()
     assert json.loads(path.read_text(encoding="utf-8")) == {"machine": MACHINE, "choices": {"conv 1": "packed"}}
 
@@ -128,9 +128,9 @@ def test_a_broken_file_or_one_of_another_machine_counts_as_empty(tmp_path: Path,
 def test_the_decisions_of_a_process_beside_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "forms.json"
     one, other = Choices(path, MACHINE), Choices(path, MACHINE)
-    one.choose("conv 1", NAMES, lambda: {"plain": takes(0), "packed": takes(20)})
-    other.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(0)})
-    other.choose("conv 2", NAMES, lambda: {"plain": takes(20), "packed": takes(0)})
+    one.choose("conv 1", NAMES, lambda: {"plain": takes(0), "packed": takes(20)}, lasting=True)
+    other.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(0)}, lasting=True)
+    other.choose("conv 2", NAMES, lambda: {"plain": takes(20), "packed": takes(0)}, lasting=True)
     one.save()
     other.save()
     assert Choices(path, MACHINE).made == {"conv 1": "plain", "conv 2": "packed"}
