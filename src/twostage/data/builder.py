@@ -142,9 +142,14 @@ class Builder:
         for one in table[other.examples]:
             box = ", ".join(f"{v:.6g}" for v in one["box"])
             named.append(f"[{box}] ({': '.join(self._place_of(one))})")
-        share = f"{other.misfits} of {len(table)} boxes do not fit their image as {self.notation.words}"
-        message = f"{share}, all do as {other.notation.words}: {'; '.join(named)}"
+        message = f"all {len(table)} boxes look like {other.notation.words}"
+        if other.misfits:
+            share = f"{other.misfits} of {len(table)} boxes do not fit their image as {self.notation.words}"
+            message = f"{share}, all do as {other.notation.words}"
+        message += f": {'; '.join(named)}"
         fix = f"Use --boxes {other.notation} if so, --boxes format if they are right as they are"
+        if self.layout == "memory":
+            fix = f"Give {self.notation.words}, or on_error='skip' if they are right as they are"
         self.report("box-notation", self.split, "", message, fix)
 
     def _judge_names(self) -> None:

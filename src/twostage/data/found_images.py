@@ -37,10 +37,9 @@ class FoundImages:
 def find_images(names: Sequence[str], folders: Sequence[Path]) -> FoundImages:
     """The folder that has most of the first images, by their path as written if it has any, else by the end of it."""
     some = list(names[:_LOOKED_AT])
-    for folder in sorted(folders, key=lambda one: -sum(exists(one / name) for name in some)):
-        if any(exists(folder / name) for name in some):
-            return FoundImages(folder, None if all(exists(folder / name) for name in names) else 0, True)
-        break
+    best = max(folders, key=lambda folder: sum(exists(folder / name) for name in some))
+    if any(exists(best / name) for name in some):
+        return FoundImages(best, None if all(exists(best / name) for name in names) else 0, True)
     counted = [(hits, -skip, -place) for place, skip, hits in _counted(some, folders) if hits]
     if not counted:
         found = next((folder for folder in folders if any(exists(folder / name) for name in names)), None)

@@ -68,7 +68,10 @@ CORNERS = Notation("xyxy")
 
 
 class Suspicion(NamedTuple):
-    """Another notation that explains the boxes; how many do not fit as written, and which are examples."""
+    """Another notation that explains the boxes, examples, and how many do not fit as written.
+
+    No misfits: boxes that fit both ways, but end where parts of the image do.
+    """
 
     notation: Notation
     misfits: int
@@ -87,7 +90,7 @@ def suspicion(values: Float64[np.ndarray, "b 4"], sizes: np.ndarray, written: No
         return None
     parts = _in_parts(values, sizes, written)
     if parts is not None:
-        return Suspicion(parts, len(values), rows[:3])
+        return Suspicion(parts, 0, rows[:3])
     fits = _fit(written.corners(values, sizes), sizes)
     misfits = len(fits) - int(fits.sum())
     if misfits < _MISFITS or misfits < _SHARE * len(values):

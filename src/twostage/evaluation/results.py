@@ -239,8 +239,8 @@ def _require_notation(xywh: Float64[np.ndarray, "n 4"], sizes: np.ndarray, path:
     if other is not None and (other.notation.order == "xyxy" or other.notation.unit != "pixels"):
         shown = "; ".join(f"entry {n}: {brief(xywh[n].tolist())}" for n in other.examples.tolist())
         raise DataError(
-            f"{path}: {other.misfits} of {len(xywh)} boxes do not fit their image as x, y, width, height in pixels, "
-            f"all do as {other.notation.words} ({shown}). Write COCO's boxes."
+            f"{path}: its {len(xywh)} boxes look like {other.notation.words}, not x, y, width, height in pixels "
+            f"({shown}). Write COCO's boxes."
         )
 
 

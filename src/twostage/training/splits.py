@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twostage.data.dataset import Dataset, select_classes
-from twostage.data.faults import Fault, FaultyDataError, OnError, format_faults
+from twostage.data.faults import UNDECIDED, Fault, FaultyDataError, OnError, format_faults
 from twostage.data.layout import Layout, Options
 from twostage.data.mask_check import mask_faults
 from twostage.data.memory import ROOT
@@ -58,6 +58,9 @@ def open_splits(options: TrainOptions) -> Splits:
             faults += error.faults
     if faults:
         raise FaultyDataError(f"{layout.root}: errors in the data. --on-error skip leaves out what is wrong.", faults)
+    # Skipping cannot leave out what is in doubt: the boxes of a whole split.
+    if doubts := [fault for dataset in opened for fault in dataset.faults if fault.code in UNDECIDED]:
+        raise FaultyDataError(f"{layout.root}: it is not clear what the boxes are.", doubts)
     if len(opened) == 2:
         check_same_classes(*opened)
         mended = any(fault.severity == "repair" for fault in opened[1].faults) and options.on_error != "skip"
