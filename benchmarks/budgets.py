@@ -90,16 +90,24 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+", choices=TASKS)
     parser.add_argument("--worth", nargs="+", type=int, default=[100, 400])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--out", type=Path, help="folder for budgets.md and .json")
+    parser.add_argument("--out", type=Path, help="folder for budgets.md and .json; what it has is not run again")
     given = parser.parse_args()
-    rows: list[dict] = []
+    file = given.out / "budgets.json" if given.out else None
+    rows: list[dict] = json.loads(file.read_text()) if file and file.exists() else []
+    done = {(row["task"], row["worth"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         data = {name: folder_of(name, scratch) for name in given.tasks}
-        seconds = {name: seconds_of_step(name, data[name], scratch) for name in given.tasks}
+        # The same budgets as before, where there are any.
+        seconds = {row["task"]: 60 * row["minutes"] / row["worth"] for row in rows}
+        for name in given.tasks:
+            if name not in seconds:
+                seconds[name] = seconds_of_step(name, data[name], scratch)
         for seed in given.seeds:
             for name in given.tasks:
                 for worth in given.worth:
+                    if (name, worth, seed) in done:
+                        continue
                     rows += run(name, data[name], seconds[name], worth, seed, scratch)
                     print(json.dumps(rows[-2:]), flush=True)
                     if given.out:

@@ -39,14 +39,14 @@ class LayoutOptions(Options):
 class DataOptions(LayoutOptions):
     """The data set."""
 
-    data: Path = option(help="Data set in VOC, COCO or YOLO layout.")
+    data: Path = option(help="Data set in VOC, COCO, YOLO, labelme or VIA layout.")
 
 
 @dataclass(frozen=True)
 class TrainDataOptions(LayoutOptions):
     """The data set of a training run, or the run to resume."""
 
-    data: Path | None = option(None, "Data set in VOC, COCO or YOLO layout (required without --resume).")
+    data: Path | None = option(None, "Data set in VOC, COCO, YOLO, labelme or VIA layout (required without --resume).")
     _: KW_ONLY
     train_split: str | None = option(None, "Training split (default: train, else trainval).", group="Data")
     val_split: str | None = option(None, "Validation split (default: val, else valid, else test).", group="Data")

@@ -237,7 +237,8 @@ class Detections:
         last = np.clip(np.round(self.boxes[:, 2:]), first, [width, height])
         sides = np.concatenate([first, last], axis=1).astype(int).tolist()
         name = _NOT_IN_XML.sub("?", Path(self.path).name) if self.path else ""
-        return annotation(name, self.size, [(label, 0, box) for label, box in zip(self.labels, sides, strict=True)])
+        objects: list[Any] = [(label, 0, box, {}) for label, box in zip(self.labels, sides, strict=True)]
+        return annotation(name, self.size, objects, {})
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame, one row per object: path, label, class_id, score, x1, y1, x2, y2."""

@@ -117,3 +117,18 @@ def test_splits_with_other_classes_are_refused(make_voc: Callable[..., Path]) ->
         check_same_classes(dataset, replace(dataset, names=("dog", "cat"), split="val"))
     with pytest.raises(DataError, match=r"'val' has \['cow'"):
         check_same_classes(dataset, replace(dataset, names=("cat", "cow"), split="val"))
+
+
+def test_options_of_another_format_are_refused(
+    make_coco: Callable[..., Path], make_voc: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_coco([])
+    with pytest.raises(UsageError, match=r"voc_offset is 0, and .* is coco"):
+        open_dataset(root, split="train", voc_offset="0")
+    voc = make_voc({"a": [("cat", (1, 1, 9, 9))]})
+    with pytest.raises(UsageError, match="give one"):
+        open_dataset(voc, split="train", voc_offset="0", boxes="xywh")
+    (tmp_path / "l").mkdir()
+    (tmp_path / "l" / "a.json").write_text('{"shapes": [], "imagePath": "a.png"}')
+    with pytest.raises(UsageError, match="labelme has one notation"):
+        open_dataset(tmp_path / "l", split="all", boxes="xywh")

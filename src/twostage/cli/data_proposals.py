@@ -52,9 +52,32 @@ class ProposalsOptions(DataOptions, DetectorOptions, RunOptions, WorkersOptions)
         for name in self.source:
             if name not in (*_COMPUTED, *PUBLISHED) and not Path(name).suffix and not Path(name).exists():
                 raise UsageError(f"source: {name!r} is neither a source nor a file. {nearest(name, _COMPUTED)}")
+        self._require_used()
         names = [_short(name) for name in self.source]
         if len(set(names)) < len(names):
             raise UsageError(f"source: two are named {max(names, key=names.count)!r}, and would write the same file")
+
+    def _require_used(self) -> None:
+        """Raises UsageError for options that none of the sources, or no file, makes use of."""
+        searched = any(name.startswith("selective_search") for name in self.source)
+        detected = any(name not in _COMPUTED for name in self.source)
+        needed = {
+            "width": searched,
+            "seed": searched,
+            "workers": searched or detected,
+            "keep": self.out is not None,
+            **dict.fromkeys(("batch", "device", "precision", "choose_forms", "model_fields"), detected),
+            **dict.fromkeys(("size", "max_size"), detected),
+        }
+        for name, used in needed.items():
+            default = {} if name == "model_fields" else getattr(ProposalsOptions, name)
+            if not used and getattr(self, name) != default:
+                why = (
+                    "nothing is written without --out"
+                    if name == "keep"
+                    else f"{', '.join(self.source)} has no use for it"
+                )
+                raise UsageError(f"{name} is {getattr(self, name)!r}, and {why}: leave it out")
 
 
 @verb(ProposalsOptions)

@@ -57,6 +57,8 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions):
             name: getattr(self, name) for name in ("conf", "iou", "size", "max_size", "model_fields", "proposals")
         }
         unused = [name for name, value in of_detector.items() if value not in (None, {})]
+        running = ("device", "precision", "batch", "workers", "choose_forms")
+        unused += [name for name in running if getattr(self, name) != getattr(EvalOptions, name)]
         if not self.views.plain:
             unused.append("flip, scales or tile")
         if self.predictions is not None and unused:

@@ -23,6 +23,10 @@ class WeightsConvertOptions(FieldsOptions):
         super().__post_init__()
         if (self.model is None) != (not self.names):
             raise UsageError("a detector needs both --model and --names, a classification network neither")
+        if self.model is None and self.model_fields:
+            raise UsageError(
+                f"model.{next(iter(self.model_fields))} is given without --model: a classifier has no fields"
+            )
         if self.out.exists():
             raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
 

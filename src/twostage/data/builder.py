@@ -14,11 +14,13 @@ from jaxtyping import Bool
 
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, fault
+from twostage.data.fields import Fields
 from twostage.data.files import display_path
 from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, to_rle
 from twostage.data.images import SIDEWAYS
 from twostage.data.layout import Options
 from twostage.data.notation import CORNERS, Notation, Suspicion, suspicion
+from twostage.data.resized import is_resized, on_stated
 from twostage.data.upright import turn_boxes, turn_mask
 from twostage.errors import DataError
 from twostage.ops import masks as rle_masks
@@ -39,6 +41,7 @@ _OBJECT = np.dtype(
         ("exact", np.bool_),
         ("box", np.float64, 4),
         ("mask", np.object_),
+        ("fields", np.object_),
     ]
 )
 
@@ -52,6 +55,7 @@ class Builder:
     coordinates include the last one: a box no wider or no higher than that has no area. Without `options.repair`, boxes
     of finite numbers stay as annotated, as the tools that define the metrics read them. `file_names` and `stated`, the
     annotations' (height, width) or 0, are those of the images added so far; the `excluded` ones cannot be used.
+    `common` and `class_fields` are the other fields of the file and of its classes (`data.fields`).
     """
 
     root: Path
@@ -68,15 +72,21 @@ class Builder:
     stated: list[tuple[int, int]] = field(default_factory=list)
     excluded: set[int] = field(default_factory=set)
     objects: list[tuple] = field(default_factory=list)
+    common: str = ""
+    class_fields: Sequence[str] = ()
     _paths: list[str] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)
+    _image_fields: list[str] = field(default_factory=list)
 
-    def add_image(self, name: str, path: Path | str, image_id: int, stated: tuple[int, int] = (0, 0)) -> int:
+    def add_image(
+        self, name: str, path: Path | str, image_id: int, stated: tuple[int, int] = (0, 0), fields: str = ""
+    ) -> int:
         """Adds an image and returns its index; `stated` is the annotation's (height, width), 0 where it has none."""
         self.file_names.append(name)
         self._paths.append(str(path))
         self._ids.append(image_id)
         self.stated.append(stated)
+        self._image_fields.append(fields)
         return len(self._ids) - 1
 
     def add_object(
@@ -92,12 +102,13 @@ class Builder:
         area: float = np.nan,
         mask: Mask = NO_MASK,
         exact: bool = False,
+        fields: str = "",
     ) -> None:
         """Adds an object: `box` as written, or `exact`, xyxy in pixels; an unknown `area` is NaN.
 
-        Both are on the image as annotated.
+        Both are on the image as annotated. `fields` are its others (`data.fields`).
         """
-        self.objects.append((image, source, label, annotation_id, crowd, difficult, area, exact, box, mask))
+        self.objects.append((image, source, label, annotation_id, crowd, difficult, area, exact, box, mask, fields))
 
     def report(self, code: str, file: object, where: str, message: str, fix: str, *, image: int | None = None) -> None:
         """Records a fault; with `image`, that image cannot be used and is left out when faults are skipped."""
@@ -127,20 +138,40 @@ class Builder:
         images = table["image"][rows]
         as_annotated = np.where((turns[images] > 1)[:, None], sizes[images][:, ::-1], sizes[images])
         values = table["box"][rows]
-        if self.options.boxes == "auto":
-            other = suspicion(values, as_annotated, self.notation)
-            if other is not None:
-                self._report_notation(table[rows], other)
-        elif self.options.boxes != "format":
+        if self.options.boxes not in ("auto", "format"):
             self.notation, self.first = Notation.named(self.options.boxes), 0
         boxes = self.notation.corners(values, as_annotated)
         boxes[:, :2] -= self.first
         table["box"][rows] = boxes
+        if self.options.boxes == "auto" and not self._were_resized(table, sizes, turns):
+            other = suspicion(values, as_annotated, self.notation)
+            if other is not None:
+                self._report_notation(table[rows], values, other)
 
-    def _report_notation(self, table: np.ndarray, other: Suspicion) -> None:
+    def _were_resized(self, table: np.ndarray, sizes: np.ndarray, turns: np.ndarray) -> bool:
+        """Whether images were resized after boxes were drawn on them; that is reported once for all."""
+        stated = np.where((turns > 1)[:, None], 0, np.array(self.stated, dtype=np.int32).reshape(-1, 2))
+        stated[list(self.excluded)] = 0
+        resized = is_resized(stated, sizes)
+        some = table[resized[table["image"]]]
+        images = some["image"]
+        if self.notation.unit != "pixels" or not on_stated(some["box"], stated[images], sizes[images]):
+            return False
+        first = int(np.flatnonzero(resized)[0])
+        (height, width), (was_height, was_width) = sizes[first].tolist(), self.stated[first]
+        sizes_of_one = f"{width} x {height}, stated {was_width} x {was_height}"
+        message = (
+            f"{int(resized.sum())} of {len(resized)} images have another size than their annotations state, and the "
+            f"boxes fit the stated one: {self.file_names[first]} has {sizes_of_one}"
+        )
+        fix = "Use the images that were annotated, or resize the boxes; --boxes format if they fit the images"
+        self.report("resized-images", self.split, "", message, fix)
+        return True
+
+    def _report_notation(self, table: np.ndarray, values: np.ndarray, other: Suspicion) -> None:
         named = []
-        for one in table[other.examples]:
-            box = ", ".join(f"{v:.6g}" for v in one["box"])
+        for one, written in zip(table[other.examples], values[other.examples], strict=True):
+            box = ", ".join(f"{v:.6g}" for v in written)
             named.append(f"[{box}] ({': '.join(self._place_of(one))})")
         message = f"all {len(table)} boxes look like {other.notation.words}"
         if other.misfits:
@@ -198,7 +229,8 @@ class Builder:
     def _report_size(self, image: int, stated: tuple[int, int], size: tuple[int, int], turned: bool) -> None:
         states = f"the annotation states {stated[1]} x {stated[0]} (width x height)"
         if turned:
-            message = f"{states}, the image before its EXIF tag turns it; boxes and masks are turned with it"
+            message = f"{states}, the image before its EXIF tag turns it; boxes and masks are turned with it, "
+            message += "other fields, such as keypoints, are not"
             self.report("rotated-annotation", display_path(self._paths[image], self.root), "", message, "Nothing to do")
         else:
             message = f"{states}, the image has {size[1]} x {size[0]}"
@@ -320,4 +352,10 @@ class Builder:
             files=FlatStrings.of([self.file_names[i] for i in images]),
             paths=FlatStrings.of([self._paths[i] for i in images]),
             faults=tuple(self.faults),
+            fields=Fields.of(
+                self.common,
+                self.class_fields or [""] * len(self.names),
+                [self._image_fields[i] for i in images],
+                table["fields"].tolist(),
+            ),
         )

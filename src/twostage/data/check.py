@@ -26,6 +26,7 @@ from twostage.data.mask_check import mask_faults
 from twostage.data.recognise import check_same_classes, default_splits, find_layout, usable_splits
 from twostage.data.resize import Resize
 from twostage.data.stuff import stuff_faults
+from twostage.data.unused import unused_files
 from twostage.errors import DataError
 
 
@@ -109,6 +110,8 @@ def check(
     faults += class_notes(datasets)
     faults += image_notes(datasets, header_of)
     faults += duplicate_faults(datasets)
+    if path.is_dir():  # of a file that is named, the others are left out on purpose
+        faults += unused_files(datasets, layout)
     for dataset in datasets:
         faults += object_notes(dataset, resize or Resize())
         faults += mask_faults(dataset)

@@ -4,28 +4,34 @@ Field names and meanings: https://cocodataset.org/#format-data; VOC's `difficult
 follow the category ids in ascending order.
 """
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from twostage.atomic import write_text
+from twostage.data import coco_ids, coco_writer
 from twostage.data.builder import Builder
+from twostage.data.coco_categories import class_fields, read_categories
+from twostage.data.coco_ids import is_id, known_id
 from twostage.data.dataset import Dataset
-from twostage.data.faults import Fault, fault, unusable
+from twostage.data.faults import Fault, unusable
+from twostage.data.fields import pack
 from twostage.data.files import display_path, load_json, subfolders
 from twostage.data.flat import NONE
 from twostage.data.found_images import FoundImages, find_images
-from twostage.data.layout import Format, Layout, Names, Options
+from twostage.data.layout import Format, Layout, Options, Writer
 from twostage.data.names import nested_names
 from twostage.data.notation import Notation
-from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons, write_segmentation
+from twostage.data.rotated import around
+from twostage.data.segmentation import SegmentationError, read_segmentation, short_polygons
 from twostage.errors import DataError, brief
 
-LARGEST_ID = 2**63 - 1
+# What is read; other fields are kept as they are.
+_DOCUMENT = ("images", "annotations", "categories")
+_IMAGE = ("id", "file_name", "height", "width")
+_ANNOTATION = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult", "segmentation")
 
 
 def detect(path: Path) -> Layout | None:
@@ -81,7 +87,7 @@ def _image_folders(json_file: Path, root: Path, split: str) -> list[Path]:
     """Where the images of a COCO file may be, the likeliest first."""
     beside = json_file.parent
     inside = [root / split, root / split / "images", root / "images" / split, root / "images", root]
-    return list(dict.fromkeys([beside, beside / "images", *inside]))
+    return list(dict.fromkeys([beside, beside / "images", beside / "data", *inside]))
 
 
 def _read(layout: Layout, options: Options, split: str) -> Dataset:
@@ -92,8 +98,9 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
     shown = display_path(json_file, layout.root)
     faults: list[Fault] = []
     images, annotations = (_list(document, key, json_file) for key in ("images", "annotations"))
-    used = Counter(_known_id(record, "category_id") for record in annotations)
-    categories, label_of = _categories(document, shown, faults, used)
+    images, annotations = coco_ids.as_numbers(document, images, annotations, shown, faults)
+    used = Counter(known_id(record, "category_id") for record in annotations)
+    categories, label_of = read_categories(document, shown, faults, used)
     names = [
         str(record["file_name"]) for record in images if isinstance(record, dict) and _is_name(record.get("file_name"))
     ]
@@ -118,9 +125,12 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
         options=options,
         notation=Notation("xywh"),
         faults=faults,
+        common=pack(document, _DOCUMENT),
+        class_fields=class_fields(document, categories),
     )
     index_of = _add_images(builder, images, found, shown)
     _add_annotations(builder, annotations, index_of, label_of, shown)
+    _report_rotated(builder, annotations, shown)
     return builder.build()
 
 
@@ -133,55 +143,6 @@ def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     return value
 
 
-def _categories(
-    document: Mapping[str, Any], shown: str, faults: list[Fault], used: Counter[int | None]
-) -> tuple[list[tuple[int, str]], dict[int, int]]:
-    """Ids and names in ascending order of id, and the class id of each category id.
-
-    Categories of one name are one class; one without objects, as the root that Roboflow writes, is left out. `used` is
-    how many objects each category id has.
-    """
-    names: dict[int, str] = {}
-    roots: set[int] = set()
-    fix = 'Write {"id": 1, "name": "cat"} with ids and names that differ'
-    records = document.get("categories")
-    if not isinstance(records, list) or not records:
-        faults.append(fault("broken-record", shown, "categories", "no list of categories, or an empty one", fix))
-        records = []
-    for position, record in enumerate(records):
-        where = f"categories[{position}]"
-        number, name = (record.get("id"), record.get("name")) if isinstance(record, dict) else (None, None)
-        if not _is_id(number):
-            faults.append(fault("broken-record", shown, where, f"{brief(record)} lacks a whole id", fix))
-        elif not isinstance(name, str):
-            message = f"{brief(record)} lacks a name; the class of its {used[number]} objects is {str(number)!r}"
-            faults.append(fault("broken-record", shown, where, message, fix))
-            names.setdefault(number, str(number))
-        else:
-            roots |= {number} if record.get("supercategory") == "none" else set()
-            if names.setdefault(number, name) == name:
-                continue
-            message = f"the id {number} is taken by {names[number]!r}, of which its objects are"
-            faults.append(fault("duplicate-class", shown, where, message, fix))
-    first: dict[str, int] = {}  # the id of each class
-    same: dict[int, int] = {}  # the class's id of each id
-    for number, name in sorted(names.items(), key=lambda one: (not used[one[0]], one[0] in roots, one[0])):
-        same[number] = first.setdefault(name, number)
-        if same[number] == number:
-            continue
-        both = f"the categories {same[number]} and {number} are both called {name!r}"
-        if used[number]:
-            message = f"{both}; their {used[same[number]]} and {used[number]} objects are of one class"
-            fix = "Give them different names if they are different classes"
-            faults.append(fault("merged-classes", shown, "categories", message, fix))
-        else:
-            message = f"{both}; {number} has no objects and is left out"
-            faults.append(fault("unused-category", shown, "categories", message, "Nothing to do"))
-    categories = sorted((number, name) for name, number in first.items())
-    label_of = {number: label for label, (number, _) in enumerate(categories)}
-    return categories, {number: label_of[own] for number, own in same.items()}
-
-
 def _add_images(builder: Builder, images: Sequence[Any], found: FoundImages, shown: str) -> dict[int, int]:
     """Adds the images; returns the index of each image id."""
     index_of: dict[int, int] = {}
@@ -190,7 +151,7 @@ def _add_images(builder: Builder, images: Sequence[Any], found: FoundImages, sho
         builder.report("image-paths", shown, "", found.moved, "Nothing to do")
     for position, record in enumerate(images):
         where = f"images[{position}]"
-        if not isinstance(record, dict) or not _is_id(record.get("id")) or not _is_name(record.get("file_name")):
+        if not isinstance(record, dict) or not is_id(record.get("id")) or not _is_name(record.get("file_name")):
             message = f"{brief(record)} lacks a whole id and a file_name"
             builder.report("broken-record", shown, where, message, 'Write {"id": 1, "file_name": "a.jpg", ...}')
             continue
@@ -207,7 +168,7 @@ def _add_images(builder: Builder, images: Sequence[Any], found: FoundImages, sho
             builder.report("duplicate-file", shown, where, f"{written!r} is listed twice", "Merge the two images")
             continue
         stated = _side(record.get("height")), _side(record.get("width"))
-        index_of[number] = builder.add_image(name, path, number, stated)
+        index_of[number] = builder.add_image(name, path, number, stated, pack(record, _IMAGE))
         if name in seen:
             message = f"{written!r} and {seen[name][0]!r} end alike, and neither exists as written"
             fix = "Put the images into folders as in their paths"
@@ -221,7 +182,7 @@ def _add_annotations(
 ) -> None:
     used: set[int] = set()
     filled = {"iscrowd": 0, "area": 0, "id": 0}
-    fresh = 1 + max((a["id"] for a in annotations if isinstance(a, dict) and _is_id(a.get("id"))), default=0)
+    fresh = 1 + max((a["id"] for a in annotations if isinstance(a, dict) and is_id(a.get("id"))), default=0)
     for position, record in enumerate(annotations):
         where = f"annotations[{position}]"
         try:
@@ -263,14 +224,17 @@ def _annotation(
     """The arguments of `Builder.add_object` for an annotation. Raises _RecordError and SegmentationError."""
     if not isinstance(record, dict):
         raise _RecordError("broken-record", "not an object", "Write an object for each annotation")
-    if not _is_id(record.get("id", 0)):
+    if not is_id(record.get("id", 0)):
         raise _RecordError("broken-record", "the id is not a whole number", "Number the annotations")
     number, category = record.get("image_id"), record.get("category_id")
-    if not _is_id(number) or number not in index_of:
+    if not is_id(number) or number not in index_of:
         raise _RecordError("unknown-image", f"no image has the id {number!r}", "Add the image, or remove the object")
-    if not _is_id(category) or category not in label_of:
+    if not is_id(category) or category not in label_of:
         message = f"no category has the id {category!r}"
-        raise _RecordError("unknown-class", message, "Add the category, or correct category_id")
+        fix = "Add the category, or correct category_id"
+        if category is None:
+            fix = "VIA writes null for classes that are words: give its own JSON instead, or add the ids"
+        raise _RecordError("unknown-class", message, fix)
     box = record.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)):
         message = f"bbox is {brief(box)}, not four numbers"
@@ -283,6 +247,14 @@ def _annotation(
     if area is not None and not _is_number(area):
         raise _RecordError("broken-record", f"area is {brief(area)}", "Write a number, or leave it out")
     image = index_of[number]
+    mask = read_segmentation(record.get("segmentation"), stated[image])
+    degrees = _rotation(record)
+    if degrees and mask.kind == NONE:
+        x1, y1, x2, y2 = around((x, y, x + width, y + height), degrees)
+        x, y, width, height = x1, y1, x2 - x1, y2 - y1
+        attributes = {**record["attributes"], "rotated_by": degrees, "rotated_box": box}
+        del attributes["rotation"]  # else it would be turned again once written
+        record = {**record, "attributes": attributes}
     return {
         "image": image,
         "box": (x, y, width, height),
@@ -290,21 +262,29 @@ def _annotation(
         "crowd": bool(record.get("iscrowd", 0)),
         "difficult": bool(record.get("difficult", 0)),
         "area": math.nan if area is None else float(area),
-        "mask": read_segmentation(record.get("segmentation"), stated[image]),
+        "mask": mask,
+        "fields": pack(record, _ANNOTATION),
     }
 
 
-def _known_id(record: Any, key: str) -> int | None:
-    value = record.get(key) if isinstance(record, dict) else None
-    return value if _is_id(value) else None
+def _rotation(record: Any) -> float:
+    """The angle of a box of CVAT, which writes it beside the box as it was before it was turned; 0 for others."""
+    attributes = record.get("attributes") if isinstance(record, dict) else None
+    if not isinstance(attributes, dict) or "occluded" not in attributes:
+        return 0.0
+    degrees: Any = attributes.get("rotation")
+    return float(degrees) if _is_number(degrees) else 0.0
+
+
+def _report_rotated(builder: Builder, annotations: Sequence[Any], shown: str) -> None:
+    count = sum(map(bool, map(_rotation, annotations)))
+    if count:
+        message = f"{count} of {len(annotations)} boxes have a rotation (CVAT); the upright boxes around them are read"
+        builder.report("rotated-boxes", shown, "", message, "Nothing to do")
 
 
 def _side(value: Any) -> int:
-    return value if _is_id(value) and value < 2**31 else 0
-
-
-def _is_id(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= LARGEST_ID
+    return value if is_id(value) and value < 2**31 else 0
 
 
 def _is_name(value: Any) -> bool:
@@ -315,56 +295,10 @@ def _is_number(value: Any) -> bool:
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
 
 
-def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
-    """Write annotations/instances_<split>.json for splits whose images have these names; the file of each image."""
-    places = []
-    for dataset, of_split in zip(datasets, names, strict=True):
-        path = root / "annotations" / f"instances_{dataset.split}.json"
-        write_text(path, json.dumps(_document(dataset, of_split)))
-        places.append([path] * len(dataset))
-    return places
-
-
-def _document(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
-    """A split as COCO's JSON."""
-    categories = dataset.category_ids.tolist()
-    return {
-        "images": [
-            {"id": int(number), "file_name": name, "height": int(height), "width": int(width)}
-            for number, name, (height, width) in zip(dataset.image_ids, names, dataset.sizes, strict=True)
-        ],
-        "annotations": list(_written_annotations(dataset, categories)),
-        "categories": [{"id": number, "name": name} for number, name in zip(categories, dataset.names, strict=True)],
-    }
-
-
-def _written_annotations(dataset: Dataset, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
-    image = dataset.image_indices
-    for row in range(len(dataset.labels)):
-        x1, y1, x2, y2 = dataset.boxes[row].tolist()
-        entry = {
-            "id": int(dataset.annotation_ids[row]),
-            "image_id": int(dataset.image_ids[image[row]]),
-            "category_id": categories[dataset.labels[row]],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": float(dataset.areas[row]),
-            "iscrowd": int(dataset.crowd[row]),
-        }
-        if dataset.difficult[row]:
-            entry["difficult"] = 1
-        if dataset.masks is not None and dataset.masks.kinds[row] != NONE:  # pycocotools does not accept null
-            height, width = dataset.sizes[image[row]].tolist()
-            entry["segmentation"] = write_segmentation(dataset.masks[row], height, width)
-        yield entry
-
-
 FORMAT = Format(
     name="coco",
     description="a JSON file; annotations/instances_<split>.json with <split>/; or one folder per split with a JSON",
     detect=detect,
     open=lambda layout, options: partial(_read, layout, options),
-    write=write,
-    image_names=nested_names,
-    image_folder="{split}",
-    complete=True,
+    writer=Writer(coco_writer.write, image_names=nested_names, image_folder="{split}", complete=True),
 )

@@ -9,7 +9,7 @@ from twostage.data import Kind
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, OnError, format_faults
 from twostage.data.layout import Options, VocOffset
-from twostage.data.recognise import find_layout, format_named, opener
+from twostage.data.recognise import find_layout, opener, writer_of
 from twostage.data.stuff import maps_of
 from twostage.data.write import Pictures, write_dataset
 from twostage.folders import whole_folder
@@ -65,6 +65,6 @@ def convert(
         open_split = opener(layout, options)
         datasets: Sequence[Dataset] = [open_split(split) for split in layout.splits]
         maps = maps_of(datasets)
-        datasets = format_named(to).splits_of(datasets)
+        datasets = writer_of(to).splits_of(datasets)
         write_dataset(folder, datasets, to, pictures=pictures, maps=maps)
     return Written.of(Path(out), to, datasets)

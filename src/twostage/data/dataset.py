@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
+from twostage.data import fields as other_fields
 from twostage.data.faults import Fault, OnError
+from twostage.data.fields import Fields
 from twostage.data.flat import NO_MASK, NONE, FlatMasks, FlatStrings, Mask, box_mask, to_rle
 from twostage.data.images import read_image
 from twostage.errors import DataError, UsageError, nearest
@@ -34,7 +36,7 @@ class Dataset:
     of the COCO file, or class id + 1. `image_ids` are those of the COCO file, or the 1-based position in sorted order.
     `areas` are COCO's `area` (of the mask, where there is one), else the box's. `faults` are the repairs made, what
     `on_error="skip"` left out, and notes. `pixels` are those of images in memory, None for an image in a file; () where
-    all are in files.
+    all are in files. `fields` are those of the files that are not read here, None where there are none.
     """
 
     root: Path
@@ -56,6 +58,7 @@ class Dataset:
     paths: FlatStrings
     faults: tuple[Fault, ...]
     pixels: tuple[UInt8[np.ndarray, "_ _ 3"] | None, ...] = ()
+    fields: Fields | None = None
 
     @classmethod
     def from_samples(
@@ -160,6 +163,7 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
         names=tuple(names),
         category_ids=dataset.category_ids[chosen],
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])[dataset.offsets],
+        fields=dataset.fields and dataset.fields.select(classes=chosen.tolist(), objects=np.flatnonzero(keep).tolist()),
         **{**_columns(dataset, np.flatnonzero(keep)), "labels": labels[keep]},
     )
 
@@ -178,6 +182,7 @@ def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset
         files=FlatStrings.of([dataset.files[int(i)] for i in indices]),
         paths=FlatStrings.of([dataset.paths[int(i)] for i in indices]),
         pixels=tuple(dataset.pixels[int(i)] for i in indices) if dataset.pixels else (),
+        fields=dataset.fields and dataset.fields.select(images=indices.tolist(), objects=rows.tolist()),
         **_columns(dataset, rows),
     )
 
@@ -215,6 +220,9 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         if any(d.pixels for d in datasets)
         else (),
         faults=tuple(dict.fromkeys(fault for d in datasets for fault in d.faults)),
+        fields=other_fields.join(
+            [d.fields for d in datasets], [(len(d.names), len(d), len(d.labels)) for d in datasets]
+        ),
         **columns,
     )
 
@@ -246,4 +254,4 @@ def difference(given: Dataset, other: Dataset, order: Sequence[int]) -> str:
             return f"the {name.replace('_', ' ')} are changed ({where})"
     if any((a.kind, a.data) != (b.kind, b.data) for a, b in zip(_all_masks(given), _all_masks(same), strict=True)):
         return "the masks are lost" if same.masks is None else "masks are changed"
-    return ""
+    return other_fields.difference(given.fields, same.fields, [given.file_name(index) for index in range(len(given))])

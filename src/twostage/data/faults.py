@@ -39,6 +39,7 @@ CODES: dict[str, tuple[Severity, str]] = {
         "the annotation does not state the size of the image, and there is no image file to read it from",
     ),
     "size-mismatch": ("repair", "the annotation states another size than the image has; the image's is used"),
+    "resized-images": ("error", "images were resized after they were annotated; boxes are drawn on the stated sizes"),
     "rotated-annotation": (
         "note",
         "the annotation was made on the image before EXIF turned it; it is turned as well",
@@ -46,6 +47,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     # boxes and masks
     "box-not-numbers": ("error", "a box is missing, or is not four finite numbers"),
     "box-notation": ("error", "all boxes of a split seem to be written in another order or unit than the format's"),
+    "class-numbers": ("error", "rows of YOLO files number the classes from 1"),
     "keypoint-rows": ("error", "rows of a YOLO file look like boxes with keypoints, and data.yaml has no kpt_shape"),
     "inverted-box": ("repair", "x2 < x1 or y2 < y1; dropped"),
     "zero-area-box": ("repair", "the box has no width or no height; dropped"),
@@ -68,9 +70,13 @@ CODES: dict[str, tuple[Severity, str]] = {
     "voc-offset": ("note", "which pixel VOC coordinates count from, and the evidence"),
     "keypoints": ("note", "keypoints are left out, only the boxes are read"),
     "rotated-boxes": ("note", "rotated boxes are read as the upright boxes around them"),
+    "left-out-shapes": ("note", "points and lines, which are no objects, are left out"),
     "confidence": ("note", "label files are predictions, whose confidence is left out"),
     "unused-category": ("note", "a category without objects has the name of another one, and is left out"),
     "image-paths": ("note", "file names are paths of another machine; the images are found by the end of them"),
+    "text-ids": ("note", "ids are text, and are numbered"),
+    "unlisted-images": ("note", "images in the folders of the data set that no split has"),
+    "unused-files": ("note", "files in the folders of the data set that are not read"),
     "left-over-images": ("note", "files in the folders of images that cannot be read as images, and are left out"),
     "filled-default": ("note", "optional fields that are missing and were filled with their default"),
     "background-images": ("note", "images without objects"),
@@ -101,7 +107,7 @@ REMOVED = frozenset(
         *("duplicate-image", "left-over-labels"),
     }
 )
-UNDECIDED = frozenset({"box-notation", "keypoint-rows"})
+UNDECIDED = frozenset({"box-notation", "keypoint-rows", "resized-images", "class-numbers"})
 
 
 class Fault(NamedTuple):

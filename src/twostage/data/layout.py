@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def kind(self) -> str:
-        """The name of the format: voc, coco or yolo."""
+        """The name of the format: voc, coco, yolo, labelme or via."""
         return self.format.name
 
     @property
@@ -54,24 +54,33 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Writer:
+    """How data sets are written in a format.
+
+    `write` writes the annotations of splits whose images have these names, and returns the file of each image;
+    `image_names` chooses the names (by stem: unique without the suffix); `image_folder` is the folder of the images of
+    a `{split}` under the root. `splits_of` renames splits to what the format can write. `complete` formats hold all
+    that a `Dataset` has; for the others `twostage.json` keeps the rest.
+    """
+
+    write: Callable[[Path, Sequence[Dataset], Names], list[list[Path]]]
+    image_names: Callable[[Sequence[Dataset], bool], Names]
+    image_folder: str
+    splits_of: Callable[[Sequence[Dataset]], Sequence[Dataset]] = lambda datasets: datasets
+    complete: bool = False
+
+
+@dataclass(frozen=True)
 class Format:
-    """A data format; `twostage.data.Kind` lists them all.
+    """A data format; `twostage.data.FORMATS` lists them all.
 
     `detect` returns the layout of a file or folder of this format, else None; it raises DataError for one that is of
     this format and broken. `open` reads what all splits share and returns a function that opens one split; it raises
-    FaultyDataError. `write` writes the annotations of splits whose images have these names, and returns the file of
-    each image; `image_names` chooses the names (by stem: unique without the suffix); `image_folder` is the folder of
-    the images of a `{split}` under the root. `splits_of` renames splits to what the format can write. `complete`
-    formats hold all that a `Dataset` has; for the others `twostage.json` keeps the rest. `description` is how to
-    recognise the format.
+    FaultyDataError. Formats without a `writer` are only read. `description` is how to recognise the format.
     """
 
     name: str
     description: str
     detect: Callable[[Path], Layout | None]
     open: Callable[[Layout, Options], OpenSplit]
-    write: Callable[[Path, Sequence[Dataset], Names], list[list[Path]]]
-    image_names: Callable[[Sequence[Dataset], bool], Names]
-    image_folder: str
-    splits_of: Callable[[Sequence[Dataset]], Sequence[Dataset]] = lambda datasets: datasets
-    complete: bool = False
+    writer: Writer | None = None

@@ -6,24 +6,30 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
-from twostage.data import Kind
+from twostage.data import FORMATS as NAMES
+from twostage.data import Kind, foreign
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, OnError
 from twostage.data.files import exists
-from twostage.data.layout import Format, Layout, OpenSplit, Options, VocOffset
+from twostage.data.layout import Format, Layout, OpenSplit, Options, VocOffset, Writer
 from twostage.errors import DataError, UsageError, nearest
 
-FORMATS: dict[str, Format] = {kind: import_module(f"twostage.data.{kind}").FORMAT for kind in get_args(Kind)}
-LOOKED_FOR = "\n".join(f"{kind.upper() + ':':<5} {one.description}" for kind, one in FORMATS.items())
+FORMATS: dict[str, Format] = {name: import_module(f"twostage.data.{name}").FORMAT for name in NAMES}
+LOOKED_FOR = "\n".join(f"{name.upper() + ':':<8} {one.description}" for name, one in FORMATS.items())
 TRAIN_NAMES = ("train", "trainval")
 VAL_NAMES = ("val", "valid", "test")
+_EXACT = ("labelme", "via")  # whose shapes leave nothing open
 
 
-def format_named(kind: str) -> Format:
-    """The format of this name. Raises UsageError for an unknown one."""
-    if kind not in FORMATS:
-        raise UsageError(f"there is no format {kind!r}. {nearest(kind, FORMATS)}")
-    return FORMATS[kind]
+def writer_of(name: str) -> Writer:
+    """How the format of this name is written. Raises UsageError for an unknown one, and one that is only read."""
+    if name not in FORMATS:
+        raise UsageError(f"there is no format {name!r}. {nearest(name, get_args(Kind))}")
+    writer = FORMATS[name].writer
+    if writer is None:
+        others = ", ".join(get_args(Kind))
+        raise UsageError(f"{name} is read, but not written: choose one of {others}, as in data convert DATA --to coco.")
+    return writer
 
 
 def open_dataset(
@@ -55,6 +61,7 @@ def opener(layout: Layout, options: Options) -> OpenSplit:
     """A function that opens splits by name, reading once what they share. It raises as `open_dataset` does."""
     if options.images is not None and not options.images.is_dir():
         raise DataError(f"{options.images}: is not a folder. --images must be the folder of the images.")
+    _require_used(layout, options)
     open_split = layout.format.open(layout, options)
 
     def open_known(split: str) -> Dataset:
@@ -63,6 +70,17 @@ def opener(layout: Layout, options: Options) -> OpenSplit:
         return open_split(split)
 
     return open_known
+
+
+def _require_used(layout: Layout, options: Options) -> None:
+    """Raises UsageError for options that have no meaning for this format."""
+    if options.voc_offset != "auto" and layout.kind != "voc":
+        raise UsageError(f"voc_offset is {options.voc_offset}, and {layout.root} is {layout.kind}: leave it out.")
+    if options.boxes not in ("auto", "format"):
+        if layout.kind in _EXACT:
+            raise UsageError(f"boxes is {options.boxes}, and {layout.kind} has one notation: leave it out.")
+        if options.voc_offset != "auto":
+            raise UsageError("boxes says how coordinates are written, and voc_offset counts pixels of VOC: give one.")
 
 
 def usable_splits(layout: Layout, options: Options, faults: list[Fault]) -> Iterator[Dataset]:
@@ -119,8 +137,11 @@ def find_layout(path: str | Path) -> Layout:
         raise DataError(f"{path}: neither a file nor a folder. Name the folder of a data set, or a file of one.")
     try:
         layout = _detect(path)
+        way_round = next(filter(None, map(foreign.advice, _suspects(path, layout))), "")
     except PermissionError as error:
         raise DataError(f"{error.filename}: no permission to read it. Change its mode or its owner.") from error
+    if way_round:
+        raise DataError(f"{path}: {way_round}")
     if layout is None and path.is_file():
         raise DataError(f"{path}: is not a data set. Looked for:\n{LOOKED_FOR}")
     if layout is None:
@@ -131,6 +152,11 @@ def find_layout(path: str | Path) -> Layout:
             f"{path}: no data set recognised.{hint} It holds: {held or 'nothing'}. Looked for:\n{LOOKED_FOR}"
         )
     return layout
+
+
+def _suspects(path: Path, layout: Layout | None) -> Iterator[Path]:
+    """What may be of another tool: the annotation files of a layout, or all that is there."""
+    yield from [path] if layout is None else (one for one in layout.sources.values() if one.is_file())
 
 
 def _detect(path: Path) -> Layout | None:

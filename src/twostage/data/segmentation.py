@@ -33,6 +33,7 @@ def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
     if segmentation is None or segmentation == []:
         return NO_MASK
     if isinstance(segmentation, list):
+        segmentation = _rings(segmentation)
         for ring in segmentation:
             if not isinstance(ring, list) or len(ring) % 2 or not set(map(type, ring)) <= {int, float}:
                 raise SegmentationError(f"a polygon is {brief(ring)}, not x, y, x, y ...", "Write numbers in pairs")
@@ -47,7 +48,12 @@ def read_segmentation(segmentation: Any, stated: tuple[int, int]) -> Mask:
 
 def short_polygons(segmentation: Any) -> list[Any]:
     """The polygons of a segmentation that `read_segmentation` leaves out."""
-    return [ring for ring in segmentation if len(ring) < 6] if isinstance(segmentation, list) else []
+    return [ring for ring in _rings(segmentation) if len(ring) < 6] if isinstance(segmentation, list) else []
+
+
+def _rings(segmentation: list[Any]) -> list[Any]:
+    """The polygons of a list; some tools write a single one without brackets around it."""
+    return [segmentation] if segmentation and set(map(type, segmentation)) <= {int, float} else segmentation
 
 
 def write_segmentation(mask: Mask, height: int, width: int) -> Any:

@@ -24,7 +24,7 @@ from twostage.data.faults import Fault, fault, unusable
 from twostage.data.files import display_path, exists, has_files, require_regular, subfolders
 from twostage.data.flat import NO_MASK, Mask, pixel_mask
 from twostage.data.images import EXTENSIONS
-from twostage.data.layout import MASKED_SPLIT, Format, Layout, Names, OpenSplit, Options, VocOffset
+from twostage.data.layout import MASKED_SPLIT, Format, Layout, Names, OpenSplit, Options, VocOffset, Writer
 from twostage.data.names import flat_names
 from twostage.data.voc_xml import VocFile, read_xml, write_xml
 from twostage.errors import DataError
@@ -32,6 +32,10 @@ from twostage.errors import DataError
 MASK_FOLDER = "SegmentationObject"
 MOST_MASKS = 254
 UNDECIDED = 255
+
+# Of annotations, then of images: PASCAL VOC and CVAT, Label Studio, FiftyOne.
+_FOLDERS = (("Annotations", "JPEGImages", "images"), ("annotations", "images"), ("labels", "data"))
+_LABEL_MAP = "# label:color_rgb:parts:actions"  # first line of labelmap.txt as Datumaro writes it, and CVAT with it
 
 VocFiles = Mapping[tuple[Path, str], VocFile]
 
@@ -58,8 +62,9 @@ def detect(path: Path) -> Layout | None:
 
 def _find(root: Path) -> dict[str, VocSplit]:
     """The splits of a folder; {} if it is not VOC."""
-    for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images")):
+    for annotations, *image_folders in _FOLDERS:
         folder = root / annotations
+        images = next((name for name in image_folders if (root / name).is_dir()), image_folders[0])
         # The folder of images is not required: they may be elsewhere, or absent while results are scored.
         if folder.is_dir() and (has_files(folder, {".xml"}) or _stems(folder, {".xml"}, nested=True)):
             lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main"))
@@ -116,6 +121,8 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
         options=options,
         first=first,
         faults=evidence,
+        common=extras.common,
+        class_fields=extras.class_fields(classes),
     )
     label_of = {name: label for label, name in enumerate(classes)}
     masked = _masked(builder, mask_folder, stems)
@@ -126,7 +133,9 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
         xml_of.append(display_path(xml, root))
         image_file = _image_file(images, stem, image_files.get(stem, ()), annotation)
         stated = annotation.stated if annotation else (0, 0)
-        image = builder.add_image(display_path(image_file, images), image_file, extras.image_id(xml_of[-1]), stated)
+        fields = extras.image_fields(xml_of[-1], annotation.fields if annotation else "")
+        name, number = display_path(image_file, images), extras.image_id(xml_of[-1])
+        image = builder.add_image(name, image_file, number, stated, fields)
         if annotation is None:
             if listed:
                 fix = f"Add it, or remove {stem!r} from {listed.name}"
@@ -137,6 +146,11 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
     if bare and not listed:
         message = f"images without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", display_path(folder, root), "", message, "Annotate them, or remove them")
+    own = (files[folder, stem] for stem in stems if (folder, stem) in files)
+    rotated = sum(item.rotated for file in own for item in file.objects)
+    if rotated:
+        message = f"{rotated} boxes have a rotation (CVAT); the upright boxes around them are read"
+        builder.report("rotated-boxes", display_path(folder, root), "", message, "Nothing to do")
     return builder.build()
 
 
@@ -164,7 +178,8 @@ def _add(
             builder.report("broken-mask", display_path(masked, builder.root), "", str(error), fix, image=image)
     for item in annotation.objects:
         mask = masks.get(item.number, NO_MASK)
-        extras.add_object(builder, kept, image, item.number, item.box, label_of[item.name], mask, item.difficult)
+        label, number = label_of[item.name], item.number
+        extras.add_object(builder, kept, image, number, item.box, label, mask, item.difficult, fields=item.fields)
 
 
 def _masked(builder: Builder, folder: Path | None, stems: Sequence[str]) -> dict[str, Path]:
@@ -188,6 +203,10 @@ def _first_pixel(files: VocFiles, offset: VocOffset, root: Path) -> tuple[int, l
     """The number of the first pixel, 0 or 1, and a note with the evidence if it is 0."""
     if offset != "auto":
         return int(offset), []
+    label_map = root / "labelmap.txt"
+    if label_map.is_file() and label_map.read_bytes().startswith(_LABEL_MAP.encode()):
+        message = "CVAT and Datumaro, which write this file, count coordinates from 0: x1 = xmin, x2 = xmax"
+        return 0, [fault("voc-offset", label_map.name, "", message, "If they count from 1, use --voc-offset 1")]
     for (folder, stem), file in files.items():
         for item in file.objects:
             if min(item.box[:2]) == 0:
@@ -288,7 +307,5 @@ FORMAT = Format(
     description="JPEGImages/, Annotations/ and ImageSets/Main/<split>.txt, or images and XML in one folder per split",
     detect=detect,
     open=open_splits,
-    write=write,
-    image_names=lambda datasets, by_stem: flat_names(datasets),
-    image_folder="JPEGImages",
+    writer=Writer(write, image_names=lambda datasets, by_stem: flat_names(datasets), image_folder="JPEGImages"),
 )

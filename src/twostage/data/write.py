@@ -18,7 +18,7 @@ from twostage.data.dataset import Dataset, difference
 from twostage.data.extras import NAME, extras_document
 from twostage.data.faults import FaultyDataError
 from twostage.data.layout import Options
-from twostage.data.recognise import check_same_classes, find_layout, format_named, opener
+from twostage.data.recognise import check_same_classes, find_layout, opener, writer_of
 from twostage.data.stuff import Map, copies
 from twostage.errors import TwostageError
 
@@ -43,13 +43,13 @@ def write_dataset(
     """
     for other in datasets[1:]:
         check_same_classes(datasets[0], other)
-    form = format_named(kind)
-    names = form.image_names(datasets, bool(maps))  # a map has the name of its image but for the suffix
+    writer = writer_of(kind)
+    names = writer.image_names(datasets, bool(maps))  # a map has the name of its image but for the suffix
     places = [
-        [folder / form.image_folder.format(split=dataset.split) / name for name in of_split]
+        [folder / writer.image_folder.format(split=dataset.split) / name for name in of_split]
         for dataset, of_split in zip(datasets, names, strict=True)
     ]
-    annotations = form.write(folder, datasets, names)
+    annotations = writer.write(folder, datasets, names)
     for dataset, paths in zip(datasets, places, strict=True):
         for index, path in enumerate(paths):
             _place(dataset.source(index), path, pictures)
@@ -57,7 +57,7 @@ def write_dataset(
         for target, source in copies(maps or {}, dataset, of_split, folder).items():
             _place(source, target, "copy")
     lost = _lost(folder, datasets, places)
-    if lost and not form.complete:
+    if lost and not writer.complete:
         write_text(folder / NAME, json.dumps(extras_document(datasets, annotations, folder)))
         lost = _lost(folder, datasets, places)
         log.info(

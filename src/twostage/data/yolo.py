@@ -1,4 +1,4 @@
-"""YOLO: data.yaml with names and splits, one text file of rows per image.
+"""YOLO: a file with names and splits (`yolo_config`), one text file of rows per image.
 
 A row is `class cx cy w h`, or `class x y x y x y ...` for a polygon, as fractions of the image's size. An image
 `images/a.jpg` has its rows in `labels/a.txt`; without that file it has no objects (Ultralytics, docs/datasets/detect).
@@ -10,52 +10,49 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from twostage.atomic import write_text
-from twostage.data import yolo_labels, yolo_rows
+from twostage.data import yolo_config, yolo_labels, yolo_rows
 from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extras, read_extras
 from twostage.data.faults import FaultyDataError, unusable
+from twostage.data.fields import unpack
 from twostage.data.files import display_path, exists, require_regular
 from twostage.data.flat import NO_MASK, POLYGONS, unpack_polygons
+from twostage.data.found_images import find_images
 from twostage.data.images import EXTENSIONS
-from twostage.data.layout import MASKED_SPLIT, Format, Layout, Names, Options
+from twostage.data.layout import MASKED_SPLIT, Format, Layout, Names, Options, Writer
 from twostage.data.names import nested_names
 from twostage.data.notation import Notation
+from twostage.data.yolo_config import SPLIT_KEYS
 from twostage.data.yolo_rows import Rows
 from twostage.errors import UsageError
 
 log = logging.getLogger("twostage.data")
 
-YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-SPLIT_KEYS = ("train", "val", "valid", "test", "trainval", "minival")
-LARGEST_YAML = 1 << 20  # bytes
-DEEPEST_YAML = 50  # brackets in brackets; PyYAML's time grows with the square of it
-
 
 def detect(path: Path) -> Layout | None:
-    """The layout of a data.yaml, or of a folder that holds one; its splits are the keys that data.yaml has."""
-    if path.is_dir():
-        return next((detect(path / name) for name in YAML_NAMES if (path / name).is_file()), None)
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    """The layout of a data.yaml or its like, or of a folder that holds one; its splits are the keys that it has."""
+    config = yolo_config.find(path)
+    if config is None:
         return None
-    document = _load(path)
-    splits = [key for key in SPLIT_KEYS if document.get(key)]
+    document = yolo_config.load(config)
+    splits = yolo_config.splits(document)
     if not splits:
-        _broken(path, f"names no split; it may have {', '.join(SPLIT_KEYS)}")
-    return Layout(FORMAT, path.parent, dict.fromkeys(splits, path))
+        yolo_config.broken(config, f"names no split; it may have {', '.join(SPLIT_KEYS)}")
+    root = path if path.is_dir() else path.parent
+    return Layout(FORMAT, root, dict.fromkeys(splits, config))
 
 
 def _read(layout: Layout, options: Options, split: str) -> Dataset:
     path, root = layout.sources[split], layout.root
-    document = _load(path)
-    names = _names(document, path)
+    document = yolo_config.load(path)
+    names = yolo_config.names_of(document, path)
     extras = read_extras(root, split)
     classes = extras.classes(names)
     if tuple(classes) != names:  # the names were changed since
@@ -72,18 +69,23 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
         # The rows are fractions of the images' sizes.
         options=options._replace(require_images=True),
         notation=Notation("cxcywh", "fractions"),
+        common=extras.common or yolo_config.other(document),
+        class_fields=extras.class_fields(names),
     )
     bare = []
     label_files: list[Path] = []
     rows: Rows = []
-    image_files = _image_files(document, path, split, options.images)
+    image_files, moved = _image_files(document, path, split, options.images)
+    for message in moved:
+        builder.report("image-paths", path.name, split, message, "Nothing to do")
     for image_file in image_files:
         label_file = yolo_labels.label_file(image_file)
         label_files.append(label_file)
         shown_labels.append(display_path(label_file, root))
-        image = builder.add_image(display_path(image_file, root), image_file, extras.image_id(shown_labels[-1]))
+        number, fields = extras.image_id(shown_labels[-1]), extras.image_fields(shown_labels[-1])
+        image = builder.add_image(display_path(image_file, root), image_file, number, fields=fields)
         if exists(label_file):
-            rows.append(list(yolo_rows.read(builder, label_file, shown_labels[-1], image, len(names))))
+            rows.append(list(yolo_rows.read(builder, label_file, shown_labels[-1], image)))
         else:
             rows.append([])
             bare.append(image_file.name)
@@ -93,6 +95,7 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
     others = _of_other_splits(layout, document, path, split) if options.images is None else []
     taken = [*label_files, *map(yolo_labels.label_file, others)]
     yolo_labels.report_left_over(builder, label_files, taken, {file.parent for file in image_files})
+    rows = yolo_rows.of_known_classes(builder, rows, shown_labels)
     found = yolo_rows.understood(builder, rows, shown_labels, document.get("kpt_shape"))
     if options.boxes in ("auto", "format"):
         own = [extras.is_unchanged(file, shown) for file, shown in zip(label_files, shown_labels, strict=True)]
@@ -107,68 +110,27 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
     return builder.build()
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST_YAML:
-            _broken(path, f"is larger than {LARGEST_YAML >> 20} MiB")
-        text = path.read_text(encoding="utf-8-sig")
-        if _depth(text) > DEEPEST_YAML:
-            _broken(path, "is nested too deeply")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            _broken(path, "contains aliases (*name), which may expand without bound")
-        document = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        _broken(path, f"cannot be read: {' '.join(str(error).split())}")
-    if not isinstance(document, dict):
-        _broken(path, "has no keys")
-    return document
-
-
-def _depth(text: str) -> int:
-    """The deepest nesting of brackets, those in quotes included."""
-    steps = (1 if c in "[{" else -1 for c in text if c in "[]{}")
-    return max(accumulate(steps), default=0)
-
-
-def _broken(path: Path, message: str) -> NoReturn:
-    fix = "Write `names: [cat, dog]`, `train: images/train`, `val: images/val`"
-    raise unusable(path, "broken-yaml", message, fix)
-
-
-def _names(document: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    names = document.get("names")
-    if isinstance(names, dict):
-        if sorted(names, key=repr) != sorted(range(len(names)), key=repr):
-            _broken(path, f"names must be numbered 0 to {len(names) - 1} without gaps")
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
-        _broken(path, "has no list of names")
-    for name in names:
-        if not isinstance(name, str | int | float) or isinstance(name, bool):
-            _broken(path, f"the name {name!r} is not text; put it in quotes")
-    names = [str(name) for name in names]
-    if len(set(names)) < len(names):
-        _broken(path, "two classes share a name")
-    if isinstance(document.get("nc"), int) and document["nc"] != len(names):
-        _broken(path, f"nc is {document['nc']}, but there are {len(names)} names")
-    return tuple(names)
-
-
-def _image_files(document: Mapping[str, Any], path: Path, split: str, images: Path | None) -> list[Path]:
-    """The images of a split in sorted order."""
+def _image_files(
+    document: Mapping[str, Any], path: Path, split: str, images: Path | None
+) -> tuple[list[Path], list[str]]:
+    """The images of a split in sorted order, and messages on lists with paths of another machine."""
     named = [images] if images else document[split]
     files: set[Path] = set()
+    moved: list[str] = []
     for entry in named if isinstance(named, list) else [named]:
         place = entry if isinstance(entry, Path) else _resolve(str(entry), document, path)
         if place.is_dir():
             files.update(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
         else:
-            files.update(_listed(place))
+            names = _listed(place)
+            found = find_images(names, [place.parent])
+            moved += [found.moved] * bool(found.moved)
+            files.update(found.place(name)[1] for name in names)
     if not files:
         message = f"no images in {named if images is None else images}"
         fix = "Add them: YOLO's rows are fractions of the images' sizes"
         raise unusable(path, "missing-image", message, fix, split)
-    return sorted(files)
+    return sorted(files), moved
 
 
 def _of_other_splits(layout: Layout, document: Mapping[str, Any], path: Path, split: str) -> list[Path]:
@@ -176,7 +138,7 @@ def _of_other_splits(layout: Layout, document: Mapping[str, Any], path: Path, sp
     for other in layout.sources:
         if other != split:
             with suppress(FaultyDataError):  # it is reported when that split is opened
-                files += _image_files(document, path, other, None)
+                files += _image_files(document, path, other, None)[0]
     return files
 
 
@@ -195,8 +157,8 @@ def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
     raise unusable(path, "missing-file", message, "Correct the path in data.yaml")
 
 
-def _listed(place: Path) -> list[Path]:
-    """The images of a text file of paths; relative ones start at its folder."""
+def _listed(place: Path) -> list[str]:
+    """The lines of a text file of paths; relative ones start at its folder."""
     try:
         require_regular(place)
         lines = place.read_text(encoding="utf-8-sig").splitlines()
@@ -204,7 +166,7 @@ def _listed(place: Path) -> list[Path]:
         raise unusable(
             place, "unreadable-file", f"is not a list of images: {error}", "Name a folder or a list"
         ) from error
-    return [place.parent / line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in lines if line.strip()]
 
 
 def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
@@ -248,6 +210,9 @@ def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Pa
             raise UsageError(f"data.yaml has no key for the split {dataset.split!r}; it has {', '.join(SPLIT_KEYS)}.")
     splits = {dataset.split: f"images/{dataset.split}" for dataset in datasets}
     document = {"names": dict(enumerate(datasets[0].names)), "nc": len(datasets[0].names), **splits}
+    common, *others = {dataset.fields.common if dataset.fields else "" for dataset in datasets}
+    if not others and yolo_config.is_small(common):  # else twostage.json keeps those of each split
+        document = {**{key: value for key, value in unpack(common).items() if key not in yolo_config.READ}, **document}
     write_text(root / "data.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
     places = []
     for dataset, of_split in zip(datasets, names, strict=True):
@@ -283,11 +248,13 @@ def _written_rows(dataset: Dataset, index: int, outlines: Sequence[Sequence[floa
 
 FORMAT = Format(
     name="yolo",
-    description="data.yaml",
+    description="data.yaml, Darknet's obj.data, or classes.txt with images/ and labels/",
     detect=detect,
     open=lambda layout, options: partial(_read, layout, options),
-    write=write,
-    image_names=lambda datasets, by_stem: nested_names(datasets, True),
-    image_folder="images/{split}",
-    splits_of=splits_of,
+    writer=Writer(
+        write,
+        image_names=lambda datasets, by_stem: nested_names(datasets, True),
+        image_folder="images/{split}",
+        splits_of=splits_of,
+    ),
 )

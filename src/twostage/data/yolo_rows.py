@@ -10,7 +10,7 @@ All numbers are fractions of the image's size. Which of them a split has is a ma
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +46,12 @@ class _Task(NamedTuple):
     message: str
 
 
-def read(builder: Builder, path: Path, shown: str, image: int, classes: int) -> Iterator[Row]:
-    """The rows of a label file that are numbers after a class of the data set; the others are reported."""
+def read(builder: Builder, path: Path, shown: str, image: int) -> Iterator[Row]:
+    """The rows of a label file that are numbers after a class, its id or its name; the others are reported.
+
+    A class may be one that the data set does not have: `of_known_classes` reports it.
+    """
+    label_of = {" ".join(name.split()): label for label, name in enumerate(builder.names)}
     try:
         require_regular(path)
         text = path.read_text(encoding="utf-8-sig")
@@ -59,17 +63,51 @@ def read(builder: Builder, path: Path, shown: str, image: int, classes: int) -> 
             continue
         where = f"line {line}"
         try:
-            values = [float(v) for v in fields]
+            values = [float(v) for v in _after_name(fields, label_of)]
         except ValueError:
             builder.report("box-not-numbers", shown, where, f"{row[:80]!r} is not numbers", _FIX)
             continue
         if not all(map(math.isfinite, values)):
             builder.report("box-not-numbers", shown, where, f"{row[:80]!r} is not finite", _FIX)
-        elif not (0 <= values[0] < classes and values[0] == int(values[0])):
-            message = f"there is no class {fields[0]} among {classes} (0 to {classes - 1})"
-            builder.report("unknown-class", shown, where, message, "Correct the class, or add its name to data.yaml")
+        elif values[0] != int(values[0]):
+            builder.report("unknown-class", shown, where, f"the class {fields[0]} is not a whole number", _FIX)
         else:
             yield Row(line, int(values[0]), values[1:])
+
+
+def _after_name(fields: list[str], label_of: Mapping[str, int]) -> list[str]:
+    """The fields with a class's number in the place of its name, which some tools write; of several words too."""
+    if not fields[0][0].isalpha():
+        return fields
+    numbers = next((i for i in range(len(fields) - 1, -1, -1) if not _is_number(fields[i])), -1) + 1
+    label = label_of.get(" ".join(fields[:numbers]))
+    return fields if label is None else [str(label), *fields[numbers:]]
+
+
+def _is_number(text: str) -> bool:
+    return text[-1].isdigit() or text[-1] == "."
+
+
+def of_known_classes(builder: Builder, rows: Rows, shown: Sequence[str]) -> Rows:
+    """The rows of classes that the data set has; the others are reported, together where all count from 1."""
+    count = len(builder.names)
+    labels = {row.label for lines in rows for row in lines}
+    strange = {label for label in labels if not 0 <= label < count}
+    if strange == {count} and 0 not in labels:
+        examples = [f"{name}, line {row.line}" for name, lines in zip(shown, rows, strict=True) for row in lines]
+        message = f"the classes of all {len(examples)} rows are from 1 to {count}, and the names count from 0: "
+        fix = "Subtract 1 from every class, or add the missing name in front of the others"
+        builder.report("class-numbers", builder.split, "", message + "; ".join(examples[:3]), fix)
+        return [[row for row in lines if row.label < count] for lines in rows]
+    kept: Rows = []
+    for lines, name in zip(rows, shown, strict=True):
+        kept.append([row for row in lines if row.label not in strange])
+        for row in lines:
+            if row.label in strange:
+                message = f"there is no class {row.label} among {count} (0 to {count - 1})"
+                fix = "Correct the class, or add its name to data.yaml"
+                builder.report("unknown-class", name, f"line {row.line}", message, fix)
+    return kept
 
 
 def understood(builder: Builder, rows: Rows, shown: Sequence[str], kpt_shape: Any) -> Rows:

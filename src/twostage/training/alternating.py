@@ -34,7 +34,7 @@ from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.progress import images_bar
 from twostage.training.folder import RunFolder, resumed_options
-from twostage.training.options import TrainOptions
+from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.run import run
 from twostage.training.splits import NONE, Splits, open_splits
 from twostage.training.start import require_start
@@ -164,6 +164,8 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
         )
         return run(options, splits=splits, backbone=backbone)
     processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
+    # An RPN alone has no detections, and so no metric to choose weights by.
+    unvalidated: dict[str, Any] = {} if "head" in step.learn else {"val_split": NONE, **OF_VALIDATION}
     own = replace(
         options,
         scheme="joint",
@@ -173,8 +175,7 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
         learn=step.learn,
         weights=options.weights if step.begins is None else str(_weights(root / step.begins)),
         proposals=proposals,
-        # An RPN alone has no detections, and so no metric to choose weights by.
-        val_split=options.val_split if "head" in step.learn else NONE,
+        **unvalidated,
     )
     return run(own, splits=splits, backbone=backbone)
 

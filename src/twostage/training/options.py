@@ -5,7 +5,7 @@ Importing this module imports no torch, so that the command line's help starts q
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from twostage.common_options import (
     PROPOSALS,
@@ -20,6 +20,8 @@ from twostage.common_options import (
 from twostage.errors import UsageError, nearest
 from twostage.options import option
 
+# Options of the validation alone, and their defaults.
+OF_VALIDATION: dict[str, Any] = {"eval_every": None, "patience": 0, "conf": None, "iou": None, "max_det": None}
 PARTS = ("backbone", "rpn", "head", "boxes")
 
 
@@ -131,5 +133,11 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
             raise UsageError("learn: name rpn, head or boxes; there is no loss without one of them")
         if self.proposals is not None and not {"head", "boxes"} & set(self.learn):
             raise UsageError("proposals: only the head reads them, and it is not trained; add head to --learn")
+        if self.freeze is not None and "backbone" not in self.learn:
+            raise UsageError("freeze counts stages of the backbone, and none of it is learned: leave it out")
+        if self.val_split == "none":
+            for name in OF_VALIDATION:
+                if getattr(self, name) != OF_VALIDATION[name]:
+                    raise UsageError(f"{name} is {getattr(self, name)}, and without validation it has no effect")
         if self.size is not None and self.max_size is not None and self.size > self.max_size:
             raise UsageError(f"size is {self.size} and max_size {self.max_size}: the shortest side comes first")

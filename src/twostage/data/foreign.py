@@ -1,0 +1,129 @@
+"""Files of tools that are not read here: what they are, and how to export them so that they can be read.
+
+They are recognised by their names and their first bytes. Several look like COCO's files to a reader of JSON.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from twostage.data.files import subfolders
+
+_HEAD = 1 << 14  # bytes that are looked at
+_SOME = 20  # files of a folder that are looked at
+_TABLE = "Or read it in Python as `Dataset.from_samples`: docs/own-data.md shows how."
+
+
+class _Tool(NamedTuple):
+    """Name and ending of a file, what its beginning contains, and what to do."""
+
+    names: str
+    content: str
+    advice: str
+
+
+# Patterns of the file's name (whole), and of its first bytes.
+_TOOLS = (
+    _Tool(
+        r".*\.xml",
+        r"<annotations>\s*<version>1\.\d</version>",
+        "is CVAT's own XML (CVAT for images). In CVAT choose Export task dataset, and there COCO 1.0, Pascal VOC 1.1 "
+        "or YOLO 1.1.",
+    ),
+    _Tool(
+        r".*\.json",
+        r'\A\s*\[\s*\{(?=[\s\S]*"data"\s*:)(?=[\s\S]*"(annotations|completions|predictions)"\s*:\s*\[)',
+        "are tasks of Label Studio. There choose Export, and COCO, YOLO with images or Pascal VOC XML.",
+    ),
+    _Tool(
+        r".*\.json",
+        r'\A\s*\[\s*\{(?=[\s\S]*"(rectanglelabels|polygonlabels|brushlabels|original_width)")',
+        "is Label Studio's JSON-MIN. There choose Export, and COCO, YOLO with images or Pascal VOC XML.",
+    ),
+    _Tool(
+        r".*\.json",
+        r'\A\s*\[\s*\{(?=[\s\S]*"image(_filename)?"\s*:)(?=[\s\S]*"coordinates"\s*:)',
+        "is CreateML's JSON. In LabelImg or Roboflow choose Pascal VOC or YOLO.",
+    ),
+    _Tool(
+        r".*\.json",
+        r'(?=[\s\S]*"classTitle"\s*:)(?=[\s\S]*"exterior"\s*:)',
+        "is Supervisely's JSON. There run the app Export to COCO, or Export to YOLO.",
+    ),
+    _Tool(
+        r".*\.(json|vott)",
+        r'(?=[\s\S]*"(visitedAssets|lastVisitedAssetId|videoSettings)")|(?=[\s\S]*"assets"\s*:)(?=[\s\S]*"tags"\s*:)',
+        "is VoTT's JSON. In VoTT's export settings choose Pascal VOC.",
+    ),
+    _Tool(
+        r".*\.(json|manifest|jsonl)",
+        r'\A\s*\{[^\n]*"source-ref"\s*:',
+        f"is a manifest of SageMaker Ground Truth. {_TABLE}",
+    ),
+    _Tool(
+        r".*\.jsonl",
+        r'\A\s*\{[^\n]*"image_url"\s*:',
+        "is Azure's JSON Lines. In Azure Machine Learning export the labels as COCO; its boxes are fractions, which "
+        "--boxes xywh-fractions reads.",
+    ),
+    _Tool(
+        r".*\.json",
+        r'(?=[\s\S]*"regions"\s*:)(?=[\s\S]*"tagName"\s*:)',
+        f"are regions of Azure Custom Vision. {_TABLE}",
+    ),
+    _Tool(
+        r".*\.json",
+        r'(?=[\s\S]*"_media_type")|(?=[\s\S]*"sample_fields"\s*:)|(?=[\s\S]*"_cls"\s*:\s*"(Detections?|Classification)")',
+        "is FiftyOne's own form. Use dataset.export(dataset_type=fo.types.COCODetectionDataset, label_field=...).",
+    ),
+    _Tool(
+        r".*\.json",
+        r'(?=[\s\S]*"media_type"\s*:)(?=[\s\S]*"items"\s*:)|(?=[\s\S]*"categories"\s*:\s*\{\s*"label"\s*:)',
+        "is Datumaro's JSON. Export as COCO 1.0, or use `datum convert -f coco_instances`.",
+    ),
+    _Tool(
+        r".*\.json",
+        r'(?=[\s\S]*"project"\s*:)(?=[\s\S]*"vid_list"\s*:)',
+        "is a project of VIA 3. Annotate with VIA 2, or export it there as COCO.",
+    ),
+    _Tool(
+        r".*\.csv",
+        r"\A[^\n]*\b(filename|image|ImageID|path|file)\b[^\n]*\b(xmin|x1|XMin|bbox)\b",
+        f"is a table of boxes. In Roboflow or VoTT choose COCO or Pascal VOC. {_TABLE}",
+    ),
+    _Tool(
+        r".*\.(tfrecords?|record)(-\d+-of-\d+)?",
+        "",
+        "is a TFRecord. Export the data set as COCO where it was made.",
+    ),
+)
+
+
+def advice(path: Path) -> str:
+    """What a file, or one in a folder or in its folders, is and how to export it; "" if it is none of these."""
+    if path.is_file():
+        return _of_file(path)
+    for one in islice(_files(path), _SOME):
+        found = _of_file(one)
+        if found:
+            return f"{one.relative_to(path)} {found}"
+    return ""
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder, then some of its folders, and of those in them."""
+    yield from (p for p in sorted(folder.iterdir()) if p.is_file())
+    for sub in subfolders(folder):
+        for one in (sub, *islice(subfolders(sub), 3)):
+            yield from islice((p for p in sorted(one.iterdir()) if p.suffix in (".json", ".xml", ".csv")), 2)
+
+
+def _of_file(path: Path) -> str:
+    tools = [tool for tool in _TOOLS if re.fullmatch(tool.names, path.name, re.IGNORECASE)]
+    if not tools:
+        return ""
+    with path.open("rb") as file:
+        text = file.read(_HEAD).decode("utf-8-sig", errors="replace")
+    return next((tool.advice for tool in tools if re.search(tool.content, text)), "")
