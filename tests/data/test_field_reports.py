@@ -225,6 +225,11 @@ def test_annotations_that_no_list_has_are_named(make_voc: MakeVoc) -> None:
 def test_a_whole_data_set_has_no_such_note(make_voc: MakeVoc, make_yolo: MakeYolo) -> None:
     for root in (make_voc({"a": [("cat", (1, 1, 9, 9))]}), make_yolo({"a": "0 0.5 0.5 0.2 0.2\n"})):
         (root / "README.roboflow.txt").write_text("exported")
+        (root / "Train.txt").write_text("images/train/a.png\n")
+        if (root / "data.yaml").exists():
+            (root / "data.yaml").write_text("names: [cat, dog]\ntrain: Train.txt\n")
+        else:
+            (root / "Train.txt").unlink()
         assert not {"unlisted-images", "unused-files"} & set(codes(root))
 
 

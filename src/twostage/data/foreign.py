@@ -17,85 +17,77 @@ _TABLE = "Or read it in Python as `Dataset.from_samples`: docs/own-data.md shows
 
 
 class _Tool(NamedTuple):
-    """Name and ending of a file, what its beginning contains, and what to do."""
+    """A pattern of a file's whole name, patterns that its beginning contains, all of them, and what to do."""
 
     names: str
-    content: str
+    contents: tuple[str, ...]
     advice: str
 
 
-# Patterns of the file's name (whole), and of its first bytes.
+_LIST = r"\A\s*\[\s*\{"  # a JSON list of objects
+_LABEL_STUDIO = "There choose Export, and COCO, YOLO with images or Pascal VOC XML."
+_VOTT = "is VoTT's JSON. In VoTT's export settings choose Pascal VOC."
+_FIFTYONE = "is FiftyOne's own form. Use dataset.export(dataset_type=fo.types.COCODetectionDataset, label_field=...)."
+_DATUMARO = "is Datumaro's JSON. Export as COCO 1.0, or use `datum convert -f coco_instances`."
 _TOOLS = (
     _Tool(
         r".*\.xml",
-        r"<annotations>\s*<version>1\.\d</version>",
+        (r"<annotations>\s*<version>1\.\d</version>",),
         "is CVAT's own XML (CVAT for images). In CVAT choose Export task dataset, and there COCO 1.0, Pascal VOC 1.1 "
         "or YOLO 1.1.",
     ),
     _Tool(
         r".*\.json",
-        r'\A\s*\[\s*\{(?=[\s\S]*"data"\s*:)(?=[\s\S]*"(annotations|completions|predictions)"\s*:\s*\[)',
-        "are tasks of Label Studio. There choose Export, and COCO, YOLO with images or Pascal VOC XML.",
+        (_LIST, r'"data"\s*:', r'"(annotations|completions|predictions)"\s*:\s*\['),
+        f"are tasks of Label Studio. {_LABEL_STUDIO}",
     ),
     _Tool(
         r".*\.json",
-        r'\A\s*\[\s*\{(?=[\s\S]*"(rectanglelabels|polygonlabels|brushlabels|original_width)")',
-        "is Label Studio's JSON-MIN. There choose Export, and COCO, YOLO with images or Pascal VOC XML.",
+        (_LIST, r'"(rectanglelabels|polygonlabels|brushlabels|original_width)"'),
+        f"is Label Studio's JSON-MIN. {_LABEL_STUDIO}",
     ),
     _Tool(
         r".*\.json",
-        r'\A\s*\[\s*\{(?=[\s\S]*"image(_filename)?"\s*:)(?=[\s\S]*"coordinates"\s*:)',
-        "is CreateML's JSON. In LabelImg or Roboflow choose Pascal VOC or YOLO.",
+        (_LIST, r'"image(_filename)?"\s*:', r'"coordinates"\s*:'),
+        "is CreateML's JSON. In LabelImg or Roboflow choose Pascal VOC, or COCO.",
     ),
     _Tool(
         r".*\.json",
-        r'(?=[\s\S]*"classTitle"\s*:)(?=[\s\S]*"exterior"\s*:)',
+        (r'"classTitle"\s*:', r'"exterior"\s*:'),
         "is Supervisely's JSON. There run the app Export to COCO, or Export to YOLO.",
     ),
-    _Tool(
-        r".*\.(json|vott)",
-        r'(?=[\s\S]*"(visitedAssets|lastVisitedAssetId|videoSettings)")|(?=[\s\S]*"assets"\s*:)(?=[\s\S]*"tags"\s*:)',
-        "is VoTT's JSON. In VoTT's export settings choose Pascal VOC.",
-    ),
+    _Tool(r".*\.(json|vott)", (r'"(visitedAssets|lastVisitedAssetId|videoSettings)"',), _VOTT),
+    _Tool(r".*\.(json|vott)", (r'"assets"\s*:', r'"tags"\s*:'), _VOTT),
     _Tool(
         r".*\.(json|manifest|jsonl)",
-        r'\A\s*\{[^\n]*"source-ref"\s*:',
+        (r'\A\s*\{[^\n]*"source-ref"\s*:',),
         f"is a manifest of SageMaker Ground Truth. {_TABLE}",
     ),
     _Tool(
         r".*\.jsonl",
-        r'\A\s*\{[^\n]*"image_url"\s*:',
+        (r'\A\s*\{[^\n]*"image_url"\s*:',),
         "is Azure's JSON Lines. In Azure Machine Learning export the labels as COCO; its boxes are fractions, which "
         "--boxes xywh-fractions reads.",
     ),
+    _Tool(r".*\.json", (r'"regions"\s*:', r'"tagName"\s*:'), f"are regions of Azure Custom Vision. {_TABLE}"),
+    _Tool(r".*\.json", (r'"_media_type"',), _FIFTYONE),
+    _Tool(r".*\.json", (r'"sample_fields"\s*:',), _FIFTYONE),
+    _Tool(r".*\.json", (r'"_cls"\s*:\s*"(Detections?|Classification)"',), _FIFTYONE),
+    _Tool(r".*\.json", (r'"media_type"\s*:', r'"items"\s*:'), _DATUMARO),
+    _Tool(r".*\.json", (r'"categories"\s*:\s*\{\s*"label"\s*:',), _DATUMARO),
     _Tool(
         r".*\.json",
-        r'(?=[\s\S]*"regions"\s*:)(?=[\s\S]*"tagName"\s*:)',
-        f"are regions of Azure Custom Vision. {_TABLE}",
-    ),
-    _Tool(
-        r".*\.json",
-        r'(?=[\s\S]*"_media_type")|(?=[\s\S]*"sample_fields"\s*:)|(?=[\s\S]*"_cls"\s*:\s*"(Detections?|Classification)")',
-        "is FiftyOne's own form. Use dataset.export(dataset_type=fo.types.COCODetectionDataset, label_field=...).",
-    ),
-    _Tool(
-        r".*\.json",
-        r'(?=[\s\S]*"media_type"\s*:)(?=[\s\S]*"items"\s*:)|(?=[\s\S]*"categories"\s*:\s*\{\s*"label"\s*:)',
-        "is Datumaro's JSON. Export as COCO 1.0, or use `datum convert -f coco_instances`.",
-    ),
-    _Tool(
-        r".*\.json",
-        r'(?=[\s\S]*"project"\s*:)(?=[\s\S]*"vid_list"\s*:)',
+        (r'"project"\s*:', r'"vid_list"\s*:'),
         "is a project of VIA 3. Annotate with VIA 2, or export it there as COCO.",
     ),
     _Tool(
         r".*\.csv",
-        r"\A[^\n]*\b(filename|image|ImageID|path|file)\b[^\n]*\b(xmin|x1|XMin|bbox)\b",
+        (r"\A[^\n]*\b(filename|image|ImageID|path|file)\b", r"\A[^\n]*\b(xmin|x1|XMin|bbox)\b"),
         f"is a table of boxes. In Roboflow or VoTT choose COCO or Pascal VOC. {_TABLE}",
     ),
     _Tool(
         r".*\.(tfrecords?|record)(-\d+-of-\d+)?",
-        "",
+        (),
         "is a TFRecord. Export the data set as COCO where it was made.",
     ),
 )
@@ -126,4 +118,4 @@ def _of_file(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         text = file.read(_HEAD).decode("utf-8-sig", errors="replace")
-    return next((tool.advice for tool in tools if re.search(tool.content, text)), "")
+    return next((tool.advice for tool in tools if all(re.search(content, text) for content in tool.contents)), "")

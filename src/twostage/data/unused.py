@@ -1,9 +1,11 @@
 """Files in the folders of a data set that no split uses: images that are not listed, annotations without an image."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from twostage.data import unread
 from twostage.data.dataset import Dataset
 from twostage.data.extras import NAME
 from twostage.data.faults import Fault, fault
@@ -29,8 +31,10 @@ def unused_files(datasets: Sequence[Dataset], layout: Layout) -> Iterator[Fault]
         if folder.is_dir() and folder.parent.name != "ImageSets"
         for path in folder.iterdir()
         if path.is_file() and not path.name.startswith(".") and path not in images and path not in read
+        if layout.kind != "yolo" or path.suffix.lower() not in unread.EXTENSIONS  # its reader reports them
     )
-    left = [path for path in files if path.stem not in stems and path.name.lower() not in _KNOWN]
+    named = _named(layout)
+    left = [path for path in files if path.stem not in stems and path.name.lower() not in _KNOWN | named]
     unlisted = [path for path in left if path.suffix.lower() in EXTENSIONS]
     others = [path for path in left if path not in set(unlisted) and not path.name.lower().startswith("readme")]
     if unlisted:
@@ -42,6 +46,14 @@ def unused_files(datasets: Sequence[Dataset], layout: Layout) -> Iterator[Fault]
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         message = f"{len(others)} files are not read ({counted}): {_some(others, layout.root)}"
         yield fault("unused-files", layout.root, "", message, "Nothing to do, or remove them")
+
+
+def _named(layout: Layout) -> set[str]:
+    """The names in the description of a YOLO data set, which may be those of lists of images."""
+    if layout.kind != "yolo":
+        return set()
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in set(layout.sources.values())]
+    return {word.rpartition("/")[2].lower() for text in texts for word in re.split(r"[\s:=\[\],'\"]+", text)}
 
 
 def _some(paths: Sequence[Path], root: Path) -> str:
