@@ -80,6 +80,15 @@ def test_a_rotated_box_in_voc(make_voc: MakeVoc, tmp_path: Path) -> None:
     np.testing.assert_allclose(again.boxes, boxes, atol=1e-4)
 
 
+def test_a_rotated_box_of_rolabelimg(make_voc: MakeVoc) -> None:
+    """cgvict/roLabelImg: centre, sides and an angle in radians."""
+    box = "<robndbox><cx>30</cx><cy>20</cy><w>20</w><h>10</h><angle>1.5707963</angle></robndbox>"
+    xml = f"<annotation><object><type>robndbox</type><name>cat</name>{box}</object></annotation>"
+    dataset = open_dataset(make_voc({"a": xml}), split="train", voc_offset="0")
+    np.testing.assert_allclose(dataset.boxes, [[25, 10, 35, 30]], atol=1e-4)
+    assert "1 boxes are rotated" in next(fault.message for fault in dataset.faults if fault.code == "rotated-boxes")
+
+
 def test_datumaros_voc_counts_from_zero(make_voc: MakeVoc) -> None:
     root = make_voc({"a": [("cat", (21, 11, 40, 20))]})
     assert open_dataset(root, split="train").boxes.tolist() == [[20, 10, 40, 20]]

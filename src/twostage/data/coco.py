@@ -232,7 +232,9 @@ def _annotation(
     if not is_id(category) or category not in label_of:
         message = f"no category has the id {category!r}"
         fix = "Add the category, or correct category_id"
-        if category is None:
+        if "segments_info" in record:
+            fix = "This is a panoptic file: give that of the instances"
+        elif category is None:
             fix = "VIA writes null for classes that are words: give its own JSON instead, or add the ids"
         raise _RecordError("unknown-class", message, fix)
     box = record.get("bbox")
@@ -279,7 +281,7 @@ def _rotation(record: Any) -> float:
 def _report_rotated(builder: Builder, annotations: Sequence[Any], shown: str) -> None:
     count = sum(map(bool, map(_rotation, annotations)))
     if count:
-        message = f"{count} of {len(annotations)} boxes have a rotation (CVAT); the upright boxes around them are read"
+        message = f"{count} of {len(annotations)} boxes are rotated (CVAT); the upright boxes around them are read"
         builder.report("rotated-boxes", shown, "", message, "Nothing to do")
 
 

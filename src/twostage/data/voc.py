@@ -149,7 +149,7 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
     own = (files[folder, stem] for stem in stems if (folder, stem) in files)
     rotated = sum(item.rotated for file in own for item in file.objects)
     if rotated:
-        message = f"{rotated} boxes have a rotation (CVAT); the upright boxes around them are read"
+        message = f"{rotated} boxes are rotated; the upright boxes around them are read"
         builder.report("rotated-boxes", display_path(folder, root), "", message, "Nothing to do")
     return builder.build()
 

@@ -112,21 +112,33 @@ def _object(element: Element, number: int) -> VocObject:
     if not name:
         raise ValueError("the object has no name")
     box = element.find("bndbox")
-    if box is None:
+    turned = element.find("robndbox")  # roLabelImg's: centre, sides and an angle in radians
+    degrees = 0.0
+    if box is not None:
+        corners = _numbers(box, ("xmin", "ymin", "xmax", "ymax"), name)
+        degrees = _rotation(element)
+    elif turned is not None:
+        cx, cy, width, height = _numbers(turned, ("cx", "cy", "w", "h"), name)
+        corners = cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+        degrees = math.degrees(float(turned.findtext("angle") or 0))
+    else:
         raise ValueError(f"the object {name!r} has no bndbox")
-    sides = []
-    for side in ("xmin", "ymin", "xmax", "ymax"):
-        text = box.findtext(side)
-        try:
-            sides.append(float(text or ""))
-        except ValueError:
-            raise ValueError(f"{side} of {name!r} is {text!r}, not a number") from None
     difficult = (element.findtext("difficult") or "0").strip() in ("1", "true", "True")
-    corners = sides[0], sides[1], sides[2], sides[3]
-    degrees = _rotation(element)
     if degrees:
         corners = around(corners, degrees)
-    return VocObject(name, corners, difficult, number, _fields(element, _OBJECT), bool(degrees))
+    return VocObject(name, corners, difficult, number, _fields(element, _OBJECT), bool(degrees) or box is None)
+
+
+def _numbers(element: Element, tags: tuple[str, str, str, str], name: str) -> tuple[float, float, float, float]:
+    """Four numbers below an element of an object. Raises ValueError."""
+    numbers = []
+    for tag in tags:
+        text = element.findtext(tag)
+        try:
+            numbers.append(float(text or ""))
+        except ValueError:
+            raise ValueError(f"{tag} of {name!r} is {text!r}, not a number") from None
+    return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
 def _rotation(element: Element) -> float:
