@@ -1,5 +1,7 @@
 """Every reader of a foreign file, and what must hold whatever stands in that file: for the tests and the fuzzer."""
 
+import base64
+import io
 import json
 import math
 from collections.abc import Callable
@@ -38,6 +40,11 @@ class Reader(NamedTuple):
 def make_sound(root: Path) -> None:
     """A file for every reader, each as it should be."""
     write_scenes(root / "coco", train=2, val=1, seed=0)
+    annotations = root / "coco" / "annotations" / "instances_val.json"
+    document = json.loads(annotations.read_text())
+    document["annotations"][0]["attributes"] = {"occluded": True, "rotation": 0.0}
+    annotations.write_text(json.dumps(document))
+    _make_labelme_and_via(root)
     for kind in ("voc", "yolo"):
         convert(root / "coco", root / kind, kind)
     truth = json.loads((root / "coco" / "annotations" / "instances_val.json").read_text())["annotations"]
@@ -56,6 +63,36 @@ def make_sound(root: Path) -> None:
     picture = Image.open(root / "coco" / "val" / "000000.jpg").resize((16, 12))
     for suffix in PICTURES:
         picture.save(root / f"a.{suffix}")
+
+
+def _make_labelme_and_via(root: Path) -> None:
+    """One image each, with shapes of several types."""
+    for kind in ("labelme", "via"):
+        (root / kind).mkdir()
+        Image.new("RGB", (60, 40)).save(root / kind / "a.png")
+    part = io.BytesIO()
+    Image.new("L", (4, 3), 255).save(part, "PNG")
+    shapes = [
+        {"label": "cat", "shape_type": "rectangle", "points": [[30, 25], [10.5, 5]], "flags": {"x": True}},
+        {"label": "cat", "shape_type": "polygon", "points": [[1, 2], [9, 2], [5, 8]], "group_id": 1},
+        {"label": "dog", "shape_type": "circle", "points": [[20, 20], [25, 20]]},
+        {
+            "label": "dog",
+            "shape_type": "mask",
+            "points": [[5, 5], [8, 7]],
+            "mask": base64.b64encode(part.getvalue()).decode(),
+        },
+    ]
+    labelme = {"version": "5.5.0", "shapes": shapes, "imagePath": "a.png", "imageHeight": 40, "imageWidth": 60}
+    (root / "labelme" / "a.json").write_text(json.dumps(labelme))
+    regions = [
+        {"name": "rect", "x": 1, "y": 2, "width": 9, "height": 8},
+        {"name": "ellipse", "cx": 20, "cy": 20, "rx": 5, "ry": 4, "theta": 0.5},
+        {"name": "polygon", "all_points_x": [1, 9, 5], "all_points_y": [2, 2, 8]},
+    ]
+    shown = [{"shape_attributes": shape, "region_attributes": {"label": "cat", "tag": "x"}} for shape in regions]
+    image = {"filename": "a.png", "size": 1, "regions": shown, "file_attributes": {"caption": "y"}}
+    (root / "via" / "via.json").write_text(json.dumps({"_via_settings": {}, "_via_img_metadata": {"a": image}}))
 
 
 def must_be_read_or_refused(name: str, root: Path, content: bytes) -> bool:
@@ -128,6 +165,8 @@ READERS = {
     "yolo": Reader("yolo/labels/val/000000.txt", _open("yolo")),
     "yolo-yaml": Reader("yolo/data.yaml", _open("yolo")),
     "extras": Reader("yolo/twostage.json", _open("yolo")),
+    "labelme": Reader("labelme/a.json", _open("labelme", "all")),
+    "via": Reader("via/via.json", _open("via", "via")),
     "results": Reader("results.json", _results("results.json")),
     "voc-results": Reader("results/comp4_det_val_circle.txt", _results("results")),
     "picture": Reader("a.png", _picture),

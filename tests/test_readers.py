@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from readers import READERS, make_sound, must_be_read_or_refused
 
 SEEDS = sorted(path for path in (Path(__file__).parent / "seeds").rglob("*") if path.is_file())
-JSON_READERS = ("extras", "results")  # COCO's is tried field by field in data/test_hostile.py
+JSON_READERS = ("extras", "results", "labelme", "via")  # COCO's is tried field by field in data/test_hostile.py
 
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 values = st.recursive(plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner))

@@ -60,7 +60,7 @@ def open_splits(layout: Layout, options: Options) -> OpenSplit:
     """A function that opens one split. All files are read first: splits share classes."""
     files = {folder: _files(folder) for folder in layout.sources.values()}
     labels = {
-        str(shape["label"])
+        shape["label"].strip()
         for by_path in files.values()
         for file in by_path.values()
         for shape in file.document.get("shapes", [])
@@ -145,7 +145,7 @@ def _add_bare(builder: Builder, folder: Path, taken: set[Path], places: list[str
 
 def _image_file(path: Path, document: Mapping[str, Any], images: Path | None) -> Path:
     """The image of a file: `imagePath` as written, its last part, or an image of the same stem."""
-    written = str(document.get("imagePath") or "").replace("\\", "/")
+    written = str(document.get("imagePath") or "").replace("\\", "/").replace("\0", "")
     folder = images or path.parent
     last = written.rpartition("/")[2]
     beside = [folder / f"{path.stem}{extension}" for extension in sorted(EXTENSIONS)]

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from twostage.data.builder import Builder
 from twostage.data.fields import pack, renamed
 from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons, pixel_mask, to_rle
+from twostage.data.segmentation import read_segmentation
 from twostage.errors import brief
 from twostage.ops.masks import decode
 
@@ -25,6 +26,7 @@ from twostage.ops.masks import decode
 _NO_OBJECTS = ("point", "points", "line", "linestrip")
 _ROTATED = ("rotation", "rotated_rectangle", "oriented_rectangle")
 _OUTLINED = ("polygon", "mask")
+_LARGEST = 1 << 28  # pixels of an image whose masks are drawn
 _CIRCLE = 64  # points of its outline
 _READ = ("label", "points", "shape_type", "mask", "difficult")
 _FIX = "Correct it in labelme, or remove the shape"
@@ -90,29 +92,33 @@ def _shape(number: int, shape: Any, stated: tuple[int, int]) -> Shape:
         corners, pixels = _pixels(shape.get("mask"), corners, stated)
     (x1, y1), (x2, y2) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     ring = corners.ravel().tolist() if kind in ("polygon", "circle") else None
+    if ring is not None:
+        read_segmentation([ring], stated)  # raises where it lies too far outside to be drawn
     others = {key: value for key, value in shape.items() if key not in _READ and value not in (None, "", {}, [])}
     fields = pack(renamed(others, "labelme"))
-    return Shape(number, shape["label"], (x1, y1, x2, y2), ring, pixels, shape.get("difficult") is True, fields)
+    return Shape(number, shape["label"].strip(), (x1, y1, x2, y2), ring, pixels, shape.get("difficult") is True, fields)
 
 
 def _points(points: Any) -> np.ndarray | None:
     """Points as [n, 2]; None if they are not finite numbers."""
     try:
         corners = np.array(points, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return corners if corners.ndim == 2 and corners.shape[1] == 2 and np.isfinite(corners).all() else None
 
 
 def _pixels(mask: Any, corners: np.ndarray, stated: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The corners and the pixels [h, w] on its image of a mask: a PNG of the part that begins at its first corner."""
-    left, top = corners[0].round().astype(int).tolist()
+    left, top = corners[0].round().clip(-1, 2**31).astype(int).tolist()
     try:
         with Image.open(io.BytesIO(base64.b64decode(mask, validate=True))) as image:
             part = np.asarray(image.convert("L")) > 0
     except (TypeError, binascii.Error, OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"its mask is not a PNG ({error})") from None
     (height, width), (rows, columns) = stated, part.shape
+    if height * width > _LARGEST:
+        raise ValueError(f"the file states an image of {width} x {height}")
     if left < 0 or top < 0 or top + rows > height or left + columns > width:
         raise ValueError(f"its mask of {columns} x {rows} at {left}, {top} is not within {width} x {height}")
     whole = np.zeros(stated, dtype=bool)

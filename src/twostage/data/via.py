@@ -96,9 +96,12 @@ def _records(path: Path) -> Iterator[_Record]:
     for record in records:
         if not isinstance(record, dict) or not isinstance(record.get("filename"), str):
             raise unusable(path, "broken-json", f"{brief(record)} has no filename", "Save the annotations in VIA again")
-        regions = record.get("regions") or []
+        regions, attributes = record.get("regions") or [], record.get("file_attributes") or {}
         regions = list(regions.values()) if isinstance(regions, dict) else regions  # VIA 1 numbers them
-        yield _Record(record["filename"], [region_of(one) for one in regions], record.get("file_attributes") or {})
+        if not isinstance(regions, list) or not isinstance(attributes, dict):
+            message = f"the regions of {record['filename']!r} are {brief(regions)}, its attributes {brief(attributes)}"
+            raise unusable(path, "broken-json", message, "Save the annotations in VIA again")
+        yield _Record(record["filename"].replace("\0", ""), [region_of(one) for one in regions], attributes)
 
 
 def _rows(path: Path) -> Iterator[_Record]:

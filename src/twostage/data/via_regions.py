@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twostage.data.faults import unusable
-from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons
+from twostage.data.flat import NO_MASK, Mask
+from twostage.data.segmentation import read_segmentation
 from twostage.errors import brief
 
 NO_OBJECTS = ("point", "polyline", "line")
 _CLASS = ("label", "class", "name", "category", "type")
 _ONLY = "object"  # the class of regions without attributes
+_FARTHEST = 1e9  # pixels
 _ROUND = 64  # points of the outline of a circle or an ellipse
 
 
@@ -77,19 +79,19 @@ def corners_and_mask(shape: Mapping[str, Any]) -> tuple[np.ndarray, Mask]:
     elif kind in ("circle", "ellipse"):
         cx, cy = _numbers(shape, ("cx", "cy"))
         rx, ry = _numbers(shape, ("r", "r") if kind == "circle" else ("rx", "ry"))
-        theta = float(shape.get("theta") or 0)
+        (theta,) = _numbers({"theta": shape.get("theta") or 0}, ("theta",))
         turn = np.linspace(0, 2 * np.pi, _ROUND, endpoint=False)
         along, across = rx * np.cos(turn), ry * np.sin(turn)
         xs = cx + along * math.cos(theta) - across * math.sin(theta)
         corners = np.stack([xs, cy + along * math.sin(theta) + across * math.cos(theta)], axis=1)
     else:
         raise ValueError(f"its shape is {brief(dict(shape))}, which is not one of VIA's")
-    return corners, Mask(POLYGONS, pack_polygons([corners.ravel()]))
+    return corners, read_segmentation([corners.ravel().tolist()], (0, 0))
 
 
 def _numbers(values: Mapping[Any, Any], keys: Sequence[Any]) -> list[float]:
     """The values of some keys. Raises ValueError where one is not a finite number."""
     numbers: list[Any] = [values.get(key) for key in keys]
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
+    if not all(type(v) in (int, float) and abs(v) < _FARTHEST for v in numbers):  # NaN is not
         raise ValueError(f"{', '.join(map(str, keys[:8]))} are {brief(numbers)}, not numbers")
     return [float(v) for v in numbers]
