@@ -92,6 +92,9 @@ def bench(options: BenchOptions) -> Outcome:
         _measure(options, detector, rows, peers, end)
     except KeyboardInterrupt:
         stopped = InterruptedRunError("stopped: the numbers are incomplete")
+        for row in rows:
+            if not row.begun:
+                row.calls.clear()
     missing = []
     for row in rows:
         cases = [f", {name}" for name in (*peers, _STAGES) if not row.calls.get(name)]
@@ -184,6 +187,7 @@ class _Row:
     calls: dict[str, list[float]] = field(default_factory=dict)
     stages: dict[str, list[float]] = field(default_factory=dict)
     peak: int | None = None
+    begun: bool = False  # whether more than the call for the peak of memory was made
 
     def summary(self) -> dict[str, Any]:
         """The numbers so far, of one call of ours or more."""
@@ -234,16 +238,23 @@ def _measure(
 
     model, most, peer = detector.prepared, options.repeats + WARMUP, None
     ours = {len(row.files): partial(predict_arrays, model, row.images) for row in rows}
-    for row in rows:  # the peak of memory, before torchvision's detector takes some
-        if row is rows[0] or seconds(row, _OURS) <= options.seconds / 10:
-            start = time.perf_counter()
-            row.peak = peak_memory(detector.device, ours[len(row.files)])
-            row.calls[_OURS] = [1e3 * (time.perf_counter() - start)]
+    with calls_bar("first calls: the forms of layers are tried") as show:
+        for place, row in enumerate(rows):  # the peak of memory, before torchvision's detector takes some
+            show(place, len(rows))
+            if row is rows[0]:
+                start = time.perf_counter()
+                ours[len(row.files)]()  # trials take memory of their own
+                row.calls[_OURS] = [1e3 * (time.perf_counter() - start)]
+            if row is rows[0] or seconds(row, _OURS) <= options.seconds / 10:
+                start = time.perf_counter()
+                row.peak = peak_memory(detector.device, ours[len(row.files)])
+                row.calls[_OURS] = [1e3 * (time.perf_counter() - start)]
     for place, row in enumerate(rows):
         if place and not may_start(row, _OURS):
             row.calls.clear()  # the one of the peak of memory was the first of its size
             continue
         _print_title(row)
+        row.begun = True
         parts = 3 * (len(rows) - place)  # of the time left: two for these predictions, one for their stages
         cases: dict[str, Callable[[], object]] = {_OURS: ours[len(row.files)]}
         turns(row, cases, 1, calls=1)

@@ -106,7 +106,8 @@ def propose_split(
     done = 0
     for loaded in batches_of(model, dataset, batch=batch, workers=workers, processes=processes):
         there = loaded.batch.to(model.device)
-        predictions = net.rpn(model.features(there), there.canvas, there.sizes)
+        with model.computing():
+            predictions = net.rpn(model.features(there), there.canvas, there.sizes)
         proposals = net.rpn.propose(predictions, there.sizes, top=top, keep=keep).to("cpu")
         indices = loaded.indices.tolist()
         boxes = on_originals(proposals.boxes, loaded.batch.sizes, _originals(dataset, indices))

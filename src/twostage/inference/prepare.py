@@ -10,7 +10,8 @@ what needs no change.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import singledispatch
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -116,11 +117,16 @@ class PreparedModel:
         return self.model.backbone(self.model.normalize(batch).to(self.dtype))
 
     def _stages(self, batch: Batch, config: PostprocessConfig) -> AnyStages:
-        with torch.autocast(self.device.type, enabled=False):  # the layers have the dtype that was asked for
-            stages = self.model.stages_from(self.features(batch), batch, config)
+        with self.computing():
+            return self.model.stages_from(self.features(batch), batch, config)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The layers compute in their own dtype, and decisions on their forms are kept."""
+        with torch.autocast(self.device.type, enabled=False):
+            yield
         if self.device.type == "cpu":
             choices().save()
-        return stages
 
 
 @torch.no_grad()

@@ -116,7 +116,11 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int | None:
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         call()
         return None
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    except OSError:  # a sandbox that has no such file, or refuses it
+        call()
+        return None
     call()
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024

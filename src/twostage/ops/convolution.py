@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d
 
 from twostage.ops.cpu.choice import Call, choices
 from twostage.ops.cpu.forms import about, sample
-from twostage.ops.cpu.winograd import suits
+from twostage.ops.cpu.winograd import is_exact, suits
 from twostage.ops.cpu.winograd_gradient import winograd_conv
 from twostage.ops.plain import Window
 
@@ -42,6 +42,7 @@ def _is_candidate(x: Tensor, weight: Tensor, window: Window) -> bool:
         and torch.is_grad_enabled()
         and (x.requires_grad or weight.requires_grad)
         and suits(weight, window)
+        and is_exact()
         and min(weight.shape[:2]) >= _CHANNELS
         and 2 * weight.numel() * x.shape[0] * x.shape[2] * x.shape[3] >= _LARGE
         and not torch.is_autocast_enabled("cpu")
@@ -55,11 +56,8 @@ def _form(x: Tensor, weight: Tensor) -> str:
     needs = " and ".join(name for name, tensor in (("input", x), ("kernels", weight)) if tensor.requires_grad)
     layer = f"training convolution {list(weight.shape)}, {about(n * h * w)} pixels, gradient in {needs}"
     trial = partial(_trial, x.shape, weight.shape, x.requires_grad, weight.requires_grad)
-    made = choices()
     # Kept even if other work has disturbed it: a resumed run computes as the one that it continues.
-    form = made.choose(layer, ["plain", "Winograd"], trial, lasting=True)
-    made.save()
-    return form
+    return choices().choose(layer, ["plain", "Winograd"], trial, lasting=True)
 
 
 def _trial(shape: torch.Size, kernels: torch.Size, needs_x: bool, needs_weight: bool) -> dict[str, Call]:

@@ -72,7 +72,7 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     )
     batch: int | None = option(
         None,
-        "Images per step (default: the recipe's; with --minutes half of it for small models on a slow machine).",
+        "Images per step (default: the recipe's; with --minutes a half or a quarter for small models on a slow machine).",
         group="Schedule",
         low=1,
     )
@@ -101,7 +101,12 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     colour: float | None = option(
         None, "Strength of random brightness, contrast, saturation and hue.", group="Images", low=0, high=1
     )
-    scale: tuple[float, float] | None = option(None, "Range of the random scale factor.", group="Images", above=0)
+    scale: tuple[float, float] | None = option(
+        None,
+        "Range of the random scale factor (default: the recipe's; 1 where --minutes has chosen a smaller batch).",
+        group="Images",
+        above=0,
+    )
     crop: float | None = option(None, "Probability of a random crop around objects.", group="Images", low=0, high=1)
 
     eval_every: int | None = option(None, "Epochs between two validations.", group="Validation", low=1)

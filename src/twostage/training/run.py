@@ -82,6 +82,8 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
             if session.learns_masks:
                 require_masks(splits, options.on_error)
             stuff = _stuff(splits, session)
+        if session.device.type == "cpu":
+            retain_freed_memory()
         if _chooses_batch(options, session):
             tried = _batches(session, 0, (None, None), stuff[0])
             session = fitted(session, tried, 60 * (options.minutes or 0))
@@ -92,8 +94,6 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
         with processes.sync_errors():
             given = _given(options, splits, session.model.config)
         one = Run(session, splits, folder, _workers(session), given, stuff)
-        if session.device.type == "cpu":
-            retain_freed_memory()
         _learn(one)
         return _finish(one)
 

@@ -16,6 +16,11 @@ NAMES = ["plain", "packed"]
 MACHINE = {"cpu": "some", "threads": "2"}
 
 
+def key(number: int) -> str:
+    """The decision of a layer in the file: the layer, and the forms."""
+    return f"conv {number}: plain, packed"
+
+
 def takes(milliseconds: float, value: float = 1.0) -> Callable[[], Tensor]:
     """A form that computes so long, and whose result is this."""
 
@@ -74,17 +79,59 @@ def test_a_decision_that_was_disturbed_is_not_kept(tmp_path: Path) -> None:
     assert made.choose("conv 1", NAMES, lambda: {"plain": unsteady}) == "plain"
     made.choose("conv 2", NAMES, lambda: {"plain": takes(20), "packed": takes(2)})
     made.save()
-    assert made.made.keys() == {"conv 1", "conv 2"}
-    assert Choices(path, MACHINE).made == {"conv 2": "packed"}
+    assert made.made.keys() == {key(1), key(2)}
+    assert Choices(path, MACHINE).made == {key(2): "packed"}
+
+
+def test_what_another_process_has_decided_meanwhile_holds(tmp_path: Path) -> None:
+    path = tmp_path / "forms.json"
+    one, other = Choices(path, MACHINE), Choices(path, MACHINE)
+    assert one.choose("conv 1", NAMES, lambda: {"plain": takes(0), "packed": takes(20)}, lasting=True) == "plain"
+    assert other.choose("conv 1", NAMES, dict, lasting=True) == "plain"
+    # Both try at the same time: the one that saves later takes the decision of the other.
+    third = Choices(path, MACHINE)
+
+    def while_another_is_faster() -> dict[str, Callable[[], Tensor]]:
+        one.choose("conv 2", NAMES, lambda: {"plain": takes(0), "packed": takes(20)}, lasting=True)
+        return {"plain": takes(20), "packed": takes(0)}
+
+    assert third.choose("conv 2", NAMES, while_another_is_faster, lasting=True) == "plain"
+
+
+def test_other_forms_are_another_decision(tmp_path: Path) -> None:
+    """A process without oneDNN has fewer forms, and must not decide for those that have it."""
+    path = tmp_path / "forms.json"
+    made = Choices(path, MACHINE)
+    assert made.choose("conv 1", ["plain"], lambda: {"plain": takes(0)}, lasting=True) == "plain"
+    later = Choices(path, MACHINE)
+    assert later.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(1)}, lasting=True) == "packed"
+    assert later.choose("conv 1", ["plain"], dict) == "plain"
+
+
+def test_results_that_are_not_finite_leave_the_first_form() -> None:
+    assert fastest({"plain": takes(1, float("nan")), "packed": takes(0)}) == ("plain", False)
+
+
+def test_threads_and_matrix_products_have_decisions_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path))
+    exact = choices().path
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert choices().path != exact
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert choices().path == exact
 
 
 def test_a_decision_for_a_form_that_is_gone_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "forms.json"
-    path.write_text(json.dumps({"machine": MACHINE, "choices": {"conv 1": "of a later version"}}), encoding="utf-8")
+    path.write_text(json.dumps({"machine": MACHINE, "choices": {key(1): "of a later version"}}), encoding="utf-8")
     made = Choices(path, MACHINE)
     assert made.choose("conv 1", NAMES, lambda: {"plain": takes(0)}, lasting=True) == "plain"
     made.save()
-    assert Choices(path, MACHINE).made == {"conv 1": "plain"}
+    assert Choices(path, MACHINE).made == {key(1): "plain"}
 
 
 def test_the_first_form_may_fail_too() -> None:
@@ -122,7 +169,7 @@ def test_a_broken_file_or_one_of_another_machine_counts_as_empty(tmp_path: Path,
     assert made.made == {}
     made.choose("conv 1", NAMES, lambda: {"plain": takes(20), "packed": takes(1)}, lasting=True)
     made.save()
-    assert json.loads(path.read_text(encoding="utf-8")) == {"machine": MACHINE, "choices": {"conv 1": "packed"}}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"machine": MACHINE, "choices": {key(1): "packed"}}
 
 
 def test_the_decisions_of_a_process_beside_are_kept(tmp_path: Path) -> None:
@@ -133,7 +180,7 @@ def test_the_decisions_of_a_process_beside_are_kept(tmp_path: Path) -> None:
     other.choose("conv 2", NAMES, lambda: {"plain": takes(20), "packed": takes(0)}, lasting=True)
     one.save()
     other.save()
-    assert Choices(path, MACHINE).made == {"conv 1": "plain", "conv 2": "packed"}
+    assert Choices(path, MACHINE).made == {key(1): "plain", key(2): "packed"}
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv2d, linear
 
 from twostage.ops.cpu import choice, forms, packed
-from twostage.ops.cpu.choice import Call
+from twostage.ops.cpu.choice import Call, Choices
 from twostage.ops.cpu.forms import ChosenConv, ChosenLinear, conv_forms, linear_forms
 from twostage.ops.plain import Activation, Window
 
@@ -90,6 +90,25 @@ def test_a_chosen_linear_layer_is_right(monkeypatch: pytest.MonkeyPatch) -> None
         with torch.inference_mode():
             torch.testing.assert_close(layer(x), linear(x, weight, bias), rtol=1e-4, atol=1e-4)
     assert layer.forms.chosen
+
+
+def test_winograd_is_left_out_where_matrix_products_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "_SMALL", 0)
+    tried: list[str] = []
+    monkeypatch.setattr(Choices, "choose", lambda self, layer, names, forms, **_: tried.extend(names) or names[0])
+    conv = ChosenConv(torch.randn(16, 16, 3, 3), None, Window(padding=(1, 1)))
+    x = torch.randn(1, 16, 40, 40).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        conv(x)
+        assert "Winograd" in tried
+        tried.clear()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            conv(x)  # of the same shape
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert tried
+    assert not [name for name in tried if "Winograd" in name]
 
 
 def test_small_layers_are_not_tried() -> None:

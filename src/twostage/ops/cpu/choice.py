@@ -3,7 +3,7 @@
 A layout that is fast on one CPU is slow on another, and it depends on the shape: no table of thresholds is right. A
 decision holds for all layers of equal geometry and maps of about the same size, in this process and, by a file in the
 cache folder, in later ones: two runs on one machine compute the same. The file is of one CPU, its instruction set, the
-number of threads and the version of torch.
+number of threads and the version of torch. A decision names the forms it was made among.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ _DROP = 1.5  # a form that took so many times the fastest one is not called agai
 _GAIN = 0.9  # of the first form's time; noise does not replace the form that serves without a trial
 _AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+_OLD_LIMIT = "DNNL_MAX_CPU_ISA"  # which oneDNN still reads
 
 Call = Callable[[], Tensor]
 # The CPU time of a thread leaves out other programs, which may take its core for longer than a call lasts. Other
@@ -47,7 +48,6 @@ class Choices:
         self.machine = dict(machine)
         self.made = self._stored()
         self._new: dict[str, str] = {}
-        self._again: dict[str, str] = {}  # instead of forms that are gone
         self._lock = RLock()
 
     def choose(
@@ -57,55 +57,66 @@ class Choices:
 
         A decision that other work on the machine has disturbed holds for this process only, unless it is `lasting`.
         """
+        key = f"{layer}: {', '.join(names)}"
         with self._lock:  # one trial at a time: two would disturb each other
-            if self.made.get(layer) not in names:
-                unsaved = self._again if layer in self.made else self._new
-                self.made[layer], steady = fastest(forms())
+            if self.made.get(key) not in names:
+                self.made |= self._stored()  # of a process that was faster
+            if self.made.get(key) not in names:
+                self.made[key], steady = fastest(forms())
                 if steady or lasting:
-                    unsaved[layer] = self.made[layer]
-            return self.made[layer]
+                    self._new[key] = self.made[key]
+            if lasting:
+                self.save()
+            return self.made[key]
 
     def save(self) -> None:
-        """Write new decisions; those that another process has stored meanwhile stay. A full or closed folder is no
-        error: the next process decides again."""
+        """Write new decisions; those that another process has stored meanwhile stay, and hold here too. A full or
+        closed folder is no error: the next process decides again."""
         with self._lock:
-            if not (self._new or self._again):
+            if not self._new:
                 return
-            made = {**self._new, **self._stored(), **self._again}
-            self._new, self._again = {}, {}
+            made = {**self._new, **self._stored()}
+            self._new = {}
+            self.made |= made
             with suppress(TwostageError):
                 write_json(self.path, {"machine": self.machine, "choices": made})
 
     def _stored(self) -> dict[str, str]:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(content, dict) or content.get("machine") != self.machine:
             return {}
         choices = content.get("choices")
         if not isinstance(choices, dict) or not all(isinstance(name, str) for name in choices.values()):
             return {}
-        return choices
+        return {key: name for key, name in choices.items() if name in key.rpartition(": ")[2].split(", ")}
+
+
+def state() -> tuple[int, str]:
+    """What a program may change while it runs, and decisions depend on: threads, and torch's matrix products."""
+    return torch.get_num_threads(), torch.get_float32_matmul_precision()
 
 
 def choices() -> Choices:
-    """The decisions for this machine and the present number of threads."""
+    """The decisions for this machine in its present `state`."""
     try:
         folder = cache_folder("forms")
     except RuntimeError:  # no home folder: nothing is kept
         folder = Path(os.devnull)
-    return _choices(torch.get_num_threads(), folder)
+    return _choices(*state(), folder)
 
 
 @cache
-def _choices(threads: int, folder: Path) -> Choices:
+def _choices(threads: int, precision: str, folder: Path) -> Choices:
     machine = {
         "twostage": __version__,
         "cpu": f"{cpu_name()} {' '.join(cpu_flags())}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "limits": " ".join(os.environ.get(name, "") for name in LIMITS).strip(),
+        "limits": " ".join(f"{name}={os.environ[name]}" for name in (*LIMITS, _OLD_LIMIT) if name in os.environ),
         "threads": str(threads),
+        "matrix products": precision,
         "torch": torch.__version__,
     }
     digest = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:16]
@@ -126,6 +137,8 @@ def fastest(forms: Mapping[str, Call]) -> tuple[str, bool]:
     first, expected = next(iter(results.items()))
     scale = float(expected.abs().max())
     times: dict[str, list[float]] = {name: [] for name, y in results.items() if _agrees(y, expected, scale)}
+    if not times:  # the first is not finite
+        return first, False
     racing = set(times)
     for _ in range(_ROUNDS):
         for name in times:
@@ -146,7 +159,7 @@ def _is_steady(times: list[float]) -> bool:
 
 def _agrees(result: Tensor, expected: Tensor, scale: float) -> bool:
     error = float((result - expected).abs().max()) if result.shape == expected.shape else float("inf")
-    return error <= _AGREE[expected.dtype] * scale
+    return error <= _AGREE.get(expected.dtype, 1e-6) * scale
 
 
 def _seconds(call: Call) -> float:

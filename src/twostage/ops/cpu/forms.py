@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from twostage.ops.cpu import packed, winograd
-from twostage.ops.cpu.choice import Call, choices
+from twostage.ops.cpu.choice import Call, choices, state
 from twostage.ops.cpu.pointwise import PlainPointwise
 from twostage.ops.cpu.winograd import band_of
 from twostage.ops.cpu.winograd_grouped import BAND, GroupedWinogradConv
@@ -31,6 +31,7 @@ from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear,
 L = TypeVar("L", bound=Callable[..., Tensor])
 Trial = Callable[[Collection[str]], Mapping[str, Call]]
 
+_WINOGRAD = "Winograd"
 _GROUPED = "grouped Winograd"
 _SMALL = 1e6  # operations of a layer from which on its forms are tried: some microseconds
 _TRIAL = 3e8  # operations of a trial: a larger input is tried in part
@@ -51,7 +52,7 @@ class Forms(Generic[L]):
     def __init__(self, layer: str, makers: Mapping[str, Callable[[], L]]) -> None:
         self.layer = layer
         self.makers = makers
-        self.chosen: dict[str, str] = {}  # by the size of the input
+        self.chosen: dict[tuple[object, ...], str] = {}  # by the size of the input, the forms and `choice.state`
         self._kept: dict[str, L] = {}
 
     @property
@@ -66,9 +67,10 @@ class Forms(Generic[L]):
 
     def fastest(self, size: str, names: Collection[str], trial: Trial) -> str:
         """The form for inputs of this size, one of `names`; `trial` gives calls of these forms on such an input."""
-        if size not in self.chosen:
-            self.chosen[size] = choices().choose(f"{self.layer}, {size}", names, lambda: trial(names))
-        return self.chosen[size]
+        key = size, *names, *state()
+        if key not in self.chosen:
+            self.chosen[key] = choices().choose(f"{self.layer}, {size}", names, lambda: trial(names))
+        return self.chosen[key]
 
     def __getitem__(self, name: str) -> L:
         """The form of this name."""
@@ -88,13 +90,14 @@ class ChosenConv:
         name = f"{weight.dtype} convolution {list(weight.shape)} stride {stride} padding {padding}"
         others = f" dilation {dilation} groups {groups}" if (dilation, groups) != ((1, 1), 1) else ""
         self.forms: Forms[Conv] = Forms(name + others, conv_forms(weight, bias, window))
-        self._names: dict[tuple[torch.Size, bool], str] = {}  # by the input's shape and whether there is a summand
+        # By the input's shape, whether there is a summand, and `choice.state`.
+        self._names: dict[tuple[object, ...], str] = {}
 
     def __call__(
         self, x: Float[Tensor, "n c h w"], activation: Activation = "none", add: Float[Tensor, "n d i j"] | None = None
     ) -> Float[Tensor, "n d i j"]:
         """See `Conv`."""
-        key = x.shape, add is None
+        key = x.shape, add is None, *state()
         name = self._names.get(key)  # one look: another thread may clear them
         if name is None:
             if len(self._names) >= _SHAPES:
@@ -115,6 +118,8 @@ class ChosenConv:
         large = packs and pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
         names = [name for name in self.forms.makers if name != "plain" or not large]
+        if not winograd.is_exact():
+            names = [name for name in names if name not in (_WINOGRAD, _GROUPED)]
         trial = partial(self._trial, shape=x.shape, dtype=x.dtype, activation=activation, add=add is not None)
         name = self.forms.fastest(size, names, trial)
         if name == _GROUPED:
@@ -198,7 +203,7 @@ def _called(forms: Forms[Linear], name: str, x: Tensor) -> Tensor:
 def _sample(shape: tuple[int, ...], dtype: torch.dtype, *, outputs: int | None) -> tuple[Tensor, Tensor]:
     """Weights and biases of a layer of this shape, with so many channels out at most."""
     shape = (min(shape[0], outputs or shape[0]), *shape[1:])
-    return sample(*shape, dtype=dtype), torch.ones(shape[0], dtype=dtype)
+    return sample(*shape, dtype=dtype), torch.ones(shape[0], dtype=dtype, device="cpu")
 
 
 def sample(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -206,7 +211,7 @@ def sample(*shape: int, dtype: torch.dtype) -> Tensor:
 
     The values of the image do not enter a trial: NaN would make every form disagree.
     """
-    return torch.arange(prod(shape), dtype=torch.float32).mul_(12.9898).sin_().view(shape).to(dtype)
+    return torch.arange(prod(shape), dtype=torch.float32, device="cpu").mul_(12.9898).sin_().view(shape).to(dtype)
 
 
 def conv_forms(
@@ -236,7 +241,7 @@ def _plain_forms(
     if _is_product(weight, window):
         forms["plain product"] = lambda: PlainPointwise.of(again()[:, :, 0, 0], bias, window)
     if winograd.suits(weight, window):
-        forms["Winograd"] = lambda: winograd.WinogradConv.of(again(), bias)
+        forms[_WINOGRAD] = lambda: winograd.WinogradConv.of(again(), bias)
     return forms
 
 

@@ -18,6 +18,7 @@ import torch
 _EVERY = 0.25  # seconds from one look at the machine's load to the next
 _LOST = 0.5  # cores that other programs take from torch's threads: from there on waiting threads sleep
 _TEAMS = 32  # idle ones at most
+_PATIENCE = 5.0  # seconds until the teams have computed
 _STAT = Path("/proc/stat")
 
 
@@ -45,20 +46,25 @@ class _Cores:
         if not self.watched or time.monotonic() - self._looked[0] < _EVERY or not self._lock.acquire(blocking=False):
             return
         try:
+            if time.monotonic() - self._looked[0] < _EVERY:  # another thread has looked meanwhile
+                return
             before, self._looked = self._looked, _load(self.cores)
             others = (self._looked[1] - before[1]) / (self._looked[0] - before[0])
             if others <= len(self.cores) - self.threads + _LOST:
                 self.release()
             elif self._held is None:
                 self._held = self._hold_teams()
+        except (OSError, ValueError, IndexError):  # no more files may be opened: the load stays unknown
+            self.watched = False
+            self.release()
         finally:
             self._lock.release()
 
     def release(self) -> None:
         """End the idle teams, if there are some."""
-        if self._held is not None:
-            self._held.set()
-            self._held = None
+        held, self._held = self._held, None
+        if held is not None:
+            held.set()
 
     def _hold_teams(self) -> threading.Event | None:
         """Idle teams of threads, until the event is set."""
@@ -66,10 +72,11 @@ class _Cores:
         try:
             for _ in range(self.teams):
                 threading.Thread(target=_hold_team, args=(ready, end), name="twostage idle team", daemon=True).start()
-            ready.wait()
-        except RuntimeError:  # no more threads are allowed
+            ready.wait(_PATIENCE)
+        except (RuntimeError, threading.BrokenBarrierError):  # no more threads are allowed, or one has failed
             self.watched = False
             ready.abort()
+            end.set()
             return None
         return end
 

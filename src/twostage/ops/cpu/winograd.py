@@ -146,6 +146,11 @@ def suits(weight: Float[Tensor, "d c k l"], window: Window) -> bool:
     return weight.dtype == torch.float32 and weight.shape[2:] == (3, 3) and window == Window(padding=(1, 1))
 
 
+def is_exact() -> bool:
+    """Whether torch's matrix products are those of float32: Winograd's transforms make rounding larger."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
 def transformed(weight: Float[Tensor, "d c 3 3"], dtype: torch.dtype = torch.float64) -> Float[Tensor, "36 c d"]:
     """G g G' of every kernel g, worked out in this dtype."""
     kernels = weight.permute(2, 3, 1, 0).reshape(9, -1)
