@@ -25,7 +25,11 @@ PROPOSALS = "File of `twostage data proposals`, used instead of the model's own 
 class LayoutOptions(Options):
     """How the files of a data set are read."""
 
-    images: Path | None = option(None, "Folder of the images, if it cannot be found from the COCO file.", group="Data")
+    images: Path | None = option(
+        None,
+        "Folder of the images, if they are not found from the annotations; in YOLO layout with one folder per split.",
+        group="Data",
+    )
     voc_offset: Literal["auto", "0", "1"] = option("auto", "Coordinate of the first pixel in VOC files.", group="Data")
     boxes: str = option("auto", BOXES, group="Data")
 

@@ -10,7 +10,8 @@ import pytest
 
 from twostage.data.check import check
 from twostage.data.convert import convert
-from twostage.data.recognise import open_dataset
+from twostage.data.fix import fix_dataset
+from twostage.data.recognise import find_layout, open_dataset
 from twostage.errors import DataError
 
 MakeCoco = Callable[..., Path]
@@ -219,7 +220,7 @@ def test_images_that_no_split_has_are_named(make_coco: MakeCoco, make_image: Cal
         make_image(root / "train" / f"new-{number}.jpg", seed=10 + number)
     (root / "annotations" / "captions_train.json").write_text("{}")
     found = codes(root)
-    assert "5 images are in no split: train/new-0.jpg" in found["unlisted-images"]
+    assert "5 images are not in any split: train/new-0.jpg" in found["unlisted-images"]
     assert "1 .json" in found["unused-files"]
     assert check(root).ok
 
@@ -255,3 +256,250 @@ def test_lists_of_another_machine_are_found_by_the_end_of_their_paths(make_yolo:
     assert len(dataset) == 2
     assert len(dataset.labels) == 1
     assert "found by the end of their paths" in codes(root)["image-paths"]
+
+
+# Rows of other tasks, with exceptions (ultralytics' docs/datasets/pose; unlabelled points are 0 0)
+
+
+def test_keypoints_are_recognised_beside_a_plain_box(make_yolo: MakeYolo) -> None:
+    points = " ".join("0.5 0.5 2" for _ in range(4))
+    root = make_yolo({"a": f"0 0.5 0.5 0.2 0.2 {points}\n0 0.5 0.5 0.4 0.4 {points}\n0 0.1 0.1 0.1 0.1\n"})
+    dataset = open_dataset(root, split="train")
+    assert dataset.masks is None
+    assert len(dataset.labels) == 3
+    assert "2 of 3 rows" in codes(root)["keypoints"]
+
+
+def test_points_that_are_not_labelled_do_not_hide_keypoints(make_yolo: MakeYolo) -> None:
+    row = "0 0.5 0.5 0.2 0.2 0.45 0.45 0 0 0.5 0.52\n"
+    with pytest.raises(DataError, match="kpt_shape"):
+        open_dataset(make_yolo({"a": row * 3}), split="train")
+
+
+def test_a_stray_class_is_not_taken_for_a_numbering_from_one(make_yolo: MakeYolo) -> None:
+    root = make_yolo({"a": "1 0.5 0.5 0.2 0.2\n" * 40 + "2 0.5 0.5 0.3 0.3\n"})
+    assert "there is no class 2" in codes(root)["unknown-class"]
+
+
+def test_a_numbering_from_one_can_be_overridden(make_yolo: MakeYolo) -> None:
+    root = make_yolo({"a": "1 0.5 0.5 0.2 0.2\n2 0.5 0.5 0.3 0.3\n"})
+    assert "unknown-class" in codes(root, boxes="format")
+    assert len(open_dataset(root, split="train", boxes="format", on_error="skip").labels) == 1
+
+
+def test_a_blank_line_among_names_is_an_error(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("2 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").write_text("cat\n\ndog\nbird\n\n")
+    with pytest.raises(DataError, match="line 2 is empty"):
+        open_dataset(tmp_path, split="all")
+
+
+def test_labels_beside_images_in_a_folder_called_images(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    root = tmp_path / "images" / "batch"
+    make_image(root / "a.png")
+    (root / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "classes.txt").write_text("cat\n")
+    assert len(open_dataset(root, split="all").labels) == 1
+
+
+def test_a_relative_folder_gives_relative_names(
+    make_image: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_image(tmp_path / "d" / "images" / "a.png")
+    (tmp_path / "d" / "labels").mkdir()
+    (tmp_path / "d" / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "d" / "classes.txt").write_text("cat\n")
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset("d", split="all").file_name(0) == "images/a.png"
+    assert (convert("d", "new", "coco").path / "all" / "a.png").is_file()
+
+
+def test_images_elsewhere_keep_their_splits(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "d", tmp_path / "elsewhere"
+    root.mkdir()
+    (root / "data.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/val\n")
+    for split, name in (("train", "a"), ("val", "b")):
+        make_image(elsewhere / split / f"{name}.png")
+        (elsewhere / split / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    names = [open_dataset(root, split=split, images=elsewhere).path(0).name for split in ("train", "val")]
+    assert names == ["a.png", "b.png"]
+    with pytest.raises(DataError, match="several splits"):
+        open_dataset(root, split="train", images=elsewhere / "train")
+
+
+def test_images_of_a_list_that_end_alike_are_named(make_yolo: MakeYolo) -> None:
+    root = make_yolo({"a": "0 0.5 0.5 0.2 0.2\n"}, "names: [cat, dog]\ntrain: train.txt\n")
+    (root / "train.txt").write_text("/content/cam1/images/train/a.png\n/content/cam2/images/train/a.png\n")
+    with pytest.raises(DataError, match="end alike"):
+        open_dataset(root, split="train")
+
+
+def test_a_label_file_that_was_removed_after_a_conversion(make_coco: MakeCoco, tmp_path: Path) -> None:
+    root = convert(make_coco([annotation(1)]), tmp_path / "yolo", "yolo").path
+    (root / "labels" / "train" / "1.txt").unlink()
+    assert len(open_dataset(root, split="train").labels) == 0
+
+
+# Ids, again (Camera Traps' COCO: every id is text)
+
+
+def test_all_ids_may_be_text(make_coco: MakeCoco) -> None:
+    root = make_coco([annotation(1), annotation(2, image=2)])
+
+    def name(document: dict[str, Any]) -> None:
+        for key in ("images", "categories", "annotations"):
+            for record in document[key]:
+                record["id"] = f"{key} {record['id']}"
+        for record in document["annotations"]:
+            record |= {"image_id": f"images {record['image_id']}", "category_id": f"categories {record['category_id']}"}
+
+    dataset = open_dataset(rewrite(root, name), split="train")
+    assert [dataset.names[label] for label in dataset.labels] == ["cat", "cat"]
+    assert dataset.image_indices.tolist() == [0, 1]
+
+
+def test_one_unknown_text_id_leaves_the_others_known(make_coco: MakeCoco) -> None:
+    root = make_coco([annotation(1, image="1"), annotation(2, image="99")])  # type: ignore[arg-type]
+    assert len(open_dataset(root, split="train", on_error="skip").labels) == 1
+
+
+def test_the_largest_id_leaves_room_for_others(make_coco: MakeCoco) -> None:
+    root = make_coco([annotation(2**63 - 1), {k: v for k, v in annotation(1).items() if k != "id"}])
+    assert len(set(open_dataset(root, split="train").annotation_ids.tolist())) == 2
+
+
+# Other units, areas and outlines
+
+
+def test_areas_and_outlines_follow_the_notation(make_coco: MakeCoco) -> None:
+    ring = [1 / 3, 1 / 4, 2 / 3, 1 / 4, 2 / 3, 1 / 2, 1 / 3, 1 / 2]
+    root = make_coco([annotation(1, bbox=[1 / 3, 1 / 4, 1 / 3, 1 / 4], area=1 / 12, segmentation=[ring])])
+    dataset = open_dataset(root, split="train", boxes="xywh-fractions")
+    np.testing.assert_allclose(dataset.boxes, [[20, 10, 40, 20]], atol=1e-4)
+    assert dataset.areas.tolist() == [200]
+
+
+# Copies that would lack a whole split
+
+
+def test_a_copy_without_a_split_is_asked_for(make_coco: MakeCoco, tmp_path: Path) -> None:
+    root = make_coco([annotation(1)])
+    (root / "annotations" / "instances_val.json").write_text('{"images": [')
+    with pytest.raises(DataError, match="broken-json"):
+        fix_dataset(root, tmp_path / "new")
+
+
+# Several tools in one folder
+
+
+def test_labelme_files_left_beside_images_do_not_hide_coco(make_coco: MakeCoco) -> None:
+    root = make_coco([annotation(1)])
+    (root / "train" / "1.json").write_text('{"shapes": [], "imagePath": "1.jpg", "imageHeight": 40}')
+    assert find_layout(root).kind == "coco"
+
+
+def test_a_file_of_tasks_beside_coco_is_left_out(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image(tmp_path / "1.jpg")
+    image = {"id": 1, "file_name": "1.jpg", "height": 40, "width": 60}
+    document = {"images": [image], "annotations": [annotation(1)], "categories": [{"id": 7, "name": "cat"}]}
+    (tmp_path / "result.json").write_text(json.dumps(document))
+    (tmp_path / "project.json").write_text('[{"id": 1, "annotations": [{"result": []}], "data": {"image": "a"}}]')
+    layout = find_layout(tmp_path)
+    assert (layout.kind, layout.splits) == ("coco", ("result",))
+    with pytest.raises(DataError, match=r"project\.json: are tasks of Label Studio"):
+        find_layout(tmp_path / "project.json")
+
+
+def test_voc_with_yolos_labels_beside_is_voc(make_voc: MakeVoc) -> None:
+    root = make_voc({"a": [("cat", (1, 1, 9, 9))]})
+    (root / "labels").mkdir()
+    (root / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "classes.txt").write_text("cat\n")
+    assert find_layout(root).kind == "voc"
+
+
+def test_folders_that_are_called_like_files(make_coco: MakeCoco) -> None:
+    root = make_coco([annotation(1)])
+    for name in ("backup.data", "old.json", "old.csv"):
+        (root / name).mkdir()
+    assert find_layout(root).kind == "coco"
+
+
+# labelme (wkentaro/labelme#1003: imagePath of another file; #1164: other JSON in the folder)
+
+
+def labelled(*shapes: str, path: str = "a.png", **more: Any) -> str:
+    of = [{"label": label, "points": [[1, 1], [9, 9]], "shape_type": "rectangle"} for label in shapes]
+    return json.dumps({"shapes": of, "imagePath": path, "imageHeight": 40, "imageWidth": 60, **more})
+
+
+def test_labelmes_broken_file_leaves_its_image_out(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    for name in "ab":
+        make_image(tmp_path / f"{name}.png", seed=ord(name))
+    (tmp_path / "a.json").write_text(labelled("cat")[:-20])
+    (tmp_path / "b.json").write_text(labelled("cat", path="b.png"))
+    dataset = open_dataset(tmp_path, split="all", on_error="skip")
+    assert [dataset.path(i).name for i in range(len(dataset))] == ["b.png"]
+    with pytest.raises(DataError, match=r"broken-json.*a\.json"):
+        open_dataset(tmp_path, split="all")
+
+
+def test_labelmes_copied_file_belongs_to_the_image_of_its_name(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    for name in "ab":
+        make_image(tmp_path / f"{name}.png", seed=ord(name))
+        (tmp_path / f"{name}.json").write_text(labelled("cat"))  # both name a.png
+    dataset = open_dataset(tmp_path, split="all")
+    assert [dataset.path(i).name for i in range(2)] == ["a.png", "b.png"]
+    assert dataset.image_indices.tolist() == [0, 1]
+
+
+def test_labelmes_folders_and_other_json(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image(tmp_path / "a.png")
+    make_image(tmp_path / "more" / "b.png", seed=1)
+    (tmp_path / "a.json").write_text(labelled("cat"))
+    (tmp_path / "more" / "b.json").write_text(labelled("dog", path="b.png"))
+    (tmp_path / "settings.json").write_text("[1, 2]")
+    dataset = open_dataset(tmp_path, split="all")
+    assert dataset.names == ("cat", "dog")
+    assert len(dataset) == 2
+
+
+def test_one_file_of_labelme_names_its_folder(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(labelled("cat"))
+    with pytest.raises(DataError, match="Name its folder"):
+        find_layout(tmp_path / "a.json")
+
+
+def test_with_images_elsewhere_splits_do_not_share_them(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    for split, name in (("train", "a"), ("val", "b")):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        (tmp_path / "d" / split / f"{name}.json").write_text(labelled("cat", path=f"{name}.png"))
+        make_image(tmp_path / "images" / f"{name}.png")
+    dataset = open_dataset(tmp_path / "d", split="train", images=tmp_path / "images")
+    assert [dataset.path(i).name for i in range(len(dataset))] == ["a.png"]
+
+
+# VIA
+
+
+def test_two_files_of_via_with_the_same_images(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image(tmp_path / "a.png")
+    region = {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 9, "height": 9}, "region_attributes": {}}
+    image = {"filename": "a.png", "size": 1, "regions": [region], "file_attributes": {}}
+    (tmp_path / "via_project.json").write_text(json.dumps({"_via_settings": {}, "_via_img_metadata": {"a": image}}))
+    (tmp_path / "via_region_data.json").write_text(json.dumps({"a": image}))
+    with pytest.raises(DataError, match=r"via_project\.json and via_region_data\.json have the same images"):
+        open_dataset(tmp_path, split="via_project")
+
+
+def test_an_image_that_via_has_twice_has_the_regions_of_both(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image(tmp_path / "a.png")
+    region = {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 9, "height": 9}, "region_attributes": {}}
+    images = {
+        f"a.png{size}": {"filename": "a.png", "size": size, "regions": [region], "file_attributes": {}}
+        for size in (1, 2)
+    }
+    (tmp_path / "via.json").write_text(json.dumps(images))
+    dataset = open_dataset(tmp_path, split="via")
+    assert (len(dataset), len(dataset.labels)) == (1, 2)

@@ -223,11 +223,46 @@ def via_coco(root: Path) -> None:
 
 
 def vott_voc(root: Path) -> None:
+    """Lists of tags alone, with file names."""
     picture(root / "JPEGImages" / "a.png")
-    write(root / "Annotations" / "a.xml", voc(more="<pose>Unspecified</pose><truncated>0</truncated>"))
-    write(root / "ImageSets" / "Main" / "cat_train.txt", "a.png 1\n")
-    write(root / "ImageSets" / "Main" / "train.txt", "a\n")
+    picture(root / "JPEGImages" / "b.png", seed=1)
+    for name in "ab":
+        write(root / "Annotations" / f"{name}.xml", voc(f"{name}.png", more="<pose>Unspecified</pose>"))
+    for tag in NAMES:
+        write(root / "ImageSets" / "Main" / f"{tag}_train.txt", "a.png 1\n")
+        write(root / "ImageSets" / "Main" / f"{tag}_val.txt", "b.png -1\n")
     write(root / "pascal_label_map.pbtxt", "item { id: 1 }\n")
+
+
+def supervisely_yolo(root: Path) -> None:
+    roboflow_yolo(root)
+    (root / "data.yaml").rename(root / "data_config.yaml")
+
+
+def datumaro_yolo(root: Path) -> None:
+    """Lists in a folder, with keys of its own."""
+    write(root / "obj.data", "classes = 2\nTrain = data/Train.txt\nValidation = data/val.txt\nnames = data/obj.names\n")
+    write(root / "data" / "obj.names", "cat\ndog\n")
+    for name, split in (("a", "Train"), ("b", "val")):
+        write(root / "data" / f"{split}.txt", f"data/obj_{split}_data/{name}.png\n")
+        picture(root / "data" / f"obj_{split}_data" / f"{name}.png", seed=ord(name))
+        write(root / "data" / f"obj_{split}_data" / f"{name}.txt", rows())
+
+
+def ultralytics_tracks(root: Path) -> None:
+    """Of model.track(save_txt=True, save_conf=True): confidence, and the number of the track."""
+    roboflow_yolo(root)
+    for name in ("train/labels/a.txt", "valid/labels/b.txt"):
+        lines = (root / name).read_text().splitlines()
+        write(root / name, "".join(f"{line} 0.91 {number}\n" for number, line in enumerate(lines, start=1)))
+
+
+def cvat_tracks(root: Path) -> None:
+    """A number of the track in some rows."""
+    cvat_ultralytics(root)
+    path = root / "labels" / "train" / "a.txt"
+    first, second = path.read_text().splitlines()
+    write(path, f"{first} 7\n{second}\n")
 
 
 def fiftyone_coco(root: Path) -> None:
@@ -271,7 +306,7 @@ READ = (
     *(cvat_coco, cvat_voc, cvat_yolo, cvat_ultralytics, label_studio_coco, label_studio_voc, label_studio_yolo),
     *(roboflow_coco, roboflow_yolo, roboflow_voc, label_img_voc, label_img_yolo, labelme, x_anylabeling),
     *(via, via_project, via_csv, via_coco, vott_voc, fiftyone_coco, fiftyone_voc, fiftyone_yolo),
-    *(supervisely_coco, sahi_coco, lvis),
+    *(supervisely_coco, supervisely_yolo, datumaro_yolo, ultralytics_tracks, cvat_tracks, sahi_coco, lvis),
 )
 
 

@@ -1,7 +1,7 @@
 """`twostage data proposals`: region proposals of a data set, and their recall."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,15 +52,15 @@ class ProposalsOptions(DataOptions, DetectorOptions, RunOptions, WorkersOptions)
         for name in self.source:
             if name not in (*_COMPUTED, *PUBLISHED) and not Path(name).suffix and not Path(name).exists():
                 raise UsageError(f"source: {name!r} is neither a source nor a file. {nearest(name, _COMPUTED)}")
-        self._require_used()
+        self.require_used([name for name in self.source if name not in _COMPUTED])
         names = [_short(name) for name in self.source]
         if len(set(names)) < len(names):
             raise UsageError(f"source: two are named {max(names, key=names.count)!r}, and would write the same file")
 
-    def _require_used(self) -> None:
-        """Raises UsageError for options that none of the sources, or no file, makes use of."""
+    def require_used(self, detectors: Sequence[str]) -> None:
+        """Raises UsageError for options that are of no use to any source, of which these are detectors."""
         searched = any(name.startswith("selective_search") for name in self.source)
-        detected = any(name not in _COMPUTED for name in self.source)
+        detected = bool(detectors)
         needed = {
             "width": searched,
             "seed": searched,
@@ -87,8 +87,12 @@ def proposals(options: ProposalsOptions) -> Outcome:
     Proposals of selective search are cached per image; training reads them from there.
     """
     from twostage.data.layout import Options
+    from twostage.data.proposals import is_proposals_file
     from twostage.data.recognise import find_layout, opener
 
+    files = [name for name in options.source if name not in (*_COMPUTED, *PUBLISHED) and Path(name).is_file()]
+    stored = [name for name in files if is_proposals_file(Path(name))]
+    options.require_used([name for name in options.source if name not in (*_COMPUTED, *stored)])
     layout = find_layout(options.data)
     open_split = opener(layout, Options(options.images, options.voc_offset, "default", boxes=options.boxes))
     datasets = {split: open_split(split) for split in options.split or layout.splits}

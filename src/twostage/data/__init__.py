@@ -4,4 +4,4 @@ from typing import Literal
 
 # A data format is the module of this name here, with its object `FORMAT`; they are tried in this order.
 Kind = Literal["yolo", "voc", "coco"]
-FORMATS = ("yolo", "voc", "labelme", "via", "coco")  # those that can be written, and those that are only read
+FORMATS = ("yolo", "voc", "coco", "labelme", "via")  # those that can be written, and those that are only read

@@ -12,11 +12,23 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
+from twostage.box_notations import UNITS
 from twostage.data.dataset import Dataset
 from twostage.data.faults import Fault, FaultyDataError, fault
 from twostage.data.fields import Fields
 from twostage.data.files import display_path
-from twostage.data.flat import NO_MASK, NONE, RLE, FlatMasks, FlatStrings, Mask, to_rle
+from twostage.data.flat import (
+    NO_MASK,
+    NONE,
+    POLYGONS,
+    RLE,
+    FlatMasks,
+    FlatStrings,
+    Mask,
+    pack_polygons,
+    to_rle,
+    unpack_polygons,
+)
 from twostage.data.images import SIDEWAYS
 from twostage.data.layout import Options
 from twostage.data.notation import CORNERS, Notation, Suspicion, suspicion
@@ -140,6 +152,7 @@ class Builder:
         values = table["box"][rows]
         if self.options.boxes not in ("auto", "format"):
             self.notation, self.first = Notation.named(self.options.boxes), 0
+            self._rescale(table, rows, as_annotated)
         boxes = self.notation.corners(values, as_annotated)
         boxes[:, :2] -= self.first
         table["box"][rows] = boxes
@@ -147,6 +160,18 @@ class Builder:
             other = suspicion(values, as_annotated, self.notation)
             if other is not None:
                 self._report_notation(table[rows], values, other)
+
+    def _rescale(self, table: np.ndarray, rows: np.ndarray, sizes: np.ndarray) -> None:
+        """Areas are not known in another unit; outlines are in that of the boxes."""
+        if self.notation.unit == "pixels":
+            return
+        table["area"][rows] = np.nan
+        for row, (height, width) in zip(rows.tolist(), sizes.tolist(), strict=True):
+            mask = table["mask"][row]
+            if mask.kind == POLYGONS:
+                scale = np.array([width, height]) / UNITS[self.notation.unit]
+                rings = [(ring.reshape(-1, 2) * scale).ravel() for ring in unpack_polygons(mask.data)]
+                table["mask"][row] = Mask(POLYGONS, pack_polygons(rings))
 
     def _were_resized(self, table: np.ndarray, sizes: np.ndarray, turns: np.ndarray) -> bool:
         """Whether images were resized after boxes were drawn on them; that is reported once for all."""

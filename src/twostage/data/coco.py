@@ -5,9 +5,11 @@ follow the category ids in ascending order.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def _looks_like_coco(path: Path) -> bool:
         text = file.read(1 << 16)
         file.seek(max(0, size - (1 << 16)))
         text += file.read()
-    return any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
+    return re.search(rb'"(images|annotations|categories)"\s*:', text) is not None
 
 
 def _split_name(path: Path) -> str:
@@ -97,8 +99,8 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
     document = load_json(json_file)
     shown = display_path(json_file, layout.root)
     faults: list[Fault] = []
+    document = coco_ids.as_numbers(document, shown, faults)
     images, annotations = (_list(document, key, json_file) for key in ("images", "annotations"))
-    images, annotations = coco_ids.as_numbers(document, images, annotations, shown, faults)
     used = Counter(known_id(record, "category_id") for record in annotations)
     categories, label_of = read_categories(document, shown, faults, used)
     names = [
@@ -182,7 +184,8 @@ def _add_annotations(
 ) -> None:
     used: set[int] = set()
     filled = {"iscrowd": 0, "area": 0, "id": 0}
-    fresh = 1 + max((a["id"] for a in annotations if isinstance(a, dict) and is_id(a.get("id"))), default=0)
+    taken = {a["id"] for a in annotations if isinstance(a, dict) and is_id(a.get("id"))}
+    free = (number for number in count(1 + max(taken - {coco_ids.LARGEST_ID}, default=0)) if number not in taken)
     for position, record in enumerate(annotations):
         where = f"annotations[{position}]"
         try:
@@ -199,16 +202,18 @@ def _add_annotations(
         filled["iscrowd"] += "iscrowd" not in record
         filled["id"] += number is None
         if number in used:
+            fresh = next(free)
             message = f"the id {number} is taken; {fresh} is used"
             builder.report("duplicate-annotation-id", shown, where, message, "Give every annotation its own id")
-        if number is None or number in used:
-            number, fresh = fresh, fresh + 1
+            number = fresh
+        if number is None:
+            number = next(free)
         used.add(number)
         builder.add_object(**fields, source=position, annotation_id=number)
-    for key, count in filled.items():
-        if count:
+    for key, lacking in filled.items():
+        if lacking:
             value = {"iscrowd": "0", "area": "the area of mask or box", "id": "a new number"}[key]
-            message = f"{count} of {len(annotations)} annotations have no {key!r}; {value} is used"
+            message = f"{lacking} of {len(annotations)} annotations have no {key!r}; {value} is used"
             builder.report("filled-default", shown, "", message, "Nothing to do")
 
 
@@ -279,9 +284,9 @@ def _rotation(record: Any) -> float:
 
 
 def _report_rotated(builder: Builder, annotations: Sequence[Any], shown: str) -> None:
-    count = sum(map(bool, map(_rotation, annotations)))
-    if count:
-        message = f"{count} of {len(annotations)} boxes are rotated (CVAT); the upright boxes around them are read"
+    turned = sum(bool(_rotation(one)) for one in annotations if not (isinstance(one, dict) and one.get("segmentation")))
+    if turned:
+        message = f"{turned} of {len(annotations)} boxes are rotated (CVAT); the upright boxes around them are read"
         builder.report("rotated-boxes", shown, "", message, "Nothing to do")
 
 

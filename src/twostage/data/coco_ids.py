@@ -1,4 +1,4 @@
-"""Ids in COCO files: whole numbers by the format; some tools write text, or name images by their address alone."""
+"""Ids in COCO files: whole numbers by the format; some tools write text, or give the address of an image alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
@@ -19,38 +19,43 @@ def known_id(record: Any, key: str) -> int | None:
     return value if is_id(value) else None
 
 
-def as_numbers(
-    document: Mapping[str, Any], images: list[Any], annotations: list[Any], shown: str, faults: list[Fault]
-) -> tuple[list[Any], list[Any]]:
-    """The images and annotations with whole numbers for ids that are text, and `file_name` from LVIS' `coco_url`.
+def as_numbers(document: Mapping[str, Any], shown: str, faults: list[Fault]) -> dict[str, Any]:
+    """The document with whole numbers for ids that are text, and `file_name` from LVIS' `coco_url`.
 
-    Text of digits becomes that number, other text the position of its image. The records of `document` stay.
+    Text of digits becomes that number, other text a number that is free. The records of `document` stay as they are.
     """
+    images, annotations, categories = (_listed(document, key) for key in ("images", "annotations", "categories"))
     images = [_named(record) for record in images]
-    texts = _texts(images, "id")
-    if texts:
-        numbers = _numbers(texts, _known(images))
-        images = [_with(record, "id", numbers) for record in images]
-        annotations = [_with(record, "image_id", numbers) for record in annotations]
-        message = f"the ids of {len(texts)} of {len(images)} images are text, {texts[0]!r} the first, and are numbered"
-        faults.append(fault("text-ids", shown, "images", message, "Nothing to do"))
-    categories = document.get("categories")
-    listed = categories if isinstance(categories, list) else []
-    annotations = _as_known(annotations, "category_id", _known(listed))
-    return images, _as_known(annotations, "image_id", _known(images))
+    for records, key, what in ((images, "image_id", "images"), (categories, "category_id", "categories")):
+        texts = _texts(records, "id")
+        numbers = _numbers(texts, _known(records))
+        if texts:
+            records[:] = [_with(record, "id", numbers) for record in records]
+            message = f"the ids of {len(texts)} of {len(records)} {what} are text, {texts[0]!r} the first: numbered"
+            faults.append(fault("text-ids", shown, what, message, "Nothing to do"))
+        known = _known(records)
+        own = {text: int(text) for text in _texts(annotations, key) if _is_whole(text) and int(text) in known}
+        annotations = [_with(record, key, own | numbers) for record in annotations]
+    annotations = [_numbered(record) for record in annotations]
+    lists = {"images": images, "annotations": annotations, "categories": categories}
+    return {**document, **{key: records for key, records in lists.items() if isinstance(document.get(key), list)}}
+
+
+def _listed(document: Mapping[str, Any], key: str) -> list[Any]:
+    value = document.get(key)
+    return list(value) if isinstance(value, list) else []
+
+
+def _numbered(record: Any) -> Any:
+    """An annotation whose own id is text: that becomes another field, for nothing refers to it."""
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        return record
+    rest = {key: value for key, value in record.items() if key != "id"}
+    return {**rest, "id": int(record["id"])} if _is_whole(record["id"]) else {**rest, "id_as_text": record["id"]}
 
 
 def _known(records: Sequence[Any]) -> set[int]:
     return {record["id"] for record in records if isinstance(record, dict) and type(record.get("id")) is int}
-
-
-def _as_known(records: list[Any], key: str, known: set[int]) -> list[Any]:
-    """Records whose ids are those of others, but as text: then as numbers."""
-    texts = _texts(records, key)
-    if not texts or not all(_is_whole(text) and int(text) in known for text in texts):
-        return records
-    numbers = {text: int(text) for text in texts}
-    return [_with(record, key, numbers) for record in records]
 
 
 def _is_whole(text: str) -> bool:

@@ -79,7 +79,10 @@ class Extras:
     def is_unchanged(self, path: Path, shown: str) -> bool:
         """Whether an annotation file is the one that was written together with the extras."""
         entry = self._files.get(shown)
-        return entry is not None and hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+        try:
+            return entry is not None and hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+        except OSError:  # it was removed since
+            return False
 
     def objects(self, builder: Builder, path: Path, shown: str, stated: tuple[int, int]) -> Sequence[Extra]:
         """Those of the objects in an annotation file; [] if there are none or the file was changed."""

@@ -16,9 +16,9 @@ CODES: dict[str, tuple[Severity, str]] = {
     # the annotation files
     "missing-file": ("error", "a file or folder that the data set refers to does not exist"),
     "unreadable-file": ("error", "a file cannot be opened: permission, encoding, not a regular file"),
-    "broken-json": ("error", "the JSON does not parse, or is not a COCO data set"),
+    "broken-json": ("error", "the JSON does not parse, or is not the annotation file of a data set"),
     "broken-xml": ("error", "the XML does not parse, declares a DTD or entities, or is not a VOC annotation"),
-    "broken-yaml": ("error", "data.yaml does not parse, or lacks a required key"),
+    "broken-yaml": ("error", "data.yaml or its like does not parse, or lacks a required key"),
     "broken-row": ("error", "a row of a YOLO label file is neither a box nor a polygon"),
     "broken-record": ("error", "an image, annotation or category lacks a field, or the field has the wrong type"),
     "not-normalised": ("error", "YOLO coordinates are pixels where fractions of the image are expected"),
@@ -29,7 +29,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "duplicate-image-id": ("error", "two images share an id"),
     "duplicate-file": ("repair", "an image is listed twice; the objects of both entries are its own"),
     "merged-classes": ("repair", "two categories have the same name; their objects are of one class"),
-    "left-over-labels": ("repair", "label files that no image takes; their objects are left out"),
+    "left-over-labels": ("repair", "label files without an image; their objects are left out"),
     "duplicate-annotation-id": ("repair", "two annotations share an id; the later one gets a new id"),
     # images
     "missing-image": ("error", "the image does not exist"),
@@ -72,10 +72,10 @@ CODES: dict[str, tuple[Severity, str]] = {
     "rotated-boxes": ("note", "rotated boxes are read as the upright boxes around them"),
     "left-out-shapes": ("note", "points and lines, which are no objects, are left out"),
     "confidence": ("note", "label files are predictions, whose confidence is left out"),
-    "unused-category": ("note", "a category without objects has the name of another one, and is left out"),
+    "unused-category": ("note", "a category without objects that has another's name, or is the root of all: left out"),
     "image-paths": ("note", "file names are paths of another machine; the images are found by the end of them"),
     "text-ids": ("note", "ids are text, and are numbered"),
-    "unlisted-images": ("note", "images in the folders of the data set that no split has"),
+    "unlisted-images": ("note", "images in the folders of the data set that are in none of its splits"),
     "unused-files": ("note", "files in the folders of the data set that are not read"),
     "left-over-images": ("note", "files in the folders of images that cannot be read as images, and are left out"),
     "filled-default": ("note", "optional fields that are missing and were filled with their default"),
@@ -102,6 +102,7 @@ CODES: dict[str, tuple[Severity, str]] = {
 REMOVED = frozenset(
     {
         *("broken-row", "broken-record", "broken-mask", "broken-xml", "unreadable-file", "not-normalised"),
+        *("broken-json", "broken-yaml"),
         *("unknown-class", "unknown-image", "box-not-numbers", "inverted-box", "zero-area-box", "box-outside"),
         *("missing-image", "unreadable-image", "missing-size", "missing-file", "duplicate-image-id"),
         *("duplicate-image", "left-over-labels"),

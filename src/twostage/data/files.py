@@ -16,6 +16,14 @@ def exists(path: str | Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; False for an invalid path, or one without permission."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def display_path(path: str | Path, root: Path) -> str:
     """A path for messages: relative to the root of the data set if it is inside."""
     path = Path(path)

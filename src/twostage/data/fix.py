@@ -11,7 +11,7 @@ from twostage.data.dataset import Dataset, select_images
 from twostage.data.duplicates import may_share, same_images
 from twostage.data.faults import REMOVED, UNDECIDED, Fault, fault
 from twostage.data.layout import Options, VocOffset
-from twostage.data.recognise import find_layout, usable_splits
+from twostage.data.recognise import find_layout, usable_splits, writer_of
 from twostage.data.stuff import maps_of
 from twostage.data.write import write_dataset
 from twostage.errors import DataError
@@ -39,6 +39,7 @@ def fix_dataset(
     faults: list[Fault] = []
     with whole_folder(Path(out), "--fix") as folder:
         layout = find_layout(path)
+        writer_of(layout.kind)
         datasets = list(usable_splits(layout, options, faults))
         maps = maps_of(datasets)
         if deep:

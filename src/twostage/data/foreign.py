@@ -12,6 +12,7 @@ from typing import NamedTuple
 from twostage.data.files import subfolders
 
 _HEAD = 1 << 14  # bytes that are looked at
+_OURS = r'"(images|_via_img_metadata|shape_attributes|imagePath)"\s*:'  # keys of COCO, VIA and labelme
 _SOME = 20  # files of a folder that are looked at
 _TABLE = "Or read it in Python as `Dataset.from_samples`: docs/own-data.md shows how."
 
@@ -97,7 +98,7 @@ def advice(path: Path) -> str:
     """What a file, or one in a folder or in its folders, is and how to export it; "" if it is none of these."""
     if path.is_file():
         return _of_file(path)
-    for one in islice(_files(path), _SOME):
+    for one in islice(filter(_may_be, _files(path)), _SOME):
         found = _of_file(one)
         if found:
             return f"{one.relative_to(path)} {found}"
@@ -105,11 +106,15 @@ def advice(path: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of a folder, then some of its folders, and of those in them."""
-    yield from (p for p in sorted(folder.iterdir()) if p.is_file())
+    """The files of a folder, then those of some of its folders, and of some in them."""
+    yield from sorted(folder.iterdir())
     for sub in subfolders(folder):
         for one in (sub, *islice(subfolders(sub), 3)):
-            yield from islice((p for p in sorted(one.iterdir()) if p.suffix in (".json", ".xml", ".csv")), 2)
+            yield from islice(filter(_may_be, sorted(one.iterdir())), 2)
+
+
+def _may_be(path: Path) -> bool:
+    return any(re.fullmatch(tool.names, path.name, re.IGNORECASE) for tool in _TOOLS) and path.is_file()
 
 
 def _of_file(path: Path) -> str:
@@ -118,4 +123,6 @@ def _of_file(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         text = file.read(_HEAD).decode("utf-8-sig", errors="replace")
+    if re.search(_OURS, text):
+        return ""
     return next((tool.advice for tool in tools if all(re.search(content, text) for content in tool.contents)), "")

@@ -39,7 +39,12 @@ def find_images(names: Sequence[str], folders: Sequence[Path]) -> FoundImages:
     some = list(names[:_LOOKED_AT])
     best = max(folders, key=lambda folder: sum(exists(folder / name) for name in some))
     if any(exists(best / name) for name in some):
-        return FoundImages(best, None if all(exists(best / name) for name in names) else 0, True)
+        missing = [name for name in names if not exists(best / name)]
+        moved = [name for name in missing if any(exists(best / end) for end in _ends(name))]
+        if not moved:
+            return FoundImages(best, None, True)
+        message = f"{len(moved)} of {len(names)} are not there as written, {moved[0]!r} the first"
+        return FoundImages(best, 0, True, f"{message}; found by the end of their paths in {best}")
     counted = [(hits, -skip, -place) for place, skip, hits in _counted(some, folders) if hits]
     if not counted:
         found = next((folder for folder in folders if any(exists(folder / name) for name in names)), None)

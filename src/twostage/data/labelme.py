@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import FaultyDataError, fault, unusable
 from twostage.data.fields import pack, renamed
-from twostage.data.files import display_path, load_json, subfolders
+from twostage.data.files import display_path, is_file, load_json, subfolders
 from twostage.data.images import EXTENSIONS
 from twostage.data.layout import Format, Layout, OpenSplit, Options
+from twostage.errors import DataError
 
 # What is read, or only says how the file was made.
 _READ = ("version", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth")
@@ -30,9 +32,14 @@ class _File(NamedTuple):
     broken: FaultyDataError | None = None
 
 
+Files = Mapping[Path, _File]
+
+
 def detect(path: Path) -> Layout | None:
     """The layout of a folder of labelme files, or of one such folder per split."""
     if not path.is_dir():
+        if path.suffix.lower() == ".json" and _looks_like_labelme(path):
+            raise DataError(f"{path}: is a file of labelme, which has one for each image. Name its folder.")
         return None
     if _holds_labelme(path):
         return Layout(FORMAT, path, {"all": path})
@@ -41,19 +48,20 @@ def detect(path: Path) -> Layout | None:
 
 
 def _holds_labelme(folder: Path) -> bool:
-    """By the keys near the beginning and the end of one of its files: the image itself may be in between."""
-    for path in sorted(folder.glob("*.json"))[:3]:
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            text = file.read(1 << 16)
-            file.seek(max(0, size - (1 << 16)))
-            text += file.read()
-        if b'"shapes"' in text and (b'"imagePath"' in text or b'"imageHeight"' in text):
-            return True
-    return False
+    return any(map(_looks_like_labelme, islice(sorted(folder.glob("*.json")), 3)))
+
+
+def _looks_like_labelme(path: Path) -> bool:
+    """By the keys near the beginning and the end: the image itself may be in between."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        text = file.read(1 << 16)
+        file.seek(max(0, size - (1 << 16)))
+        text += file.read()
+    return b'"shapes"' in text and (b'"imagePath"' in text or b'"imageHeight"' in text or b'"imageData"' in text)
 
 
 def open_splits(layout: Layout, options: Options) -> OpenSplit:
@@ -70,21 +78,22 @@ def open_splits(layout: Layout, options: Options) -> OpenSplit:
 
 
 def _files(folder: Path) -> dict[Path, _File]:
+    """The files of a folder and its folders; other JSON is left out."""
     files = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.rglob("*.json")):
+        if not _looks_like_labelme(path):
+            continue
         try:
             document = load_json(path)
             if not isinstance(document.get("shapes"), list):
-                raise unusable(path, "broken-json", "has no list of shapes", "Remove it if it is no file of labelme")
+                raise unusable(path, "broken-json", "has no list of shapes", "Label the image again")
             files[path] = _File({key: value for key, value in document.items() if key != "imageData"})
         except FaultyDataError as error:
             files[path] = _File({}, error)
     return files
 
 
-def _read(
-    layout: Layout, options: Options, files: Mapping[Path, Mapping[Path, _File]], names: Sequence[str], split: str
-) -> Dataset:
+def _read(layout: Layout, options: Options, files: Mapping[Path, Files], names: Sequence[str], split: str) -> Dataset:
     folder, root = layout.sources[split], layout.root
     places: list[str] = []
     builder = Builder(
@@ -99,30 +108,24 @@ def _read(
     if not names:
         builder.report("empty-split", split, "", "no file has a shape with a label", "Label some images")
     label_of = {name: label for label, name in enumerate(names)}
-    taken: set[Path] = set()
     left_out: Counter[str] = Counter()
+    image_of = {where: _image_files(some, options.images) for where, some in files.items()}
     for path, file in files[folder].items():
-        shown = display_path(path, root)
-        if file.broken is not None:
-            builder.faults += [fault(f.code, shown, f.object, f.message, f.fix) for f in file.broken.faults]
-            continue
-        image_file = _image_file(path, file.document, options.images)
-        taken.add(image_file)
+        shown, image_file = display_path(path, root), image_of[folder][path]
         stated = _side(file.document.get("imageHeight")), _side(file.document.get("imageWidth"))
         others = pack(renamed({k: v for k, v in file.document.items() if v}, "labelme"), _READ)
         image = builder.add_image(display_path(image_file, root), image_file, len(places) + 1, stated, others)
         places.append(shown)
+        if file.broken is not None:
+            builder.faults += [fault(f.code, shown, f.object, f.message, f.fix) for f in file.broken.faults]
+            builder.excluded.add(image)
+            continue
         for shapes in labelme_shapes.objects(builder, file.document["shapes"], shown, stated, left_out):
             labelme_shapes.add(builder, image, shapes, label_of, stated)
-    _add_bare(builder, options.images or folder, taken, places)
-    rotated = left_out.pop("rotated", 0)
-    if rotated:
-        message = f"{rotated} rotated rectangles are read as the upright boxes around them"
-        builder.report("rotated-boxes", split, "", message, "Nothing to do")
-    if left_out:
-        counted = ", ".join(f"{count} of type {kind}" for kind, count in left_out.most_common())
-        message = f"shapes that are no boxes or areas are left out: {counted}"
-        builder.report("left-out-shapes", split, "", message, "Draw rectangles or polygons for objects")
+    taken = {path for some in image_of.values() for path in some.values()}
+    if options.images is None or len(files) == 1:  # else their split is not known
+        _add_bare(builder, options.images or folder, taken, places)
+    labelme_shapes.report_left_out(builder, left_out)
     return builder.build()
 
 
@@ -131,8 +134,8 @@ def _add_bare(builder: Builder, folder: Path, taken: set[Path], places: list[str
     stems = {path.with_suffix("") for path in taken}
     bare = [
         path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in EXTENSIONS and path not in taken and path.with_suffix("") not in stems
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in EXTENSIONS and path.with_suffix("") not in stems and not path.name.startswith(".")
     ]
     for path in bare:
         places.append(display_path(path.with_suffix(".json"), builder.root))
@@ -143,14 +146,23 @@ def _add_bare(builder: Builder, folder: Path, taken: set[Path], places: list[str
         builder.report("unannotated-images", display_path(folder, builder.root), "", message, fix)
 
 
-def _image_file(path: Path, document: Mapping[str, Any], images: Path | None) -> Path:
-    """The image of a file: `imagePath` as written, its last part, or an image of the same stem."""
-    written = str(document.get("imagePath") or "").replace("\\", "/").replace("\0", "")
-    folder = images or path.parent
-    last = written.rpartition("/")[2]
-    beside = [folder / f"{path.stem}{extension}" for extension in sorted(EXTENSIONS)]
-    candidates = [path.parent / written] * bool(written) + [folder / last] * bool(last) + beside
-    return next((one for one in candidates if one.is_file()), folder / (last or f"{path.stem}.jpg"))
+def _image_files(files: Files, images: Path | None) -> dict[Path, Path]:
+    """The image of each file: `imagePath` as written, its last part, or the image of the same stem.
+
+    Where `imagePath` is the image of another file, by whose copy a file was made, that of the same stem.
+    """
+    stems = {path.stem for path in files}
+    found = {}
+    for path, file in files.items():
+        written = str(file.document.get("imagePath") or "").replace("\\", "/").replace("\0", "")
+        folder = images or path.parent
+        last = written.rpartition("/")[2]
+        own = [folder / f"{path.stem}{extension}" for extension in sorted(EXTENSIONS)]
+        named = [path.parent / written] * bool(written) + [folder / last] * bool(last)
+        of_another = Path(last).stem != path.stem and Path(last).stem in stems
+        candidates = [*own, *named] if of_another else [*named, *own]
+        found[path] = next(filter(is_file, candidates), folder / (last or f"{path.stem}.jpg"))
+    return found
 
 
 def _side(value: Any) -> int:

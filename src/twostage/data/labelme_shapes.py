@@ -5,7 +5,6 @@ are one object. Points and lines are not.
 """
 
 import base64
-import binascii
 import io
 import math
 from collections import Counter, defaultdict
@@ -13,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from twostage.data.builder import Builder
-from twostage.data.fields import pack, renamed
+from twostage.data.fields import pack, renamed, unpack
 from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons, pixel_mask, to_rle
 from twostage.data.segmentation import read_segmentation
 from twostage.errors import brief
@@ -25,6 +24,7 @@ from twostage.ops.masks import decode
 # Shapes that are no objects, and those whose corners are of a box that is not upright.
 _NO_OBJECTS = ("point", "points", "line", "linestrip")
 _ROTATED = ("rotation", "rotated_rectangle", "oriented_rectangle")
+_TURNED = "rotated"
 _OUTLINED = ("polygon", "mask")
 _LARGEST = 1 << 28  # pixels of an image whose masks are drawn
 _CIRCLE = 64  # points of its outline
@@ -33,13 +33,13 @@ _FIX = "Correct it in labelme, or remove the shape"
 
 
 class Shape(NamedTuple):
-    """A shape: its number in the file, label, the corners of its box xyxy, and its outline or pixels."""
+    """A shape: its number in the file, label, corners of its box xyxy, and its outline, or the mask of pixels."""
 
     number: int
     label: str
     box: tuple[float, float, float, float]
     ring: list[float] | None
-    pixels: np.ndarray | None
+    pixels: Mask | None
     difficult: bool
     fields: str
 
@@ -66,7 +66,7 @@ def objects(
             builder.report(code, shown, f"shapes[{number}]", str(error), _FIX)
             continue
         kind, group = shape.get("shape_type") or "polygon", shape.get("group_id")
-        left_out["rotated"] += kind in _ROTATED
+        left_out.update([_TURNED] * (kind in _ROTATED))
         together = kind in _OUTLINED and group is not None
         groups[one.label, f"group {group!r}" if together else f"shape {number}"].append(one)
     yield from groups.values()
@@ -108,13 +108,13 @@ def _points(points: Any) -> np.ndarray | None:
     return corners if corners.ndim == 2 and corners.shape[1] == 2 and np.isfinite(corners).all() else None
 
 
-def _pixels(mask: Any, corners: np.ndarray, stated: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The corners and the pixels [h, w] on its image of a mask: a PNG of the part that begins at its first corner."""
+def _pixels(mask: Any, corners: np.ndarray, stated: tuple[int, int]) -> tuple[np.ndarray, Mask]:
+    """The corners of a mask and its pixels on the image, given as a PNG of the part that begins at its first corner."""
     left, top = corners[0].round().clip(-1, 2**31).astype(int).tolist()
     try:
-        with Image.open(io.BytesIO(base64.b64decode(mask, validate=True))) as image:
+        with Image.open(io.BytesIO(base64.b64decode(mask, validate=True)), formats=("PNG",)) as image:
             part = np.asarray(image.convert("L")) > 0
-    except (TypeError, binascii.Error, OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise what they like
         raise ValueError(f"its mask is not a PNG ({error})") from None
     (height, width), (rows, columns) = stated, part.shape
     if height * width > _LARGEST:
@@ -123,7 +123,7 @@ def _pixels(mask: Any, corners: np.ndarray, stated: tuple[int, int]) -> tuple[np
         raise ValueError(f"its mask of {columns} x {rows} at {left}, {top} is not within {width} x {height}")
     whole = np.zeros(stated, dtype=bool)
     whole[top : top + rows, left : left + columns] = part
-    return np.array([[left, top], [left + columns, top + rows]], dtype=np.float64), whole
+    return np.array([[left, top], [left + columns, top + rows]], dtype=np.float64), pixel_mask(whole)
 
 
 def add(
@@ -141,17 +141,38 @@ def add(
         difficult=any(shape.difficult for shape in shapes),
         mask=_mask(shapes, stated),
         exact=True,
-        fields=shapes[0].fields,
+        fields=_fields([shape.fields for shape in shapes]),
     )
+
+
+def _fields(texts: Sequence[str]) -> str:
+    """Those of the first shape of a group, and of the others where they differ."""
+    first, *others = texts
+    different = [unpack(text) for text in others if text != first]
+    return pack({**unpack(first), "other_shapes": different}) if different else first
+
+
+def report_left_out(builder: Builder, left_out: Counter[str]) -> None:
+    """Notes, with their numbers, on rotated shapes and on those that are no objects."""
+    rotated = left_out.pop(_TURNED, 0)
+    if rotated:
+        message = f"{rotated} rotated rectangles are read as the upright boxes around them"
+        builder.report("rotated-boxes", builder.split, "", message, "Nothing to do")
+    if left_out:
+        counted = ", ".join(f"{count} of type {kind}" for kind, count in left_out.most_common())
+        message = f"shapes that are no boxes or areas are left out: {counted}"
+        builder.report("left-out-shapes", builder.split, "", message, "Draw rectangles or polygons for objects")
 
 
 def _mask(shapes: Sequence[Shape], stated: tuple[int, int]) -> Mask:
     """Polygons if there are no pixels, else the pixels of both."""
     rings = [shape.ring for shape in shapes if shape.ring is not None]
-    pixels = [shape.pixels for shape in shapes if shape.pixels is not None]
-    outlines = Mask(POLYGONS, pack_polygons(rings)) if rings else NO_MASK
-    if not pixels:
-        return outlines
-    if rings:
-        pixels.append(decode([to_rle(outlines, *stated)])[0])
-    return pixel_mask(np.logical_or.reduce(pixels))
+    masks = [shape.pixels for shape in shapes if shape.pixels is not None]
+    if rings or not masks:
+        masks.append(Mask(POLYGONS, pack_polygons(rings)) if rings else NO_MASK)
+    if len(masks) == 1:
+        return masks[0]
+    together = np.zeros(stated, dtype=bool)
+    for mask in masks:
+        together |= decode([to_rle(mask, *stated)])[0]
+    return pixel_mask(together)

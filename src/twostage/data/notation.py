@@ -16,7 +16,7 @@ from twostage.box_notations import ORDERS, UNITS, order_and_unit
 _SLACK = 0.1  # of a side by which a box may reach over the border: annotators are not exact
 _MISFITS = 3  # boxes at least that do not fit as written, before another notation is suspected
 _SHARE = 0.1  # of all boxes, the same
-_MANY = 10  # boxes from which on numbers that end at 100 or 1000 say something
+_MANY = 10  # boxes at least, where numbers end at 100 or 1000
 _SPREAD = 0.75  # of that range, which they reach along x and along y
 _BEYOND = {"percent": 1.5, "thousandths": 1.02}  # times that range, which the sides of all images have at least
 

@@ -1,7 +1,9 @@
 """Recognises the format of a data set, lists its splits and opens them."""
 
 import itertools
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -14,11 +16,13 @@ from twostage.data.files import exists
 from twostage.data.layout import Format, Layout, OpenSplit, Options, VocOffset, Writer
 from twostage.errors import DataError, UsageError, nearest
 
+log = logging.getLogger("twostage.data")
+
 FORMATS: dict[str, Format] = {name: import_module(f"twostage.data.{name}").FORMAT for name in NAMES}
 LOOKED_FOR = "\n".join(f"{name.upper() + ':':<8} {one.description}" for name, one in FORMATS.items())
 TRAIN_NAMES = ("train", "trainval")
-VAL_NAMES = ("val", "valid", "test")
-_EXACT = ("labelme", "via")  # whose shapes leave nothing open
+VAL_NAMES = ("val", "valid", "validation", "test")
+_EXACT = ("labelme", "via")  # whose boxes have one notation
 
 
 def writer_of(name: str) -> Writer:
@@ -28,7 +32,9 @@ def writer_of(name: str) -> Writer:
     writer = FORMATS[name].writer
     if writer is None:
         others = ", ".join(get_args(Kind))
-        raise UsageError(f"{name} is read, but not written: choose one of {others}, as in data convert DATA --to coco.")
+        raise UsageError(
+            f"{name} is read, but not written: choose one of {others} with --to, or use data convert first."
+        )
     return writer
 
 
@@ -137,11 +143,11 @@ def find_layout(path: str | Path) -> Layout:
         raise DataError(f"{path}: neither a file nor a folder. Name the folder of a data set, or a file of one.")
     try:
         layout = _detect(path)
-        way_round = next(filter(None, map(foreign.advice, _suspects(path, layout))), "")
+        layout, way_round = _without_foreign(path, layout)
     except PermissionError as error:
         raise DataError(f"{error.filename}: no permission to read it. Change its mode or its owner.") from error
     if way_round:
-        raise DataError(f"{path}: {way_round}")
+        raise DataError(way_round)
     if layout is None and path.is_file():
         raise DataError(f"{path}: is not a data set. Looked for:\n{LOOKED_FOR}")
     if layout is None:
@@ -154,13 +160,28 @@ def find_layout(path: str | Path) -> Layout:
     return layout
 
 
-def _suspects(path: Path, layout: Layout | None) -> Iterator[Path]:
-    """What may be of another tool: the annotation files of a layout, or all that is there."""
-    yield from [path] if layout is None else (one for one in layout.sources.values() if one.is_file())
+def _without_foreign(path: Path, layout: Layout | None) -> tuple[Layout | None, str]:
+    """The layout without files of tools that are not read; if nothing is left, what they are and the way round."""
+    if layout is None:
+        advice = foreign.advice(path)
+        return None, f"{path}: {advice}" if advice else ""
+    files = {split: place for split, place in layout.sources.items() if place.is_file()}
+    found = {split: advice for split, place in files.items() if (advice := foreign.advice(place))}
+    if not found:
+        return layout, ""
+    first = next(iter(found))
+    message = f"{files[first]}: {found[first]}"
+    if len(found) == len(layout.sources):
+        return None, message
+    log.warning("Left out: %s", message)
+    return replace(layout, sources={s: place for s, place in layout.sources.items() if s not in found}), ""
 
 
 def _detect(path: Path) -> Layout | None:
-    return next((found for one in FORMATS.values() if (found := one.detect(path))), None)
+    forms = list(FORMATS.values())
+    if path.is_file():  # any JSON may be COCO's
+        forms.sort(key=lambda one: one.name == "coco")
+    return next((found for one in forms if (found := one.detect(path))), None)
 
 
 def _inside(path: Path) -> bool:

@@ -6,7 +6,9 @@ from jaxtyping import Bool, Float64, Int32
 _FEWEST = 3  # images
 _SHARE = 0.5  # of the images, whose size is another one
 _REACH = 0.75  # of the stated size, which boxes reach where they are drawn on it
-_SLACK = 1.0  # pixels
+_SLACK = 0.01  # of a side, and a pixel, by which annotators draw over the border
+_FIT = 0.99  # of the boxes, which fit the stated size
+_MISFIT = 0.05  # of the boxes, which do not fit the image
 
 
 def is_resized(stated: Int32[np.ndarray, "m 2"], sizes: Int32[np.ndarray, "m 2"]) -> Bool[np.ndarray, " m"]:
@@ -29,7 +31,12 @@ def on_stated(boxes: Float64[np.ndarray, "b 4"], stated: np.ndarray, sizes: np.n
     """Whether boxes xyxy fit the stated sizes [b, 2] of their images, and not, or hardly, the images' own."""
     finite = np.isfinite(boxes).all(axis=1)
     ends, before, after = boxes[finite][:, 2:], stated[finite][:, ::-1], sizes[finite][:, ::-1]
-    if not len(ends) or (ends > before + _SLACK).any():
+    if not len(ends) or _within(ends, before) < _FIT:
         return False
     larger = (after > before).all()
-    return bool((ends > after + _SLACK).any() or (larger and (ends / before).max() >= _REACH))
+    return bool(1 - _within(ends, after) >= _MISFIT or (larger and (ends / before).max() >= _REACH))
+
+
+def _within(ends: np.ndarray, sizes: np.ndarray) -> float:
+    """The share of boxes that end within images of these sizes."""
+    return float((ends <= sizes * (1 + _SLACK) + 1).all(axis=1).mean())

@@ -16,7 +16,7 @@ from twostage.data.convert import Written
 from twostage.data.dataset import Dataset, join, select_images
 from twostage.data.duplicates import same_images
 from twostage.data.layout import Options, VocOffset
-from twostage.data.recognise import check_same_classes, find_layout, opener
+from twostage.data.recognise import check_same_classes, find_layout, opener, writer_of
 from twostage.data.stuff import maps_of
 from twostage.data.write import Pictures, write_dataset
 from twostage.errors import DataError, UsageError
@@ -45,6 +45,7 @@ def split(
     options = Options(Path(images) if images else None, voc_offset, repair=False, boxes=boxes)
     with whole_folder(Path(out), "--out") as folder:
         layout = find_layout(path)
+        writer_of(to or layout.kind)
         open_split = opener(layout, options)
         datasets = [open_split(name) for name in layout.splits]
         for other in datasets[1:]:

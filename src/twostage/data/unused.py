@@ -33,12 +33,15 @@ def unused_files(datasets: Sequence[Dataset], layout: Layout) -> Iterator[Fault]
         if path.is_file() and not path.name.startswith(".") and path not in images and path not in read
         if layout.kind != "yolo" or path.suffix.lower() not in unread.EXTENSIONS  # its reader reports them
     )
-    named = _named(layout)
-    left = [path for path in files if path.stem not in stems and path.name.lower() not in _KNOWN | named]
+    known = _KNOWN | _named(layout)
+    left = [path for path in files if path.stem not in stems and path.name.lower() not in known]
     unlisted = [path for path in left if path.suffix.lower() in EXTENSIONS]
-    others = [path for path in left if path not in set(unlisted) and not path.name.lower().startswith("readme")]
+    # labelme reads all its files; the name of an image may be another than that of its file.
+    own = {"labelme": ".json"}.get(layout.kind)
+    others = [path for path in left if path.suffix.lower() not in (*EXTENSIONS, own)]
+    others = [path for path in others if not path.name.lower().startswith("readme")]
     if unlisted:
-        message = f"{len(unlisted)} images are in no split: {_some(unlisted, layout.root)}"
+        message = f"{len(unlisted)} images are not in any split: {_some(unlisted, layout.root)}"
         fix = "Annotate them, list those without objects, or remove them"
         yield fault("unlisted-images", layout.root, "", message, fix)
     if others:

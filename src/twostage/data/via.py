@@ -22,7 +22,7 @@ from twostage.data.files import display_path, load_json, require_regular, subfol
 from twostage.data.found_images import find_images
 from twostage.data.layout import Format, Layout, OpenSplit, Options
 from twostage.data.via_regions import Region, class_attribute, class_of, corners_and_mask, region_of
-from twostage.errors import brief
+from twostage.errors import DataError, brief
 
 _LOOKED_AT = 50  # files of a folder
 _IMAGES = "_via_img_metadata"
@@ -45,8 +45,15 @@ def detect(path: Path) -> Layout | None:
     inside = _files(path)
     if inside:
         return Layout(FORMAT, path, {one.stem: one for one in inside})
-    sources = {folder.name: files[0] for folder in subfolders(path) if (files := _files(folder))}
+    sources = {folder.name: _single(files) for folder in subfolders(path) if (files := _files(folder))}
     return Layout(FORMAT, path, sources) if sources else None
+
+
+def _single(files: Sequence[Path]) -> Path:
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise DataError(f"{files[0].parent}: holds several files of VIA: {names}. Leave one of them.")
+    return files[0]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -72,6 +79,7 @@ def open_splits(layout: Layout, options: Options) -> OpenSplit:
             records[split] = list(_records(path))
         except FaultyDataError as error:
             records[split] = error
+    _require_different_images(layout, records)
     regions = [
         region
         for some in records.values()
@@ -83,6 +91,17 @@ def open_splits(layout: Layout, options: Options) -> OpenSplit:
     attribute = class_attribute(regions, layout.root)
     names = sorted({name for region in regions if (name := class_of(region, attribute))})
     return partial(_read, layout, options, records, attribute, names)
+
+
+def _require_different_images(layout: Layout, records: "Mapping[str, list[_Record] | FaultyDataError]") -> None:
+    """Raises DataError where two files have the same images, as a project and its export have."""
+    seen: dict[str, str] = {}
+    for split, some in records.items():
+        for name in () if isinstance(some, FaultyDataError) else {record.name for record in some}:
+            if name in seen:
+                both = " and ".join(layout.sources[one].name for one in (seen[name], split))
+                raise DataError(f"{layout.root}: {both} have the same images. Name one of them instead of the folder.")
+            seen[name] = split
 
 
 def _records(path: Path) -> Iterator[_Record]:
@@ -162,10 +181,23 @@ def _read(
         builder.report("image-paths", shown, "", found.moved, "Nothing to do")
     left_out: Counter[str] = Counter()
     label_of = {name: label for label, name in enumerate(names)}
+    seen: dict[str, tuple[str, int]] = {}
     for record in own:
         name, place = found.place(record.name)
-        number = len(builder.file_names) + 1
-        image = builder.add_image(name, place, number, fields=pack(renamed(record.attributes, "via")))
+        if name in seen:
+            written, image = seen[name]
+            if written == record.name:
+                message = f"{written!r} is there twice; the regions of both are its own"
+                builder.report("duplicate-file", shown, "", message, "Remove one of them in VIA")
+            else:
+                message = f"{record.name!r} and {written!r} end alike, and one of them is not there as written"
+                fix = "Put the images into folders as in their paths"
+                builder.report("missing-image", shown, "", message, fix)
+                continue
+        else:
+            number = len(builder.file_names) + 1
+            image = builder.add_image(name, place, number, fields=pack(renamed(record.attributes, "via")))
+            seen[name] = record.name, image
         for source, region in enumerate(record.regions):
             if region.shape.get("name") in via_regions.NO_OBJECTS:
                 left_out[str(region.shape["name"])] += 1

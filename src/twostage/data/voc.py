@@ -8,6 +8,7 @@ undecided (VOC2012 development kit, section 4.2), so an image can have at most 2
 """
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,7 +22,7 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.extras import Extras, read_extras
 from twostage.data.faults import Fault, fault, unusable
-from twostage.data.files import display_path, exists, has_files, require_regular, subfolders
+from twostage.data.files import display_path, exists, has_files, is_file, require_regular, subfolders
 from twostage.data.flat import NO_MASK, Mask, pixel_mask
 from twostage.data.images import EXTENSIONS
 from twostage.data.layout import MASKED_SPLIT, Format, Layout, Names, OpenSplit, Options, VocOffset, Writer
@@ -41,14 +42,14 @@ VocFiles = Mapping[tuple[Path, str], VocFile]
 
 
 class VocSplit(NamedTuple):
-    """Where a split has its XML and images, the list of its names (None: all in the folder), and its masks.
+    """Where a split has its XML and images, the lists of its names (none: all in the folder), and its masks.
 
     `nested`: its names may have folders, as those that CVAT writes.
     """
 
     annotations: Path
     images: Path
-    listed: Path | None = None
+    listed: tuple[Path, ...] = ()
     masks: Path | None = None
     nested: bool = False
 
@@ -56,7 +57,7 @@ class VocSplit(NamedTuple):
 def detect(path: Path) -> Layout | None:
     """The layout of a folder with Annotations/ and JPEGImages/, or with images and XML side by side."""
     splits = _find(path) if path.is_dir() else {}
-    sources = {split: where.listed or where.annotations for split, where in splits.items()}
+    sources = {split: next(iter(where.listed), where.annotations) for split, where in splits.items()}
     return Layout(FORMAT, path, sources) if splits else None
 
 
@@ -67,24 +68,40 @@ def _find(root: Path) -> dict[str, VocSplit]:
         images = next((name for name in image_folders if (root / name).is_dir()), image_folders[0])
         # The folder of images is not required: they may be elsewhere, or absent while results are scored.
         if folder.is_dir() and (has_files(folder, {".xml"}) or _stems(folder, {".xml"}, nested=True)):
-            lists: dict[str, Path | None] = dict(_lists(root / "ImageSets" / "Main"))
+            lists = _lists(root / "ImageSets" / "Main")
             # Only some images of VOC have masks; they are listed as separate splits.
             drawn = _lists(root / "ImageSets" / "Segmentation")
             lists |= {f"{MASKED_SPLIT}{split}": path for split, path in drawn.items()}
-            where = VocSplit(folder, root / images, None, root / MASK_FOLDER, nested=True)
-            return {split: where._replace(listed=listed) for split, listed in (lists or {"all": None}).items()}
+            where = VocSplit(folder, root / images, (), root / MASK_FOLDER, nested=True)
+            return {split: where._replace(listed=listed) for split, listed in (lists or {"all": ()}).items()}
     beside = {p.name: p for p in subfolders(root) if has_files(p, {".xml"})}
     if not beside and has_files(root, {".xml"}) and has_files(root, EXTENSIONS):
         beside = {"all": root}
     return {split: VocSplit(folder, folder) for split, folder in beside.items()}
 
 
-def _lists(folder: Path) -> dict[str, Path]:
-    """The lists of splits, without those made for one class of a split (aeroplane_train.txt)."""
+def _lists(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The lists of splits, without those made for one class of a split (aeroplane_train.txt).
+
+    Where there are only such, as VoTT writes them, a split has those of all classes.
+    """
     lists = {p.stem: p for p in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
-    return {
+    whole = {
         stem: p for stem, p in lists.items() if stem.rpartition("_")[2] == stem or stem.rpartition("_")[2] not in lists
     }
+    joined: dict[str, tuple[Path, ...]] = {}
+    for stem, path in whole.items():
+        split = stem.rpartition("_")[2] if "_" in stem and _is_of_a_class(path) else stem
+        joined[split] = (*joined.get(split, ()), path)
+    return joined
+
+
+def _is_of_a_class(path: Path) -> bool:
+    """Whether the lines of a list end with 1 or -1, for images with the class and without it."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return re.match(rb"[^\n]*\S[ \t]+-?[01][ \t]*\r?\n", file.read(1 << 12) + b"\n") is not None
 
 
 def open_splits(layout: Layout, options: Options) -> OpenSplit:
@@ -109,7 +126,13 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
     first, evidence = _first_pixel(files, options.voc_offset, root)
     folder, images, listed, mask_folder, nested = splits[split]
     image_files = _stems(images, EXTENSIONS, nested=nested)
-    stems = _listed(listed, {s for f, s in files if f == folder}) if listed else _together(folder, files, image_files)
+    own = {stem for where, stem in files if where == folder}
+    if listed:
+        stems = sorted({stem for path in listed for stem in _listed(path, own)})
+    elif options.images and len(splits) > 1:
+        stems = sorted(own)  # of the other images it is not known which split they are of
+    else:
+        stems = _together(folder, files, image_files)
     xml_of: list[str] = []
     builder = Builder(
         root=root,
@@ -138,7 +161,7 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
         image = builder.add_image(name, image_file, number, stated, fields)
         if annotation is None:
             if listed:
-                fix = f"Add it, or remove {stem!r} from {listed.name}"
+                fix = f"Add it, or remove {stem!r} from {', '.join(path.name for path in listed)}"
                 builder.report("missing-file", xml_of[-1], "", "the annotation does not exist", fix, image=image)
             bare.append(image_file.name)
             continue
@@ -146,8 +169,8 @@ def _read(root: Path, splits: Mapping[str, VocSplit], files: VocFiles, options: 
     if bare and not listed:
         message = f"images without XML, taken as images without objects: {len(bare)}, {bare[0]!r} the first"
         builder.report("unannotated-images", display_path(folder, root), "", message, "Annotate them, or remove them")
-    own = (files[folder, stem] for stem in stems if (folder, stem) in files)
-    rotated = sum(item.rotated for file in own for item in file.objects)
+    read = (files[folder, stem] for stem in stems if (folder, stem) in files)
+    rotated = sum(item.rotated for file in read for item in file.objects)
     if rotated:
         message = f"{rotated} boxes are rotated; the upright boxes around them are read"
         builder.report("rotated-boxes", display_path(folder, root), "", message, "Nothing to do")
@@ -252,6 +275,8 @@ def _listed(path: Path, known: set[str]) -> list[str]:
         stem = line.strip()
         if stem not in known and stem.rpartition(" ")[2] in ("-1", "0", "1"):
             stem = stem.rpartition(" ")[0].strip()
+        if stem not in known and Path(stem).suffix.lower() in EXTENSIONS:
+            stem = stem[: -len(Path(stem).suffix)]
         if stem:
             stems.add(stem)
     return sorted(stems)
@@ -261,7 +286,7 @@ def _image_file(folder: Path, stem: str, same_stem: Sequence[str], annotation: V
     """The image of an annotation: of the same stem, else `filename` of the XML."""
     named = (PurePosixPath(stem).parent / Path(annotation.filename).name).as_posix() if annotation else ""
     if not same_stem:
-        return folder / (named if named and (folder / named).is_file() else f"{stem}.jpg")
+        return folder / (named if named and is_file(folder / named) else f"{stem}.jpg")
     return folder / (named if named in same_stem else same_stem[0])
 
 
@@ -271,7 +296,7 @@ def object_masks(path: Path, count: int, size: tuple[int, int]) -> list[Mask]:
     Raises ValueError if the file does not fit these objects.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"has {image.mode} pixels, not object numbers")
             numbers = np.array(image)

@@ -185,6 +185,9 @@ def _content(element: Element, known: Collection[str] = (), depth: int = 0) -> A
             content[child.tag].append(value)
         else:
             content[child.tag] = [content[child.tag], value]
+    text = (element.text or "").strip()
+    if content and text:
+        content["#text"] = text
     if content or len(element):
         return content
     text = (element.text or "").strip()
@@ -244,6 +247,8 @@ def _children(node: Element, values: Mapping[str, Any]) -> None:
     for tag, value in values.items():
         if tag.startswith("@") and isinstance(value, str) and _TAG.fullmatch(tag[1:]) and not _UNWRITABLE.search(value):
             node.set(tag[1:], value)
+        if tag == "#text" and isinstance(value, str) and not _UNWRITABLE.search(value):
+            node.text = value
         if not _TAG.fullmatch(tag):
             continue
         for one in value if isinstance(value, list) else [value]:

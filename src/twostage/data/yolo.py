@@ -75,9 +75,10 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
     bare = []
     label_files: list[Path] = []
     rows: Rows = []
-    image_files, moved = _image_files(document, path, split, options.images)
-    for message in moved:
-        builder.report("image-paths", path.name, split, message, "Nothing to do")
+    label_of = yolo_rows.by_name(names)
+    image_files, reports = _image_files(document, path, split, options.images)
+    for code, message, fix in reports:
+        builder.report(code, path.name, split, message, fix)
     for image_file in image_files:
         label_file = yolo_labels.label_file(image_file)
         label_files.append(label_file)
@@ -85,7 +86,7 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
         number, fields = extras.image_id(shown_labels[-1]), extras.image_fields(shown_labels[-1])
         image = builder.add_image(display_path(image_file, root), image_file, number, fields=fields)
         if exists(label_file):
-            rows.append(list(yolo_rows.read(builder, label_file, shown_labels[-1], image)))
+            rows.append(list(yolo_rows.read(builder, label_file, shown_labels[-1], image, label_of)))
         else:
             rows.append([])
             bare.append(image_file.name)
@@ -112,25 +113,46 @@ def _read(layout: Layout, options: Options, split: str) -> Dataset:
 
 def _image_files(
     document: Mapping[str, Any], path: Path, split: str, images: Path | None
-) -> tuple[list[Path], list[str]]:
-    """The images of a split in sorted order, and messages on lists with paths of another machine."""
-    named = [images] if images else document[split]
-    files: set[Path] = set()
-    moved: list[str] = []
+) -> tuple[list[Path], list[tuple[str, str, str]]]:
+    """The images of a split in sorted order, and what is to be reported of lists: code, message, fix.
+
+    With the folder `images`, those of the split's place in it.
+    """
+    named = document[split] if images is None else _within(images, document, path, split)
+    files: dict[Path, str] = {}  # and how they are listed
+    reports: list[tuple[str, str, str]] = []
     for entry in named if isinstance(named, list) else [named]:
         place = entry if isinstance(entry, Path) else _resolve(str(entry), document, path)
         if place.is_dir():
-            files.update(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-        else:
-            names = _listed(place)
-            found = find_images(names, [place.parent])
-            moved += [found.moved] * bool(found.moved)
-            files.update(found.place(name)[1] for name in names)
+            found = (p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+            files.update(dict.fromkeys(found, ""))
+            continue
+        names = _listed(place)
+        where = find_images(names, [place.parent])
+        if where.moved:
+            reports.append(("image-paths", where.moved, "Nothing to do"))
+        for name in names:
+            file = where.place(name)[1]
+            if files.setdefault(file, name) not in (name, ""):
+                message = f"{name!r} and {files[file]!r} end alike, and one of them is not there as written"
+                reports.append(("missing-image", message, "Put the images into folders as in their paths"))
     if not files:
-        message = f"no images in {named if images is None else images}"
+        message = f"no images in {named}"
         fix = "Add them: YOLO's rows are fractions of the images' sizes"
         raise unusable(path, "missing-image", message, fix, split)
-    return sorted(files), moved
+    return sorted(files), reports
+
+
+def _within(images: Path, document: Mapping[str, Any], path: Path, split: str) -> Path:
+    """The place of a split in a folder of images: of the end of its entry, or of its name; all of it for one split."""
+    entry = document[split]
+    parts = [part for part in str(entry).replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    places = ["/".join(parts[first:]) for first in range(len(parts))] if isinstance(entry, str) else []
+    found = next((images / place for place in [*places, split] if (images / place).is_dir()), None)
+    if found is None and len(yolo_config.splits(document)) > 1:
+        message = f"the images are in one folder, {images}, and there are several splits"
+        raise unusable(path, "missing-file", message, f"Give a folder that has {split}/ and the others", split)
+    return found or images
 
 
 def _of_other_splits(layout: Layout, document: Mapping[str, Any], path: Path, split: str) -> list[Path]:
@@ -144,7 +166,7 @@ def _of_other_splits(layout: Layout, document: Mapping[str, Any], path: Path, sp
 
 def _resolve(entry: str, document: Mapping[str, Any], path: Path) -> Path:
     """The folder or list of a split: under `path:` or beside data.yaml, also without the ../ of some exports."""
-    base = path.parent / str(document.get("path") or "")
+    base = yolo_config.base(path, document)
     bare = entry
     while bare.startswith("../"):
         bare = bare[3:]
@@ -185,7 +207,7 @@ def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
     renamed = []
     for dataset in datasets:
         split = dataset.split.removeprefix(MASKED_SPLIT)
-        known = re.match(r"(trainval|train|minival|valid|val|test)(?![a-z])", split)
+        known = re.match(r"(trainval|train|minival|validation|valid|val|test)(?![a-z])", split)
         if known is None and len(datasets) > 1:
             raise UsageError(
                 f"{dataset.root}: YOLO's data.yaml has no key for the split {dataset.split!r}. Rename it to train, "

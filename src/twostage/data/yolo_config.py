@@ -19,8 +19,8 @@ from twostage.data.fields import pack, renamed
 from twostage.data.files import has_files, subfolders
 from twostage.data.images import EXTENSIONS
 
-YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-SPLIT_KEYS = ("train", "val", "valid", "test", "trainval", "minival")
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml", "data_config.yaml")
+SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "trainval", "minival")
 LARGEST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 50  # brackets in brackets; PyYAML's time grows with the square of it
 # What is read of data.yaml, or describes rows that are written otherwise; other keys are kept.
@@ -36,21 +36,23 @@ def find(path: Path) -> Path | None:
     named = [path / name for name in YAML_NAMES] + [one for one in sorted(path.glob("*.data")) if _is_darknet(one)]
     found = next((one for one in named if one.is_file()), None)
     classes = (path / _CLASSES, path / "labels" / _CLASSES)
-    return found or next((one for one in classes if one.is_file() and _has_labels(one)), None)
+    return found or next((one for one in classes if one.is_file() and _has_labels(path)), None)
 
 
 def _is_darknet(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return re.search(rb"^\s*names\s*=", file.read(1 << 12), re.MULTILINE) is not None
 
 
-def _has_labels(classes: Path) -> bool:
-    """Whether there are images and label files beside a list of names; others keep such a list too."""
-    root = _root(classes)
-    return any(
-        images.is_dir() and labels.is_dir() and _has_images(images) and _has_rows(labels)
-        for images, labels in [(root / "images", root / "labels"), (root, root)]
-    )
+def _has_labels(root: Path) -> bool:
+    """Whether there are images and rows for them; others keep a list of names too."""
+    if (root / "Annotations").is_dir():
+        return False
+    inside = root / "images", root / "labels"
+    nested = all(folder.is_dir() for folder in inside) and _has_images(inside[0]) and _has_rows(inside[1])
+    return nested or (has_files(root, EXTENSIONS) and any(map(_is_row, root.glob("*.txt"))))
 
 
 def _has_images(folder: Path) -> bool:
@@ -58,43 +60,61 @@ def _has_images(folder: Path) -> bool:
 
 
 def _has_rows(folder: Path) -> bool:
-    files = (p for one in (folder, *subfolders(folder)) for p in one.glob("*.txt") if p.name != _CLASSES)
-    return any(_is_row(path) for path in files)
+    return any(_is_row(path) for one in (folder, *subfolders(folder)) for path in one.glob("*.txt"))
 
 
 def _is_row(path: Path) -> bool:
+    if path.name == _CLASSES or not path.is_file():
+        return False
     with path.open("rb") as file:
         return re.match(rb"\d+([ \t]+[\d.eE+-]+){4}", file.read(120)) is not None
 
 
-def _root(classes: Path) -> Path:
-    return classes.parent.parent if classes.parent.name == "labels" else classes.parent
+def base(path: Path, document: Mapping[str, Any]) -> Path:
+    """The folder that the places of the splits are relative to."""
+    if path.name == _CLASSES:
+        return path.parent.parent if path.parent.name == "labels" else path.parent
+    return path.parent / str(document.get("path") or "")
 
 
 def load(path: Path) -> dict[str, Any]:
     """The names and splits of a describing file, as data.yaml has them. Raises FaultyDataError."""
     if path.name == _CLASSES:
-        root = _root(path)
-        place = "images" if (root / "images").is_dir() else "."
-        return {"names": _lines(path), "path": str(root.absolute()), _ALL: place}
-    if path.suffix.lower() == ".data":
-        pairs = (line.partition("=") for line in _lines(path) if not line.startswith("#"))
-        keys = {key.strip(): value.strip() for key, _, value in pairs}
-        written = Path(keys.get("names", ""))
-        names = next((one for one in (path.parent / written, path.parent / written.name) if one.is_file()), None)
-        if names is None:
-            broken(path, "has no `names =` with the file of the class names", "Export the data set again")
-        # Darknet's paths begin at its own folder, as data/train.txt; the lists are beside this file.
-        lists = {key: Path(keys[key]).name for key in SPLIT_KEYS if keys.get(key)}
-        return {"names": _lines(names), **{key: name for key, name in lists.items() if (path.parent / name).exists()}}
-    return _yaml(path)
+        return {"names": _names(path), _ALL: "images" if (base(path, {}) / "images").is_dir() else "."}
+    document = _darknet(path) if path.suffix.lower() == ".data" else _yaml(path)
+    # Datumaro writes Train and Validation.
+    return {key.lower() if str(key).lower() in SPLIT_KEYS else key: value for key, value in document.items()}
 
 
-def _lines(path: Path) -> list[str]:
+def _darknet(path: Path) -> dict[str, Any]:
+    """Its paths begin at Darknet's own folder, as data/train.txt; the files are there, or beside this one."""
+    pairs = (line.partition("=") for line in _text(path).splitlines() if not line.lstrip().startswith("#"))
+    keys = {key.strip().lower(): value.strip().replace("\\", "/") for key, equals, value in pairs if equals}
+
+    def there(written: str) -> str:
+        places = [written, written.rpartition("/")[2]]
+        return next((place for place in places if place and (path.parent / place).exists()), written)
+
+    names = path.parent / there(keys.get("names", ""))
+    if not names.is_file():
+        broken(path, "has no `names =` with the file of the class names", "Export the data set again")
+    return {"names": _names(names), **{key: there(keys[key]) for key in SPLIT_KEYS if keys.get(key)}}
+
+
+def _names(path: Path) -> list[str]:
+    """One class per line; blank ones at the end are none."""
+    names = [line.strip() for line in _text(path).rstrip().splitlines()]
+    if "" in names:
+        message = f"line {names.index('') + 1} is empty, and lines are the numbers of classes"
+        broken(path, message, "Write the name of the class, or remove the line if the rows do not count it")
+    return names
+
+
+def _text(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST_YAML:
             broken(path, f"is larger than {LARGEST_YAML >> 20} MiB")
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         broken(path, f"cannot be read: {error}", "Write one line of text for each class")
 

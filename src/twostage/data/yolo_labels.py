@@ -19,13 +19,14 @@ def label_file(image_file: Path) -> Path:
     parts = image_file.parts
     places = [i for i in range(len(parts) - 2, -1, -1) if parts[i] == "images"]
     candidates = [Path(*parts[:i], "labels", *parts[i + 1 :]).with_suffix(".txt") for i in places]
-    return next(filter(exists, candidates), candidates[0] if candidates else image_file.with_suffix(".txt"))
+    candidates.append(image_file.with_suffix(".txt"))
+    return next(filter(exists, candidates), candidates[0])
 
 
 def report_left_over(
     builder: Builder, label_files: Sequence[Path], taken: Iterable[Path], image_folders: Iterable[Path]
 ) -> None:
-    """Reports label files with rows that no image of any split takes, and image files that cannot be read.
+    """Reports label files with rows and without an image in any split, and image files that cannot be read.
 
     `label_files` are those of this split, `taken` those of all. Lists and class names in text files have no rows.
     """

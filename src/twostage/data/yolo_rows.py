@@ -4,7 +4,8 @@
     class x y x y x y ...                 a polygon
     class cx cy w h x y (v) ...           a box and keypoints (`kpt_shape` in data.yaml)
     class x y x y x y x y                 a rotated box, where all rows are rectangles of four corners
-    class cx cy w h confidence            a prediction
+    class cx cy w h confidence (track)    a prediction
+    class cx cy w h track                 a box of a video
 
 All numbers are fractions of the image's size. Which of them a split has is a matter of all its rows together.
 """
@@ -22,7 +23,9 @@ from twostage.data.flat import NO_MASK, POLYGONS, Mask, pack_polygons
 
 _SQUARE = 0.02  # of its size by which opposite sides of a rotated box may differ
 _WITHIN = 0.02  # of the image by which keypoints may lie outside of their box
-_FEW = 3  # rows from which on they show what they are
+_FEW = 3  # rows at least by which a form is recognised
+_MOST = 0.95  # of the rows with more than four numbers, which show another form
+_SHARE = 0.05  # of the rows, which are of the last class at least where classes count from 1
 _FIX = "Write `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...`, as fractions of the image"
 
 
@@ -46,12 +49,16 @@ class _Task(NamedTuple):
     message: str
 
 
-def read(builder: Builder, path: Path, shown: str, image: int) -> Iterator[Row]:
+def by_name(names: Sequence[str]) -> dict[str, int]:
+    """The class ids by the names as rows may have them."""
+    return {" ".join(name.split()): label for label, name in enumerate(names)}
+
+
+def read(builder: Builder, path: Path, shown: str, image: int, label_of: Mapping[str, int]) -> Iterator[Row]:
     """The rows of a label file that are numbers after a class, its id or its name; the others are reported.
 
-    A class may be one that the data set does not have: `of_known_classes` reports it.
+    A class may be one that the data set does not have: `of_known_classes` reports it. `label_of` is that of `by_name`.
     """
-    label_of = {" ".join(name.split()): label for label, name in enumerate(builder.names)}
     try:
         require_regular(path)
         text = path.read_text(encoding="utf-8-sig")
@@ -93,10 +100,12 @@ def of_known_classes(builder: Builder, rows: Rows, shown: Sequence[str]) -> Rows
     count = len(builder.names)
     labels = {row.label for lines in rows for row in lines}
     strange = {label for label in labels if not 0 <= label < count}
-    if strange == {count} and 0 not in labels:
+    every = [row.label for lines in rows for row in lines]
+    often = every.count(count) >= _SHARE * len(every)
+    if strange == {count} and 0 not in labels and often and builder.options.boxes == "auto":
         examples = [f"{name}, line {row.line}" for name, lines in zip(shown, rows, strict=True) for row in lines]
         message = f"the classes of all {len(examples)} rows are from 1 to {count}, and the names count from 0: "
-        fix = "Subtract 1 from every class, or add the missing name in front of the others"
+        fix = "Subtract 1 from every class, or add the missing name in front; --boxes format if the names are right"
         builder.report("class-numbers", builder.split, "", message + "; ".join(examples[:3]), fix)
         return [[row for row in lines if row.label < count] for lines in rows]
     kept: Rows = []
@@ -115,11 +124,12 @@ def understood(builder: Builder, rows: Rows, shown: Sequence[str], kpt_shape: An
     every = [row.values for lines in rows for row in lines]
     points = _points(kpt_shape)
     task = _task(every, points, kpt_shape)
+    long = [values for values in every if len(values) > 4]
     if task is not None:
         count = sum(len(values) in task.counts for values in every)
         builder.report(task.code, builder.split, "", f"{count} of {len(every)} rows: {task.message}", "Nothing to do")
-    elif len(every) >= _FEW and builder.options.boxes == "auto" and all(map(_holds_points, every)):
-        message = f"all {len(every)} rows look like a box with keypoints; as polygons they have other boxes"
+    elif len(long) >= _FEW and builder.options.boxes == "auto" and _most(_holds_points, long):
+        message = f"{len(long)} of {len(every)} rows look like a box with keypoints; as polygons they have other boxes"
         fix = "Add `kpt_shape: [number, 2]` to data.yaml if so, use --boxes format if they are polygons"
         builder.report("keypoint-rows", builder.split, "", message, fix)
     kept: Rows = []
@@ -142,15 +152,30 @@ def _task(every: Sequence[list[float]], points: int, kpt_shape: Any) -> _Task | 
     counts = set(map(len, every))
     if points and 4 + points in counts:
         return _Task("keypoints", {4 + points}, _first, f"the keypoints (kpt_shape {kpt_shape}) are left out")
-    if not every:
+    long = [values for values in every if len(values) > 4]
+    counts = set(map(len, long))
+    if not long:
         return None
-    if all(map(_has_visibility, every)):
-        return _Task("keypoints", counts, _first, "keypoints, each x, y and visibility, are left out")
-    if counts == {5} and all(0 <= values[4] <= 1 for values in every):
+    if _most(_has_visibility, long):
+        seen = {len(values) for values in long if _has_visibility(values)}
+        return _Task("keypoints", seen, _first, "keypoints, each x, y and visibility, are left out")
+    if counts == {5} and all(_is_whole(values[4]) for values in long):
+        return _Task("confidence", counts, _first, "the last number is taken for that of a track, and left out")
+    if counts == {5} and len(long) == len(every) and all(0 <= values[4] <= 1 for values in long):
         return _Task("confidence", counts, _first, "the last number is taken for a confidence, and left out")
-    if counts == {8} and all(map(_is_rectangle, every)):
+    if counts == {6} and all(0 <= values[4] <= 1 and _is_whole(values[5]) and values[5] >= 1 for values in long):
+        return _Task("confidence", counts, _first, "the last two numbers are taken for confidence and track, left out")
+    if counts == {8} and all(map(_is_rectangle, long)):
         return _Task("rotated-boxes", counts, _upright, "a rotated box is read as the upright box around it")
     return None
+
+
+def _most(form: Callable[[list[float]], bool], rows: Sequence[list[float]]) -> bool:
+    return sum(map(form, rows)) >= _MOST * len(rows)
+
+
+def _is_whole(value: float) -> bool:
+    return value >= 0 and value == int(value)
 
 
 def _points(kpt_shape: Any) -> int:
@@ -181,11 +206,14 @@ def _is_rectangle(values: list[float]) -> bool:
 
 
 def _holds_points(values: list[float]) -> bool:
-    """Whether the first four numbers are a box that the points after it lie in."""
+    """Whether the first four numbers are a box that the points after it lie in; a point at 0, 0 is not labelled."""
     if len(values) < 6 or len(values) % 2:
         return False
     cx, cy, w, h = values[:4]
-    xs, ys = np.asarray(values[4::2]), np.asarray(values[5::2])
+    points = np.asarray(values[4:]).reshape(-1, 2)
+    xs, ys = points[points.any(axis=1)].T
+    if not len(xs):
+        return False
     inside = (np.abs(xs - cx) <= w / 2 + _WITHIN).all() and (np.abs(ys - cy) <= h / 2 + _WITHIN).all()
     return bool(inside) and 0 < w <= 1 and 0 < h <= 1
 
