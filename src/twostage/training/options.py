@@ -72,7 +72,7 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     )
     batch: int | None = option(
         None,
-        "Images per step (default: the recipe's; with --minutes a half or a quarter for small models on slow machines).",
+        "Images per step (default: the recipe's; with --minutes a half or a quarter for small models on slow CPUs).",
         group="Schedule",
         low=1,
     )
