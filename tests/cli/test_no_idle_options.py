@@ -16,6 +16,7 @@ from twostage.cli.predict import PredictOptions
 from twostage.cli.weights_convert import WeightsConvertOptions
 from twostage.errors import UsageError
 from twostage.training.options import TrainOptions
+from twostage.training.start import require_start
 
 DATA = Path("data")
 RESULTS = {"data": DATA, "predictions": Path("found.json")}
@@ -44,7 +45,7 @@ IDLE: list[tuple[type, dict[str, Any], str]] = [
     (WeightsConvertOptions, {"file": DATA, "out": Path("new"), "model_fields": {"rpn_nms": 0.5}}, "rpn_nms"),
     (WeightsConvertOptions, {"file": DATA, "out": Path("new"), "names": ("a",)}, "names"),
     (TrainOptions, {"data": DATA, "rounds": 2}, "rounds"),
-    (TrainOptions, {"data": DATA, "learn": ("head",), "freeze": 1}, "freeze"),
+    (TrainOptions, {"data": DATA, "model": "faster_rcnn_tiny_fpn", "learn": ("head",), "freeze": 1}, "freeze"),
     (TrainOptions, {"data": DATA, "learn": ("rpn",), "proposals": Path("p")}, "proposals"),
     (TrainOptions, {"data": DATA, "epochs": 1, "minutes": 1}, "epochs"),
     *(
@@ -58,6 +59,8 @@ IDLE: list[tuple[type, dict[str, Any], str]] = [
 def test_an_option_without_effect_is_refused_by_its_name(options: type, given: dict[str, Any], name: str) -> None:
     def use() -> None:
         made = options(**given)
+        if isinstance(made, TrainOptions):
+            require_start(made)
         if isinstance(made, PredictOptions):  # views are checked where they are made, before anything is read
             assert made.views
 

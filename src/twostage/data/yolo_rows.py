@@ -154,9 +154,10 @@ def _task(every: Sequence[list[float]], points: int, kpt_shape: Any) -> _Task | 
         return _Task("keypoints", {4 + points}, _first, f"the keypoints (kpt_shape {kpt_shape}) are left out")
     long = [values for values in every if len(values) > 4]
     counts = set(map(len, long))
-    if not long or len(long) == 1 < len(every):  # a single one is a mistake
+    if not long:
         return None
-    if _most(_has_visibility, long):
+    alone = len(long) == 1 < len(every)  # then it is a mistake
+    if not alone and _most(_has_visibility, long):
         seen = {len(values) for values in long if _has_visibility(values)}
         return _Task("keypoints", seen, _first, "keypoints, each x, y and visibility, are left out")
     if counts == {5} and all(_is_whole(values[4]) for values in long):

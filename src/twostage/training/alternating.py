@@ -165,7 +165,9 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
         return run(options, splits=splits, backbone=backbone)
     processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
     # An RPN alone has no detections, and so no metric to choose weights by.
-    unvalidated: dict[str, Any] = {} if "head" in step.learn else {"val_split": NONE, **OF_VALIDATION}
+    without: dict[str, Any] = {} if "head" in step.learn else {"val_split": NONE, **OF_VALIDATION}
+    if "backbone" not in step.learn:
+        without["freeze"] = None
     own = replace(
         options,
         scheme="joint",
@@ -175,7 +177,7 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
         learn=step.learn,
         weights=options.weights if step.begins is None else str(_weights(root / step.begins)),
         proposals=proposals,
-        **unvalidated,
+        **without,
     )
     return run(own, splits=splits, backbone=backbone)
 

@@ -138,8 +138,6 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
             raise UsageError("learn: name rpn, head or boxes; there is no loss without one of them")
         if self.proposals is not None and not {"head", "boxes"} & set(self.learn):
             raise UsageError("proposals: only the head reads them, and it is not trained; add head to --learn")
-        if self.freeze is not None and "backbone" not in self.learn:
-            raise UsageError("freeze counts stages of the backbone, and none of it is learned: leave it out")
         if self.val_split == "none":
             for name in OF_VALIDATION:
                 if getattr(self, name) != OF_VALIDATION[name]:

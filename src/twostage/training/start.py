@@ -44,6 +44,8 @@ def require_start(options: TrainOptions) -> None:
 
     Raises UsageError and MissingError as building and loading will.
     """
+    if options.freeze is not None and "backbone" not in options.learn:
+        raise UsageError("freeze counts stages of the backbone, and none of it is learned: leave it out.")
     if isinstance(configure(named(options.model), options.given_fields), StagewiseConfig):
         raise UsageError(f"model is {options.model}. {NOT_TRAINED}")
     choose_device(options.device)
