@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import OfflineOptions
 from twostage.options import option
-from twostage.weights.published import LICENCE, published
+from twostage.weights.published import published
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,4 @@ def get(options: GetOptions) -> Outcome:
     print(f"{one.name}: {one.about}\n{one.url}, SHA-256 {one.sha256}...")
     path = bring(one, offline=options.offline)
     print(f"Here: {path}")
-    return Outcome({"name": one.name, "file": path, "url": one.url, "licence": LICENCE})
+    return Outcome({"name": one.name, "file": path, "url": one.url, "licence": one.licence})

@@ -7,7 +7,7 @@ from typing import Any
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import WEIGHTS
 from twostage.options import option
-from twostage.weights.published import LICENCE, PUBLISHED, cached, published
+from twostage.weights.published import PUBLISHED, cached, published
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def _of_name(name: str) -> dict[str, Any]:
         "url": one.url,
         "size_mib": one.size,
         "sha256": f"{one.sha256}...",
-        "licence": LICENCE,
+        "licence": one.licence,
         "file": str(cached(one)),
         "here": cached(one).exists(),
     }

@@ -6,8 +6,10 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from twostage.errors import UsageError, nearest
+from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
 from twostage.models.backbones.fpn import FPNConfig, PyramidConfig
 from twostage.models.backbones.mobilenet import MobileNetV3Config
 from twostage.models.backbones.norm import NormConfig
@@ -122,6 +124,8 @@ _MOBILE_320 = replace(
     proposals=ProposalConfig(keep_test=150),
 )
 
+# EfficientNet-Lite's published preprocessing.
+_LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 _TINY_IMAGE = ImageConfig(size=320, max_size=640)
 _TINY_HEAD = BoxHeadConfig(TwoMLPConfig(256), region_batch=128, region_positive_fraction=0.5)
 # Soft-NMS is worth 1.2 points of AP on the cells of the blood-cells validation split, which touch. With `nms` 0.5, the
@@ -203,6 +207,13 @@ _TINY_RETINANET = OneStageConfig(
     postprocess=_TINY_POSTPROCESS,
 )
 
+
+def _lite(config: TwoStageConfig | OneStageConfig, variant: int = 0) -> Any:
+    """The small detector of that kind around EfficientNet-Lite."""
+    image = replace(_TINY_IMAGE, mean=_LITE_MEAN, std=_LITE_STD)
+    return replace(config, image=image, backbone=EfficientNetLiteConfig(variant))  # type: ignore[arg-type]
+
+
 # As `twostage lineage` trains them by default.
 _RCNN_TINY = StagewiseConfig(
     image=OwnSizeConfig(),
@@ -228,6 +239,9 @@ ZOO: dict[str, DetectorConfig] = {
     "faster_rcnn_resnet50_fpn_v2": _V2,
     "faster_rcnn_mobilenet_v3_large_fpn": _MOBILE,
     "faster_rcnn_mobilenet_v3_large_320_fpn": _MOBILE_320,
+    "faster_rcnn_lite0_fpn": _lite(_TINY),
+    "faster_rcnn_lite1_fpn": _lite(_TINY, 1),
+    "faster_rcnn_lite2_fpn": _lite(_TINY, 2),
     "faster_rcnn_tiny_fpn": _TINY,
     "faster_rcnn_tiny": _TINY_SINGLE,
     "fast_rcnn_vgg16": _fast(replace(_VGG16, box_head=_64_REGIONS), _FAST),
@@ -238,22 +252,27 @@ ZOO: dict[str, DetectorConfig] = {
     "mask_rcnn_resnet50_fpn": replace(_FPN, mask=_MASK),
     "mask_rcnn_resnet101_fpn": replace(_resnet(_FPN, 101), mask=_MASK),
     "mask_rcnn_resnet50_fpn_v2": replace(_V2, mask=replace(_MASK, tower=MaskTowerConfig(norm=_BATCH))),
+    "mask_rcnn_lite0_fpn": _lite(replace(_TINY, mask=_TINY_MASK)),
     "mask_rcnn_tiny_fpn": replace(_TINY, mask=_TINY_MASK),
     "cascade_rcnn_resnet18_fpn": _cascade(_resnet(_FPN, 18)),
     "cascade_rcnn_resnet50_fpn": _cascade(_FPN),
     "cascade_rcnn_resnet101_fpn": _cascade(_resnet(_FPN, 101)),
+    "cascade_rcnn_lite0_fpn": _lite(_cascade(_TINY)),
     "cascade_rcnn_tiny_fpn": _cascade(_TINY),
     "cascade_mask_rcnn_resnet18_fpn": _cascade(_resnet(_FPN, 18), MaskConfig()),
     "cascade_mask_rcnn_resnet50_fpn": _cascade(_FPN, MaskConfig()),
     "cascade_mask_rcnn_resnet101_fpn": _cascade(_resnet(_FPN, 101), MaskConfig()),
+    "cascade_mask_rcnn_lite0_fpn": _lite(_cascade(_TINY, _TINY_MASK)),
     "cascade_mask_rcnn_tiny_fpn": _cascade(_TINY, _TINY_MASK),
     "hybrid_task_cascade_resnet18_fpn": _htc(_resnet(_FPN, 18), MaskConfig()),
     "hybrid_task_cascade_resnet50_fpn": _htc(_FPN, MaskConfig()),
     "hybrid_task_cascade_resnet101_fpn": _htc(_resnet(_FPN, 101), MaskConfig()),
+    "hybrid_task_cascade_lite0_fpn": _lite(_htc(_TINY, _TINY_MASK)),
     "hybrid_task_cascade_tiny_fpn": _htc(_TINY, _TINY_MASK),
     "retinanet_resnet18_fpn": _retinanet(18),
     "retinanet_resnet50_fpn": _retinanet(50),
     "retinanet_resnet101_fpn": _retinanet(101),
+    "retinanet_lite0_fpn": _lite(_TINY_RETINANET),
     "retinanet_tiny_fpn": _TINY_RETINANET,
 }
 

