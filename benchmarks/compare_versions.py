@@ -19,7 +19,9 @@ from pathlib import Path
 SAMPLE = 0.3  # seconds of calls per turn
 CASES = {
     "predict faster_rcnn_resnet50_fpn 480": "prediction",
+    "predict faster_rcnn_resnet50_fpn 480 bf16": "prediction",
     "predict faster_rcnn_tiny_fpn 320": "prediction",
+    "predict faster_rcnn_tiny_fpn 320 bf16": "prediction",
     "predict mask_rcnn_tiny_fpn 320": "prediction",
     "train faster_rcnn_tiny_fpn 192": "training_step",
     "train cascade_rcnn_tiny_fpn 192": "training_step",
@@ -97,8 +99,8 @@ def serve(tree: str, case: str) -> None:
     import twostage
 
     assert Path(twostage.__file__).is_relative_to(tree), f"{twostage.__file__} is not the version asked for"
-    _, model, size = case.split()
-    call = {"prediction": prediction, "training_step": training_step}[CASES[case]](model, int(size))
+    _, model, size, *precision = case.split()
+    call = {"prediction": prediction, "training_step": training_step}[CASES[case]](model, int(size), *precision)
     for _ in range(3):
         call()
     for line in sys.stdin:
@@ -113,7 +115,7 @@ def serve(tree: str, case: str) -> None:
         print((time.perf_counter() - begin) / calls, flush=True)
 
 
-def prediction(model: str, size: int) -> Callable[[], object]:
+def prediction(model: str, size: int, precision: str = "fp32") -> Callable[[], object]:
     """One prediction of an image of coloured squares, 3 by 4."""
     import numpy as np
     import torch
@@ -122,7 +124,7 @@ def prediction(model: str, size: int) -> Callable[[], object]:
 
     torch.manual_seed(0)
     classes = [str(k) for k in range(80 if "resnet50" in model else 5)]
-    detector = Detector.build(model, classes, device="cpu", size=size, max_size=2 * size)
+    detector = Detector.build(model, classes, device="cpu", precision=precision, size=size, max_size=2 * size)
     squares = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
     image = np.kron(squares, np.ones((size // 12, size // 12, 1), dtype=np.uint8))
     return lambda: detector.predict(image, conf=0.05)
