@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twostage.data.batch import canvas_shape
-from twostage.data.order import epoch_order, evaluation_plans, steps_per_epoch, training_plans
+from twostage.data.order import epoch_order, evaluation_plans, images_per_epoch, steps_per_epoch, training_plans
 from twostage.data.resize import Resize
 
 
@@ -25,6 +25,25 @@ def test_an_epoch_sees_every_image_and_fills_its_last_batch(count: int, batch: i
     if count >= batch:
         assert seen.max() <= 2
         assert seen.sum() - count < batch
+
+
+@given(st.lists(st.floats(1, 5), min_size=1, max_size=40), st.integers(1, 5), st.integers(0, 20))
+def test_images_come_as_often_as_asked_for_rounded_up_or_down(repeats: list[float], batch: int, epoch: int) -> None:
+    factors = np.array(repeats)
+    rows = epoch_order(sizes(len(factors)), batch=batch, seed=0, epoch=epoch, repeats=factors)
+    images = images_per_epoch(len(factors), factors)
+    assert rows.shape == (steps_per_epoch(images, batch), batch)
+    assert factors.sum() <= images <= factors.sum() + 1
+    seen = np.bincount(rows.ravel(), minlength=len(factors))
+    assert (seen >= 1).all()
+    if batch == 1:
+        assert (np.abs(seen - factors) < 2).all()
+
+
+def test_on_average_images_come_as_often_as_asked_for() -> None:
+    factors = np.array([1.0, 1.5, 2.25, 3.0])
+    rows = [epoch_order(sizes(4), batch=1, seed=0, epoch=epoch, repeats=factors) for epoch in range(600)]
+    np.testing.assert_allclose(np.bincount(np.concatenate(rows).ravel()) / 600, factors * 8 / 7.75, atol=0.08)
 
 
 def test_orders_differ_by_seed_and_epoch() -> None:

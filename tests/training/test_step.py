@@ -41,6 +41,7 @@ def test_time_budget_is_met_though_steps_change(
         recipe=replace(SCRATCH, warmup=50),
         progress=Progress(),
         dataset=open_dataset(scenes, split="train"),
+        repeats=None,
         device=torch.device("cpu"),
         stop=threading.Event(),
         processes=SINGLE_PROCESS,

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -70,18 +70,21 @@ def training_batches(
     proposals: PrecomputedProposals | None = None,
     masks: bool = False,
     stuff: Stuff | None = None,
+    repeats: Float64[np.ndarray, " m"] | None = None,
 ) -> Iterator[Loaded]:
     """Batches from step `start` on, without end; every `steps_per_epoch` of them contain every image.
 
     `batch` is the number of images of all `world` processes together; each gets its share. Crowds and difficult objects
     are left out of the targets, as in py-faster-rcnn. With `masks` the targets have masks, with `stuff` its maps.
+    `repeats` is how often each image comes in an epoch on average (`rare_classes.repeat_factors`).
     Raises UsageError if `batch` cannot be divided among the processes, DataError for an image that can no longer be
     read, a data set without images, or one without masks if `masks`.
     """
     if batch < 1 or batch % world:
         raise UsageError(f"batch is {batch}; it must be a positive multiple of the {world} processes.")
     _require_data(dataset, masks=masks)
-    plans = training_plans(dataset.sizes, batch=batch, seed=seed, start=start, rank=rank, world=world)
+    order = {"batch": batch, "seed": seed, "start": start, "rank": rank, "world": world}
+    plans = training_plans(dataset.sizes, **order, repeats=repeats)
     reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks, stuff)
     return _stream(reader, plans, _worker_limit(workers, dataset, resize, batch // world, masks=masks), pin)
 

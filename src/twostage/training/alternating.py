@@ -37,7 +37,7 @@ from twostage.training.folder import RunFolder, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.run import run
 from twostage.training.splits import NONE, Splits, open_splits
-from twostage.training.start import require_start
+from twostage.training.start import require_start, with_default_weights
 from twostage.weights.file import load_weights
 from twostage.weights.fit import Unfilled, load_all
 
@@ -96,6 +96,7 @@ def alternate(
         with processes.sync_errors():
             if options.resume is None:
                 _require_alternating(options)
+                options = with_default_weights(options, backbone)
                 require_start(options)
             else:
                 options = replace(resumed_options(options, options.resume), out=options.resume)

@@ -21,9 +21,9 @@ def freeze(model: Model, stages: int) -> None:
 
     Raises UsageError where the backbone has fewer.
     """
-    if stages > len(_stages(model)):
-        raise UsageError(f"freeze is {stages}; the number of stages of the backbone is {len(_stages(model))}.")
-    for stage in _stages(model)[:stages]:
+    if stages > len(backbone_stages(model)):
+        raise UsageError(f"freeze is {stages}; the number of stages of the backbone is {len(backbone_stages(model))}.")
+    for stage in backbone_stages(model)[:stages]:
         for module in stage:
             module.requires_grad_(False)
 
@@ -55,17 +55,17 @@ def set_trainable(model: Model, parts: Collection[str]) -> None:
 def whole_stages(model: Model, loaded: Collection[str]) -> int:
     """How many of the backbone's first stages consist of loaded tensors alone."""
     name_of = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    for count, stage in enumerate(_stages(model)):
+    for count, stage in enumerate(backbone_stages(model)):
         tensors = [t for module in stage for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
         if not all(name_of[id(tensor)] in loaded for tensor in tensors):
             return count
-    return len(_stages(model))
+    return len(backbone_stages(model))
 
 
 def train_mode(model: Model, parts: Collection[str], stages: int) -> None:
     """Training mode, except for the statistics of frozen stages and of parts that are not trained."""
     model.train()
-    frozen = [module for stage in _stages(model)[:stages] for module in stage]
+    frozen = [module for stage in backbone_stages(model)[:stages] for module in stage]
     trained = {*parts, "head"} if isinstance(model, OneStage) else set(parts)
     frozen += [
         module for name, module in model.named_children() if name in ("backbone", "rpn", "head") and name not in trained
@@ -88,7 +88,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=can_fuse(learning))
 
 
-def _stages(model: Model) -> list[list[nn.Module]]:
+def backbone_stages(model: Model) -> list[list[nn.Module]]:
     return cast(Backbone, model.backbone).get_stages()
 
 

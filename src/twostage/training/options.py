@@ -22,6 +22,7 @@ from twostage.options import option
 
 # Options of the validation alone, and their defaults.
 OF_VALIDATION: dict[str, Any] = {"eval_every": None, "patience": 0, "conf": None, "iou": None, "max_det": None}
+RANDOM = "none"  # as `weights`
 PARTS = ("backbone", "rpn", "head", "boxes")
 
 
@@ -35,11 +36,15 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     model: str = option("faster_rcnn_resnet50_fpn", "Name of the model in the zoo.", group="Model")
     weights: str | None = option(
         None,
-        "Initial weights, of a detector or a backbone: a file, or a name from `twostage weights list`.",
+        "Initial weights, of a detector or a backbone: a file, a name from `twostage weights list`, or none (default: "
+        "those that twostage[pretrained] installs for *_lite0_fpn; for other models none).",
         group="Model",
     )
     recipe: (
-        Literal["finetune", "finetune_dense", "paper", "paper_zf", "paper_fast", "paper_fast_zf", "scratch"] | None
+        Literal[
+            "finetune", "finetune_dense", "finetune_small", "paper", "paper_zf", "paper_fast", "paper_fast_zf", "scratch"
+        ]
+        | None
     ) = option(None, "Training recipe, where other options leave it open (default: the model's).", group="Model")
     scheme: Literal["joint", "alternating"] = option(
         "joint",
@@ -108,6 +113,14 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
         above=0,
     )
     crop: float | None = option(None, "Probability of a random crop around objects.", group="Images", low=0, high=1)
+    repeat_threshold: float | None = option(
+        None,
+        "Repeat-factor sampling: images of classes that are in a smaller share of the images than this come more often "
+        "(0: all once an epoch).",
+        group="Images",
+        low=0,
+        high=1,
+    )
 
     eval_every: int | None = option(None, "Epochs between two validations.", group="Validation", low=1)
     patience: int = option(

@@ -1,14 +1,15 @@
 """Training recipes: the hyperparameters of a run where its options leave them open.
 
 `finetune` is Detectron's, for pretrained backbones, `finetune_dense` RetinaNet's, `paper` and `paper_zf` are Faster
-R-CNN's, `paper_fast` and `paper_fast_zf` Fast R-CNN's; `scratch` is ours, for small nets from random weights.
+R-CNN's, `paper_fast` and `paper_fast_zf` Fast R-CNN's; `scratch` is ours, for small nets from random weights, and
+`finetune_small` for small pretrained ones.
 """
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from twostage.errors import UsageError
-from twostage.training.options import TrainOptions
+from twostage.training.options import RANDOM, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Recipe:
     colour: float
     scale: tuple[float, float]
     crop: float
+    repeat_threshold: float
     validations: int
     precision: Literal["fp32", "bf16", "fp16"]
 
@@ -62,6 +64,7 @@ FINETUNE = Recipe(
     colour=0.0,
     scale=(1.0, 1.0),
     crop=0.0,
+    repeat_threshold=0.001,  # of LVIS (Gupta et al. 2019)
     validations=12,
     precision="fp32",
 )
@@ -103,9 +106,12 @@ SCRATCH = replace(
     validations=6,
     precision="bf16",
 )
+# For small nets with ImageNet weights and few images: a random pyramid and head learn fast on features that stay.
+FINETUNE_SMALL = replace(SCRATCH, batch=4, lr=3e-3, base_batch_size=4, freeze=4)
 RECIPES = {
     "finetune": FINETUNE,
     "finetune_dense": FINETUNE_DENSE,
+    "finetune_small": FINETUNE_SMALL,
     "paper": PAPER,
     "paper_zf": PAPER_ZF,
     "paper_fast": PAPER_FAST,
@@ -119,6 +125,8 @@ def recipe_name(options: TrainOptions) -> str:
     model = options.model
     if options.recipe is not None:
         return options.recipe
+    if "_lite" in model:
+        return "scratch" if options.weights == RANDOM else "finetune_small"
     if "_tiny" in model:
         return "scratch"
     if model.endswith(("_vgg16", "_zf")):

@@ -13,13 +13,16 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import nn
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded, PrecomputedProposals, training_batches
 from twostage.data.proposals import read_proposals, require_distinct_splits
+from twostage.data.rare_classes import repeat_factors
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
 from twostage.device import choose_device, reproducible
@@ -40,7 +43,8 @@ from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, recipe_name, resolve
 from twostage.training.splits import Splits, open_splits, require_masks, with_classes
-from twostage.training.start import require_start, starting_model
+from twostage.training.starting_table import starting_table
+from twostage.training.start import require_start, starting_model, with_default_weights
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
 from twostage.training.validate import Validation, validate
@@ -73,6 +77,7 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
         bf16 = processes.on_main(lambda: choose_precision(choose_device(options.device), "auto") == "bf16")
         with processes.sync_errors():
             if options.resume is None:
+                options = with_default_weights(options, backbone)
                 require_start(options)
             else:
                 options = resumed_options(options, options.resume)
@@ -183,6 +188,8 @@ def _session(
     )
     freeze(model, recipe.freeze)
     set_trainable(model, options.learn)
+    if loaded:
+        log.info("%s\n%s", options.weights, starting_table(model, loaded))
     if options.proposals is not None and isinstance(model, OneStage):
         raise UsageError(f"proposals: {options.model} has one stage, which takes none: leave them out")
     if options.proposals is not None and model.rpn is not None and "rpn" not in options.learn:
@@ -202,6 +209,7 @@ def _session(
         recipe=recipe,
         progress=Progress(images=len(train)),
         dataset=train,
+        repeats=_repeats(train, recipe.repeat_threshold),
         device=device,
         stop=threading.Event(),
         processes=processes,
@@ -238,7 +246,18 @@ def _batches(session: Session, workers: int, given: Given, stuff: Stuff | None) 
         proposals=given[0],
         masks=session.learns_masks,
         stuff=stuff,
+        repeats=session.repeats,
     )
+
+
+def _repeats(train: Dataset, threshold: float) -> Float64[np.ndarray, " m"] | None:
+    """How often each image comes in an epoch; None where that is once, without rare classes."""
+    factors = repeat_factors(train, threshold)
+    often = factors > 1
+    if not often.any():
+        return None
+    log.info("Rare classes: %d of %d images come up to %.1f times an epoch.", often.sum(), len(train), factors.max())
+    return factors
 
 
 def _learn(run: Run) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from twostage.data.stuff import Stuff
 from twostage.device import choose_device
-from twostage.errors import DataError, UsageError
+from twostage.errors import DataError, MissingError, UsageError
+from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
 from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import leaves
 from twostage.models.config import DetectorConfig, StagewiseConfig, TwoStageConfig
@@ -20,15 +21,15 @@ from twostage.models.configure import configure
 from twostage.models.stagewise import NOT_TRAINED
 from twostage.models.zoo import named
 from twostage.training.folder import RunFolder
-from twostage.training.options import TrainOptions
+from twostage.training.options import RANDOM, TrainOptions
 from twostage.training.recipe import recipe_name
+from twostage.weights.classes import with_class_rows
 from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
 from twostage.weights.fit import as_backbone, load_fitting
 from twostage.weights.named import find_weights
 
 log = logging.getLogger("twostage.training")
 
-_OF_CLASSES = re.compile(r"(head\.(.*\.)?(classes|deltas))\.")  # in whatever kind of head
 _NORM = {"norm", "backbone.norm.kind", "backbone_norm_kind"}  # the names of a backbone's kind of normalisation
 
 
@@ -37,6 +38,27 @@ class Start(NamedTuple):
 
     model: Model
     loaded: frozenset[str]
+
+
+def with_default_weights(options: TrainOptions, backbone: nn.Module | None = None) -> TrainOptions:
+    """The options with ImageNet weights where none are given and a Python package has those of the model's backbone.
+
+    Raises MissingError where it is not installed.
+    """
+    if options.weights is not None or backbone is not None:
+        return options
+    network = named(options.model).backbone
+    if not isinstance(network, EfficientNetLiteConfig):
+        return options
+    name = f"efficientnet_lite{network.variant}-imagenet"
+    try:
+        find_weights(name)
+    except MissingError as error:
+        raise MissingError(
+            f"{error} Or begin from random weights: --weights {RANDOM}, or --model {_from_scratch(options.model)}, "
+            "which is made for that."
+        ) from None
+    return replace(options, weights=name)
 
 
 def require_start(options: TrainOptions) -> None:
@@ -49,8 +71,8 @@ def require_start(options: TrainOptions) -> None:
     if isinstance(configure(named(options.model), options.given_fields), StagewiseConfig):
         raise UsageError(f"model is {options.model}. {NOT_TRAINED}")
     choose_device(options.device)
-    if options.weights is not None:
-        find_weights(options.weights, offline=options.offline)
+    if (given := _given_weights(options)) is not None:
+        find_weights(given, offline=options.offline)
 
 
 def starting_model(
@@ -75,8 +97,8 @@ def starting_model(
                 "Restore the data, or begin a new run with --weights."
             )
         return Start(build(card.config, len(names), backbone), frozenset())
-    if options.weights is not None:
-        path = find_weights(options.weights, offline=options.offline)
+    if (weights := _given_weights(options)) is not None:
+        path = find_weights(weights, offline=options.offline)
         return _from_weights(path, options.model, names, given, stuff, backbone)
     config = _with_stuff(configure(with_backbone(named(options.model), backbone), given), stuff)
     if recipe_name(options) != "scratch" and backbone is None:
@@ -92,6 +114,16 @@ def starting_model(
         log.info("GroupNorm replaces frozen statistics; --set model.norm=batch for another.")
         config = configure(config, {"norm": "group"})
     return Start(build(config, len(names), backbone), frozenset())
+
+
+def _given_weights(options: TrainOptions) -> str | None:
+    """The weights to load, if any."""
+    return None if options.weights == RANDOM else options.weights
+
+
+def _from_scratch(model: str) -> str:
+    """The model of the same family with the tiny network."""
+    return re.sub(r"_lite\d", "_tiny", model)
 
 
 def _with_stuff(config: DetectorConfig, stuff: Callable[[], Stuff | None]) -> DetectorConfig:
@@ -112,7 +144,7 @@ def _from_weights(
     stuff: Callable[[], Stuff | None],
     backbone: nn.Module | None,
 ) -> Start:
-    """Load the tensors that fit, and log the others; a detector of other classes keeps all but its last layers."""
+    """Load the tensors that fit; a detector of other classes keeps the rows of those in common."""
     metadata, state = load_tensors(path)
     card = read_card(path, metadata[KEY]) if KEY in metadata else None
     if card is not None and card.model != name:
@@ -122,16 +154,13 @@ def _from_weights(
     config = card.config if card is not None and card.model == name else named(name)
     config = configure(with_backbone(config, backbone), given)
     model = build(_with_data_classes(config, given, stuff), len(names), backbone)
-    state = as_backbone(model, state) if card is None else _of_same_classes(state, card, names, path)
-    loaded, fresh = load_fitting(model, state)
+    state = as_backbone(model, state) if card is None else _of_classes(model, state, card, names, path)
+    loaded, _ = load_fitting(model, state)
     if not loaded:
         made_for = "the model it was made for" if card is None else card.model
         raise DataError(
             f"{path}: none of its {len(state)} tensors fits {name}. Choose {made_for} by --model, or other weights."
         )
-    log.info("%s: %d tensors loaded", path, len(loaded))
-    if fresh:
-        log.info("Re-initialised: %s", ", ".join(_grouped(fresh)))
     return Start(model, frozenset(loaded))
 
 
@@ -146,16 +175,22 @@ def _with_data_classes(
     return _with_stuff(replace(config, semantic=replace(config.semantic, classes="data")), stuff)
 
 
-def _of_same_classes(state: dict[str, Tensor], card: Card, names: tuple[str, ...], path: Path) -> dict[str, Tensor]:
+def _of_classes(
+    model: Model, state: dict[str, Tensor], card: Card, names: tuple[str, ...], path: Path
+) -> dict[str, Tensor]:
+    """The state dict with the rows of the data set's classes, where those of the file are others."""
     if card.names == names:
         return state
-    log.warning(
-        "%s has the classes %s, the data set %s: the layers of class scores and boxes are re-initialised.",
-        *(path, ", ".join(card.names), ", ".join(names)),
+    kept, fresh, left = (
+        ", ".join(some) or "none"
+        for some in (
+            [name for name in names if name in card.names],
+            [name for name in names if name not in card.names],
+            [name for name in card.names if name not in names],
+        )
     )
-    return {name: t for name, t in state.items() if not _OF_CLASSES.match(name)}
-
-
-def _grouped(names: list[str]) -> list[str]:
-    """`head.classes` for its weight and its bias."""
-    return list(dict.fromkeys(name.rsplit(".", 1)[0] for name in names))
+    log.warning(
+        "%s has other classes than the data set. Kept by their names: %s; re-initialised: %s; left out: %s.",
+        *(path, kept, fresh, left),
+    )
+    return with_class_rows(model, state, card.names, names)

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
-from twostage.data.order import steps_per_epoch
+from twostage.data.order import images_per_epoch, steps_per_epoch
 from twostage.data.randomness import mix
 from twostage.device import arithmetic
 from twostage.distributed import Processes
@@ -43,7 +45,8 @@ SAVE_EVERY = 600  # seconds, in epochs that last longer
 class Session:
     """Everything that a step reads and changes.
 
-    `ddp_model` is the model, or DistributedDataParallel around it; `dataset` is the split that is learned.
+    `ddp_model` is the model, or DistributedDataParallel around it; `dataset` is the split that is learned,
+    and `repeats` how often its images come in an epoch, where that is not once.
     """
 
     options: TrainOptions
@@ -55,6 +58,7 @@ class Session:
     recipe: Recipe
     progress: Progress
     dataset: Dataset
+    repeats: Float64[np.ndarray, " m"] | None
     device: torch.device
     stop: threading.Event
     processes: Processes
@@ -72,7 +76,8 @@ class Session:
     @property
     def updates(self) -> Fraction:
         """Optimizer steps per epoch; a fraction where accumulated batches reach into the next epoch."""
-        return Fraction(steps_per_epoch(len(self.dataset), self.recipe.batch), self.options.accumulate)
+        images = images_per_epoch(len(self.dataset), self.repeats)
+        return Fraction(steps_per_epoch(images, self.recipe.batch), self.options.accumulate)
 
 
 def train_until(session: Session, batches: Iterator[Loaded], step: int, after_step: Callable[[Progress], None]) -> None:

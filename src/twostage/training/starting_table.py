@@ -1,0 +1,69 @@
+"""What a run begins with, part by part: how many tensors were loaded, what is trained, which layers
+are re-initialised."""
+
+from collections.abc import Collection
+from itertools import groupby
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from twostage.models.build import Model
+from twostage.training.optimiser import backbone_stages
+
+_NAMED = 3  # layers of a part that are named
+
+class _Part(NamedTuple):
+    """A stage of the backbone, by its number from 1, or another part, by its name; its tensors by name."""
+
+    stage: int
+    name: str
+    tensors: dict[str, Tensor]
+
+    def cells(self, loaded: Collection[str]) -> tuple[str, str, str]:
+        """How many tensors were loaded, whether they are trained, and which layers are re-initialised."""
+        fresh = [name for name in self.tensors if name not in loaded]
+        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in fresh))
+        named = ", ".join(layers[:_NAMED]) + (f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else "")
+        trained = {t.requires_grad for t in self.tensors.values() if isinstance(t, nn.Parameter)}
+        word = "yes" if trained == {True} else "partly" if True in trained else "frozen"
+        whole = len(fresh) == len(self.tensors)
+        return f"{len(self.tensors) - len(fresh)} of {len(self.tensors)}", word, "all" if whole else named or "none"
+
+
+def starting_table(model: Model, loaded: Collection[str]) -> str:
+    """One line per part; neighbouring stages of the backbone that are alike share one.
+
+    `loaded` are the names of the tensors that came from a file. A layer of which some rows were kept counts as loaded.
+    """
+    lines = [("part", "loaded", "trained", "re-initialised")]
+    for _, group in groupby(_parts(model), key=lambda part: (part.stage > 0, part.cells(loaded)[1])):
+        alike = list(group)
+        if alike[0].stage:
+            first, last = alike[0].stage, alike[-1].stage
+            whole = _Part(first, "", {name: t for part in alike for name, t in part.tensors.items()})
+            name = f"backbone, stage {first}" if first == last else f"backbone, stages {first} to {last}"
+            lines.append((name, *whole.cells(loaded)))
+        else:
+            lines += [(part.name, *part.cells(loaded)) for part in alike]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _parts(model: Model) -> list[_Part]:
+    stage_of = {
+        id(tensor): number
+        for number, stage in enumerate(backbone_stages(model), 1)
+        for module in stage
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    parts: dict[tuple[int, str], _Part] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not tensor.is_floating_point():
+            continue  # a counter of batches, which nothing reads
+        stage = stage_of.get(id(tensor), 0)
+        owner = name.partition(".")[0]
+        key = stage, "" if stage else "pyramid" if owner == "backbone" else owner
+        parts.setdefault(key, _Part(*key, {})).tensors[name] = tensor
+    return list(parts.values())

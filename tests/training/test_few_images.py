@@ -1,0 +1,58 @@
+"""Training from the ImageNet weights that a Python package brings, on real cells."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from twostage.errors import MissingError
+from twostage.training import train
+from twostage.training.options import TrainOptions
+from twostage.weights import named
+from twostage.weights.file import load_tensors
+from twostage.weights.named import find_weights
+from twostage.weights.published import PRETRAINED
+
+@pytest.fixture
+def options(real_data: Path, tmp_path: Path) -> TrainOptions:
+    """Three steps on blood-cells."""
+    return TrainOptions(
+        real_data / "blood-cells",
+        model="faster_rcnn_lite0_fpn",
+        val_split="none",
+        size=64,
+        epochs=1,
+        batch=100,
+        lr=1e-4,
+        workers=0,
+        quiet=True,
+        out=tmp_path / "run",
+    )
+
+def test_a_run_begins_from_the_weights_of_the_package(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path / "home"))
+    with caplog.at_level(logging.INFO, "twostage"):
+        result = train(options)
+    assert yaml.safe_load((options.out / "config.yaml").read_text())["weights"] == PRETRAINED
+    _, published = load_tensors(find_weights(PRETRAINED))
+    _, learned = load_tensors(Path(result["weights"]))
+    assert (learned["backbone.body.stem.0.weight"] == published["stem.0.weight"]).all()
+    assert "backbone, stages 1 to 4  240 of 240  frozen   none" in caplog.text
+
+def test_random_weights_on_request(options: TrainOptions) -> None:
+    train(replace(options, weights="none"))
+    assert yaml.safe_load((options.out / "config.yaml").read_text())["freeze"] == 0
+
+def test_the_package_that_is_missing_is_named_with_both_ways_on(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path))
+    monkeypatch.setattr(named, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match=r"twostage\[pretrained\].*--weights none.*faster_rcnn_tiny_fpn") as caught:
+        train(options)
+    assert caught.value.exit_code == 4
+    assert not options.out.exists()
