@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SAMPLE = 0.3  # seconds of calls per turn
+SETTLE = 0.6  # seconds of calls before: in the other's turn a process has a busy neighbour, to which ours adapts
 CASES = {
     "predict faster_rcnn_resnet50_fpn 480": "prediction",
     "predict faster_rcnn_resnet50_fpn 480 bf16": "prediction",
@@ -108,11 +109,17 @@ def serve(tree: str, case: str) -> None:
             status = Path("/proc/self/status").read_text(encoding="utf-8")
             print(int(status.split("VmHWM:")[1].split()[0]) / 1024, flush=True)
             continue
-        begin, calls = time.perf_counter(), 0
-        while time.perf_counter() - begin < SAMPLE:
-            call()
-            calls += 1
-        print((time.perf_counter() - begin) / calls, flush=True)
+        _for(SETTLE, call)
+        print(_for(SAMPLE, call), flush=True)
+
+
+def _for(seconds: float, call: Callable[[], object]) -> float:
+    """The mean seconds of calls, so many seconds long."""
+    begin, calls = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        call()
+        calls += 1
+    return (time.perf_counter() - begin) / calls
 
 
 def prediction(model: str, size: int, precision: str = "fp32") -> Callable[[], object]:

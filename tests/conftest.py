@@ -17,6 +17,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 pytest_plugins = ["loopback"]
 
@@ -83,3 +85,22 @@ def real_data() -> Path:
 def oracles() -> Path:
     """Folder of results and the numbers other tools gave for them."""
     return _folder("oracles")
+
+
+@pytest.fixture
+def timm_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Random weights of a whole network of timm, as another program left them in the hub's cache."""
+    import huggingface_hub
+    import timm
+
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    network = timm.create_model("test_convnext")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    repository = tmp_path / "hub" / "models--timm--test_convnext.r160_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    save_file(network.state_dict(), repository / "snapshots" / "abc" / "model.safetensors")
+    return network.state_dict()

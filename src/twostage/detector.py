@@ -163,18 +163,19 @@ class Detector:
         model: str,
         names: Sequence[str],
         *,
-        backbone: nn.Module | None = None,
+        backbone: nn.Module | str | None = None,
         device: str = "auto",
         precision: str = "fp32",
         choose_forms: bool = True,
         **fields: Any,
     ) -> "Detector":
-        """A model of the zoo with random weights; `backbone` takes the place of the model's own (`models.build`).
+        """A model of the zoo with random weights. `backbone` takes the place of the model's own: a module
+        (`models.build`), or a network of timm, "timm:NAME".
 
         Raises UsageError for an unknown model or field.
         """
         config = configure(with_backbone(named(model), backbone), fields)
-        built = build(config, len(_checked(names)), backbone)
+        built = build(config, len(_checked(names)), None if isinstance(backbone, str) else backbone)
         return cls(built, model, names, device=device, precision=precision, choose_forms=choose_forms)
 
     @classmethod

@@ -15,6 +15,7 @@ from twostage.weights.file import load_tensors
 from twostage.weights.named import find_weights
 from twostage.weights.published import PRETRAINED
 
+
 @pytest.fixture
 def options(real_data: Path, tmp_path: Path) -> TrainOptions:
     """Three steps on blood-cells."""
@@ -31,6 +32,7 @@ def options(real_data: Path, tmp_path: Path) -> TrainOptions:
         out=tmp_path / "run",
     )
 
+
 def test_a_run_begins_from_the_weights_of_the_package(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -43,9 +45,11 @@ def test_a_run_begins_from_the_weights_of_the_package(
     assert (learned["backbone.body.stem.0.weight"] == published["stem.0.weight"]).all()
     assert "backbone, stages 1 to 4  240 of 240  frozen   none" in caplog.text
 
+
 def test_random_weights_on_request(options: TrainOptions) -> None:
     train(replace(options, weights="none"))
     assert yaml.safe_load((options.out / "config.yaml").read_text())["freeze"] == 0
+
 
 def test_the_package_that_is_missing_is_named_with_both_ways_on(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from twostage.data.augment import Augment, Sample
 from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_stuff, stack_targets
+from twostage.data.copy_paste import paste
 from twostage.data.coverage import SIDE, coverage
 from twostage.data.dataset import Dataset
 from twostage.data.order import Plan, evaluation_plans, training_plans
@@ -71,21 +72,23 @@ def training_batches(
     masks: bool = False,
     stuff: Stuff | None = None,
     repeats: Float64[np.ndarray, " m"] | None = None,
+    copy_paste: float = 0.0,
 ) -> Iterator[Loaded]:
     """Batches from step `start` on, without end; every `steps_per_epoch` of them contain every image.
 
     `batch` is the number of images of all `world` processes together; each gets its share. Crowds and difficult objects
     are left out of the targets, as in py-faster-rcnn. With `masks` the targets have masks, with `stuff` its maps.
-    `repeats` is how often each image comes in an epoch on average (`rare_classes.repeat_factors`).
+    `repeats` is how often each image comes in an epoch on average (`rare_classes.repeat_factors`), `copy_paste` the
+    chance that objects of another image are pasted into one, by their masks.
     Raises UsageError if `batch` cannot be divided among the processes, DataError for an image that can no longer be
     read, a data set without images, or one without masks if `masks`.
     """
     if batch < 1 or batch % world:
         raise UsageError(f"batch is {batch}; it must be a positive multiple of the {world} processes.")
-    _require_data(dataset, masks=masks)
+    _require_data(dataset, masks=masks or copy_paste > 0)
     order = {"batch": batch, "seed": seed, "start": start, "rank": rank, "world": world}
     plans = training_plans(dataset.sizes, **order, repeats=repeats)
-    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks, stuff)
+    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks, stuff, copy_paste)
     return _stream(reader, plans, _worker_limit(workers, dataset, resize, batch // world, masks=masks), pin)
 
 
@@ -126,6 +129,7 @@ class Reader:
     proposals: PrecomputedProposals | None = None
     masks: bool = False
     stuff: Stuff | None = None
+    copy_paste: float = 0.0
 
     def __getitem__(self, plan: Plan) -> Loaded | DataError:
         """The batch, or the error why it cannot be made: an exception raised in a worker would lose its type."""
@@ -147,7 +151,15 @@ class Reader:
 
     def sample(self, index: int, epoch: int) -> Sample:
         """One image as the network gets it, float32 from 0 to 1, with its objects on its pixels."""
-        sample = read_sample(self.dataset, index, masks=self.masks)
+        rng = generator(self.seed, epoch, index)
+        sample = self._augmented(index, rng)
+        if self.copy_paste and rng.random() < self.copy_paste:
+            sample = paste(sample, self._augmented(int(rng.integers(len(self.dataset))), rng), rng)
+        return sample if self.masks else sample._replace(masks=None)
+
+    def _augmented(self, index: int, rng: np.random.Generator) -> Sample:
+        """An image read, augmented and resized."""
+        sample = read_sample(self.dataset, index, masks=self.masks or self.copy_paste > 0)
         if self.stuff is not None:
             sample = sample._replace(stuff=torch.from_numpy(self.stuff.read(index, *_shape(sample.image))))
         if self.proposals is not None:
@@ -156,7 +168,6 @@ class Reader:
         if self.augment is None:
             image = self.resize(sample.image)
         else:
-            rng = generator(self.seed, epoch, index)
             sample = self.augment.geometry(sample, rng)
             image = self.augment.recolour(self.resize(sample.image), rng)
         old, new = _shape(sample.image), _shape(image)

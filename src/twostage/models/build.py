@@ -16,6 +16,7 @@ from twostage.models.backbones.fpn import FPN, FPNConfig, PyramidConfig, extra_l
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.provided import ProvidedBackbone
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
+from twostage.models.configure import with_timm
 from twostage.models.heads.bodies import Res5Config
 from twostage.models.heads.box import Head
 from twostage.models.heads.cascade import Cascade, stage_configs
@@ -81,8 +82,10 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
     return TwoStage(config, num_classes, backbone=net, rpn=rpn, head=head)
 
 
-def with_backbone(config: C, backbone: nn.Module | None) -> C:
-    """The configuration with what is saved of a user's module in the place of its backbone; without one as it is."""
+def with_backbone(config: C, backbone: nn.Module | str | None) -> C:
+    """The configuration with what is saved of a user's module as its backbone, or `timm:NAME`; without one as it is."""
+    if isinstance(backbone, str):
+        return with_timm(config, backbone)
     return config if backbone is None else replace(config, backbone=ProvidedBackbone(backbone).config)
 
 

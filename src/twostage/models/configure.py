@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from twostage.errors import UsageError, nearest
 from twostage.kinds import coerce, describe, matches
+from twostage.models.backbones.timm import PREFIX, TimmConfig, pretrained_cfg
 from twostage.models.backbones.tiny import TinyConfig
 from twostage.models.component import Leaf, leaves, with_value
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
@@ -48,6 +49,22 @@ def configure(config: C, values: Mapping[str, Any]) -> C:
         longest = round(after.size * before.max_size / before.size)
         config = with_value(config, "image.max_size", max(1, longest))
     return config
+
+
+def with_timm(config: C, given: str) -> C:
+    """The configuration around the network `timm:NAME`, with images normalised as its weights want them.
+
+    Raises MissingError without timm, UsageError for another prefix and for a name that timm does not have.
+    """
+    name = given.removeprefix(PREFIX)
+    if name == given:
+        raise UsageError(f"backbone is {given!r}: give {PREFIX}NAME, a network of timm, such as {PREFIX}resnet18.")
+    published = pretrained_cfg(name)
+    red, green, blue = map(float, published.mean)
+    image = replace(config.image, mean=(red, green, blue))
+    red, green, blue = map(float, published.std)
+    image = replace(image, std=(red, green, blue))
+    return replace(config, image=image, backbone=TimmConfig(name))  # type: ignore[arg-type]
 
 
 def names_of(config: DetectorConfig) -> set[str]:

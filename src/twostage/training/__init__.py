@@ -17,14 +17,15 @@ def train(
     data: "TrainOptions | Dataset | str | Path | None" = None,
     *,
     val: "Dataset | None" = None,
-    backbone: "nn.Module | None" = None,
+    backbone: "nn.Module | str | None" = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train a detector and write a run folder.
 
     `data` is the path of a data set, an open `Dataset` or one made in memory (then `val` is the data set to validate
     on, or None), or the `TrainOptions` of the run; `options` are its fields: `train("my-data", epochs=12)`.
-    `backbone` takes the place of the model's own (`models.build`).
+    With `folds`, or without a validation split and few images, it is cross-validated and then trained on all images.
+    `backbone` takes the place of the model's own: a module (`models.build`), or a network of timm, "timm:NAME".
 
     Returns {"out", "weights", "epochs", "steps", "seconds", "metrics"}: the run folder, its best weights, what was
     done, and COCO's and VOC's metrics of the best weights on the validation split. Raises UsageError, DataError or
@@ -35,6 +36,7 @@ def train(
     from twostage.data.dataset import Dataset
     from twostage.ops.cpu.memory import release_freed_memory
     from twostage.training.alternating import alternate
+    from twostage.training.cross_validation import cross_validate, needs_cross_validation
     from twostage.training.folder import read_options
     from twostage.training.run import run
     from twostage.training.splits import NONE, given_splits
@@ -46,6 +48,8 @@ def train(
                 f"train has no option {name!r}. {nearest(name, known)} Values of the model go into model_fields: "
                 'model_fields={"rpn_nms": 0.6}.'
             )
+    if isinstance(backbone, str):
+        options["backbone"], backbone = backbone, None
     splits = None
     if isinstance(data, Dataset):
         if not isinstance(val, Dataset | None):
@@ -71,9 +75,14 @@ def train(
         raise UsageError(
             f"data is {type(data).__name__}: give a path or a Dataset. Dataset.from_samples makes one of samples."
         )
-    scheme = run_options.scheme if run_options.resume is None else read_options(run_options.resume).scheme
+    recorded = run_options if run_options.resume is None else read_options(run_options.resume)
+    several = run_options.resume is None and needs_cross_validation(run_options, splits)
     try:
-        learn = alternate if scheme == "alternating" else run
+        learn = run
+        if recorded.scheme == "alternating":
+            learn = alternate
+        elif several or recorded.folds is not None:
+            learn = cross_validate
         return learn(run_options, splits=splits, backbone=backbone)
     finally:
         release_freed_memory()

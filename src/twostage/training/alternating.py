@@ -25,7 +25,6 @@ from twostage.data.proposals import merge_proposals, write_proposals
 from twostage.data.workers import default_workers
 from twostage.distributed import Processes, process_group
 from twostage.errors import UsageError
-from twostage.folders import claimed
 from twostage.inference.dataset import propose_split
 from twostage.inference.prepare import prepare
 from twostage.models.build import build
@@ -33,7 +32,7 @@ from twostage.models.config import TwoStageConfig
 from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.progress import images_bar
-from twostage.training.folder import RunFolder, resumed_options
+from twostage.training.folder import RunFolder, claimed_root, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.run import run
 from twostage.training.splits import NONE, Splits, open_splits
@@ -100,7 +99,7 @@ def alternate(
                 require_start(options)
             else:
                 options = replace(resumed_options(options, options.resume), out=options.resume)
-        root = processes.on_main(lambda: _claimed_root(options, held))
+        root = processes.on_main(lambda: claimed_root(options, held))
         return _all_steps(Training(replace(options, resume=None), root, processes, splits, backbone))
 
 
@@ -134,15 +133,6 @@ def _require_alternating(options: TrainOptions) -> None:
         raise UsageError(
             f"scheme is alternating, by turns network and head: {options.model} lacks one, choose a faster_rcnn_*"
         )
-
-
-def _claimed_root(options: TrainOptions, held: ExitStack) -> Path:
-    """The folder of all steps, locked by this process, with the options of the whole training."""
-    folder = RunFolder.create(options) if options.resume is None else RunFolder(options.resume)
-    held.enter_context(claimed(folder.state.parent))
-    if options.resume is None:
-        folder.begin(options)
-    return folder.path
 
 
 def _train(step: Step, training: Training) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from twostage.data.loader import Loaded
 from twostage.environment import environment
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
-from twostage.folders import new_folder, next_folder
+from twostage.folders import claimed, new_folder, next_folder
+from twostage.models.backbones.timm import TimmConfig, licence_of
 from twostage.run_config import CONFIG, read_config, resumed, to_yaml
 from twostage.training.images import save_predictions, save_training_batch
 from twostage.training.options import TrainOptions
@@ -131,7 +133,19 @@ class RunFolder:
     def _save_weights(self, path: Path, session: Session, metrics: dict[str, float]) -> None:
         kept = session.evaluated
         card = Card(session.options.model, session.dataset.names, kept.config, metrics)
+        if isinstance(kept.config.backbone, TimmConfig):
+            licence = licence_of(kept.config.backbone.name)
+            card = replace(card, licence=f"{card.licence}, and {licence} of timm's {kept.config.backbone.name}")
         save_weights(path, kept.state_dict(), card)
+
+
+def claimed_root(options: TrainOptions, held: ExitStack) -> Path:
+    """The folder of a training of several runs, locked by this process, with the options of all."""
+    folder = RunFolder.create(options) if options.resume is None else RunFolder(options.resume)
+    held.enter_context(claimed(folder.state.parent))
+    if options.resume is None:
+        folder.begin(options)
+    return folder.path
 
 
 def read_options(folder: Path) -> TrainOptions:

@@ -40,9 +40,22 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
         "those that twostage[pretrained] installs for *_lite0_fpn; for other models none).",
         group="Model",
     )
+    backbone: str | None = option(
+        None,
+        "A network of timm in the place of the model's own, timm:NAME; with its ImageNet weights unless --weights says "
+        "otherwise.",
+        group="Model",
+    )
     recipe: (
         Literal[
-            "finetune", "finetune_dense", "finetune_small", "paper", "paper_zf", "paper_fast", "paper_fast_zf", "scratch"
+            "finetune",
+            "finetune_dense",
+            "finetune_small",
+            "paper",
+            "paper_zf",
+            "paper_fast",
+            "paper_fast_zf",
+            "scratch",
         ]
         | None
     ) = option(None, "Training recipe, where other options leave it open (default: the model's).", group="Model")
@@ -113,6 +126,13 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
         above=0,
     )
     crop: float | None = option(None, "Probability of a random crop around objects.", group="Images", low=0, high=1)
+    copy_paste: float | None = option(
+        None,
+        "Probability that half of the objects of another image are pasted into an image, by their masks.",
+        group="Images",
+        low=0,
+        high=1,
+    )
     repeat_threshold: float | None = option(
         None,
         "Repeat-factor sampling: images of classes that are in a smaller share of the images than this come more often "
@@ -125,6 +145,13 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     eval_every: int | None = option(None, "Epochs between two validations.", group="Validation", low=1)
     patience: int = option(
         0, "Validations without a better AP before training stops (0: never).", group="Validation", low=0
+    )
+    folds: int | None = option(
+        None,
+        "Cross-validation: so many runs on all images but a part, scored on it, then one on all (default: 3 where the "
+        "data have no split to validate on and at most 200 images, else none).",
+        group="Validation",
+        low=2,
     )
 
     precision: Precision | None = option(
@@ -151,7 +178,16 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
             raise UsageError("learn: name rpn, head or boxes; there is no loss without one of them")
         if self.proposals is not None and not {"head", "boxes"} & set(self.learn):
             raise UsageError("proposals: only the head reads them, and it is not trained; add head to --learn")
-        if self.val_split == "none":
+        if self.folds is not None:
+            if self.scheme == "alternating":
+                raise UsageError("folds are for joint training: leave out --folds or --scheme alternating")
+            if self.patience:
+                raise UsageError("patience would end each fold at another point: leave it out with --folds")
+            if self.proposals is not None:
+                raise UsageError("proposals are of whole splits: leave them out with --folds")
+            if self.val_split not in (None, "none"):
+                raise UsageError(f"folds and val_split {self.val_split!r} are both given: choose one to validate on")
+        if self.val_split == "none" and self.folds is None:
             for name in OF_VALIDATION:
                 if getattr(self, name) != OF_VALIDATION[name]:
                     raise UsageError(f"{name} is {getattr(self, name)}, and without validation it has no effect")

@@ -39,6 +39,7 @@ class Recipe:
     colour: float
     scale: tuple[float, float]
     crop: float
+    copy_paste: float
     repeat_threshold: float
     validations: int
     precision: Literal["fp32", "bf16", "fp16"]
@@ -64,6 +65,7 @@ FINETUNE = Recipe(
     colour=0.0,
     scale=(1.0, 1.0),
     crop=0.0,
+    copy_paste=0.0,
     repeat_threshold=0.001,  # of LVIS (Gupta et al. 2019)
     validations=12,
     precision="fp32",
@@ -125,7 +127,7 @@ def recipe_name(options: TrainOptions) -> str:
     model = options.model
     if options.recipe is not None:
         return options.recipe
-    if "_lite" in model:
+    if "_lite" in model or ("_tiny" in model and options.backbone is not None):
         return "scratch" if options.weights == RANDOM else "finetune_small"
     if "_tiny" in model:
         return "scratch"

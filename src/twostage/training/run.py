@@ -30,9 +30,11 @@ from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, UsageError
 from twostage.folders import claimed
 from twostage.inference.precision import choose_precision
+from twostage.models.build import Model
 from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.one_stage import OneStage
 from twostage.models.proposals.provided import of_split
+from twostage.models.two_stage import TwoStage
 from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.progress import images_bar
 from twostage.training.batch_size import fitted
@@ -41,10 +43,10 @@ from twostage.training.folder import RunFolder, require_same_images, resumed_opt
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
-from twostage.training.recipe import RECIPES, recipe_name, resolve
+from twostage.training.recipe import RECIPES, Recipe, recipe_name, resolve
 from twostage.training.splits import Splits, open_splits, require_masks, with_classes
-from twostage.training.starting_table import starting_table
 from twostage.training.start import require_start, starting_model, with_default_weights
+from twostage.training.starting_table import starting_table
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
 from twostage.training.validate import Validation, validate
@@ -190,6 +192,7 @@ def _session(
     set_trainable(model, options.learn)
     if loaded:
         log.info("%s\n%s", options.weights, starting_table(model, loaded))
+    _require_pasting(options, recipe, model, train)
     if options.proposals is not None and isinstance(model, OneStage):
         raise UsageError(f"proposals: {options.model} has one stage, which takes none: leave them out")
     if options.proposals is not None and model.rpn is not None and "rpn" not in options.learn:
@@ -247,7 +250,21 @@ def _batches(session: Session, workers: int, given: Given, stuff: Stuff | None) 
         masks=session.learns_masks,
         stuff=stuff,
         repeats=session.repeats,
+        copy_paste=recipe.copy_paste,
     )
+
+
+def _require_pasting(options: TrainOptions, recipe: Recipe, model: Model, train: Dataset) -> None:
+    """Raises UsageError where objects are to be pasted and cannot be."""
+    if not recipe.copy_paste:
+        return
+    semantic = model.config.semantic if isinstance(model.config, TwoStageConfig) else None
+    if options.proposals is not None or (isinstance(model, TwoStage) and model.rpn is None):
+        raise UsageError("copy_paste: proposals computed before do not have the pasted objects: leave one of them out")
+    if semantic is not None and semantic.has_branch:
+        raise UsageError("copy_paste: the maps of stuff do not have the pasted objects: leave it out")
+    if train.masks is None:
+        raise UsageError(f"copy_paste: {train.root} has no masks to cut objects out by: leave it out")
 
 
 def _repeats(train: Dataset, threshold: float) -> Float64[np.ndarray, " m"] | None:

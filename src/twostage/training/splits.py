@@ -134,7 +134,7 @@ def _choose(layout: Layout, options: TrainOptions) -> tuple[str, str]:
     if val is None or val == train:
         raise UsageError(
             f"{options.data}: no split to validate on besides {train!r} (it has: {have}). "
-            f"Choose one by --val-split, or train without by --val-split {NONE}."
+            f"Choose one by --val-split, cross-validate by --folds 3, or train without by --val-split {NONE}."
         )
     return train, val
 

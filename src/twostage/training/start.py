@@ -14,6 +14,7 @@ from twostage.data.stuff import Stuff
 from twostage.device import choose_device
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
+from twostage.models.backbones.timm import TimmConfig
 from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import leaves
 from twostage.models.config import DetectorConfig, StagewiseConfig, TwoStageConfig
@@ -27,6 +28,7 @@ from twostage.weights.classes import with_class_rows
 from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
 from twostage.weights.fit import as_backbone, load_fitting
 from twostage.weights.named import find_weights
+from twostage.weights.timm import timm_tensors
 
 log = logging.getLogger("twostage.training")
 
@@ -47,6 +49,8 @@ def with_default_weights(options: TrainOptions, backbone: nn.Module | None = Non
     """
     if options.weights is not None or backbone is not None:
         return options
+    if options.backbone is not None:
+        return replace(options, weights=options.backbone)
     network = named(options.model).backbone
     if not isinstance(network, EfficientNetLiteConfig):
         return options
@@ -68,7 +72,8 @@ def require_start(options: TrainOptions) -> None:
     """
     if options.freeze is not None and "backbone" not in options.learn:
         raise UsageError("freeze counts stages of the backbone, and none of it is learned: leave it out.")
-    if isinstance(configure(named(options.model), options.given_fields), StagewiseConfig):
+    config = with_backbone(named(options.model), options.backbone)
+    if isinstance(configure(config, options.given_fields), StagewiseConfig):
         raise UsageError(f"model is {options.model}. {NOT_TRAINED}")
     choose_device(options.device)
     if (given := _given_weights(options)) is not None:
@@ -99,8 +104,9 @@ def starting_model(
         return Start(build(card.config, len(names), backbone), frozenset())
     if (weights := _given_weights(options)) is not None:
         path = find_weights(weights, offline=options.offline)
-        return _from_weights(path, options.model, names, given, stuff, backbone)
-    config = _with_stuff(configure(with_backbone(named(options.model), backbone), given), stuff)
+        return _from_weights(path, options, names, stuff, backbone)
+    config = with_backbone(named(options.model), backbone or options.backbone)
+    config = _with_stuff(configure(config, given), stuff)
     if recipe_name(options) != "scratch" and backbone is None:
         log.warning(
             "%s is trained from random weights, and is made for pretrained ones (--weights). "
@@ -138,13 +144,13 @@ def _with_stuff(config: DetectorConfig, stuff: Callable[[], Stuff | None]) -> De
 
 def _from_weights(
     path: Path,
-    name: str,
+    options: TrainOptions,
     names: tuple[str, ...],
-    given: Mapping[str, Any],
     stuff: Callable[[], Stuff | None],
     backbone: nn.Module | None,
 ) -> Start:
     """Load the tensors that fit; a detector of other classes keeps the rows of those in common."""
+    name, given = options.model, options.given_fields
     metadata, state = load_tensors(path)
     card = read_card(path, metadata[KEY]) if KEY in metadata else None
     if card is not None and card.model != name:
@@ -152,8 +158,10 @@ def _from_weights(
             "%s is a %s: %s takes the tensors that fit. Did you mean --model %s?", path, card.model, name, card.model
         )
     config = card.config if card is not None and card.model == name else named(name)
-    config = configure(with_backbone(config, backbone), given)
+    config = configure(with_backbone(config, backbone or options.backbone), given)
     model = build(_with_data_classes(config, given, stuff), len(names), backbone)
+    if card is None and isinstance(config.backbone, TimmConfig) and not next(iter(state)).startswith("net."):
+        state = timm_tensors(config.backbone.name, path)
     state = as_backbone(model, state) if card is None else _of_classes(model, state, card, names, path)
     loaded, _ = load_fitting(model, state)
     if not loaded:

@@ -12,6 +12,7 @@ from twostage.training.optimiser import backbone_stages
 
 _NAMED = 3  # layers of a part that are named
 
+
 class _Part(NamedTuple):
     """A stage of the backbone, by its number from 1, or another part, by its name; its tensors by name."""
 

@@ -66,7 +66,8 @@ def as_backbone(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     What is named as the head's already stays so.
     """
     own = model.state_dict()
-    prefixes = ("backbone.", "backbone.body.", "backbone.level.body.")
+    places = ("backbone.", "backbone.body.", "backbone.level.body.")
+    prefixes = (*places, *(f"{place}module." for place in places))  # the latter of networks from elsewhere
     prefix = max(prefixes, key=lambda prefix: sum(prefix + name in own for name in state))
     renamed = {name if name.startswith("head.") else prefix + name: tensor for name, tensor in state.items()}
     if isinstance(model.backbone, VGG16) and "classifier.0.weight" in state:

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from twostage.errors import MissingError, nearest
 from twostage.folders import cache_folder, made_in_cache
+from twostage.models.backbones.timm import PREFIX as TIMM
 from twostage.weights.file import require_file
 from twostage.weights.pickled import coco_names, convert_backbone, convert_detector
 from twostage.weights.published import PRETRAINED, PUBLISHED, Published, cached
@@ -17,11 +18,15 @@ log = logging.getLogger("twostage.weights")
 
 
 def find_weights(given: str | Path, *, offline: bool = False) -> Path:
-    """The file that `given` means. A name is fetched where it is not there yet, unless `offline`.
+    """The file that `given` means. A name, also `timm:NAME`, is fetched where it is not there yet, unless `offline`.
 
     Raises MissingError where there is no such file and no such name, or the network does not bring it.
     """
     path, name = Path(given), str(given)
+    if name.startswith(TIMM):
+        from twostage.weights.timm import bring_timm
+
+        return bring_timm(name, offline=offline)
     if not path.exists() and name in PUBLISHED:
         return bring(PUBLISHED[name], offline=offline)
     if not path.exists() and not path.suffix and get_close_matches(name, PUBLISHED, n=1):

@@ -1,0 +1,188 @@
+"""Cross-validation, for data without a validation split: runs on all images but a part, scored on that part, then one
+on all images (Stone 1974).
+
+The mean AP of the folds estimates that of the last run, for which no image is left to be scored on. Where the folds
+were best before their end, the last run has fewer epochs. Each is a training run in a folder of its own, and can be
+resumed.
+"""
+
+import csv
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from twostage.atomic import write_bytes, write_text
+from twostage.data.dataset import Dataset, select_images
+from twostage.data.layout import Options
+from twostage.data.randomness import generator
+from twostage.data.recognise import default_splits, find_layout, opener
+from twostage.distributed import Processes, process_group
+from twostage.errors import UsageError
+from twostage.training.folder import RunFolder, claimed_root, resumed_options
+from twostage.training.options import OF_VALIDATION, TrainOptions
+from twostage.training.recipe import RECIPES, recipe_name
+from twostage.training.run import run
+from twostage.training.splits import NONE, Splits, open_splits
+from twostage.training.start import require_start, with_default_weights
+
+log = logging.getLogger("twostage.training")
+
+RESULT = "result.json"  # of a run that is done
+FOLDS = 3  # where the data have no validation split and nothing is given
+MOST = 200  # images that are cross-validated without being asked for
+LAST = "all"  # the folder of the run on all images
+
+
+class Training(NamedTuple):
+    """All runs: their options, their folder, the images, and what a Python caller gave in memory."""
+
+    options: TrainOptions
+    root: Path
+    processes: Processes
+    images: Dataset
+    backbone: nn.Module | None
+
+
+def cross_validate(
+    options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Module | None = None
+) -> dict[str, Any]:
+    """All runs that are not done yet; the last one's weights are the folder's. See `twostage.training.train`.
+
+    "metrics" of the result are the means of the folds. Raises UsageError with fewer images than folds.
+    """
+    with process_group() as processes, ExitStack() as held:
+        with processes.sync_errors():
+            if options.resume is None:
+                options = with_default_weights(replace(options, folds=options.folds or FOLDS), backbone)
+                require_start(options)
+            else:
+                options = replace(resumed_options(options, options.resume), out=options.resume)
+            images = (splits or open_splits(replace(options, resume=None, val_split=NONE, **OF_VALIDATION))).train
+            assert options.folds is not None
+            folds = split_into(len(images), options.folds, options.seed)
+        root = processes.on_main(lambda: claimed_root(options, held))
+        return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
+
+
+def needs_cross_validation(options: TrainOptions, splits: Splits | None) -> bool:
+    """Whether a new run is one of several: on request, or with few images and no split to validate on."""
+    if options.folds is not None:
+        return True
+    if options.val_split is not None or splits is not None or options.data is None or options.scheme != "joint":
+        return False
+    layout = find_layout(options.data)
+    train, val = default_splits(layout)
+    train = options.train_split or train
+    if train is None or val is not None:
+        return False
+    return len(opener(layout, Options(options.images, options.voc_offset, "skip"))(train)) <= MOST
+
+
+def split_into(images: int, folds: int, seed: int) -> list[np.ndarray]:
+    """The indices of the images of each fold, drawn at random; sizes differ by at most one.
+
+    Raises UsageError with fewer images than folds.
+    """
+    if images < folds:
+        raise UsageError(f"folds is {folds}, and there are {images} images: give fewer, or --val-split {NONE}.")
+    return [np.sort(part) for part in np.array_split(generator(seed).permutation(images), folds)]
+
+
+def best_share(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """The share of a run after which the mean AP of several runs was highest.
+
+    Each curve has a share of the run, from 0 to 1, and the AP there, of every validation; a run's own best is not
+    looked for, since what is best for all is what another run may expect.
+    """
+    shares = sorted({share for curve in curves for share, _ in curve})
+    every = [np.interp(shares, *np.array(curve).T) for curve in curves]
+    return shares[int(np.argmax(np.mean(every, axis=0)))]
+
+
+def _all_runs(training: Training, folds: Sequence[np.ndarray]) -> dict[str, Any]:
+    _, root, processes, images, _ = training
+    results, everything = [], np.arange(len(images))
+    for number, part in enumerate(folds, 1):
+        log.info(
+            "Fold %d of %d: %d images to learn from, %d to score on.",
+            number,
+            len(folds),
+            len(images) - len(part),
+            len(part),
+        )
+        train, val = (select_images(images, some) for some in (np.setdiff1d(everything, part), part))
+        results.append(_train(training, f"fold-{number}", Splits(train, val, val), 1.0))
+    share = best_share([_curve(root / f"fold-{number}") for number in range(1, len(folds) + 1)])
+    means = {name: fmean(result["metrics"][name] for result in results) for name in results[0]["metrics"]}
+    each = [result["metrics"]["AP"] for result in results]
+    log.info(
+        "Cross-validation: AP %.3f (%.3f to %.3f), best after %.0f %% of a run.",
+        means["AP"],
+        min(each),
+        max(each),
+        100 * share,
+    )
+    log.info("Now on all %d images.", len(images))
+    last = _train(training, LAST, Splits(images, None, None), share)
+    weights = root / "weights" / "best.safetensors"
+    summary = {"folds": len(folds), "share": share, "AP": each, "metrics": means}
+
+    def keep() -> None:
+        write_bytes(weights, RunFolder(root / LAST).last.read_bytes())
+        write_text(root / "cross_validation.json", json.dumps(summary, indent=2) + "\n")
+
+    processes.on_main(keep)
+    runs = [*results, last]
+    return last | {
+        "out": str(root),
+        "weights": str(weights),
+        "metrics": means,
+        **{name: sum(result[name] for result in runs) for name in ("epochs", "steps")},
+        "seconds": round(sum(result["seconds"] for result in runs), 1),
+    }
+
+
+def _train(training: Training, name: str, splits: Splits, share: float) -> dict[str, Any]:
+    """The run of a folder, or its result where it is done."""
+    options, root, processes, _, backbone = training
+    folder = root / name
+    if (folder / RESULT).exists():
+        done: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return done
+    if RunFolder(folder).state.exists():
+        # Devices, and where the data are, may differ from those of the interrupted run.
+        names = ("images", "device", "workers", "offline", "quiet")
+        own = TrainOptions(options.data, resume=folder, **{each: getattr(options, each) for each in names})
+    else:
+        processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
+        validation = {"val_split": NONE, **OF_VALIDATION} if splits.val is None else {"val_split": None}
+        own = replace(options, folds=None, out=folder, **_length(options, share), **validation)
+    result = run(own, splits=splits, backbone=backbone)
+    processes.on_main(lambda: write_text(folder / RESULT, json.dumps(result)))
+    return result
+
+
+def _length(options: TrainOptions, share: float) -> dict[str, Any]:
+    """Epochs or minutes of one run; all of them share the minutes."""
+    if options.minutes is not None:
+        assert options.folds is not None
+        return {"minutes": share * options.minutes / (options.folds + 1)}
+    epochs = options.epochs or RECIPES[recipe_name(options)].epochs
+    return {"epochs": max(1, round(share * epochs))}
+
+
+def _curve(folder: Path) -> list[tuple[float, float]]:
+    """The share of the run and the AP of every validation, from metrics.csv."""
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    total = float(rows[-1]["step"])
+    return [(float(row["step"]) / total, float(row["AP"])) for row in rows if row.get("AP")]
