@@ -1,7 +1,7 @@
 """Which parameters are trained, and the optimizer over them."""
 
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -76,16 +76,34 @@ def train_mode(model: Model, parts: Collection[str], stages: int) -> None:
                 norm.eval()
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """SGD or AdamW; biases and normalisation are not decayed."""
+def build_optimizer(model: Model, recipe: Recipe) -> Optimizer:
+    """SGD or AdamW; biases and normalisation are not decayed. `rate` of a group is its factor of the learning rate."""
     learning = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    rates = _rates(model, recipe.layer_decay)
+    groups: list[dict[str, Any]] = []
+    for rate in sorted({rates.get(id(p), 1.0) for p in learning}, reverse=True):
+        some = [p for p in learning if rates.get(id(p), 1.0) == rate]
+        groups += [
+            {"params": [p for p in some if p.ndim > 1], "weight_decay": recipe.weight_decay, "rate": rate},
+            {"params": [p for p in some if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
+        ]
     if recipe.optimizer == "sgd":
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=can_fuse(learning))
     return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=can_fuse(learning))
+
+
+def _rates(model: Model, decay: float) -> dict[int, float]:
+    """The factor of the learning rate of each parameter of the backbone's stages: lower, the nearer to the image.
+
+    Layer-wise learning rate decay (Clark et al. 2020, "ELECTRA", section 3.1; Li et al. 2022, ViTDet, appendix A.2).
+    """
+    stages = backbone_stages(model) if decay != 1 else []
+    return {
+        id(parameter): decay ** (len(stages) - number)
+        for number, stage in enumerate(stages)
+        for module in stage
+        for parameter in module.parameters()
+    }
 
 
 def backbone_stages(model: Model) -> list[list[nn.Module]]:

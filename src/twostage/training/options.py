@@ -105,6 +105,14 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
         None, "Momentum of SGD, or the first beta of AdamW.", group="Schedule", low=0, high=0.9999
     )
     weight_decay: float | None = option(None, "Weight decay.", group="Schedule", low=0)
+    layer_decay: float | None = option(
+        None,
+        "Layer-wise decay of the learning rate: the last stage of the backbone has so much of it, each stage before so "
+        "much of that (1: all alike).",
+        group="Schedule",
+        above=0,
+        high=1,
+    )
     clip: float | None = option(None, "Maximum norm of the gradient (0: not clipped).", group="Schedule", low=0)
     ema: float | None = option(
         None,

@@ -31,6 +31,7 @@ class Recipe:
     warmup: int
     momentum: float
     weight_decay: float
+    layer_decay: float
     clip: float
     ema: float
     freeze: int
@@ -57,6 +58,7 @@ FINETUNE = Recipe(
     warmup=500,
     momentum=0.9,
     weight_decay=1e-4,
+    layer_decay=1.0,
     clip=0.0,
     ema=0.0,
     freeze=2,

@@ -121,7 +121,7 @@ def train_step(session: Session, batches: Iterator[Loaded]) -> dict[str, float]:
     )
     progress.lr = rate
     for group in session.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
     # Dropout draws from here: a function of the step, so that a resumed run draws the same.
     torch.manual_seed(mix(seed, progress.step, processes.rank))
     session.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,58 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from detectors import make_model
+
+from twostage.training import train
+from twostage.training.optimiser import backbone_stages, build_optimizer, freeze
+from twostage.training.options import TrainOptions
+from twostage.training.recipe import SCRATCH
+from twostage.weights.file import load_tensors
+
+
+def test_rates_fall_from_the_heads_to_the_image() -> None:
+    model = make_model("faster_rcnn_tiny_fpn", 2, head_channels=8)
+    optimizer = build_optimizer(model, replace(SCRATCH, layer_decay=0.5))
+    rate_of = {id(p): group["rate"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rate_of) == len(list(model.parameters()))
+    stages = [{rate_of[id(p)] for module in stage for p in module.parameters()} for stage in backbone_stages(model)]
+    assert stages == [{0.5**5}, {0.5**4}, {0.5**3}, {0.5**2}, {0.5}]
+    assert {rate_of[id(p)] for part in (model.rpn, model.head, model.backbone.laterals) for p in part.parameters()} == {
+        1
+    }
+
+
+def test_matrices_alone_are_decayed_and_frozen_stages_left_out() -> None:
+    model = make_model("faster_rcnn_tiny_fpn", 2, head_channels=8)
+    freeze(model, 2)
+    groups = build_optimizer(model, SCRATCH).param_groups
+    assert [group["weight_decay"] for group in groups] == [SCRATCH.weight_decay, 0.0]
+    assert all(p.ndim > 1 for p in groups[0]["params"])
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_moves_early_layers_less(optimizer: str, scenes: Path, tmp_path: Path) -> None:
+    """With a decay of next to nothing the last stage hardly moves, and the heads do."""
+    options = TrainOptions(
+        scenes,
+        model="faster_rcnn_tiny_fpn",
+        val_split="none",
+        size=64,
+        epochs=1,
+        batch=8,
+        ema=0.0,
+        optimizer=optimizer,
+        weight_decay=0.0,
+        workers=0,
+        quiet=True,
+        out=tmp_path / "all",
+    )
+    _, before = load_tensors(Path(train(replace(options, lr=1e-12))["weights"]))
+    _, after = load_tensors(Path(train(replace(options, out=tmp_path / "decayed", layer_decay=1e-9))["weights"]))
+    moved = {name: float((after[name] - tensor).abs().max()) for name, tensor in before.items() if "weight" in name}
+    body = [value for name, value in moved.items() if name.startswith("backbone.body.") and before[name].ndim == 4]
+    assert max(body) < 1e-7 < 1e-5 < moved["rpn.objectness.weight"]
+    assert torch.isfinite(after["rpn.objectness.weight"]).all()
