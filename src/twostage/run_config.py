@@ -27,7 +27,7 @@ def to_yaml(options: Any) -> str:
         if name in NOT_SAVED or value is None:
             continue
         # Weights are a file, or a name that stays one.
-        if isinstance(value, Path) or (name == "weights" and Path(value).exists()):
+        if isinstance(value, Path) or (name == "weights" and (value.endswith(".safetensors") or Path(value).exists())):
             value = str(Path(value).absolute())
         values[name] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

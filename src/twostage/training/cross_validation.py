@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,7 @@ from twostage.data.layout import Options
 from twostage.data.randomness import generator
 from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.distributed import Processes, process_group
-from twostage.errors import UsageError
+from twostage.errors import TwostageError, UsageError
 from twostage.training.folder import RunFolder, claimed_root, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.recipe import RECIPES, recipe_name
@@ -74,17 +74,21 @@ def cross_validate(
 
 
 def needs_cross_validation(options: TrainOptions, splits: Splits | None) -> bool:
-    """Whether a new run is one of several: on request, or with few images and no split to validate on."""
+    """Whether a new run is one of several: on request, or with few images and no split to validate on.
+
+    What is wrong with the data is said by the run itself.
+    """
     if options.folds is not None:
         return True
     if options.val_split is not None or splits is not None or options.data is None or options.scheme != "joint":
         return False
-    layout = find_layout(options.data)
-    train, val = default_splits(layout)
-    train = options.train_split or train
-    if train is None or val is not None:
-        return False
-    return len(opener(layout, Options(options.images, options.voc_offset, "skip"))(train)) <= MOST
+    with suppress(TwostageError):
+        layout = find_layout(options.data)
+        train, val = default_splits(layout)
+        train = options.train_split or train
+        if train is not None and val is None:
+            return len(opener(layout, Options(options.images, options.voc_offset, "skip"))(train)) <= MOST
+    return False
 
 
 def split_into(images: int, folds: int, seed: int) -> list[np.ndarray]:

@@ -13,16 +13,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float64
 from torch import nn
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded, PrecomputedProposals, training_batches
 from twostage.data.proposals import read_proposals, require_distinct_splits
-from twostage.data.rare_classes import repeat_factors
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
 from twostage.device import choose_device, reproducible
@@ -30,20 +27,19 @@ from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, UsageError
 from twostage.folders import claimed
 from twostage.inference.precision import choose_precision
-from twostage.models.build import Model
 from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.one_stage import OneStage
 from twostage.models.proposals.provided import of_split
-from twostage.models.two_stage import TwoStage
 from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.progress import images_bar
 from twostage.training.batch_size import fitted
 from twostage.training.ema import EMA
+from twostage.training.extra_samples import repeats_of, require_pasting
 from twostage.training.folder import RunFolder, require_same_images, resumed_options
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
-from twostage.training.recipe import RECIPES, Recipe, recipe_name, resolve
+from twostage.training.recipe import RECIPES, recipe_name, resolve
 from twostage.training.splits import Splits, open_splits, require_masks, with_classes
 from twostage.training.start import require_start, starting_model, with_default_weights
 from twostage.training.starting_table import starting_table
@@ -192,7 +188,7 @@ def _session(
     set_trainable(model, options.learn)
     if loaded:
         log.info("%s\n%s", options.weights, starting_table(model, loaded))
-    _require_pasting(options, recipe, model, train)
+    require_pasting(options, recipe, model, train)
     if options.proposals is not None and isinstance(model, OneStage):
         raise UsageError(f"proposals: {options.model} has one stage, which takes none: leave them out")
     if options.proposals is not None and model.rpn is not None and "rpn" not in options.learn:
@@ -212,7 +208,7 @@ def _session(
         recipe=recipe,
         progress=Progress(images=len(train)),
         dataset=train,
-        repeats=_repeats(train, recipe.repeat_threshold),
+        repeats=repeats_of(train, recipe.repeat_threshold),
         device=device,
         stop=threading.Event(),
         processes=processes,
@@ -252,29 +248,6 @@ def _batches(session: Session, workers: int, given: Given, stuff: Stuff | None) 
         repeats=session.repeats,
         copy_paste=recipe.copy_paste,
     )
-
-
-def _require_pasting(options: TrainOptions, recipe: Recipe, model: Model, train: Dataset) -> None:
-    """Raises UsageError where objects are to be pasted and cannot be."""
-    if not recipe.copy_paste:
-        return
-    semantic = model.config.semantic if isinstance(model.config, TwoStageConfig) else None
-    if options.proposals is not None or (isinstance(model, TwoStage) and model.rpn is None):
-        raise UsageError("copy_paste: proposals computed before do not have the pasted objects: leave one of them out")
-    if semantic is not None and semantic.has_branch:
-        raise UsageError("copy_paste: the maps of stuff do not have the pasted objects: leave it out")
-    if train.masks is None:
-        raise UsageError(f"copy_paste: {train.root} has no masks to cut objects out by: leave it out")
-
-
-def _repeats(train: Dataset, threshold: float) -> Float64[np.ndarray, " m"] | None:
-    """How often each image comes in an epoch; None where that is once, without rare classes."""
-    factors = repeat_factors(train, threshold)
-    often = factors > 1
-    if not often.any():
-        return None
-    log.info("Rare classes: %d of %d images come up to %.1f times an epoch.", often.sum(), len(train), factors.max())
-    return factors
 
 
 def _learn(run: Run) -> None:
