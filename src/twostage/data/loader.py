@@ -1,7 +1,8 @@
 """Batches from a data set: read, augment, resize and stack, in this process or in worker processes.
 
-A sample is a function of (seed, epoch, image), a batch of (seed, step): neither the number of workers nor a resume
-changes them. One endless stream serves a whole training run, so worker processes are started once.
+A sample is a function of (seed, epoch, image), where images are repeated also of the step, and a batch of (seed, step):
+neither the number of workers nor a resume changes them. One endless stream serves a whole training run, so worker
+processes are started once.
 """
 
 import logging
@@ -88,7 +89,7 @@ def training_batches(
     _require_data(dataset, masks=masks or copy_paste > 0)
     order = {"batch": batch, "seed": seed, "start": start, "rank": rank, "world": world}
     plans = training_plans(dataset.sizes, **order, repeats=repeats)
-    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks, stuff, copy_paste)
+    reader = Reader(dataset, resize, augment, seed, divisor, proposals, masks, stuff, copy_paste, repeats is not None)
     return _stream(reader, plans, _worker_limit(workers, dataset, resize, batch // world, masks=masks), pin)
 
 
@@ -130,11 +131,14 @@ class Reader:
     masks: bool = False
     stuff: Stuff | None = None
     copy_paste: float = 0.0
+    repeated: bool = False
 
     def __getitem__(self, plan: Plan) -> Loaded | DataError:
         """The batch, or the error why it cannot be made: an exception raised in a worker would lose its type."""
         try:
-            samples = [self.sample(int(i), plan.epoch) for i in plan.indices]
+            # An image that comes more than once in an epoch is augmented anew.
+            again = (plan.step,) if self.repeated else ()
+            samples = [self.sample(int(i), plan.epoch, *again) for i in plan.indices]
         except DataError as error:
             return error
         batch = stack_images([s.image for s in samples], divisor=self.divisor)
@@ -149,9 +153,12 @@ class Reader:
             targets = replace(targets, stuff=stack_stuff(maps, batch.canvas))
         return Loaded(batch, targets, torch.from_numpy(plan.indices.copy()), plan.step, plan.epoch)
 
-    def sample(self, index: int, epoch: int) -> Sample:
-        """One image as the network gets it, float32 from 0 to 1, with its objects on its pixels."""
-        rng = generator(self.seed, epoch, index)
+    def sample(self, index: int, epoch: int, *again: int) -> Sample:
+        """One image as the network gets it, float32 from 0 to 1, with its objects on its pixels.
+
+        Its augmentation is drawn from the seed, the epoch, the image, and, where images are repeated, the step.
+        """
+        rng = generator(self.seed, epoch, index, *again)
         sample = self._augmented(index, rng)
         if self.copy_paste and rng.random() < self.copy_paste:
             sample = paste(sample, self._augmented(int(rng.integers(len(self.dataset))), rng), rng)

@@ -15,6 +15,7 @@ from twostage.models.backbones.backbone import Backbone, BackboneConfig
 from twostage.models.backbones.fpn import FPN, FPNConfig, PyramidConfig, extra_levels, pyramid
 from twostage.models.backbones.norm import norm_layer
 from twostage.models.backbones.provided import ProvidedBackbone
+from twostage.models.backbones.timm import TimmConfig
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.configure import with_timm
 from twostage.models.heads.bodies import Res5Config
@@ -54,6 +55,13 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
     where components contradict each other.
     """
     config = with_backbone(config, backbone)
+    if isinstance(config.backbone, TimmConfig):
+        neck = getattr(config, "neck", None)
+        if neck is None or (isinstance(neck, PyramidConfig) and neck.kind in ("single", "image")):
+            raise UsageError(
+                f"backbone: timm's {config.backbone.name} has several maps, and this model has no pyramid for them. "
+                "Choose a *_fpn model."
+            )
     provided = None if backbone is None else ProvidedBackbone(deepcopy(backbone))
     if provided is not None and len(provided.channels) > 1 and getattr(config, "neck", None) is None:
         raise UsageError(

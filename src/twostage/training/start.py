@@ -105,7 +105,7 @@ def starting_model(
     if (weights := _given_weights(options)) is not None:
         path = find_weights(weights, offline=options.offline)
         return _from_weights(path, options, names, stuff, backbone)
-    config = with_backbone(named(options.model), backbone or options.backbone)
+    config = with_backbone(named(options.model), options.backbone if backbone is None else backbone)
     config = _with_stuff(configure(config, given), stuff)
     if recipe_name(options) != "scratch" and backbone is None:
         log.warning(
@@ -158,7 +158,7 @@ def _from_weights(
             "%s is a %s: %s takes the tensors that fit. Did you mean --model %s?", path, card.model, name, card.model
         )
     config = card.config if card is not None and card.model == name else named(name)
-    config = configure(with_backbone(config, backbone or options.backbone), given)
+    config = configure(with_backbone(config, options.backbone if backbone is None else backbone), given)
     model = build(_with_data_classes(config, given, stuff), len(names), backbone)
     if card is None and isinstance(config.backbone, TimmConfig) and not next(iter(state)).startswith("net."):
         state = timm_tensors(config.backbone.name, path)

@@ -83,6 +83,17 @@ def test_what_cannot_be_a_backbone_is_named(given: str, message: str) -> None:
         Detector.build("faster_rcnn_tiny_fpn", ["a"], backbone=given, device="cpu")
 
 
+@pytest.mark.parametrize("model", ["faster_rcnn_vgg16", "faster_rcnn_tiny", "faster_rcnn_resnet50_c4"])
+def test_a_model_without_a_pyramid_is_refused(model: str) -> None:
+    with pytest.raises(UsageError, match="this model has no pyramid"):
+        Detector.build(model, ["a"], backbone="timm:test_resnet", device="cpu")
+
+
+def test_a_single_map_is_refused() -> None:
+    with pytest.raises(UsageError, match="this model has no pyramid"):
+        Detector.build("faster_rcnn_tiny_fpn", ["a"], backbone="timm:test_resnet", device="cpu", pyramid="single")
+
+
 def test_without_timm_the_message_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingError, match=r"pip install 'twostage\[timm\]'"):

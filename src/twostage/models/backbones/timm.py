@@ -47,8 +47,8 @@ def pretrained_cfg(name: str) -> Any:
         raise UsageError(
             f"timm {timm.__version__} has no network {network!r}. {nearest(network, timm.list_models(), listed)}"
         )
-    tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{network}.*")]
-    if tag and tag not in tags:
+    if tag and not timm.list_pretrained(name):
+        tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{network}.*")]
         raise UsageError(f"timm {timm.__version__} has no weights {tag!r} of {network}. {nearest(tag, tags)}")
     return timm.get_pretrained_cfg(name)
 
