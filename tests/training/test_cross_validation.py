@@ -1,6 +1,8 @@
 """Cross-validation where the data have no validation split."""
 
 import json
+import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twostage.data.recognise import open_dataset
+from twostage.data.scenes import write_scenes
 from twostage.errors import UsageError
 from twostage.training import train
 from twostage.training.cross_validation import best_share, split_into
@@ -71,6 +74,18 @@ def test_folds_are_scored_on_what_they_have_not_seen_and_the_last_run_has_all_im
     scored = [line for name in ("fold-1", "fold-2") for line in (out / name / "metrics.csv").read_text().splitlines()]
     assert images > 2
     assert scored
+
+
+def test_few_images_without_a_validation_split_are_cross_validated(
+    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_scenes(tmp_path / "data", train=6, val=1, seed=0)
+    (data / "annotations" / "instances_val.json").unlink()
+    shutil.rmtree(data / "val")
+    with caplog.at_level(logging.INFO, "twostage"):
+        result = train(replace(options, data=data, folds=None, epochs=1))
+    assert "no split to validate on: cross-validation with 3 folds" in caplog.text
+    assert json.loads((Path(result["out"]) / "cross_validation.json").read_text())["folds"] == 3
 
 
 def test_a_broken_cross_validation_goes_on(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,12 @@ def cross_validate(
     with process_group() as processes, ExitStack() as held:
         with processes.sync_errors():
             if options.resume is None:
+                if options.folds is None:
+                    log.info(
+                        "%s has no split to validate on: cross-validation with %d folds, then a run on all images. "
+                        "--val-split %s trains once.",
+                        *(options.data, FOLDS, NONE),
+                    )
                 options = with_default_weights(replace(options, folds=options.folds or FOLDS), backbone)
                 require_start(options)
             else:
