@@ -5,7 +5,8 @@
 #   make test-quick   without those marked slow: about two minutes; TESTS=tests/models for the room at hand
 #   make lint         style and types
 #   make bench        makes the speed tables of benchmarks/results anew, on this machine: hours; those of predictions,
-#                     starts and training steps once more limited to AVX2 (results/avx2); and holds them against their goals
+#                     starts and training steps once more limited to AVX2 (results/avx2) and to AVX-512 without bf16 (results/avx512);
+#                     and holds them against their goals
 #   make fuzz         MINUTES=5 of looking for files that break a reader
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
@@ -41,6 +42,8 @@ lint: $(VENV)/.installed-dev
 
 # The instruction set of most laptops and desktops.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+# That of servers before bf16.
+AVX512 := ONEDNN_MAX_CPU_ISA=AVX512_CORE
 
 bench: $(VENV)/.installed-dev
 	@for file in benchmarks/bench_*.py; do \
@@ -49,6 +52,10 @@ bench: $(VENV)/.installed-dev
 		case "$$(uname -m) $$name" in "x86_64 inference.md"|"x86_64 training_step.md"|"x86_64 startup.md") \
 			echo "== $$file, limited to AVX2"; \
 			$(AVX2) $(BIN)/python $$file --out benchmarks/results/avx2/$$name || exit 1 ;; \
+		esac; \
+		case "$$(grep -cm1 avx512 /proc/cpuinfo 2>/dev/null) $$name" in "1 inference.md"|"1 training_step.md") \
+			echo "== $$file, limited to AVX-512 without bf16"; \
+			$(AVX512) $(BIN)/python $$file --out benchmarks/results/avx512/$$name || exit 1 ;; \
 		esac; \
 	done
 	@$(BIN)/python benchmarks/goals.py --out benchmarks/results/goals.md

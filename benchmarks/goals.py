@@ -55,6 +55,7 @@ def times_fewer(cells: Cells) -> str:
 
 R50, STEP = "ResNet-50 FPN, 800 x 1066", "ResNet-50 FPN, 480 x 640, batch 2"
 A2 = "limited to AVX2"
+A512 = "limited to AVX-512 without bf16"
 IMPORT = "`import torch` alone takes 0.46"
 START = "one prediction from a cold start, of torchvision's time"
 GOALS = (
@@ -113,6 +114,12 @@ GOALS = (
         "its convolutions and matrix products alone take 135 to 170 of 220 ms, at the speed of `torch.mm`: 2.7 to 3.3",
     ),
     Goal(f"{A2}: training step, float32", "avx2/training_step", f"{STEP}, float32", faster, "1.2", "1.4"),
+    Goal(f"{A512}: prediction, float32, batch 1", "avx512/inference", f"{R50}, batch 1, fp32", faster, "1.8", "2.2"),
+    Goal(f"{A512}: the same, batch 4", "avx512/inference", f"{R50}, batch 4, fp32", faster, "2.0", "2.5"),
+    Goal(f"{A512}: Mask R-CNN, batch 1", "avx512/inference", f"Mask R-CNN, {R50}, batch 1, fp32", faster, "1.6", "2.0"),
+    Goal(f"{A512}: VGG16, 600 x 800", "avx512/inference", "VGG16", faster, "1.4", "2.0"),
+    Goal(f"{A512}: training step of the tiny net", "avx512/training_step", "tiny", faster, "3.5", "4.5"),
+    Goal(f"{A512}: training step, float32", "avx512/training_step", f"{STEP}, float32", faster, "1.2", "1.4"),
     Goal("operators on a device, times fewer, batch 1", "operators", "batch 1", times_fewer, "2", ""),
     Goal("the same, batch 8", "operators", "batch 8", times_fewer, "2", ""),
     Goal("AP lost by bf16, scenes", "precision", "generated scenes", faster, "<= 0.3", "0.1"),
