@@ -1,4 +1,4 @@
-"""Convolutions in training: on a CPU in the faster of two forms, with their gradients.
+"""Convolutions in training: on a CPU in the faster of two forms, with their gradients; depthwise ones with their own.
 
 oneDNN's gradient in the kernels takes several times as long as the convolution on large maps, and Winograd's minimal
 filtering (`ops.cpu.winograd_gradient`) less than half. Which is faster is found by trying both on this machine once
@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import conv2d
 
 from twostage.ops.cpu.choice import Call, choices
+from twostage.ops.cpu.depthwise_gradient import depthwise_conv, is_depthwise
 from twostage.ops.cpu.forms import about, sample
 from twostage.ops.cpu.winograd import is_exact, suits
 from twostage.ops.cpu.winograd_gradient import winograd_conv
@@ -29,25 +30,33 @@ _TRIAL = 6e8  # operations of a trial, without its gradients
 def convolve(
     x: Float[Tensor, "n c h w"], weight: Float[Tensor, "d _ k l"], bias: Float[Tensor, " d"] | None, window: Window
 ) -> Float[Tensor, "n d i j"]:
-    """`torch.nn.functional.conv2d`. Differentiable once where it computes by Winograd's filtering."""
-    if _is_candidate(x, weight, window) and _form(x, weight) == "Winograd":
-        return winograd_conv(x, weight, bias)
+    """`torch.nn.functional.conv2d`. Differentiable once where its gradients are ours."""
+    if _learns_on_cpu(x, weight):
+        if is_depthwise(weight, window):
+            return depthwise_conv(x, weight, bias, window)
+        if _is_candidate(x, weight, window) and _form(x, weight) == "Winograd":
+            return winograd_conv(x, weight, bias)
     return conv2d(x, weight, bias, *window)
+
+
+def _learns_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and (x.requires_grad or weight.requires_grad)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _is_candidate(x: Tensor, weight: Tensor, window: Window) -> bool:
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
+        x.dtype == torch.float32
         and suits(weight, window)
         and is_exact()
         and min(weight.shape[:2]) >= _CHANNELS
         and 2 * weight.numel() * x.shape[0] * x.shape[2] * x.shape[3] >= _LARGE
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
     )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twostage.models.backbones.backbone import BackboneConfig
-from twostage.models.backbones.norm import ConvNorm, Norm, NormConfig, init_convs, norm_layer
+from twostage.models.backbones.norm import Conv2d, ConvNorm, Norm, NormConfig, init_convs, norm_layer
 from twostage.ops.plain import Activation
 
 
@@ -122,7 +122,7 @@ def _conv(
 ) -> ConvNorm:
     """A convolution of the published kernel, larger by one where it has stride 2 (see above)."""
     size, padding = (kernel + 1, kernel // 2) if stride == 2 else (kernel, kernel // 2)
-    conv = nn.Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=False)
+    conv = Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=False)
     return ConvNorm(conv, norm(outputs), activation)
 
 
