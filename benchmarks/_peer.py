@@ -1,4 +1,5 @@
-"""The peer of the training benchmarks: torchvision's detector around a 2.3 M-parameter residual net with a pyramid.
+"""The peer of the training benchmarks: torchvision's detector around a 2.3 M-parameter residual net with a pyramid, or
+around a pretrained network.
 
 Stem of stride 4, one block each of 32, 64, 128 and 256 channels, pyramid of 64; AdamW 1e-3, 50 steps of warm-up,
 cosine, gradients clipped at 10, mirrored images. It is fed by our loader and scored by our evaluation, so that nothing
@@ -17,6 +18,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
@@ -24,12 +27,17 @@ from twostage.data.loader import Loaded, evaluation_batches, training_batches
 from twostage.data.resize import Resize
 from twostage.device import arithmetic
 from twostage.evaluation.results import Accumulator, Results
+from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
 from twostage.ops.masks import decode, encode
 from twostage.ops.paste import paste
 from twostage.training.schedule import steps_in
+from twostage.weights.file import load_tensors
+from twostage.weights.fit import load_all
+from twostage.weights.named import find_weights
 
 WIDTHS = (32, 64, 128, 256)
 WARMUP = 50
+LITE_STATISTICS = {"image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3}
 
 
 class Body(nn.Sequential):
@@ -55,10 +63,44 @@ class Body(nn.Sequential):
         super().__init__(stem, *stages)
 
 
-def build_peer(num_classes: int, size: int, seed: int = 0, *, masks: bool = False) -> FasterRCNN:
-    """The detector; `num_classes` does not count background. With `masks` it is a Mask R-CNN of 64 channels."""
+class PretrainedLite0(nn.Module):
+    """EfficientNet-Lite0 with the ImageNet weights of the Python package, under torchvision's pyramid.
+
+    As torchvision does with its pretrained networks, batch normalisation stays as it is, and stages before the last
+    `trained` are fixed.
+    """
+
+    out_channels = 64
+
+    def __init__(self, trained: int) -> None:
+        super().__init__()
+        self.body = EfficientNetLiteConfig().build()
+        load_all(self.body, load_tensors(find_weights("efficientnet_lite0-imagenet"))[1], "ImageNet")
+        for stage in self.body.get_stages()[: 4 - trained]:
+            for module in stage:
+                module.requires_grad_(False)
+        self.fpn = FeaturePyramidNetwork(list(self.body.channels), 64, LastLevelMaxPool())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The maps of strides 4 to 64."""
+        maps = dict(zip("0123", self.body(x), strict=True))
+        pyramid: dict[str, Tensor] = self.fpn(maps)
+        return pyramid
+
+
+def build_peer(
+    num_classes: int, size: int, seed: int = 0, *, masks: bool = False, pretrained: int | None = None
+) -> FasterRCNN:
+    """The detector; `num_classes` does not count background. With `masks` it is a Mask R-CNN of 64 channels.
+
+    `pretrained` is how many stages of the pretrained EfficientNet-Lite0 are trained; None: the small net, from nothing.
+    """
     torch.manual_seed(seed)
-    backbone = BackboneWithFPN(Body(), {str(i + 1): str(i) for i in range(4)}, list(WIDTHS), 64)
+    backbone: nn.Module
+    if pretrained is None:
+        backbone = BackboneWithFPN(Body(), {str(i + 1): str(i) for i in range(4)}, list(WIDTHS), 64)
+    else:
+        backbone = PretrainedLite0(pretrained)
     anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
     heads = {}
     if masks:
@@ -80,6 +122,7 @@ def build_peer(num_classes: int, size: int, seed: int = 0, *, masks: bool = Fals
         rpn_post_nms_top_n_test=500,
         box_batch_size_per_image=128,
         _skip_resize=True,
+        **({} if pretrained is None else LITE_STATISTICS),
     )
     model.roi_heads.box_head = nn.Sequential(
         nn.Flatten(), nn.Linear(64 * 49, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()
@@ -116,7 +159,15 @@ def peer_inputs(loaded: Loaded) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 
 
 def train_peer(
-    model: FasterRCNN, data: Dataset, resize: Resize, *, minutes: float, batch: int, seed: int, precision: str
+    model: FasterRCNN,
+    data: Dataset,
+    resize: Resize,
+    *,
+    minutes: float,
+    batch: int,
+    seed: int,
+    precision: str,
+    peak: float = 1e-3,
 ) -> int:
     """Train for so many minutes; the number of steps, which it returns, is fitted as ours is."""
     batches: Iterator[Loaded] = training_batches(
@@ -128,14 +179,14 @@ def train_peer(
         workers=0,
         masks=isinstance(model, MaskRCNN),
     )
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], peak)
     model.train()
     step, total, durations, start, warm, corrected = 0, None, [], time.perf_counter(), 0.0, False
     while total is None or step < total:
         begun = time.perf_counter()
-        rate = 1e-3 * min(1.0, (step + 1) / WARMUP)
+        rate = peak * min(1.0, (step + 1) / WARMUP)
         if total is not None:
-            rate = 1e-3 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, total - WARMUP)))
+            rate = peak * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, total - WARMUP)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         images, targets = peer_inputs(next(batches))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from twostage.data.scenes import write_scenes
-from twostage.training import TrainOptions, train
+from twostage.training import TrainOptions, subruns, train
 from twostage.training.folder import RunFolder
 
 SMALL = {"rpn_top_train": 60, "rpn_keep_train": 40, "rpn_top_test": 60, "rpn_keep_test": 40, "region_batch": 16}
@@ -70,3 +70,21 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainOptions
         return results[key]
 
     return run
+
+
+@pytest.fixture
+def second_run_stops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The second run that a training begins in a folder of its own is stopped; the names of these folders."""
+    names: list[str] = []
+
+    def stopped(own: TrainOptions, **given: object) -> dict:
+        folder = own.out or own.resume
+        assert folder is not None
+        names.append(folder.name)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        return run(own, **given)
+
+    run = subruns.run
+    monkeypatch.setattr(subruns, "run", stopped)
+    return names

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twostage.data.dataset import Dataset
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import UsageError
 from twostage.training import train
-from twostage.training.cross_validation import best_share, split_into
+from twostage.training.cross_validation import best_share, fold_splits
 from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
 
@@ -35,15 +36,26 @@ def options(scenes: Path, tmp_path: Path) -> TrainOptions:
     )
 
 
-@given(st.integers(2, 60), st.integers(2, 9), st.integers(0, 5))
-def test_every_image_is_in_one_fold(images: int, folds: int, seed: int) -> None:
-    if images < folds:
-        with pytest.raises(UsageError, match=f"there are {images} images"):
-            split_into(images, folds, seed)
+@given(st.lists(st.integers(-1, 3), min_size=2, max_size=40), st.integers(2, 9), st.integers(0, 5))
+def test_every_image_is_in_one_fold_and_every_class_in_as_many_as_can_be(
+    labels: list[int], folds: int, seed: int
+) -> None:
+    """Images of one class each, or of none (-1)."""
+    samples = [(np.zeros((4, 4, 3), np.uint8), [[0, 0, 3, 3]] * (k >= 0), [k] * (k >= 0)) for k in labels]
+    dataset = Dataset.from_samples(samples, ["a", "b", "c", "d"])
+    if len(labels) < folds:
+        with pytest.raises(UsageError, match=f"there are {len(labels)} images"):
+            fold_splits(dataset, folds, seed)
         return
-    parts = split_into(images, folds, seed)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(images))
+    splits = fold_splits(dataset, folds, seed)
+    parts = [one.val.image_ids.tolist() for one in splits]
+    assert sorted(image for part in parts for image in part) == sorted(dataset.image_ids.tolist())
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    for one, part in zip(splits, parts, strict=True):
+        assert sorted([*one.train.image_ids.tolist(), *part]) == sorted(dataset.image_ids.tolist())
+    for k in set(labels) - {-1}:
+        counts = [int((one.val.labels == k).sum()) for one in splits]
+        assert max(counts) - min(counts) <= 1
 
 
 def test_the_best_share_is_that_of_the_mean_of_all_folds() -> None:
@@ -76,37 +88,37 @@ def test_folds_are_scored_on_what_they_have_not_seen_and_the_last_run_has_all_im
     assert scored
 
 
+@pytest.mark.parametrize(("images", "folds"), [(6, 3), (2, 2)])
 def test_few_images_without_a_validation_split_are_cross_validated(
-    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture, images: int, folds: int
 ) -> None:
-    data = write_scenes(tmp_path / "data", train=6, val=1, seed=0)
+    with caplog.at_level(logging.INFO, "twostage"):
+        result = train(replace(options, data=train_split_of(tmp_path / "data", images), folds=None, epochs=1))
+    assert f"no split to validate on: cross-validation with {folds} folds" in caplog.text
+    assert json.loads((Path(result["out"]) / "cross_validation.json").read_text())["folds"] == folds
+
+
+def test_one_image_cannot_be_validated_on_itself(options: TrainOptions, tmp_path: Path) -> None:
+    data = train_split_of(tmp_path / "data", 1)
+    with pytest.raises(UsageError, match=r"no split to validate on.*without by --val-split none"):
+        train(replace(options, data=data, folds=None))
+    assert train(replace(options, data=data, folds=None, val_split="none"))["steps"] == 2
+
+
+def train_split_of(folder: Path, images: int) -> Path:
+    """So many scenes, and no others."""
+    data = write_scenes(folder, train=images, val=1, seed=0)
     (data / "annotations" / "instances_val.json").unlink()
     shutil.rmtree(data / "val")
-    with caplog.at_level(logging.INFO, "twostage"):
-        result = train(replace(options, data=data, folds=None, epochs=1))
-    assert "no split to validate on: cross-validation with 3 folds" in caplog.text
-    assert json.loads((Path(result["out"]) / "cross_validation.json").read_text())["folds"] == 3
+    return data
 
 
-def test_a_broken_cross_validation_goes_on(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(replace(options, out=options.out.with_name("whole")))
-    from twostage.training import cross_validation
-
-    calls = []
-
-    def broken(own: TrainOptions, **given: object) -> dict:
-        calls.append(own.out or own.resume)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return run(own, **given)
-
-    run = cross_validation.run
-    monkeypatch.setattr(cross_validation, "run", broken)
+def test_a_broken_cross_validation_goes_on(options: TrainOptions, second_run_stops: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(options)
     again = train(TrainOptions(resume=options.out, quiet=True))
-    assert [path.name for path in calls] == ["fold-1", "fold-2", "fold-2", "all"]
-    assert again["metrics"] == whole["metrics"]
+    assert second_run_stops == ["fold-1", "fold-2", "fold-2", "all"]
+    assert again["metrics"] == train(replace(options, out=options.out.with_name("whole")))["metrics"]
 
 
 @pytest.mark.parametrize(

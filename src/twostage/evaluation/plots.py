@@ -246,6 +246,23 @@ def plot_recall(recalls: Mapping[str, ProposalRecall]) -> "Figure":
     return figure
 
 
+def plot_learning_curve(images: Sequence[int], ap: Sequence[float], expected: float) -> "Figure":
+    """AP over the number of training images, and, dashed, what is expected with twice as many as the last."""
+    figure = _figure(5.2, 4.2)
+    axes = figure.subplots()
+    axes.plot(images, ap, color=_hex(0), marker="o", ms=4, lw=1.7)
+    axes.plot(
+        [images[-1], 2 * images[-1]], [ap[-1], expected], color=_hex(0), marker="o", mfc="w", ms=4, ls="--", lw=1.7
+    )
+    shown = [*images, 2 * images[-1]]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(shown, [str(n) for n in shown])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1)
+    _style(axes, "images to learn from", "AP", f"AP {ap[-1]:.3f}; with twice the images about {expected:.3f}")
+    return figure
+
+
 def _plot_sizes(axes: "Axes", dataset: Dataset) -> None:
     side = np.sqrt((dataset.boxes[:, 2:] - dataset.boxes[:, :2]).clip(min=0).prod(axis=1))
     side = side[side > 0]

@@ -38,6 +38,7 @@ def train(
     from twostage.training.alternating import alternate
     from twostage.training.cross_validation import cross_validate, needs_cross_validation
     from twostage.training.folder import read_options
+    from twostage.training.learning_curve import add_learning_curve
     from twostage.training.run import run
     from twostage.training.splits import NONE, given_splits
 
@@ -83,6 +84,9 @@ def train(
             learn = alternate
         elif several or recorded.folds is not None:
             learn = cross_validate
-        return learn(run_options, splits=splits, backbone=backbone)
+        result = learn(run_options, splits=splits, backbone=backbone)
+        if recorded.curve:
+            result = add_learning_curve(run_options, result, splits=splits, backbone=backbone)
+        return result
     finally:
         release_freed_memory()

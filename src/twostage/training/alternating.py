@@ -9,9 +9,7 @@ Each step is a training run in a folder of its own, and can be resumed. Further 
 round before instead of the pretrained net.
 """
 
-import json
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from twostage.atomic import write_bytes, write_text
+from twostage.atomic import write_bytes
 from twostage.data.proposals import merge_proposals, write_proposals
 from twostage.data.workers import default_workers
 from twostage.distributed import Processes, process_group
@@ -34,15 +32,13 @@ from twostage.models.zoo import named
 from twostage.progress import images_bar
 from twostage.training.folder import RunFolder, claimed_root, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
-from twostage.training.run import run
 from twostage.training.splits import NONE, Splits, open_splits
 from twostage.training.start import require_start, with_default_weights
+from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
 from twostage.weights.file import load_weights
 from twostage.weights.fit import Unfilled, load_all
 
 log = logging.getLogger("twostage.training")
-
-RESULT = "result.json"  # of a step that is done
 
 
 @dataclass(frozen=True)
@@ -107,11 +103,8 @@ def _all_steps(training: Training) -> dict[str, Any]:
     root, results = training.root, []
     for step in steps(training.options.rounds):
         log.info("%s: %s", step.name, step.about)
-        try:
-            results.append(_done(root / step.name) or _train(step, training))
-        except KeyboardInterrupt:
-            log.warning("Resume the whole training with: twostage train --resume %s", root)
-            raise
+        with resumable(root):
+            results.append(result_of(root / step.name) or _train(step, training))
         _finish(training, step, results[-1])
     best = root / "weights" / "best.safetensors"
     training.processes.on_main(lambda: write_bytes(best, _weights(root / step.name).read_bytes()))
@@ -137,24 +130,9 @@ def _require_alternating(options: TrainOptions) -> None:
 
 def _train(step: Step, training: Training) -> dict[str, Any]:
     options, root, processes, splits, backbone = training
-    folder = root / step.name
     proposals = _proposals(root, step.proposals) if step.proposals else None
     if splits is not None and "head" not in step.learn:
         splits = Splits(splits.train, None, None)
-    if RunFolder(folder).state.exists():
-        # Devices, and where the data are, may differ from those of the interrupted run.
-        options = TrainOptions(
-            options.data,
-            resume=folder,
-            images=options.images,
-            proposals=proposals,
-            device=options.device,
-            workers=options.workers,
-            offline=options.offline,
-            quiet=options.quiet,
-        )
-        return run(options, splits=splits, backbone=backbone)
-    processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
     # An RPN alone has no detections, and so no metric to choose weights by.
     without: dict[str, Any] = {} if "head" in step.learn else {"val_split": NONE, **OF_VALIDATION}
     if "backbone" not in step.learn:
@@ -163,14 +141,13 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
         options,
         scheme="joint",
         rounds=1,
-        out=folder,
         minutes=options.minutes and options.minutes / (4 * options.rounds),
         learn=step.learn,
         weights=options.weights if step.begins is None else str(_weights(root / step.begins)),
         proposals=proposals,
         **without,
     )
-    return run(own, splits=splits, backbone=backbone)
+    return begin_or_resume(own, root / step.name, processes, splits, backbone)
 
 
 def _finish(training: Training, step: Step, result: dict[str, Any]) -> None:
@@ -178,7 +155,7 @@ def _finish(training: Training, step: Step, result: dict[str, Any]) -> None:
     root, processes = training.root, training.processes
     if "rpn" in step.learn and not processes.on_main(_proposals(root, step.name).exists):
         _propose(training, step)
-    processes.on_main(lambda: write_text(root / step.name / RESULT, json.dumps(result)))
+    keep_result(root / step.name, result, processes)
 
 
 def _propose(training: Training, step: Step) -> None:
@@ -225,8 +202,3 @@ def _weights(folder: Path) -> Path:
 
 def _proposals(root: Path, step: str) -> Path:
     return root / "proposals" / f"{step}.safetensors"
-
-
-def _done(folder: Path) -> dict[str, Any] | None:
-    path = folder / RESULT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

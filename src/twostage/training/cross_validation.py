@@ -9,7 +9,6 @@ resumed.
 import csv
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -23,20 +22,19 @@ from torch import nn
 from twostage.atomic import write_bytes, write_text
 from twostage.data.dataset import Dataset, select_images
 from twostage.data.layout import Options
-from twostage.data.randomness import generator
 from twostage.data.recognise import default_splits, find_layout, opener
+from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.errors import TwostageError, UsageError
 from twostage.training.folder import RunFolder, claimed_root, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.recipe import RECIPES, recipe_name
-from twostage.training.run import run
 from twostage.training.splits import NONE, Splits, open_splits
 from twostage.training.start import require_start, with_default_weights
+from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
 
 log = logging.getLogger("twostage.training")
 
-RESULT = "result.json"  # of a run that is done
 FOLDS = 3  # where the data have no validation split and nothing is given
 MOST = 200  # images that are cross-validated without being asked for
 LAST = "all"  # the folder of the run on all images
@@ -62,20 +60,22 @@ def cross_validate(
     with process_group() as processes, ExitStack() as held:
         with processes.sync_errors():
             if options.resume is None:
-                if options.folds is None:
-                    log.info(
-                        "%s has no split to validate on: cross-validation with %d folds, then a run on all images. "
-                        "--val-split %s trains once.",
-                        *(options.data, FOLDS, NONE),
-                    )
-                options = with_default_weights(replace(options, folds=options.folds or FOLDS), backbone)
+                options = with_default_weights(options, backbone)
                 require_start(options)
             else:
                 options = replace(resumed_options(options, options.resume), out=options.resume)
-            images = (splits or open_splits(replace(options, resume=None, val_split=NONE, **OF_VALIDATION))).train
+            images = images_to_fold(options, splits)
+            if options.folds is None:
+                options = replace(options, folds=min(FOLDS, len(images)))
+                log.info(
+                    "%s has no split to validate on: cross-validation with %d folds, then a run on all images. "
+                    "--val-split %s trains once.",
+                    *(options.data, options.folds, NONE),
+                )
             assert options.folds is not None
-            folds = split_into(len(images), options.folds, options.seed)
+            folds = fold_splits(images, options.folds, options.seed)
         root = processes.on_main(lambda: claimed_root(options, held))
+        held.enter_context(resumable(root))
         return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
 
 
@@ -93,18 +93,36 @@ def needs_cross_validation(options: TrainOptions, splits: Splits | None) -> bool
         train, val = default_splits(layout)
         train = options.train_split or train
         if train is not None and val is None:
-            return len(opener(layout, Options(options.images, options.voc_offset, "skip"))(train)) <= MOST
+            return 2 <= len(opener(layout, Options(options.images, options.voc_offset, "skip"))(train)) <= MOST
     return False
 
 
-def split_into(images: int, folds: int, seed: int) -> list[np.ndarray]:
-    """The indices of the images of each fold, drawn at random; sizes differ by at most one.
+def images_to_fold(options: TrainOptions, splits: Splits | None) -> Dataset:
+    """All images to learn from, given or opened."""
+    return (
+        splits or open_splits(replace(options, resume=None, val_split=NONE, folds=None, curve=False, **OF_VALIDATION))
+    ).train
+
+
+def fold_folder(root: Path, number: int) -> Path:
+    """The folder of a fold's run, counted from 1."""
+    return root / f"fold-{number}"
+
+
+def fold_splits(images: Dataset, folds: int, seed: int) -> list[Splits]:
+    """All images but a part, and that part, for each fold: about the same classes in each, sizes differ by at most one.
 
     Raises UsageError with fewer images than folds.
     """
-    if images < folds:
-        raise UsageError(f"folds is {folds}, and there are {images} images: give fewer, or --val-split {NONE}.")
-    return [np.sort(part) for part in np.array_split(generator(seed).permutation(images), folds)]
+    if len(images) < folds:
+        raise UsageError(f"folds is {folds}, and there are {len(images)} images: give fewer, or --val-split {NONE}.")
+    order = stratified_order(images, seed)
+    splits = []
+    for number in range(folds):
+        part = np.sort(order[number::folds])
+        val = select_images(images, part)
+        splits.append(Splits(select_images(images, np.setdiff1d(order, part)), val, val))
+    return splits
 
 
 def best_share(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
@@ -118,31 +136,25 @@ def best_share(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
     return shares[int(np.argmax(np.mean(every, axis=0)))]
 
 
-def _all_runs(training: Training, folds: Sequence[np.ndarray]) -> dict[str, Any]:
+def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
     _, root, processes, images, _ = training
-    results, everything = [], np.arange(len(images))
-    for number, part in enumerate(folds, 1):
+    results = []
+    for number, splits in enumerate(folds, 1):
+        assert splits.val is not None
         log.info(
             "Fold %d of %d: %d images to learn from, %d to score on.",
-            number,
-            len(folds),
-            len(images) - len(part),
-            len(part),
+            *(number, len(folds), len(splits.train), len(splits.val)),
         )
-        train, val = (select_images(images, some) for some in (np.setdiff1d(everything, part), part))
-        results.append(_train(training, f"fold-{number}", Splits(train, val, val), 1.0))
-    share = best_share([_curve(root / f"fold-{number}") for number in range(1, len(folds) + 1)])
+        results.append(_train(training, fold_folder(root, number), splits, 1.0))
+    share = best_share([_curve(fold_folder(root, number)) for number in range(1, len(folds) + 1)])
     means = {name: fmean(result["metrics"][name] for result in results) for name in results[0]["metrics"]}
     each = [result["metrics"]["AP"] for result in results]
     log.info(
         "Cross-validation: AP %.3f (%.3f to %.3f), best after %.0f %% of a run.",
-        means["AP"],
-        min(each),
-        max(each),
-        100 * share,
+        *(means["AP"], min(each), max(each), 100 * share),
     )
     log.info("Now on all %d images.", len(images))
-    last = _train(training, LAST, Splits(images, None, None), share)
+    last = _train(training, root / LAST, Splits(images, None, None), share)
     weights = root / "weights" / "best.safetensors"
     summary = {"folds": len(folds), "share": share, "AP": each, "metrics": means}
 
@@ -161,23 +173,15 @@ def _all_runs(training: Training, folds: Sequence[np.ndarray]) -> dict[str, Any]
     }
 
 
-def _train(training: Training, name: str, splits: Splits, share: float) -> dict[str, Any]:
+def _train(training: Training, folder: Path, splits: Splits, share: float) -> dict[str, Any]:
     """The run of a folder, or its result where it is done."""
-    options, root, processes, _, backbone = training
-    folder = root / name
-    if (folder / RESULT).exists():
-        done: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    options, _, processes, _, backbone = training
+    if (done := result_of(folder)) is not None:
         return done
-    if RunFolder(folder).state.exists():
-        # Devices, and where the data are, may differ from those of the interrupted run.
-        names = ("images", "device", "workers", "offline", "quiet")
-        own = TrainOptions(options.data, resume=folder, **{each: getattr(options, each) for each in names})
-    else:
-        processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
-        validation = {"val_split": NONE, **OF_VALIDATION} if splits.val is None else {"val_split": None}
-        own = replace(options, folds=None, out=folder, **_length(options, share), **validation)
-    result = run(own, splits=splits, backbone=backbone)
-    processes.on_main(lambda: write_text(folder / RESULT, json.dumps(result)))
+    validation = {"val_split": NONE, **OF_VALIDATION} if splits.val is None else {"val_split": None}
+    own = replace(options, folds=None, curve=False, **_length(options, share), **validation)
+    result = begin_or_resume(own, folder, processes, splits, backbone)
+    keep_result(folder, result, processes)
     return result
 
 

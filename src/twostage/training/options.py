@@ -74,6 +74,14 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     )
     proposals: Path | None = option(None, PROPOSALS, group="Model")
     freeze: int | None = option(None, "Frozen backbone stages, counted from the image.", group="Model", low=0)
+    unfreeze: float | None = option(
+        None,
+        "Share of the run from which on the other stages of the backbone are trained; before, all are frozen (0: from "
+        "the beginning; 1: never).",
+        group="Model",
+        low=0,
+        high=1,
+    )
     names: tuple[str, ...] | None = option(
         None, "Classes to train on, in this order (default: all of the data set).", group="Model"
     )
@@ -161,6 +169,12 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
         group="Validation",
         low=2,
     )
+    curve: bool = option(
+        False,
+        "Afterwards train as long on a quarter and on half of the images, and write what twice as many would probably "
+        "bring.",
+        group="Validation",
+    )
 
     precision: Precision | None = option(
         None,
@@ -195,7 +209,11 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
                 raise UsageError("proposals are of whole splits: leave them out with --folds")
             if self.val_split not in (None, "none"):
                 raise UsageError(f"folds and val_split {self.val_split!r} are both given: choose one to validate on")
+        if self.curve and self.scheme == "alternating":
+            raise UsageError("curve is for joint training: leave out --curve or --scheme alternating")
         if self.val_split == "none" and self.folds is None:
+            if self.curve:
+                raise UsageError("curve compares AP, and there is no validation: give --val-split, or --folds 3")
             for name in OF_VALIDATION:
                 if getattr(self, name) != OF_VALIDATION[name]:
                     raise UsageError(f"{name} is {getattr(self, name)}, and without validation it has no effect")

@@ -1,0 +1,164 @@
+"""A pretrained small network beside a smaller one from nothing, and beside torchvision's detector around the former.
+
+    python benchmarks/few_images.py blood-cells nuclei nuclei-masks --images all 30 60 --seeds 0 1 2 \\
+        --out benchmarks/results
+
+All with the same images and the same minutes of training, in turn; none is validated meanwhile. Fewer images are drawn
+from the training split by the seed. The recipes were chosen on train and val of blood-cells, and on a part of nuclei's
+train split, on which torchvision's detector got its learning rate and its number of trained stages too (`PEER`).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from _peer import build_peer, detect_peer, train_peer
+from _timing import hardware
+from _timing import table as markdown
+from train_from_scratch import folder_of
+
+from twostage.data.dataset import Dataset, select_images
+from twostage.data.recognise import open_dataset
+from twostage.data.stratified import stratified_order
+from twostage.detector import Detector
+from twostage.evaluation.evaluate import evaluate
+from twostage.training import train
+from twostage.training.folder import read_options
+
+FEW = 15  # minutes with few images
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, at which size, for how many minutes with all images, and what it is scored on."""
+
+    data: str
+    size: int
+    minutes: float
+    train: str
+    test: str
+    family: str = "faster_rcnn"
+
+
+TASKS = {
+    "blood-cells": Task("blood-cells", 320, 8, "trainval", "test"),
+    "nuclei": Task("nuclei", 256, 6, "train", "val"),
+    "nuclei-masks": Task("nuclei", 256, 6, "train", "val", "mask_rcnn"),
+}
+PEER = {"pretrained": 3, "peak": 1e-3}
+PEER_BATCH = 4
+NETS = {"lite0, pretrained": "lite0_fpn", "tiny, from nothing": "tiny_fpn"}
+
+
+def few(dataset: Dataset, images: str, seed: int) -> Dataset:
+    """So many images, with about the same classes for every seed."""
+    if images == "all":
+        return dataset
+    order = stratified_order(dataset, seed)
+    places = np.linspace(0, len(order), int(images), endpoint=False).astype(int)
+    return select_images(dataset, np.sort(order[places]))
+
+
+def run(name: str, images: str, seed: int, minutes: float, peers: bool, scratch: Path) -> list[dict]:
+    """Ours with both networks, then torchvision's."""
+    task = TASKS[name]
+    folder = folder_of(task.data, scratch)
+    learn, test = few(open_dataset(folder, split=task.train), images, seed), open_dataset(folder, split=task.test)
+    rows = []
+    about = {"task": name, "images": images, "minutes": minutes, "seed": seed}
+    for who, net in NETS.items():
+        out = scratch / f"{name}-{images}-{seed}-{net}"
+        started = time.perf_counter()
+        done = train(
+            learn, model=f"{task.family}_{net}", size=task.size, minutes=minutes, seed=seed, out=out, quiet=True
+        )
+        spent = time.perf_counter() - started
+        detector = Detector.load(done["weights"])
+        scores = evaluate(test, detector.detect_dataset(test)).scores.metrics
+        batch, precision = (getattr(read_options(out), field) for field in ("batch", "precision"))
+        ours = {"who": who, "batch": batch, "precision": precision, "steps": done["steps"], "seconds": round(spent)}
+        rows.append({**about, **ours, **scores})
+        print(json.dumps(rows[-1]), flush=True)
+    if peers:
+        resize = detector.model.config.image.resizing
+        masks = task.family == "mask_rcnn"
+        peer = build_peer(len(test.names), task.size, seed, masks=masks, pretrained=PEER["pretrained"])
+        precision = rows[0]["precision"]
+        how = {"batch": PEER_BATCH, "precision": precision, "peak": PEER["peak"]}
+        started = time.perf_counter()
+        steps = train_peer(peer, learn, resize, minutes=minutes, seed=seed, **how)
+        spent = time.perf_counter() - started
+        scores = evaluate(test, detect_peer(peer, test, resize)).scores.metrics
+        theirs = {"who": "torchvision, the same lite0", "steps": steps, "seconds": round(spent)}
+        rows.append({**about, **theirs, **how, **scores})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Mean AP of the seeds (smallest to largest), of boxes and masks."""
+    lines = []
+    for task, images in dict.fromkeys((row["task"], row["images"]) for row in rows):
+        for who in dict.fromkeys(row["who"] for row in rows):
+            some = [row for row in rows if (row["task"], row["images"], row["who"]) == (task, images, who)]
+            if not some:
+                continue
+            steps = round(statistics.mean(row["steps"] for row in some))
+            cells = [_spread([row[m] for row in some]) if m in some[0] else "" for m in ("AP", "AP50", "segm_AP")]
+            lines.append(
+                [task, images, f"{some[0]['minutes']:g}", who, f"{steps} of {some[0]['batch']}", *cells, str(len(some))]
+            )
+    return markdown(["task", "images", "minutes", "detector", "steps", "AP", "AP50", "mask AP", "seeds"], lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def main() -> None:
+    """Seed by seed; the table is written after every run, so that an interrupted one leaves what it has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=TASKS)
+    parser.add_argument("--images", nargs="+", default=["all"], help="numbers of training images, or all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--minutes", type=float, help=f"instead of the task's own, or {FEW} with few images")
+    parser.add_argument("--no-peer", action="store_true", help="ours only")
+    parser.add_argument("--out", type=Path, help="folder for few_images.md and .json; what it has is not run again")
+    given = parser.parse_args()
+    file = given.out / "few_images.json" if given.out else None
+    rows: list[dict] = json.loads(file.read_text()) if file and file.exists() else []
+    done = {(row["task"], row["images"], row["seed"]) for row in rows}
+    for seed in given.seeds:
+        for name in given.tasks:
+            for images in given.images:
+                if (name, images, seed) in done:
+                    continue
+                minutes = given.minutes or (TASKS[name].minutes if images == "all" else FEW)
+                with tempfile.TemporaryDirectory() as scratch:
+                    rows += run(name, images, seed, minutes, not given.no_peer, Path(scratch))
+                if given.out:
+                    write(given.out, rows)
+    print(table(rows))
+
+
+def write(out: Path, rows: list[dict]) -> None:
+    """The table with its hardware, and every run."""
+    text = [
+        "# From a pretrained network, with many and with few images",
+        "`python benchmarks/few_images.py`: mean AP of the seeds (smallest to largest), after the same minutes of "
+        "training.",
+        hardware(),
+        table(rows),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "few_images.md").write_text("\n\n".join(text) + "\n")
+    (out / "few_images.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What more images would bring: runs on a quarter and a half of them, and a power law through their errors.
+
+A detector's error falls about as a power of the number of training images (Hestness et al. 2017, "Deep Learning Scaling
+is Predictable, Empirically", section 2). All runs have the same number of steps, or minutes, so that only the images
+differ.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from twostage.atomic import write_text
+from twostage.data.dataset import Dataset, select_images
+from twostage.data.order import steps_per_epoch
+from twostage.data.stratified import stratified_order
+from twostage.distributed import Processes, process_group
+from twostage.evaluation.plots import plot_learning_curve, save_figure
+from twostage.folders import claimed
+from twostage.training.cross_validation import fold_folder, fold_splits, images_to_fold
+from twostage.training.folder import read_options
+from twostage.training.options import TrainOptions
+from twostage.training.recipe import RECIPES, recipe_name
+from twostage.training.splits import Splits, open_splits
+from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
+
+log = logging.getLogger("twostage.training")
+
+PARTS = (4, 2)  # one image of so many
+
+
+class LearningCurve(NamedTuple):
+    """Training images and the AP after training on them, from few to all; and the AP expected with twice as many."""
+
+    images: tuple[int, ...]
+    AP: tuple[float, ...]
+    expected: float
+
+    def __str__(self) -> str:
+        measured = ", ".join(f"{ap:.3f} with {n}" for n, ap in zip(self.images, self.AP, strict=True))
+        return f"AP {measured} images to learn from; with {2 * self.images[-1]} probably about {self.expected:.3f}."
+
+
+def expected_with_twice(images: Sequence[int], ap: Sequence[float]) -> float:
+    """The AP with twice as many images as the last: a line through the logarithms of 1 - AP and of the images.
+
+    At least the last AP: where more images brought nothing, twice as many are not expected to harm.
+    """
+    errors = 1 - np.clip(ap, 0, 1 - 1e-6)
+    slope, _ = np.polyfit(np.log(images), np.log(errors), 1)
+    return float(1 - errors[-1] * 2 ** min(0.0, slope))
+
+
+def add_learning_curve(
+    options: TrainOptions, result: dict[str, Any], *, splits: Splits | None = None, backbone: nn.Module | None = None
+) -> dict[str, Any]:
+    """Train on parts of the images of a finished training, and write learning_curve.json and .png into its folder.
+
+    Each run of `result` that was scored has such a curve, the folds of a cross-validation too; the AP are their means.
+    Returns the result with "learning_curve". Can be resumed.
+    """
+    root = Path(result["out"])
+    free = ("images", "device", "workers", "offline", "quiet")
+    recorded = replace(read_options(root), **{name: getattr(options, name) for name in free})
+    with process_group() as processes, ExitStack() as held:
+        processes.on_main(lambda: held.enter_context(claimed(root / "state")))
+        held.enter_context(resumable(root))
+        with processes.sync_errors():
+            scored = _scored_runs(root, recorded, splits)
+        curves = []
+        for folder, one in scored.items():
+            own = replace(read_options(folder), **{name: getattr(options, name) for name in free}, curve=False)
+            ap = result["metrics"]["AP"] if folder == root else (result_of(folder) or {})["metrics"]["AP"]
+            curves.append([*_on_parts(own, folder, one, processes, backbone), (len(one.train), ap)])
+        counts, means = np.mean(curves, axis=0).T.tolist()
+        images = tuple(round(count) for count in counts)
+        curve = LearningCurve(images, tuple(means), expected_with_twice(images, means))
+        processes.on_main(lambda: _write(root, curve))
+    log.info("%s", curve)
+    return result | {"learning_curve": curve._asdict()}
+
+
+def _scored_runs(root: Path, recorded: TrainOptions, splits: Splits | None) -> dict[Path, Splits]:
+    """The folder and the splits of the runs that were validated: the training itself, or its folds."""
+    if recorded.folds is None:
+        return {root: splits or open_splits(recorded)}
+    folds = fold_splits(images_to_fold(recorded, splits), recorded.folds, recorded.seed)
+    return {fold_folder(root, number): one for number, one in enumerate(folds, 1)}
+
+
+def _on_parts(
+    options: TrainOptions, folder: Path, splits: Splits, processes: Processes, backbone: nn.Module | None
+) -> list[tuple[int, float]]:
+    """The number of images and the AP of the run on each part, begun, gone on with, or done before."""
+    if "backbone" not in options.learn:  # what is recorded of it does not apply
+        options = replace(options, freeze=None, unfreeze=None)
+    order = stratified_order(splits.train, options.seed)
+    found = []
+    for part in PARTS:
+        train = select_images(splits.train, np.sort(order[::part]))
+        log.info("Learning curve: %d of %d images.", len(train), len(splits.train))
+        place = folder / "curve" / str(len(train))
+        done = result_of(place)
+        if done is None:
+            own = options if options.minutes else replace(options, epochs=_epochs(options, splits.train, train))
+            done = begin_or_resume(own, place, processes, splits._replace(train=train), backbone)
+            keep_result(place, done, processes)
+        found.append((len(train), done["metrics"]["AP"]))
+    return found
+
+
+def _epochs(options: TrainOptions, whole: Dataset, part: Dataset) -> int:
+    """The epochs in which a part of the images has as many steps as all."""
+    recipe = RECIPES[recipe_name(options)]
+    of_whole, of_part = (steps_per_epoch(len(images), options.batch or recipe.batch) for images in (whole, part))
+    return max(1, round((options.epochs or recipe.epochs) * of_whole / of_part))
+
+
+def _write(root: Path, curve: LearningCurve) -> None:
+    write_text(root / "learning_curve.json", json.dumps(curve._asdict(), indent=2) + "\n")
+    save_figure(plot_learning_curve(*curve), root / "learning_curve.png")
+    report = root / "report.txt"
+    before = report.read_text(encoding="utf-8") if report.exists() else ""
+    write_text(report, f"{before}\n{curve}\n" if before else f"{curve}\n")

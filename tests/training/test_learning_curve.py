@@ -1,0 +1,73 @@
+"""What more images would bring."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twostage.errors import UsageError
+from twostage.training import train
+from twostage.training.learning_curve import expected_with_twice
+from twostage.training.options import TrainOptions
+
+
+@pytest.fixture
+def options(scenes: Path, tmp_path: Path) -> TrainOptions:
+    return TrainOptions(
+        scenes, model="faster_rcnn_tiny_fpn", size=64, epochs=1, batch=4, workers=0, quiet=True, out=tmp_path / "run"
+    )
+
+
+@given(st.floats(0.05, 0.9), st.floats(0.0, 0.8), st.integers(2, 500))
+def test_an_error_that_is_a_power_of_the_images_is_extrapolated_exactly(
+    error: float, exponent: float, quarter: int
+) -> None:
+    images = [quarter, 2 * quarter, 4 * quarter]
+    ap = [1 - error * (n / quarter) ** -exponent for n in images]
+    assert expected_with_twice(images, ap) == pytest.approx(1 - error * 8**-exponent, abs=1e-6)
+
+
+def test_twice_the_images_are_not_expected_to_harm() -> None:
+    assert expected_with_twice([10, 20, 40], [0.6, 0.5, 0.4]) == pytest.approx(0.4)
+
+
+def test_parts_of_the_images_are_trained_as_long_and_scored_on_the_same(options: TrainOptions) -> None:
+    result = train(replace(options, curve=True))
+    out = Path(result["out"])
+    curve = json.loads((out / "learning_curve.json").read_text())
+    quarter, half, whole = curve["images"]
+    assert [half, whole] == [2 * quarter, 4 * quarter]
+    assert curve["AP"][-1] == result["metrics"]["AP"]
+    each = [json.loads((out / "curve" / str(n) / "result.json").read_text()) for n in (quarter, half)]
+    assert [one["metrics"]["AP"] for one in each] == curve["AP"][:2]
+    assert {one["steps"] for one in each} == {result["steps"]}
+    assert f"with {2 * whole} probably about {curve['expected']:.3f}" in (out / "report.txt").read_text()
+    assert (out / "learning_curve.png").stat().st_size > 1000
+
+
+def test_folds_have_a_curve_each(options: TrainOptions) -> None:
+    result = train(replace(options, curve=True, folds=2))
+    out = Path(result["out"])
+    found = [sorted(int(path.name) for path in (out / f"fold-{k}" / "curve").iterdir()) for k in (1, 2)]
+    curve = json.loads((out / "learning_curve.json").read_text())
+    assert np.mean(found, axis=0).round().tolist() == curve["images"][:2]
+    assert curve["AP"][-1] == pytest.approx(result["metrics"]["AP"])
+
+
+def test_a_broken_curve_goes_on(options: TrainOptions, second_run_stops: list[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(options, curve=True))
+    again = train(TrainOptions(resume=options.out, quiet=True))
+    whole = train(replace(options, curve=True, out=options.out.with_name("whole")))
+    quarter, half = (str(n) for n in whole["learning_curve"]["images"][:2])
+    assert second_run_stops == [quarter, half, half, quarter, half]
+    assert again["learning_curve"] == whole["learning_curve"]
+
+
+def test_a_curve_needs_a_validation(options: TrainOptions) -> None:
+    with pytest.raises(UsageError, match="curve compares AP"):
+        replace(options, curve=True, val_split="none")
