@@ -20,7 +20,7 @@ from twostage.training.step import Session, train_step
 
 log = logging.getLogger("twostage.training")
 
-ENOUGH = 450  # steps; below, half the batch and twice the steps give a higher AP: `benchmarks/results/budgets.md`
+ENOUGH = 450  # steps; below, half the batch and twice the steps give a higher AP: `benchmarks/results/tried.md`
 _TRIED = 4  # steps of the trial, of which the first is for warm-up
 
 
