@@ -76,16 +76,16 @@ def train(
         raise UsageError(
             f"data is {type(data).__name__}: give a path or a Dataset. Dataset.from_samples makes one of samples."
         )
-    recorded = run_options if run_options.resume is None else read_options(run_options.resume)
+    recorded_options = run_options if run_options.resume is None else read_options(run_options.resume)
     several = run_options.resume is None and needs_cross_validation(run_options, splits)
     try:
         learn = run
-        if recorded.scheme == "alternating":
+        if recorded_options.scheme == "alternating":
             learn = alternate
-        elif several or recorded.folds is not None:
+        elif several or recorded_options.folds is not None:
             learn = cross_validate
         result = learn(run_options, splits=splits, backbone=backbone)
-        if recorded.curve:
+        if recorded_options.curve:
             result = add_learning_curve(run_options, result, splits=splits, backbone=backbone)
         return result
     finally:
