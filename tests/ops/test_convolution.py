@@ -96,3 +96,22 @@ def test_nor_without_gradients_or_in_mixed_precision(tried: dict[str, str]) -> N
     with torch.autocast("cpu", torch.bfloat16):
         assert convolve(x, weight, None, SAME).dtype == torch.bfloat16
     assert not tried
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 1), (4, 2)])
+def test_depthwise_gradients_are_not_rounded_under_autocast(size: int, stride: int) -> None:
+    """Nor is the output, but at its end; biases learn too."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((2, 8, 12, 16), (8, 1, size, size), (8,)))
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    window = Window((stride, stride), ((size - 1) // 2,) * 2, groups=8)
+    exact = conv2d(x, weight, bias, *window)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolve(x, weight, bias, window)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, exact.bfloat16())
+    slope = torch.linspace(-1, 1, y.numel()).reshape(y.shape).bfloat16()
+    for found, expected in zip(
+        torch.autograd.grad(y, inputs, slope), torch.autograd.grad(exact, inputs, slope.float()), strict=True
+    ):
+        torch.testing.assert_close(found, expected)

@@ -81,8 +81,6 @@ def test_config_repeats_the_run(options: TrainOptions, unbroken: Callable, tmp_p
         ({}, 1),
         ({"optimizer": "sgd", "ema": 0.0}, 1),
         ({"accumulate": 2, "precision": "bf16"}, 1),
-        ({"unfreeze": 0.7}, 1),
-        ({"unfreeze": 0.2}, 1),
         ({"model": "hybrid_task_cascade_tiny_fpn", "model_fields": HTC}, 1),
         ({"model": "retinanet_tiny_fpn", "model_fields": {}}, 1),
     ],

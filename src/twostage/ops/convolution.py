@@ -1,9 +1,12 @@
-"""Convolutions in training: on a CPU in the faster of two forms, with their gradients; depthwise ones with their own.
+"""Convolutions in training: on a CPU in the faster of two forms, with their gradients.
 
 oneDNN's gradient in the kernels takes several times as long as the convolution on large maps, and Winograd's minimal
 filtering (`ops.cpu.winograd_gradient`) less than half. Which is faster is found by trying both on this machine once
 (`ops.cpu.choice`), for layers of at least 96 channels: with fewer the transforms cost as much as is saved. Winograd's
 form is differentiable once, which a loss needs. Under `torch.func` and `torch.compile` torch's own operator computes.
+
+Depthwise convolutions compute in float32 under autocast too: oneDNN's gradient in their kernels takes several times as
+long in bfloat16.
 """
 
 from collections.abc import Callable
@@ -16,7 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import conv2d
 
 from twostage.ops.cpu.choice import Call, choices
-from twostage.ops.cpu.depthwise_gradient import depthwise_conv, is_depthwise
 from twostage.ops.cpu.forms import about, sample
 from twostage.ops.cpu.winograd import is_exact, suits
 from twostage.ops.cpu.winograd_gradient import winograd_conv
@@ -30,33 +32,41 @@ _TRIAL = 6e8  # operations of a trial, without its gradients
 def convolve(
     x: Float[Tensor, "n c h w"], weight: Float[Tensor, "d _ k l"], bias: Float[Tensor, " d"] | None, window: Window
 ) -> Float[Tensor, "n d i j"]:
-    """`torch.nn.functional.conv2d`. Differentiable once where its gradients are ours."""
-    if _learns_on_cpu(x, weight):
-        if is_depthwise(weight, window):
-            return depthwise_conv(x, weight, bias, window)
-        if _is_candidate(x, weight, window) and _form(x, weight) == "Winograd":
-            return winograd_conv(x, weight, bias)
+    """`torch.nn.functional.conv2d`. Differentiable once where it computes by Winograd's filtering."""
+    if _learns_depthwise(x, weight, window):
+        reduced = torch.get_autocast_dtype("cpu")
+        with torch.autocast("cpu", enabled=False):
+            return conv2d(x.float(), weight.float(), bias, *window).to(reduced)
+    if _is_candidate(x, weight, window) and _form(x, weight) == "Winograd":
+        return winograd_conv(x, weight, bias)
     return conv2d(x, weight, bias, *window)
 
 
-def _learns_on_cpu(x: Tensor, weight: Tensor) -> bool:
+def _learns_depthwise(x: Tensor, weight: Tensor, window: Window) -> bool:
+    """Whether it is depthwise, and trained under autocast on a CPU."""
     return (
         x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
         and torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and weight.requires_grad
+        and window.groups == weight.shape[0] > 1
+        and weight.shape[1] == 1
     )
 
 
 def _is_candidate(x: Tensor, weight: Tensor, window: Window) -> bool:
     return (
-        x.dtype == torch.float32
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and (x.requires_grad or weight.requires_grad)
         and suits(weight, window)
         and is_exact()
         and min(weight.shape[:2]) >= _CHANNELS
         and 2 * weight.numel() * x.shape[0] * x.shape[2] * x.shape[3] >= _LARGE
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

@@ -28,13 +28,6 @@ def freeze(model: Model, stages: int) -> None:
             module.requires_grad_(False)
 
 
-def hold_backbone(model: Model, freeze: int, *, held: bool) -> None:
-    """Fix the stages of the backbone that `freeze` does not count, or train them."""
-    for stage in backbone_stages(model)[freeze:]:
-        for module in stage:
-            module.requires_grad_(not held)
-
-
 def set_trainable(model: Model, parts: Collection[str]) -> None:
     """Train these of backbone, rpn and head, and fix the others; losses of a fixed rpn or head are left out.
 

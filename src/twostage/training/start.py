@@ -72,8 +72,6 @@ def require_start(options: TrainOptions) -> None:
     """
     if options.freeze is not None and "backbone" not in options.learn:
         raise UsageError("freeze counts stages of the backbone, and none of it is learned: leave it out.")
-    if options.unfreeze is not None and "backbone" not in options.learn:
-        raise UsageError("unfreeze is for the backbone, and none of it is learned: leave it out.")
     config = with_backbone(named(options.model), options.backbone)
     if isinstance(configure(config, options.given_fields), StagewiseConfig):
         raise UsageError(f"model is {options.model}. {NOT_TRAINED}")

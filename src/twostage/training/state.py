@@ -23,8 +23,7 @@ class Progress:
     that of the last step.
 
     `warmup` and `warmup_seconds` are the steps a time budget had for warming up and their time; `corrected` says that
-    `total` was corrected later. `unfrozen` is the step from which on the backbone is trained, where it was held before.
-    `seconds` is the time spent in steps, `losses` the sums over `summed` steps since
+    `total` was corrected halfway. `seconds` is the time spent in steps, `losses` the sums over `summed` steps since
     the last epoch's end.
     """
 
@@ -34,7 +33,6 @@ class Progress:
     warmup: int | None = None
     warmup_seconds: float = 0.0
     corrected: bool = False
-    unfrozen: int | None = None
     seconds: float = 0.0
     best: float = -1.0
     validations_since_best: int = 0

@@ -28,7 +28,7 @@ from twostage.errors import DataError, TwostageError
 from twostage.models.build import Model
 from twostage.ops.cpu.threads import adapt_to_load
 from twostage.training.ema import EMA
-from twostage.training.optimiser import backbone_stages, hold_backbone, train_mode
+from twostage.training.optimiser import train_mode
 from twostage.training.options import TrainOptions
 from twostage.training.recipe import Recipe
 from twostage.training.schedule import factor, steps_in
@@ -74,28 +74,10 @@ class Session:
         return self.model.has_masks and "head" in self.options.learn
 
     @property
-    def holds_backbone(self) -> bool:
-        """Whether the backbone is not trained yet, until the share of the run at which the recipe begins with it."""
-        return self.recipe.unfreeze > 0 and self.progress.unfrozen is None
-
-    @property
-    def frozen_stages(self) -> int:
-        """How many of the backbone's first stages are not trained at this step."""
-        return len(backbone_stages(self.model)) if self.holds_backbone else self.recipe.freeze
-
-    @property
     def updates(self) -> Fraction:
         """Optimizer steps per epoch; a fraction where accumulated batches reach into the next epoch."""
         images = images_per_epoch(len(self.dataset), self.repeats)
         return Fraction(steps_per_epoch(images, self.recipe.batch), self.options.accumulate)
-
-
-def hold_or_train_backbone(session: Session) -> None:
-    """Fix the backbone's stages, or train them, as the recipe has it at this step; wrap the model for its processes."""
-    if session.recipe.unfreeze > 0 and "backbone" in session.options.learn:
-        hold_backbone(session.model, session.recipe.freeze, held=session.holds_backbone)
-    # Which gradients DistributedDataParallel gathers is decided when it is made.
-    session.ddp_model = session.processes.wrap_ddp(session.model)
 
 
 def train_until(session: Session, batches: Iterator[Loaded], step: int, after_step: Callable[[Progress], None]) -> None:
@@ -106,15 +88,10 @@ def train_until(session: Session, batches: Iterator[Loaded], step: int, after_st
     def pause() -> bool:
         return session.stop.is_set() or time.perf_counter() - begun > SAVE_EVERY
 
-    train_mode(session.model, session.options.learn, session.frozen_stages)
+    train_mode(session.model, session.options.learn, session.recipe.freeze)
     while progress.step < step and not session.processes.any(pause()):
         if progress.finished:
             return
-        if _unfreezes_now(session):
-            progress.unfrozen, progress.durations = progress.step, []
-            log.info("From step %d on the backbone is trained too.", progress.step)
-            hold_or_train_backbone(session)
-            train_mode(session.model, session.options.learn, session.frozen_stages)
         start = time.perf_counter()
         losses = train_step(session, batches)
         duration = session.processes.mean_of(time.perf_counter() - start)
@@ -222,15 +199,6 @@ def _next(batches: Iterator[Loaded]) -> tuple[Loaded | None, DataError | None]:
         return None, error
 
 
-def _unfreezes_now(session: Session) -> bool:
-    progress, share, minutes = session.progress, session.recipe.unfreeze, session.options.minutes
-    if share == 0 or share == 1 or progress.unfrozen is not None:
-        return False
-    if minutes is not None:
-        return progress.seconds >= share * 60 * minutes
-    return progress.total is not None and progress.step >= share * progress.total
-
-
 def _no_gradient_sync(ddp_model: nn.Module) -> AbstractContextManager[object]:
     """Within it gradients accumulate in each process; they are averaged with those of the last batch."""
     return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
@@ -239,8 +207,7 @@ def _no_gradient_sync(ddp_model: nn.Module) -> AbstractContextManager[object]:
 def _fit_to_budget(recipe: Recipe, budget: float, progress: Progress, duration: float) -> None:
     """Turn a time budget into a number of steps once warm-up, or its share of it, is over; correct it once, halfway.
 
-    Steps take more or less time as the proposals become better, and other programs come and go. Where the backbone is
-    held first, steps take longer afterwards, and it is corrected soon after that.
+    Steps take more or less time as the proposals become better, and other programs come and go.
     """
     if progress.total is None or progress.warmup is None:
         progress.durations.append(duration)
@@ -252,17 +219,7 @@ def _fit_to_budget(recipe: Recipe, budget: float, progress: Progress, duration: 
         # The first steps allocate and plan: they take longer than the others.
         later = progress.durations[len(progress.durations) // 2 :]
         progress.warmup, progress.warmup_seconds, progress.durations = progress.step, progress.seconds, []
-    elif progress.unfrozen is not None and not progress.corrected:
-        progress.durations.append(duration)
-        if len(progress.durations) < ENOUGH // 3 and progress.seconds < (1 + recipe.unfreeze) / 2 * budget:
-            return
-        later = progress.durations[len(progress.durations) // 2 :]
-        progress.corrected, progress.durations = True, []
-    elif (
-        not 0 < recipe.unfreeze < 1
-        and not progress.corrected
-        and progress.step == (progress.warmup + progress.total) // 2
-    ):
+    elif not progress.corrected and progress.step == (progress.warmup + progress.total) // 2:
         progress.corrected = True
         later = [(progress.seconds - progress.warmup_seconds) / (progress.step - progress.warmup)]
     else:

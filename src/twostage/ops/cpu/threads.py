@@ -2,7 +2,7 @@
 
 They synchronise at the end of every operation, thousands of times in a prediction. In GNU's OpenMP a waiting thread
 busy-waits for a millisecond. That is fastest on an idle machine; beside a busy process, which takes the core of the
-thread that is waited for, a prediction takes four to nine times as long. OpenMP waits less where it manages more
+thread that is waited for, a prediction takes several times as long. OpenMP waits less where it manages more
 threads than there are cores: that is brought about here while other programs take cores, and ended when they do not.
 """
 
