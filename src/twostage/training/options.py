@@ -74,14 +74,6 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     )
     proposals: Path | None = option(None, PROPOSALS, group="Model")
     freeze: int | None = option(None, "Frozen backbone stages, counted from the image.", group="Model", low=0)
-    unfreeze: float | None = option(
-        None,
-        "Share of the run from which on the other stages of the backbone are trained; before, all are frozen (0: from "
-        "the beginning; 1: never).",
-        group="Model",
-        low=0,
-        high=1,
-    )
     names: tuple[str, ...] | None = option(
         None, "Classes to train on, in this order (default: all of the data set).", group="Model"
     )

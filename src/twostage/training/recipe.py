@@ -17,8 +17,7 @@ class Recipe:
     """`lr` holds for `base_batch_size` images per update and is scaled linearly with them (Goyal et al. 2017).
 
     `milestones` are the fractions of the run after which `multistep` divides the rate by 10. `validations` is how often
-    a run is validated when `eval_every` is not given. The first `freeze` stages of the backbone are never trained, the
-    others from the share `unfreeze` of the run on. `precision` is replaced by fp32 where bf16 is no faster.
+    a run is validated when `eval_every` is not given. `precision` is replaced by fp32 where bf16 is no faster.
     """
 
     epochs: int
@@ -36,7 +35,6 @@ class Recipe:
     clip: float
     ema: float
     freeze: int
-    unfreeze: float
     flip: float
     vertical_flip: float
     colour: float
@@ -64,7 +62,6 @@ FINETUNE = Recipe(
     clip=0.0,
     ema=0.0,
     freeze=2,
-    unfreeze=0.0,
     flip=0.5,
     vertical_flip=0.0,
     colour=0.0,
@@ -142,15 +139,12 @@ def recipe_name(options: TrainOptions) -> str:
     return "finetune_dense" if model.startswith("retinanet_") else "finetune"
 
 
-def resolve(
-    options: TrainOptions, recipe: Recipe, *, pretrained: int, stages: int, bf16: bool, processes: int = 1
-) -> Recipe:
+def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool, processes: int = 1) -> Recipe:
     """The recipe with the values of the options, and its learning rate scaled to the images of an update.
 
-    Of the backbone's `stages` the first `pretrained` were loaded whole from a file; the recipe freezes no others, not
-    even for a while, since random layers must be trained. `bf16`: whether the device computes faster in it. Each of
-    the `processes` takes an equal share of a batch: the recipe's is raised to a multiple of them. Raises UsageError
-    where a given one is none.
+    Of the backbone's stages the first `pretrained` were loaded whole from a file; the recipe freezes no others, since
+    random layers must be trained. `bf16`: whether the device computes faster in it. Each of the `processes` takes an
+    equal share of a batch: the recipe's is raised to a multiple of them. Raises UsageError where a given one is none.
     """
     if options.batch is not None and options.batch % processes:
         raise UsageError(f"batch is {options.batch}: {processes} processes cannot share it evenly. Choose a multiple.")
@@ -158,8 +152,6 @@ def resolve(
     given = {name: value for name, value in given.items() if value is not None}
     given.setdefault("batch", -(-recipe.batch // processes) * processes)
     given.setdefault("freeze", min(recipe.freeze, pretrained))
-    if pretrained < stages:
-        given.setdefault("unfreeze", 0.0)
     if options.precision == "auto":
         given["precision"] = "bf16" if bf16 else "fp32"
     given.setdefault("precision", recipe.precision if bf16 else "fp32")
