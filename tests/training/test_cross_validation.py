@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import UsageError
-from twostage.training import train
+from twostage.training import batch_size, train
 from twostage.training.cross_validation import best_share, fold_splits
 from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
@@ -119,6 +120,17 @@ def test_a_broken_cross_validation_goes_on(options: TrainOptions, second_run_sto
     again = train(TrainOptions(resume=options.out, quiet=True))
     assert second_run_stops == ["fold-1", "fold-2", "fold-2", "all"]
     assert again["metrics"] == train(replace(options, out=options.out.with_name("whole")))["metrics"]
+
+
+def test_all_runs_have_the_batch_that_a_time_budget_gave_the_first(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside other work each run might choose another."""
+    batches = iter([4, 2, 8])
+    monkeypatch.setattr(batch_size, "batch_for", lambda *_: next(batches))
+    out = Path(train(replace(options, epochs=None, minutes=0.02, batch=None))["out"])
+    chosen = [yaml.safe_load((out / name / "config.yaml").read_text()) for name in ("fold-1", "fold-2", "all")]
+    assert [(one["batch"], one["scale"]) for one in chosen] == [(4, [1.0, 1.0])] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What more images would bring."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,26 @@ def test_a_broken_curve_goes_on(options: TrainOptions, second_run_stops: list[st
     quarter, half = (str(n) for n in whole["learning_curve"]["images"][:2])
     assert second_run_stops == [quarter, half, half, quarter, half]
     assert again["learning_curve"] == whole["learning_curve"]
+
+
+def test_a_curve_needs_a_quarter_of_the_images(options: TrainOptions, few: Path) -> None:
+    """2 images: said before anything is trained."""
+    with pytest.raises(UsageError, match="there are 2: leave it out"):
+        train(replace(options, data=few, curve=True))
+    assert not options.out.exists()
+
+
+def test_a_resumed_curve_is_reported_once(options: TrainOptions) -> None:
+    out = Path(train(replace(options, curve=True, folds=2))["out"])
+    train(TrainOptions(resume=out, quiet=True))
+    assert (out / "report.txt").read_text().count("images to learn from") == 1
+
+
+def test_parts_are_validated_as_often_as_the_whole(options: TrainOptions) -> None:
+    out = Path(train(replace(options, curve=True, epochs=4, eval_every=1))["out"])
+    rows = [(folder / "metrics.csv").read_text() for folder in (out, out / "curve" / "4")]
+    counts = [sum(bool(row["AP"]) for row in csv.DictReader(text.splitlines())) for text in rows]
+    assert counts == [4, 4]
 
 
 def test_a_curve_needs_a_validation(options: TrainOptions) -> None:

@@ -24,13 +24,15 @@ ENOUGH = 450  # steps; below, half the batch and twice the steps give a higher A
 _TRIED = 4  # steps of the trial, of which the first is for warm-up
 
 
-def fitted(session: Session, batches: Iterator[Loaded], budget: float) -> Session:
+def fitted(session: Session, batches: Iterator[Loaded], budget: float, *, workers: int) -> Session:
     """The session with the batch, and the rate with it, for so many seconds; `batches` have the recipe's.
+
+    With `workers` images are read beside the steps in the run, and not timed.
 
     A few steps are tried on a copy of the model: the session is as before.
     """
     recipe = session.recipe
-    batch = batch_for(recipe, budget, _seconds_of_step(session, batches), session.processes.world)
+    batch = batch_for(recipe, budget, _seconds_of_step(session, batches, workers), session.processes.world)
     if batch == recipe.batch:
         return session
     log.info(
@@ -60,7 +62,7 @@ def for_short_run(recipe: Recipe, batch: int, options: TrainOptions) -> Recipe:
     return replace(recipe, batch=batch, lr=rate, scale=options.scale or (1.0, 1.0))
 
 
-def _seconds_of_step(session: Session, batches: Iterator[Loaded]) -> float:
+def _seconds_of_step(session: Session, batches: Iterator[Loaded], workers: int) -> float:
     model = copy.deepcopy(session.model)
     tried = replace(
         session,
@@ -72,8 +74,7 @@ def _seconds_of_step(session: Session, batches: Iterator[Loaded]) -> float:
         scaler=copy.deepcopy(session.scaler),
     )
     train_mode(model, session.options.learn, session.recipe.freeze)
-    if session.device.type != "cpu":
-        # In the run itself worker processes read images meanwhile. On a CPU they take its cores from the steps.
+    if workers:
         with session.processes.sync_errors():
             batches = iter(list(islice(batches, _TRIED * session.options.accumulate)))
     times = []

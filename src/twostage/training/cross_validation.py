@@ -26,10 +26,10 @@ from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.errors import TwostageError, UsageError
-from twostage.training.folder import RunFolder, claimed_root, resumed_options
+from twostage.training.folder import RunFolder, claimed_root, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.recipe import RECIPES, recipe_name
-from twostage.training.splits import NONE, Splits, open_splits
+from twostage.training.splits import NONE, Splits, open_splits, require_parts
 from twostage.training.start import require_start, with_default_weights
 from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
 
@@ -74,6 +74,7 @@ def cross_validate(
                 )
             assert options.folds is not None
             folds = fold_splits(images, options.folds, options.seed)
+            require_parts(options, folds[0].train)
         root = processes.on_main(lambda: claimed_root(options, held))
         held.enter_context(resumable(root))
         return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
@@ -175,11 +176,15 @@ def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
 
 def _train(training: Training, folder: Path, splits: Splits, share: float) -> dict[str, Any]:
     """The run of a folder, or its result where it is done."""
-    options, _, processes, _, backbone = training
+    options, root, processes, _, backbone = training
     if (done := result_of(folder)) is not None:
         return done
     validation = {"val_split": NONE, **OF_VALIDATION} if splits.val is None else {"val_split": None}
     own = replace(options, folds=None, curve=False, **_length(options, share), **validation)
+    first = fold_folder(root, 1)
+    if folder != first:  # a time budget may choose another batch each time
+        chosen = read_options(first)
+        own = replace(own, batch=chosen.batch, scale=chosen.scale)
     result = begin_or_resume(own, folder, processes, splits, backbone)
     keep_result(folder, result, processes)
     return result

@@ -99,7 +99,7 @@ def _on_parts(
 ) -> list[tuple[int, float]]:
     """The number of images and the AP of the run on each part, begun, gone on with, or done before."""
     if "backbone" not in options.learn:  # what is recorded of it does not apply
-        options = replace(options, freeze=None, unfreeze=None)
+        options = replace(options, freeze=None)
     order = stratified_order(splits.train, options.seed)
     found = []
     for part in PARTS:
@@ -108,18 +108,20 @@ def _on_parts(
         place = folder / "curve" / str(len(train))
         done = result_of(place)
         if done is None:
-            own = options if options.minutes else replace(options, epochs=_epochs(options, splits.train, train))
+            own = replace(options, **_schedule(options, splits.train, train))
             done = begin_or_resume(own, place, processes, splits._replace(train=train), backbone)
             keep_result(place, done, processes)
         found.append((len(train), done["metrics"]["AP"]))
     return found
 
 
-def _epochs(options: TrainOptions, whole: Dataset, part: Dataset) -> int:
-    """The epochs in which a part of the images has as many steps as all."""
+def _schedule(options: TrainOptions, whole: Dataset, part: Dataset) -> dict[str, Any]:
+    """As many steps and validations as with all images, in epochs of a part of them."""
     recipe = RECIPES[recipe_name(options)]
     of_whole, of_part = (steps_per_epoch(len(images), options.batch or recipe.batch) for images in (whole, part))
-    return max(1, round((options.epochs or recipe.epochs) * of_whole / of_part))
+    epochs = None if options.minutes else options.epochs or recipe.epochs
+    every = {"epochs": epochs, "eval_every": options.eval_every}
+    return {name: value and max(1, round(value * of_whole / of_part)) for name, value in every.items()}
 
 
 def _write(root: Path, curve: LearningCurve) -> None:
@@ -127,4 +129,5 @@ def _write(root: Path, curve: LearningCurve) -> None:
     save_figure(plot_learning_curve(*curve), root / "learning_curve.png")
     report = root / "report.txt"
     before = report.read_text(encoding="utf-8") if report.exists() else ""
-    write_text(report, f"{before}\n{curve}\n" if before else f"{curve}\n")
+    if str(curve) not in before:  # that of a cross-validation is not written anew when it is resumed
+        write_text(report, f"{before}\n{curve}\n" if before else f"{curve}\n")

@@ -36,15 +36,15 @@ from twostage.training.batch_size import fitted
 from twostage.training.ema import EMA
 from twostage.training.extra_samples import repeats_of, require_pasting
 from twostage.training.folder import RunFolder, require_same_images, resumed_options
-from twostage.training.optimiser import backbone_stages, build_optimizer, freeze, set_trainable, whole_stages
+from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, recipe_name, resolve
-from twostage.training.splits import Splits, open_splits, require_masks, with_classes
+from twostage.training.splits import Splits, open_splits, require_masks, require_parts, with_classes
 from twostage.training.start import require_start, starting_model, with_default_weights
 from twostage.training.starting_table import starting_table
 from twostage.training.state import Progress, load_state
-from twostage.training.step import Session, hold_or_train_backbone, stopping_gently, train_until
+from twostage.training.step import Session, stopping_gently, train_until
 from twostage.training.validate import Validation, validate
 from twostage.weights.file import load_weights
 from twostage.weights.fit import load_all
@@ -81,6 +81,7 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
                 options = resumed_options(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
             splits = with_classes(splits, options.names) if splits else open_splits(options)
+            require_parts(options, splits.train)
             session = _session(options, splits.train, processes, backbone, bf16)
             if session.learns_masks:
                 require_masks(splits, options.on_error)
@@ -89,11 +90,11 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
             retain_freed_memory()
         if _chooses_batch(options, session):
             tried = _batches(session, 0, (None, None), stuff[0])
-            session = fitted(session, tried, 60 * (options.minutes or 0))
+            session = fitted(session, tried, 60 * (options.minutes or 0), workers=_workers(session))
         folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
         with processes.sync_errors():
             _begin_or_go_on(session, folder)
-        hold_or_train_backbone(session)
+        session.ddp_model = processes.wrap_ddp(session.model)
         with processes.sync_errors():
             given = _given(options, splits, session.model.config)
         one = Run(session, splits, folder, _workers(session), given, stuff)
@@ -181,14 +182,13 @@ def _session(
         options,
         RECIPES[recipe_name(options)],
         pretrained=whole_stages(model, loaded),
-        stages=len(backbone_stages(model)),
         bf16=bf16,
         processes=processes.world,
     )
     freeze(model, recipe.freeze)
     set_trainable(model, options.learn)
     if loaded:
-        log.info("%s\n%s", options.weights, starting_table(model, loaded, recipe.unfreeze))
+        log.info("%s\n%s", options.weights, starting_table(model, loaded))
     require_pasting(options, recipe, model, train)
     if options.proposals is not None and isinstance(model, OneStage):
         raise UsageError(f"proposals: {options.model} has one stage, which takes none: leave them out")
@@ -198,9 +198,7 @@ def _session(
     if options.resume is None:
         # A resumed run does not read the weights again, which say how much is frozen, and may be on another device, or
         # with other processes that share a batch.
-        options = replace(
-            options, freeze=recipe.freeze, unfreeze=recipe.unfreeze, precision=recipe.precision, batch=recipe.batch
-        )
+        options = replace(options, freeze=recipe.freeze, precision=recipe.precision, batch=recipe.batch)
     session = Session(
         options=options,
         model=model,

@@ -18,6 +18,7 @@ from twostage.training.options import TrainOptions
 log = logging.getLogger("twostage.training")
 
 NONE = "none"  # the validation split of a run that is not validated
+LEAST = 4  # images of a learning curve, of which one is a quarter
 
 
 class Splits(NamedTuple):
@@ -89,6 +90,12 @@ def given_splits(train: Dataset, val: Dataset | None) -> Splits:
             _log(dataset)
     _require_objects(train)
     return Splits(train, val, val)
+
+
+def require_parts(options: TrainOptions, train: Dataset) -> None:
+    """Raises UsageError where a learning curve would have a quarter of too few images."""
+    if options.curve and len(train) < LEAST:
+        raise UsageError(f"curve trains on a quarter of the images, and there are {len(train)}: leave it out.")
 
 
 def require_masks(splits: Splits, on_error: OnError) -> None:
