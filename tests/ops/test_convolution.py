@@ -45,6 +45,14 @@ def test_a_decision_outlives_the_process_even_if_other_work_disturbed_it(tried: 
     assert choice.choices().made == tried != {}
 
 
+def test_regions_of_a_head_are_decided_apart_from_maps(tried: dict[str, str]) -> None:
+    """9 regions of 8 x 8 pixels and a map of 24 x 24, as many."""
+    x, weight = sample()
+    convolve(x, weight, None, SAME)
+    convolve(x.reshape(1, 128, 9, 64).permute(2, 1, 0, 3).reshape(9, 128, 8, 8), weight, None, SAME)
+    assert len(tried) == 2
+
+
 def test_both_forms_of_a_trial_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path))
     x, weight = sample()

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import conv2d
 
 from twostage.ops.cpu.choice import Call, choices
-from twostage.ops.cpu.forms import about, sample
+from twostage.ops.cpu.forms import NARROW, about, sample
 from twostage.ops.cpu.winograd import is_exact, suits
 from twostage.ops.cpu.winograd_gradient import winograd_conv
 from twostage.ops.plain import Window
@@ -73,7 +73,9 @@ def _is_candidate(x: Tensor, weight: Tensor, window: Window) -> bool:
 def _form(x: Tensor, weight: Tensor) -> str:
     n, _, h, w = x.shape
     needs = " and ".join(name for name, tensor in (("input", x), ("kernels", weight)) if tensor.requires_grad)
-    layer = f"training convolution {list(weight.shape)}, {about(n * h * w)} pixels, gradient in {needs}"
+    # Regions of a head differ from maps of as many pixels: edges weigh more.
+    size = f"{about(n * h * w)} pixels" + (f" of {h} x {w}" if min(h, w) < NARROW else "")
+    layer = f"training convolution {list(weight.shape)}, {size}, gradient in {needs}"
     trial = partial(_trial, x.shape, weight.shape, x.requires_grad, weight.requires_grad)
     # Kept even if other work has disturbed it: a resumed run computes as the one that it continues.
     return choices().choose(layer, ["plain", "Winograd"], trial, lasting=True)

@@ -40,7 +40,7 @@ _RESULT = 3 << 22  # bytes of a trial's result at most
 _TILES = 64  # of Winograd's at least, in a trial
 _SIDE = 64  # pixels of a trial along x at least
 _IMAGES = 4  # narrow maps up to which each number is tried
-_NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
+NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
 _MAPPED = 1 << 25  # bytes from which on glibc maps fresh memory for each result, at a cost that no part shows
 _SHAPES = 64  # of inputs whose form a layer remembers
 _ROWS = 64  # of a matrix product at least, in a trial
@@ -112,7 +112,7 @@ class ChosenConv:
         if pixels * 2 * prod(self.shape) <= _SMALL:
             return "plain"
         size = about(pixels)
-        if min(h, w) < _NARROW:
+        if min(h, w) < NARROW:
             size = f"{n} x {h} x {w}" if n <= _IMAGES else f"{size} of {h} x {w}"
         packs = any(name.startswith("packed") for name in self.forms.makers)
         large = packs and pixels * self.shape[0] * x.element_size() > _MAPPED
@@ -127,7 +127,7 @@ class ChosenConv:
             names.remove(_GROUPED)
             other = self.forms.fastest(f"{size}, not grouped", names, trial)
             images, rows, across = band_of(x.shape, BAND)
-            some = torch.Size((images, x.shape[1], min(h, max(_NARROW, 4 * rows)), w))
+            some = torch.Size((images, x.shape[1], min(h, max(NARROW, 4 * rows)), w))
             name = self.forms.fastest(
                 f"{size}, bands of {images} x {rows} x {across} tiles",
                 [other, _GROUPED],
@@ -147,7 +147,7 @@ class ChosenConv:
     ) -> dict[str, Callable[[], Tensor]]:
         """Calls of these forms on an input of this shape: of a layer with fewer channels out, on a part, or `whole`."""
         n, c, h, w = shape
-        narrow = min(h, w) < _NARROW
+        narrow = min(h, w) < NARROW
         weight, bias = _sample(
             self.shape, dtype, outputs=None if whole or narrow or self.window.groups > 1 else _OUTPUTS
         )
@@ -158,8 +158,8 @@ class ChosenConv:
             pixels = min(_TRIAL / (2 * weight.numel()), _RESULT / (len(weight) * dtype.itemsize))
             pixels = max(pixels, _TILES * 16) if self.tiled else pixels
             pixels *= prod(self.window.stride)
-            w = min(w, max(_SIDE, int(pixels) // _NARROW))
-            h = min(h, max(_NARROW, 4 * -(-int(pixels) // (4 * w))))
+            w = min(w, max(_SIDE, int(pixels) // NARROW))
+            h = min(h, max(NARROW, 4 * -(-int(pixels) // (4 * w))))
             n = min(n, max(1, int(pixels) // (h * w)))
         x = sample(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
         out = conv2d(x, weight, bias, *self.window).shape
