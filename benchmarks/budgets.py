@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from _peer import build_peer, detect_peer, train_peer
-from _timing import hardware
+from _rows import read_rows, write_rows
 from _timing import table as markdown
 from train_from_scratch import MODEL, TASKS, folder_of, ours
 
@@ -25,6 +25,11 @@ from twostage.training import TrainOptions, train
 from twostage.training.folder import read_options
 
 PEER_BATCH = 4
+TITLE = "Short trainings"
+ABOUT = (
+    "`python benchmarks/budgets.py`: mean AP of the seeds (smallest to largest). A budget is the time of so many of "
+    "our steps with 8 images; ours halves its batch until there is time for 450 (`training.batch_size`)."
+)
 
 
 def seconds_of_step(name: str, data: Path, scratch: Path) -> float:
@@ -92,8 +97,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, help="folder for budgets.md and .json; what it has is not run again")
     given = parser.parse_args()
-    file = given.out / "budgets.json" if given.out else None
-    rows: list[dict] = json.loads(file.read_text()) if file and file.exists() else []
+    rows = read_rows(given.out, "budgets")
     done = {(row["task"], row["worth"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -111,22 +115,8 @@ def main() -> None:
                     rows += run(name, data[name], seconds[name], worth, seed, scratch)
                     print(json.dumps(rows[-2:]), flush=True)
                     if given.out:
-                        write(given.out, rows)
+                        write_rows(given.out, "budgets", rows, TITLE, ABOUT, table(rows))
     print(table(rows))
-
-
-def write(out: Path, rows: list[dict]) -> None:
-    """The table with its hardware, and every run."""
-    text = [
-        "# Short trainings",
-        "`python benchmarks/budgets.py`: mean AP of the seeds (smallest to largest). A budget is the time of so many "
-        "of our steps with 8 images; ours halves its batch until there is time for 450 (`training.batch_size`).",
-        hardware(),
-        table(rows),
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "budgets.md").write_text("\n\n".join(text) + "\n")
-    (out / "budgets.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,11 @@ def main() -> None:
     trees = (given.before.resolve(), Path(__file__).resolve().parents[1] / "src")
     rows = [row(case, trees, given.processes, given.turns) for case in CASES if given.cases in case]
     header = ["case", "before, ms", "now, ms", "now / before", "before, MiB", "now, MiB", "now / before"]
-    command = f"`python benchmarks/compare_versions.py BEFORE --turns {given.turns} --processes {given.processes}`"
+    commit = subprocess.run(
+        ["git", "-C", given.before, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    options = f"--turns {given.turns} --processes {given.processes}"
+    command = f"`python benchmarks/compare_versions.py BEFORE {options}`, BEFORE being {commit}."
     notes = "Times are medians over the processes, ratios the median (lowest to highest) over pairs of processes."
     finish("\n\n".join(["# Two versions", command, hardware(), notes, table(header, rows)]), given.out)
 

@@ -4,8 +4,8 @@
         --out benchmarks/results
 
 All with the same images and the same minutes of training, in turn; none is validated meanwhile. Fewer images are drawn
-from the training split by the seed. The recipes were chosen on train and val of blood-cells, and on a part of nuclei's
-train split, on which torchvision's detector got its learning rate and its number of trained stages too (`PEER`).
+from the training split by the seed. Our recipe was chosen on train and val of blood-cells; torchvision's detector
+trains as many stages as its own fine-tuning does, at the rate of its trainings from nothing (`PEER`).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from _peer import build_peer, detect_peer, train_peer
-from _timing import hardware
+from _rows import read_rows, write_rows
 from _timing import table as markdown
 from train_from_scratch import folder_of
 
@@ -52,6 +52,10 @@ TASKS = {
 }
 PEER = {"pretrained": 3, "peak": 1e-3}
 PEER_BATCH = 4
+TITLE = "From a pretrained network, with many and with few images"
+ABOUT = (
+    "`python benchmarks/few_images.py`: mean AP of the seeds (smallest to largest), after the same minutes of training."
+)
 NETS = {"lite0, pretrained": "lite0_fpn", "tiny, from nothing": "tiny_fpn"}
 
 
@@ -130,8 +134,7 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true", help="ours only")
     parser.add_argument("--out", type=Path, help="folder for few_images.md and .json; what it has is not run again")
     given = parser.parse_args()
-    file = given.out / "few_images.json" if given.out else None
-    rows: list[dict] = json.loads(file.read_text()) if file and file.exists() else []
+    rows = read_rows(given.out, "few_images")
     done = {(row["task"], row["images"], row["seed"]) for row in rows}
     for seed in given.seeds:
         for name in given.tasks:
@@ -142,22 +145,8 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as scratch:
                     rows += run(name, images, seed, minutes, not given.no_peer, Path(scratch))
                 if given.out:
-                    write(given.out, rows)
+                    write_rows(given.out, "few_images", rows, TITLE, ABOUT, table(rows))
     print(table(rows))
-
-
-def write(out: Path, rows: list[dict]) -> None:
-    """The table with its hardware, and every run."""
-    text = [
-        "# From a pretrained network, with many and with few images",
-        "`python benchmarks/few_images.py`: mean AP of the seeds (smallest to largest), after the same minutes of "
-        "training.",
-        hardware(),
-        table(rows),
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "few_images.md").write_text("\n\n".join(text) + "\n")
-    (out / "few_images.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

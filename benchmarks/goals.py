@@ -48,11 +48,17 @@ def share_of_last(column: int) -> Callable[[Cells], str]:
     return lambda cells: f"{float(cells[column]) / float(cells[-1]):.2f}"
 
 
+def times_before(cells: Cells) -> str:
+    """Times faster than before, by the medians of both."""
+    return f"{float(cells[0]) / float(cells[1]):.2f}"
+
+
 def times_fewer(cells: Cells) -> str:
     """How many times the operators of ours torchvision has."""
     return cells[2]
 
 
+PRODUCTS = "the same, its products alone at the speed of `torch.mm`"
 R50, STEP = "ResNet-50 FPN, 800 x 1066", "ResNet-50 FPN, 480 x 640, batch 2"
 A2 = "limited to AVX2"
 A512 = "limited to AVX-512 without bf16"
@@ -111,7 +117,31 @@ GOALS = (
         faster,
         "3.5",
         "4.5",
-        "its convolutions and matrix products alone take 135 to 170 of 220 ms, at the speed of `torch.mm`: 2.7 to 3.3",
+    ),
+    Goal(f"{A2}: {PRODUCTS}", "avx2/training_step", "tiny, products alone", faster, "", ""),
+    Goal(
+        f"{A2}: the same step, times faster than at 1b3faab",
+        "avx2/compare_versions",
+        "train faster_rcnn_tiny_fpn 192",
+        times_before,
+        "1.6",
+        "2.0",
+    ),
+    Goal(
+        f"{A2}: tiny at 320, float32, times faster than at 1b3faab",
+        "avx2/compare_versions",
+        "predict faster_rcnn_tiny_fpn 320",
+        times_before,
+        "1.5",
+        "2.0",
+    ),
+    Goal(
+        "ResNet-50 with FPN at 480, bf16, times faster than at 1b3faab",
+        "compare_versions",
+        "predict faster_rcnn_resnet50_fpn 480 bf16",
+        times_before,
+        "1",
+        "",
     ),
     Goal(f"{A2}: training step, float32", "avx2/training_step", f"{STEP}, float32", faster, "1.2", "1.4"),
     Goal(f"{A512}: prediction, float32, batch 1", "avx512/inference", f"{R50}, batch 1, fp32", faster, "1.8", "2.2"),
@@ -119,6 +149,7 @@ GOALS = (
     Goal(f"{A512}: Mask R-CNN, batch 1", "avx512/inference", f"Mask R-CNN, {R50}, batch 1, fp32", faster, "1.6", "2.0"),
     Goal(f"{A512}: VGG16, 600 x 800", "avx512/inference", "VGG16", faster, "1.4", "2.0"),
     Goal(f"{A512}: training step of the tiny net", "avx512/training_step", "tiny", faster, "3.5", "4.5"),
+    Goal(f"{A512}: {PRODUCTS}", "avx512/training_step", "tiny, products alone", faster, "", ""),
     Goal(f"{A512}: training step, float32", "avx512/training_step", f"{STEP}, float32", faster, "1.2", "1.4"),
     Goal("operators on a device, times fewer, batch 1", "operators", "batch 1", times_fewer, "2", ""),
     Goal("the same, batch 8", "operators", "batch 8", times_fewer, "2", ""),
@@ -137,18 +168,28 @@ def number(goal: Goal) -> str:
     return next((goal.read(cells) for name, *cells in rows if name.startswith(goal.row)), "no table")
 
 
+def hardware_of(file: str) -> str:
+    """The line of a table that names when and where it was made."""
+    path = RESULTS / f"{file}.md"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith("20")), "no table")
+
+
 def main() -> None:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     rows = [[goal.what, goal.reach, goal.stretch, number(goal), goal.limit] for goal in GOALS]
+    files = dict.fromkeys(goal.file for goal in GOALS)
     text = "\n\n".join(
         [
             "# Goals of speed and memory",
             "`python benchmarks/goals.py`, from the tables beside this one, which name their hardware. Times faster "
             "than torchvision in float32 where nothing else is said, by the median (by the minimum).",
             table(["what", "reach", "stretch", "measured", "limit"], rows),
+            "The hardware of each table:",
+            table(["table", "hardware"], [[file, hardware_of(file)] for file in files]),
         ]
     )
     finish(text, given.out)
