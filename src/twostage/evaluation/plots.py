@@ -250,10 +250,10 @@ def plot_learning_curve(images: Sequence[int], ap: Sequence[float], expected: fl
     """AP over the number of training images, and, dashed, what is expected with twice as many as the last."""
     figure = _figure(5.2, 4.2)
     axes = figure.subplots()
+    dashed: dict[str, Any] = {"marker": "o", "mfc": "w", "ms": 4, "ls": "--", "lw": 1.7}
+    axes.plot([images[-1], 2 * images[-1]], [ap[-1], expected], color=_hex(0), **dashed)
+    # On top: the last of the measured points is filled too.
     axes.plot(images, ap, color=_hex(0), marker="o", ms=4, lw=1.7)
-    axes.plot(
-        [images[-1], 2 * images[-1]], [ap[-1], expected], color=_hex(0), marker="o", mfc="w", ms=4, ls="--", lw=1.7
-    )
     shown = [*images, 2 * images[-1]]
     axes.set_xscale("log", base=2)
     axes.set_xticks(shown, [str(n) for n in shown])
