@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import Conv2d, conv_norm
@@ -27,8 +27,11 @@ from twostage.models.proposals.sources import ProposalConfig
 from twostage.models.targets.matching import match
 from twostage.models.targets.sampling import RandomSampler, Sampler
 from twostage.ops.boxes import clip, gather_boxes, precise
+from twostage.ops.conv_at import conv_at
 from twostage.ops.deltas import CLAMP, BoxCoder
 from twostage.ops.nms import Kept, nms
+
+_FEW = 4  # times fewer anchors than positions are sampled, where they are computed by themselves
 
 
 class Proposals(NamedTuple):
@@ -128,13 +131,39 @@ class RPN(nn.Module):
                 x = conv_norm(x, conv, activation="relu")
             both = side_by_side(x, self.objectness, self.deltas)
             scores, moves = (x.permute(0, 2, 3, 1) for x in both)
-            if self.config.objectness == "softmax":
-                # Softmax over (background, object) is the sigmoid of their difference.
-                background, foreground = scores.unflatten(3, (-1, 2)).unbind(4)
-                scores = foreground - background
-            logits.append(scores.flatten(1))
+            logits.append(self._logits(scores).flatten(1))
             deltas.append(moves.flatten(1, 3).unflatten(1, (-1, 4)))
         return AnchorPredictions(logits, deltas, *self.anchors(maps, canvas, sizes))
+
+    def _logits(self, scores: Float[Tensor, "*s _"]) -> Float[Tensor, "*s _"]:
+        """Of the anchors of a position, from the objectness layer's channels."""
+        if self.config.objectness == "sigmoid":
+            return scores
+        # Softmax over (background, object) is the sigmoid of their difference.
+        background, foreground = scores.unflatten(-1, (-1, 2)).unbind(-1)
+        return foreground - background
+
+    def samples_few(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> bool:
+        """Whether the loss reads so few positions that these alone should be computed with their gradients.
+
+        The gradient of a convolution costs twice as much as the convolution. Not with `proposal_gradient`, which needs
+        every proposal's, nor with more than one convolution, whose windows overlap.
+        """
+        config = self.config
+        positions = sum(x.shape[2] * x.shape[3] for x in maps)
+        return config.convs == 1 and not config.proposal_gradient and _FEW * config.batch <= positions
+
+    def predict_at(
+        self, maps: Sequence[Float[Tensor, "n c _ _"]], index: Int[Tensor, "n s"]
+    ) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n s 4"]]:
+        """Logits and deltas of some anchors of each image, as `forward` has them, from their windows of the maps."""
+        (conv,) = self.convs
+        each = self.anchors.per_position[0]
+        x = conv_at(maps, index // each, conv.weight, conv.bias).relu()
+        scores, moves = (linear(x, layer.weight.flatten(1), layer.bias) for layer in (self.objectness, self.deltas))
+        own = (index % each)[..., None]
+        moves = moves.unflatten(-1, (each, 4)).gather(2, own[..., None].expand(-1, -1, -1, 4))
+        return self._logits(scores).gather(2, own)[..., 0], moves[:, :, 0]
 
     def propose(
         self,
@@ -180,8 +209,13 @@ class RPN(nn.Module):
         targets: Targets,
         sampler: Sampler | None = None,
         mean: ReduceMean = no_reduce,
+        *,
+        maps: Sequence[Float[Tensor, "n c _ _"]] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Losses of objectness and boxes over the sampled anchors (section 3.1.2, equation 1)."""
+        """Losses of objectness and boxes over the sampled anchors (section 3.1.2, equation 1).
+
+        With `maps` the sampled anchors are predicted anew from these, and `predictions` need no gradient.
+        """
         config = self.config
         anchors = torch.cat(predictions.anchors)
         with torch.no_grad():
@@ -199,8 +233,11 @@ class RPN(nn.Module):
             truth = matches.gather(1, sample.index).clamp(min=0)
             goal = config.coder.encode(gather_boxes(targets.boxes, truth), anchors[sample.index])
             class_weight, box_weight = self._weights(sample.valid, inside, mean)
-        logits = torch.cat(predictions.logits, dim=1).gather(1, sample.index)
-        deltas = gather_boxes(torch.cat(predictions.deltas, dim=1), sample.index)
+        if maps is None:
+            logits = torch.cat(predictions.logits, dim=1).gather(1, sample.index)
+            deltas = gather_boxes(torch.cat(predictions.deltas, dim=1), sample.index)
+        else:
+            logits, deltas = self.predict_at(maps, sample.index)
         focal = (config.focal_gamma, config.focal_alpha) if config.loss == "focal" else None
         return {
             "rpn_class": objectness_loss(logits, sample.positive, sample.valid, class_weight, focal=focal),
