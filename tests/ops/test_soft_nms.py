@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from twostage.ops.accelerator.soft_nms import soft_nms as on_accelerators
 from twostage.ops.boxes import iou as pairwise_iou
 from twostage.ops.nms import nms
 from twostage.ops.soft_nms import soft_nms
@@ -53,6 +54,21 @@ def test_follows_the_paper(method, grouped: bool) -> None:
     assert kept.scores[~kept.valid].eq(0).all()
     few = soft_nms(boxes, scores, groups, valid, method=method, top=4, iou=0.3, sigma=0.5, min_score=0.05)
     assert torch.equal(few.index, kept.index[:, :4])
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("min_score", [0.0, 0.05])
+def test_both_kernels_agree(gaussian: bool, min_score: float) -> None:
+    """Where scores tie, boxes are doubles of each other, and with `min_score` 0 boxes of score 0 are kept too."""
+    boxes, scores, groups, valid = example(m=40)
+    twice = [torch.cat([x, x], dim=1) for x in (boxes, scores, groups, valid)]
+    for some in (groups.repeat(1, 2), None):
+        arguments = (*twice[:2], some, twice[3], gaussian, 100, 0.3, 0.5, min_score)
+        index, final, kept = torch.ops.twostage.soft_nms(*arguments)
+        expected = on_accelerators(*arguments)
+        assert torch.equal(index, expected[0])
+        assert torch.equal(kept, expected[2])
+        torch.testing.assert_close(final, expected[1], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.5])

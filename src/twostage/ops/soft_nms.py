@@ -1,7 +1,8 @@
 """Soft-NMS: overlapped boxes lose score instead of being dropped (Bodla et al. 2017, figure 2).
 
-Letters: n images, m boxes of each, padded; `top` results of each, padded. The operator is `twostage::soft_nms`, one
-kernel of fixed shapes for all devices: in each of `top` rounds the best box of every image decays what it overlaps.
+Letters: n images, m boxes of each, padded; `top` results of each, padded. The operator is `twostage::soft_nms`: a CPU
+kernel that ends when no score is left, and for all other devices one of fixed shapes: in each of `top` rounds the best
+box of every image decays what it overlaps.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -10,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from twostage.ops.boxes import iou as pairwise_iou
-from twostage.ops.boxes import precise
+from twostage.ops.accelerator import soft_nms as _accelerator
+from twostage.ops.cpu import soft_nms as _cpu
 
 
 class SoftKept(NamedTuple):
@@ -46,34 +47,6 @@ def soft_nms(
     return SoftKept(*torch.ops.twostage.soft_nms(*arguments))
 
 
-def _soft_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor | None,
-    valid: Tensor,
-    gaussian: bool,
-    top: int,
-    iou: float,
-    sigma: float,
-    min_score: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel of `twostage::soft_nms`."""
-    (n, m), boxes = scores.shape, precise(boxes)
-    score = precise(scores).masked_fill(~valid, -torch.inf)
-    index, best = scores.new_zeros(n, top, dtype=torch.int64), score.new_full((n, top), -torch.inf)
-    for turn in range(min(top, m)):
-        taken = score.argmax(dim=1, keepdim=True)
-        index[:, turn : turn + 1], best[:, turn : turn + 1] = taken, score.gather(1, taken)
-        overlap = pairwise_iou(boxes.gather(1, taken[..., None].expand(-1, -1, 4)), boxes).squeeze(1)
-        decay = torch.exp(overlap.square() / -sigma) if gaussian else torch.where(overlap > iou, 1 - overlap, 1.0)
-        if groups is not None:
-            decay = torch.where(groups == groups.gather(1, taken), decay, 1.0)
-        # A dropped or taken box stays at -inf, because -inf times a decay of 0 would be NaN.
-        score = torch.where(score > -torch.inf, score * decay, score).scatter(1, taken, -torch.inf)
-    kept = best >= min_score
-    return index.masked_fill(~kept, 0), best.masked_fill(~kept, 0), kept
-
-
 def _fake(
     boxes: Tensor, scores: Tensor, groups: Any, valid: Tensor, gaussian: bool, top: int | torch.SymInt, *_: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,5 +64,6 @@ torch.library.define(
     "(Tensor boxes, Tensor scores, Tensor? groups, Tensor valid, bool gaussian, SymInt top, float iou, float sigma,"
     " float min_score) -> (Tensor, Tensor, Tensor)",
 )
-torch.library.impl("twostage::soft_nms", "default", _soft_nms)
+torch.library.impl("twostage::soft_nms", "cpu", _cpu.soft_nms)
+torch.library.impl("twostage::soft_nms", "default", _accelerator.soft_nms)
 torch.library.register_fake("twostage::soft_nms", _fake)
