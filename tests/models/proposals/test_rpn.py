@@ -11,7 +11,7 @@ from twostage.data.batch import Targets
 from twostage.models.configure import configure
 from twostage.models.proposals.rpn import RPN, AnchorPredictions
 from twostage.models.zoo import named
-from twostage.ops.boxes import iou
+from twostage.ops.boxes import gather_boxes, iou
 from twostage.ops.deltas import BoxCoder
 
 CHANNELS = 16
@@ -198,14 +198,38 @@ def test_losses_equal_torchvisions(counts: list[int], make_targets: Callable[...
     assert (losses["rpn_box"] > 0) == (sum(counts) > 0)
 
 
-def test_gradients_equal_torchvisions(make_targets: Callable[..., Targets], every_first: type) -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_gradients_equal_torchvisions(anew: bool, make_targets: Callable[..., Targets], every_first: type) -> None:
+    """Also where the sampled anchors are predicted anew, each from its window of the maps."""
     rpn, targets, sampler = ours(), make_targets(SIZES, [4, 7]), every_first(64, 0.5)
     theirs = torchvisions(rpn).train()
     theirs.fg_bg_sampler = sampler.for_torchvision
     sum(theirs(images(), {str(i): m for i, m in enumerate(maps())}, as_dicts(targets))[1].values()).backward()
-    sum(rpn.losses(predictions_of(rpn), torch.tensor(SIZES), targets, sampler).values()).backward()
+    with torch.set_grad_enabled(not anew):
+        predictions = predictions_of(rpn)
+    losses = rpn.losses(predictions, torch.tensor(SIZES), targets, sampler, maps=maps() if anew else None)
+    sum(losses.values()).backward()
     for mine, other in zip(rpn.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("objectness", ["sigmoid", "softmax"])
+def test_sampled_anchors_are_predicted_as_among_all(objectness: str) -> None:
+    rpn = ours(rpn_objectness=objectness)
+    every = predictions_of(rpn)
+    index = torch.randint(sum(x.shape[1] for x in every.logits), (2, 50), generator=torch.Generator().manual_seed(0))
+    logits, deltas = rpn.predict_at(maps(), index)
+    torch.testing.assert_close(logits, torch.cat(every.logits, dim=1).gather(1, index))
+    torch.testing.assert_close(deltas, gather_boxes(torch.cat(every.deltas, dim=1), index))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, True), ({"rpn_batch": 1000}, False), ({"rpn_convs": 2}, False), ({"proposal_gradient": True}, False)],
+)
+def test_few_samples_are_worth_predicting_anew(changes: dict, expected: bool) -> None:
+    """1008 positions; not where other gradients reach all of them."""
+    assert ours(**changes).samples_few(maps()) == expected
 
 
 def test_the_papers_normalisers(make_targets: Callable[..., Targets], every_first: type) -> None:

@@ -10,7 +10,7 @@ Letters: N images, A anchors of all levels, S sampled anchors, P proposals (padd
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -157,7 +157,7 @@ class RPN(nn.Module):
         self, maps: Sequence[Float[Tensor, "n c _ _"]], index: Int[Tensor, "n s"]
     ) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n s 4"]]:
         """Logits and deltas of some anchors of each image, as `forward` has them, from their windows of the maps."""
-        (conv,) = self.convs
+        conv = cast(Conv2d, self.convs[0])
         each = self.anchors.per_position[0]
         x = conv_at(maps, index // each, conv.weight, conv.bias).relu()
         scores, moves = (linear(x, layer.weight.flatten(1), layer.bias) for layer in (self.objectness, self.deltas))
