@@ -99,3 +99,24 @@ def test_instruction_sets_that_the_libraries_may_use_decide(limits: dict[str, st
     )
     assert done.stdout.split() == [expected, "bf16"]
     assert ("times as long as fp32 on this CPU" in done.stderr) == (expected == "fp32")
+
+
+def test_a_trial_in_which_it_looks_slower_lasts_until_that_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program takes a core in the first calls: by their times bf16 would be three times as slow."""
+    calls = {torch.float32: 0, torch.bfloat16: 0}
+    now = 0.0
+
+    def convolution(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[torch.Tensor], None], torch.Tensor]:
+        def conv(x: torch.Tensor) -> None:
+            nonlocal now
+            calls[dtype] += 1
+            disturbed = dtype == torch.bfloat16 and calls[dtype] < 6
+            now += 0.006 if disturbed else {torch.float32: 0.002, torch.bfloat16: 0.001}[dtype]
+
+        return conv, torch.zeros(1)
+
+    monkeypatch.setattr(precision, "_convolution", convolution)
+    monkeypatch.setattr(precision, "cpu_clock", lambda: now)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: now)
+    assert slowdown.__wrapped__(CPU, "bf16") == pytest.approx(0.5)
+    assert now < 0.1

@@ -21,6 +21,7 @@ _CHANNELS = 128
 _CPU_MAP, _MAP = (1, 32), (8, 128)  # images and pixels of a side of the trial; a GPU's must last longer than its launch
 _GAIN = 0.95  # of the time in fp32: noise does not choose bf16
 _LEAST, _MOST, _SECONDS = 3, 10, 0.03  # calls of the trial, and the time after which it ends in between
+_DOUBT = 0.3  # seconds of a trial in which the precision looks slower: another program may have taken a core from it
 
 
 def choose_precision(device: torch.device, precision: str) -> str:
@@ -42,10 +43,8 @@ def slowdown(device: torch.device, precision: str) -> float:
     best = dict.fromkeys((torch.float32, PRECISIONS[precision]), math.inf)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         cases = {dtype: _convolution(device, dtype) for dtype in best}
-        end = time.perf_counter() + _SECONDS
-        for turn in range(_MOST + 1):
-            if turn > _LEAST and time.perf_counter() > end:
-                break
+        begun, turn = time.perf_counter(), 0
+        while not _is_settled(turn, time.perf_counter() - begun, _ratio(best)):
             for dtype, (conv, x) in cases.items():
                 synchronize(device)
                 start = clock()
@@ -53,7 +52,21 @@ def slowdown(device: torch.device, precision: str) -> float:
                 synchronize(device)
                 if turn:  # the first is for warm-up
                     best[dtype] = min(best[dtype], clock() - start)
-    return best[PRECISIONS[precision]] / best[torch.float32]
+            turn += 1
+    return _ratio(best)
+
+
+def _is_settled(turns: int, seconds: float, ratio: float) -> bool:
+    """Whether the trial has lasted long enough: longer where the reduced precision is not seen to be faster."""
+    if ratio >= _GAIN:
+        return seconds > _DOUBT and turns > _LEAST
+    return turns > _MOST or (turns > _LEAST and seconds > _SECONDS)
+
+
+def _ratio(best: dict[torch.dtype, float]) -> float:
+    """The time of the reduced precision, divided by that in fp32; 1 before there is one."""
+    full, reduced = best.values()
+    return reduced / full if full < math.inf else 1.0
 
 
 def _convolution(device: torch.device, dtype: torch.dtype) -> tuple[Conv, torch.Tensor]:
