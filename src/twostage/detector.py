@@ -110,9 +110,12 @@ class Detector:
         Weights, modules and their forward hooks are looked at. A change through a tensor's `.data` leaves no trace, and
         is not seen.
         """
-        tensors = chain(self.model.parameters(), self.model.buffers())
-        state: list[Any] = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        state += [(id(module), *map(tuple, forward_hooks(module))) for module in self.model.modules()]
+        state: list[Any] = []
+        for module in self.model.modules():
+            # Not by `parameters()`, which walks over all modules again, and takes as long as a small layer.
+            tensors = chain(module._parameters.values(), module._buffers.values())
+            state.append((id(module), *map(tuple, forward_hooks(module))))
+            state += [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None]
         with self._lock:
             if self._prepared is None or self._prepared[0] != state:
                 self._prepared = state, prepare(self.model, self.dtype, choose=self.choose_forms)

@@ -155,3 +155,17 @@ def test_without_packed_weights_the_plain_operator_stays_a_candidate(monkeypatch
     with torch.inference_mode():
         conv(torch.randn(1, 3, 600, 800).contiguous(memory_format=torch.channels_last))
     assert offered == [{"plain", "Winograd"}]
+
+
+@pytest.mark.skipif(not packed.serves("cpu", torch.bfloat16), reason="this torch has no packed layers")
+@pytest.mark.parametrize(("side", "tried"), [(32, True), (128, False)])
+def test_a_large_sum_in_bfloat16_is_fused(monkeypatch: pytest.MonkeyPatch, side: int, tried: bool) -> None:
+    """Plain forms add to the map in a pass of its own, which costs more in a model than in a trial."""
+    offered: list[str] = []
+    monkeypatch.setattr(choice, "fastest", lambda calls: (offered.extend(calls) or next(iter(calls)), True))
+    conv = ChosenConv(torch.randn(256, 64, 1, 1).bfloat16(), None, Window())
+    x, add = (torch.zeros(1, side, side, c, dtype=torch.bfloat16).permute(0, 3, 1, 2) for c in (64, 256))
+    with torch.inference_mode():
+        conv(x, "relu", add)
+    assert ("plain product" in offered) == tried
+    assert conv.forms.used == ["packed product"]

@@ -42,6 +42,9 @@ _SIDE = 64  # pixels of a trial along x at least
 _IMAGES = 4  # narrow maps up to which each number is tried
 NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
 _MAPPED = 1 << 25  # bytes from which on glibc maps fresh memory for each result, at a cost that no part shows
+# Of results in bfloat16 and float16 from which on a plain form is not tried with a summand. The sum and the activation
+# are passes of their own: the cache holds the part of the map that is tried, and not the whole.
+_CACHED = 1 << 22
 _SHAPES = 64  # of inputs whose form a layer remembers
 _ROWS = 64  # of a matrix product at least, in a trial
 
@@ -67,6 +70,8 @@ class Forms(Generic[L]):
 
     def fastest(self, size: str, names: Collection[str], trial: Trial) -> str:
         """The form for inputs of this size, one of `names`; `trial` gives calls of these forms on such an input."""
+        if len(names) == 1:
+            return next(iter(names))
         key = size, *names, *state()
         if key not in self.chosen:
             self.chosen[key] = choices().choose(f"{self.layer}, {size}", names, lambda: trial(names))
@@ -118,6 +123,8 @@ class ChosenConv:
         large = packs and pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
         names = [name for name in self.forms.makers if name != "plain" or not large]
+        if packs and add is not None and x.element_size() == 2 and pixels * self.shape[0] * 2 > _CACHED:
+            names = [name for name in names if not name.startswith("plain")]
         if not winograd.is_exact():
             names = [name for name in names if name not in (_WINOGRAD, _GROUPED)]
         trial = partial(self._trial, shape=x.shape, dtype=x.dtype, activation=activation, add=add is not None)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twostage.ops.boxes import precise
 
-_FRONT = 512  # boxes of a group in the first round
+_FRONT = 256  # boxes of a group in the first round; or all, where none has twice as many
 _GROWTH = 4  # factor of the front from round to round
 _ROWS = 64  # neighbours along x that share a window of the boxes they may overlap
 
@@ -107,7 +107,8 @@ def _greedy(corners: NDArray, key: NDArray, iou: float) -> NDArray:
     first = np.flatnonzero(begins)[group]  # rank of the best of each box's group
     kept = np.zeros(len(by_rank), dtype=bool)  # by rank, as `waiting`
     waiting = np.ones(len(by_rank), dtype=bool)
-    front = _FRONT
+    largest = int(np.bincount(group).max())
+    front = largest if largest <= 2 * _FRONT else _FRONT
     while waiting.any():
         before = np.cumsum(waiting) - waiting
         leading = waiting & (before - before[first] < front)

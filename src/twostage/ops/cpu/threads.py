@@ -117,7 +117,8 @@ def _cores() -> _Cores:
     threads = torch.get_num_threads()
     if threads not in _known:
         _known.setdefault(threads, _Cores())
-    for number, cores in list(_known.items()):
-        if number != threads:
-            cores.release()
+    if len(_known) > 1:
+        for number, cores in list(_known.items()):
+            if number != threads:
+                cores.release()
     return _known[threads]
