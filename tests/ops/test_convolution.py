@@ -123,3 +123,29 @@ def test_depthwise_gradients_are_not_rounded_under_autocast(size: int, stride: i
         torch.autograd.grad(y, inputs, slope), torch.autograd.grad(exact, inputs, slope.float()), strict=True
     ):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_large_depthwise_layer_learns_in_the_faster_form(tried: dict[str, str], autocast: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (
+        torch.randn(2, 256, 32, 32, generator=generator)
+        .bfloat16()
+        .float()
+        .contiguous(memory_format=torch.channels_last)
+    )
+    weight = torch.randn(256, 1, 5, 5, generator=generator).requires_grad_()
+    window = Window(padding=(2, 2), groups=256)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = convolve(x, weight, None, window)
+    assert list(tried.values()) == ["blocks"]
+    slope = torch.linspace(-1, 1, y.numel()).reshape(y.shape).to(y.dtype)
+    expected = torch.autograd.grad(conv2d(x, weight, None, *window), weight, slope.float())
+    torch.testing.assert_close(torch.autograd.grad(y, weight, slope), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_both_forms_of_a_depthwise_trial_agree() -> None:
+    window = Window((2, 2), (2, 2), groups=128)
+    forms = convolution._depthwise_trial(torch.Size((4, 128, 40, 40)), torch.Size((128, 1, 6, 6)), window)
+    plain, blocks = forms["plain"](), forms["blocks"]()
+    assert (plain - blocks).abs().max() < 1e-4 * plain.abs().max()
