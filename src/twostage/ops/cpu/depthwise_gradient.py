@@ -139,10 +139,13 @@ class _Canvas(NamedTuple):
     def filled(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, " numbers"]:
         """The memory of a canvas with these maps."""
         pixels = self.images * self.height * self.width
-        memory = torch.zeros((pixels + 2 * self.margin) * self.channels, dtype=torch.float32, device=maps.device)
-        inner = memory[self.margin * self.channels :][: pixels * self.channels]
+        memory = torch.empty((pixels + 2 * self.margin) * self.channels, dtype=torch.float32, device=maps.device)
+        before, inner, after = memory.split([n * self.channels for n in (self.margin, pixels, self.margin)])
         places = inner.view(self.images, self.height, self.width, self.channels)
-        places[:, 1 : 1 + maps.shape[2], 1 : 1 + maps.shape[3]] = maps.permute(0, 2, 3, 1)
+        down, across = 1 + maps.shape[2], 1 + maps.shape[3]
+        places[:, 1:down, 1:across] = maps.permute(0, 2, 3, 1)
+        for zeros in (before, after, places[:, 0], places[:, down:], places[:, :, 0], places[:, :, across:]):
+            zeros.zero_()
         return memory
 
     def view(self, memory: Float[Tensor, " numbers"], moved: int) -> Float[Tensor, "1 c y x"]:
