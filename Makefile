@@ -4,9 +4,9 @@
 #   make test         the tests, in two processes; TESTS="tests/data -k coco" runs some of them
 #   make test-quick   without those marked slow: about two minutes; TESTS=tests/models for the room at hand
 #   make lint         style and types
-#   make bench        makes the speed tables of benchmarks/results anew, on this machine: hours; those of predictions,
-#                     starts and training steps once more limited to AVX2 (results/avx2) and to AVX-512 without bf16 (results/avx512);
-#                     and holds them against their goals
+#   make bench        makes the speed tables of benchmarks/results anew, on this machine: hours; those of detectors and
+#                     their operators once more limited to AVX2 (results/avx2), those of predictions and training steps
+#                     to AVX-512 without bf16 (results/avx512); and holds them against their goals
 #   make fuzz         MINUTES=5 of looking for files that break a reader
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
@@ -49,7 +49,8 @@ bench: $(VENV)/.installed-dev
 	@for file in benchmarks/bench_*.py; do \
 		name=$${file#benchmarks/bench_}; name=$${name%.py}.md; echo "== $$file"; \
 		$(BIN)/python $$file --out benchmarks/results/$$name || exit 1; \
-		case "$$(uname -m) $$name" in "x86_64 inference.md"|"x86_64 training_step.md"|"x86_64 startup.md"|"x86_64 small.md") \
+		case "$$(uname -m) $$name" in "x86_64 inference.md"|"x86_64 training_step.md"|"x86_64 startup.md"|"x86_64 small.md"|\
+		"x86_64 masks.md"|"x86_64 roi_align.md"|"x86_64 nms.md") \
 			echo "== $$file, limited to AVX2"; \
 			$(AVX2) $(BIN)/python $$file --out benchmarks/results/avx2/$$name || exit 1 ;; \
 		esac; \

@@ -17,7 +17,7 @@ from twostage.models.build import build
 from twostage.models.component import leaves
 from twostage.models.configure import configure
 from twostage.models.heads.postprocess import BatchDetections
-from twostage.models.two_stage import TwoStage
+from twostage.models.two_stage import Proposed, TwoStage
 from twostage.models.zoo import ZOO
 
 SIZES = [(64, 80), (48, 90)]
@@ -92,6 +92,20 @@ def test_trains_and_detects_on_images_of_different_sizes(
         assert boxes.min() >= 0
         assert boxes[:, [0, 2]].max() <= width
         assert boxes[:, [1, 3]].max() <= height
+
+
+def test_training_predicts_all_anchors_without_a_gradient(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """And all parameters learn nevertheless, from the anchors that are sampled."""
+    model = small("faster_rcnn_tiny_fpn", rpn_batch=16).train()
+    batch = make_batch(*SIZES, divisor=model.config.image.divisor)
+    maps = model.features(batch)
+    anchors, proposals = model.propose(maps, batch, train_rpn=True)
+    assert not any(logits.requires_grad for logits in anchors.logits)
+    losses = model.losses(Proposed(maps, anchors, proposals), batch.sizes, make_targets(SIZES, [3, 1]))
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -71,6 +71,23 @@ def test_both_kernels_agree(gaussian: bool, min_score: float) -> None:
         torch.testing.assert_close(final, expected[1], rtol=1e-5, atol=0)
 
 
+def test_a_box_or_score_that_is_nan_takes_no_part() -> None:
+    boxes, scores, _, _ = example(n=1, m=12)
+    valid = torch.ones(1, 12, dtype=torch.bool)
+    expected = soft_nms(boxes, scores, None, valid & (torch.arange(12) > 1), method="gaussian", top=12)
+    boxes[0, 0, 2], scores[0, 1] = torch.nan, torch.nan
+    for mine, other in zip(soft_nms(boxes, scores, None, valid, method="gaussian", top=12), expected, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_an_overlap_at_the_threshold_does_not_decay() -> None:
+    boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]]])
+    kept = soft_nms(
+        boxes, torch.tensor([[0.9, 0.8]]), None, torch.ones(1, 2, dtype=torch.bool), method="linear", iou=0.5, top=2
+    )
+    torch.testing.assert_close(kept.scores, torch.tensor([[0.9, 0.8]]))
+
+
 @pytest.mark.parametrize("iou", [0.3, 0.5])
 def test_linear_decay_shows_above_one_minus_iou_what_hard_nms_keeps(iou: float) -> None:
     """A box that hard NMS drops keeps less than `1 - iou` of its score: images of good detections do not change."""

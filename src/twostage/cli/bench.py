@@ -79,7 +79,7 @@ def bench(options: BenchOptions) -> Outcome:
     gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     _say(
         f"{options.model or options.weights or MODEL}, {about['precision']} on {device}: {gpu}{about['processor']}, "
-        f"{about['instruction_set']}, {about['threads']} threads; {options.seconds:g} seconds"
+        f"{about['instruction_set']}, {about['threads']} thread{'s' * (about['threads'] != 1)}; {options.seconds:g} seconds"
     )
     detector = _detector(options, about["precision"])
     files = _files(options, detector)

@@ -21,7 +21,9 @@ _CHANNELS = 128
 _CPU_MAP, _MAP = (1, 32), (8, 128)  # images and pixels of a side of the trial; a GPU's must last longer than its launch
 _GAIN = 0.95  # of the time in fp32: noise does not choose bf16
 _LEAST, _MOST, _SECONDS = 3, 10, 0.03  # calls of the trial, and the time after which it ends in between
-_DOUBT = 0.3  # seconds of a trial in which the precision looks slower: another program may have taken a core from it
+# Seconds of a trial in which the precision is not seen to be clearly faster: another program may have taken a core from
+# it.
+_DOUBT, _CLEARLY = 0.3, 0.8
 
 
 def choose_precision(device: torch.device, precision: str) -> str:
@@ -57,8 +59,8 @@ def slowdown(device: torch.device, precision: str) -> float:
 
 
 def _is_settled(turns: int, seconds: float, ratio: float) -> bool:
-    """Whether the trial has lasted long enough: longer where the reduced precision is not seen to be faster."""
-    if ratio >= _GAIN:
+    """Whether the trial has lasted long enough: longer where the reduced precision is not clearly faster."""
+    if ratio >= _CLEARLY:
         return seconds > _DOUBT and turns > _LEAST
     return turns > _MOST or (turns > _LEAST and seconds > _SECONDS)
 

@@ -158,10 +158,7 @@ class TwoStage(nn.Module):
             if given is None:
                 raise UsageError("This detector has no RPN: give proposals with the batch.")
             return None, given
-        # In training without a gradient where the loss computes the sampled anchors by themselves.
-        dense = not (self.training and self.rpn.samples_few(maps))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and dense):
-            anchors = self.rpn(maps, batch.canvas, batch.sizes)
+        anchors = self.rpn.predict(maps, batch.canvas, batch.sizes)
         return anchors, self.rpn.propose(anchors, batch.sizes) if given is None else given
 
     def losses(
@@ -176,8 +173,7 @@ class TwoStage(nn.Module):
         """The four losses of Faster R-CNN's joint training (section 3.2), or those of the parts that are trained."""
         losses: Losses = {}
         if self.rpn is not None and stages.anchors is not None and "rpn" in parts:
-            maps = stages.maps if self.rpn.samples_few(stages.maps) else None
-            losses |= self.rpn.losses(stages.anchors, sizes, targets, samplers.anchors, mean, maps=maps)
+            losses |= self.rpn.losses(stages.anchors, sizes, targets, samplers.anchors, mean)
         if "head" in parts or "boxes" in parts:
             losses |= self.head.losses(stages.maps, stages.proposals, sizes, targets, samplers.regions, mean)
         return losses

@@ -39,10 +39,11 @@ def soft_nms(
 
     A box taken multiplies the scores of the others of its group by `1 - IoU` where that exceeds `iou` (linear, equation
     2), or by `exp(-IoU² / sigma)` (gaussian, equation 3). Only `valid` boxes take part; of equal scores the lower index
-    goes first. Raises ValueError for another method.
+    goes first. A box that is NaN or has a score of NaN takes no part. Raises ValueError for another method.
     """
     if method not in ("linear", "gaussian"):
         raise ValueError(f"unknown soft-NMS method {method!r}; known: linear, gaussian")
+    valid = valid & ~scores.isnan() & ~boxes.isnan().any(dim=2)
     arguments = (boxes.detach(), scores.detach(), groups, valid, method == "gaussian", top, iou, sigma, min_score)
     return SoftKept(*torch.ops.twostage.soft_nms(*arguments))
 

@@ -207,7 +207,9 @@ def test_gradients_equal_torchvisions(anew: bool, make_targets: Callable[..., Ta
     sum(theirs(images(), {str(i): m for i, m in enumerate(maps())}, as_dicts(targets))[1].values()).backward()
     with torch.set_grad_enabled(not anew):
         predictions = predictions_of(rpn)
-    losses = rpn.losses(predictions, torch.tensor(SIZES), targets, sampler, maps=maps() if anew else None)
+    if anew:
+        predictions = predictions._replace(maps=maps())
+    losses = rpn.losses(predictions, torch.tensor(SIZES), targets, sampler)
     sum(losses.values()).backward()
     for mine, other in zip(rpn.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
@@ -230,6 +232,41 @@ def test_sampled_anchors_are_predicted_as_among_all(objectness: str) -> None:
 def test_few_samples_are_worth_predicting_anew(changes: dict, expected: bool) -> None:
     """1008 positions; not where other gradients reach all of them."""
     assert ours(**changes).samples_few(maps()) == expected
+
+
+def test_hooks_see_what_the_loss_reads() -> None:
+    """A layer that is looked at, or is another module, is computed at every position."""
+    assert ours().samples_few(maps())
+    for hooked in ("convs.0", "objectness", "deltas", ""):
+        rpn = ours()
+        rpn.get_submodule(hooked).register_forward_hook(lambda *_: None)
+        assert not rpn.samples_few(maps())
+    rpn = ours()
+    rpn.convs[0] = nn.Sequential(rpn.convs[0], nn.Identity())
+    assert not rpn.samples_few(maps())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_parameter_learns_where_anchors_are_predicted_anew(
+    bf16: bool, make_targets: Callable[..., Targets]
+) -> None:
+    """Autocast may not reuse the copies of weights that it made without a gradient."""
+    rpn, features = ours().train(), [x.requires_grad_() for x in maps()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        predictions = rpn.predict(features, CANVAS, torch.tensor(SIZES))
+        losses = rpn.losses(predictions, torch.tensor(SIZES), make_targets(SIZES, [4, 7]))
+        dense = rpn.losses(rpn(features, CANVAS, torch.tensor(SIZES)), torch.tensor(SIZES), make_targets(SIZES, [4, 7]))
+    assert not any(x.requires_grad for x in predictions.logits)
+    learning = [*rpn.parameters(), *features]
+    gradients = (torch.autograd.grad(sum(each.values()), learning) for each in (losses, dense))
+    for mine, other in zip(*gradients, strict=True):
+        assert (mine - other).abs().max() <= (0.05 if bf16 else 1e-4) * other.abs().max()
+
+
+def test_predictions_outside_of_training_keep_their_gradient() -> None:
+    assert not ours().eval().predict(maps(), CANVAS, torch.tensor(SIZES)).maps
+    with torch.no_grad():
+        assert not ours().train().predict(maps(), CANVAS, torch.tensor(SIZES)).maps
 
 
 def test_the_papers_normalisers(make_targets: Callable[..., Targets], every_first: type) -> None:

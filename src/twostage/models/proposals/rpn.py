@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from twostage.data.batch import Targets
-from twostage.models.backbones.norm import Conv2d, conv_norm
+from twostage.models.backbones.norm import Conv2d, conv_norm, window_of
 from twostage.models.component import Count, NotNegative, Positive, Quad, Share, short
 from twostage.models.fused import side_by_side
 from twostage.models.losses import ReduceMean, box_loss, no_reduce, objectness_loss, one_over_sampled
@@ -30,6 +30,7 @@ from twostage.ops.boxes import clip, gather_boxes, precise
 from twostage.ops.conv_at import conv_at
 from twostage.ops.deltas import CLAMP, BoxCoder
 from twostage.ops.nms import Kept, nms
+from twostage.ops.plain import Window
 
 _FEW = 4  # times fewer anchors than positions are sampled, where they are computed by themselves
 
@@ -52,12 +53,16 @@ class Proposals(NamedTuple):
 
 
 class AnchorPredictions(NamedTuple):
-    """What is predicted for every anchor, level by level in the anchors' order."""
+    """What is predicted for every anchor, level by level in the anchors' order.
+
+    With `maps` logits and deltas have no gradient: the loss predicts its sampled anchors anew from these.
+    """
 
     logits: list[Float[Tensor, "n _"]]
     deltas: list[Float[Tensor, "n _ 4"]]
     anchors: list[Float[Tensor, "_ 4"]]
     inside: list[Bool[Tensor, "n _"]]
+    maps: Sequence[Float[Tensor, "n c _ _"]] = ()
 
     def to(self, device: torch.device | str) -> "AnchorPredictions":
         """The same on another device."""
@@ -135,6 +140,18 @@ class RPN(nn.Module):
             deltas.append(moves.flatten(1, 3).unflatten(1, (-1, 4)))
         return AnchorPredictions(logits, deltas, *self.anchors(maps, canvas, sizes))
 
+    def predict(
+        self, maps: Sequence[Float[Tensor, "n c _ _"]], canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]
+    ) -> AnchorPredictions:
+        """`forward` as a model calls it: in training without a gradient, where the loss reads few positions."""
+        if not (self.training and torch.is_grad_enabled() and self.samples_few(maps)):
+            return self(maps, canvas, sizes)
+        with torch.no_grad():
+            predictions: AnchorPredictions = self(maps, canvas, sizes)
+        # Autocast keeps its copies of weights, and those made here have no gradient (pytorch issue 112583).
+        torch.clear_autocast_cache()
+        return predictions._replace(maps=maps)
+
     def _logits(self, scores: Float[Tensor, "*s _"]) -> Float[Tensor, "*s _"]:
         """Of the anchors of a position, from the objectness layer's channels."""
         if self.config.objectness == "sigmoid":
@@ -147,11 +164,19 @@ class RPN(nn.Module):
         """Whether the loss reads so few positions that these alone should be computed with their gradients.
 
         The gradient of a convolution costs twice as much as the convolution. Not with `proposal_gradient`, which needs
-        every proposal's, nor with more than one convolution, whose windows overlap.
+        every proposal's, nor with more than one convolution, whose windows overlap, nor where hooks look at the layers.
         """
-        config = self.config
+        config, (conv, *others) = self.config, self.convs
         positions = sum(x.shape[2] * x.shape[3] for x in maps)
-        return config.convs == 1 and not config.proposal_gradient and _FEW * config.batch <= positions
+        return (
+            _FEW * config.batch <= positions
+            and not config.proposal_gradient
+            and not others
+            and isinstance(conv, nn.Conv2d)
+            and conv.weight.shape[2:] == (3, 3)
+            and window_of(conv) == Window(padding=(1, 1))
+            and not any(_is_hooked(module) for module in (self, conv, self.objectness, self.deltas))
+        )
 
     def predict_at(
         self, maps: Sequence[Float[Tensor, "n c _ _"]], index: Int[Tensor, "n s"]
@@ -209,13 +234,8 @@ class RPN(nn.Module):
         targets: Targets,
         sampler: Sampler | None = None,
         mean: ReduceMean = no_reduce,
-        *,
-        maps: Sequence[Float[Tensor, "n c _ _"]] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Losses of objectness and boxes over the sampled anchors (section 3.1.2, equation 1).
-
-        With `maps` the sampled anchors are predicted anew from these, and `predictions` need no gradient.
-        """
+        """Losses of objectness and boxes over the sampled anchors (section 3.1.2, equation 1)."""
         config = self.config
         anchors = torch.cat(predictions.anchors)
         with torch.no_grad():
@@ -233,11 +253,11 @@ class RPN(nn.Module):
             truth = matches.gather(1, sample.index).clamp(min=0)
             goal = config.coder.encode(gather_boxes(targets.boxes, truth), anchors[sample.index])
             class_weight, box_weight = self._weights(sample.valid, inside, mean)
-        if maps is None:
+        if predictions.maps:
+            logits, deltas = self.predict_at(predictions.maps, sample.index)
+        else:
             logits = torch.cat(predictions.logits, dim=1).gather(1, sample.index)
             deltas = gather_boxes(torch.cat(predictions.deltas, dim=1), sample.index)
-        else:
-            logits, deltas = self.predict_at(maps, sample.index)
         focal = (config.focal_gamma, config.focal_alpha) if config.loss == "focal" else None
         return {
             "rpn_class": objectness_loss(logits, sample.positive, sample.valid, class_weight, focal=focal),
@@ -258,6 +278,12 @@ class RPN(nn.Module):
             locations = inside.sum(dim=1) / self.anchors.per_position[0]
             box_weight = 1 / (locations * images)
         return class_weight, box_weight
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def best_of_each_level(

@@ -3,7 +3,8 @@
 Each round decides among its best boxes, then removes what the kept ones suppress from the rest. Boxes are sorted along
 x within their group: a box is compared only with those near enough to overlap it by more than the threshold, and the
 IoU is computed only for those near along y too, a few per cent. Within a round all boxes are compared with their next
-neighbour along x at once, then with the one after it, and so on. All in numpy, whose calls cost a third of torch's.
+neighbour along x at once, then with the one after it, and so on; in windows where some have very many, as in a column.
+All in numpy, whose calls cost a third of torch's.
 """
 
 from typing import NamedTuple
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from twostage.ops.boxes import precise
 
-_FRONT = 256  # boxes of a group in the first round; or all, where none has twice as many
+_FRONT = 256  # boxes of a group in the first round; or all spread ones, where none has more than twice as many
 _GROWTH = 4  # factor of the front from round to round
 _ROWS = 64  # neighbours along x that share a window of the boxes they may overlap
+# A step to the next neighbour costs as much as looking at so many boxes, and a window so much for each of its boxes.
+_STEP, _WINDOW = 2500, 500
 
 
 class _Sorted(NamedTuple):
@@ -108,7 +111,7 @@ def _greedy(corners: NDArray, key: NDArray, iou: float) -> NDArray:
     kept = np.zeros(len(by_rank), dtype=bool)  # by rank, as `waiting`
     waiting = np.ones(len(by_rank), dtype=bool)
     largest = int(np.bincount(group).max())
-    front = largest if largest <= 2 * _FRONT else _FRONT
+    front = largest if largest <= 2 * _FRONT and _is_spread(_neighbours(boxes)) else _FRONT
     while waiting.any():
         before = np.cumsum(waiting) - waiting
         leading = waiting & (before - before[first] < front)
@@ -152,12 +155,13 @@ def _sorted(corners: NDArray, group: NDArray, threshold: float) -> tuple[_Sorted
 
 
 def _pairs_within(boxes: _Sorted, threshold: float) -> tuple[NDArray, NDArray]:
-    """Indices of pairs that overlap by more than the threshold, the one further left first."""
-    number = np.arange(len(boxes.place))
-    last = np.searchsorted(boxes.place, boxes.reach, side="right")
-    count = (last - number - 1).astype(np.int32)  # of neighbours within reach
+    """Indices of pairs of different boxes that overlap by more than the threshold; of equal `place` perhaps twice."""
+    count = _neighbours(boxes)
+    if not _is_spread(count):
+        i, j = _pairs(boxes, boxes, threshold)
+        return i[i != j], j[i != j]
     y, depth = boxes.data[1], boxes.depth
-    pairs = [(number[:0], number[:0])]
+    pairs = [(np.zeros(0, dtype=np.int64),) * 2]
     for step in range(1, int(count.max(initial=0)) + 1):
         near = y[step:] <= depth[:-step]
         near &= y[:-step] <= depth[step:]
@@ -167,6 +171,17 @@ def _pairs_within(boxes: _Sorted, threshold: float) -> tuple[NDArray, NDArray]:
     i, j = (np.concatenate(numbers) for numbers in zip(*pairs, strict=True))
     above = _overlap(boxes.data[:, i], boxes.data[:, j]) > threshold
     return i[above], j[above]
+
+
+def _neighbours(boxes: _Sorted) -> NDArray:
+    """How many of those that follow a box are within its reach."""
+    last = np.searchsorted(boxes.place, boxes.reach, side="right")
+    return (last - np.arange(1, len(last) + 1)).astype(np.int32)
+
+
+def _is_spread(count: NDArray) -> bool:
+    """Whether no box has so many neighbours that windows would cost less."""
+    return int(count.max(initial=0)) * (_STEP + len(count)) <= _WINDOW * len(count)
 
 
 def _pairs(a: _Sorted, b: _Sorted, threshold: float) -> tuple[NDArray, NDArray]:

@@ -45,24 +45,25 @@ def soft_nms(
     index, best = np.zeros((n, top), dtype=np.int64), np.zeros((n, top), dtype=waiting.dtype)
     kept = np.zeros((n, top), dtype=bool)
     sizes, floor = area(boxes).numpy(), waiting.dtype.type(min_score)
-    for image in range(n):
-        score, corners, size = waiting[image], boxes[image].numpy(), sizes[image]
-        label = np.zeros(m, dtype=np.int64) if groups is None else groups[image].numpy()
-        of_label: dict[int, _Group] = {}
-        for turn in range(min(top, m)):
-            taken = int(score.argmax())
-            if not score[taken] >= floor:
-                break
-            index[image, turn], best[image, turn], kept[image, turn] = taken, score[taken], True
-            score[taken] = -np.inf
-            own = int(label[taken])
-            if own not in of_label:
-                members = np.flatnonzero((label == own) & (score > -np.inf))
-                of_label[own] = _Group(members, np.ascontiguousarray(corners[members].T), size[members])
-            group = of_label[own]
-            overlap = group.overlap(corners[taken], size[taken])
-            decay = np.exp(overlap * overlap / -sigma) if gaussian else np.where(overlap > iou, 1 - overlap, 1)
-            left = score[group.members]
-            # Where it is taken: -inf times a decay of 0 would be NaN.
-            score[group.members] = np.multiply(left, decay, out=left, where=left > -np.inf)
+    with np.errstate(all="ignore"):  # infinite boxes
+        for image in range(n):
+            score, corners, size = waiting[image], boxes[image].numpy(), sizes[image]
+            label = np.zeros(m, dtype=np.int64) if groups is None else groups[image].numpy()
+            of_label: dict[int, _Group] = {}
+            for turn in range(min(top, m)):
+                taken = int(score.argmax())
+                if not score[taken] >= floor:
+                    break
+                index[image, turn], best[image, turn], kept[image, turn] = taken, score[taken], True
+                score[taken] = -np.inf
+                own = int(label[taken])
+                if own not in of_label:
+                    members = np.flatnonzero((label == own) & (score > -np.inf))
+                    of_label[own] = _Group(members, np.ascontiguousarray(corners[members].T), size[members])
+                group = of_label[own]
+                overlap = group.overlap(corners[taken], size[taken])
+                decay = np.exp(overlap * overlap / -sigma) if gaussian else np.where(overlap > iou, 1 - overlap, 1)
+                left = score[group.members]
+                # Where it is taken: -inf times a decay of 0 would be NaN.
+                score[group.members] = np.multiply(left, decay, out=left, where=left > -np.inf)
     return torch.from_numpy(index), torch.from_numpy(best), torch.from_numpy(kept)
