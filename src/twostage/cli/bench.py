@@ -76,10 +76,11 @@ def bench(options: BenchOptions) -> Outcome:
         "instruction_set": machine["cpu"]["capability"],
         "threads": machine["threads"]["torch"],
     }
+    threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
     gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     _say(
         f"{options.model or options.weights or MODEL}, {about['precision']} on {device}: {gpu}{about['processor']}, "
-        f"{about['instruction_set']}, {about['threads']} thread{'s' * (about['threads'] != 1)}; {options.seconds:g} seconds"
+        f"{about['instruction_set']}, {threads}; {options.seconds:g} seconds"
     )
     detector = _detector(options, about["precision"])
     files = _files(options, detector)
