@@ -157,17 +157,15 @@ def test_without_packed_weights_the_plain_operator_stays_a_candidate(monkeypatch
     assert offered == [{"plain", "Winograd"}]
 
 
-def test_a_large_sum_in_bfloat16_is_tried_on_a_whole_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain forms add to the map in a pass of its own, which costs more than a part of the map shows."""
-    side, sizes = 128, []
-
-    def note(calls: Mapping[str, Call]) -> tuple[str, bool]:
-        sizes.append(next(iter(calls.values()))().shape[2:].numel())
-        return next(iter(calls)), True
-
-    monkeypatch.setattr(choice, "fastest", note)
-    conv = ChosenConv(torch.randn(256, 256, 1, 1).bfloat16(), None, Window())
-    x, add = (torch.zeros(2, side, side, 256, dtype=torch.bfloat16).permute(0, 3, 1, 2) for _ in range(2))
+@pytest.mark.skipif(not packed.serves("cpu", torch.bfloat16), reason="this torch has no packed layers")
+@pytest.mark.parametrize(("side", "tried"), [(32, True), (128, False)])
+def test_a_large_sum_in_bfloat16_is_fused(monkeypatch: pytest.MonkeyPatch, side: int, tried: bool) -> None:
+    """Plain forms add to the map in a pass of its own, which costs more in a model than in a trial."""
+    offered: list[str] = []
+    monkeypatch.setattr(choice, "fastest", lambda calls: (offered.extend(calls) or next(iter(calls)), True))
+    conv = ChosenConv(torch.randn(256, 64, 1, 1).bfloat16(), None, Window())
+    x, add = (torch.zeros(1, side, side, c, dtype=torch.bfloat16).permute(0, 3, 1, 2) for c in (64, 256))
     with torch.inference_mode():
         conv(x, "relu", add)
-    assert sizes == [side * side]
+    assert ("plain product" in offered) == tried
+    assert conv.forms.used == ["packed product"]

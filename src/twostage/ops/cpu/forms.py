@@ -42,8 +42,8 @@ _SIDE = 64  # pixels of a trial along x at least
 _IMAGES = 4  # narrow maps up to which each number is tried
 NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
 _MAPPED = 1 << 25  # bytes from which on glibc maps fresh memory for each result, at a cost that no part shows
-# Bytes of a sum in bfloat16 and float16 from which on a trial computes a whole map. Plain forms add and activate in
-# passes of their own, which a cache that holds a part of the map makes look cheap beside so fast a product.
+# Bytes of a result in bfloat16 and float16 from which on a plain form is not tried with a summand. It adds and activates
+# in passes of its own, which the cache makes look cheap in a trial, on a part of the map and on a whole one.
 _CACHED = 1 << 22
 _SHAPES = 64  # of inputs whose form a layer remembers
 _ROWS = 64  # of a matrix product at least, in a trial
@@ -123,12 +123,11 @@ class ChosenConv:
         large = packs and pixels * self.shape[0] * x.element_size() > _MAPPED
         size += " large" * large + " with a summand" * (add is not None)
         names = [name for name in self.forms.makers if name != "plain" or not large]
+        if packs and add is not None and x.element_size() == 2 and pixels * self.shape[0] * 2 > _CACHED:
+            names = [name for name in names if not name.startswith("plain")]
         if not winograd.is_exact():
             names = [name for name in names if name not in (_WINOGRAD, _GROUPED)]
         trial = partial(self._trial, shape=x.shape, dtype=x.dtype, activation=activation, add=add is not None)
-        if add is not None and x.element_size() == 2 and pixels * self.shape[0] * 2 > _CACHED:
-            size += ", whole"
-            trial = partial(trial, shape=torch.Size((1, *x.shape[1:])), whole=True)
         name = self.forms.fastest(size, names, trial)
         if name == _GROUPED:
             # Its speed depends on the very number of tiles: there it is compared with the best of the others.
