@@ -42,8 +42,8 @@ _SIDE = 64  # pixels of a trial along x at least
 _IMAGES = 4  # narrow maps up to which each number is tried
 NARROW = 16  # pixels of a side below which each size is tried: tiles, and the edges, weigh more
 _MAPPED = 1 << 25  # bytes from which on glibc maps fresh memory for each result, at a cost that no part shows
-# Bytes of a result in bfloat16 and float16 from which on a plain form is not tried with a summand. It adds and activates
-# in passes of its own, which the cache makes look cheap in a trial, on a part of the map and on a whole one.
+# Bytes of a result in bfloat16 and float16 from which on a plain form is not tried with a summand. It adds and
+# activates in passes of its own, which the cache makes look cheap in a trial, on a part of the map and on a whole one.
 _CACHED = 1 << 22
 _SHAPES = 64  # of inputs whose form a layer remembers
 _ROWS = 64  # of a matrix product at least, in a trial
