@@ -16,6 +16,7 @@ import torch
 
 from twostage.cli import main
 from twostage.data.scenes import write_scenes
+from twostage.models.proposals.rpn import RPN
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +41,14 @@ def _two_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("model", BEFORE)
-def test_twenty_steps_have_the_losses_of_before(model: str, scenes: Path, tmp_path: Path) -> None:
-    """An epoch is one step, so that every row of metrics.csv is one."""
+def test_twenty_steps_have_the_losses_of_before(
+    model: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch is one step, so that every row of metrics.csv is one.
+
+    The RPN's loss is computed from all anchors, as it was: from the sampled ones alone it is rounded otherwise.
+    """
+    monkeypatch.setattr(RPN, "samples_few", lambda *_: False)
     assert main(arguments(model, scenes, tmp_path / "run")) == 0
     rows = losses_of(tmp_path / "run")
     assert len(rows) == STEPS
@@ -54,6 +61,18 @@ def test_twenty_steps_have_the_losses_of_before(model: str, scenes: Path, tmp_pa
         else:
             assert now.keys() == a.keys()
             assert now["train_loss"] == pytest.approx(a["train_loss"], rel=0.25), f"step {step}"
+
+
+@pytest.mark.parametrize("model", [name for name in BEFORE if name.startswith("faster_rcnn")])
+def test_sampled_anchors_alone_give_the_same_losses(model: str, scenes: Path, tmp_path: Path) -> None:
+    """In the first steps, before rounding moves a proposal across a threshold."""
+    assert main(arguments(model, scenes, tmp_path / "run")) == 0
+    first, second = BEFORE[model].values()
+    for step, (now, a, b) in enumerate(zip(losses_of(tmp_path / "run"), first, second, strict=True)):
+        if step < 5:
+            assert a == pytest.approx(b, abs=1e-3)
+            assert now == pytest.approx(a, rel=1e-3, abs=1e-5), f"step {step}"
+        assert now["train_loss"] == pytest.approx(a["train_loss"], rel=0.25), f"step {step}"
 
 
 def arguments(model: str, scenes: Path, out: Path) -> list[str]:
