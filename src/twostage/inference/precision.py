@@ -21,8 +21,7 @@ _CHANNELS = 128
 _CPU_MAP, _MAP = (1, 32), (8, 128)  # images and pixels of a side of the trial; a GPU's must last longer than its launch
 _GAIN = 0.95  # of the time in fp32: noise does not choose bf16
 _LEAST, _MOST, _SECONDS = 3, 10, 0.03  # calls of the trial, and the time after which it ends in between
-# Seconds of a trial in which the precision is not seen to be clearly faster: another program may have taken a core from
-# it.
+# Seconds of a trial in which the precision is not clearly faster: another program may have taken its core meanwhile.
 _DOUBT, _CLEARLY = 0.3, 0.8
 
 

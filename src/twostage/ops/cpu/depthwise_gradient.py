@@ -85,8 +85,8 @@ def kernel_gradient(
     out = of_out.new_zeros(shape)
     for rows, columns in product(down, across):
         pixels = canvas.filled(x[:, :, rows.remainder :: window.stride[0], columns.remainder :: window.stride[1]])
-        for (y, ky), (x_, kx) in product(rows.blocks, columns.blocks):
-            moved = canvas.view(pixels, y * canvas.width + x_)
+        for (row, ky), (column, kx) in product(rows.blocks, columns.blocks):
+            moved = canvas.view(pixels, row * canvas.width + column)
             block: Tensor = torch.ops.aten.convolution_backward(
                 of_out, moved, kernel, None, [1, 1], [1, 1], [1, 1], False, [0, 0], canvas.channels, _KERNEL_ONLY
             )[1]

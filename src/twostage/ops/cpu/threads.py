@@ -117,8 +117,7 @@ def _cores() -> _Cores:
     threads = torch.get_num_threads()
     if threads not in _known:
         _known.setdefault(threads, _Cores())
-    if len(_known) > 1:
-        for number, cores in list(_known.items()):
-            if number != threads:
-                cores.release()
+    for number, cores in list(_known.items()):
+        if number != threads:
+            cores.release()
     return _known[threads]
