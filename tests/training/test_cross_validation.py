@@ -45,7 +45,7 @@ def test_every_image_is_in_one_fold_and_every_class_in_as_many_as_can_be(
     samples = [(np.zeros((4, 4, 3), np.uint8), [[0, 0, 3, 3]] * (k >= 0), [k] * (k >= 0)) for k in labels]
     dataset = Dataset.from_samples(samples, ["a", "b", "c", "d"])
     if len(labels) < folds:
-        with pytest.raises(UsageError, match=f"there are {len(labels)} images"):
+        with pytest.raises(UsageError, match=f"more than the {len(labels)} images"):
             fold_splits(dataset, folds, seed)
         return
     splits = fold_splits(dataset, folds, seed)
@@ -101,7 +101,7 @@ def test_few_images_without_a_validation_split_are_cross_validated(
 
 def test_one_image_cannot_be_validated_on_itself(options: TrainOptions, tmp_path: Path) -> None:
     data = train_split_of(tmp_path / "data", 1)
-    with pytest.raises(UsageError, match=r"no split to validate on.*without by --val-split none"):
+    with pytest.raises(UsageError, match=r"one image to learn from, and none to validate on.*--val-split none"):
         train(replace(options, data=data, folds=None))
     assert train(replace(options, data=data, folds=None, val_split="none"))["steps"] == 2
 

@@ -18,10 +18,9 @@ from twostage.weights.published import PRETRAINED
 
 @pytest.fixture
 def options(real_data: Path, tmp_path: Path) -> TrainOptions:
-    """Three steps on blood-cells."""
+    """Three steps on blood-cells, of the default model."""
     return TrainOptions(
         real_data / "blood-cells",
-        model="faster_rcnn_lite0_fpn",
         val_split="none",
         size=64,
         epochs=1,

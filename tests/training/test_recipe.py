@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from twostage.training.options import TrainOptions
-from twostage.training.recipe import FINETUNE, PAPER, SCRATCH, resolve
+from twostage.training.recipe import FINETUNE, PAPER, SCRATCH, epochs_of, resolve
 
 
 def test_rate_is_scaled_linearly_with_the_images_of_an_update(options: TrainOptions) -> None:
@@ -31,6 +31,21 @@ def test_options_win_over_the_recipe(options: TrainOptions) -> None:
     given = replace(options, optimizer="sgd", schedule="multistep", ema=0.0, flip=0.0, epochs=3)
     chosen = resolve(given, SCRATCH, pretrained=0, bf16=False)
     assert (chosen.optimizer, chosen.schedule, chosen.ema, chosen.flip, chosen.epochs) == ("sgd", "multistep", 0, 0, 3)
+
+
+def test_few_images_are_passed_over_more_often(options: TrainOptions) -> None:
+    options = replace(options, epochs=None, batch=None)
+    recipe = replace(SCRATCH, epochs=60, least_updates=1000, batch=8)
+    assert epochs_of(options, recipe, 40) == 200
+    assert epochs_of(replace(options, batch=4), recipe, 40) == 100
+    assert epochs_of(replace(options, batch=4, accumulate=2), recipe, 40) == 200
+    assert epochs_of(options, recipe, 41) == 196  # 195 times 41 is less than 8000
+    assert epochs_of(options, recipe, 10_000) == 60
+    assert epochs_of(replace(options, epochs=3), recipe, 40) == 3
+
+
+def test_the_papers_lengths_hold_for_any_number_of_images(options: TrainOptions) -> None:
+    assert epochs_of(replace(options, epochs=None), PAPER, 1) == PAPER.epochs
 
 
 def test_small_nets_train_in_bf16_where_the_device_is_built_for_it(options: TrainOptions) -> None:

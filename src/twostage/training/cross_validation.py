@@ -28,7 +28,7 @@ from twostage.distributed import Processes, process_group
 from twostage.errors import TwostageError, UsageError
 from twostage.training.folder import RunFolder, claimed_root, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
-from twostage.training.recipe import RECIPES, recipe_name
+from twostage.training.recipe import RECIPES, epochs_of, recipe_name
 from twostage.training.splits import NONE, Splits, open_splits, require_parts
 from twostage.training.start import require_start, with_default_weights
 from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
@@ -55,7 +55,7 @@ def cross_validate(
 ) -> dict[str, Any]:
     """All runs that are not done yet; the last one's weights are the folder's. See `twostage.training.train`.
 
-    "metrics" of the result are the means of the folds. Raises UsageError with fewer images than folds.
+    "metrics" of the result are the means of the folds. Raises UsageError with fewer images than folds, or one.
     """
     with process_group() as processes, ExitStack() as held:
         with processes.sync_errors():
@@ -66,6 +66,11 @@ def cross_validate(
                 options = replace(resumed_options(options, options.resume), out=options.resume)
             images = images_to_fold(options, splits)
             if options.folds is None:
+                if len(images) == 1:
+                    raise UsageError(
+                        f"{options.data}: there is one image to learn from, and none to validate on. Label more, or "
+                        f"train on it alone by --val-split {NONE}."
+                    )
                 options = replace(options, folds=min(FOLDS, len(images)))
                 log.info(
                     "%s has no split to validate on: cross-validation with %d folds, then a run on all images. "
@@ -94,7 +99,7 @@ def needs_cross_validation(options: TrainOptions, splits: Splits | None) -> bool
         train, val = default_splits(layout)
         train = options.train_split or train
         if train is not None and val is None:
-            return 2 <= len(opener(layout, Options(options.images, options.voc_offset, "skip"))(train)) <= MOST
+            return len(opener(layout, Options(options.images, options.voc_offset, "skip"))(train)) <= MOST
     return False
 
 
@@ -116,7 +121,7 @@ def fold_splits(images: Dataset, folds: int, seed: int) -> list[Splits]:
     Raises UsageError with fewer images than folds.
     """
     if len(images) < folds:
-        raise UsageError(f"folds is {folds}, and there are {len(images)} images: give fewer, or --val-split {NONE}.")
+        raise UsageError(f"folds is {folds}, more than the {len(images)} images: give fewer, or --val-split {NONE}.")
     order = stratified_order(images, seed)
     splits = []
     for number in range(folds):
@@ -180,7 +185,7 @@ def _train(training: Training, folder: Path, splits: Splits, share: float) -> di
     if (done := result_of(folder)) is not None:
         return done
     validation = {"val_split": NONE, **OF_VALIDATION} if splits.val is None else {"val_split": None}
-    own = replace(options, folds=None, curve=False, **_length(options, share), **validation)
+    own = replace(options, folds=None, curve=False, **_length(options, share, len(splits.train)), **validation)
     first = fold_folder(root, 1)
     if folder != first:  # a time budget may choose another batch each time
         chosen = read_options(first)
@@ -190,12 +195,12 @@ def _train(training: Training, folder: Path, splits: Splits, share: float) -> di
     return result
 
 
-def _length(options: TrainOptions, share: float) -> dict[str, Any]:
+def _length(options: TrainOptions, share: float, images: int) -> dict[str, Any]:
     """Epochs or minutes of one run; all of them share the minutes."""
     if options.minutes is not None:
         assert options.folds is not None
         return {"minutes": share * options.minutes / (options.folds + 1)}
-    epochs = options.epochs or RECIPES[recipe_name(options)].epochs
+    epochs = epochs_of(options, RECIPES[recipe_name(options)], images)
     return {"epochs": max(1, round(share * epochs))}
 
 

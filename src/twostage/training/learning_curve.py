@@ -26,7 +26,7 @@ from twostage.folders import claimed
 from twostage.training.cross_validation import fold_folder, fold_splits, images_to_fold
 from twostage.training.folder import read_options
 from twostage.training.options import TrainOptions
-from twostage.training.recipe import RECIPES, recipe_name
+from twostage.training.recipe import RECIPES, epochs_of, recipe_name
 from twostage.training.splits import Splits, open_splits
 from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
 
@@ -119,7 +119,7 @@ def _schedule(options: TrainOptions, whole: Dataset, part: Dataset) -> dict[str,
     """As many steps and validations as with all images, in epochs of a part of them."""
     recipe = RECIPES[recipe_name(options)]
     of_whole, of_part = (steps_per_epoch(len(images), options.batch or recipe.batch) for images in (whole, part))
-    epochs = None if options.minutes else options.epochs or recipe.epochs
+    epochs = None if options.minutes else epochs_of(options, recipe, len(whole))
     every = {"epochs": epochs, "eval_every": options.eval_every}
     return {name: value and max(1, round(value * of_whole / of_part)) for name, value in every.items()}
 

@@ -33,7 +33,7 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     Raises UsageError for a value out of its range, and for options that contradict each other.
     """
 
-    model: str = option("faster_rcnn_resnet50_fpn", "Name of the model in the zoo.", group="Model")
+    model: str = option("faster_rcnn_lite0_fpn", "Name of the model in the zoo.", group="Model")
     weights: str | None = option(
         None,
         "Initial weights, of a detector or a backbone: a file, a name from `twostage weights list`, or none (default: "

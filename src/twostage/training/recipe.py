@@ -6,6 +6,7 @@ R-CNN's, `paper_fast` and `paper_fast_zf` Fast R-CNN's; `scratch` is ours, for s
 """
 
 from dataclasses import dataclass, fields, replace
+from math import ceil
 from typing import Any, Literal
 
 from twostage.errors import UsageError
@@ -16,11 +17,13 @@ from twostage.training.options import RANDOM, TrainOptions
 class Recipe:
     """`lr` holds for `base_batch_size` images per update and is scaled linearly with them (Goyal et al. 2017).
 
+    A run whose length is not given has `epochs`, and with few images as many more as make `least_updates`.
     `milestones` are the fractions of the run after which `multistep` divides the rate by 10. `validations` is how often
     a run is validated when `eval_every` is not given. `precision` is replaced by fp32 where bf16 is no faster.
     """
 
     epochs: int
+    least_updates: int
     batch: int
     least_batch: int
     lr: float
@@ -48,6 +51,7 @@ class Recipe:
 
 FINETUNE = Recipe(
     epochs=12,
+    least_updates=600,  # as many as torchvision's tutorial of fine-tuning has, on 120 images
     batch=2,
     least_batch=2,
     lr=0.02,
@@ -82,6 +86,7 @@ PAPER = replace(
     lr=0.001,
     base_batch_size=1,
     milestones=(0.75,),
+    least_updates=0,
     warmup=0,
     weight_decay=5e-4,
     clip=10.0,
@@ -137,6 +142,14 @@ def recipe_name(options: TrainOptions) -> str:
     if model.endswith(("_vgg16", "_zf")):
         return f"paper{'_fast' if model.startswith('fast_') else ''}{'_zf' if model.endswith('_zf') else ''}"
     return "finetune_dense" if model.startswith("retinanet_") else "finetune"
+
+
+def epochs_of(options: TrainOptions, recipe: Recipe, images: int) -> int:
+    """Passes over so many images: those that the options give, else the recipe's, and at least its `least_updates`."""
+    if options.epochs is not None:
+        return options.epochs
+    of_update = (options.batch or recipe.batch) * options.accumulate
+    return max(recipe.epochs, ceil(recipe.least_updates * of_update / images))
 
 
 def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool, processes: int = 1) -> Recipe:

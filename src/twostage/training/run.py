@@ -39,7 +39,7 @@ from twostage.training.folder import RunFolder, require_same_images, resumed_opt
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
-from twostage.training.recipe import RECIPES, recipe_name, resolve
+from twostage.training.recipe import RECIPES, epochs_of, recipe_name, resolve
 from twostage.training.splits import Splits, open_splits, require_masks, require_parts, with_classes
 from twostage.training.start import require_start, starting_model, with_default_weights
 from twostage.training.starting_table import starting_table
@@ -215,7 +215,8 @@ def _session(
         processes=processes,
     )
     if options.minutes is None:
-        session.progress.total = total = ceil(recipe.epochs * session.updates)
+        epochs = epochs_of(options, recipe, len(train))
+        session.progress.total = total = ceil(epochs * session.updates)
         if options.warmup is None:  # short runs would never reach the rate
             session.recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))
     return session

@@ -19,6 +19,7 @@ log = logging.getLogger("twostage.training")
 
 NONE = "none"  # the validation split of a run that is not validated
 LEAST = 4  # images of a learning curve, of which one is a quarter
+FEW = 5  # objects; a class with fewer is named
 
 
 class Splits(NamedTuple):
@@ -163,6 +164,10 @@ def _require_objects(train: Dataset) -> None:
     learnable = ~(train.crowd | train.difficult)
     if not learnable.any():
         raise DataError(f"{train.root}: the split {train.split!r} has no object to learn from.")
-    lacking = [name for k, name in enumerate(train.names) if not (learnable & (train.labels == k)).any()]
+    counts = np.bincount(train.labels[learnable], minlength=len(train.names)).tolist()
+    lacking = [name for name, count in zip(train.names, counts, strict=True) if not count]
     if lacking:
         log.warning("The split %r has no object of: %s. They cannot be learned.", train.split, ", ".join(lacking))
+    rare = [f"{name} ({count})" for name, count in zip(train.names, counts, strict=True) if 0 < count < FEW]
+    if rare:
+        log.warning("The split %r has hardly an object of: %s. Label more of them.", train.split, ", ".join(rare))

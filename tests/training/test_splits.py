@@ -1,0 +1,30 @@
+"""What is said of the data before a run."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from twostage import Dataset
+from twostage.errors import DataError
+from twostage.training.splits import given_splits
+
+
+def dataset(labels: list[str], names: list[str]) -> Dataset:
+    """One image per object."""
+    image = np.zeros((20, 20, 3), np.uint8)
+    return Dataset.from_samples([(image, [[2, 2, 9, 9]], [label]) for label in labels], names)
+
+
+def test_classes_with_few_objects_or_none_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "twostage"):
+        given_splits(dataset(["cat"] * 5 + ["dog"], ["cat", "dog", "cow"]), None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "The split 'train' has no object of: cow. They cannot be learned.",
+        "The split 'train' has hardly an object of: dog (1). Label more of them.",
+    ]
+
+
+def test_without_any_object_there_is_nothing_to_learn() -> None:
+    with pytest.raises(DataError, match="'train' has no object to learn from"):
+        given_splits(Dataset.from_samples([(np.zeros((20, 20, 3), np.uint8), [], [])], ["cat"]), None)
