@@ -5,7 +5,7 @@
 
 All with the same images and the same minutes of training, in turn; none is validated meanwhile. Fewer images are drawn
 from the training split by the seed. Our recipe was chosen on train and val of blood-cells; torchvision's detector
-trains as many stages as its own fine-tuning does, at the rate of its trainings from nothing (`PEER`).
+trains as many stages as its own fine-tuning does (`PEER_STAGES`), at the rate of its trainings from nothing.
 """
 
 import argparse
@@ -13,10 +13,12 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from _peer import build_peer, detect_peer, train_peer
 from _rows import read_rows, write_rows
 from _timing import table as markdown
@@ -27,6 +29,8 @@ from twostage.data.recognise import open_dataset
 from twostage.data.stratified import stratified_order
 from twostage.detector import Detector
 from twostage.evaluation.evaluate import evaluate
+from twostage.inference.precision import choose_precision
+from twostage.models.zoo import named
 from twostage.training import train
 from twostage.training.folder import read_options
 
@@ -50,13 +54,14 @@ TASKS = {
     "nuclei": Task("nuclei", 256, 6, "train", "val"),
     "nuclei-masks": Task("nuclei", 256, 6, "train", "val", "mask_rcnn"),
 }
-PEER = {"pretrained": 3, "peak": 1e-3}
-PEER_BATCH = 4
+PEER_STAGES, PEER_PEAK, PEER_BATCH = 3, 1e-3, 4
 TITLE = "From a pretrained network, with many and with few images"
 ABOUT = (
     "`python benchmarks/few_images.py`: mean AP of the seeds (smallest to largest), after the same minutes of training."
 )
-NETS = {"lite0, pretrained": "lite0_fpn", "tiny, from nothing": "tiny_fpn"}
+PEERS = "torchvision, the same lite0"
+LITE = "lite0, pretrained"
+NETS = {LITE: "lite0_fpn", "tiny, from nothing": "tiny_fpn"}
 
 
 def few(dataset: Dataset, images: str, seed: int) -> Dataset:
@@ -68,40 +73,50 @@ def few(dataset: Dataset, images: str, seed: int) -> Dataset:
     return select_images(dataset, np.sort(order[places]))
 
 
-def run(name: str, images: str, seed: int, minutes: float, peers: bool, scratch: Path) -> list[dict]:
-    """Ours with both networks, then torchvision's."""
-    task = TASKS[name]
+def train_ours(what: dict, who: str, scratch: Path) -> dict:
+    """The row of a network of ours."""
+    task, learn, test = _data(what, scratch)
+    out = scratch / "run"
+    started = time.perf_counter()
+    model = f"{task.family}_{NETS[who]}"
+    minutes, seed = what["minutes"], what["seed"]
+    done = train(learn, model=model, size=task.size, minutes=minutes, seed=seed, out=out, quiet=True)
+    spent = time.perf_counter() - started
+    scores = evaluate(test, Detector.load(done["weights"]).detect_dataset(test)).scores.metrics
+    batch, precision = (getattr(read_options(out), field) for field in ("batch", "precision"))
+    how = {"batch": batch, "precision": precision, "steps": done["steps"], "seconds": round(spent)}
+    return {**what, "who": who, **how, **scores}
+
+
+def train_torchvisions(what: dict, who: str, scratch: Path) -> dict:
+    """The row of torchvision's detector."""
+    task, learn, test = _data(what, scratch)
+    resize = replace(named(f"{task.family}_{NETS[LITE]}").image.resizing, size=task.size)
+    masks, seed, precision = task.family == "mask_rcnn", what["seed"], choose_precision(torch.device("cpu"), "auto")
+    peer = build_peer(len(test.names), task.size, seed, masks=masks, pretrained=PEER_STAGES)
+    started = time.perf_counter()
+    steps = train_peer(
+        peer,
+        learn,
+        resize,
+        minutes=what["minutes"],
+        batch=PEER_BATCH,
+        seed=seed,
+        precision=precision,
+        peak=PEER_PEAK,
+    )
+    spent = time.perf_counter() - started
+    scores = evaluate(test, detect_peer(peer, test, resize)).scores.metrics
+    how = {"batch": PEER_BATCH, "precision": precision, "steps": steps, "seconds": round(spent)}
+    return {**what, "who": who, **how, **scores}
+
+
+def _data(what: dict, scratch: Path) -> tuple[Task, Dataset, Dataset]:
+    """What is learned and what it is scored on."""
+    task = TASKS[what["task"]]
     folder = folder_of(task.data, scratch)
-    learn, test = few(open_dataset(folder, split=task.train), images, seed), open_dataset(folder, split=task.test)
-    rows = []
-    about = {"task": name, "images": images, "minutes": minutes, "seed": seed}
-    for who, net in NETS.items():
-        out = scratch / f"{name}-{images}-{seed}-{net}"
-        started = time.perf_counter()
-        done = train(
-            learn, model=f"{task.family}_{net}", size=task.size, minutes=minutes, seed=seed, out=out, quiet=True
-        )
-        spent = time.perf_counter() - started
-        detector = Detector.load(done["weights"])
-        scores = evaluate(test, detector.detect_dataset(test)).scores.metrics
-        batch, precision = (getattr(read_options(out), field) for field in ("batch", "precision"))
-        ours = {"who": who, "batch": batch, "precision": precision, "steps": done["steps"], "seconds": round(spent)}
-        rows.append({**about, **ours, **scores})
-        print(json.dumps(rows[-1]), flush=True)
-    if peers:
-        resize = detector.model.config.image.resizing
-        masks = task.family == "mask_rcnn"
-        peer = build_peer(len(test.names), task.size, seed, masks=masks, pretrained=PEER["pretrained"])
-        precision = rows[0]["precision"]
-        how = {"batch": PEER_BATCH, "precision": precision, "peak": PEER["peak"]}
-        started = time.perf_counter()
-        steps = train_peer(peer, learn, resize, minutes=minutes, seed=seed, **how)
-        spent = time.perf_counter() - started
-        scores = evaluate(test, detect_peer(peer, test, resize)).scores.metrics
-        theirs = {"who": "torchvision, the same lite0", "steps": steps, "seconds": round(spent)}
-        rows.append({**about, **theirs, **how, **scores})
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+    learn = few(open_dataset(folder, split=task.train), what["images"], what["seed"])
+    return task, learn, open_dataset(folder, split=task.test)
 
 
 def table(rows: list[dict]) -> str:
@@ -125,7 +140,7 @@ def _spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Seed by seed; the table is written after every run, so that an interrupted one leaves what it has."""
+    """Seed by seed; the table is written after every training, and goes on from what it has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", choices=TASKS)
     parser.add_argument("--images", nargs="+", default=["all"], help="numbers of training images, or all")
@@ -135,17 +150,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for few_images.md and .json; what it has is not run again")
     given = parser.parse_args()
     rows = read_rows(given.out, "few_images")
-    done = {(row["task"], row["images"], row["seed"]) for row in rows}
-    for seed in given.seeds:
-        for name in given.tasks:
-            for images in given.images:
-                if (name, images, seed) in done:
-                    continue
-                minutes = given.minutes or (TASKS[name].minutes if images == "all" else FEW)
-                with tempfile.TemporaryDirectory() as scratch:
-                    rows += run(name, images, seed, minutes, not given.no_peer, Path(scratch))
-                if given.out:
-                    write_rows(given.out, "few_images", rows, TITLE, ABOUT, table(rows))
+    detectors = {**dict.fromkeys(NETS, train_ours), **({} if given.no_peer else {PEERS: train_torchvisions})}
+    for seed, name, images, who in product(given.seeds, given.tasks, given.images, detectors):
+        minutes = given.minutes or (TASKS[name].minutes if images == "all" else FEW)
+        what = {"task": name, "images": images, "minutes": minutes, "seed": seed}
+        if any(row.items() >= {**what, "who": who}.items() for row in rows):
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            rows.append(detectors[who](what, who, Path(scratch)))
+        print(json.dumps(rows[-1]), flush=True)
+        if given.out:
+            write_rows(given.out, "few_images", rows, TITLE, ABOUT, table(rows))
     print(table(rows))
 
 

@@ -58,7 +58,8 @@ def main() -> None:
     rows = []
     for name in given.data:
         data = Path(os.environ["TWOSTAGE_DATA"]) / "data" / name
-        first, later = [], []
+        first: list[float] = []
+        later: list[float] = []
         for number in range(given.repeats):
             with tempfile.TemporaryDirectory() as scratch:
                 home = Path(scratch) / "home"
