@@ -50,7 +50,7 @@ bench: $(VENV)/.installed-dev
 		name=$${file#benchmarks/bench_}; name=$${name%.py}.md; echo "== $$file"; \
 		$(BIN)/python $$file --out benchmarks/results/$$name || exit 1; \
 		case "$$(uname -m) $$name" in "x86_64 inference.md"|"x86_64 training_step.md"|"x86_64 startup.md"|"x86_64 small.md"|\
-		"x86_64 masks.md"|"x86_64 roi_align.md"|"x86_64 nms.md") \
+		"x86_64 masks.md"|"x86_64 roi_align.md"|"x86_64 nms.md"|"x86_64 first_step.md") \
 			echo "== $$file, limited to AVX2"; \
 			$(AVX2) $(BIN)/python $$file --out benchmarks/results/avx2/$$name || exit 1 ;; \
 		esac; \

@@ -1,10 +1,9 @@
 """How long `twostage train DATA` takes from its start to the end of its first step, without a network.
 
-    python benchmarks/first_step.py blood-cells nuclei --out benchmarks/results/first_step.md
+    python benchmarks/bench_first_step.py --out benchmarks/results/first_step.md
 
 A process of its own with the default model, and connections refused: the first one on a machine, with an empty cache
-folder, converts the package's weights and chooses the forms of layers; later ones do not. A run under
-`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2` is one of its own.
+folder, converts the package's weights and chooses the forms of layers; later ones do not.
 """
 
 import argparse
@@ -51,7 +50,7 @@ def seconds_to_first_step(data: Path, home: Path, out: Path) -> float:
 def main() -> None:
     """Time, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", help="folders of TWOSTAGE_DATA")
+    parser.add_argument("--data", nargs="+", default=["blood-cells", "nuclei"], help="folders of TWOSTAGE_DATA")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -69,7 +68,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             "# From `twostage train DATA` to the end of the first step",
-            f"`python benchmarks/first_step.py {' '.join(given.data)}`: `{TrainOptions(data).model}` with its "
+            f"`python benchmarks/bench_first_step.py`: `{TrainOptions(data).model}` with its "
             f"defaults, without a network, files in the system's cache; seconds, the median of {given.repeats} "
             f"(smallest to largest). Asked: at most {MOST}.",
             hardware(),
