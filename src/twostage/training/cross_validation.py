@@ -2,8 +2,8 @@
 on all images (Stone 1974).
 
 The mean AP of the folds estimates that of the last run, for which no image is left to be scored on. Where the folds
-were best before their end, the last run has fewer epochs. Each is a training run in a folder of its own, and can be
-resumed.
+were best before their end on average, that is the AP which counts, and the last run has fewer epochs. Each is a
+training run in a folder of its own, and can be resumed.
 """
 
 import csv
@@ -55,7 +55,8 @@ def cross_validate(
 ) -> dict[str, Any]:
     """All runs that are not done yet; the last one's weights are the folder's. See `twostage.training.train`.
 
-    "metrics" of the result are the means of the folds. Raises UsageError with fewer images than folds, or one.
+    "metrics" of the result are the means of the folds, after the share of a run that is best for all of them. Raises
+    UsageError with fewer images than folds, or one.
     """
     with process_group() as processes, ExitStack() as held:
         with processes.sync_errors():
@@ -142,6 +143,11 @@ def best_share(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
     return shares[int(np.argmax(np.mean(every, axis=0)))]
 
 
+def metrics_after(validations: Sequence[tuple[float, dict[str, float]]], share: float) -> dict[str, float]:
+    """The metrics of the validation nearest to a share of the run."""
+    return min(validations, key=lambda one: abs(one[0] - share))[1]
+
+
 def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
     _, root, processes, images, _ = training
     results = []
@@ -152,9 +158,12 @@ def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
             *(number, len(folds), len(splits.train), len(splits.val)),
         )
         results.append(_train(training, fold_folder(root, number), splits, 1.0))
-    share = best_share([_curve(fold_folder(root, number)) for number in range(1, len(folds) + 1)])
-    means = {name: fmean(result["metrics"][name] for result in results) for name in results[0]["metrics"]}
-    each = [result["metrics"]["AP"] for result in results]
+    validations = [_validations(fold_folder(root, number)) for number in range(1, len(folds) + 1)]
+    share = best_share([[(at, metrics["AP"]) for at, metrics in of_fold] for of_fold in validations])
+    # Not each fold's own best, which chance makes better than what the last run may expect.
+    there = [metrics_after(of_fold, share) for of_fold in validations]
+    means = {name: fmean(metrics[name] for metrics in there) for name in results[0]["metrics"]}
+    each = [metrics["AP"] for metrics in there]
     log.info(
         "Cross-validation: AP %.3f (%.3f to %.3f), best after %.0f %% of a run.",
         *(means["AP"], min(each), max(each), 100 * share),
@@ -204,9 +213,13 @@ def _length(options: TrainOptions, share: float, images: int) -> dict[str, Any]:
     return {"epochs": max(1, round(share * epochs))}
 
 
-def _curve(folder: Path) -> list[tuple[float, float]]:
-    """The share of the run and the AP of every validation, from metrics.csv."""
+def _validations(folder: Path) -> list[tuple[float, dict[str, float]]]:
+    """The share of the run, and the metrics, of every validation, from metrics.csv."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     total = float(rows[-1]["step"])
-    return [(float(row["step"]) / total, float(row["AP"])) for row in rows if row.get("AP")]
+    return [
+        (float(row["step"]) / total, {name: float(value) for name, value in row.items() if value})
+        for row in rows
+        if row.get("AP")
+    ]
