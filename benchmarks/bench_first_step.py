@@ -2,22 +2,21 @@
 
     python benchmarks/bench_first_step.py --out benchmarks/results/first_step.md
 
-A process of its own with the default model, and connections refused: the first one on a machine, with an empty cache
+A process of its own with the default model, and connections refused. The first one on a machine, with an empty cache
 folder, converts the package's weights and chooses the forms of layers; later ones do not.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
-from _timing import finish, hardware, table
+from _timing import arguments, finish, hardware, table
 
-from twostage.training.options import TrainOptions
-
+DATA = ("blood-cells", "nuclei")
 MOST = 15  # seconds
 PROCESS = """
 import os, socket, sys
@@ -41,7 +40,7 @@ sys.exit(main(sys.argv[1:]) or 1)
 
 def seconds_to_first_step(data: Path, home: Path, out: Path) -> float:
     """Wall time of the process. Raises CalledProcessError, with its messages, where it ends before the step."""
-    words = [sys.executable, "-c", PROCESS, "train", str(data), "--val-split", "none", "--out", str(out)]
+    words = [sys.executable, "-c", PROCESS, "train", str(data), "--val-split", "none", "--out", str(out), "--quiet"]
     begun = time.perf_counter()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "TWOSTAGE_HOME": str(home)})
     return time.perf_counter() - begun
@@ -49,28 +48,22 @@ def seconds_to_first_step(data: Path, home: Path, out: Path) -> float:
 
 def main() -> None:
     """Time, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=["blood-cells", "nuclei"], help="folders of TWOSTAGE_DATA")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    given = arguments(__doc__)
     rows = []
-    for name in given.data:
+    for name in DATA:
         data = Path(os.environ["TWOSTAGE_DATA"]) / "data" / name
-        first: list[float] = []
-        later: list[float] = []
-        for number in range(given.repeats):
+        times: dict[str, list[float]] = {"first": [], "later": []}
+        for _ in range(given.repeats):
             with tempfile.TemporaryDirectory() as scratch:
                 home = Path(scratch) / "home"
-                for which, times in (("first", first), ("later", later)):
-                    times.append(seconds_to_first_step(data, home, Path(scratch) / f"{which}-{number}"))
-        rows.append([name, *(f"{sorted(t)[len(t) // 2]:.1f} ({min(t):.1f} to {max(t):.1f})" for t in (first, later))])
+                for which in times:
+                    times[which].append(seconds_to_first_step(data, home, Path(scratch) / which))
+        rows.append([name, *(f"{median(t):.1f} ({min(t):.1f} to {max(t):.1f})" for t in times.values())])
     text = "\n\n".join(
         [
             "# From `twostage train DATA` to the end of the first step",
-            f"`python benchmarks/bench_first_step.py`: `{TrainOptions(data).model}` with its "
-            f"defaults, without a network, files in the system's cache; seconds, the median of {given.repeats} "
-            f"(smallest to largest). Asked: at most {MOST}.",
+            "`python benchmarks/bench_first_step.py`: the default model, not validated, without network, files in the "
+            f"system's cache; seconds, the median of {given.repeats} (smallest to largest). Asked: at most {MOST}.",
             hardware(),
             table(["data", "the first on a machine", "later ones"], rows),
         ]

@@ -108,6 +108,17 @@ def test_long_epochs_are_saved_within(
     assert rows(options.out) == rows(whole)
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(600, [0, 8]), (0, [0, 2, 4, 6, 8])])
+def test_short_epochs_share_a_save(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: list[int]
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(run, "SAVE_AFTER", seconds)
+    monkeypatch.setattr(RunFolder, "save_last", lambda *given: saved.append(given[1].progress.step))
+    train(replace(options, epochs=4, val_split="none"))
+    assert saved == expected
+
+
 def test_killed_before_the_first_step(
     options: TrainOptions, unbroken: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

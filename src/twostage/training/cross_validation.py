@@ -35,6 +35,9 @@ from twostage.training.subruns import begin_or_resume, keep_result, result_of, r
 
 log = logging.getLogger("twostage.training")
 
+Validations = Sequence[tuple[float, dict[str, float]]]
+"""Of one run: the share of it, from 0 to 1, and the metrics after it."""
+
 FOLDS = 3  # where the data have no validation split and nothing is given
 MOST = 200  # images that are cross-validated without being asked for
 LAST = "all"  # the folder of the run on all images
@@ -143,9 +146,13 @@ def best_share(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
     return shares[int(np.argmax(np.mean(every, axis=0)))]
 
 
-def metrics_after(validations: Sequence[tuple[float, dict[str, float]]], share: float) -> dict[str, float]:
-    """The metrics of the validation nearest to a share of the run."""
-    return min(validations, key=lambda one: abs(one[0] - share))[1]
+def at_best_share(folds: Sequence[Validations]) -> tuple[float, list[dict[str, float]]]:
+    """The share of a run that is best for all folds together, and the metrics of each fold there.
+
+    Not each fold's own best ones, which are chosen on the very images that they are measured on.
+    """
+    share = best_share([[(at, metrics["AP"]) for at, metrics in validations] for validations in folds])
+    return share, [min(validations, key=lambda one: abs(one[0] - share))[1] for validations in folds]
 
 
 def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
@@ -158,10 +165,7 @@ def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
             *(number, len(folds), len(splits.train), len(splits.val)),
         )
         results.append(_train(training, fold_folder(root, number), splits, 1.0))
-    validations = [_validations(fold_folder(root, number)) for number in range(1, len(folds) + 1)]
-    share = best_share([[(at, metrics["AP"]) for at, metrics in of_fold] for of_fold in validations])
-    # Not each fold's own best, which chance makes better than what the last run may expect.
-    there = [metrics_after(of_fold, share) for of_fold in validations]
+    share, there = at_best_share([_validations(fold_folder(root, number)) for number in range(1, len(folds) + 1)])
     means = {name: fmean(metrics[name] for metrics in there) for name in results[0]["metrics"]}
     each = [metrics["AP"] for metrics in there]
     log.info(
@@ -213,8 +217,8 @@ def _length(options: TrainOptions, share: float, images: int) -> dict[str, Any]:
     return {"epochs": max(1, round(share * epochs))}
 
 
-def _validations(folder: Path) -> list[tuple[float, dict[str, float]]]:
-    """The share of the run, and the metrics, of every validation, from metrics.csv."""
+def _validations(folder: Path) -> Validations:
+    """From metrics.csv."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     total = float(rows[-1]["step"])

@@ -36,7 +36,7 @@ PARTS = (4, 2)  # one image of so many
 
 
 class LearningCurve(NamedTuple):
-    """Training images and the AP after training on them, from few to all; and the AP expected with twice as many."""
+    """Training images and the best AP of training on them, from few to all; and the AP expected with twice as many."""
 
     images: tuple[int, ...]
     AP: tuple[float, ...]

@@ -51,7 +51,7 @@ class Recipe:
 
 FINETUNE = Recipe(
     epochs=12,
-    least_updates=600,  # as many as torchvision's tutorial of fine-tuning has, on 120 images
+    least_updates=600,  # measured for the small nets alone: `benchmarks/results/tried.md`
     batch=2,
     least_batch=2,
     lr=0.02,

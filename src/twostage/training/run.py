@@ -5,9 +5,10 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -54,6 +55,8 @@ Given = tuple[PrecomputedProposals | None, PrecomputedProposals | None]
 
 log = logging.getLogger("twostage.training")
 
+SAVE_AFTER = 10  # seconds; shorter epochs share a save, which takes as long as a step of a small model
+
 
 @dataclass
 class Run:
@@ -66,6 +69,7 @@ class Run:
     given: Given
     stuff: tuple[Stuff | None, Stuff | None]  # of both splits, for a semantic branch
     best: Validation | None = None  # of the best weights
+    saved: float = field(default_factory=time.monotonic)
 
 
 def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Module | None = None) -> dict[str, Any]:
@@ -266,14 +270,15 @@ def _learn(run: Run) -> None:
             try:
                 train_until(session, drawn, epoch_end, after_step)
             except (DataError, SystemExit):  # an image, of this process or another, cannot be read
-                run.folder.save_last(session)
+                _save(run)
                 log.warning("Saved. When that is fixed, continue with: twostage train --resume %s", run.folder.path)
                 raise
             if _epoch_to_end(session):
                 _end_epoch(run)
             else:
-                run.folder.save_last(session)
+                _save(run)
             if session.processes.any(session.stop.is_set()):
+                _save(run)
                 log.warning("Stopped and saved. Continue with: twostage train --resume %s", run.folder.path)
                 session.processes.end_all(KeyboardInterrupt())
 
@@ -298,7 +303,7 @@ def _over(session: Session) -> bool:
 
 
 def _end_epoch(run: Run) -> None:
-    """A row of metrics.csv; validation where it is due, and always at the end; the state to go on from."""
+    """A row of metrics.csv; validation where it is due, and always at the end; now and then the state to go on from."""
     progress = run.session.progress
     row: dict[str, Any] = {
         "epoch": _epochs(run.session),
@@ -309,9 +314,10 @@ def _end_epoch(run: Run) -> None:
     means = {name: value / max(1, progress.summed) for name, value in progress.losses.items()}
     row["train_loss"] = sum(means.values())
     row |= {f"train_loss_{name}": value for name, value in means.items()}
-    if run.splits.val is not None and (progress.finished or _due(run.session, row["epoch"])):
+    validates = run.splits.val is not None and (progress.finished or _due(run.session, row["epoch"]))
+    if validates:
         # A validation may take long: what was learned is kept, should it not come to its end.
-        run.folder.save_last(run.session)
+        _save(run)
         row |= _validate(run)
     progress.losses, progress.summed = {}, 0
     run.folder.add_row(row)
@@ -322,7 +328,13 @@ def _end_epoch(run: Run) -> None:
     if "segm_AP" in row:
         scores += f", masks AP {row['segm_AP']:.3f}, AP50 {row['segm_AP50']:.3f}"
     log.info("epoch %d, step %d%s: loss %.3f%s", row["epoch"], progress.step, total, row["train_loss"], scores)
+    if validates or progress.finished or time.monotonic() - run.saved > SAVE_AFTER:
+        _save(run)
+
+
+def _save(run: Run) -> None:
     run.folder.save_last(run.session)
+    run.saved = time.monotonic()
 
 
 def _due(session: Session, epoch: int) -> bool:
