@@ -59,8 +59,8 @@ def with_default_weights(options: TrainOptions, backbone: nn.Module | None = Non
         find_weights(name)
     except MissingError as error:
         raise MissingError(
-            f"{error} Or begin from random weights: --weights {RANDOM}, or --model {_from_scratch(options.model)}, "
-            "which is made for that."
+            f"{error} (or begin from random weights: --weights {RANDOM}, or --model {_from_scratch(options.model)}, "
+            "which is made for that)"
         ) from None
     return replace(options, weights=name)
 
