@@ -16,9 +16,9 @@ from safetensors import safe_open
 from twostage.data.dataset import Dataset
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
-from twostage.errors import UsageError
-from twostage.training import batch_size, train
-from twostage.training.cross_validation import at_best_share, best_share, fold_splits
+from twostage.errors import DataError, UsageError
+from twostage.training import batch_size, cross_validation, run, train
+from twostage.training.cross_validation import at_best_share, best_share, fold_splits, mean_of_defined
 from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
 
@@ -66,6 +66,59 @@ def test_the_best_share_is_that_of_the_mean_of_all_folds() -> None:
     assert best_share([first]) == 0.5
     assert best_share([second]) == 1.0
     assert best_share([first, second]) == 0.75
+    assert best_share([first, [(0.5, -1.0), (1.0, -1.0)]]) == 0.5  # a fold without objects has no AP
+
+
+def test_nothing_is_cut_short_without_a_gain() -> None:
+    assert best_share([[(0.5, 0.0), (1.0, 0.0)]]) == 1.0
+    assert best_share([[(0.5, -1.0), (1.0, -1.0)]]) == 1.0
+
+
+def test_undefined_metrics_of_a_fold_are_left_out_of_the_mean() -> None:
+    assert mean_of_defined([0.5, -1.0, 0.3]) == pytest.approx(0.4)
+    assert mean_of_defined([-1.0, -1.0]) == -1.0
+
+
+def test_images_without_objects_do_not_lower_the_mean(options: TrainOptions) -> None:
+    """One of three folds has none to be scored on: its AP is undefined."""
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    samples = [(one, [[8, 8, 40, 40]] * n, [0] * n) for one, n in zip(pixels, (1, 1, 0), strict=True)]
+    images = Dataset.from_samples(samples, ["a"])
+    result = train(
+        images, model=options.model, size=64, epochs=1, batch=2, workers=0, folds=3, out=options.out, quiet=True
+    )
+    summary = json.loads((Path(result["out"]) / "cross_validation.json").read_text())
+    assert sorted(summary["AP"])[0] == -1
+    assert result["metrics"]["AP"] == pytest.approx(np.mean(sorted(summary["AP"])[1:]))
+
+
+def test_the_last_run_ends_where_the_folds_were_best_in_the_same_schedule(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_validation, "best_share", lambda curves: 0.5)
+    out = Path(train(replace(options, epochs=4))["out"])
+    last, fold = progress_of(out / "all"), progress_of(out / "fold-1")
+    assert (last["step"], last["total"], fold["step"], fold["total"]) == (4, 8, 4, 4)
+    assert last["lr"] > 2 * fold["lr"]  # which has come to the end of the cosine
+
+
+def test_the_weights_hold_the_means_of_the_folds(options: TrainOptions) -> None:
+    result = train(options)
+    assert load_weights(Path(result["weights"]))[0].metrics == result["metrics"]
+
+
+def test_what_stops_a_fold_names_the_folder_of_all_runs(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fold's own folder cannot be resumed alone: it does not say which images it has."""
+
+    def unreadable(*_: object) -> None:
+        raise DataError("an image is broken")
+
+    monkeypatch.setattr(run, "train_until", unreadable)
+    with pytest.raises(DataError, match="broken"):
+        train(options)
+    assert f"continue with: twostage train --resume {options.out}\n" in caplog.text
 
 
 def test_folds_are_scored_on_what_they_have_not_seen_and_the_last_run_has_all_images(options: TrainOptions) -> None:
@@ -87,10 +140,15 @@ def test_folds_are_scored_on_what_they_have_not_seen_and_the_last_run_has_all_im
     assert card.names == open_dataset(options.data, split="train").names
 
 
-def images_of(run: Path) -> int:
+def images_of(folder: Path) -> int:
     """How many images a run has learned from, by its state."""
-    with safe_open(run / "state" / "state.safetensors", "pt") as file:
-        return json.loads(file.metadata()["twostage-state"])["progress"]["images"]
+    return progress_of(folder)["images"]
+
+
+def progress_of(folder: Path) -> dict:
+    """Where a run stands, by its state."""
+    with safe_open(folder / "state" / "state.safetensors", "pt") as file:
+        return json.loads(file.metadata()["twostage-state"])["progress"]
 
 
 def test_folds_are_measured_at_the_share_that_is_best_for_all_and_not_at_their_own_best() -> None:
@@ -141,6 +199,15 @@ def test_all_runs_have_the_batch_that_a_time_budget_gave_the_first(
     out = Path(train(replace(options, epochs=None, minutes=0.02, batch=None))["out"])
     chosen = [yaml.safe_load((out / name / "config.yaml").read_text()) for name in ("fold-1", "fold-2", "all")]
     assert [(one["batch"], one["scale"]) for one in chosen] == [(4, [1.0, 1.0])] * 3
+
+
+@pytest.mark.parametrize("given", [{"patience": 2}, {"proposals": Path("unread.npz")}])
+def test_folds_are_not_suggested_where_another_option_excludes_them(
+    options: TrainOptions, tmp_path: Path, given: dict
+) -> None:
+    data = train_split_of(tmp_path / "data", 4)
+    with pytest.raises(UsageError, match=r"Choose one by --val-split, or train without by --val-split none"):
+        train(replace(options, data=data, folds=None, **given))
 
 
 @pytest.mark.parametrize(

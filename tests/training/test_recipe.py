@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from twostage.training.options import TrainOptions
-from twostage.training.recipe import FINETUNE, PAPER, SCRATCH, epochs_of, resolve
+from twostage.training.recipe import FINETUNE, PAPER, SCRATCH, epochs_of, recipe_name, resolve
 
 
 def test_rate_is_scaled_linearly_with_the_images_of_an_update(options: TrainOptions) -> None:
@@ -39,9 +39,30 @@ def test_few_images_are_passed_over_more_often(options: TrainOptions) -> None:
     assert epochs_of(options, recipe, 40) == 200
     assert epochs_of(replace(options, batch=4), recipe, 40) == 100
     assert epochs_of(replace(options, batch=4, accumulate=2), recipe, 40) == 200
-    assert epochs_of(options, recipe, 41) == 196  # 195 times 41 is less than 8000
+    assert epochs_of(options, recipe, 41) == 167  # of six steps each, the last one filled up
+    assert epochs_of(options, recipe, 3) == 1000
     assert epochs_of(options, recipe, 10_000) == 60
     assert epochs_of(replace(options, epochs=3), recipe, 40) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "recipe"),
+    [
+        ("faster_rcnn_tiny_fpn", {}, "scratch"),
+        ("faster_rcnn_tiny_fpn", {"weights": "none"}, "scratch"),
+        ("faster_rcnn_tiny_fpn", {"weights": "run/weights/best.safetensors"}, "finetune_small"),
+        ("faster_rcnn_tiny_fpn", {"backbone": "timm:resnet18"}, "finetune_small"),
+        ("faster_rcnn_tiny_fpn", {"backbone": "timm:resnet18", "weights": "none"}, "scratch"),
+        ("mask_rcnn_lite0_fpn", {}, "finetune_small"),
+        ("mask_rcnn_lite0_fpn", {"weights": "none"}, "scratch"),
+        ("mask_rcnn_resnet50_fpn", {}, "finetune"),
+        ("faster_rcnn_tiny_fpn", {"weights": "a.safetensors", "recipe": "scratch"}, "scratch"),
+    ],
+)
+def test_small_nets_are_fine_tuned_at_other_rates_than_from_nothing(
+    options: TrainOptions, model: str, given: dict, recipe: str
+) -> None:
+    assert recipe_name(replace(options, model=model, **given)) == recipe
 
 
 def test_the_papers_lengths_hold_for_any_number_of_images(options: TrainOptions) -> None:

@@ -45,6 +45,7 @@ def test_time_budget_is_met_though_steps_change(
         device=torch.device("cpu"),
         stop=threading.Event(),
         processes=SINGLE_PROCESS,
+        licence="",
     )
     train_until(session, iter(()), step=10**6, after_step=lambda progress: None)
     assert session.progress.step == session.progress.total

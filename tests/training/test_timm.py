@@ -37,6 +37,23 @@ def test_a_run_begins_from_them_and_names_their_licence(
     assert "apache-2.0 of timm's test_convnext" in card.licence
 
 
+def test_random_weights_have_no_licence_of_timm(scenes: Path, tmp_path: Path) -> None:
+    options = TrainOptions(
+        scenes,
+        model="faster_rcnn_tiny_fpn",
+        backbone="timm:test_convnext",
+        weights="none",
+        val_split="none",
+        size=64,
+        epochs=1,
+        batch=8,
+        workers=0,
+        quiet=True,
+        out=tmp_path / "run",
+    )
+    assert load_weights(Path(train(options)["weights"]))[0].licence == "as the training data allow"
+
+
 def test_a_file_of_another_network_is_named(timm_hub: dict[str, Tensor], scenes: Path, tmp_path: Path) -> None:
     save_file(timm_hub, tmp_path / "own.safetensors")
     options = TrainOptions(scenes, backbone="timm:test_resnet", weights=str(tmp_path / "own.safetensors"), quiet=True)

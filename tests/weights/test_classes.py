@@ -29,7 +29,7 @@ def detectors(name: str, given: tuple[str, ...], wanted: tuple[str, ...]) -> tup
     old, new = (make_model(name, len(names), **fields) for names in (given, wanted))
     for tensor in old.parameters():
         nn.init.normal_(tensor)
-    return old, new, load_fitting(new, with_class_rows(new, old.state_dict(), given, wanted))[0]
+    return old, new, load_fitting(new, with_class_rows(new, old.state_dict(), given, wanted)[0])[0]
 
 
 def heads(model: nn.Module) -> list[nn.Module]:
@@ -85,4 +85,13 @@ def test_layers_of_another_configuration_begin_anew() -> None:
     """Boxes per class do not fit one box for all classes, nor the reverse, even where the shapes are equal."""
     old, new = make_model("faster_rcnn_tiny", 1, **SMALL), make_model("faster_rcnn_tiny", 2, **SMALL)
     state = old.state_dict() | {"head.deltas.weight": torch.ones(8, 8), "head.deltas.bias": torch.ones(8)}
-    assert "head.deltas.weight" not in with_class_rows(new, state, ("dog",), ("dog", "cat"))
+    assert "head.deltas.weight" not in with_class_rows(new, state, ("dog",), ("dog", "cat"))[0]
+
+
+def test_layers_with_rows_of_new_classes_are_named() -> None:
+    model = make_model("faster_rcnn_tiny", 2, **SMALL)
+    state = model.state_dict()
+    _, partly = with_class_rows(model, state, ("dog", "cat"), ("dog", "fox"))
+    assert partly == {"head.classes.weight", "head.classes.bias", "head.deltas.weight", "head.deltas.bias"}
+    _, partly = with_class_rows(model, state, ("dog", "cat"), ("cat", "dog"))
+    assert not partly

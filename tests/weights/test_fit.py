@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from twostage.errors import DataError
 from twostage.models.zoo import ZOO
-from twostage.weights.fit import Unfilled, as_backbone, load_all, load_fitting
+from twostage.weights.fit import Unfilled, as_backbone, load_all, load_fitting, of_deeper_network
 
 
 def net() -> nn.Sequential:
@@ -128,3 +128,21 @@ def test_a_model_built_to_be_filled_draws_nothing_and_ends_with_the_files_weight
     assert torch.equal(torch.get_rng_state(), before)
     load_all(model, full.state_dict(), "file")
     assert all(torch.equal(value, full.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_deeper_network_is_not_taken_for_the_one_that_it_begins_as() -> None:
+    """ResNet-34 has every tensor of ResNet-18, and each block after the second belongs elsewhere."""
+    model = make_model("faster_rcnn_resnet18_fpn", 1)
+    deeper = as_backbone(model, torchvision.models.resnet34().state_dict())
+    assert of_deeper_network(model, deeper)[:2] == [
+        "backbone.body.layer1.2.conv1.weight",
+        "backbone.body.layer1.2.conv2.weight",
+    ]
+    assert not of_deeper_network(model, as_backbone(model, torchvision.models.resnet18().state_dict()))
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_resnet18_fpn", "faster_rcnn_mobilenet_v3_large_fpn"])
+def test_stages_that_a_model_leaves_out_are_no_deeper_network(name: str) -> None:
+    model = make_model(name, 1, pyramid="single") if "resnet" in name else make_model(name, 1)
+    net = torchvision.models.resnet18() if "resnet" in name else torchvision.models.mobilenet_v3_large()
+    assert not of_deeper_network(model, as_backbone(model, net.state_dict()))

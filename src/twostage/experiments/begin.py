@@ -179,6 +179,7 @@ def trained(setting: Setting, folder: Path, model: str, **changes: Any) -> dict[
     new = replace(
         _of_data(options),
         model=model,
+        recipe="scratch",  # the shared backbone was trained for minutes
         weights=str(setting.root / BACKBONE),
         model_fields=fields_of_model,
         size=options.size,

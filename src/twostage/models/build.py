@@ -14,7 +14,7 @@ from twostage.errors import UsageError
 from twostage.models.backbones.backbone import Backbone, BackboneConfig
 from twostage.models.backbones.fpn import FPN, FPNConfig, PyramidConfig, extra_levels, pyramid
 from twostage.models.backbones.norm import norm_layer
-from twostage.models.backbones.provided import ProvidedBackbone
+from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.backbones.timm import TimmConfig
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.configure import with_timm
@@ -25,6 +25,7 @@ from twostage.models.heads.hybrid_task_cascade import HybridTaskCascade, Semanti
 from twostage.models.heads.mask import BoxAndMaskHead
 from twostage.models.heads.retinanet import RetinaNetHead
 from twostage.models.heads.semantic import SemanticBranch
+from twostage.models.image import IMAGENET_MEAN, IMAGENET_STD
 from twostage.models.one_stage import OneStage
 from twostage.models.proposals.rpn import RPN
 from twostage.models.rcnn import WarpConfig, WarpedRegions, WholeImage
@@ -91,10 +92,19 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
 
 
 def with_backbone(config: C, backbone: nn.Module | str | None) -> C:
-    """The configuration with what is saved of a user's module as its backbone, or `timm:NAME`; without one as it is."""
+    """The configuration with what is saved of a user's module as its backbone, or `timm:NAME`; without one as it is.
+
+    A module in the place of a network of ours has images with ImageNet's mean and deviation, as torchvision's networks.
+    """
     if isinstance(backbone, str):
         return with_timm(config, backbone)
-    return config if backbone is None else replace(config, backbone=ProvidedBackbone(backbone).config)
+    if backbone is None:
+        return config
+    own = ProvidedBackbone(backbone).config
+    if isinstance(config.backbone, ProvidedConfig):
+        return replace(config, backbone=own)
+    image = replace(config.image, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return replace(config, backbone=own, image=image)  # type: ignore[arg-type]
 
 
 def _require_consistent(config: TwoStageConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from twostage.errors import UsageError, nearest
 from twostage.kinds import coerce, describe, matches
+from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
 from twostage.models.backbones.timm import PREFIX, TimmConfig, pretrained_cfg
 from twostage.models.backbones.tiny import TinyConfig
 from twostage.models.component import Leaf, leaves, with_value
@@ -92,8 +93,8 @@ def _with_pooling(config: C, given: dict[str, Any]) -> C:
     if isinstance(config.roi, _ROI[kind]):
         return config
     size = config.roi.size
-    # All RoIAligns of the small network are aligned.
-    small = isinstance(config.backbone, TinyConfig)
+    # All RoIAligns of the small networks are aligned.
+    small = isinstance(config.backbone, TinyConfig | EfficientNetLiteConfig)
     return replace(config, roi=RoIPoolConfig(size) if kind == "pool" else RoIAlignConfig(size, aligned=small))
 
 

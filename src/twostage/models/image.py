@@ -11,6 +11,8 @@ from twostage.data.batch import Batch
 from twostage.data.resize import Resize
 from twostage.models.component import Count, Positive, short
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class ImageConfig:
@@ -24,8 +26,8 @@ class ImageConfig:
     max_size: Count = short(1333, "max_size")
     antialias: bool = short(False, "antialias")
     rounding: Literal["floor", "nearest"] = short("floor", "rounding")
-    mean: tuple[float, float, float] = short((0.485, 0.456, 0.406), "mean")
-    std: tuple[Positive, Positive, Positive] = short((0.229, 0.224, 0.225), "std")
+    mean: tuple[float, float, float] = short(IMAGENET_MEAN, "mean")
+    std: tuple[Positive, Positive, Positive] = short(IMAGENET_STD, "std")
     divisor: Count = short(32, "divisor")
 
     @property
@@ -38,8 +40,8 @@ class ImageConfig:
 class OwnSizeConfig:
     """Images at their own size, each canvas as large as its image; `mean` and `std` as in `ImageConfig`."""
 
-    mean: tuple[float, float, float] = short((0.485, 0.456, 0.406), "mean")
-    std: tuple[Positive, Positive, Positive] = short((0.229, 0.224, 0.225), "std")
+    mean: tuple[float, float, float] = short(IMAGENET_MEAN, "mean")
+    std: tuple[Positive, Positive, Positive] = short(IMAGENET_STD, "std")
 
     @property
     def resizing(self) -> Resize:

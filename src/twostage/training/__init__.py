@@ -1,5 +1,6 @@
 """The training loop and everything that it writes."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ def train(
     recorded_options = run_options if run_options.resume is None else read_options(run_options.resume)
     several = run_options.resume is None and needs_cross_validation(run_options, splits)
     try:
-        learn = run
+        learn: Callable[..., dict[str, Any]] = run
         if recorded_options.scheme == "alternating":
             learn = alternate
         elif several or recorded_options.folds is not None:

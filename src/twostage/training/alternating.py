@@ -32,9 +32,10 @@ from twostage.models.zoo import named
 from twostage.progress import images_bar
 from twostage.training.folder import RunFolder, claimed_root, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
+from twostage.training.recipe import recipe_name
 from twostage.training.splits import NONE, Splits, open_splits
 from twostage.training.start import require_start, with_default_weights
-from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
+from twostage.training.subruns import begin_or_resume, keep_result, result_of
 from twostage.weights.file import load_weights
 from twostage.weights.fit import Unfilled, load_all
 
@@ -103,8 +104,7 @@ def _all_steps(training: Training) -> dict[str, Any]:
     root, results = training.root, []
     for step in steps(training.options.rounds):
         log.info("%s: %s", step.name, step.about)
-        with resumable(root):
-            results.append(result_of(root / step.name) or _train(step, training))
+        results.append(result_of(root / step.name) or _train(step, training))
         _finish(training, step, results[-1])
     best = root / "weights" / "best.safetensors"
     training.processes.on_main(lambda: write_bytes(best, _weights(root / step.name).read_bytes()))
@@ -141,13 +141,14 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
         options,
         scheme="joint",
         rounds=1,
+        recipe=recipe_name(options),  # one for all steps, of which only the first may begin from random weights
         minutes=options.minutes and options.minutes / (4 * options.rounds),
         learn=step.learn,
         weights=options.weights if step.begins is None else str(_weights(root / step.begins)),
         proposals=proposals,
         **without,
     )
-    return begin_or_resume(own, root / step.name, processes, splits, backbone)
+    return begin_or_resume(own, root / step.name, processes, splits, backbone, root=root)
 
 
 def _finish(training: Training, step: Step, result: dict[str, Any]) -> None:

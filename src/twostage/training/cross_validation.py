@@ -2,14 +2,14 @@
 on all images (Stone 1974).
 
 The mean AP of the folds estimates that of the last run, for which no image is left to be scored on. Where the folds
-were best before their end on average, that is the AP which counts, and the last run has fewer epochs. Each is a
-training run in a folder of its own, and can be resumed.
+were best before their end on average, that is the AP which counts, and the last run ends there too, in the same
+schedule. Each is a training run in a folder of its own, and can be resumed.
 """
 
 import csv
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from twostage.atomic import write_bytes, write_text
+from twostage.atomic import write_text
 from twostage.data.dataset import Dataset, select_images
 from twostage.data.layout import Options
 from twostage.data.recognise import default_splits, find_layout, opener
@@ -28,10 +28,10 @@ from twostage.distributed import Processes, process_group
 from twostage.errors import TwostageError, UsageError
 from twostage.training.folder import RunFolder, claimed_root, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
-from twostage.training.recipe import RECIPES, epochs_of, recipe_name
-from twostage.training.splits import NONE, Splits, open_splits, require_parts
+from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
 from twostage.training.start import require_start, with_default_weights
-from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
+from twostage.training.subruns import begin_or_resume, keep_result, result_of
+from twostage.weights.file import load_weights, save_weights
 
 log = logging.getLogger("twostage.training")
 
@@ -85,7 +85,6 @@ def cross_validate(
             folds = fold_splits(images, options.folds, options.seed)
             require_parts(options, folds[0].train)
         root = processes.on_main(lambda: claimed_root(options, held))
-        held.enter_context(resumable(root))
         return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
 
 
@@ -96,7 +95,7 @@ def needs_cross_validation(options: TrainOptions, splits: Splits | None) -> bool
     """
     if options.folds is not None:
         return True
-    if options.val_split is not None or splits is not None or options.data is None or options.scheme != "joint":
+    if options.val_split is not None or splits is not None or options.data is None or not may_fold(options):
         return False
     with suppress(TwostageError):
         layout = find_layout(options.data)
@@ -139,11 +138,15 @@ def best_share(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
     """The share of a run after which the mean AP of several runs was highest.
 
     Each curve has a share of the run, from 0 to 1, and the AP there, of every validation; a run's own best is not
-    looked for, since what is best for all is what another run may expect.
+    looked for, since what is best for all is what another run may expect. Of equal ones it is the last. Curves whose AP
+    is undefined (-1) do not count.
     """
+    curves = [curve for curve in curves if all(ap >= 0 for _, ap in curve)]
+    if not curves:
+        return 1.0
     shares = sorted({share for curve in curves for share, _ in curve})
-    every = [np.interp(shares, *np.array(curve).T) for curve in curves]
-    return shares[int(np.argmax(np.mean(every, axis=0)))]
+    mean = np.mean([np.interp(shares, *np.array(curve).T) for curve in curves], axis=0)
+    return shares[int(np.flatnonzero(mean == mean.max())[-1])]
 
 
 def at_best_share(folds: Sequence[Validations]) -> tuple[float, list[dict[str, float]]]:
@@ -155,6 +158,12 @@ def at_best_share(folds: Sequence[Validations]) -> tuple[float, list[dict[str, f
     return share, [min(validations, key=lambda one: abs(one[0] - share))[1] for validations in folds]
 
 
+def mean_of_defined(values: Iterable[float]) -> float:
+    """The mean of those metrics that are defined, or -1, which stands for undefined."""
+    defined = [value for value in values if value >= 0]
+    return fmean(defined) if defined else -1.0
+
+
 def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
     _, root, processes, images, _ = training
     results = []
@@ -164,21 +173,25 @@ def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
             "Fold %d of %d: %d images to learn from, %d to score on.",
             *(number, len(folds), len(splits.train), len(splits.val)),
         )
-        results.append(_train(training, fold_folder(root, number), splits, 1.0))
+        results.append(_train(training, fold_folder(root, number), splits))
     share, there = at_best_share([_validations(fold_folder(root, number)) for number in range(1, len(folds) + 1)])
-    means = {name: fmean(metrics[name] for metrics in there) for name in results[0]["metrics"]}
+    means = {name: mean_of_defined(metrics[name] for metrics in there) for name in results[0]["metrics"]}
     each = [metrics["AP"] for metrics in there]
-    log.info(
-        "Cross-validation: AP %.3f (%.3f to %.3f), best after %.0f %% of a run.",
-        *(means["AP"], min(each), max(each), 100 * share),
-    )
+    if means["AP"] < 0:
+        log.warning("Cross-validation: AP has no value, since no image has an object that counts.")
+    else:
+        log.info(
+            "Cross-validation: AP %.3f (%.3f to %.3f), best after %.0f %% of a run.",
+            *(means["AP"], min(ap for ap in each if ap >= 0), max(each), 100 * share),
+        )
     log.info("Now on all %d images.", len(images))
-    last = _train(training, root / LAST, Splits(images, None, None), share)
+    last = _train(training, root / LAST, Splits(images, None, None), until=share)
     weights = root / "weights" / "best.safetensors"
     summary = {"folds": len(folds), "share": share, "AP": each, "metrics": means}
 
     def keep() -> None:
-        write_bytes(weights, RunFolder(root / LAST).last.read_bytes())
+        card, state = load_weights(RunFolder(root / LAST).last)
+        save_weights(weights, state, replace(card, metrics=means))
         write_text(root / "cross_validation.json", json.dumps(summary, indent=2) + "\n")
 
     processes.on_main(keep)
@@ -192,29 +205,22 @@ def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
     }
 
 
-def _train(training: Training, folder: Path, splits: Splits, share: float) -> dict[str, Any]:
+def _train(training: Training, folder: Path, splits: Splits, *, until: float = 1.0) -> dict[str, Any]:
     """The run of a folder, or its result where it is done."""
     options, root, processes, _, backbone = training
     if (done := result_of(folder)) is not None:
         return done
     validation = {"val_split": NONE, **OF_VALIDATION} if splits.val is None else {"val_split": None}
-    own = replace(options, folds=None, curve=False, **_length(options, share, len(splits.train)), **validation)
+    assert options.folds is not None
+    minutes = options.minutes and options.minutes / (options.folds + 1)
+    own = replace(options, folds=None, curve=False, minutes=minutes, **validation)
     first = fold_folder(root, 1)
     if folder != first:  # a time budget may choose another batch each time
         chosen = read_options(first)
         own = replace(own, batch=chosen.batch, scale=chosen.scale)
-    result = begin_or_resume(own, folder, processes, splits, backbone)
+    result = begin_or_resume(own, folder, processes, splits, backbone, root=root, until=until)
     keep_result(folder, result, processes)
     return result
-
-
-def _length(options: TrainOptions, share: float, images: int) -> dict[str, Any]:
-    """Epochs or minutes of one run; all of them share the minutes."""
-    if options.minutes is not None:
-        assert options.folds is not None
-        return {"minutes": share * options.minutes / (options.folds + 1)}
-    epochs = epochs_of(options, RECIPES[recipe_name(options)], images)
-    return {"epochs": max(1, round(share * epochs))}
 
 
 def _validations(folder: Path) -> Validations:

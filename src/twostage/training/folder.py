@@ -16,7 +16,6 @@ from twostage.environment import environment
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
 from twostage.folders import claimed, new_folder, next_folder
-from twostage.models.backbones.timm import TimmConfig, licence_of
 from twostage.run_config import CONFIG, read_config, resumed, to_yaml
 from twostage.training.images import save_predictions, save_training_batch
 from twostage.training.options import TrainOptions
@@ -132,10 +131,7 @@ class RunFolder:
 
     def _save_weights(self, path: Path, session: Session, metrics: dict[str, float]) -> None:
         kept = session.evaluated
-        card = Card(session.options.model, session.dataset.names, kept.config, metrics)
-        if isinstance(kept.config.backbone, TimmConfig):
-            licence = licence_of(kept.config.backbone.name)
-            card = replace(card, licence=f"{card.licence}, and {licence} of timm's {kept.config.backbone.name}")
+        card = Card(session.options.model, session.dataset.names, kept.config, metrics, session.licence)
         save_weights(path, kept.state_dict(), card)
 
 

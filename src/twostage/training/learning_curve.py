@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +24,12 @@ from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.evaluation.plots import plot_learning_curve, save_figure
 from twostage.folders import claimed
-from twostage.training.cross_validation import fold_folder, fold_splits, images_to_fold
+from twostage.training.cross_validation import fold_folder, fold_splits, images_to_fold, mean_of_defined
 from twostage.training.folder import read_options
 from twostage.training.options import TrainOptions
 from twostage.training.recipe import RECIPES, epochs_of, recipe_name
 from twostage.training.splits import Splits, open_splits
-from twostage.training.subruns import begin_or_resume, keep_result, result_of, resumable
+from twostage.training.subruns import begin_or_resume, keep_result, result_of
 
 log = logging.getLogger("twostage.training")
 
@@ -70,17 +71,16 @@ def add_learning_curve(
     recorded = replace(read_options(root), **{name: getattr(options, name) for name in free})
     with process_group() as processes, ExitStack() as held:
         processes.on_main(lambda: held.enter_context(claimed(root / "state")))
-        held.enter_context(resumable(root))
         with processes.sync_errors():
             scored = _scored_runs(root, recorded, splits)
         curves = []
         for folder, one in scored.items():
             own = replace(read_options(folder), **{name: getattr(options, name) for name in free}, curve=False)
             ap = result["metrics"]["AP"] if folder == root else (result_of(folder) or {})["metrics"]["AP"]
-            curves.append([*_on_parts(own, folder, one, processes, backbone), (len(one.train), ap)])
-        counts, means = np.mean(curves, axis=0).T.tolist()
-        images = tuple(round(count) for count in counts)
-        curve = LearningCurve(images, tuple(means), expected_with_twice(images, means))
+            curves.append([*_on_parts(own, folder, one, processes, backbone, root), (len(one.train), ap)])
+        images = tuple(round(fmean(count for count, _ in runs)) for runs in zip(*curves, strict=True))
+        means = tuple(mean_of_defined(ap for _, ap in runs) for runs in zip(*curves, strict=True))
+        curve = LearningCurve(images, means, expected_with_twice(images, means))
         processes.on_main(lambda: _write(root, curve))
     log.info("%s", curve)
     return result | {"learning_curve": curve._asdict()}
@@ -95,7 +95,7 @@ def _scored_runs(root: Path, recorded: TrainOptions, splits: Splits | None) -> d
 
 
 def _on_parts(
-    options: TrainOptions, folder: Path, splits: Splits, processes: Processes, backbone: nn.Module | None
+    options: TrainOptions, folder: Path, splits: Splits, processes: Processes, backbone: nn.Module | None, root: Path
 ) -> list[tuple[int, float]]:
     """The number of images and the AP of the run on each part, begun, gone on with, or done before."""
     if "backbone" not in options.learn:  # what is recorded of it does not apply
@@ -109,7 +109,7 @@ def _on_parts(
         done = result_of(place)
         if done is None:
             own = replace(options, **_schedule(options, splits.train, train))
-            done = begin_or_resume(own, place, processes, splits._replace(train=train), backbone)
+            done = begin_or_resume(own, place, processes, splits._replace(train=train), backbone, root=root)
             keep_result(place, done, processes)
         found.append((len(train), done["metrics"]["AP"]))
     return found

@@ -23,6 +23,9 @@ from twostage.options import option
 # Options of the validation alone, and their defaults.
 OF_VALIDATION: dict[str, Any] = {"eval_every": None, "patience": 0, "conf": None, "iou": None, "max_det": None}
 RANDOM = "none"  # as `weights`
+Recipes = Literal[
+    "finetune", "finetune_dense", "finetune_small", "paper", "paper_zf", "paper_fast", "paper_fast_zf", "scratch"
+]
 PARTS = ("backbone", "rpn", "head", "boxes")
 
 
@@ -37,7 +40,7 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     weights: str | None = option(
         None,
         "Initial weights, of a detector or a backbone: a file, a name from `twostage weights list`, or none (default: "
-        "those that twostage[pretrained] installs for *_lite0_fpn; for other models none).",
+        "ImageNet's for *_lite*_fpn, which twostage[pretrained] installs, and for --backbone; for other models none).",
         group="Model",
     )
     backbone: str | None = option(
@@ -46,19 +49,9 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
         "otherwise.",
         group="Model",
     )
-    recipe: (
-        Literal[
-            "finetune",
-            "finetune_dense",
-            "finetune_small",
-            "paper",
-            "paper_zf",
-            "paper_fast",
-            "paper_fast_zf",
-            "scratch",
-        ]
-        | None
-    ) = option(None, "Training recipe, where other options leave it open (default: the model's).", group="Model")
+    recipe: Recipes | None = option(
+        None, "Training recipe, where other options leave it open (default: the model's).", group="Model"
+    )
     scheme: Literal["joint", "alternating"] = option(
         "joint",
         "Train RPN and head together, or in Faster R-CNN's four steps; each step takes --epochs, or its share of "

@@ -24,6 +24,6 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         def after_step(progress: Progress) -> None:
             loss = sum(progress.losses.values()) / max(1, progress.summed)
             rate = progress.step / max(progress.seconds, 1e-9)
-            bar.update(task, completed=progress.step, total=progress.total, note=f"{rate:.2f} steps/s, loss {loss:.3f}")
+            bar.update(task, completed=progress.step, total=progress.last, note=f"{rate:.2f} steps/s, loss {loss:.3f}")
 
         yield after_step

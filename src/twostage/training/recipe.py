@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any, Literal
 
+from twostage.data.order import steps_per_epoch
 from twostage.errors import UsageError
-from twostage.training.options import RANDOM, TrainOptions
+from twostage.training.options import RANDOM, Recipes, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ SCRATCH = replace(
 # For small nets with ImageNet weights, whose features suffer at the rate of random ones: on blood cells, after five
 # minutes on one core, AP 0.56 at 3e-3, 0.59 at 1e-3, and 0.57 with all of the backbone frozen.
 FINETUNE_SMALL = replace(SCRATCH, batch=4, lr=1e-3, base_batch_size=4, freeze=1, layer_decay=0.7)
-RECIPES = {
+RECIPES: dict[Recipes, Recipe] = {
     "finetune": FINETUNE,
     "finetune_dense": FINETUNE_DENSE,
     "finetune_small": FINETUNE_SMALL,
@@ -130,17 +131,19 @@ RECIPES = {
 }
 
 
-def recipe_name(options: TrainOptions) -> str:
+def recipe_name(options: TrainOptions) -> Recipes:
     """The recipe that the options name, or that of the model's name."""
     model = options.model
     if options.recipe is not None:
         return options.recipe
-    if "_lite" in model or ("_tiny" in model and options.backbone is not None):
-        return "scratch" if options.weights == RANDOM else "finetune_small"
-    if "_tiny" in model:
-        return "scratch"
+    if "_lite" in model or "_tiny" in model:
+        begins = options.weights or options.backbone or (None if "_tiny" in model else model)
+        return "scratch" if begins in (None, RANDOM) else "finetune_small"
     if model.endswith(("_vgg16", "_zf")):
-        return f"paper{'_fast' if model.startswith('fast_') else ''}{'_zf' if model.endswith('_zf') else ''}"
+        of_zf = model.endswith("_zf")
+        if model.startswith("fast_"):
+            return "paper_fast_zf" if of_zf else "paper_fast"
+        return "paper_zf" if of_zf else "paper"
     return "finetune_dense" if model.startswith("retinanet_") else "finetune"
 
 
@@ -148,8 +151,8 @@ def epochs_of(options: TrainOptions, recipe: Recipe, images: int) -> int:
     """Passes over so many images: those that the options give, else the recipe's, and at least its `least_updates`."""
     if options.epochs is not None:
         return options.epochs
-    of_update = (options.batch or recipe.batch) * options.accumulate
-    return max(recipe.epochs, ceil(recipe.least_updates * of_update / images))
+    steps = steps_per_epoch(images, options.batch or recipe.batch)
+    return max(recipe.epochs, ceil(recipe.least_updates * options.accumulate / steps))
 
 
 def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool, processes: int = 1) -> Recipe:

@@ -19,8 +19,7 @@ from torch import nn
 
 from twostage.data.augment import Augment
 from twostage.data.dataset import Dataset
-from twostage.data.loader import Loaded, PrecomputedProposals, training_batches
-from twostage.data.proposals import read_proposals, require_distinct_splits
+from twostage.data.loader import Loaded, training_batches
 from twostage.data.stuff import Stuff, find_stuff
 from twostage.data.workers import default_workers
 from twostage.device import choose_device, reproducible
@@ -28,15 +27,13 @@ from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, UsageError
 from twostage.folders import claimed
 from twostage.inference.precision import choose_precision
-from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.one_stage import OneStage
-from twostage.models.proposals.provided import of_split
 from twostage.ops.cpu.memory import retain_freed_memory
-from twostage.progress import images_bar
 from twostage.training.batch_size import fitted
 from twostage.training.ema import EMA
 from twostage.training.extra_samples import repeats_of, require_pasting
 from twostage.training.folder import RunFolder, require_same_images, resumed_options
+from twostage.training.inputs import Given, given_proposals, stuff_maps
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
@@ -49,9 +46,6 @@ from twostage.training.step import Session, stopping_gently, train_until
 from twostage.training.validate import Validation, validate
 from twostage.weights.file import load_weights
 from twostage.weights.fit import load_all
-
-Given = tuple[PrecomputedProposals | None, PrecomputedProposals | None]
-"""The proposals of the training and validation splits, where they are not the model's own."""
 
 log = logging.getLogger("twostage.training")
 
@@ -68,12 +62,24 @@ class Run:
     workers: int
     given: Given
     stuff: tuple[Stuff | None, Stuff | None]  # of both splits, for a semantic branch
+    resumed_by: Path  # the folder to be given to --resume: that of the whole training, where the run is a part of one
     best: Validation | None = None  # of the best weights
     saved: float = field(default_factory=time.monotonic)
 
 
-def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Module | None = None) -> dict[str, Any]:
-    """See `twostage.training.train`."""
+def run(
+    options: TrainOptions,
+    *,
+    splits: Splits | None = None,
+    backbone: nn.Module | None = None,
+    root: Path | None = None,
+    until: float = 1.0,
+) -> dict[str, Any]:
+    """See `twostage.training.train`.
+
+    `root` is the folder of the training that the run is a part of. It ends after the share `until` of its steps, whose
+    learning rates are those of the whole.
+    """
     with process_group() as processes, ExitStack() as held:
         # Times differ between processes, and all must compute in one precision.
         bf16 = processes.on_main(lambda: choose_precision(choose_device(options.device), "auto") == "bf16")
@@ -89,19 +95,20 @@ def run(options: TrainOptions, *, splits: Splits | None = None, backbone: nn.Mod
             session = _session(options, splits.train, processes, backbone, bf16)
             if session.learns_masks:
                 require_masks(splits, options.on_error)
-            stuff = _stuff(splits, session)
+            stuff = stuff_maps(splits, session)
         if session.device.type == "cpu":
             retain_freed_memory()
         if _chooses_batch(options, session):
             tried = _batches(session, 0, (None, None), stuff[0])
             session = fitted(session, tried, 60 * (options.minutes or 0), workers=_workers(session))
         folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
+        session.progress.until = until
         with processes.sync_errors():
             _begin_or_go_on(session, folder)
         session.ddp_model = processes.wrap_ddp(session.model)
         with processes.sync_errors():
-            given = _given(options, splits, session.model.config)
-        one = Run(session, splits, folder, _workers(session), given, stuff)
+            given = given_proposals(options, splits, session.model.config)
+        one = Run(session, splits, folder, _workers(session), given, stuff, root or folder.path)
         _learn(one)
         return _finish(one)
 
@@ -131,45 +138,6 @@ def _begin_or_go_on(session: Session, folder: RunFolder) -> None:
         folder.resume(session.progress)
 
 
-def _given(options: TrainOptions, splits: Splits, config: DetectorConfig) -> Given:
-    """Proposals of the training and of the validation split, from a file or computed; None where the model proposes."""
-    if not {"head", "boxes"} & set(options.learn) or not isinstance(config, TwoStageConfig):
-        return None, None
-    read = None if options.proposals is None else partial(read_proposals, options.proposals)
-    if options.proposals is not None and splits.val is not None:
-        require_distinct_splits(options.proposals, splits.train, splits.val)
-    given: list[PrecomputedProposals | None] = []
-    for split, keep in ((splits.train, config.proposals.keep_train), (splits.val, config.proposals.keep_test)):
-        if split is None:
-            given.append(None)
-            continue
-        with images_bar(f"proposals, {split.split}", quiet=options.quiet) as after_image:
-            given.append(of_split(split, config.proposals, read, count=keep, after_image=after_image))
-    return given[0], given[1]
-
-
-def _stuff(splits: Splits, session: Session) -> tuple[Stuff | None, Stuff | None]:
-    """The stuff maps of both splits. Raises DataError where the semantic branch of a model needs them."""
-    config = session.model.config
-    semantic = config.semantic if isinstance(config, TwoStageConfig) else None
-    if "head" not in session.options.learn or semantic is None or not semantic.has_branch:
-        return None, None
-    assert isinstance(semantic.classes, int)
-    maps = [None if split is None else find_stuff(split) for split in (splits.train, splits.val)]
-    for split, stuff in zip(splits, maps, strict=False):
-        if split is not None and stuff is not None and stuff.classes > semantic.classes:
-            raise DataError(
-                f"{split.root}: the stuff maps have {stuff.classes} classes, the model "
-                f"{semantic.classes}. Leave semantic_classes out to take their number from the data."
-            )
-        if split is not None and stuff is None:
-            raise DataError(
-                f"{split.root}: the split {split.split!r} has no maps of stuff, which this model's semantic branch "
-                "learns. Bring them, or leave the branch out by --set model.semantic_classes=0."
-            )
-    return maps[0], maps[1]
-
-
 def _workers(session: Session) -> int:
     if session.options.workers is not None:
         return session.options.workers
@@ -181,7 +149,7 @@ def _session(
 ) -> Session:
     device = processes.device(options.device)
     choose_precision(device, options.precision or "fp32")  # an impossible one is an error before anything is written
-    model, loaded = starting_model(options, train.names, partial(find_stuff, train), backbone)
+    model, loaded, partly, licence = starting_model(options, train.names, partial(find_stuff, train), backbone)
     recipe = resolve(
         options,
         RECIPES[recipe_name(options)],
@@ -192,7 +160,7 @@ def _session(
     freeze(model, recipe.freeze)
     set_trainable(model, options.learn)
     if loaded:
-        log.info("%s\n%s", options.weights, starting_table(model, loaded))
+        log.info("%s\n%s", options.weights, starting_table(model, loaded, partly))
     require_pasting(options, recipe, model, train)
     if options.proposals is not None and isinstance(model, OneStage):
         raise UsageError(f"proposals: {options.model} has one stage, which takes none: leave them out")
@@ -217,6 +185,7 @@ def _session(
         device=device,
         stop=threading.Event(),
         processes=processes,
+        licence=licence,
     )
     if options.minutes is None:
         epochs = epochs_of(options, recipe, len(train))
@@ -271,7 +240,7 @@ def _learn(run: Run) -> None:
                 train_until(session, drawn, epoch_end, after_step)
             except (DataError, SystemExit):  # an image, of this process or another, cannot be read
                 _save(run)
-                log.warning("Saved. When that is fixed, continue with: twostage train --resume %s", run.folder.path)
+                log.warning("Saved. When that is fixed, continue with: twostage train --resume %s", run.resumed_by)
                 raise
             if _epoch_to_end(session):
                 _end_epoch(run)
@@ -279,7 +248,7 @@ def _learn(run: Run) -> None:
                 _save(run)
             if session.processes.any(session.stop.is_set()):
                 _save(run)
-                log.warning("Stopped and saved. Continue with: twostage train --resume %s", run.folder.path)
+                log.warning("Stopped and saved. Continue with: twostage train --resume %s", run.resumed_by)
                 session.processes.end_all(KeyboardInterrupt())
 
 
@@ -321,7 +290,7 @@ def _end_epoch(run: Run) -> None:
         row |= _validate(run)
     progress.losses, progress.summed = {}, 0
     run.folder.add_row(row)
-    total = "" if progress.total is None else f" of {progress.total}"
+    total = "" if progress.last is None else f" of {progress.last}"
     scores = (
         f", validation loss {row['val_loss']:.3f}, AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}" if "AP" in row else ""
     )

@@ -46,7 +46,8 @@ def open_splits(options: TrainOptions) -> Splits:
         )
     layout = find_layout(options.data)
     splits = _choose(layout, options)
-    log.info("%s: training on %r, validating on %r", layout, *splits)
+    validating = "without validation" if splits[1] == NONE else f"validating on {splits[1]!r}"
+    log.info("%s: training on %r, %s", layout, splits[0], validating)
     how = Options(options.images, options.voc_offset, options.on_error, boxes=options.boxes)
     open_split = opener(layout, how)
     opened: list[Dataset] = []
@@ -91,6 +92,11 @@ def given_splits(train: Dataset, val: Dataset | None) -> Splits:
             _log(dataset)
     _require_objects(train)
     return Splits(train, val, val)
+
+
+def may_fold(options: TrainOptions) -> bool:
+    """Whether no option contradicts cross-validation."""
+    return options.scheme == "joint" and not options.patience and options.proposals is None
 
 
 def require_parts(options: TrainOptions, train: Dataset) -> None:
@@ -140,9 +146,10 @@ def _choose(layout: Layout, options: TrainOptions) -> tuple[str, str]:
             f"{options.data}: has no split called train or trainval. Choose by --train-split from: {have}."
         )
     if val is None or val == train:
+        folds = "cross-validate by --folds 3, " if may_fold(options) else ""
         raise UsageError(
             f"{options.data}: no split to validate on besides {train!r} (it has: {have}). "
-            f"Choose one by --val-split, cross-validate by --folds 3, or train without by --val-split {NONE}."
+            f"Choose one by --val-split, {folds}or train without by --val-split {NONE}."
         )
     return train, val
 

@@ -14,7 +14,7 @@ from twostage.data.stuff import Stuff
 from twostage.device import choose_device
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
-from twostage.models.backbones.timm import TimmConfig
+from twostage.models.backbones.timm import TimmConfig, licence_of
 from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import leaves
 from twostage.models.config import DetectorConfig, StagewiseConfig, TwoStageConfig
@@ -25,9 +25,10 @@ from twostage.training.folder import RunFolder
 from twostage.training.options import RANDOM, TrainOptions
 from twostage.training.recipe import recipe_name
 from twostage.weights.classes import with_class_rows
-from twostage.weights.file import KEY, Card, load_tensors, load_weights, read_card
-from twostage.weights.fit import as_backbone, load_fitting
+from twostage.weights.file import KEY, OF_DATA, Card, load_tensors, load_weights, read_card
+from twostage.weights.fit import as_backbone, load_fitting, of_deeper_network
 from twostage.weights.named import find_weights
+from twostage.weights.published import PUBLISHED, lite_weights
 from twostage.weights.timm import timm_tensors
 
 log = logging.getLogger("twostage.training")
@@ -36,10 +37,13 @@ _NORM = {"norm", "backbone.norm.kind", "backbone_norm_kind"}  # the names of a b
 
 
 class Start(NamedTuple):
-    """A model, and the names of its tensors that came from a file."""
+    """A model, the names of its tensors that came from a file, those of them in which the rows of some classes are
+    random, and the licence of what is trained from it."""
 
     model: Model
-    loaded: frozenset[str]
+    loaded: frozenset[str] = frozenset()
+    partly: frozenset[str] = frozenset()
+    licence: str = OF_DATA
 
 
 def with_default_weights(options: TrainOptions, backbone: nn.Module | None = None) -> TrainOptions:
@@ -54,7 +58,7 @@ def with_default_weights(options: TrainOptions, backbone: nn.Module | None = Non
     network = named(options.model).backbone
     if not isinstance(network, EfficientNetLiteConfig):
         return options
-    name = f"efficientnet_lite{network.variant}-imagenet"
+    name = lite_weights(network.variant)
     try:
         find_weights(name)
     except MissingError as error:
@@ -101,7 +105,7 @@ def starting_model(
                 f"{last}: the run has the classes {', '.join(card.names)}; the data set has {', '.join(names)}. "
                 "Restore the data, or begin a new run with --weights."
             )
-        return Start(build(card.config, len(names), backbone), frozenset())
+        return Start(build(card.config, len(names), backbone), licence=card.licence)
     if (weights := _given_weights(options)) is not None:
         path = find_weights(weights, offline=options.offline)
         return _from_weights(path, options, names, stuff, backbone)
@@ -119,7 +123,7 @@ def starting_model(
         # large batch (He et al. 2019, "Rethinking ImageNet Pre-training", section 3.1).
         log.info("GroupNorm replaces frozen statistics; --set model.norm=batch for another.")
         config = configure(config, {"norm": "group"})
-    return Start(build(config, len(names), backbone), frozenset())
+    return Start(build(config, len(names), backbone))
 
 
 def _given_weights(options: TrainOptions) -> str | None:
@@ -162,14 +166,36 @@ def _from_weights(
     model = build(_with_data_classes(config, given, stuff), len(names), backbone)
     if card is None and isinstance(config.backbone, TimmConfig) and not next(iter(state)).startswith("net."):
         state = timm_tensors(config.backbone.name, path)
-    state = as_backbone(model, state) if card is None else _of_classes(model, state, card, names, path)
+    partly: frozenset[str] = frozenset()
+    if card is not None:
+        state, partly = _of_classes(model, state, card, names, path)
+    else:
+        state = as_backbone(model, state)
+        if deeper := of_deeper_network(model, state):
+            raise DataError(
+                f"{path}: its network has more layers than that of {name}, which has no place for {len(deeper)} of its "
+                f"convolutions ({deeper[0]}). Choose the model that fits, or other weights."
+            )
     loaded, _ = load_fitting(model, state)
     if not loaded:
         made_for = "the model it was made for" if card is None else card.model
         raise DataError(
             f"{path}: none of its {len(state)} tensors fits {name}. Choose {made_for} by --model, or other weights."
         )
-    return Start(model, frozenset(loaded))
+    return Start(model, frozenset(loaded), partly, _licence(options, card, config))
+
+
+def _licence(options: TrainOptions, card: Card | None, config: DetectorConfig) -> str:
+    """That of weights trained from those of the options: of a detector of ours it is inherited."""
+    name, licence = str(options.weights), ""
+    if name in PUBLISHED:
+        licence = PUBLISHED[name].licence
+    elif card is not None:
+        return card.licence
+    elif isinstance(config.backbone, TimmConfig):
+        name = f"timm's {config.backbone.name}"
+        licence = licence_of(config.backbone.name)
+    return f"{OF_DATA}, and {licence} of {name}" if licence else OF_DATA
 
 
 def _with_data_classes(
@@ -185,10 +211,12 @@ def _with_data_classes(
 
 def _of_classes(
     model: Model, state: dict[str, Tensor], card: Card, names: tuple[str, ...], path: Path
-) -> dict[str, Tensor]:
-    """The state dict with the rows of the data set's classes, where those of the file are others."""
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """The state dict with the rows of the data set's classes, where those of the file are others; and which of its
+    tensors have random rows.
+    """
     if card.names == names:
-        return state
+        return state, frozenset()
     kept, fresh, left = (
         ", ".join(some) or "none"
         for some in (

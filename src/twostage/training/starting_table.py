@@ -20,10 +20,11 @@ class _Part(NamedTuple):
     name: str
     tensors: dict[str, Tensor]
 
-    def cells(self, loaded: Collection[str]) -> tuple[str, str, str]:
+    def cells(self, loaded: Collection[str], partly: Collection[str]) -> tuple[str, str, str]:
         """How many tensors were loaded, whether they are trained, and which layers are re-initialised."""
         fresh = [name for name in self.tensors if name not in loaded]
-        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in fresh))
+        rows = [f"{_layer(name)} (rows of new classes)" for name in self.tensors if name in partly]
+        layers = list(dict.fromkeys([*map(_layer, fresh), *rows]))
         named = ", ".join(layers[:_NAMED]) + (f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else "")
         trained = {t.requires_grad for t in self.tensors.values() if isinstance(t, nn.Parameter)}
         word = "yes" if trained == {True} else "partly" if True in trained else "frozen"
@@ -31,25 +32,31 @@ class _Part(NamedTuple):
         return f"{len(self.tensors) - len(fresh)} of {len(self.tensors)}", word, "all" if whole else named or "none"
 
 
-def starting_table(model: Model, loaded: Collection[str]) -> str:
+def starting_table(model: Model, loaded: Collection[str], partly: Collection[str] = ()) -> str:
     """One line per part; neighbouring stages of the backbone that are alike share one.
 
-    `loaded` are the names of the tensors that came from a file. A layer of which some rows were kept counts as loaded.
+    `loaded` are the names of the tensors that came from a file, `partly` those of them in which the rows of some
+    classes are random.
     """
     lines = [("part", "loaded", "trained", "re-initialised")]
-    for _, group in groupby(_parts(model), key=lambda part: (part.stage > 0, part.cells(loaded)[1])):
+    for _, group in groupby(_parts(model), key=lambda part: (part.stage > 0, part.cells(loaded, partly)[1])):
         alike = list(group)
         if alike[0].stage:
             first, last = alike[0].stage, alike[-1].stage
             whole = _Part(first, "", {name: t for part in alike for name, t in part.tensors.items()})
             name = f"backbone, stage {first}" if first == last else f"backbone, stages {first} to {last}"
-            lines.append((name, *whole.cells(loaded)))
+            lines.append((name, *whole.cells(loaded, partly)))
         else:
-            lines += [(part.name, *part.cells(loaded)) for part in alike]
+            lines += [(part.name, *part.cells(loaded, partly)) for part in alike]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def _layer(name: str) -> str:
+    """The layer of a tensor."""
+    return name.rpartition(".")[0]
 
 
 def _parts(model: Model) -> list[_Part]:

@@ -20,7 +20,7 @@ from twostage.weights.fit import load_all
 @dataclass
 class Progress:
     """Where a run stands. `total` is the number of steps, None until a time budget has been turned into one; `lr` is
-    that of the last step.
+    that of the last step. The run ends after the share `until` of it, with the learning rate of the whole.
 
     `warmup` and `warmup_seconds` are the steps a time budget had for warming up and their time; `corrected` says that
     `total` was corrected halfway. `seconds` is the time spent in steps, `losses` the sums over `summed` steps since
@@ -30,6 +30,7 @@ class Progress:
     step: int = 0
     lr: float = 0.0
     total: int | None = None
+    until: float = 1.0
     warmup: int | None = None
     warmup_seconds: float = 0.0
     corrected: bool = False
@@ -44,7 +45,12 @@ class Progress:
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
-        return self.total is not None and self.step >= self.total
+        return self.last is not None and self.step >= self.last
+
+    @property
+    def last(self) -> int | None:
+        """The step after which the run ends, once that has been decided."""
+        return None if self.total is None else max(1, round(self.until * self.total))
 
 
 def save_state(

@@ -62,6 +62,7 @@ class Session:
     device: torch.device
     stop: threading.Event
     processes: Processes
+    licence: str  # of the weights
 
     @property
     def evaluated(self) -> Model:

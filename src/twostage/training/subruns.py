@@ -1,10 +1,7 @@
 """A training run that is part of a larger training: in a folder of its own, gone on with where it was stopped."""
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +15,7 @@ from twostage.training.options import TrainOptions
 from twostage.training.run import run
 from twostage.training.splits import Splits
 
-log = logging.getLogger("twostage.training")
-
 RESULT = "result.json"  # of a run that is done
-
-
-@contextmanager
-def resumable(root: Path) -> Iterator[None]:
-    """Where it is stopped within: how to go on with all of its runs."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        log.warning("Resume the whole training with: twostage train --resume %s", root)
-        raise
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
@@ -45,13 +30,24 @@ def keep_result(folder: Path, result: dict[str, Any], processes: Processes) -> N
 
 
 def begin_or_resume(
-    options: TrainOptions, folder: Path, processes: Processes, splits: Splits | None, backbone: nn.Module | None
+    options: TrainOptions,
+    folder: Path,
+    processes: Processes,
+    splits: Splits | None,
+    backbone: nn.Module | None,
+    *,
+    root: Path,
+    until: float = 1.0,
 ) -> dict[str, Any]:
-    """Train with these options in this folder, or go on there. Returns as `twostage.training.train` does."""
+    """Train with these options in this folder, or go on there; `root` and `until` as in `twostage.training.run`.
+
+    Returns as `twostage.training.train` does.
+    """
     if RunFolder(folder).state.exists():
         # Devices, and where the data are, may differ from those of the interrupted run.
         free = ("images", "proposals", "device", "workers", "offline", "quiet")
         given: dict[str, Any] = {name: getattr(options, name) for name in free}
-        return run(TrainOptions(options.data, resume=folder, **given), splits=splits, backbone=backbone)
+        resumed = TrainOptions(options.data, resume=folder, **given)
+        return run(resumed, splits=splits, backbone=backbone, root=root)
     processes.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # stopped before its first step
-    return run(replace(options, out=folder), splits=splits, backbone=backbone)
+    return run(replace(options, out=folder), splits=splits, backbone=backbone, root=root, until=until)

@@ -23,13 +23,14 @@ class _Rows(NamedTuple):
 
 def with_class_rows(
     model: nn.Module, state: Mapping[str, Tensor], given: Sequence[str], wanted: Sequence[str]
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], frozenset[str]]:
     """The state dict of a detector of the classes `given`, with the rows of `model`, which has the classes `wanted`.
 
-    The row of background stays where some class does; without one in common the layers are left out.
+    The row of background stays where some class does; without one in common the layers are left out. Also returns the
+    names of the tensors that have random rows, of classes that the detector did not have.
     """
     common = [(row, given.index(name)) for row, name in enumerate(wanted) if name in given]
-    own, changed = model.state_dict(), dict(state)
+    own, changed, partly = model.state_dict(), dict(state), set()
     for layer, rows in _class_layers(model).items():
         for name in (f"{layer}.weight", f"{layer}.bias"):
             old = changed.pop(name, None)
@@ -44,7 +45,9 @@ def with_class_rows(
             for row, source in common:
                 mine[:, rows.background + row] = theirs[:, rows.background + source]
             changed[name] = new
-    return changed
+            if len(common) < len(wanted):
+                partly.add(name)
+    return changed, frozenset(partly)
 
 
 def _class_layers(model: nn.Module) -> dict[str, _Rows]:

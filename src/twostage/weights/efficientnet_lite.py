@@ -23,6 +23,7 @@ _PLACES = {
     "bn2": ("project.1", "project.1"),
 }
 _OTHERS = {"_conv_stem.": "stem.0.", "_bn0.": "stem.1."}
+_STRIDED = (1, 2, 3, 5)  # rows whose first block has stride 2 (Tan and Le 2019, Table 1)
 _HEAD = ("_conv_head.", "_bn1.", "_fc.")
 
 
@@ -34,17 +35,10 @@ def is_published(state: Mapping[str, Tensor]) -> bool:
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names of `models.backbones.efficientnet_lite`, strided kernels with their zeros.
 
-    The rows of blocks, each of one size, follow from the channels. Raises DataError for a layer that is not known.
+    The rows of blocks, each of one size, follow from the channels. Raises DataError for a layer that is not known, and
+    for one that is missing.
     """
-    count = 1 + max((int(found[1]) for name in state if (found := _BLOCK.match(name))), default=-1)
-    outputs = [len(state[f"_blocks.{number}._project_conv.weight"]) for number in range(count)]
-    strided = _strided(state, count)
-    places: list[tuple[int, int]] = []  # stage and position of each block
-    for number, channels in enumerate(outputs):
-        if number and channels == outputs[number - 1]:
-            places.append((places[-1][0], places[-1][1] + 1))
-        else:
-            places.append((places[-1][0] + 1 if places else 0, 0))
+    places = _places(state)
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         block = _BLOCK.match(name)
@@ -52,7 +46,7 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             number = int(block[1])
             place = _PLACES[block[2]][f"_blocks.{number}._expand_conv.weight" not in state]
             stage, position = places[number]
-            is_strided = block[2] == "depthwise_conv" and number in strided
+            is_strided = block[2] == "depthwise_conv" and position == 0 and stage in _STRIDED
             renamed[f"stages.{stage}.{position}.{place}.{block[3]}"] = _with_zeros(tensor) if is_strided else tensor
         elif prefix := next((prefix for prefix in _OTHERS if name.startswith(prefix)), ""):
             tensor = _with_zeros(tensor) if tensor.ndim == 4 else tensor
@@ -62,15 +56,19 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _strided(state: Mapping[str, Tensor], count: int) -> set[int]:
-    """The blocks with stride 2: the first of rows 2, 3, 4 and 6 (Tan and Le 2019, Table 1)."""
-    firsts, before = [], None
-    for number in range(count):
-        channels = len(state[f"_blocks.{number}._project_conv.weight"])
-        if channels != before:
-            firsts.append(number)
+def _places(state: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """The stage and the position in it of each block: a stage is a row of blocks of one size."""
+    count = 1 + max((int(found[1]) for name in state if (found := _BLOCK.match(name))), default=-1)
+    places: list[tuple[int, int]] = []
+    before = None
+    for name in (f"_blocks.{number}._project_conv.weight" for number in range(count)):
+        if name not in state:
+            raise DataError(f"{name} is missing: these are not all tensors of an EfficientNet-Lite.")
+        channels = len(state[name])
+        stage, position = places[-1] if places else (-1, 0)
+        places.append((stage, position + 1) if channels == before else (stage + 1, 0))
         before = channels
-    return {firsts[row] for row in (1, 2, 3, 5) if row < len(firsts)}
+    return places
 
 
 def _with_zeros(weight: Tensor) -> Tensor:

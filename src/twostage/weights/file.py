@@ -30,6 +30,7 @@ log = logging.getLogger("twostage.weights")
 
 KEY = "twostage"
 STAGEWISE_KEY = "twostage-lineage"  # in the first files of R-CNN and SPPnet
+OF_DATA = "as the training data allow"
 FORMAT = 2  # 1 had one flat dictionary of the fields of all models
 
 
@@ -41,7 +42,7 @@ class Card:
     names: tuple[str, ...]
     config: DetectorConfig
     metrics: Mapping[str, float] = field(default_factory=dict)
-    licence: str = "as the training data allow"
+    licence: str = OF_DATA
     version: str = __version__
 
     def to_json(self) -> str:

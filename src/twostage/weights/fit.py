@@ -1,5 +1,6 @@
 """Putting tensors into a model: all of them, or those that fit."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from twostage.models.backbones.vgg import VGG16
 from twostage.models.build import Model
 from twostage.models.heads.bodies import Res5Head
 from twostage.weights.torchvision import channel_last
+
+_STAGE = re.compile(r".*?\d\.")  # a name up to its first number: layer1. or stages.2.
 
 
 class Unfilled(TorchFunctionMode):
@@ -57,6 +60,14 @@ def load_fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[st
     fitting = {name: t for name, t in state.items() if name in own and t.shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)
     return list(fitting), [name for name in own if name not in fitting and not _is_counter(name)]
+
+
+def of_deeper_network(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """The convolutions of a state dict for which a stage of the model has no place: they are of a network with more
+    layers, whose others would be loaded into the wrong places."""
+    own = model.state_dict()
+    stages = tuple({found[0] for name in own if (found := _STAGE.match(name))})
+    return [name for name, t in state.items() if t.ndim == 4 and name not in own and name.startswith(stages)]
 
 
 def as_backbone(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

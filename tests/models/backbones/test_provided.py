@@ -187,6 +187,16 @@ def test_the_fields_of_the_backbone_it_replaces_are_unknown() -> None:
         Detector.build("faster_rcnn_tiny_fpn", ["a"], backbone=Plain(), norm="batch")
 
 
+def test_its_images_are_normalised_as_torchvisions_whatever_the_model(tmp_path: Path) -> None:
+    """EfficientNet-Lite, whose place it takes, has other ones. Values that are given or saved stay."""
+    image = build(named("faster_rcnn_lite0_fpn"), 1, Plain()).config.image
+    assert (image.mean, image.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    own = Detector.build("faster_rcnn_lite0_fpn", ["a"], backbone=Plain(), device="cpu", mean=(0.5, 0.5, 0.5))
+    own.save(tmp_path / "a.safetensors")
+    again = Detector.load(tmp_path / "a.safetensors", backbone=Plain(), device="cpu")
+    assert again.model.config.image.mean == (0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize("name", ["faster_rcnn_resnet18_fpn", "faster_rcnn_vgg16"])
 def test_frozen_statistics_of_the_module_stay(name: str) -> None:
     module = Single() if name.endswith("vgg16") else Plain()

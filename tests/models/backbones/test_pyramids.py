@@ -16,10 +16,11 @@ SIZES = [(96, 128), (80, 112)]
 
 
 @pytest.mark.parametrize("kind", STRIDES)
+@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "faster_rcnn_lite0_fpn"])
 def test_each_learns_and_detects(
-    kind: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+    name: str, kind: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
 ) -> None:
-    model = make_model("faster_rcnn_tiny_fpn", 3, pyramid=kind, rpn_top_train=60, rpn_keep_train=40, head_channels=32)
+    model = make_model(name, 3, pyramid=kind, rpn_top_train=60, rpn_keep_train=40, head_channels=32)
     assert model.backbone.strides == STRIDES[kind]
     batch = make_batch(*SIZES)
     losses = model.train()(batch, make_targets(SIZES, [3, 1]))

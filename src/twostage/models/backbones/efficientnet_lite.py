@@ -5,15 +5,17 @@ and channels.
 
 TensorFlow pads an even map for stride 2 by one pixel more at the end than at the beginning. A kernel with a first row
 and column of zeros, and equal padding on both sides, computes the same: the strided kernels here have 4 or 6 rows for
-the published 3 and 5. Sizes that `divisor` makes multiples of 32 are even at every stride.
+the published 3 and 5. Sizes that `divisor` makes multiples of 32 are even at every stride; for a single map they are
+padded.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from twostage.models.backbones.backbone import BackboneConfig
 from twostage.models.backbones.norm import Conv2d, ConvNorm, Norm, NormConfig, init_convs, norm_layer
@@ -48,27 +50,35 @@ _ENDS = (1, 2, 4, 6)
 
 @dataclass(frozen=True)
 class EfficientNetLiteConfig(BackboneConfig):
-    """EfficientNet-Lite0, 1 or 2, with the batch normalisation of the published weights."""
+    """EfficientNet-Lite0, 1 or 2, with the batch normalisation of the published weights.
+
+    With `single` up to the map of stride 16, which is the only one.
+    """
 
     variant: Literal[0, 1, 2] = 0
+    single: bool = False
     norm: NormConfig = field(default_factory=lambda: NormConfig("frozen", eps=1e-3))
 
     def build(self) -> nn.Module:
         """The network."""
-        return EfficientNetLite(self.variant, norm_layer(self.norm))
+        return EfficientNetLite(self.variant, norm_layer(self.norm), single=self.single)
+
+    def with_single_map(self) -> BackboneConfig:
+        """Up to stride 16."""
+        return replace(self, single=True)
 
 
 class EfficientNetLite(nn.Module):
-    """The convolutional part; returns the maps of strides 4, 8, 16 and 32."""
+    """The convolutional part; returns the maps of strides 4, 8, 16 and 32, or with `single` that of stride 16."""
 
-    strides = (4, 8, 16, 32)
-
-    def __init__(self, variant: int, norm: Norm) -> None:
+    def __init__(self, variant: int, norm: Norm, *, single: bool = False) -> None:
         super().__init__()
         width, depth = SCALES[variant]
         self.stem = _conv(3, STEM, 3, 2, 1, norm, "relu6")
+        self.ends = _ENDS[:3] if single else _ENDS
+        first = 2 if single else 0
         inputs, stages = STEM, []
-        for place, row in enumerate(ROWS):
+        for place, row in enumerate(ROWS[: self.ends[-1] + 1]):
             outputs = _scaled(row.outputs, width)
             repeats = row.repeats if place in (0, len(ROWS) - 1) else math.ceil(depth * row.repeats)
             blocks = []
@@ -78,24 +88,29 @@ class EfficientNetLite(nn.Module):
                 inputs = outputs
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        self.channels = tuple(_scaled(ROWS[end].outputs, width) for end in _ENDS)
+        self.returned = self.ends[first:]
+        self.channels = tuple(_scaled(ROWS[end].outputs, width) for end in self.returned)
+        self.strides = tuple(4 << stage for stage in range(first, len(self.ends)))
         init_convs(self)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n _ _ _"], ...]:
         """The last map of each stride."""
+        if len(self.returned) == 1:  # in an image pyramid, whose smaller images may have odd sides
+            height, width = (-side % self.strides[0] for side in x.shape[2:])
+            x = pad(x, (0, width, 0, height))
         x = self.stem(x)
         maps = []
         for place, stage in enumerate(self.stages):
             x = stage(x)
-            if place in _ENDS:
+            if place in self.returned:
                 maps.append(x)
         return tuple(maps)
 
     def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen, from the input on: the stem with the first blocks, then those up to each map."""
-        starts = [0, *(end + 1 for end in _ENDS[:-1])]
+        starts = [0, *(end + 1 for end in self.ends[:-1])]
         stages = list(self.stages)
-        parts = [stages[start : end + 1] for start, end in zip(starts, _ENDS, strict=True)]
+        parts = [stages[start : end + 1] for start, end in zip(starts, self.ends, strict=True)]
         return [[self.stem, *parts[0]], *parts[1:]]
 
 

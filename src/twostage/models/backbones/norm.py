@@ -109,7 +109,12 @@ def norm_layer(config: NormConfig) -> Norm:
         return partial(FrozenBatchNorm, eps=config.eps)
     if config.kind == "batch":
         return partial(nn.BatchNorm2d, eps=config.eps)
-    return lambda channels: nn.GroupNorm(min(32, channels // 8), channels, eps=config.eps)
+    return lambda channels: nn.GroupNorm(_groups(channels), channels, eps=config.eps)
+
+
+def _groups(channels: int) -> int:
+    """At most 32 groups of at least 8 channels, as many as divide them evenly."""
+    return max(groups for groups in range(1, max(1, min(32, channels // 8)) + 1) if channels % groups == 0)
 
 
 def conv_norm(
