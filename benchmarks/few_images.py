@@ -67,7 +67,8 @@ TITLE = "From a pretrained network, with many and with few images"
 ABOUT = (
     "`python benchmarks/few_images.py`: mean AP of the seeds (smallest to largest), after the same minutes of "
     "training. people: the persons in COCO's photographs, of which two thirds are learned and the others scored. "
-    "nuclei-masks: Mask R-CNN."
+    "nuclei-masks: Mask R-CNN. Those of one thread ran two at a time, one on each core, and at times beside other "
+    "work: compare their steps."
 )
 PEERS = "torchvision, the same lite0"
 LITE = "lite0, pretrained"

@@ -13,11 +13,10 @@ from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
 
 
-@pytest.mark.parametrize("source", ["hub", "file"])
-def test_a_run_begins_from_them_and_names_their_licence(
-    timm_hub: dict[str, Tensor], source: str, scenes: Path, tmp_path: Path
-) -> None:
-    options = TrainOptions(
+@pytest.fixture
+def options(scenes: Path, tmp_path: Path) -> TrainOptions:
+    """One epoch around a small network of timm."""
+    return TrainOptions(
         scenes,
         model="faster_rcnn_tiny_fpn",
         backbone="timm:test_convnext",
@@ -29,6 +28,12 @@ def test_a_run_begins_from_them_and_names_their_licence(
         quiet=True,
         out=tmp_path / "run",
     )
+
+
+@pytest.mark.parametrize("source", ["hub", "file"])
+def test_a_run_begins_from_them_and_names_their_licence(
+    timm_hub: dict[str, Tensor], source: str, options: TrainOptions, tmp_path: Path
+) -> None:
     if source == "file":
         save_file(timm_hub, tmp_path / "own.safetensors")
         options = replace(options, weights=str(tmp_path / "own.safetensors"))
@@ -37,21 +42,9 @@ def test_a_run_begins_from_them_and_names_their_licence(
     assert "apache-2.0 of timm's test_convnext" in card.licence
 
 
-def test_random_weights_have_no_licence_of_timm(scenes: Path, tmp_path: Path) -> None:
-    options = TrainOptions(
-        scenes,
-        model="faster_rcnn_tiny_fpn",
-        backbone="timm:test_convnext",
-        weights="none",
-        val_split="none",
-        size=64,
-        epochs=1,
-        batch=8,
-        workers=0,
-        quiet=True,
-        out=tmp_path / "run",
-    )
-    assert load_weights(Path(train(options)["weights"]))[0].licence == "as the training data allow"
+def test_random_weights_have_no_licence_of_timm(options: TrainOptions) -> None:
+    card, _ = load_weights(Path(train(replace(options, weights="none"))["weights"]))
+    assert card.licence == "as the training data allow"
 
 
 def test_a_file_of_another_network_is_named(timm_hub: dict[str, Tensor], scenes: Path, tmp_path: Path) -> None:
