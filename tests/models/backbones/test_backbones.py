@@ -3,6 +3,7 @@
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from detectors import make_model
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
+from twostage.errors import UsageError
 from twostage.models.backbones import resnet
 from twostage.models.backbones.mobilenet import MobileNetV3Large
 from twostage.models.backbones.norm import NormConfig, norm_layer
@@ -76,18 +78,47 @@ def test_resnet_has_torchvisions_names(depth: int) -> None:
             assert_loads_exactly(resnet.resnet(ResNetConfig(depth, norm=norm)), theirs)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_resnet_has_torchvisions_outputs(depth: int) -> None:
-    theirs = drawn(getattr(torchvision.models, f"resnet{depth}"))
-    getter = IntermediateLayerGetter(theirs, {stage: stage for stage in STAGES})
+def with_stride_in_1x1() -> nn.Module:
+    """torchvision's ResNet-50 with the strides of the original."""
+    net = torchvision.models.resnet50()
+    for block in net.modules():
+        if isinstance(block, torchvision.models.resnet.Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("config", "theirs"),
+    [
+        (ResNetConfig(18), torchvision.models.resnet18),
+        (ResNetConfig(50), torchvision.models.resnet50),
+        (ResNetConfig(50, groups=32, width_per_group=4), torchvision.models.resnext50_32x4d),
+        (ResNetConfig(50, stride_in_1x1=True), with_stride_in_1x1),
+    ],
+    ids=["resnet18", "resnet50", "resnext50", "stride in 1 x 1"],
+)
+def test_resnet_has_torchvisions_outputs(config: ResNetConfig, theirs: Callable[[], nn.Module]) -> None:
+    net = drawn(theirs)
+    getter = IntermediateLayerGetter(net, {stage: stage for stage in STAGES})
     expected = [*getter(image()).values()]
     for norm in NORMS:
-        ours = assert_loads_exactly(
-            resnet.resnet(ResNetConfig(depth, norm=norm)), common(theirs, ("conv1", "bn1", *STAGES))
-        )
+        ours = assert_loads_exactly(resnet.resnet(replace(config, norm=norm)), common(net, ("conv1", "bn1", *STAGES)))
         for mine, other in zip(ours(image()), expected, strict=True):
             scale = float(other.abs().max())
             torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=2e-5)
+
+
+def test_resnext101_has_torchvisions_names() -> None:
+    with torch.device("meta"):
+        for groups, width in ((32, 8), (64, 4)):
+            net = getattr(torchvision.models, f"resnext101_{groups}x{width}d")(weights=None)
+            config = ResNetConfig(101, groups=groups, width_per_group=width)
+            assert_loads_exactly(resnet.resnet(config), common(net, ("conv1", "bn1", *STAGES)))
+
+
+def test_a_network_without_bottlenecks_has_no_stride_in_their_1x1() -> None:
+    with pytest.raises(UsageError, match="ResNet-18 has no bottlenecks"):
+        ResNetConfig(18, stride_in_1x1=True).build()
 
 
 @pytest.mark.parametrize(

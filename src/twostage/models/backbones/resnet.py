@@ -1,33 +1,42 @@
-"""Residual networks (He et al. 2016, Table 1), with torchvision's parameter names.
+"""Residual networks (He et al. 2016, Table 1) and ResNeXt (Xie et al. 2017), with torchvision's parameter names."""
 
-A bottleneck has its stride in the 3 x 3 convolution, as in torchvision; the original in the first 1 x 1.
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from twostage.errors import UsageError
 from twostage.kinds import Within
 from twostage.models.backbones.backbone import BackboneConfig
 from twostage.models.backbones.norm import Conv2d, ConvNorm, Norm, NormConfig, conv_norm, init_convs, norm_layer
+from twostage.models.component import Count, short
 
 Stage = Annotated[int, Within(1, 4)]
 
 
 @dataclass(frozen=True)
 class ResNetConfig(BackboneConfig):
-    """ResNet-18, 34, 50 or 101 and the maps of its stages from `first` to `last`; `dilated`: stage 4 at stride 16."""
+    """ResNet-18, 34, 50 or 101 and the maps of its stages from `first` to `last`; `dilated`: stage 4 at stride 16.
+
+    The bottlenecks of ResNet-50 and 101 have their stride in the 3 x 3 convolution, as in torchvision, or in the first
+    1 x 1, as in the paper and in the networks that detectron2 and mmdetection's `caffe` models begin from. ResNeXt's
+    3 x 3 convolutions have `groups` of `width_per_group` channels in stage 1 (Xie et al. 2017, "32x4d").
+    """
 
     depth: Literal[18, 34, 50, 101] = 50
     first: Stage = 1
     last: Stage = 4
     dilated: bool = False
+    stride_in_1x1: bool = short(False, "stride_in_1x1")
+    groups: Count = 1
+    width_per_group: Count = 64
     norm: NormConfig = field(default_factory=NormConfig)
 
     def build(self) -> nn.Module:
-        """The network."""
+        """The network. Raises UsageError for values that ResNet-18 and 34, without bottlenecks, cannot have."""
         return resnet(self)
 
     def with_single_map(self) -> BackboneConfig:
@@ -35,10 +44,15 @@ class ResNetConfig(BackboneConfig):
         return replace(self, first=3, last=3)
 
 
+class Block(NamedTuple):
+    """The constructor of a block, from input channels, width, stride and normalisation, and its outputs per width."""
+
+    build: Callable[[int, int, int, Norm], nn.Module]
+    expansion: int
+
+
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut (He et al. 2016, Figure 5 left)."""
-
-    expansion = 1
 
     def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -55,18 +69,27 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut (He et al. 2016, Figure 5 right)."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut (He et al. 2016, Figure 5 right); see `ResNetConfig`."""
 
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        norm: Norm,
+        *,
+        stride_in_1x1: bool = False,
+        groups: int = 1,
+        width_per_group: int = 64,
+    ) -> None:
         super().__init__()
-        outputs = width * self.expansion
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = norm(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        outputs, inner = 4 * width, width * width_per_group // 64 * groups
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(inputs, inner, 1, first, bias=False)
+        self.bn1 = norm(inner)
+        self.conv2 = Conv2d(inner, inner, 3, second, padding=1, groups=groups, bias=False)
+        self.bn2 = norm(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn3 = norm(outputs)
         self.downsample = _downsample(inputs, outputs, stride, norm)
 
@@ -85,7 +108,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock | Bottleneck],
+        block: Block,
         depths: tuple[int, int, int, int],
         norm: Norm,
         *,
@@ -119,13 +142,11 @@ class ResNet(nn.Module):
         return [[self.conv1, self.bn1], *([self.get_submodule(name)] for name in self.names)]
 
 
-def residual_stage(
-    block: type[BasicBlock | Bottleneck], inputs: int, depth: int, stage: int, norm: Norm
-) -> nn.Sequential:
+def residual_stage(block: Block, inputs: int, depth: int, stage: int, norm: Norm) -> nn.Sequential:
     """Stage 1 to 4: `depth` blocks of width 64, 128, 256 or 512, the first with stride 2 but in stage 1."""
     width = 32 * 2**stage
-    blocks = [block(inputs, width, 1 if stage == 1 else 2, norm)]
-    blocks += [block(width * block.expansion, width, 1, norm) for _ in range(depth - 1)]
+    blocks = [block.build(inputs, width, 1 if stage == 1 else 2, norm)]
+    blocks += [block.build(width * block.expansion, width, 1, norm) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 
@@ -144,18 +165,28 @@ def dilated(net: ResNet) -> ResNet:
     return net
 
 
-_DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-}
+_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+def bottleneck(*, stride_in_1x1: bool = False, groups: int = 1, width_per_group: int = 64) -> Block:
+    """That of ResNet-50 and 101."""
+    build = partial(Bottleneck, stride_in_1x1=stride_in_1x1, groups=groups, width_per_group=width_per_group)
+    return Block(build, 4)
 
 
 def resnet(config: ResNetConfig) -> ResNet:
-    """The network of a configuration."""
-    block, depths = _DEPTHS[config.depth]
-    net = ResNet(block, depths, norm_layer(config.norm), first=config.first, stages=config.last)
+    """The network of a configuration. Raises as `ResNetConfig.build`."""
+    own = {name: getattr(config, name) for name in ("stride_in_1x1", "groups", "width_per_group")}
+    if config.depth >= 50:
+        block = bottleneck(**own)
+    elif own == {"stride_in_1x1": False, "groups": 1, "width_per_group": 64}:
+        block = Block(BasicBlock, 1)
+    else:
+        raise UsageError(
+            f"ResNet-{config.depth} has no bottlenecks: leave out stride_in_1x1, groups and width_per_group, or choose "
+            "ResNet-50 or 101."
+        )
+    net = ResNet(block, _DEPTHS[config.depth], norm_layer(config.norm), first=config.first, stages=config.last)
     return dilated(net) if config.dilated else net
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from twostage.models.backbones.norm import Norm, NormConfig, conv_tower, init_convs, norm_layer
-from twostage.models.backbones.resnet import Bottleneck, residual_stage
+from twostage.models.backbones.resnet import bottleneck, residual_stage
 from twostage.models.component import Count, CountFromZero, Share, short
 
 
@@ -52,13 +52,14 @@ class FourConvConfig(BodyConfig):
 
 @dataclass(frozen=True)
 class Res5Config(BodyConfig):
-    """ResNet's last stage."""
+    """ResNet's last stage; `stride_in_1x1` as in `ResNetConfig`."""
 
+    stride_in_1x1: bool = short(False, "stride_in_1x1")
     norm: NormConfig = field(default_factory=NormConfig)
 
     def build(self, channels: int, size: int) -> tuple[nn.Module, int]:
         """The body, and the width of its vector."""
-        return Res5Head(channels, norm_layer(self.norm)), Res5Head.channels
+        return Res5Head(channels, norm_layer(self.norm), stride_in_1x1=self.stride_in_1x1), Res5Head.channels
 
 
 class TwoMLPHead(nn.Module):
@@ -104,9 +105,9 @@ class Res5Head(nn.Module):
 
     channels = 2048
 
-    def __init__(self, inputs: int, norm: Norm) -> None:
+    def __init__(self, inputs: int, norm: Norm, *, stride_in_1x1: bool = False) -> None:
         super().__init__()
-        self.layer4 = residual_stage(Bottleneck, inputs, 3, 4, norm)
+        self.layer4 = residual_stage(bottleneck(stride_in_1x1=stride_in_1x1), inputs, 3, 4, norm)
         init_convs(self.layer4)
 
     def forward(self, regions: Float[Tensor, "n p c s s"]) -> Float[Tensor, "n p d"]:
