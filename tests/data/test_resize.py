@@ -8,6 +8,27 @@ from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from twostage.data.resize import Resize
+from twostage.data.uint8_resize import by_opencv
+
+
+@given(*[st.integers(1, 90)] * 4, st.integers(0, 3))
+def test_whole_grey_levels_are_opencvs_to_the_last_bit(
+    height: int, width: int, rows: int, columns: int, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = pytest.importorskip("cv2").resize(pixels, (columns, rows), interpolation=1)
+    np.testing.assert_array_equal(by_opencv(pixels, rows, columns), expected)
+
+
+@pytest.mark.parametrize("by", ["pillow", "opencv"])
+def test_uint8_is_resized_in_whole_grey_levels(by: str) -> None:
+    """Floats, which no other project resizes, come near to them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    resize = Resize(size=40, rounding="nearest", by=by)  # type: ignore[arg-type]
+    levels = resize(tensor) * 255
+    torch.testing.assert_close(levels, levels.round())
+    assert (levels - resize(tensor.float() / 255) * 255).abs().max() < 1.5
 
 
 @given(st.integers(20, 200), st.integers(20, 200), st.integers(30, 120), st.integers(121, 200))

@@ -6,9 +6,12 @@ The same in training, prediction and evaluation; saved with the model.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from twostage.data.uint8_resize import by_opencv, by_pillow
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Resize:
 
     `fixed`: both sides become `size`; the aspect ratio changes. `none`: the image keeps its size. Without `antialias`,
     bilinear interpolation reads at most four pixels at any scale, as in torchvision's detectors. `rounding` of sides to
-    integers: torchvision takes the floor, detectron2 and mmdetection the nearest.
+    integers: torchvision takes the floor, detectron2 and mmdetection the nearest. `by` pillow or opencv: in whole grey
+    levels, as detectron2 and mmdetection resize (`data.uint8_resize`), with and without antialiasing.
     """
 
     mode: Literal["shortest", "fixed", "none"] = "shortest"
@@ -25,6 +29,7 @@ class Resize:
     max_size: int = 1333
     antialias: bool = False
     rounding: Literal["floor", "nearest"] = "floor"
+    by: Literal["torch", "pillow", "opencv"] = "torch"
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing an image of this height and width."""
@@ -41,10 +46,14 @@ class Resize:
         return min(self.size / min(height, width), self.max_size / max(height, width))
 
     def __call__(self, image: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]) -> Float[Tensor, "3 _ _"]:
-        """The image in float32 from 0 to 1 at its new shape; uint8 is divided by 255 first."""
+        """The image in float32 from 0 to 1 at its new shape; uint8 is divided by 255 first, or resized as uint8."""
+        shape = self.shape(*image.shape[1:])
+        if self.by != "torch" and image.dtype == torch.uint8 and shape != tuple(image.shape[1:]):
+            resize = by_pillow if self.by == "pillow" else by_opencv
+            image = torch.tensor(resize(image.permute(1, 2, 0).numpy(), *shape)).permute(2, 0, 1)
         if not image.is_floating_point():
             image = image.float().div_(255)
-        shape = self.shape(*image.shape[1:])
         if shape == tuple(image.shape[1:]):
             return image
-        return interpolate(image[None], shape, mode="bilinear", antialias=self.antialias)[0]
+        antialias = self.antialias if self.by == "torch" else self.by == "pillow"
+        return interpolate(image[None], shape, mode="bilinear", antialias=antialias)[0]

@@ -26,6 +26,7 @@ class ImageConfig:
     max_size: Count = short(1333, "max_size")
     antialias: bool = short(False, "antialias")
     rounding: Literal["floor", "nearest"] = short("floor", "rounding")
+    resize_by: Literal["torch", "pillow", "opencv"] = short("torch", "resize_by")
     mean: tuple[float, float, float] = short(IMAGENET_MEAN, "mean")
     std: tuple[Positive, Positive, Positive] = short(IMAGENET_STD, "std")
     divisor: Count = short(32, "divisor")
@@ -33,7 +34,7 @@ class ImageConfig:
     @property
     def resizing(self) -> Resize:
         """The resize rule."""
-        return Resize(self.resize, self.size, self.max_size, self.antialias, self.rounding)
+        return Resize(self.resize, self.size, self.max_size, self.antialias, self.rounding, self.resize_by)
 
 
 @dataclass(frozen=True)
