@@ -1,9 +1,10 @@
-"""Pickled weights (.pth, .pt) become files of ours. The only place where a pickle is opened, and without its code."""
+"""Pickled weights (.pth, .pt, .pkl) become files of ours."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +13,9 @@ from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.weights.efficientnet_lite import from_published, is_published
-from twostage.weights.file import Card, require_file, save_tensors, save_weights
+from twostage.weights.file import Card, save_tensors, save_weights
 from twostage.weights.fit import load_all
+from twostage.weights.pickle_reader import load_pickle
 from twostage.weights.torchvision import from_torchvision
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -24,21 +26,14 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
     Raises MissingError when there is none, DataError when it is no state dict or holds more than tensors.
     """
-    require_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken pickle may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{path}: cannot be read as plain tensors ({reason}). A file that needs its own code is not opened: save "
-            "its state dict alone, `torch.save(model.state_dict(), ...)`, where it was made."
-        ) from None
+    content = load_pickle(path)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    tensors = Tensor | np.ndarray
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, tensors) for v in content.values()):
         raise DataError(f"{path}: holds a {type(content).__name__}, not a state dict of tensors.")
-    return {str(name).removeprefix("module."): tensor.detach() for name, tensor in content.items()}
+    return {str(name).removeprefix("module."): torch.as_tensor(value).detach() for name, value in content.items()}
 
 
 def convert_backbone(path: Path, out: Path) -> None:
