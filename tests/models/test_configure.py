@@ -135,7 +135,8 @@ def test_a_name_of_several_components_sets_all_of_them() -> None:
 
 SHARED = {
     *("norm", "norm_eps", "delta_clamp", "delta_clamp_two_sided", "focal_gamma"),
-    *("roi_sampling_ratio", "roi_max_samples", "roi_aligned", "level_eps", "level_canonical_size"),
+    *("roi_sampling_ratio", "roi_max_samples", "roi_aligned", "level_eps", "level_size_eps"),
+    *("level_canonical_size", "stride_in_1x1"),
 }
 
 
@@ -230,7 +231,7 @@ WRONG: list[tuple[str, Any]] = [
     ("score_threshold", -0.1),
     ("max_det", 0),
     ("dropout", 2),
-    ("norm", "layer"),
+    ("norm", "instance"),
     ("rpn_class_normaliser", "all"),
     ("rpn_class_normaliser", 0),
     ("anchor_sizes", []),

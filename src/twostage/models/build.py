@@ -12,8 +12,7 @@ from torch import nn
 from twostage.data.stuff import STRIDE
 from twostage.errors import UsageError
 from twostage.models.backbones.backbone import Backbone, BackboneConfig
-from twostage.models.backbones.fpn import FPN, FPNConfig, PyramidConfig, extra_levels, pyramid
-from twostage.models.backbones.norm import norm_layer
+from twostage.models.backbones.fpn import FPNConfig, PyramidConfig, feature_pyramid, pyramid
 from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.backbones.timm import TimmConfig
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
@@ -117,6 +116,9 @@ def _require_consistent(config: TwoStageConfig) -> None:
         == (config.cascade is None),
         "htc needs a cascade, and a mask head with a tower.": config.htc is not None
         and (config.cascade is None or tower is None),
+        "htc needs cascade.masks=every: it connects the mask heads of all stages.": config.htc is not None
+        and config.cascade is not None
+        and config.cascade.masks != "every",
         "semantic needs htc.": config.semantic is not None and config.htc is None,
         "a mask head without a tower needs box_head.body of Res5Config.": config.mask is not None
         and tower is None
@@ -156,8 +158,7 @@ def _backbone(
         return whole()
     if isinstance(neck, PyramidConfig):
         return pyramid(neck, whole, single, levels=levels)
-    norm = None if neck.norm is None else norm_layer(neck.norm)
-    return FPN(whole(), neck.channels, norm, extra=extra_levels(neck.extra, neck.channels))
+    return feature_pyramid(neck, whole())
 
 
 def _rpn(config: TwoStageConfig, channels: int, strides: tuple[int, ...]) -> RPN | None:
@@ -181,7 +182,8 @@ def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_c
         return BoxAndMaskHead(box, config.mask.build(config.box_head, **shape))
     stages = stage_configs(config.cascade, config.box_head)
     boxes = [head.build(stage, config.roi, **shape) for head, stage in stages]
-    masks = [] if config.mask is None else [config.mask.build(config.box_head, **shape) for _ in stages]
+    count = 0 if config.mask is None else 1 if config.cascade.masks == "first" else len(stages)
+    masks = [config.mask.build(config.box_head, **shape) for _ in range(count)]  # type: ignore[union-attr]
     if config.htc is None:
         return Cascade(config.cascade, boxes, masks)
     assert config.mask is not None
@@ -192,6 +194,8 @@ def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_c
         # Its embedding is added to the regions of every box and mask head.
         mask_roi = config.mask.tower.roi
         roi = config.roi if isinstance(config.roi, RoIAlignConfig) else replace(mask_roi, size=config.roi.size)
+        if config.semantic.averaged:
+            roi = mask_roi
         for box in boxes:
             box.regions = SemanticRegions(box.regions, AlignedRegions(roi, (STRIDE,)))
         for mask in masks:

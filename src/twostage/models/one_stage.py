@@ -80,14 +80,14 @@ class OneStage(nn.Module):
         """The same from the feature maps on."""
         predictions = self.predict(maps, batch)
         candidates = self.head.select(predictions, batch.sizes)
-        return OneStageStages(maps, predictions, candidates, self.head.postprocess(candidates, config))
+        return OneStageStages(maps, predictions, candidates, self.head.postprocess(candidates, batch.sizes, config))
 
     def suppress_again(
         self, stages: OneStageStages, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> OneStageStages:
         """The stages from the candidates on, with NMS on the CPU, where it has no limit."""
         candidates = Candidates(*(value.cpu() for value in stages.proposals))
-        detections = self.head.postprocess(candidates, config).each(lambda x: x.to(sizes.device))
+        detections = self.head.postprocess(candidates, sizes.cpu(), config).each(lambda x: x.to(sizes.device))
         return stages._replace(detections=detections)
 
     def features(self, batch: Batch) -> Maps:

@@ -248,6 +248,7 @@ ZOO: dict[str, DetectorConfig] = {
     "fast_rcnn_zf": _fast(replace(_ZF, box_head=_64_REGIONS), _FAST),
     "fast_rcnn_tiny": _fast(_TINY_SINGLE, ProposalConfig("selective_search", keep_train=300, keep_test=300)),
     "mask_rcnn_resnet50_c4": replace(_C4, mask=MaskConfig(tower=None)),
+    "mask_rcnn_resnet50_dc5": replace(_DC5, mask=MaskConfig()),
     "mask_rcnn_resnet18_fpn": replace(_resnet(_FPN, 18), mask=_MASK),
     "mask_rcnn_resnet50_fpn": replace(_FPN, mask=_MASK),
     "mask_rcnn_resnet101_fpn": replace(_resnet(_FPN, 101), mask=_MASK),

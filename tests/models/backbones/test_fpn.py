@@ -70,7 +70,7 @@ def test_two_more_levels_equal_torchvisions() -> None:
     channels, shapes = (8, 12, 20), [(24, 32), (12, 16), (7, 8)]
     theirs = FeaturePyramidNetwork(list(channels), 16, extra_blocks=torchvisions.LastLevelP6P7(16, 16)).eval()
     given = maps(channels, shapes)
-    ours = FPN(Given(channels, given), 16, extra=LastLevelP6P7(16)).eval()
+    ours = FPN(Given(channels, given), 16, extra=LastLevelP6P7(16, 16)).eval()
     for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         mine.copy_(other)
     expected = theirs(OrderedDict((str(i), m) for i, m in enumerate(given)))

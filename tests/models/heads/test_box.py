@@ -9,7 +9,7 @@ from twostage.models.backbones.norm import NormConfig, norm_layer
 from twostage.models.heads.bodies import FourConvHead, Res5Head, TwoMLPHead
 from twostage.models.heads.box import BoxHead, BoxHeadConfig, StageConfig
 from twostage.models.regions.pooling import RegionFeatures
-from twostage.weights.torchvision import channel_last
+from twostage.weights.fit import channel_last
 
 N, P, C, S, WIDTH = 2, 3, 8, 7, 24
 

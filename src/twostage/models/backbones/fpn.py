@@ -16,16 +16,20 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from twostage.errors import UsageError
 from twostage.models.backbones.backbone import Backbone
-from twostage.models.backbones.norm import Conv2d, ConvNorm, Norm, NormConfig
+from twostage.models.backbones.norm import Conv2d, ConvNorm, Norm, NormConfig, norm_layer
 from twostage.models.component import Count, short
 
 
 @dataclass(frozen=True)
 class FPNConfig:
-    """`extra` levels behind the coarsest: none, one by `LastLevelMaxPool`, or two by `LastLevelP6P7`."""
+    """`extra` levels behind the coarsest: none, one by `LastLevelMaxPool`, or two by `LastLevelP6P7`.
+
+    The first of two reads the coarsest level of the pyramid ("p6p7", torchvision) or of the body ("p6p7_of_body", the
+    paper and detectron2); the second reads it through ReLU, or without ("p6p7_of_body_linear", mmdetection).
+    """
 
     channels: Count = 256
-    extra: Literal["none", "max_pool", "p6p7"] = "max_pool"
+    extra: Literal["none", "max_pool", "p6p7", "p6p7_of_body", "p6p7_of_body_linear"] = "max_pool"
     norm: NormConfig | None = None
 
 
@@ -42,8 +46,8 @@ class FPN(nn.Module):
     """A body and its feature pyramid (Lin et al. 2017, section 3): semantically strong features at every level.
 
     Each level is its 1 x 1 lateral plus the coarser level upsampled, then a 3 x 3 convolution. Without `top_down` the
-    coarser level is not added (table 1, d). `extra` makes `extra.levels` more levels from the coarsest; only the RPN
-    reads them.
+    coarser level is not added (table 1, d). `extra` makes `extra.levels` more levels from the coarsest, or from that of
+    the body; only the RPN reads them.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class FPN(nn.Module):
         width: int,
         norm: Norm | None = None,
         *,
-        extra: nn.Module | None = None,
+        extra: "LastLevelMaxPool | LastLevelP6P7 | None" = None,
         top_down: bool = True,
     ) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class FPN(nn.Module):
         self.top_down = top_down
         self.extra = extra
         self.region_strides = shape.strides
-        more = 0 if extra is None else cast(int, extra.levels)
+        more = 0 if extra is None else extra.levels
         self.strides = (*shape.strides, *(shape.strides[-1] << k for k in range(1, more + 1)))
         self.channels = (width,) * len(self.strides)
 
@@ -72,6 +76,7 @@ class FPN(nn.Module):
         """Maps of equal width, finest first, extra levels last."""
         # Maps are released once they are read: the finest is as large as all others together.
         maps = list(self.body(x))
+        coarsest = maps[-1] if self.extra is not None and self.extra.of_body else None
         tops: list[Tensor] = []
         for lateral in reversed(self.laterals):
             x = maps.pop()
@@ -79,7 +84,9 @@ class FPN(nn.Module):
             tops.append(lateral(x, add=coarser))
         del x
         levels = [output(tops.pop()) for output in self.outputs]
-        return tuple(levels) if self.extra is None else (*levels, *self.extra(levels[-1]))
+        if self.extra is None:
+            return tuple(levels)
+        return (*levels, *self.extra(levels[-1] if coarsest is None else coarsest))
 
     def get_stages(self) -> list[list[nn.Module]]:
         """What may be frozen: the body's stages."""
@@ -120,6 +127,7 @@ class LastLevelMaxPool(nn.Module):
     """One more level: every second pixel of the coarsest (Lin et al. 2017, section 4.1)."""
 
     levels = 1
+    of_body = False
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
         """The level."""
@@ -129,19 +137,21 @@ class LastLevelMaxPool(nn.Module):
 class LastLevelP6P7(nn.Module):
     """Two more levels, each a 3 x 3 convolution of stride 2 of the one before (RetinaNet, section 4).
 
-    The first reads the pyramid's coarsest level, as in torchvision; in the paper the body's.
+    The first reads the pyramid's coarsest level or, with `of_body`, the body's; see `FPNConfig`.
     """
 
     levels = 2
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, inputs: int, width: int, *, of_body: bool = False, relu: bool = True) -> None:
         super().__init__()
-        self.sixth, self.seventh = (neck_conv(width, width, 3, None, stride=2) for _ in range(2))
+        self.of_body = of_body
+        self.relu = relu
+        self.sixth, self.seventh = (neck_conv(c, width, 3, None, stride=2) for c in (inputs, width))
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n c _ _"], ...]:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n d _ _"], ...]:
         """The levels, finer first."""
         sixth = self.sixth(x)
-        return sixth, self.seventh(sixth.relu())
+        return sixth, self.seventh(sixth.relu() if self.relu else sixth)
 
 
 class Nearest(nn.Module):
@@ -160,7 +170,7 @@ def pyramid(
     `levels` is the number of sizes of an image pyramid. Raises UsageError where several maps stand for a single one.
     """
     if config.kind in ("top_down", "levels"):
-        extra = extra_levels(config.extra, config.channels)
+        extra = LastLevelMaxPool() if config.extra == "max_pool" else None
         return FPN(whole(), config.channels, extra=extra, top_down=config.kind == "top_down")
     single = FPN(one(), config.channels)
     if len(single.strides) > 1:
@@ -171,11 +181,18 @@ def pyramid(
     return single if config.kind == "single" else ImagePyramid(single, levels)
 
 
-def extra_levels(kind: str, width: int) -> nn.Module | None:
-    """The module behind the coarsest level that `FPNConfig.extra` names."""
-    if kind == "none":
-        return None
-    return LastLevelMaxPool() if kind == "max_pool" else LastLevelP6P7(width)
+def feature_pyramid(config: FPNConfig, body: nn.Module) -> FPN:
+    """The pyramid of a body."""
+    norm = None if config.norm is None else norm_layer(config.norm)
+    extra: LastLevelMaxPool | LastLevelP6P7 | None = None
+    if config.extra == "max_pool":
+        extra = LastLevelMaxPool()
+    elif config.extra == "p6p7":
+        extra = LastLevelP6P7(config.channels, config.channels)
+    elif config.extra != "none":
+        inputs, relu = cast(Backbone, body).channels[-1], config.extra == "p6p7_of_body"
+        extra = LastLevelP6P7(inputs, config.channels, of_body=True, relu=relu)
+    return FPN(body, config.channels, norm, extra=extra)
 
 
 def neck_conv(inputs: int, width: int, kernel: int, norm: Norm | None, *, stride: int = 1) -> ConvNorm:

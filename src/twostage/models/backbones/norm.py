@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twostage.models.component import NotNegative, short
+from twostage.models.component import Count, NotNegative, short
 from twostage.models.fused import FusedConv
 from twostage.ops.convolution import convolve
 from twostage.ops.plain import Activation, Window, activate
@@ -20,10 +20,14 @@ Norm = Callable[[int], nn.Module]
 
 @dataclass(frozen=True)
 class NormConfig:
-    """FrozenBatchNorm, BatchNorm or GroupNorm (Wu and He 2018)."""
+    """FrozenBatchNorm, BatchNorm, GroupNorm (Wu and He 2018), or LayerNorm over the channels of each position.
 
-    kind: Literal["frozen", "batch", "group"] = short("frozen", "norm")
+    GroupNorm has so many `groups`, 32 in the paper; None: at most 32 of at least 8 channels.
+    """
+
+    kind: Literal["frozen", "batch", "group", "layer"] = short("frozen", "norm")
     eps: NotNegative = short(1e-5, "norm_eps")  # torchvision's COCO_V1 ResNet-50 has 0.0
+    groups: Count | None = None
 
 
 class FrozenBatchNorm(nn.Module):
@@ -52,6 +56,14 @@ class FrozenBatchNorm(nn.Module):
         """Normalise with the stored statistics."""
         scale, shift = self.scale_and_shift()
         return x * scale[:, None, None] + shift[:, None, None]
+
+
+class LayerNorm(nn.LayerNorm):
+    """Normalises the channels of each position (Ba et al. 2016), as the heads of ViTDet do (Li et al. 2022, 4)."""
+
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The normalised map."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Conv2d(nn.Conv2d):
@@ -109,7 +121,9 @@ def norm_layer(config: NormConfig) -> Norm:
         return partial(FrozenBatchNorm, eps=config.eps)
     if config.kind == "batch":
         return partial(nn.BatchNorm2d, eps=config.eps)
-    return lambda channels: nn.GroupNorm(_groups(channels), channels, eps=config.eps)
+    if config.kind == "layer":
+        return partial(LayerNorm, eps=config.eps)
+    return lambda channels: nn.GroupNorm(config.groups or _groups(channels), channels, eps=config.eps)
 
 
 def _groups(channels: int) -> int:

@@ -7,7 +7,7 @@ boxes of the stage before, so that there are enough positives for the higher thr
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -23,21 +23,29 @@ from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.regions.pooling import Maps, RegionFeatures
 from twostage.models.targets.sampling import Sampler
-from twostage.ops.boxes import clip
+from twostage.ops.boxes import clip, precise
 
 
 @dataclass(frozen=True)
 class CascadeConfig:
-    """One value per stage."""
+    """One value per stage; the others differ between projects.
+
+    `masks`: which stages learn masks from their regions, every one or the first alone (Cai and Vasconcelos 2019, figure
+    6: d, as in mmdetection; b, as in detectron2). `scores`: what is averaged over the stages, probabilities
+    (detectron2) or logits (mmdetection).
+    """
 
     ious: tuple[Share, ...] = (0.5, 0.6, 0.7)
     delta_weights: tuple[Quad, ...] = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
     loss_weights: tuple[NotNegative, ...] = (1.0, 0.5, 0.25)  # mmdetection's; detectron2 has 1, 1, 1
+    masks: Literal["every", "first"] = "every"
+    scores: Literal["probabilities", "logits"] = "probabilities"
     gradient: NotNegative = 1.0  # factor of each stage's gradient to the maps; detectron2 has 1/3
 
 
 class Cascade(Head):
-    """Box heads one after the other, and with `masks` a mask head beside each (Cascade Mask R-CNN, 2019)."""
+    """Box heads one after the other, and with `masks` a mask head beside each, or beside the first (Cascade Mask R-CNN,
+    2019)."""
 
     def __init__(self, config: CascadeConfig, boxes: Sequence[BoxHead], masks: Sequence[MaskHead] = ()) -> None:
         super().__init__()
@@ -59,15 +67,17 @@ class Cascade(Head):
     def postprocess(
         self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> BatchDetections:
-        """Detections from the mean of all stages' probabilities and the last stage's boxes."""
+        """Detections from the mean of all stages' scores and the last stage's boxes."""
         last = predictions[-1]
-        probabilities = torch.stack([stage.logits.float().softmax(dim=2) for stage in predictions]).mean(dim=0)
+        logits = torch.stack([precise(stage.logits) for stage in predictions])
         # The softmax of a logarithm is the probability itself.
+        of_logits = self.config.scores == "logits"
+        mean = logits.mean(dim=0) if of_logits else logits.softmax(dim=3).mean(dim=0).log()
         refined = proposals._replace(boxes=last.boxes)
-        return postprocess(probabilities.log(), last.deltas, refined, sizes, self.heads[-1].coder, config)
+        return postprocess(mean, last.deltas, refined, sizes, self.heads[-1].coder, config)
 
     def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
-        """Detections with the mean of the masks of all stages."""
+        """Detections with the mean of the masks of all mask heads."""
         if not self.has_masks:
             return detections
         heads = self.mask_heads
@@ -90,7 +100,7 @@ class Cascade(Head):
             out = head.compute_losses(features, boxes, valid, with_stage_seed(targets, k), sampler, mean)
             boxes, valid = refine(head, out.predictions, sizes), out.targets.valid
             stage = dict(out.losses)
-            if self.has_masks:
+            if k < len(self.mask):
                 mask = self.mask_heads[k]
                 stage["mask"] = mask.loss(out.targets, targets, partial(mask, features), mean)
             losses |= {f"{name}_{k + 1}": weight * loss for name, loss in stage.items()}

@@ -14,6 +14,7 @@ from typing import cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import ConvNorm, init_convs
@@ -37,7 +38,10 @@ class HTCConfig:
 
 
 class SemanticRegions(nn.Module):
-    """Regions pooled from the maps, and the same regions of the semantic branch's embedding added to them."""
+    """Regions pooled from the maps, and the same regions of the semantic branch's embedding added to them.
+
+    Those of the embedding may be larger: cells of theirs are averaged.
+    """
 
     def __init__(self, regions: nn.Module, context: AlignedRegions) -> None:
         super().__init__()
@@ -47,7 +51,10 @@ class SemanticRegions(nn.Module):
     def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
         """Features of each box."""
         assert features.semantic is not None
-        return self.regions(features, boxes) + self.context.pool([features.semantic], boxes)
+        own, context = self.regions(features, boxes), self.context.pool([features.semantic], boxes)
+        if context.shape != own.shape:
+            context = adaptive_avg_pool2d(context.flatten(0, 1), own.shape[3:]).unflatten(0, own.shape[:2])
+        return own + context
 
 
 class HybridTaskCascade(Head):

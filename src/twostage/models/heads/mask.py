@@ -26,7 +26,7 @@ from twostage.models.regions.pooling import AlignedRegions, Maps, RegionFeatures
 from twostage.models.targets.masks import mask_targets
 from twostage.models.targets.regions import RegionTargets
 from twostage.models.targets.sampling import Sampler
-from twostage.ops.boxes import gather_boxes
+from twostage.ops.boxes import gather_boxes, precise
 
 MaskLogits = Callable[[Float[Tensor, "n d 4"], Int[Tensor, "n d"]], Float[Tensor, "n d M M"]]
 """From boxes and their classes to the logits of their masks."""
@@ -147,7 +147,7 @@ class MaskHead(nn.Module):
         """Detections with the masks whose logits `logits_of` computes."""
         count = filled(detections.valid)
         logits = logits_of(detections.boxes[:, :count], detections.labels[:, :count])
-        return with_masks(detections, logits.float().sigmoid())
+        return with_masks(detections, precise(logits).sigmoid())
 
     def loss(
         self, goal: RegionTargets, targets: Targets, logits_of: MaskLogits, mean: ReduceMean = no_reduce
@@ -192,7 +192,7 @@ def with_mean_masks(
     labels = detections.labels[:, :count]
     x = heads[0].regions(features, detections.boxes[:, :count]).flatten(0, 1)
     logits = [head.mask_logits(y, labels) for head, y in zip(heads, convs(x), strict=True)]
-    return with_masks(detections, torch.stack(logits).float().sigmoid().mean(dim=0))
+    return with_masks(detections, precise(torch.stack(logits)).sigmoid().mean(dim=0))
 
 
 class BoxAndMaskHead(Head):

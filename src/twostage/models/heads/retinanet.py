@@ -44,6 +44,7 @@ class RetinaNetConfig:
     focal_gamma: NotNegative = short(2.0, "focal_gamma")
     focal_alpha: Share = short(0.25, "focal_alpha")
     top: Count = short(1000, "rpn_top_test")  # candidates per level
+    clip_before_nms: bool = True  # detectron2 suppresses boxes as they are predicted, and clips those it keeps
 
     @property
     def coder(self) -> BoxCoder:
@@ -115,17 +116,21 @@ class RetinaNetHead(nn.Module):
         place = torch.cat(places, dim=1).gather(1, order)
         anchor = place // k
         deltas = gather_boxes(torch.cat(predictions.deltas, dim=1), anchor)
-        boxes = clip(self.config.coder.decode(deltas, torch.cat(predictions.anchors)[anchor]), sizes)
+        boxes = self.config.coder.decode(deltas, torch.cat(predictions.anchors)[anchor])
+        if self.config.clip_before_nms:
+            boxes = clip(boxes, sizes)
         return Candidates(boxes, score, place % k, anchor, score > -torch.inf)
 
-    def postprocess(self, candidates: Candidates, config: PostprocessConfig) -> BatchDetections:
+    def postprocess(
+        self, candidates: Candidates, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
+    ) -> BatchDetections:
         """Candidates above the threshold after NMS per class; the parent of a detection is its candidate."""
         score = candidates.scores.sigmoid()
         above = candidates.valid & (score > config.score_threshold)
         count = max_candidates(config, score.shape[1], score.device)
         entering = score.where(above, -torch.inf).sort(dim=1, descending=True, stable=True)
         place = entering.indices[:, :count]
-        return suppress(
+        found = suppress(
             gather_boxes(candidates.boxes, place),
             entering.values[:, :count],
             candidates.labels.gather(1, place),
@@ -134,6 +139,7 @@ class RetinaNetHead(nn.Module):
             above.sum(dim=1) > count,
             config,
         )
+        return found._replace(boxes=clip(found.boxes, sizes))
 
     def losses(self, predictions: AnchorPredictions, targets: Targets, mean: ReduceMean = no_reduce) -> Losses:
         """The focal loss of all pairs and the box loss of positives, over the number of positives (section 4.1).

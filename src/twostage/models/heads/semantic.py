@@ -20,10 +20,17 @@ from twostage.models.losses import ReduceMean, no_reduce
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """`classes` of stuff: 0 without the branch, "data" as many as the data set has."""
+    """`classes` of stuff: 0 without the branch, "data" as many as the data set has.
+
+    Its laterals read the maps of the regions and are brought to one size (the paper, figure 4), or, as in mmdetection,
+    "all" maps of the pyramid, which are brought to that size before, with their corners aligned. Features are added to
+    those of a box at its own size, or `averaged` from those of a mask, as in mmdetection.
+    """
 
     classes: CountFromZero | Literal["data"] = "data"
     convs: CountFromZero = 4
+    maps: Literal["regions", "all"] = "regions"
+    averaged: bool = False
     loss_weight: NotNegative = short(0.2, "semantic_lambda")  # mmdetection's; the paper has 1
 
     @property
@@ -44,7 +51,9 @@ class SemanticBranch(nn.Module):
         assert isinstance(config.classes, int)
         self.loss_weight = config.loss_weight
         self.middle = list(strides).index(STRIDE)
-        self.laterals = nn.ModuleList(ConvNorm(nn.Conv2d(channels, channels, 1), None, "relu") for _ in strides)
+        self.all_maps = config.maps == "all"
+        count = len(strides) + (1 if self.all_maps else 0)
+        self.laterals = nn.ModuleList(ConvNorm(nn.Conv2d(channels, channels, 1), None, "relu") for _ in range(count))
         self.convs = conv_tower(channels, channels, config.convs, bias=True)
         self.embedding = ConvNorm(nn.Conv2d(channels, channels, 1), None, "relu")
         self.logits = nn.Conv2d(channels, config.classes, 1)
@@ -54,10 +63,11 @@ class SemanticBranch(nn.Module):
     def features(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> Float[Tensor, "n c i j"]:
         """The input of both layers."""
         shape = maps[self.middle].shape[2:]
-        levels = (lateral(x) for lateral, x in zip(self.laterals, maps, strict=False))  # an extra level is not read
-        summed = sum(
-            x if x.shape[2:] == shape else interpolate(x, shape, mode="bilinear", align_corners=False) for x in levels
-        )
+        levels = zip(self.laterals, maps, strict=False)  # an extra level is read only with `all_maps`
+        if self.all_maps:
+            summed = sum(lateral(_at(x, shape, align_corners=True)) for lateral, x in levels)
+        else:
+            summed = sum(_at(lateral(x), shape, align_corners=False) for lateral, x in levels)
         return self.convs(summed)
 
     def loss(
@@ -68,3 +78,8 @@ class SemanticBranch(nn.Module):
         each = cross_entropy(self.logits(features).float(), stuff.long(), ignore_index=UNKNOWN, reduction="sum")
         count = mean(known.sum().float())
         return each / count.where(count > 0, 1.0)
+
+
+def _at(x: Float[Tensor, "n c h w"], shape: Sequence[int], *, align_corners: bool) -> Float[Tensor, "n c _ _"]:
+    """A map at this height and width."""
+    return x if x.shape[2:] == shape else interpolate(x, shape, mode="bilinear", align_corners=align_corners)

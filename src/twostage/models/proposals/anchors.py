@@ -95,11 +95,11 @@ def grid_anchors(cell: Float[Tensor, "k 4"], y: Int[Tensor, " h"], x: Int[Tensor
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
     """One cell's anchors around the origin: area size^2, height / width = ratio; ratios outer, sizes inner."""
-    ratio = torch.tensor(ratios, dtype=torch.float32).sqrt()
-    size = torch.tensor(sizes, dtype=torch.float32)
+    ratio = torch.tensor(ratios, dtype=torch.float64).sqrt()
+    size = torch.tensor(sizes, dtype=torch.float64)
     width = ((1 / ratio)[:, None] * size).flatten()
     height = (ratio[:, None] * size).flatten()
-    return torch.stack([-width, -height, width, height], dim=1) / 2
+    return (torch.stack([-width, -height, width, height], dim=1) / 2).float()
 
 
 def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:

@@ -37,7 +37,9 @@ class RoIAlignConfig:
     sampling_ratio: CountFromZero = short(2, "roi_sampling_ratio")
     max_samples: Count | None = short(8, "roi_max_samples")
     aligned: bool = short(False, "roi_aligned")
+    # Added to the logarithm by torchvision, and to the box's size in canonical sizes by detectron2 and mmdetection.
     level_eps: NotNegative = short(1e-6, "level_eps")
+    level_size_eps: NotNegative = short(0.0, "level_size_eps")
     canonical_size: Positive = short(224.0, "level_canonical_size")  # a box of this size is read from level 4
 
 
@@ -64,7 +66,13 @@ class AlignedRegions(nn.Module):
     def pool(self, maps: Maps, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
         """Features of each box from these maps."""
         config = self.config
-        levels = assign_levels(boxes, self.strides, canonical_size=config.canonical_size, eps=config.level_eps)
+        levels = assign_levels(
+            boxes,
+            self.strides,
+            canonical_size=config.canonical_size,
+            eps=config.level_eps,
+            size_eps=config.level_size_eps,
+        )
         return roi_align(
             maps,
             boxes,
@@ -78,15 +86,20 @@ class AlignedRegions(nn.Module):
 
 
 def assign_levels(
-    boxes: Float[Tensor, "*n 4"], strides: tuple[int, ...], *, canonical_size: float = 224.0, eps: float = 1e-6
+    boxes: Float[Tensor, "*n 4"],
+    strides: tuple[int, ...],
+    *,
+    canonical_size: float = 224.0,
+    eps: float = 1e-6,
+    size_eps: float = 0.0,
 ) -> Int[Tensor, "*n"]:
     """The level that each box is pooled from, an index into `strides` (FPN, section 4.2, equation 1).
 
-    floor(4 + log2(sqrt(area) / canonical_size) + eps), clamped to those levels. Level 4 has stride 16; strides double.
-    `eps` is torchvision's and mmdetection's; detectron2 adds 1e-8 in the log.
+    floor(4 + log2(sqrt(area) / canonical_size + size_eps) + eps), clamped to those levels. Level 4 has stride 16;
+    strides double. torchvision has an `eps` of 1e-6, detectron2 a `size_eps` of 1e-8, mmdetection one of 2.5e-7.
     """
     first, last = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
-    level = torch.floor(4 + torch.log2(area(boxes).sqrt() / canonical_size) + eps)
+    level = torch.floor(4 + torch.log2(area(boxes).sqrt() / canonical_size + size_eps) + eps)
     return level.clamp(first, last).to(torch.int64) - first
 
 
