@@ -19,7 +19,7 @@ from twostage.data.workers import default_workers
 from twostage.detections import Detections
 from twostage.device import PRECISIONS, choose_device
 from twostage.distributed import SINGLE_PROCESS, Processes
-from twostage.errors import DataError, UsageError, nearest
+from twostage.errors import DataError, UsageError
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split, detect_split_augmented, propose_split
 from twostage.inference.graphs import AnyStages
@@ -37,16 +37,15 @@ from twostage.models.configure import configure
 from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.models.proposals.provided import of_split
 from twostage.models.zoo import named
+from twostage.weights.convert import imported
 from twostage.weights.file import Card, load_weights, save_weights
 from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.named import find_weights
-from twostage.weights.torchvision import from_torchvision
 
 if TYPE_CHECKING:
     from twostage.evaluation.evaluate import Report
 
 Source = str | Path | np.ndarray | Tensor | Image.Image | bytes
-SOURCES = {"torchvision": from_torchvision}
 ONE_VIEW = TestTimeAugmentation()
 
 
@@ -187,23 +186,26 @@ class Detector:
         state: Mapping[str, Tensor],
         *,
         source: str,
-        model: str,
+        model: str | None = None,
         names: Sequence[str],
+        settings: str | Path | None = None,
         device: str = "auto",
         precision: str = "fp32",
         choose_forms: bool = True,
         **fields: Any,
     ) -> "Detector":
-        """A detector of another project, from its state dict; `source` is `torchvision`.
+        """A detector of another project, from its state dict; `source` is torchvision, detectron2 or mmdetection.
 
-        A state dict cannot show eps, thresholds or sizes: give them as fields where they are not the model's defaults
-        (torchvision's COCO_V1 ResNet-50 has `norm_eps=0.0`). Raises DataError when the weights are not the model's.
+        The model is read from the tensors; `model` names a torchvision detector whose tensors are those of another one
+        (`faster_rcnn_mobilenet_v3_large_320_fpn`). A state dict cannot show eps, thresholds or sizes: `settings` is the
+        project's own configuration file; give what it does not say as fields (torchvision's COCO_V1 ResNet-50 has
+        `norm_eps=0.0`).
+        Raises DataError when the weights are not a detector's of that project or do not fit the settings.
         """
-        if source not in SOURCES:
-            raise UsageError(f"Weights of {source!r} cannot be read. {nearest(source, SOURCES)}")
-        built = build(configure(named(model), fields), len(_checked(names)))
-        load_all(built, SOURCES[source](state, len(names)), f"the {source} weights")
-        return cls(built, model, names, device=device, precision=precision, choose_forms=choose_forms)
+        found = imported(state, source, len(_checked(names)), model=model, settings=settings)
+        built = build(configure(found.config, fields), found.num_classes)
+        load_all(built, found.tensors, f"the {source} weights")
+        return cls(built, found.model, names, device=device, precision=precision, choose_forms=choose_forms)
 
     def save(self, path: str | Path, *, metrics: Mapping[str, float] | None = None) -> None:
         """Write the weights file; it is complete or not there at all."""

@@ -27,9 +27,13 @@ def option(
     low: Number | None = None,
     above: Number | None = None,
     high: Number | None = None,
+    flag: str | None = None,
 ) -> Any:
-    """A dataclass field with its help, its section of the help page and the range of its numbers (`above` excludes)."""
-    metadata = {"help": help, "group": group, "low": low, "above": above, "high": high}
+    """A dataclass field with its help, its section of the help page and the range of its numbers (`above` excludes).
+
+    `flag` is its flag where that is not its name.
+    """
+    metadata = {"help": help, "group": group, "low": low, "above": above, "high": high, "flag": flag}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)

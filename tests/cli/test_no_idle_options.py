@@ -42,8 +42,15 @@ IDLE: list[tuple[type, dict[str, Any], str]] = [
             **{"choose_forms": False, "model_fields": {"rpn_nms": 0.5}, "size": 300, "max_size": 500},
         }.items()
     ),
-    (WeightsConvertOptions, {"file": DATA, "out": Path("new"), "model_fields": {"rpn_nms": 0.5}}, "rpn_nms"),
-    (WeightsConvertOptions, {"file": DATA, "out": Path("new"), "names": ("a",)}, "names"),
+    *(
+        (WeightsConvertOptions, {"file": DATA, "out": Path("new"), "source": "classifier", **given}, name)
+        for name, given in {
+            "rpn_nms": {"model_fields": {"rpn_nms": 0.5}},
+            "names": {"names": ("a",)},
+            "config": {"config": Path("c.yaml")},
+        }.items()
+    ),
+    (WeightsConvertOptions, {"file": DATA, "out": Path("new"), "model": "m", "names": ("a",), "key": "k"}, "key"),
     (TrainOptions, {"data": DATA, "rounds": 2}, "rounds"),
     (TrainOptions, {"data": DATA, "model": "faster_rcnn_tiny_fpn", "learn": ("head",), "freeze": 1}, "freeze"),
     (TrainOptions, {"data": DATA, "learn": ("rpn",), "proposals": Path("p")}, "proposals"),

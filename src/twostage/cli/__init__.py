@@ -50,7 +50,7 @@ _GROUPS = {
             "list": "List the published weights.",
             "info": "Print the metadata of a weights file or of published weights.",
             "get": "Download published weights into the cache.",
-            "convert": "Convert a pickled state dict to safetensors.",
+            "convert": "Convert weights of torchvision, detectron2 or mmdetection.",
         },
     ),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from cyclopts import Group, Parameter
+from cyclopts import Argument, Group, Parameter
 
 from twostage.common_options import QuietOptions
 from twostage.errors import UsageError
@@ -61,6 +61,7 @@ def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if each.default is MISSING else each.default
     section = each.metadata["group"]
     note = Parameter(
+        name=each.metadata["flag"],
         help=each.metadata["help"],
         group=Group(section, sort_key=_SECTIONS.index(section)),
         show_default=_shown if default not in (None, (), False, inspect.Parameter.empty) else False,
@@ -78,6 +79,12 @@ def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
     if _is_dict(hint):
         hint, default = tuple[str, ...], ()
     return inspect.Parameter(each.name, kind, default=default, annotation=Annotated[hint, note])
+
+
+def is_common(argument: Argument) -> bool:
+    """Whether an option is one of all verbs, and not a verb's own of the same name."""
+    common = {each.name: each.metadata["help"] for each in fields(Common)}
+    return argument.parameter.help == common.get(argument.field_info.name)
 
 
 def _shown(default: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from cyclopts import App, Argument, ArgumentCollection, Token
 
+from twostage.cli.flags import is_common
 from twostage.errors import DataError, UsageError, nearest
 
 # The dict `model_fields` of a dataclass is written `model.key=value`.
@@ -29,7 +30,7 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
                 refuse_assignment(token.value, known)
     if "set" in known:
         given |= _fill_from_set(known, given)
-    if "config" in known and known["config"].tokens:
+    if "config" in known and known["config"].tokens and is_common(known["config"]):
         _fill_from_file(Path(known["config"].tokens[-1].value), known, given)
     for argument in arguments:
         _refuse_fraction(argument)

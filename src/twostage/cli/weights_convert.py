@@ -1,19 +1,30 @@
-"""`twostage weights convert`: a pickled state dict as safetensors."""
+"""`twostage weights convert`: weights of another project, or a classification network's, as safetensors."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import FieldsOptions
-from twostage.errors import UsageError
+from twostage.errors import DataError, UsageError
 from twostage.options import option
+
+if TYPE_CHECKING:
+    from twostage.weights.convert import Assumption
 
 
 @dataclass(frozen=True)
 class WeightsConvertOptions(FieldsOptions):
-    file: Path = option(help="Pickled state dict (.pth, .pt): torchvision's Faster or Mask R-CNN, or a classifier.")
+    file: Path = option(help="Pickled weights (.pth, .pt, .pkl).")
     _: KW_ONLY
-    model: str | None = option(None, "Model of the detector; leave it out for a classification network.", group="Model")
+    source: Literal["auto", "torchvision", "detectron2", "mmdetection", "classifier"] = option(
+        "auto", "Where they come from; auto: by their names.", flag="--from"
+    )
+    config: Path | None = option(
+        None, "Configuration of these weights: detectron2's config.yaml, mmdetection's .py. None: published defaults."
+    )
+    key: str | None = option(None, "Entry of the file that holds the weights, such as model_ema.")
+    model: str | None = option(None, "Model of a torchvision detector (default: by its weights).", group="Model")
     names: tuple[str, ...] = option(
         (), "Classes of the detector in order; `coco` stands for COCO's 80 classes.", group="Model"
     )
@@ -21,25 +32,67 @@ class WeightsConvertOptions(FieldsOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.model is None) != (not self.names):
-            raise UsageError("a detector needs both --model and --names, a classification network neither")
-        if self.model is None and self.model_fields:
-            raise UsageError(
-                f"model.{next(iter(self.model_fields))} is given without --model: a classifier has no fields"
-            )
+        if self.source == "classifier":
+            idle = {"names": self.names, "config": self.config, "model": self.model, **self.model_fields}
+            for name, value in idle.items():
+                if value:
+                    raise UsageError(f"{name} is given with --from classifier: such a network has none, leave it out")
+        if self.model is not None and self.key is not None:
+            raise UsageError("key is given with --model: leave --model out, the weights show it")
+        if self.model is not None and not self.names:
+            raise UsageError("--model needs --names: the classes in order, or `coco`")
+        if self.model is not None and (self.source not in ("auto", "torchvision") or self.config is not None):
+            raise UsageError("--model is for torchvision's weights, which show less: leave it out")
         if self.out.exists():
             raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
 
 
 @verb(WeightsConvertOptions)
 def convert(options: WeightsConvertOptions) -> Outcome:
-    """Convert a pickled state dict to safetensors. Its tensors are read, and none of its code is run."""
-    from twostage.weights.pickled import coco_names, convert_backbone, convert_detector
+    """Convert pickled weights of another project to a file of ours. Tensors are read, and no code is run."""
+    from twostage.weights.convert import convert, recognise
+    from twostage.weights.pickled import coco_names, convert_backbone, convert_detector, read_checkpoint
 
-    if options.model is None:
-        convert_backbone(options.file, options.out)
-    else:
-        names = coco_names() if options.names == ("coco",) else options.names
+    names = coco_names() if options.names == ("coco",) else options.names
+    if options.model is not None:
         convert_detector(options.file, options.out, options.model, names, **options.model_fields)
-    print(f"Written: {options.out}")
-    return Outcome({"out": options.out, "model": options.model})
+        print(f"Written: {options.out}")
+        return Outcome({"out": options.out, "model": options.model, "source": "torchvision"})
+    checkpoint = read_checkpoint(options.file, options.key)
+    source = "classifier" if options.source == "classifier" else recognise(checkpoint.state, options.source)
+    if source is None and (options.names or options.config is not None or options.model_fields):
+        raise DataError(
+            f"{options.file}: no detector of torchvision, detectron2 or mmdetection by the names of its weights: "
+            f"{', '.join(list(checkpoint.state)[:3])} ... Say whose it is with --from, or give torchvision's --model."
+        )
+    if source is None or source == "classifier":
+        convert_backbone(options.file, options.out)
+        print(f"Written: {options.out}, a classification network's, to begin a training from")
+        return Outcome({"out": options.out, "model": None, "source": "classifier"})
+    for other in checkpoint.others:
+        print(f"The file also has {other}, another copy of the weights: --key {other} converts that one.")
+    done = convert(checkpoint, options.out, source, settings=options.config, names=names, fields=options.model_fields)
+    _print_assumptions(done.assumptions, source)
+    print(f"Written: {options.out}, {done.card.model} of {source}, {len(done.card.names)} classes")
+    return Outcome(
+        {
+            "out": options.out,
+            "model": done.card.model,
+            "source": source,
+            "names": done.card.names,
+            "assumptions": [each._asdict() for each in done.assumptions],
+        }
+    )
+
+
+def _print_assumptions(assumptions: "list[Assumption]", source: str) -> None:
+    width = max(len(each.path) for each in assumptions)
+    print(f"What the weights do not show (* as given, the others as {source} publishes them):")
+    for each in assumptions:
+        print(f"  {'*' if each.given else ' '} {each.path:{width}}  {_short(each.value)}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"({', '.join(map(_short, value))})" if isinstance(value, tuple) else str(value)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -11,7 +12,6 @@ from twostage.errors import DataError
 from twostage.models.backbones.vgg import VGG16
 from twostage.models.build import Model
 from twostage.models.heads.bodies import Res5Head
-from twostage.weights.torchvision import channel_last
 
 _STAGE = re.compile(r".*?\d\.")  # a name up to its first number: layer1. or stages.2.
 
@@ -90,6 +90,12 @@ def as_backbone(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(part, Res5Head):
             renamed |= {f"{place}.{name}": t for name, t in state.items() if name.startswith("layer4.")}
     return renamed
+
+
+def channel_last(weight: Float[Tensor, "d csS"], channels: int) -> Float[Tensor, "d sSc"]:
+    """fc6's columns turned from (channel, row, column) to (row, column, channel)."""
+    side = round((weight.shape[1] / channels) ** 0.5)
+    return weight.unflatten(1, (channels, side, side)).permute(0, 2, 3, 1).flatten(1)
 
 
 def _is_counter(name: str) -> bool:

@@ -67,7 +67,7 @@ def _of_torch(path: Path, *, mapped: bool) -> Any:
         for name in (torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else ())
         if name.startswith(_STATE_OF)
     ]
-    with torch.serialization.safe_globals(cast(list[Callable[..., Any]], inert)):
+    with torch.serialization.safe_globals(cast(list[Callable[..., Any] | tuple[Callable[..., Any], str]], inert)):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 

@@ -2,38 +2,89 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twostage.errors import DataError
+from twostage.errors import DataError, nearest
 from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.weights.efficientnet_lite import from_published, is_published
 from twostage.weights.file import Card, save_tensors, save_weights
 from twostage.weights.fit import load_all
+from twostage.weights.importers.python_config import parse_python_config
+from twostage.weights.importers.torchvision import from_torchvision
 from twostage.weights.pickle_reader import load_pickle
-from twostage.weights.torchvision import from_torchvision
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
+_AVERAGED = ("model_ema", "ema", "ema_state_dict", "ema_model")
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled state dict, also of one that a training script wrapped. Runs no code of the file.
+class Checkpoint(NamedTuple):
+    """What a pickle holds of a network: its state dict, and where a training left them its classes and its settings.
+
+    `others` are the entries beside it with further copies of the weights, such as their moving average.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    names: tuple[str, ...] = ()
+    settings: Mapping[str, Any] | None = None
+    others: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
+    """A pickled state dict, also one that a training script wrapped, or its entry `key`. Runs no code of the file.
 
     Raises MissingError when there is none, DataError when it is no state dict or holds more than tensors.
     """
     content = load_pickle(path)
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    names, settings = _meta(content.get("meta")) if isinstance(content, Mapping) else ((), None)
+    others: tuple[str, ...] = ()
+    if key is not None:
+        if not isinstance(content, Mapping) or not isinstance(content.get(key), Mapping):
+            entries = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+            raise DataError(f"{path}: has no entry {key!r} with weights. {nearest(key, entries)}")
+        content = content[key]
+    elif isinstance(content, Mapping):
+        others = tuple(name for name in _AVERAGED if isinstance(content.get(name), Mapping))
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     tensors = Tensor | np.ndarray
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, tensors) for v in content.values()):
         raise DataError(f"{path}: holds a {type(content).__name__}, not a state dict of tensors.")
-    return {str(name).removeprefix("module."): torch.as_tensor(value).detach() for name, value in content.items()}
+    state = {str(name).removeprefix("module."): torch.as_tensor(value).detach() for name, value in content.items()}
+    return Checkpoint(path, {name: _in_float32(value) for name, value in state.items()}, names, settings, others)
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict. Raises as `read_checkpoint`."""
+    return read_checkpoint(path).state
+
+
+def _in_float32(value: Tensor) -> Tensor:
+    """The same; half precision in float32, as the models have it."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _meta(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
+    """The classes and settings that mmdetection leaves beside the weights: by version 2 and version 3."""
+    if not isinstance(meta, Mapping):
+        return (), None
+    of_data = meta.get("dataset_meta")
+    names = meta.get("CLASSES") or (of_data.get("classes") if isinstance(of_data, Mapping) else None)
+    text = meta.get("cfg") or meta.get("config")
+    try:
+        settings = parse_python_config(text) if isinstance(text, str) else None
+    except SyntaxError:
+        settings = None
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        names = ()
+    return tuple(names), settings
 
 
 def convert_backbone(path: Path, out: Path) -> None:

@@ -1,8 +1,8 @@
-"""torchvision's Faster and Mask R-CNN weights under our names.
+"""torchvision's Faster and Mask R-CNN and RetinaNet weights under our names.
 
 What differs: names of modules; fc6 reads a region channel first there, channel last here; the background rows of the
-box regressor and of the masks, which nothing reads, are dropped; a transposed convolution is four matrices here; COCO's
-91 outputs with holes become 80 when 80 names are given.
+box regressor, of the masks and of RetinaNet, which nothing reads, are dropped; a transposed convolution is four
+matrices here; COCO's 91 outputs with holes become 80. RetinaNet's anchor sizes are whole numbers.
 """
 
 import re
@@ -13,7 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twostage.errors import DataError
+from twostage.models.config import TwoStageConfig
+from twostage.models.configure import configure
+from twostage.models.zoo import ZOO, named
+from twostage.weights.fit import channel_last
+from twostage.weights.importers.architecture import read_architecture, resnet_of
+from twostage.weights.importers.imported import Imported, change, refuse
 
+ANCHORS = 9  # at each position of RetinaNet's maps
+_OTHERS = {r"^roi_heads\.keypoint_": "Keypoint R-CNN"}
 COCO_HOLES = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 """Category ids below 91 that COCO's detection task never used."""
 
@@ -36,7 +44,76 @@ RENAMES = (
     (r"^roi_heads\.box_predictor\.cls_score\.", "head.classes."),
     (r"^roi_heads\.box_predictor\.bbox_pred\.", "head.deltas."),
     (r"^backbone\.body\.(\d+)\.", r"backbone.body.features.\1."),  # MobileNet
+    (r"^backbone\.fpn\.extra_blocks\.p6\.", "backbone.extra.sixth.0."),
+    (r"^backbone\.fpn\.extra_blocks\.p7\.", "backbone.extra.seventh.0."),
+    *((rf"^head\.classification_head\.conv\.{2 * k}\.(weight|bias)$", rf"head.class_tower.{k}.0.\1") for k in range(4)),
+    *((rf"^head\.regression_head\.conv\.{2 * k}\.(weight|bias)$", rf"head.box_tower.{k}.0.\1") for k in range(4)),
+    (r"^head\.classification_head\.conv\.", "head.class_tower."),
+    (r"^head\.regression_head\.conv\.", "head.box_tower."),
+    (r"^head\.classification_head\.cls_logits\.", "head.classes."),
+    (r"^head\.regression_head\.bbox_reg\.", "head.deltas."),
 )
+
+
+def is_torchvision(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the names of a detector of torchvision's."""
+    first = ("backbone.body.conv1.weight", "backbone.body.0.0.weight")
+    return any(name in state for name in first) and any(name.startswith(("roi_heads.", "head.")) for name in state)
+
+
+def import_torchvision(state: Mapping[str, Tensor]) -> Imported:
+    """The detector of a state dict. Raises DataError for one of another kind.
+
+    A MobileNet of 320 pixels cannot be told from one of 800: it is taken for the latter.
+    """
+    refuse(state, "torchvision", _OTHERS)
+    if "head.classification_head.cls_logits.weight" in state:
+        return _retinanet(state)
+    outputs = len(state.get("roi_heads.box_predictor.cls_score.bias", ()))
+    num_classes = 80 if outputs == 91 else outputs - 1
+    tensors = from_torchvision(state, num_classes)
+    family = "mask_rcnn" if "roi_heads.mask_predictor.mask_fcn_logits.weight" in state else "faster_rcnn"
+    if "backbone.body.0.0.weight" in state:
+        return Imported(*_two_stage(f"{family}_mobilenet_v3_large_fpn"), tensors, num_classes)
+    second = "_v2" if "rpn.head.conv.1.0.weight" in state else ""
+    depth = resnet_of(tensors, "backbone.body.").depth
+    if f"{family}_resnet{depth}_fpn{second}" in ZOO:
+        return Imported(*_two_stage(f"{family}_resnet{depth}_fpn{second}"), tensors, num_classes)
+    model, config = _two_stage(f"{family}_resnet50_fpn{second}")
+    return Imported(model, configure(config, {"backbone.depth": depth}), tensors, num_classes)
+
+
+def _two_stage(model: str) -> tuple[str, TwoStageConfig]:
+    """The name and its configuration."""
+    config = named(model)
+    assert isinstance(config, TwoStageConfig)
+    return model, config
+
+
+def _retinanet(state: Mapping[str, Tensor]) -> Imported:
+    """RetinaNet, of which class 0 is background, which nothing learns."""
+    tensors = {_renamed(name): tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    outputs = len(tensors["head.classes.bias"]) // ANCHORS
+    num_classes = 80 if outputs == 91 else outputs - 1
+    keep = _classes(outputs, num_classes)[1:]
+    change(
+        tensors, r"head\.classes\.(weight|bias)", lambda rows: rows.unflatten(0, (ANCHORS, -1))[:, keep].flatten(0, 1)
+    )
+    # Before a normalisation a convolution has no bias there.
+    convs = [name.removesuffix(".weight") for name in tensors if re.fullmatch(r"head\.\w+_tower\.\d\.0\.weight", name)]
+    tensors = {
+        f"{name}.bias": tensors[f"{name}.weight"].new_zeros(len(tensors[f"{name}.weight"])) for name in convs
+    } | tensors
+    model, config, _ = read_architecture(tensors)
+    sizes = tuple(tuple(float(int(size * 2 ** (k / 3))) for k in range(3)) for size in (32, 64, 128, 256, 512))
+    fields = {
+        "anchor_sizes": sizes,
+        "anchor_rounding": "nearest",
+        "anchor_stride": "canvas",
+        "max_det": 300,
+        "min_box_size": 0.0,
+    }
+    return Imported(model, configure(config, fields), tensors, num_classes)
 
 
 def from_torchvision(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
@@ -92,12 +169,6 @@ def _object_rows(weight: Tensor, keep: Tensor) -> Tensor:
 
 def _transposed(weight: Float[Tensor, "c d 2 2"], keep: Tensor) -> Float[Tensor, "4 d c"]:
     return weight.permute(2, 3, 1, 0).flatten(0, 1)
-
-
-def channel_last(weight: Float[Tensor, "d csS"], channels: int) -> Float[Tensor, "d sSc"]:
-    """fc6's columns turned from (channel, row, column) to (row, column, channel)."""
-    side = round((weight.shape[1] / channels) ** 0.5)
-    return weight.unflatten(1, (channels, side, side)).permute(0, 2, 3, 1).flatten(1)
 
 
 def _fc6(weight: Tensor, keep: Tensor) -> Tensor:

@@ -14,8 +14,11 @@ from torchvision.models import detection
 from twostage import Detector
 from twostage.data.scenes import EASY, HARD, make_scene
 from twostage.errors import DataError, UsageError
-from twostage.weights.fit import load_all
-from twostage.weights.torchvision import COCO_HOLES, channel_last, from_torchvision
+from twostage.models.build import build
+from twostage.models.configure import configure
+from twostage.weights.fit import channel_last, load_all
+from twostage.weights.importers.imported import Imported
+from twostage.weights.importers.torchvision import COCO_HOLES, from_torchvision, import_torchvision
 
 MODELS = {
     "faster_rcnn_resnet50_fpn": detection.fasterrcnn_resnet50_fpn,
@@ -48,6 +51,60 @@ def test_every_tensor_finds_its_place_and_none_is_left(name: str) -> None:
     own = {n: t.shape for n, t in own.items() if not n.endswith("num_batches_tracked")}
     found = {n: t.shape for n, t in from_torchvision(shapes(name, 8), 7).items()}
     assert found == own
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if "320" not in n])
+@pytest.mark.parametrize("outputs", [91, 8])
+def test_the_model_is_read_from_the_tensors(name: str, outputs: int) -> None:
+    imported = import_torchvision(shapes(name, outputs))
+    assert imported.model == name
+    assert imported.num_classes == (80 if outputs == 91 else 7)
+    require_complete(imported)
+
+
+@pytest.mark.parametrize(("depth", "build_body"), [(18, "resnet18"), (101, "resnet101")])
+def test_a_body_of_another_depth(depth: int, build_body: str) -> None:
+    with torch.device("meta"):
+        body = detection.backbone_utils.resnet_fpn_backbone(backbone_name=build_body, weights=None)
+        state = detection.FasterRCNN(body, num_classes=4).state_dict()
+    imported = import_torchvision(state)
+    assert imported.model == f"faster_rcnn_resnet{depth}_fpn"
+    require_complete(imported)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_retinanet_gives_the_same_detections(version: int) -> None:
+    torch.manual_seed(0)
+    make = detection.retinanet_resnet50_fpn if version == 1 else detection.retinanet_resnet50_fpn_v2
+    theirs = make(weights=None, weights_backbone=None, num_classes=4, min_size=128, max_size=256).eval()
+    with torch.no_grad():
+        for name, value in theirs.state_dict().items():
+            if name.endswith("cls_logits.weight"):
+                value.mul_(20 if version == 1 else 3)
+        theirs.head.classification_head.cls_logits.bias.fill_(-2)
+        # Class 0 is background, which no training lets win.
+        theirs.head.classification_head.cls_logits.bias.view(9, 4)[:, 0] = -20
+    imported = import_torchvision(theirs.state_dict())
+    assert imported.model == "retinanet_resnet50_fpn"
+    model = build(configure(imported.config, {"size": 128, "max_size": 256}), 3)
+    load_all(model, imported.tensors, "these")
+    image = make_scene(0, 1, 2, style=HARD).image[:150]
+    ours = Detector(model, imported.model, ["a", "b", "c"], device="cpu").predict(image.copy(), conf=0.05)
+    with torch.no_grad():
+        expected = theirs([torch.tensor(image).permute(2, 0, 1) / 255])[0]
+    assert len(ours) == len(expected["boxes"]) > 10
+    assert sorted(ours.class_ids.tolist()) == sorted((expected["labels"] - 1).tolist())
+    distance = (torch.tensor(ours.boxes)[:, None] - expected["boxes"]).abs().amax(2)
+    assert distance.min(dim=1).values.max() < 1e-2
+    torch.testing.assert_close(torch.tensor(ours.scores), expected["scores"], atol=1e-5, rtol=0)
+
+
+def require_complete(imported: Imported) -> None:
+    """That the tensors are those of the model, no more and no fewer."""
+    with torch.device("meta"):
+        own = build(imported.config, imported.num_classes).state_dict()
+    own = {n: t.shape for n, t in own.items() if not n.endswith("num_batches_tracked")}
+    assert {n: t.shape for n, t in imported.tensors.items()} == own
 
 
 # --- classes
@@ -148,7 +205,7 @@ def test_fc6_reads_the_same_region_in_another_order() -> None:
 
 @pytest.fixture
 def parity(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    folder = Path(__file__).parents[2] / "benchmarks"
+    folder = Path(__file__).parents[3] / "benchmarks"
     if not folder.is_dir():
         pytest.skip("no benchmarks beside the tests")
     monkeypatch.syspath_prepend(str(folder))

@@ -1,0 +1,182 @@
+"""A detector's weights of another project become a file of ours; what they do not show is said."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from twostage.errors import DataError, UsageError, nearest
+from twostage.models.build import build
+from twostage.models.component import leaves
+from twostage.models.config import DetectorConfig, StagewiseConfig
+from twostage.models.configure import configure
+from twostage.models.zoo import named
+from twostage.weights.file import Card, save_weights
+from twostage.weights.fit import Unfilled, load_all
+from twostage.weights.importers.detectron2 import from_detectron2, is_detectron2
+from twostage.weights.importers.imported import Imported
+from twostage.weights.importers.mmdetection import from_mmdetection, is_mmdetection
+from twostage.weights.importers.python_config import read_python_config
+from twostage.weights.importers.torchvision import from_torchvision, import_torchvision, is_torchvision
+from twostage.weights.importers.yaml_config import read_yaml_config
+from twostage.weights.pickled import Checkpoint, coco_names
+
+Settings = Mapping[str, Any]
+
+
+class Source(NamedTuple):
+    """A project: which state dicts are its own, and how they and its settings are read."""
+
+    recognise: Callable[[Mapping[str, Tensor]], bool]
+    read: Callable[[Mapping[str, Tensor], Settings | None], Imported]
+    settings: Callable[[Path], Settings] | None
+
+
+SOURCES: dict[str, Source] = {
+    "torchvision": Source(is_torchvision, lambda state, _: import_torchvision(state), None),
+    "detectron2": Source(is_detectron2, from_detectron2, read_yaml_config),
+    "mmdetection": Source(is_mmdetection, from_mmdetection, read_python_config),
+}
+
+COCO = 80  # classes
+# As Pascal VOC's development kit, detectron2 and mmdetection list them.
+VOC = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+# What can change a detection and no tensor shows.
+_ASSUMED = (
+    *("image", "backbone.stride_in_1x1", "backbone.norm.eps", "anchors", "roi", "postprocess", "cascade.scores"),
+    *("rpn.top_test", "rpn.nms", "rpn.min_size", "rpn.delta_weights", "rpn.delta_clamp_two_sided"),
+    *("proposals.keep_test", "stage.delta_weights", "cascade.delta_weights", "neck.extra", "mask.paste"),
+    *("retinanet.delta_weights", "retinanet.delta_clamp_two_sided", "retinanet.top", "retinanet.clip_before_nms"),
+)
+
+
+class Assumption(NamedTuple):
+    """A value of the configuration that no tensor shows, and whether a file of settings said it."""
+
+    path: str
+    value: Any
+    given: bool
+
+
+class Converted(NamedTuple):
+    """The header of the new file, the project that the weights came from, and what they do not show."""
+
+    card: Card
+    source: str
+    assumptions: list[Assumption]
+
+
+def recognise(state: Mapping[str, Tensor], source: str = "auto") -> str | None:
+    """The project whose names a state dict has; None for one that is no detector of a known project.
+
+    Raises UsageError for an unknown `source`.
+    """
+    if source != "auto":
+        if source not in SOURCES:
+            raise UsageError(f"Weights of {source!r} cannot be read. {nearest(source, SOURCES)}")
+        return source
+    return next((name for name, each in SOURCES.items() if each.recognise(state)), None)
+
+
+def imported(
+    state: Mapping[str, Tensor],
+    source: str,
+    num_classes: int,
+    *,
+    model: str | None = None,
+    settings: str | Path | None = None,
+) -> Imported:
+    """The detector of a state dict with so many classes. Raises as `convert`."""
+    project = SOURCES[recognise(state, source) or source]
+    if model is not None and source == "torchvision":
+        config = named(model)
+        assert not isinstance(config, StagewiseConfig)
+        return Imported(model, config, from_torchvision(state, num_classes), num_classes)
+    found = project.read(state, _settings_of(project, source, settings))
+    if model not in (None, found.model):
+        raise DataError(f"The weights are those of {found.model}, not of {model}.")
+    if found.num_classes != num_classes:
+        raise DataError(
+            f"The weights have {found.num_classes} classes, but {num_classes} names are given. "
+            f"Give {found.num_classes} names."
+        )
+    return found
+
+
+def _settings_of(project: Source, name: str, path: str | Path | None) -> Settings | None:
+    if path is None:
+        return None
+    if project.settings is None:
+        raise UsageError(f"{name} has no files of settings: give fields of the model instead of {path}.")
+    return project.settings(Path(path))
+
+
+def convert(
+    checkpoint: Checkpoint,
+    out: Path,
+    source: str,
+    *,
+    settings: Path | None = None,
+    names: Sequence[str] = (),
+    licence: str = "unknown",
+    fields: Mapping[str, Any] | None = None,
+) -> Converted:
+    """Write a detector's weights as a file of ours.
+
+    `settings` is the project's own configuration file; without one that which the checkpoint holds is read, or what the
+    project publishes is assumed. `names` are the classes, by default those of the checkpoint, or COCO's 80 or Pascal
+    VOC's 20 for so many. Raises DataError where the weights are not a detector's of this project, are damaged or do not
+    fit the settings, UsageError where the classes have to be named.
+    """
+    project = SOURCES[source]
+    given = _settings_of(project, source, settings) or checkpoint.settings
+    require_numbers(checkpoint.state, checkpoint.path)
+    try:
+        found = project.read(checkpoint.state, given)
+        config = configure(found.config, fields or {})
+        classes = _names(names or checkpoint.names, found.num_classes)
+        with Unfilled():
+            detector = build(config, found.num_classes)
+        load_all(detector, found.tensors, str(checkpoint.path))
+    except DataError as error:
+        raise DataError(f"{checkpoint.path}: {str(error).removeprefix(f'{checkpoint.path}: ')}") from None
+    card = Card(found.model, classes, config, {}, licence)
+    save_weights(out, detector.state_dict(), card)
+    return Converted(card, source, _assumptions(config, found.given | set(fields or {})))
+
+
+def require_numbers(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises DataError for a tensor that holds NaN or infinity: a training that diverged."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise DataError(
+                f"{path}: {name} holds {count} values of {tensor.numel()} that are NaN or infinite: that training "
+                "diverged. Take an earlier checkpoint."
+            )
+
+
+def _names(given: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    names = tuple(given)
+    if not names:
+        names = coco_names() if num_classes == COCO else VOC if num_classes == len(VOC) else ()
+    if len(names) != num_classes:
+        said = f"{len(names)} names are given" if names else "the file does not name them"
+        raise UsageError(
+            f"the weights have {num_classes} classes, and {said}: give --names with {num_classes}, in order"
+        )
+    return names
+
+
+def _assumptions(config: DetectorConfig, given: frozenset[str]) -> list[Assumption]:
+    return [
+        Assumption(leaf.path, leaf.value, bool(leaf.names & given))
+        for leaf in leaves(config)
+        if any(leaf.path == path or leaf.path.startswith(f"{path}.") for path in _ASSUMED)
+    ]

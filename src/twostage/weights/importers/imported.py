@@ -1,0 +1,58 @@
+"""What an importer makes of a state dict, and what all importers share."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from twostage.errors import DataError
+from twostage.models.config import OneStageConfig, TwoStageConfig
+
+Config = TwoStageConfig | OneStageConfig
+
+
+class Imported(NamedTuple):
+    """A detector from elsewhere.
+
+    `model` is the name in the zoo whose configuration `config` began from, `tensors` have our names, `given` are the
+    fields that came from a file of settings.
+    """
+
+    model: str
+    config: Config
+    tensors: dict[str, Tensor]
+    num_classes: int
+    given: frozenset[str] = frozenset()
+
+
+def renamed(state: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """The tensors with every rule, a pattern and what replaces it, applied to their names in turn."""
+    tensors = {}
+    for name, tensor in state.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        tensors[name] = tensor
+    return tensors
+
+
+def change(tensors: dict[str, Tensor], pattern: str, function: Callable[[Tensor], Tensor]) -> None:
+    """Replaces the tensors whose whole name fits."""
+    for name in [name for name in tensors if re.fullmatch(pattern, name)]:
+        tensors[name] = function(tensors[name])
+
+
+def ratio_first(rows: Tensor, each: int, ratios: int = 3) -> Tensor:
+    """The rows of a layer that predicts `each` values for every anchor, sorted by ratio, then by size.
+
+    They come sorted by size, then by ratio.
+    """
+    return rows.unflatten(0, (-1, ratios, each)).transpose(0, 1).flatten(0, 2)
+
+
+def refuse(state: Iterable[str], project: str, parts: Mapping[str, str]) -> None:
+    """Raises DataError for a part that no model of ours has: a pattern in the names, and what it is."""
+    for pattern, what in parts.items():
+        found = next((name for name in state if re.search(pattern, name)), None)
+        if found is not None:
+            raise DataError(f"{project}'s {found} belongs to {what}, which twostage does not have.")

@@ -1,0 +1,143 @@
+"""The names and shapes of detectron2's and mmdetection's tensors, as their sources give them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+K, STUFF = 5, 7
+
+
+def _detectron2_body(prefix: str, stages: Sequence[int] = (2, 3, 4, 5)) -> dict[str, tuple[int, ...]]:
+    """A ResNet-50."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, outputs: int, inputs: int, side: int) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs, side, side)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.norm.{part}"] = (outputs,)
+
+    if 2 in stages:
+        layer(f"{prefix}stem.conv1", 64, 3, 7)
+    inputs = 64 if 2 in stages else 1024
+    for stage in stages:
+        width = 64 << (stage - 2)
+        for block in range({2: 3, 3: 4, 4: 6, 5: 3}[stage]):
+            at = f"{prefix}res{stage}.{block}"
+            if block == 0:
+                layer(f"{at}.shortcut", width * 4, inputs, 1)
+            layer(f"{at}.conv1", width, inputs, 1)
+            layer(f"{at}.conv2", width, width, 3)
+            layer(f"{at}.conv3", width * 4, width, 1)
+            inputs = width * 4
+    return shapes
+
+
+def with_bias(name: str, outputs: int, *shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, *shape), f"{name}.bias": (outputs,)}
+
+
+def detectron2_shapes(*, cascade: bool = False, mask: bool = False, anchors: int = 3) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a detector with a pyramid."""
+    found = _detectron2_body("backbone.bottom_up.")
+    for level in (2, 3, 4, 5):
+        found |= with_bias(f"backbone.fpn_lateral{level}", 256, 64 << level, 1, 1)
+        found |= with_bias(f"backbone.fpn_output{level}", 256, 256, 3, 3)
+    head = "proposal_generator.rpn_head"
+    found |= with_bias(f"{head}.conv", 256, 256, 3, 3)
+    found |= with_bias(f"{head}.objectness_logits", anchors, 256, 1, 1)
+    found |= with_bias(f"{head}.anchor_deltas", 4 * anchors, 256, 1, 1)
+    for k in range(5):
+        found[f"proposal_generator.anchor_generator.cell_anchors.{k}"] = (anchors, 4)
+    for stage in [".0", ".1", ".2"] if cascade else [""]:
+        found |= with_bias(f"roi_heads.box_head{stage}.fc1", 1024, 256 * 49)
+        found |= with_bias(f"roi_heads.box_head{stage}.fc2", 1024, 1024)
+        found |= with_bias(f"roi_heads.box_predictor{stage}.cls_score", K + 1, 1024)
+        found |= with_bias(f"roi_heads.box_predictor{stage}.bbox_pred", 4 if cascade else 4 * K, 1024)
+    if mask:
+        for k in range(1, 5):
+            found |= with_bias(f"roi_heads.mask_head.mask_fcn{k}", 256, 256, 3, 3)
+        found |= {"roi_heads.mask_head.deconv.weight": (256, 256, 2, 2), "roi_heads.mask_head.deconv.bias": (256,)}
+        found |= with_bias("roi_heads.mask_head.predictor", K, 256, 1, 1)
+    return found
+
+
+def mmdetection_shapes(
+    stages: int = 0, *, mask: bool = False, htc: bool = False, semantic: bool = False
+) -> dict[str, Any]:
+    """Every tensor of a detector with a pyramid; `stages` of a cascade, 0 without one."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, norm: str, *shape: int) -> None:
+        found[f"backbone.{name}.weight"] = shape
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            found[f"backbone.{norm}.{part}"] = shape[:1]
+        found[f"backbone.{norm}.num_batches_tracked"] = ()
+
+    def plain(name: str, *shape: int) -> None:
+        found[f"{name}.weight"], found[f"{name}.bias"] = shape, shape[:1]
+
+    layer("conv1", "bn1", 64, 3, 7, 7)
+    inputs = 64
+    for stage, depth in zip(range(1, 5), (3, 4, 6, 3), strict=True):
+        width = 32 << stage
+        for block in range(depth):
+            at = f"layer{stage}.{block}"
+            layer(f"{at}.conv1", f"{at}.bn1", width, inputs, 1, 1)
+            layer(f"{at}.conv2", f"{at}.bn2", width, width, 3, 3)
+            layer(f"{at}.conv3", f"{at}.bn3", width * 4, width, 1, 1)
+            if block == 0:
+                layer(f"{at}.downsample.0", f"{at}.downsample.1", width * 4, inputs, 1, 1)
+            inputs = width * 4
+    for level in range(4):
+        plain(f"neck.lateral_convs.{level}.conv", 256, 256 << level, 1, 1)
+        plain(f"neck.fpn_convs.{level}.conv", 256, 256, 3, 3)
+    plain("rpn_head.rpn_conv", 256, 256, 3, 3)
+    plain("rpn_head.rpn_cls", 3, 256, 1, 1)
+    plain("rpn_head.rpn_reg", 12, 256, 1, 1)
+    for stage in range(stages) if stages else [None]:
+        head = "roi_head.bbox_head" + ("" if stage is None else f".{stage}")
+        plain(f"{head}.shared_fcs.0", 1024, 256 * 49)
+        plain(f"{head}.shared_fcs.1", 1024, 1024)
+        plain(f"{head}.fc_cls", K + 1, 1024)
+        plain(f"{head}.fc_reg", 4 if stages else 4 * K, 1024)
+        if mask:
+            head = head.replace("bbox", "mask")
+            for k in range(4):
+                plain(f"{head}.convs.{k}.conv", 256, 256, 3, 3)
+            found[f"{head}.upsample.weight"], found[f"{head}.upsample.bias"] = (256, 256, 2, 2), (256,)
+            plain(f"{head}.conv_logits", K, 256, 1, 1)
+            if htc and stage:
+                plain(f"{head}.conv_res.conv", 256, 256, 1, 1)
+    if semantic:
+        for k in range(5):
+            plain(f"roi_head.semantic_head.lateral_convs.{k}.conv", 256, 256, 1, 1)
+        for k in range(4):
+            plain(f"roi_head.semantic_head.convs.{k}.conv", 256, 256, 3, 3)
+        plain("roi_head.semantic_head.conv_embedding.conv", 256, 256, 1, 1)
+        plain("roi_head.semantic_head.conv_logits", STUFF, 256, 1, 1)
+    return found
+
+
+def detectron2_retinanet_shapes() -> dict[str, tuple[int, ...]]:
+    found = _detectron2_body("backbone.bottom_up.")
+    for level in (3, 4, 5):
+        found |= with_bias(f"backbone.fpn_lateral{level}", 256, 64 << level, 1, 1)
+        found |= with_bias(f"backbone.fpn_output{level}", 256, 256, 3, 3)
+    found |= with_bias("backbone.top_block.p6", 256, 2048, 3, 3) | with_bias("backbone.top_block.p7", 256, 256, 3, 3)
+    for k in range(4):
+        found |= with_bias(f"head.cls_subnet.{2 * k}", 256, 256, 3, 3)
+        found |= with_bias(f"head.bbox_subnet.{2 * k}", 256, 256, 3, 3)
+    return found | with_bias("head.cls_score", 9 * K, 256, 3, 3) | with_bias("head.bbox_pred", 36, 256, 3, 3)
+
+
+def mmdetection_retinanet_shapes() -> dict[str, tuple[int, ...]]:
+    found = {name: shape for name, shape in mmdetection_shapes().items() if name.startswith("backbone.")}
+    for level in range(3):
+        found |= with_bias(f"neck.lateral_convs.{level}.conv", 256, 512 << level, 1, 1)
+        found |= with_bias(f"neck.fpn_convs.{level}.conv", 256, 256, 3, 3)
+    found |= with_bias("neck.fpn_convs.3.conv", 256, 2048, 3, 3) | with_bias("neck.fpn_convs.4.conv", 256, 256, 3, 3)
+    for k in range(4):
+        found |= with_bias(f"bbox_head.cls_convs.{k}.conv", 256, 256, 3, 3)
+        found |= with_bias(f"bbox_head.reg_convs.{k}.conv", 256, 256, 3, 3)
+    return (
+        found | with_bias("bbox_head.retina_cls", 9 * K, 256, 3, 3) | with_bias("bbox_head.retina_reg", 36, 256, 3, 3)
+    )
