@@ -53,7 +53,9 @@ class TrainDataOptions(LayoutOptions):
     data: Path | None = option(None, "Data set in VOC, COCO, YOLO, labelme or VIA layout (required without --resume).")
     _: KW_ONLY
     train_split: str | None = option(None, "Training split (default: train, else trainval).", group="Data")
-    val_split: str | None = option(None, "Validation split (default: val, else valid, else test).", group="Data")
+    val_split: str | None = option(
+        None, "Validation split, or none (default: val, else valid, else test).", group="Data"
+    )
     resume: Path | None = option(None, "Run folder to resume exactly where it stopped.", group="Run")
 
     def __post_init__(self) -> None:

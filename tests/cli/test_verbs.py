@@ -48,6 +48,8 @@ def test_train_prints_its_result(trained: dict[str, Any]) -> None:
     assert Path(trained["weights"]).exists()
     assert "AP" in trained["metrics"]
     assert "COCO layout" in trained["messages"], "the detected layout is printed"
+    saved = f"Saved to {trained['out']}: weights/best.safetensors, AP {trained['metrics']['AP']:.3f}"
+    assert saved in trained["messages"]
 
 
 def test_run_folder_holds_what_the_design_promises(run_folder: Path) -> None:

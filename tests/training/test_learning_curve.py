@@ -46,7 +46,10 @@ def test_parts_of_the_images_are_trained_as_long_and_scored_on_the_same(options:
     each = [json.loads((out / "curve" / str(n) / "result.json").read_text()) for n in (quarter, half)]
     assert [one["metrics"]["AP"] for one in each] == curve["AP"][:2]
     assert {one["steps"] for one in each} == {result["steps"]}
-    assert f"with {2 * whole} probably about {curve['expected']:.3f}" in (out / "report.txt").read_text()
+    assert (
+        f"twice as many, {2 * whole}, probably about {curve['expected']:.3f}, by a line"
+        in (out / "report.txt").read_text()
+    )
     assert (out / "learning_curve.png").stat().st_size > 1000
 
 
@@ -71,7 +74,7 @@ def test_a_broken_curve_goes_on(options: TrainOptions, second_run_stops: list[st
 
 def test_a_curve_needs_a_quarter_of_the_images(options: TrainOptions, few: Path) -> None:
     """2 images: said before anything is trained."""
-    with pytest.raises(UsageError, match="there are 2: leave it out"):
+    with pytest.raises(UsageError, match="these are 2: leave it out"):
         train(replace(options, data=few, curve=True))
     assert not options.out.exists()
 

@@ -1,5 +1,8 @@
 """`twostage train`: train a detector on a data set."""
 
+from pathlib import Path
+from typing import Any
+
 from twostage.cli.together import together
 from twostage.cli.verb import Outcome, verb
 from twostage.training.options import TrainOptions
@@ -15,5 +18,13 @@ def train(options: TrainOptions) -> Outcome:
 
     with together() as processes:
         result = train(options)
-        print(f"Saved to {result['out']}")
+        print(f"Saved to {result['out']}: {_summary(result)}")
         return Outcome(result if processes.is_main else None)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """The file with the weights, and their AP where it was measured."""
+    weights = Path(result["weights"]).relative_to(result["out"])
+    metrics = result.get("metrics", {})
+    scores = [f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50") if metrics.get(name, -1) >= 0]
+    return ", ".join([str(weights), *scores])

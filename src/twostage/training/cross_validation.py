@@ -124,7 +124,7 @@ def fold_splits(images: Dataset, folds: int, seed: int) -> list[Splits]:
     Raises UsageError with fewer images than folds.
     """
     if len(images) < folds:
-        raise UsageError(f"folds is {folds}, more than the {len(images)} images: give fewer, or --val-split {NONE}.")
+        raise UsageError(f"folds is {folds}, more than the {len(images)} images: give fewer.")
     order = stratified_order(images, seed)
     splits = []
     for number in range(folds):

@@ -45,7 +45,10 @@ class LearningCurve(NamedTuple):
 
     def __str__(self) -> str:
         measured = ", ".join(f"{ap:.3f} with {n}" for n, ap in zip(self.images, self.AP, strict=True))
-        return f"AP {measured} images to learn from; with {2 * self.images[-1]} probably about {self.expected:.3f}."
+        return (
+            f"AP {measured} images to learn from; with twice as many, {2 * self.images[-1]}, probably about "
+            f"{self.expected:.3f}, by a line through these few points."
+        )
 
 
 def expected_with_twice(images: Sequence[int], ap: Sequence[float]) -> float:

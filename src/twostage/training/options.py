@@ -150,7 +150,7 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     folds: int | None = option(
         None,
         "Cross-validation: so many runs on all images but a part, scored on it, then one on all (default: 3 where the "
-        "data have no split to validate on and at most 200 images, else none).",
+        "data have no split to validate on and at most 200 images; none with --val-split none).",
         group="Validation",
         low=2,
     )

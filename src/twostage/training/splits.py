@@ -46,8 +46,9 @@ def open_splits(options: TrainOptions) -> Splits:
         )
     layout = find_layout(options.data)
     splits = _choose(layout, options)
-    validating = "without validation" if splits[1] == NONE else f"validating on {splits[1]!r}"
-    log.info("%s: training on %r, %s", layout, splits[0], validating)
+    unused = ", ".join(repr(split) for split in layout.splits if split not in splits)
+    validating = "without a split to validate on" if splits[1] == NONE else f"validating on {splits[1]!r}"
+    log.info("%s: training on %r, %s%s", layout, splits[0], validating, f"; not used: {unused}" if unused else "")
     how = Options(options.images, options.voc_offset, options.on_error, boxes=options.boxes)
     open_split = opener(layout, how)
     opened: list[Dataset] = []
@@ -102,7 +103,9 @@ def may_fold(options: TrainOptions) -> bool:
 def require_parts(options: TrainOptions, train: Dataset) -> None:
     """Raises UsageError where a learning curve would have a quarter of too few images."""
     if options.curve and len(train) < LEAST:
-        raise UsageError(f"curve trains on a quarter of the images, and there are {len(train)}: leave it out.")
+        raise UsageError(
+            f"curve trains on a quarter of the images that a run learns from, and these are {len(train)}: leave it out."
+        )
 
 
 def require_masks(splits: Splits, on_error: OnError) -> None:

@@ -226,7 +226,8 @@ def _of_classes(
         )
     )
     log.warning(
-        "%s has other classes than the data set. Kept by their names: %s; re-initialised: %s; left out: %s.",
+        "%s has other classes than the data set. In both: %s; new: %s; left out: %s. Rows of those in both are kept "
+        "where the head is loaded (see the table). Upper and lower case differ.",
         *(path, kept, fresh, left),
     )
     return with_class_rows(model, state, card.names, names)
