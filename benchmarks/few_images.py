@@ -5,9 +5,11 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/few_images.py people --out benchmarks/results   # on one core
 
 All with the same images and the same minutes of training, in turn; none is validated meanwhile. Fewer images are drawn
-from the training split by the seed. Our recipe was chosen on train and val of blood-cells, and so were the trained
-stages and the rate of torchvision's detector (`results/tried.md`). It has the rest of its own fine-tuning: fixed
-statistics, mirrored images, and neither a moving average of the weights nor random scales, which ours has.
+from the training split by the seed. With --processor-time the minutes are those in which the process computed: on one
+thread, what they would be without other work on the machine. Our recipe was chosen on train and val of blood-cells, and
+so were the trained stages and the rate of torchvision's detector (`results/tried.md`). It has the rest of its own fine-
+tuning: fixed statistics, mirrored images, and neither a moving average of the weights nor random scales, which ours
+has.
 """
 
 import argparse
@@ -68,7 +70,7 @@ ABOUT = (
     "`python benchmarks/few_images.py`: mean AP of the seeds (smallest to largest), after the same minutes of "
     "training. people: the persons in COCO's photographs, of which two thirds are learned and the others scored. "
     "nuclei-masks: Mask R-CNN. Those of one thread ran two at a time, one on each core, and at times beside other "
-    "work: compare their steps."
+    "work: compare their steps. Minutes of processor time were counted by `--processor-time`."
 )
 PEERS = "torchvision, the same lite0"
 LITE = "lite0, pretrained"
@@ -142,20 +144,21 @@ def _data(what: dict, scratch: Path) -> tuple[Task, Dataset, Dataset]:
 def table(rows: list[dict]) -> str:
     """Mean AP of the seeds (smallest to largest), of boxes and masks."""
     lines = []
-    for task, images, minutes, threads in dict.fromkeys(_setting(row) for row in rows):
+    for setting in dict.fromkeys(_setting(row) for row in rows):
+        task, images, minutes, threads, clock = setting
         for who in dict.fromkeys(row["who"] for row in rows):
-            some = [row for row in rows if (*_setting(row), row["who"]) == (task, images, minutes, threads, who)]
+            some = [row for row in rows if (_setting(row), row["who"]) == (setting, who)]
             if not some:
                 continue
             steps = round(statistics.mean(row["steps"] for row in some))
             cells = [_spread([row[m] for row in some]) if m in some[0] else "" for m in ("AP", "AP50", "segm_AP")]
-            spent = f"{minutes:g} of {threads} thread{'s' * (threads > 1)}"
+            spent = f"{minutes:g} of {threads} thread{'s' * (threads > 1)}{clock}"
             lines.append([task, images, spent, who, f"{steps} of {some[0]['batch']}", *cells, str(len(some))])
     return markdown(["task", "images", "minutes", "detector", "steps", "AP", "AP50", "mask AP", "seeds"], lines)
 
 
-def _setting(row: dict) -> tuple[str, str, float, int]:
-    return row["task"], row["images"], row["minutes"], row["threads"]
+def _setting(row: dict) -> tuple[str, str, float, int, str]:
+    return row["task"], row["images"], row["minutes"], row["threads"], row.get("clock", "")
 
 
 def _spread(values: list[float]) -> str:
@@ -171,13 +174,17 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, help=f"instead of the task's own, or {FEW} with few images")
     parser.add_argument("--no-peer", action="store_true", help="ours only")
+    parser.add_argument("--processor-time", action="store_true", help="count the minutes that the process computes")
     parser.add_argument("--out", type=Path, help="folder for few_images.md and .json; what it has is not run again")
     given = parser.parse_args()
+    if given.processor_time:
+        time.perf_counter = time.process_time
     rows = read_rows(given.out, "few_images")
     detectors = {**dict.fromkeys(NETS, train_ours), **({} if given.no_peer else {PEERS: train_torchvisions})}
     for seed, name, images, who in product(given.seeds, given.tasks, given.images, detectors):
         minutes = given.minutes or (TASKS[name].minutes if images == "all" else FEW)
         what = {"task": name, "images": images, "minutes": minutes, "threads": torch.get_num_threads(), "seed": seed}
+        what |= {"clock": ", processor time"} if given.processor_time else {}
         if any(row.items() >= {**what, "who": who}.items() for row in rows):
             continue
         with tempfile.TemporaryDirectory() as scratch:
