@@ -22,6 +22,7 @@ FLOORS = (
     {"models"},
     {"training", "evaluation", "inference", "weights"},
     {"detector"},
+    {"parity"},
     {"serving", "inspection", "export", "experiments"},
     {"cli", "__main__"},
 )

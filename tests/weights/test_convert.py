@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twostage import Detector
 from twostage.errors import DataError, UsageError
-from twostage.weights.convert import convert, recognise
+from twostage.weights.convert import convert, foreign_of, recognise
 from twostage.weights.pickled import read_checkpoint
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -45,7 +45,7 @@ def test_projects_are_recognised(states: dict[str, dict[str, Tensor]], project: 
 
 
 def test_a_file_of_the_zoo(zoo_file: Path, tmp_path: Path) -> None:
-    done = convert(read_checkpoint(zoo_file), tmp_path / "a.safetensors", "detectron2", names=NAMES)
+    done = convert(foreign_of(read_checkpoint(zoo_file), "detectron2"), tmp_path / "a.safetensors", names=NAMES)
     detector = Detector.load(tmp_path / "a.safetensors", device="cpu")
     assert (detector.name, list(detector.names)) == ("faster_rcnn_resnet50_fpn", NAMES)
     assumed = {each.path: each.value for each in done.assumptions}
@@ -73,7 +73,9 @@ def test_settings_of_detectron2(zoo_file: Path, tmp_path: Path) -> None:
     )
     settings = tmp_path / "config.yaml"
     settings.write_text(CONFIG)
-    done = convert(read_checkpoint(zoo_file), tmp_path / "a.safetensors", "detectron2", settings=settings, names=NAMES)
+    done = convert(
+        foreign_of(read_checkpoint(zoo_file), "detectron2", settings), tmp_path / "a.safetensors", names=NAMES
+    )
     config = done.card.config
     assert (config.image.size, config.image.max_size, config.postprocess.max_det) == (640, 999, 7)
     assert config.image.std == pytest.approx([58.395 / 255, 57.12 / 255, 57.375 / 255])
@@ -98,12 +100,9 @@ def test_settings_of_detectron2(zoo_file: Path, tmp_path: Path) -> None:
 )
 def test_settings_of_something_else(zoo_file: Path, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
+    checkpoint = read_checkpoint(zoo_file)
     with pytest.raises(DataError, match=message):
-        convert(
-            *(read_checkpoint(zoo_file), tmp_path / "a.safetensors", "detectron2"),
-            settings=tmp_path / "config.yaml",
-            names=NAMES,
-        )
+        convert(foreign_of(checkpoint, "detectron2", tmp_path / "config.yaml"), tmp_path / "a.safetensors", names=NAMES)
     assert not (tmp_path / "a.safetensors").exists()
 
 
@@ -126,7 +125,7 @@ def test_what_mmdetection_leaves_in_a_checkpoint(states: dict[str, dict[str, Ten
     meta = {"cfg": MM_CONFIG, "dataset_meta": {"classes": tuple(NAMES)}, "epoch": 12}
     optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": []}
     torch.save({"state_dict": states["mmdetection"], "meta": meta, "optimizer": optimizer}, tmp_path / "epoch_12.pth")
-    done = convert(read_checkpoint(tmp_path / "epoch_12.pth"), tmp_path / "a.safetensors", "mmdetection")
+    done = convert(foreign_of(read_checkpoint(tmp_path / "epoch_12.pth"), "mmdetection"), tmp_path / "a.safetensors")
     config = done.card.config
     assert done.card.names == tuple(NAMES)
     assert config.image.mean == pytest.approx([123.675 / 255, 116.28 / 255, 103.53 / 255])
@@ -141,9 +140,9 @@ def test_what_mmdetection_leaves_in_a_checkpoint(states: dict[str, dict[str, Ten
 
 def test_classes_that_nobody_names(zoo_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="5 classes, and the file does not name them: give --names with 5"):
-        convert(read_checkpoint(zoo_file), tmp_path / "a.safetensors", "detectron2")
+        convert(foreign_of(read_checkpoint(zoo_file), "detectron2"), tmp_path / "a.safetensors")
     with pytest.raises(UsageError, match="5 classes, and 2 names are given"):
-        convert(read_checkpoint(zoo_file), tmp_path / "a.safetensors", "detectron2", names=["a", "b"])
+        convert(foreign_of(read_checkpoint(zoo_file), "detectron2"), tmp_path / "a.safetensors", names=["a", "b"])
 
 
 def damaged(state: dict[str, Tensor], change: dict[str, Any]) -> dict[str, Tensor]:
@@ -170,7 +169,7 @@ def test_weights_that_are_not_whole(
 ) -> None:
     torch.save(damaged(states["detectron2"], change), tmp_path / "a.pth")
     with pytest.raises(DataError, match=message):
-        convert(read_checkpoint(tmp_path / "a.pth"), tmp_path / "b.safetensors", "detectron2", names=NAMES)
+        convert(foreign_of(read_checkpoint(tmp_path / "a.pth"), "detectron2"), tmp_path / "b.safetensors", names=NAMES)
     assert not (tmp_path / "b.safetensors").exists()
 
 

@@ -51,6 +51,7 @@ _GROUPS = {
             "info": "Print the metadata of a weights file or of published weights.",
             "get": "Download published weights into the cache.",
             "convert": "Convert weights of torchvision, detectron2 or mmdetection.",
+            "compare": "Compare two detectors on images, and name what differs.",
         },
     ),
 }
@@ -119,7 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _other_options(tokens: Sequence[str], message: str) -> str:
-    """A line that names the configuration file, which may hold the wrong value, unless the message names it."""
+    """A line that names the configuration file, which may hold the wrong value, unless the message names it.
+
+    That of `twostage weights` is another project's.
+    """
+    if tokens[:1] == ["weights"]:
+        return ""
     files = [after for token, after in pairwise([*tokens, ""]) if token == "--config"]
     files += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
     return f"\nOptions were also read from {files[-1]}." if files and files[-1] not in message else ""

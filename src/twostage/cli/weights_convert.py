@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.verb import Outcome, verb
+from twostage.cli.weights_compare import ask_reference, read_photos, say
 from twostage.common_options import FieldsOptions
 from twostage.errors import DataError, UsageError
 from twostage.options import option
 
 if TYPE_CHECKING:
-    from twostage.weights.convert import Assumption
+    from twostage.parity.certificate import Certificate
+    from twostage.weights.convert import Assumption, Foreign
+    from twostage.weights.file import Card
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class WeightsConvertOptions(FieldsOptions):
     names: tuple[str, ...] = option(
         (), "Classes of the detector in order; `coco` stands for COCO's 80 classes.", group="Model"
     )
+    images: tuple[str, ...] = option(
+        (), "Photos on which the result is compared with a reference of the project; the first --count.", group="Proof"
+    )
+    count: int = option(4, "Photos, at most.", group="Proof", low=1)
     out: Path = option(help="New weights file, NAME.safetensors.", group="Output")
 
     def __post_init__(self) -> None:
@@ -50,7 +57,7 @@ class WeightsConvertOptions(FieldsOptions):
 @verb(WeightsConvertOptions)
 def convert(options: WeightsConvertOptions) -> Outcome:
     """Convert pickled weights of another project to a file of ours. Tensors are read, and no code is run."""
-    from twostage.weights.convert import convert, recognise
+    from twostage.weights.convert import convert, foreign_of, recognise
     from twostage.weights.pickled import coco_names, convert_backbone, convert_detector, read_checkpoint
 
     names = coco_names() if options.names == ("coco",) else options.names
@@ -71,9 +78,12 @@ def convert(options: WeightsConvertOptions) -> Outcome:
         return Outcome({"out": options.out, "model": None, "source": "classifier"})
     for other in checkpoint.others:
         print(f"The file also has {other}, another copy of the weights: --key {other} converts that one.")
-    done = convert(checkpoint, options.out, source, settings=options.config, names=names, fields=options.model_fields)
+    foreign = foreign_of(checkpoint, source, options.config)
+    done = convert(foreign, options.out, names=names, fields=options.model_fields)
     _print_assumptions(done.assumptions, source)
+    print(f"    classes: {done.names_from}")
     print(f"Written: {options.out}, {done.card.model} of {source}, {len(done.card.names)} classes")
+    certificate = _prove(options, foreign, done.card) if options.images else None
     return Outcome(
         {
             "out": options.out,
@@ -81,8 +91,22 @@ def convert(options: WeightsConvertOptions) -> Outcome:
             "source": source,
             "names": done.card.names,
             "assumptions": [each._asdict() for each in done.assumptions],
-        }
+            "certificate": certificate and certificate.to_dict(),
+        },
+        certificate and say(certificate, options.out.with_suffix(".certificate.json")),
     )
+
+
+def _prove(options: WeightsConvertOptions, foreign: "Foreign", card: "Card") -> "Certificate":
+    """The certificate of the file that was written."""
+    from twostage.parity.compare import Subject, certify
+    from twostage.parity.variants import Variant
+    from twostage.weights.file import load_tensors
+
+    photos = read_photos(options.images, options.count)
+    oracle, expected = ask_reference(foreign, photos)
+    variant = Variant(card.config, load_tensors(options.out)[1], len(card.names))
+    return certify(Subject(options.out, variant), oracle, expected, photos)
 
 
 def _print_assumptions(assumptions: "list[Assumption]", source: str) -> None:

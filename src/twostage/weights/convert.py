@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from twostage.errors import DataError, UsageError, nearest
+from twostage.errors import DataError, TwostageError, UsageError, nearest
 from twostage.models.build import build
 from twostage.models.component import leaves
 from twostage.models.config import DetectorConfig, StagewiseConfig
@@ -21,7 +21,7 @@ from twostage.weights.importers.mmdetection import from_mmdetection, is_mmdetect
 from twostage.weights.importers.python_config import read_python_config
 from twostage.weights.importers.torchvision import from_torchvision, import_torchvision, is_torchvision
 from twostage.weights.importers.yaml_config import read_yaml_config
-from twostage.weights.pickled import Checkpoint, coco_names
+from twostage.weights.pickled import Checkpoint, coco_names, read_checkpoint
 
 Settings = Mapping[str, Any]
 
@@ -49,11 +49,14 @@ VOC = (
 
 # What can change a detection and no tensor shows.
 _ASSUMED = (
-    *("image", "backbone.stride_in_1x1", "backbone.norm.eps", "anchors", "roi", "postprocess", "cascade.scores"),
-    *("rpn.top_test", "rpn.nms", "rpn.min_size", "rpn.delta_weights", "rpn.delta_clamp_two_sided"),
-    *("proposals.keep_test", "stage.delta_weights", "cascade.delta_weights", "neck.extra", "mask.paste"),
-    *("retinanet.delta_weights", "retinanet.delta_clamp_two_sided", "retinanet.top", "retinanet.clip_before_nms"),
+    *("image", "backbone.stride_in_1x1", "backbone.dilated", "anchors", "roi", "postprocess", "cascade.scores"),
+    *("rpn.top_test", "rpn.nms", "rpn.min_size", "rpn.score_threshold", "rpn.delta_weights", "rpn.delta_clamp"),
+    *("rpn.delta_clamp_two_sided", "proposals.keep_test", "stage.delta_weights", "cascade.delta_weights", "neck.extra"),
+    *("box_head.delta_clamp", "box_head.delta_clamp_two_sided", "mask.paste", "mask.threshold", "mask.tower.roi"),
+    *("retinanet.delta_weights", "retinanet.delta_clamp", "retinanet.delta_clamp_two_sided", "retinanet.top"),
+    *("retinanet.clip_before_nms", "semantic.averaged"),
 )
+_OF_NORMS = (".norm.kind", ".norm.eps", ".norm.groups")  # of every part that has one
 
 
 class Assumption(NamedTuple):
@@ -65,11 +68,38 @@ class Assumption(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """The header of the new file, the project that the weights came from, and what they do not show."""
+    """The header of the new file, the project that the weights came from, what they do not show, and where the classes
+    have their names from."""
 
     card: Card
     source: str
     assumptions: list[Assumption]
+    names_from: str
+
+
+class Foreign(NamedTuple):
+    """A checkpoint of another project, and the settings that were given with it or lie in it."""
+
+    checkpoint: Checkpoint
+    source: str
+    settings: Settings | None
+
+
+def foreign_of(checkpoint: Checkpoint, source: str, settings: Path | None = None) -> Foreign:
+    """A checkpoint with the settings in a file of its project, by default those that lie in it."""
+    return Foreign(checkpoint, source, _settings_of(SOURCES[source], source, settings) or checkpoint.settings)
+
+
+def read_foreign(path: Path, key: str | None = None, settings: Path | None = None) -> Foreign:
+    """A detector's checkpoint of a known project. Raises DataError for one of another, and as `read_checkpoint`."""
+    checkpoint = read_checkpoint(path, key)
+    source = recognise(checkpoint.state)
+    if source is None:
+        raise DataError(
+            f"{path}: no detector of {', '.join(SOURCES)} by the names of its weights: "
+            f"{', '.join(list(checkpoint.state)[:3])} ..."
+        )
+    return foreign_of(checkpoint, source, settings)
 
 
 def recognise(state: Mapping[str, Tensor], source: str = "auto") -> str | None:
@@ -98,7 +128,7 @@ def imported(
         config = named(model)
         assert not isinstance(config, StagewiseConfig)
         return Imported(model, config, from_torchvision(state, num_classes), num_classes)
-    found = project.read(state, _settings_of(project, source, settings))
+    found = _read(project, source, state, _settings_of(project, source, settings))
     if model not in (None, found.model):
         raise DataError(f"The weights are those of {found.model}, not of {model}.")
     if found.num_classes != num_classes:
@@ -118,37 +148,47 @@ def _settings_of(project: Source, name: str, path: str | Path | None) -> Setting
 
 
 def convert(
-    checkpoint: Checkpoint,
+    foreign: Foreign,
     out: Path,
-    source: str,
     *,
-    settings: Path | None = None,
     names: Sequence[str] = (),
     licence: str = "unknown",
     fields: Mapping[str, Any] | None = None,
 ) -> Converted:
     """Write a detector's weights as a file of ours.
 
-    `settings` is the project's own configuration file; without one that which the checkpoint holds is read, or what the
-    project publishes is assumed. `names` are the classes, by default those of the checkpoint, or COCO's 80 or Pascal
-    VOC's 20 for so many. Raises DataError where the weights are not a detector's of this project, are damaged or do not
-    fit the settings, UsageError where the classes have to be named.
+    Without settings what the project publishes is assumed. `names` are the classes, by default those of the checkpoint,
+    or COCO's 80 or Pascal VOC's 20 for so many. Raises DataError where the weights are not a detector's of this
+    project, are damaged or do not fit the settings, UsageError where the classes have to be named.
     """
-    project = SOURCES[source]
-    given = _settings_of(project, source, settings) or checkpoint.settings
-    require_numbers(checkpoint.state, checkpoint.path)
+    checkpoint, source, settings = foreign
+    project, where = SOURCES[source], checkpoint.path
+    require_numbers(checkpoint.state, where)
     try:
-        found = project.read(checkpoint.state, given)
+        found = _read(project, source, checkpoint.state, settings)
         config = configure(found.config, fields or {})
-        classes = _names(names or checkpoint.names, found.num_classes)
+        classes, names_from = _names(tuple(names), checkpoint.names, found.num_classes)
         with Unfilled():
             detector = build(config, found.num_classes)
-        load_all(detector, found.tensors, str(checkpoint.path))
+        load_all(detector, found.tensors, str(where))
     except DataError as error:
-        raise DataError(f"{checkpoint.path}: {str(error).removeprefix(f'{checkpoint.path}: ')}") from None
+        raise DataError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
     card = Card(found.model, classes, config, {}, licence)
     save_weights(out, detector.state_dict(), card)
-    return Converted(card, source, _assumptions(config, found.given | set(fields or {})))
+    return Converted(card, source, _assumptions(config, found.given | set(fields or {})), names_from)
+
+
+def _read(project: Source, name: str, state: Mapping[str, Tensor], settings: Settings | None) -> Imported:
+    """What the importer reads. Tensors and settings of an unforeseen kind are a DataError too."""
+    try:
+        return project.read(state, settings)
+    except TwostageError:
+        raise
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        what = "weights or settings" if settings else "weights"
+        raise DataError(
+            f"These {what} are not those of a detector of {name} that twostage has ({type(error).__name__}: {error})."
+        ) from error
 
 
 def require_numbers(state: Mapping[str, Tensor], path: Path) -> None:
@@ -162,21 +202,32 @@ def require_numbers(state: Mapping[str, Tensor], path: Path) -> None:
             )
 
 
-def _names(given: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    names = tuple(given)
-    if not names:
-        names = coco_names() if num_classes == COCO else VOC if num_classes == len(VOC) else ()
+def _names(given: tuple[str, ...], stored: tuple[str, ...], num_classes: int) -> tuple[tuple[str, ...], str]:
+    """The classes, and where their names come from."""
+    published = {
+        COCO: ("COCO's, by their number", coco_names),
+        len(VOC): ("Pascal VOC's, by their number", lambda: VOC),
+    }
+    names, origin = (given, "as given") if given else (stored, "those of the file")
+    if not names and num_classes in published:
+        origin, of_data = published[num_classes]
+        names = of_data()
     if len(names) != num_classes:
         said = f"{len(names)} names are given" if names else "the file does not name them"
         raise UsageError(
             f"the weights have {num_classes} classes, and {said}: give --names with {num_classes}, in order"
         )
-    return names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        wrong = f"{twice[0]!r} comes twice" if twice else "one is empty"
+        raise UsageError(f"the names of the classes have to be different, and {wrong}: give --names, each once")
+    return names, origin
 
 
 def _assumptions(config: DetectorConfig, given: frozenset[str]) -> list[Assumption]:
     return [
         Assumption(leaf.path, leaf.value, bool(leaf.names & given))
         for leaf in leaves(config)
-        if any(leaf.path == path or leaf.path.startswith(f"{path}.") for path in _ASSUMED)
+        if leaf.path.endswith(_OF_NORMS)
+        or any(leaf.path == path or leaf.path.startswith(f"{path}.") for path in _ASSUMED)
     ]

@@ -30,10 +30,11 @@ class Unfilled(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def load_all(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def load_all(model: nn.Module, state: Mapping[str, Tensor], where: str, *, assign: bool = False) -> None:
     """Load a state dict of which nothing may be missing, too much or of another shape.
 
-    Batch counters are ignored: no prediction depends on them. Raises DataError that names what differs.
+    With `assign` the model takes the tensors themselves, without a copy. Batch counters are ignored: no prediction
+    depends on them. Raises DataError that names what differs.
     """
     own = model.state_dict()
     given = {name: tensor for name, tensor in state.items() if name in own or not _is_counter(name)}
@@ -51,7 +52,7 @@ def load_all(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
                 f"{where}: these weights are not this model's: they {fault} {', '.join(items[:3])}{more}. "
                 "Check the model's name and its fields."
             )
-    model.load_state_dict(given, strict=False)
+    model.load_state_dict(given, strict=False, assign=assign)
 
 
 def load_fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:

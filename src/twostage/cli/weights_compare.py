@@ -1,0 +1,114 @@
+"""`twostage weights compare`: whether two sides detect the same, and what explains it where not."""
+
+from dataclasses import KW_ONLY, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twostage.atomic import write_json
+from twostage.cli.verb import Outcome, verb
+from twostage.common_options import WEIGHTS
+from twostage.errors import DataError, ThresholdError, UsageError
+from twostage.options import Options, option
+
+if TYPE_CHECKING:
+    from twostage.evaluation.results import Results
+    from twostage.parity.certificate import Certificate, Party
+    from twostage.parity.compare import Photos
+    from twostage.weights.convert import Foreign
+
+PHOTOS = "Photos to compare on: files, folders or globs; the first --count of them."
+
+
+@dataclass(frozen=True)
+class CompareOptions(Options):
+    weights: str = option(help=f"Detector that is compared. {WEIGHTS}")
+    other: Path = option(
+        help="The other side: weights of ours; a checkpoint of torchvision, detectron2 or mmdetection; or a COCO "
+        "results file (.json) of what your own port detects in the images."
+    )
+    _: KW_ONLY
+    images: tuple[str, ...] = option(help=PHOTOS, group="Images")
+    count: int = option(4, "Images, at most.", group="Images", low=1)
+    config: Path | None = option(None, "Configuration of a checkpoint: detectron2's config.yaml, mmdetection's .py.")
+    key: str | None = option(None, "Entry of a checkpoint that holds the weights, such as model_ema.")
+    out: Path | None = option(None, "New file for the certificate (JSON).", group="Output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.images:
+            raise UsageError("images is empty: name some photos, as in `--images photos/`")
+        if self.out is not None and self.out.exists():
+            raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
+
+
+@verb(CompareOptions)
+def compare(options: CompareOptions) -> Outcome:
+    """Compare what two detectors detect, one to one, and name the stage and the convention where they differ.
+
+    Exit code 5 where they do.
+    """
+    from twostage.detector import Detector
+    from twostage.parity.certificate import Party
+    from twostage.parity.compare import BATCHES, Subject, certify
+    from twostage.parity.oracles import read_results
+    from twostage.parity.variants import detect, variant_of
+    from twostage.weights.convert import read_foreign
+    from twostage.weights.named import find_weights
+
+    path = find_weights(options.weights)
+    detector = Detector.load(path, device="cpu")
+    photos = read_photos(options.images, options.count)
+    other = None
+    if options.other.suffix == ".json":
+        oracle = Party(options.other, "results file")
+        expected = {1: read_results(options.other, photos.files, detector.names)}
+    elif options.other.suffix == ".safetensors":
+        one = Detector.load(options.other, device="cpu")
+        if one.names != detector.names:
+            raise DataError(f"{options.other}: detects {', '.join(one.names)}; {path}: {', '.join(detector.names)}.")
+        oracle, other = Party(options.other, "twostage"), variant_of(one)
+        model = other.build()
+        expected = {batch: detect(model, photos.pixels, batch) for batch in BATCHES}
+    else:
+        oracle, expected = ask_reference(read_foreign(options.other, options.key, options.config), photos)
+    certificate = certify(Subject(path, variant_of(detector)), oracle, expected, photos, other=other)
+    failure = say(certificate, options.out)
+    return Outcome(certificate.to_dict(), failure)
+
+
+def ask_reference(foreign: "Foreign", photos: "Photos") -> "tuple[Party, dict[int, Results]]":
+    """What the reference of a checkpoint's project finds in photos, by the number of photos at a time."""
+    from twostage.parity.certificate import Party
+    from twostage.parity.compare import BATCHES
+    from twostage.parity.oracles import detect_all, reference_of
+
+    reference = reference_of(foreign.checkpoint, foreign.source, foreign.settings)
+    found = {batch: detect_all(reference, photos.pixels, batch) for batch in BATCHES}
+    return Party(foreign.checkpoint.path, reference.name), found
+
+
+def say(certificate: "Certificate", out: Path | None) -> ThresholdError | None:
+    """Prints a certificate and writes it; the error with which it fails."""
+    for line in certificate.lines():
+        print(line)
+    if out is not None:
+        write_json(out, certificate.to_dict())
+        print(f"Written: {out}")
+    if certificate.passed:
+        return None
+    return ThresholdError(f"{certificate.subject.file} and {certificate.oracle.file} do not detect the same.")
+
+
+def read_photos(sources: tuple[str, ...], count: int) -> "Photos":
+    """The first images of some sources. Raises DataError for one that cannot be read."""
+    from twostage.inference.sources import expand
+    from twostage.parity.compare import Photos
+
+    files, pixels = [], []
+    for item in islice(expand(list(sources)), count):
+        if item.image is None:
+            raise item.error or DataError(f"{item.path}: contains no image.")
+        files.append(Path(item.path or "image"))
+        pixels.append(item.image)
+    return Photos(files, pixels)

@@ -1,0 +1,128 @@
+"""How far two sets of detections of the same images are the same: one to one, with the differences of each pair."""
+
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+
+from twostage.evaluation.results import Results
+from twostage.models.heads.postprocess import PostprocessConfig
+from twostage.ops.boxes import iou
+from twostage.ops.masks import RLE, decode
+
+PAIRED = 2.0  # pixels: boxes of one class further apart than this are other detections
+
+
+class Tolerance(NamedTuple):
+    """What two computations in float32 may differ by: pixels of a box, a score, the share of a mask's pixels."""
+
+    pixels: float = 1e-2
+    scores: float = 1e-4
+    masks: float = 1e-2
+
+
+FLOAT32 = Tolerance()
+
+
+class Spread(NamedTuple):
+    """The largest and the median of some differences; 0 of none."""
+
+    largest: float
+    median: float
+
+
+class Agreement(NamedTuple):
+    """How many detections two sides have, how many are the same object, and how far those differ.
+
+    `at_the_edge` are detections without a partner whose score is no further than the tolerance from where the other
+    side's list ends, at the threshold or at the greatest number: rounding decides about them. `masks` are the shares of
+    pixels that differ, None without masks. `error` is the mean disagreement of all detections, from 0 to 1: 1 - IoU and
+    the difference of scores, with the best partner.
+    """
+
+    images: int
+    expected: int
+    found: int
+    matched: int
+    at_the_edge: int
+    pixels: Spread
+    scores: Spread
+    masks: Spread | None
+    error: float
+
+    def same(self, tolerance: Tolerance = FLOAT32) -> bool:
+        """Whether every detection has its partner within the tolerance."""
+        pairs = (self.pixels.largest <= tolerance.pixels) and (self.scores.largest <= tolerance.scores)
+        masks = self.masks is None or self.masks.largest <= tolerance.masks
+        return pairs and masks and self.expected + self.found - 2 * self.matched == self.at_the_edge
+
+
+def agreement(
+    expected: Results,
+    found: Results,
+    images: int,
+    postprocess: PostprocessConfig,
+    tolerance: Tolerance = FLOAT32,
+) -> Agreement:
+    """Two sides' detections of so many images. `postprocess` has the threshold and the number where a list ends."""
+    pixels, scores, masks, errors, edge = [], [], [], [], 0
+    for image in range(images):
+        a, b = (np.flatnonzero(side.images == image) for side in (expected, found))
+        near, far = _pairs(expected, a, found, b)
+        for i, j in near:
+            pixels.append(float(np.abs(expected.boxes[i] - found.boxes[j]).max()))
+            scores.append(float(abs(expected.scores[i] - found.scores[j])))
+            if expected.masks is not None and found.masks is not None:
+                masks.append(_differing(expected.masks[i], found.masks[j]))
+        errors += far
+        for side, own, other, theirs in ((expected, a, found, b), (found, b, expected, a)):
+            alone = np.setdiff1d(own, [pair[side is found] for pair in near])
+            end = _end(other.scores[theirs], postprocess)
+            edge += int((np.abs(side.scores[alone] - end) <= tolerance.scores).sum())
+    return Agreement(
+        images,
+        len(expected),
+        len(found),
+        len(pixels),
+        edge,
+        _spread(pixels),
+        _spread(scores),
+        None if expected.masks is None or found.masks is None else _spread(masks),
+        float(np.mean(errors)) if errors else 0.0,
+    )
+
+
+def _pairs(
+    expected: Results, a: Int64[np.ndarray, " n"], found: Results, b: Int64[np.ndarray, " m"]
+) -> tuple[list[tuple[int, int]], list[float]]:
+    """Pairs of nearest boxes of one class, and the disagreement of each detection with its best partner."""
+    if not len(a) or not len(b):
+        return [], [1.0] * (len(a) + len(b))
+    other_class = expected.class_ids[a, None] != found.class_ids[b]
+    distance = np.abs(expected.boxes[a, None] - found.boxes[b]).max(2)
+    distance[other_class] = np.inf
+    pairs, free = [], distance.copy()
+    while (least := free.min()) <= PAIRED:
+        i, j = np.unravel_index(np.flatnonzero(free == least)[0], free.shape)
+        pairs.append((int(a[i]), int(b[j])))
+        free[i], free[:, j] = np.inf, np.inf
+    overlap = iou(*(torch.from_numpy(boxes) for boxes in (expected.boxes[a], found.boxes[b]))).numpy()
+    alike = overlap * (1 - np.abs(expected.scores[a, None] - found.scores[b]))
+    alike[other_class] = 0
+    return pairs, [*(1 - alike.max(1)).tolist(), *(1 - alike.max(0)).tolist()]
+
+
+def _end(scores: Float64[np.ndarray, " n"], postprocess: PostprocessConfig) -> float:
+    """The score at which a list of detections ends."""
+    return float(scores.min()) if len(scores) >= postprocess.max_det else postprocess.score_threshold
+
+
+def _differing(a: dict, b: dict) -> float:
+    """The share of the pixels in either mask that are not in both."""
+    first, second = decode([cast(RLE, a), cast(RLE, b)])
+    return float((first ^ second).sum() / max(1, (first | second).sum()))
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(max(values), float(np.median(values))) if values else Spread(0.0, 0.0)

@@ -1,0 +1,69 @@
+"""Compares a detector with another side on images: how far they agree, where they part, and what explains it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from twostage.errors import DataError
+from twostage.evaluation.results import Results
+from twostage.models.config import StagewiseConfig
+from twostage.parity.agreement import FLOAT32, Agreement, Tolerance
+from twostage.parity.certificate import Certificate, Party
+from twostage.parity.diagnosis import compare, diagnose
+from twostage.parity.divergence import first_divergence
+from twostage.parity.variants import Pixels, Variant
+
+BATCHES = (1, 3)
+
+
+class Photos(NamedTuple):
+    """Images to compare on: their files and pixels (RGB)."""
+
+    files: Sequence[Path]
+    pixels: Sequence[Pixels]
+
+
+class Subject(NamedTuple):
+    """The detector that is compared, and its file."""
+
+    file: Path
+    variant: Variant
+
+
+def certify(
+    subject: Subject,
+    oracle: Party,
+    expected: Mapping[int, Results],
+    photos: Photos,
+    *,
+    other: Variant | None = None,
+    tolerance: Tolerance = FLOAT32,
+    report: Callable[[str], None] = print,
+) -> Certificate:
+    """The certificate of a detector against what the other side found in the photos, by the number of images at a time.
+
+    Where they differ, the conventions that explain it are looked for, and, with the `other` side's own detector of the
+    same model, the first place where the two compute something else. Raises DataError where nothing was found at all:
+    that proves nothing.
+    """
+    alone = expected[1]
+    if not len(alone):
+        raise DataError(f"{oracle.file}: nothing is detected in these images, which proves nothing. Give other images.")
+    model = subject.variant.build()
+    agreements: dict[int, Agreement] = {
+        batch: compare(model, photos.pixels, each, tolerance, batch) for batch, each in expected.items()
+    }
+    sizes = {file.name: (image.shape[0], image.shape[1]) for file, image in zip(*photos, strict=True)}
+    party = Party(subject.file, "twostage")
+    certificate = Certificate(party, oracle, sizes, agreements, tolerance)
+    if certificate.passed:
+        return certificate
+    divergence = None
+    if other is not None and not isinstance(other.config, StagewiseConfig):
+        divergence = first_divergence(other.build(), model, photos.pixels[0])
+    report("They differ: looking for a convention that explains it, which takes a minute or two ...")
+    found = diagnose(subject.variant, photos.pixels, alone, tolerance)
+    explained = tuple(f"{each.name}: {each.says}" for each in found.found)
+    return certificate._replace(
+        divergence=divergence, explained_by=explained, explained_wholly=found.after.same(tolerance)
+    )

@@ -1,0 +1,111 @@
+"""The first place where two detectors of one architecture compute something else, layer by layer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from twostage.inference.predictor import make_batch
+from twostage.models.build import Model
+from twostage.parity.variants import Pixels
+
+SAMPLE = 1 << 14  # values of each output that are compared
+RELATIVE = 1e-3  # of the largest value: what rounding does not reach
+
+_LAST = ("head.mask.", "head.flows.")  # of the boxes detected
+Trace = dict[str, Tensor]
+
+
+class Divergence(NamedTuple):
+    """The stage, its name in the model, and the largest difference as a share of the largest value."""
+
+    stage: str
+    place: str
+    difference: float
+
+
+def first_divergence(expected: Model, found: Model, image: Pixels, relative: float = RELATIVE) -> Divergence | None:
+    """Where two models first differ on an image (RGB), in the order of the computation; None where nowhere."""
+    first, second = _trace(expected, image), _trace(found, image)
+    for name, values in first.items():
+        if name not in second:
+            return Divergence(_stage(name), f"{name}, which the other side does not have", 1.0)
+        difference = _difference(values, second[name])
+        if difference > relative:
+            return Divergence(_stage(name), name, difference)
+    return None
+
+
+@torch.inference_mode()
+def _trace(model: Model, image: Pixels) -> Trace:
+    """Some values of everything that a model computes from an image, in that order."""
+    batch = make_batch([image], model.config)
+    trace = {"image.resized": _sample(batch.images), "image.normalised": _sample(model.normalize(batch))}
+    outputs: Trace = {}
+    with _hooked(model, outputs):
+        stages = model.stages(batch)
+    trace |= {name: value for name, value in outputs.items() if name.startswith(("backbone.", "rpn."))}
+    anchors = stages.anchors
+    if anchors is not None:
+        kinds = {"anchors": anchors.anchors, "objectness": anchors.logits, "deltas": anchors.deltas}
+        trace |= {f"{kind}.level{k}": _sample(x) for kind, levels in kinds.items() for k, x in enumerate(levels)}
+    trace["proposals.boxes"] = _sample(stages.proposals.boxes)
+    trace |= {name: value for name, value in outputs.items() if name not in trace and not name.startswith(_LAST)}
+    found = stages.detections
+    trace |= {"detections.boxes": _sample(found.boxes), "detections.scores": _sample(found.scores)}
+    return trace | {name: value for name, value in outputs.items() if name.startswith(_LAST)}
+
+
+@contextmanager
+def _hooked(model: nn.Module, outputs: Trace) -> Iterator[None]:
+    """Within it, every layer leaves a sample of its outputs, those of several calls one after the other."""
+
+    def keep(name: str, output: Any) -> None:
+        for tensor in output if isinstance(output, list | tuple) else [output]:
+            if isinstance(tensor, Tensor):
+                own = _sample(tensor)
+                outputs[name] = torch.cat([outputs[name], own]) if name in outputs else own
+
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: keep(name, output))
+        for name, module in model.named_modules()
+        if name and not any(True for _ in module.children())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _sample(values: Tensor) -> Tensor:
+    """Values at equal steps, as a copy: later layers may write where this one did."""
+    flat = values.detach().flatten()
+    return flat[:: max(1, len(flat) // SAMPLE)].double().clone()
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    if len(a) != len(b):
+        return 1.0
+    if not len(a):
+        return 0.0
+    return float((a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp(min=1e-12))
+
+
+_STAGES = {
+    "image": "resizing or normalising the image",
+    "backbone": "the feature maps",
+    "anchors": "the anchors",
+    "rpn": "the RPN",
+    "objectness": "the scores of the anchors",
+    "deltas": "the deltas of the anchors",
+    "proposals": "decoding and suppressing the proposals",
+    "head": "the heads",
+    "detections": "decoding and suppressing the detections",
+}
+
+
+def _stage(name: str) -> str:
+    return _STAGES.get(name.partition(".")[0], name)

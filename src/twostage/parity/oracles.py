@@ -1,0 +1,117 @@
+"""The other side of a comparison: detections from a file, from another detector, or from a reference of a project."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import nn
+
+from twostage.data.dataset import Dataset
+from twostage.errors import DataError
+from twostage.evaluation.results import Accumulator, Results
+from twostage.ops.masks import encode
+from twostage.ops.paste import paste
+from twostage.parity.reference import detectron2, mmdetection, torchvision
+from twostage.parity.reference.steps import Found
+from twostage.parity.variants import Pixels
+from twostage.weights.pickled import Checkpoint, coco_names
+
+THRESHOLD = 0.5  # of a mask's pixel, in every project
+
+
+class Answer(NamedTuple):
+    """What is found in an image, on its own pixels: boxes, scores, classes from 0, and masks or None."""
+
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+    class_ids: Int[np.ndarray, " n"]
+    masks: Sequence[dict] | None
+
+
+class Oracle(NamedTuple):
+    """Something else that finds objects in images (RGB) on one canvas, and what it is."""
+
+    name: str
+    detect: Callable[[Sequence[Pixels]], list[Answer]]
+
+
+def reference_of(checkpoint: Checkpoint, source: str, settings: Mapping[str, Any] | None = None) -> Oracle:
+    """The reference of a project for a checkpoint of it, with `settings` as the project's own configuration has them.
+
+    Raises DataError for a detector that it does not cover, some at the first image.
+    """
+    where = str(checkpoint.path)
+    if source == "torchvision":
+        return Oracle("torchvision itself", partial(_of_torchvision, torchvision.build(checkpoint.state, where)))
+    project = {"detectron2": detectron2, "mmdetection": mmdetection}[source]
+
+    def detect(images: Sequence[Pixels]) -> list[Answer]:
+        try:
+            rules = project.rules_of(checkpoint.state, settings or checkpoint.settings)
+            smalls = [project.resized(image, rules) for image in images]
+            canvas = (max(small.shape[0] for small in smalls), max(small.shape[1] for small in smalls))
+            founds = [project.detect(checkpoint.state, small, rules, canvas=canvas) for small in smalls]
+            return [_on_image(*each) for each in zip(founds, smalls, images, strict=True)]
+        except (KeyError, StopIteration, RuntimeError) as error:
+            raise DataError(
+                f"{where}: the reference of {source} does not cover this detector ({error}). Give its detections in "
+                "these images, found by the project itself, as a COCO results file."
+            ) from None
+
+    return Oracle(f"a reference of {source}'s rules", detect)
+
+
+@torch.inference_mode()
+def detect_all(oracle: Oracle, images: Sequence[Pixels], batch: int = 1) -> Results:
+    """What an oracle finds in every image, so many images on one canvas."""
+    gathered = Accumulator()
+    for start in range(0, len(images), batch):
+        for place, answer in enumerate(oracle.detect(images[start : start + batch]), start):
+            gathered.add(place, *answer)
+    return gathered.results()
+
+
+def _on_image(found: Found, small: Pixels, image: Pixels) -> Answer:
+    """Detections in a resized image on the pixels of the image."""
+    (height, width), (h, w) = image.shape[:2], small.shape[:2]
+    factor = torch.tensor([width / w, height / h] * 2, dtype=found.boxes.dtype)
+    boxes = (found.boxes * factor).numpy()
+    rles: Any = None
+    if found.masks is not None:
+        grids = found.masks.float().numpy()
+        rles = paste(grids, boxes.astype(np.float32), height, width, threshold=THRESHOLD, way="exact")
+    return Answer(boxes, found.scores.numpy(), found.labels.numpy(), rles)
+
+
+def _of_torchvision(model: nn.Module, images: Sequence[Pixels]) -> list[Answer]:
+    answers = []
+    for found in model([torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in images]):
+        ids, labels = COCO_IDS if model.coco else range(1, 1 << 15), found["labels"].tolist()
+        known = [place for place, label in enumerate(labels) if label in ids]  # not the rows that no class has
+        rles: Any = encode(found["masks"][known, 0].numpy() > THRESHOLD) if "masks" in found else None
+        class_ids = np.array([ids.index(labels[place]) for place in known], dtype=np.int64)
+        answers.append(Answer(found["boxes"][known].numpy(), found["scores"][known].numpy(), class_ids, rles))
+    return answers
+
+
+def read_results(path: Path, files: Sequence[Path], names: Sequence[str]) -> Results:
+    """The detections of a COCO results file in these images.
+
+    Its images are meant by file name, or by the number that a name is; its categories by name, or count from 1, those
+    of COCO's classes by COCO's own numbers. Raises DataError as `Results.from_coco`.
+    """
+    dataset = Dataset.from_samples([(file, np.zeros((0, 4)), []) for file in files], names)
+    if all(file.stem.isdecimal() for file in files):
+        dataset = replace(dataset, image_ids=np.array([int(file.stem) for file in files]))
+    if tuple(names) == coco_names():
+        dataset = replace(dataset, category_ids=np.array(COCO_IDS))
+    return Results.from_coco(path, dataset)
+
+
+# COCO numbers its 80 classes from 1 to 90, with holes.
+COCO_IDS = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
