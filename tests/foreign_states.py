@@ -141,3 +141,38 @@ def mmdetection_retinanet_shapes() -> dict[str, tuple[int, ...]]:
     return (
         found | with_bias("bbox_head.retina_cls", 9 * K, 256, 3, 3) | with_bias("bbox_head.retina_reg", 36, 256, 3, 3)
     )
+
+
+def detectron2_c4_shapes(*, dilated: bool = False) -> dict[str, tuple[int, ...]]:
+    """Faster R-CNN on C4, or on DC5 with two linear layers."""
+    found = _detectron2_body("backbone.", (2, 3, 4, 5) if dilated else (2, 3, 4))
+    width = 2048 if dilated else 1024
+    found |= with_bias("proposal_generator.rpn_head.conv", width, width, 3, 3)
+    found |= with_bias("proposal_generator.rpn_head.objectness_logits", 15, width, 1, 1)
+    found |= with_bias("proposal_generator.rpn_head.anchor_deltas", 60, width, 1, 1)
+    if dilated:
+        found |= with_bias("roi_heads.box_head.fc1", 1024, 2048 * 49) | with_bias("roi_heads.box_head.fc2", 1024, 1024)
+    else:
+        found |= _detectron2_body("roi_heads.", (5,))
+    features = 1024 if dilated else 2048
+    found |= with_bias("roi_heads.box_predictor.cls_score", K + 1, features)
+    return found | with_bias("roi_heads.box_predictor.bbox_pred", 4 * K, features)
+
+
+def mmdetection_c4_shapes(*, dilated: bool = False) -> dict[str, tuple[int, ...]]:
+    """The same of mmdetection."""
+    found = {name: shape for name, shape in mmdetection_shapes().items() if name.startswith("backbone.")}
+    if not dilated:
+        last = "backbone.layer4."
+        found = {
+            (name.replace(last, "roi_head.shared_head.layer4.") if name.startswith(last) else name): shape
+            for name, shape in found.items()
+        }
+    width, features = (2048, 1024) if dilated else (1024, 2048)
+    found |= with_bias("rpn_head.rpn_conv", width, width, 3, 3)
+    found |= with_bias("rpn_head.rpn_cls", 15, width, 1, 1) | with_bias("rpn_head.rpn_reg", 60, width, 1, 1)
+    if dilated:
+        found |= with_bias("roi_head.bbox_head.shared_fcs.0", 1024, 2048 * 49)
+        found |= with_bias("roi_head.bbox_head.shared_fcs.1", 1024, 1024)
+    found |= with_bias("roi_head.bbox_head.fc_cls", K + 1, features)
+    return found | with_bias("roi_head.bbox_head.fc_reg", 4 * K, features)

@@ -48,12 +48,12 @@ def make_state(
     return state
 
 
-def on_canvas(small: np.ndarray, dtype: torch.dtype) -> Batch:
-    """A resized image alone, padded to a multiple of 32."""
+def on_canvas(small: np.ndarray, dtype: torch.dtype, divisor: int) -> Batch:
+    """A resized image alone, padded to a multiple of so many pixels."""
     height, width = small.shape[:2]
     image = torch.tensor(small, dtype=dtype).permute(2, 0, 1) / 255
     batch = Batch(image[None], torch.tensor([[height, width]]))
-    return batch.on_canvas(-(-height // 32) * 32, -(-width // 32) * 32)
+    return batch.on_canvas(-(-height // divisor) * divisor, -(-width // divisor) * divisor)
 
 
 def require_same(model: Model, small: np.ndarray, expected: Found, dtype: torch.dtype) -> None:
@@ -63,7 +63,7 @@ def require_same(model: Model, small: np.ndarray, expected: Found, dtype: torch.
         torch.tensor(values, dtype=dtype)[:, None, None] for values in (model.config.image.mean, model.config.image.std)
     )
     with torch.no_grad():
-        found = model(on_canvas(small, dtype))
+        found = model(on_canvas(small, dtype, model.config.image.divisor))
     count = len(expected.boxes)
     assert found.valid.sum() == count > 10
     assert len(expected.labels.unique()) > 2

@@ -345,6 +345,7 @@ class Detector:
         given: dict[str, Any] = {}
         if conf is not None:
             given["score_threshold"] = _required("conf", conf, Share)
+            given["soft_nms_min_score"] = None  # no score below `conf`
         if iou is not None:
             given["nms"] = _required("iou", iou, Share)
         if max_det is not None:

@@ -118,7 +118,7 @@ def test_the_state_of_training_scripts_is_left_out(tmp_path: Path, monkeypatch: 
 
     class HistoryBuffer:
         def __init__(self) -> None:
-            self.values = [1.0, 2.0]
+            self.values, self.last, self.steps = np.array([1.0, 2.0]), np.float64(2), np.int64(3)
 
     HistoryBuffer.__module__, HistoryBuffer.__qualname__ = "mmengine.logging.history_buffer", "HistoryBuffer"
     module = type(sys)("mmengine.logging.history_buffer")
@@ -127,7 +127,12 @@ def test_the_state_of_training_scripts_is_left_out(tmp_path: Path, monkeypatch: 
         monkeypatch.setitem(sys.modules, name, module if name == module.__name__ else type(sys)(name))
     state = {"a.weight": torch.rand(2, 3)}
     torch.save(
-        {"state_dict": state, "message_hub": {"loss": HistoryBuffer()}, "args": argparse.Namespace(x=1)},
+        {
+            "state_dict": state,
+            "message_hub": {"loss": HistoryBuffer()},
+            "args": argparse.Namespace(x=1),
+            "meta": {"epoch": np.int64(3)},
+        },
         tmp_path / "a.pth",
     )
     read = load_pickle(tmp_path / "a.pth")
@@ -136,6 +141,17 @@ def test_the_state_of_training_scripts_is_left_out(tmp_path: Path, monkeypatch: 
     torch.save({"state_dict": state, "path": tmp_path}, tmp_path / "b.pth")
     with pytest.raises(DataError, match=r"it names pathlib\.\S*PosixPath"):
         load_pickle(tmp_path / "b.pth")
+
+
+def test_bytes_that_are_a_number_make_no_array(tmp_path: Path) -> None:
+    """50 MB, were it `bytearray(50_000_000)`."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR(I1\n(I50000000\nt"
+        b"cnumpy\ndtype\n(Vu1\nI0\nI1\ntR(I3\nV|\nNNNI-1\nI-1\nI0\ntbI00\nI50000000\ntb."
+    )
+    with pytest.raises(DataError, match="an array whose bytes are a int"):
+        load_pickle(path)
 
 
 @pytest.mark.parametrize("cut", [1, 10, 100, 400])

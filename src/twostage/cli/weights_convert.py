@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from twostage.weights.file import Card
 
 
+# How names begin that no classification network has.
+_OF_DETECTORS = (
+    *("rpn_head.", "bbox_head.", "roi_head.", "mask_head.", "neck.", "panoptic", "sem_seg_head.", "transformer."),
+    *("head.classification_head.", "head.regression_head.", "proposal_generator.", "roi_heads.", "rpn."),
+)
+
+
 @dataclass(frozen=True)
 class WeightsConvertOptions(FieldsOptions):
     file: Path = option(help="Pickled weights (.pth, .pt, .pkl).")
@@ -67,10 +74,12 @@ def convert(options: WeightsConvertOptions) -> Outcome:
         return Outcome({"out": options.out, "model": options.model, "source": "torchvision"})
     checkpoint = read_checkpoint(options.file, options.key)
     source = "classifier" if options.source == "classifier" else recognise(checkpoint.state, options.source)
-    if source is None and (options.names or options.config is not None or options.model_fields):
+    wanted = options.names or options.config is not None or options.model_fields or options.images
+    if source is None and (wanted or any(name.startswith(_OF_DETECTORS) for name in checkpoint.state)):
         raise DataError(
-            f"{options.file}: no detector of torchvision, detectron2 or mmdetection by the names of its weights: "
-            f"{', '.join(list(checkpoint.state)[:3])} ... Say whose it is with --from, or give torchvision's --model."
+            f"{options.file}: no detector of torchvision, detectron2 or mmdetection that twostage has, by the names of "
+            f"its weights: {', '.join(list(checkpoint.state)[:3])} ... {', '.join(list(checkpoint.state)[-3:])}. If it "
+            "is one, say whose with --from, or give torchvision's --model."
         )
     if source is None or source == "classifier":
         convert_backbone(options.file, options.out)

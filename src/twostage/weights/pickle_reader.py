@@ -21,6 +21,8 @@ from twostage.weights.file import require_file
 _ZIP = b"PK\x03\x04"
 _LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # of torch.save before version 1.6
 _STATE_OF = ("mmengine.", "mmcv.", "mmdet.", "detectron2.", "fvcore.", "yacs.", "omegaconf.", "argparse.")
+_ARRAYS = ("numpy.core.", "numpy._core.", "numpy.ndarray", "numpy.dtype", "numpy.dtypes.")
+_FUNCTIONS = ("_reconstruct", "scalar", "_frombuffer")
 _NAMED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 _CORE = re.compile(r"numpy\._?core\.")
 _CODE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|[SU]\d+)")  # truth values, numbers and text
@@ -36,6 +38,11 @@ class Inert:
     def __init__(self, *_: object, **__: object) -> None: ...
 
     def __setstate__(self, state: object) -> None: ...
+
+
+def _inert(*_: object, **__: object) -> Inert:
+    """In the place of a function."""
+    return Inert()
 
 
 def load_pickle(path: Path) -> Any:
@@ -62,11 +69,14 @@ def load_pickle(path: Path) -> Any:
 
 def _of_torch(path: Path, *, mapped: bool) -> Any:
     """A file of torch.save. Mapped, what is not used of it (optimizer states) is not read."""
-    inert = [
-        type(name.rpartition(".")[2], (Inert,), {"__module__": name.rpartition(".")[0]})
-        for name in (torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else ())
-        if name.startswith(_STATE_OF)
-    ]
+    inert: list[Any] = [Inert]
+    for full in torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else ():
+        module, _, name = full.rpartition(".")
+        stand_in = type(name, (Inert,), {"__module__": module})
+        if full.startswith(_STATE_OF):
+            inert.append(stand_in)
+        elif full.startswith(_ARRAYS):  # the numbers of such a class, which nothing reads
+            inert.append((_inert if name in _FUNCTIONS else stand_in, full))
     with torch.serialization.safe_globals(cast(list[Callable[..., Any] | tuple[Callable[..., Any], str]], inert)):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
@@ -120,22 +130,26 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, by_columns, data = state
-        self.value = _from_buffer(_as_bytes(data), dtype, shape, "F" if by_columns else "C").value
+        self.value = _from_buffer(data, dtype, shape, "F" if by_columns else "C").value
 
 
-def _from_buffer(data: bytes | bytearray, dtype: _DType, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
+def _from_buffer(data: Any, dtype: _DType, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
     made = _Array()
-    made.value = np.frombuffer(bytearray(data), dtype.value).reshape(shape, order=order)
+    made.value = np.frombuffer(bytearray(_as_bytes(data)), dtype.value).reshape(shape, order=order)
     return made
 
 
-def _number(dtype: _DType, data: bytes | str) -> Any:
+def _number(dtype: _DType, data: Any) -> Any:
     return np.frombuffer(_as_bytes(data), dtype.value)[0].item()
 
 
-def _as_bytes(data: bytes | str) -> bytes:
-    """Protocols before 3 have bytes as text."""
-    return data.encode("latin1") if isinstance(data, str) else data
+def _as_bytes(data: Any) -> bytes:
+    """Protocols before 3 have bytes as text. A number, of which `bytearray` makes so many bytes, is none."""
+    if isinstance(data, str):
+        return data.encode("latin1")
+    if not isinstance(data, bytes | bytearray):
+        raise pickle.UnpicklingError(f"it has an array whose bytes are a {type(data).__name__}")
+    return bytes(data)
 
 
 def _encoded(text: str, encoding: str) -> bytes:

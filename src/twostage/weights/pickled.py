@@ -1,5 +1,6 @@
 """Pickled weights (.pth, .pt, .pkl) become files of ours."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from twostage.weights.fit import load_all
 from twostage.weights.importers.python_config import parse_python_config
 from twostage.weights.importers.torchvision import from_torchvision
 from twostage.weights.pickle_reader import load_pickle
+
+log = logging.getLogger("twostage.weights")
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 _AVERAGED = ("model_ema", "ema", "ema_state_dict", "ema_model")
@@ -46,7 +49,8 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     others: tuple[str, ...] = ()
     if key is not None:
         if not isinstance(content, Mapping) or not isinstance(content.get(key), Mapping):
-            entries = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+            held = content if isinstance(content, Mapping) else {}
+            entries = [str(name) for name, value in held.items() if isinstance(value, Mapping)]
             raise DataError(f"{path}: has no entry {key!r} with weights. {nearest(key, entries)}")
         content = content[key]
     elif isinstance(content, Mapping):
@@ -57,8 +61,8 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     tensors = Tensor | np.ndarray
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, tensors) for v in content.values()):
         raise DataError(f"{path}: holds a {type(content).__name__}, not a state dict of tensors.")
-    state = {str(name).removeprefix("module."): torch.as_tensor(value).detach() for name, value in content.items()}
-    return Checkpoint(path, {name: _in_float32(value) for name, value in state.items()}, names, settings, others)
+    state = {str(name).removeprefix("module."): _tensor(path, str(name), value) for name, value in content.items()}
+    return Checkpoint(path, state, names, settings, others)
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -66,9 +70,18 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return read_checkpoint(path).state
 
 
-def _in_float32(value: Tensor) -> Tensor:
-    """The same; half precision in float32, as the models have it."""
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
+    """A plain tensor; half precision in float32, as the models have it. Raises DataError for one of another kind."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise DataError(f"{path}: {name} is an array of {value.dtype}, not of numbers.")
+        value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+    if value.layout != torch.strided or value.is_quantized:
+        raise DataError(
+            f"{path}: {name} is a {'quantised' if value.is_quantized else 'sparse'} tensor: save plain ones."
+        )
+    plain = value.detach()
+    return plain.float() if plain.dtype in (torch.float16, torch.bfloat16) else plain
 
 
 def _meta(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
@@ -80,7 +93,8 @@ def _meta(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
     text = meta.get("cfg") or meta.get("config")
     try:
         settings = parse_python_config(text) if isinstance(text, str) else None
-    except SyntaxError:
+    except DataError as error:
+        log.warning("%s: the published defaults are assumed. Give --config with the right one.", error)
         settings = None
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         names = ()

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign_states import K, detectron2_retinanet_shapes, detectron2_shapes
+import yaml
+from foreign_states import K, detectron2_c4_shapes, detectron2_retinanet_shapes, detectron2_shapes, with_bias
 from reference_detectors import balancing, make_state, require_same
 from torch import Tensor
 
 from twostage import Detections, Detector
 from twostage.data.scenes import HARD, make_scene
+from twostage.errors import DataError
 from twostage.models.build import Model, build
 from twostage.models.configure import configure
 from twostage.parity.reference.detectron2 import detect, resized, rules_of
@@ -20,6 +22,7 @@ from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.importers.detectron2 import from_detectron2
 
 SIZE = 160
+BGR_MEAN = (103.530, 116.280, 123.675)
 
 
 def state_of(found: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -84,3 +87,74 @@ def test_a_photo_from_its_own_size(photo: np.ndarray) -> None:
     assert isinstance(found, Detections)
     theirs = boxes.numpy() * np.tile(np.array(photo.shape[1::-1]) / small.shape[1::-1], 2)
     assert np.abs(found.boxes[:, None] - theirs).max(2).min(1).max() <= 1e-2
+
+
+@pytest.mark.parametrize("dilated", [False, True], ids=["c4", "dc5"])
+def test_one_map(photo: np.ndarray, *, dilated: bool) -> None:
+    state = state_of(detectron2_c4_shapes(dilated=dilated))
+    small = resized(photo, rules(state))
+    expected = detect(state, small, rules(state), balancing(state))
+    model, name = built(state)
+    assert name == f"faster_rcnn_resnet50_{'dc5' if dilated else 'c4'}"
+    require_same(model, small, expected, torch.float32)
+
+
+def zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def with_settings(text: str, state: dict[str, Tensor] | None = None) -> Any:
+    return from_detectron2(zeros(detectron2_shapes()) if state is None else state, yaml.safe_load(text)).config
+
+
+def test_what_settings_leave_out_is_detectron2s_default() -> None:
+    config = with_settings("INPUT: {MIN_SIZE_TEST: 480}\nMODEL: {RPN: {NMS_THRESH: 0.6}}")
+    assert (config.image.size, config.image.max_size) == (480, 1333)
+    assert config.image.std == (1 / 255,) * 3
+    assert config.backbone.stride_in_1x1
+    assert config.rpn.nms == 0.6
+    rgb = with_settings("INPUT: {FORMAT: RGB}").image.mean
+    assert rgb == pytest.approx([value / 255 for value in BGR_MEAN])  # in the order in which channels enter
+
+
+def test_layer_norm_has_the_tensors_of_group_norm() -> None:
+    shapes = detectron2_shapes()
+    shapes = {name: shape for name, shape in shapes.items() if ".fc2" not in name}
+    shapes |= with_bias("roi_heads.box_head.fc1", 1024, 256 * 49)
+    for k in range(1, 5):
+        shapes[f"roi_heads.box_head.conv{k}.weight"] = (256, 256, 3, 3)
+        shapes |= {f"roi_heads.box_head.conv{k}.norm.{part}": (256,) for part in ("weight", "bias")}
+    assert with_settings("{}", zeros(shapes)).box_head.body.norm.kind == "group"
+    norm = with_settings("MODEL: {ROI_BOX_HEAD: {NORM: LN}}", zeros(shapes)).box_head.body.norm
+    assert (norm.kind, norm.eps) == ("layer", 1e-6)
+
+
+def test_anchors_of_other_ratios() -> None:
+    text = "MODEL: {ANCHOR_GENERATOR: {ASPECT_RATIOS: [[0.2, 0.5, 1, 2, 5]]}}"
+    state = zeros(detectron2_shapes(anchors=5))
+    state["proposal_generator.rpn_head.objectness_logits.bias"] = torch.arange(5.0)
+    found = from_detectron2(state, yaml.safe_load(text))
+    assert found.config.anchors is not None
+    assert found.config.anchors.ratios == (0.2, 0.5, 1, 2, 5)
+    assert found.tensors["rpn.objectness.bias"].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(DataError, match="have 5 anchors at a position, and these settings 3 ratios of 1 sizes"):
+        from_detectron2(state)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL: {RESNETS: {NUM_GROUPS: 32}}", "NUM_GROUPS 32, the weights show 1"),
+        ("MODEL: {BACKBONE: {NAME: build_resnet_backbone}}", "show build_resnet_fpn_backbone"),
+        ("MODEL: {ROI_HEADS: {NAME: CascadeROIHeads}}", "the weights show StandardROIHeads"),
+        ("MODEL: {ROI_BOX_HEAD: {CLS_AGNOSTIC_BBOX_REG: true}}", "CLS_AGNOSTIC_BBOX_REG True, the weights show False"),
+        ("MODEL: {ANCHOR_GENERATOR: {OFFSET: 0.5}}", "OFFSET 0.5, which twostage does not compute"),
+        ("MODEL: {FPN: {FUSE_TYPE: avg}}", "FUSE_TYPE 'avg', which"),
+        ("MODEL: {ROI_BOX_HEAD: {POOLER_TYPE: ROIPool}}", "POOLER_TYPE 'ROIPool', which"),
+        ("MODEL: {ANCHOR_GENERATOR: {ASPECT_RATIOS: [[1.0, 2.0, 3.0], [1.0, 2.0, 4.0]]}}", "have to be the same"),
+        ("INPUT: {MIN_SIZE_TEST: '(800'}", "which is no list of values"),
+    ],
+)
+def test_settings_that_compute_otherwise(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        with_settings(text)

@@ -25,11 +25,11 @@ class FPNConfig:
     """`extra` levels behind the coarsest: none, one by `LastLevelMaxPool`, or two by `LastLevelP6P7`.
 
     The first of two reads the coarsest level of the pyramid ("p6p7", torchvision) or of the body ("p6p7_of_body", the
-    paper and detectron2); the second reads it through ReLU, or without ("p6p7_of_body_linear", mmdetection).
+    paper and detectron2); the second reads it through ReLU, or without ("_linear", mmdetection).
     """
 
     channels: Count = 256
-    extra: Literal["none", "max_pool", "p6p7", "p6p7_of_body", "p6p7_of_body_linear"] = "max_pool"
+    extra: Literal["none", "max_pool", "p6p7", "p6p7_linear", "p6p7_of_body", "p6p7_of_body_linear"] = "max_pool"
     norm: NormConfig | None = None
 
 
@@ -187,11 +187,10 @@ def feature_pyramid(config: FPNConfig, body: nn.Module) -> FPN:
     extra: LastLevelMaxPool | LastLevelP6P7 | None = None
     if config.extra == "max_pool":
         extra = LastLevelMaxPool()
-    elif config.extra == "p6p7":
-        extra = LastLevelP6P7(config.channels, config.channels)
     elif config.extra != "none":
-        inputs, relu = cast(Backbone, body).channels[-1], config.extra == "p6p7_of_body"
-        extra = LastLevelP6P7(inputs, config.channels, of_body=True, relu=relu)
+        of_body, relu = config.extra.startswith("p6p7_of_body"), not config.extra.endswith("_linear")
+        inputs = cast(Backbone, body).channels[-1] if of_body else config.channels
+        extra = LastLevelP6P7(inputs, config.channels, of_body=of_body, relu=relu)
     return FPN(body, config.channels, norm, extra=extra)
 
 

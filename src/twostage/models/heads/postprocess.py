@@ -31,6 +31,8 @@ class PostprocessConfig:
     nms_across_classes: bool = short(False, "nms_across_classes")
     soft_nms: Literal["off", "linear", "gaussian"] = short("off", "soft_nms")
     soft_nms_sigma: Positive = short(0.5, "soft_nms_sigma")
+    # The score below which soft-NMS drops a box that it has weakened; None: `score_threshold`.
+    soft_nms_min_score: Share | None = short(None, "soft_nms_min_score")
     max_det: Count = short(100, "max_det")
     min_box_size: NotNegative = short(1e-2, "min_box_size")
     # Boxes per image that enter NMS; None: all, on a GPU the best 4096.
@@ -125,7 +127,7 @@ def suppress(
             method=config.soft_nms,
             iou=config.nms,
             sigma=config.soft_nms_sigma,
-            min_score=config.score_threshold,
+            min_score=config.score_threshold if config.soft_nms_min_score is None else config.soft_nms_min_score,
             top=config.max_det,
         )
     return BatchDetections(

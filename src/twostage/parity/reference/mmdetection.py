@@ -49,7 +49,6 @@ def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
     norms = model.get("data_preprocessor") or settings.get("img_norm_cfg") or {}
     caffe = style == "caffe"
     rgb = norms.get("bgr_to_rgb", norms.get("to_rgb", not caffe))
-    c4 = any(name.startswith("roi_head.shared_head.") for name in state)
     rules = Rules(
         mean=tuple(norms.get("mean") or (MEAN[::-1] if caffe else MEAN)),
         std=tuple(norms.get("std") or ((1, 1, 1) if caffe else STD)),
@@ -60,7 +59,7 @@ def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
         mean_of_logits=True,
         level_eps=1e-6 / 4,
         clip_first=True,
-        rpn_top=6000 if c4 else 1000,
+        rpn_top=1000 if pyramid else 6000,
         score=0.001 if htc else 0.05,
     )
     test = model.get("test_cfg") or settings.get("test_cfg") or {}

@@ -83,12 +83,13 @@ def _one_stage(tensors: Mapping[str, Tensor]) -> Architecture:
     if "head.class_tower.0.1.weight" in tensors:
         head = replace(head, norm="group")
     config = replace(config, backbone=backbone, neck=neck, retinanet=head)
-    each = len(config.anchors.ratios) * len(config.anchors.sizes[0])
-    return Architecture(model, config, len(tensors["head.classes.bias"]) // each)
+    return Architecture(model, config, 4 * len(tensors["head.classes.bias"]) // len(tensors["head.deltas.bias"]))
 
 
 def _two_stage(tensors: Mapping[str, Tensor]) -> Architecture:
     """A detector with regions."""
+    if "rpn.convs.0.weight" not in tensors:
+        raise DataError("The weights have no RPN: they are Fast R-CNN's, which needs proposals from elsewhere.")
     pyramid, cascade, masks = (
         name in tensors for name in ("backbone.outputs.0.0.weight", "boxes.0.classes.weight", "mask.0.up.weight")
     )

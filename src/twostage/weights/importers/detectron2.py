@@ -20,8 +20,9 @@ from twostage.errors import DataError
 from twostage.models.backbones.resnet import ResNetConfig
 from twostage.models.config import OneStageConfig
 from twostage.models.configure import configure
+from twostage.models.heads.bodies import Res5Config
 from twostage.weights.importers.architecture import in_our_places, read_architecture
-from twostage.weights.importers.imported import Config, Imported, change, ratio_first, refuse, renamed
+from twostage.weights.importers.imported import Config, Imported, change, ratio_first, refuse, renamed, require_anchors
 
 PROJECT = "detectron2"
 MEAN = (123.675, 116.28, 103.53)  # RGB from 0 to 255; detectron2's configurations have BGR
@@ -87,6 +88,7 @@ _OTHERS = {
     r"^roi_heads\.densepose_": "DensePose",
     r"^backbone\.(bottom_up\.)?s\d\.": "a RegNet",
     r"^backbone\.net\.blocks\.": "ViTDet",
+    r"^head\.ctrness\.": "FCOS",
 }
 
 
@@ -104,11 +106,12 @@ def from_detectron2(state: Mapping[str, Tensor], settings: Mapping[str, Any] | N
     names = {name: tensor for name, tensor in state.items() if not _UNUSED.search(name)}
     tensors = renamed(names, (*_NAMES, *_of_levels(names), *_of_towers(names)))
     model, config, num_classes = read_architecture(tensors)
-    config, given = _with_settings(config), _given(config, num_classes, settings or {})
+    config, given = _with_settings(config), {} if settings is None else _given(config, num_classes, settings)
     config = configure(config, given)
+    require_anchors(tensors, config)
     if _at(settings, "INPUT.FORMAT") != "RGB":
         change(tensors, r"backbone\.(body\.)?conv1\.weight", lambda weight: weight.flip(1))
-    _reorder(tensors, num_classes)
+    _reorder(tensors, num_classes, len(config.anchors.ratios))  # type: ignore[union-attr]
     return Imported(model, config, in_our_places(tensors, config), num_classes, frozenset(given))
 
 
@@ -133,12 +136,12 @@ def _of_towers(names: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     return rules
 
 
-def _reorder(tensors: dict[str, Tensor], num_classes: int) -> None:
+def _reorder(tensors: dict[str, Tensor], num_classes: int, ratios: int) -> None:
     """Rows in our order."""
     change(tensors, r"box.*\.classes\.(weight|bias)", lambda rows: rows.roll(1, 0))  # background first for last
-    change(tensors, r"(rpn\.objectness)\.(weight|bias)", partial(ratio_first, each=1))
-    change(tensors, r"head\.classes\.(weight|bias)", partial(ratio_first, each=num_classes))
-    change(tensors, r"(rpn|head)\.deltas\.(weight|bias)", partial(ratio_first, each=4))
+    change(tensors, r"(rpn\.objectness)\.(weight|bias)", partial(ratio_first, each=1, ratios=ratios))
+    change(tensors, r"head\.classes\.(weight|bias)", partial(ratio_first, each=num_classes, ratios=ratios))
+    change(tensors, r"(rpn|head)\.deltas\.(weight|bias)", partial(ratio_first, each=4, ratios=ratios))
 
 
 def _with_settings(config: Config) -> Config:
@@ -169,7 +172,6 @@ _PATHS = {
     "max_size": "INPUT.MAX_SIZE_TEST",
     "anchor_ratios": "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
     "anchor_sizes": "MODEL.ANCHOR_GENERATOR.SIZES",
-    "anchor_offset": "MODEL.ANCHOR_GENERATOR.OFFSET",
     "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
     "max_det": "TEST.DETECTIONS_PER_IMAGE",
 }
@@ -179,6 +181,7 @@ _PATHS_OF_REGIONS = {
     "rpn_keep_train": "MODEL.RPN.POST_NMS_TOPK_TRAIN",
     "rpn_keep_test": "MODEL.RPN.POST_NMS_TOPK_TEST",
     "rpn_nms": "MODEL.RPN.NMS_THRESH",
+    "rpn_min_size": "MODEL.PROPOSAL_GENERATOR.MIN_SIZE",
     "rpn_delta_weights": "MODEL.RPN.BBOX_REG_WEIGHTS",
     "rpn_beta": "MODEL.RPN.SMOOTH_L1_BETA",
     "rpn_batch": "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
@@ -199,17 +202,88 @@ _PATHS_OF_RETINANET = {
 }
 
 
-def _given(config: Config, num_classes: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What settings say that the weights do not show.
+# Of a configuration that is given, what it leaves out (config/defaults.py).
+_DEFAULTS: Mapping[str, Any] = {
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TEST": 1333,
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_MEAN": MEAN[::-1],
+    "MODEL.PIXEL_STD": (1.0, 1.0, 1.0),
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+}
+# What computes as this file says; anything else computes otherwise with the same tensors.
+_KNOWN: Mapping[str, tuple[Any, ...]] = {
+    "MODEL.ANCHOR_GENERATOR.OFFSET": (0.0, 0),
+    "MODEL.FPN.FUSE_TYPE": ("sum",),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False,),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+}
 
-    Raises DataError where they are of another model.
+
+def _given(config: Config, num_classes: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings say that the weights do not show, and what they leave out as detectron2's defaults have it.
+
+    Raises DataError where they are of another model, or where something in them computes otherwise.
     """
-    shown: dict[str, Any] = {"MODEL.RESNETS.DEPTH": cast(ResNetConfig, config.backbone).depth}
+    _require_same_model(config, num_classes, settings)
+    for path, known in _KNOWN.items():
+        said = _at(settings, path)
+        if said is not None and said not in known:
+            raise DataError(f"The settings have {path} {said!r}, which twostage does not compute: it has {known[0]!r}.")
+
+    def at(path: str) -> Any:
+        said = _at(settings, path)
+        return _DEFAULTS.get(path) if said is None else said
+
+    paths = {**_PATHS, **(_PATHS_OF_RETINANET if isinstance(config, OneStageConfig) else _PATHS_OF_REGIONS)}
+    fields = {name: value for name, path in paths.items() if (value := at(path)) is not None}
+    if fields.get("rpn_min_size") == 0:  # every side above 0
+        del fields["rpn_min_size"]
+    if cast(ResNetConfig, config.backbone).depth < 50:
+        del fields["stride_in_1x1"]  # basic blocks have no 1 x 1
+    if (ratios := fields.pop("anchor_ratios", None)) is not None:
+        if any(each != ratios[0] for each in ratios):
+            raise DataError(f"The settings have ASPECT_RATIOS {ratios}: those of all levels have to be the same.")
+        fields["anchor_ratios"] = ratios[0]
+    if not isinstance(config, OneStageConfig):
+        cascade = config.cascade is not None
+        path = "MODEL.ROI_BOX_CASCADE_HEAD" if cascade else "MODEL.ROI_BOX_HEAD"
+        name = "cascade_delta_weights" if cascade else "box_delta_weights"
+        fields[name] = _at(settings, f"{path}.BBOX_REG_WEIGHTS")
+        fields["roi_aligned"] = {"ROIAlign": False, "ROIAlignV2": True}.get(at("MODEL.ROI_BOX_HEAD.POOLER_TYPE"))
+        if config.mask is not None and config.mask.tower is not None:
+            fields["mask_size"] = at("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION")
+            fields["mask.tower.roi.sampling_ratio"] = at("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO")
+    for part, path in (("box_head.body", "MODEL.ROI_BOX_HEAD"), ("mask.tower", "MODEL.ROI_MASK_HEAD")):
+        if _at(settings, f"{path}.NORM") == "LN":  # which has the same tensors as GroupNorm
+            fields |= {f"{part}.norm.kind": "layer", f"{part}.norm.eps": 1e-6}
+    bgr = at("INPUT.FORMAT") != "RGB"
+    for name, path in (("mean", "MODEL.PIXEL_MEAN"), ("std", "MODEL.PIXEL_STD")):
+        fields[name] = tuple(value / 255 for value in (reversed(at(path)) if bgr else at(path)))
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _require_same_model(config: Config, num_classes: int, settings: Mapping[str, Any]) -> None:
+    """Raises DataError where settings are of another model than the tensors."""
+    backbone = cast(ResNetConfig, config.backbone)
+    shown: dict[str, Any] = {
+        "MODEL.RESNETS.DEPTH": backbone.depth,
+        "MODEL.RESNETS.NUM_GROUPS": backbone.groups,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": backbone.width_per_group,
+    }
     if isinstance(config, OneStageConfig):
         shown |= {"MODEL.META_ARCHITECTURE": "RetinaNet", "MODEL.RETINANET.NUM_CLASSES": num_classes}
     else:
         shown |= {"MODEL.META_ARCHITECTURE": "GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES": num_classes}
         shown["MODEL.MASK_ON"] = config.mask is not None
+        kind = "Res5ROIHeads" if isinstance(config.box_head.body, Res5Config) else "StandardROIHeads"
+        shown["MODEL.ROI_HEADS.NAME"] = "CascadeROIHeads" if config.cascade is not None else kind
+        if config.stage is not None:
+            shown["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"] = config.stage.class_agnostic
+        shown["MODEL.BACKBONE.NAME"] = "build_resnet_backbone" if config.neck is None else "build_resnet_fpn_backbone"
     for path, value in shown.items():
         given = _at(settings, path)
         if given is not None and given != value:
@@ -217,27 +291,15 @@ def _given(config: Config, num_classes: int, settings: Mapping[str, Any]) -> dic
                 f"The settings say {path} {given}, the weights show {value}: they are of different models. Give the "
                 "configuration that these weights were trained with, or none."
             )
-    paths = {**_PATHS, **(_PATHS_OF_RETINANET if isinstance(config, OneStageConfig) else _PATHS_OF_REGIONS)}
-    fields = {name: value for name, path in paths.items() if (value := _at(settings, path)) is not None}
-    if "anchor_ratios" in fields:
-        fields["anchor_ratios"] = fields["anchor_ratios"][0]
-    if not isinstance(config, OneStageConfig):
-        cascade = config.cascade is not None
-        path = "MODEL.ROI_BOX_CASCADE_HEAD" if cascade else "MODEL.ROI_BOX_HEAD"
-        name = "cascade_delta_weights" if cascade else "box_delta_weights"
-        fields[name] = _at(settings, f"{path}.BBOX_REG_WEIGHTS")
-        fields["roi_aligned"] = {"ROIAlign": False, "ROIAlignV2": True}.get(
-            _at(settings, "MODEL.ROI_BOX_HEAD.POOLER_TYPE")
-        )
-    bgr = _at(settings, "INPUT.FORMAT") != "RGB"
-    for name, path in (("mean", "MODEL.PIXEL_MEAN"), ("std", "MODEL.PIXEL_STD")):
-        values = _at(settings, path)
-        fields[name] = values and tuple(value / 255 for value in (reversed(values) if bgr else values))
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _at(values: Any, path: str) -> Any:
     """The value at a path; None where there is none. A tuple in Python's notation is one."""
     for name in path.split("."):
         values = values.get(name) if isinstance(values, Mapping) else None
-    return ast.literal_eval(values) if isinstance(values, str) and values.startswith(("(", "[")) else values
+    if isinstance(values, str) and values.startswith(("(", "[")):
+        try:
+            return ast.literal_eval(values)
+        except (SyntaxError, ValueError):
+            raise DataError(f"The settings have {path} {values!r}, which is no list of values.") from None
+    return values

@@ -50,6 +50,17 @@ def ratio_first(rows: Tensor, each: int, ratios: int = 3) -> Tensor:
     return rows.unflatten(0, (-1, ratios, each)).transpose(0, 1).flatten(0, 2)
 
 
+def require_anchors(tensors: Mapping[str, Tensor], config: Config) -> None:
+    """Raises DataError where a position has another number of anchors than the configuration."""
+    layer = "head.deltas.bias" if isinstance(config, OneStageConfig) else "rpn.deltas.bias"
+    shown, anchors = len(tensors[layer]) // 4, config.anchors
+    if anchors is not None and shown != len(anchors.ratios) * len(anchors.sizes[0]):
+        raise DataError(
+            f"The weights have {shown} anchors at a position, and these settings {len(anchors.ratios)} ratios of "
+            f"{len(anchors.sizes[0])} sizes. Give the configuration of these weights, which has their own."
+        )
+
+
 def refuse(state: Iterable[str], project: str, parts: Mapping[str, str]) -> None:
     """Raises DataError for a part that no model of ours has: a pattern in the names, and what it is."""
     for pattern, what in parts.items():

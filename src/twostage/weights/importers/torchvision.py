@@ -21,7 +21,8 @@ from twostage.weights.importers.architecture import read_architecture, resnet_of
 from twostage.weights.importers.imported import Imported, change, refuse
 
 ANCHORS = 9  # at each position of RetinaNet's maps
-_OTHERS = {r"^roi_heads\.keypoint_": "Keypoint R-CNN"}
+_OTHERS = {r"^roi_heads\.keypoint_": "Keypoint R-CNN", r"bbox_ctrness": "FCOS"}
+COCO_OUTPUTS = 91  # with background and the holes
 COCO_HOLES = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 """Category ids below 91 that COCO's detection task never used."""
 
@@ -70,17 +71,24 @@ def import_torchvision(state: Mapping[str, Tensor]) -> Imported:
     if "head.classification_head.cls_logits.weight" in state:
         return _retinanet(state)
     outputs = len(state.get("roi_heads.box_predictor.cls_score.bias", ()))
-    num_classes = 80 if outputs == 91 else outputs - 1
+    num_classes = 80 if outputs == COCO_OUTPUTS else outputs - 1
     tensors = from_torchvision(state, num_classes)
     family = "mask_rcnn" if "roi_heads.mask_predictor.mask_fcn_logits.weight" in state else "faster_rcnn"
     if "backbone.body.0.0.weight" in state:
         return Imported(*_two_stage(f"{family}_mobilenet_v3_large_fpn"), tensors, num_classes)
     second = "_v2" if "rpn.head.conv.1.0.weight" in state else ""
     depth = resnet_of(tensors, "backbone.body.").depth
+    eps = _first_eps(outputs, second)
     if f"{family}_resnet{depth}_fpn{second}" in ZOO:
-        return Imported(*_two_stage(f"{family}_resnet{depth}_fpn{second}"), tensors, num_classes)
+        model, config = _two_stage(f"{family}_resnet{depth}_fpn{second}")
+        return Imported(model, configure(config, eps), tensors, num_classes)
     model, config = _two_stage(f"{family}_resnet50_fpn{second}")
-    return Imported(model, configure(config, {"backbone.depth": depth}), tensors, num_classes)
+    return Imported(model, configure(config, {"backbone.depth": depth, **eps}), tensors, num_classes)
+
+
+def _first_eps(outputs: int, second: str) -> dict[str, float]:
+    """BatchNorm's eps is 0 in the first weights for COCO (`overwrite_eps`), and 1e-5 in all others."""
+    return {"backbone.norm.eps": 0.0} if outputs == COCO_OUTPUTS and not second else {}
 
 
 def _two_stage(model: str) -> tuple[str, TwoStageConfig]:
@@ -94,7 +102,7 @@ def _retinanet(state: Mapping[str, Tensor]) -> Imported:
     """RetinaNet, of which class 0 is background, which nothing learns."""
     tensors = {_renamed(name): tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     outputs = len(tensors["head.classes.bias"]) // ANCHORS
-    num_classes = 80 if outputs == 91 else outputs - 1
+    num_classes = 80 if outputs == COCO_OUTPUTS else outputs - 1
     keep = _classes(outputs, num_classes)[1:]
     change(
         tensors, r"head\.classes\.(weight|bias)", lambda rows: rows.unflatten(0, (ANCHORS, -1))[:, keep].flatten(0, 1)
@@ -112,6 +120,7 @@ def _retinanet(state: Mapping[str, Tensor]) -> Imported:
         "anchor_stride": "canvas",
         "max_det": 300,
         "min_box_size": 0.0,
+        **_first_eps(outputs, "_v2" if "head.class_tower.0.1.weight" in tensors else ""),
     }
     return Imported(model, configure(config, fields), tensors, num_classes)
 
@@ -146,8 +155,8 @@ def _classes(outputs: int, num_classes: int) -> Tensor:
     """Which of the K + 1 rows stay, background first."""
     if outputs == num_classes + 1:
         return torch.arange(outputs)
-    if (outputs, num_classes) == (91, 80):
-        return torch.tensor([row for row in range(91) if row not in COCO_HOLES])
+    if (outputs, num_classes) == (COCO_OUTPUTS, 80):
+        return torch.tensor([row for row in range(COCO_OUTPUTS) if row not in COCO_HOLES])
     raise DataError(
         f"The weights have {outputs - 1} classes (and background), but {num_classes} names are given. "
         f"Give {outputs - 1} names."

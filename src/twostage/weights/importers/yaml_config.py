@@ -30,7 +30,7 @@ def read_yaml_config(path: Path) -> dict[str, Any]:
             raise ValueError(f"it holds {type(own).__name__}, not settings by name")
         base = own.pop(_BASE, None)
         return own if base is None else _merged(read_yaml_config(path.parent / str(base)), own)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read as a configuration in YAML ({reason}).") from None
 
