@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from foreign_states import detectron2_shapes, mmdetection_shapes
@@ -171,6 +172,50 @@ def test_weights_that_are_not_whole(
     with pytest.raises(DataError, match=message):
         convert(foreign_of(read_checkpoint(tmp_path / "a.pth"), "detectron2"), tmp_path / "b.safetensors", names=NAMES)
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_names_are_different_and_where_they_come_from_is_said(zoo_file: Path, tmp_path: Path) -> None:
+    foreign = foreign_of(read_checkpoint(zoo_file), "detectron2")
+    for names, wrong in ((["a", "a", "b", "c", "d"], "'a' comes twice"), (["a", "", "b", "c", "d"], "one is empty")):
+        with pytest.raises(UsageError, match=wrong):
+            convert(foreign, tmp_path / "a.safetensors", names=names)
+    assert not (tmp_path / "a.safetensors").exists()
+    assert convert(foreign, tmp_path / "a.safetensors", names=NAMES).names_from == "as given"
+
+
+@pytest.mark.parametrize(
+    "text", ["MODEL: {PIXEL_MEAN: 3}", "MODEL: {ANCHOR_GENERATOR: {ASPECT_RATIOS: 3}}", "MODEL: {PIXEL_STD: {a: 1}}"]
+)
+def test_settings_of_an_unforeseen_kind_are_an_error_of_the_data(zoo_file: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    foreign = foreign_of(read_checkpoint(zoo_file), "detectron2", tmp_path / "config.yaml")
+    with pytest.raises((DataError, UsageError)):
+        convert(foreign, tmp_path / "a.safetensors", names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.array(["a"]), "a.weight is an array of <U1, not of numbers"),
+        (torch.eye(2).to_sparse(), "a.weight is a sparse tensor"),
+    ],
+)
+def test_tensors_of_another_kind(tmp_path: Path, value: Any, message: str) -> None:
+    path = tmp_path / "a.pth"
+    if isinstance(value, np.ndarray):
+        path.write_bytes(pickle.dumps({"a.weight": value}))
+    else:
+        torch.save({"a.weight": value}, path)
+    with pytest.raises(DataError, match=message):
+        read_checkpoint(path)
+    torch.save([1], path)
+    with pytest.raises(DataError, match="no entry 'x'"):
+        read_checkpoint(path, "x")
+
+
+def test_arrays_of_the_other_order_of_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": np.arange(3, dtype=">f4")}))
+    assert read_checkpoint(tmp_path / "a.pkl").state["a"].tolist() == [0, 1, 2]
 
 
 def test_half_precision_and_an_average(states: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ class WeightsConvertOptions(FieldsOptions):
         (), "Classes of the detector in order; `coco` stands for COCO's 80 classes.", group="Model"
     )
     images: tuple[str, ...] = option(
-        (), "Photos on which the result is compared with a reference of the project; the first --count.", group="Proof"
+        (), "Photos on which the result is compared with a reference of the project; the first --count.", group="Images"
     )
-    count: int = option(4, "Photos, at most.", group="Proof", low=1)
+    count: int = option(4, "Photos, at most.", group="Images", low=1)
     out: Path = option(help="New weights file, NAME.safetensors.", group="Output")
 
     def __post_init__(self) -> None:

@@ -1,0 +1,146 @@
+"""`weights convert --images` and `weights compare`: certificates, and the other sides they take."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from twostage import Detector
+from twostage.cli import main
+from twostage.parity.oracles import COCO_IDS, detect_all, read_results, reference_of
+from twostage.parity.variants import Pixels
+from twostage.weights.pickled import Checkpoint, coco_names
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return (main([str(word) for word in words]), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Tensor], photos: list[Pixels]) -> Path:
+    """A file as detectron2's model zoo has it, its configuration, and photos."""
+    root = tmp_path_factory.mktemp("foreign")
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    (root / "model.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "?"}, protocol=4))
+    (root / "config.yaml").write_text(
+        "INPUT: {MIN_SIZE_TEST: 128}\nMODEL: {RPN: {POST_NMS_TOPK_TEST: 100}, ROI_HEADS: {NUM_CLASSES: 5}}\n"
+    )
+    (root / "photos").mkdir()
+    for k, photo in enumerate(photos):
+        Image.fromarray(photo).save(root / "photos" / f"{k}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def converted(folder: Path) -> Path:
+    out = folder / "mine.safetensors"
+    words = ("weights", "convert", folder / "model.pkl", "--config", folder / "config.yaml", "--names", *NAMES)
+    code = main([str(word) for word in (*words, "--images", folder / "photos", "--out", out)])
+    assert code == 0
+    return out
+
+
+def test_a_conversion_ends_in_a_certificate(folder: Path, converted: Path) -> None:
+    certificate = json.loads(converted.with_suffix(".certificate.json").read_text())
+    assert certificate["passed"]
+    assert certificate["oracle"]["computed_by"] == "a reference of detectron2's rules"
+    assert [image["file"] for image in certificate["images"]] == ["0.png", "1.png", "2.png"]
+    assert [each["batch"] for each in certificate["batches"]] == [1, 3]
+    for each in certificate["batches"]:
+        assert each["matched"] == each["expected"] == each["found"] > 100
+        assert each["pixels"]["largest"] <= 1e-2
+        assert each["scores"]["largest"] <= 1e-4
+    assert certificate["first_divergence"] is None
+    assert len(certificate["subject"]["sha256"]) == 64
+
+
+def test_two_files_of_ours(run: Callable, folder: Path, converted: Path) -> None:
+    other = folder / "other.safetensors"
+    detector = Detector.load(converted, device="cpu", roi_aligned=False)
+    detector.save(other)
+    code, out, err = run(
+        *("weights", "compare", other, converted, "--images", folder / "photos" / "0.png"),
+        *("--out", folder / "certificate.json"),
+    )
+    assert code == 5
+    assert "First different: the heads (head.regions)" in out
+    assert "Explained by roi.aligned: roi.aligned: True there, False here" in out
+    assert "With that nothing differs." in out
+    assert "do not detect the same" in err
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert not certificate["passed"]
+    assert certificate["explained_wholly"]
+    assert run("weights", "compare", converted, converted, "--images", folder / "photos" / "0.png")[0] == 0
+
+
+def test_what_ones_own_port_detects(run: Callable, folder: Path, converted: Path) -> None:
+    """A results file: the port has background in the first row instead of the last."""
+    state = dict(Detector.load(converted, device="cpu").model.state_dict())
+    port = Detector.load(converted, device="cpu")
+    port.model.load_state_dict({name: x.roll(-1, 0) if ".classes." in name else x for name, x in state.items()})
+    found = port.predict(folder / "photos" / "1.png", conf=0.05)
+    rows = [
+        {"image_id": 1, "category_id": int(k) + 1, "bbox": [*box[:2], *(box[2:] - box[:2])], "score": float(score)}
+        for box, score, k in zip(found.boxes.astype(float), found.scores, found.class_ids, strict=True)
+    ]
+    path = folder / "port.json"
+    path.write_text(json.dumps(rows, default=float))
+    code, out, _ = run("weights", "compare", converted, path, "--images", folder / "photos" / "1.png")
+    assert code == 5
+    assert "Explained by background first:" in out
+    assert "With that nothing differs." in out
+
+
+def test_bad_input(run: Callable, folder: Path, converted: Path, tmp_path: Path) -> None:
+    photos = folder / "photos" / "0.png"
+    (tmp_path / "none.json").write_text("[]")
+    code, _, err = run("weights", "compare", converted, tmp_path / "none.json", "--images", photos)
+    assert (code, "nothing is detected in these images, which proves nothing" in err) == (3, True)
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
+    code, _, err = run("weights", "compare", converted, tmp_path / "a.pth", "--images", photos)
+    assert (code, "no detector of torchvision, detectron2, mmdetection" in err) == (3, True)
+    code, _, err = run("weights", "compare", converted, folder / "nowhere.pth", "--images", photos)
+    assert code == 4
+    named = Detector.build("faster_rcnn_tiny_fpn", ["x"], device="cpu")
+    named.save(tmp_path / "x.safetensors")
+    code, _, err = run("weights", "compare", converted, tmp_path / "x.safetensors", "--images", photos)
+    assert (code, "detects x; " in err) == (3, True)
+
+
+def test_results_by_cocos_numbers(tmp_path: Path) -> None:
+    files = [tmp_path / "000000000139.png", tmp_path / "7.png"]
+    for file in files:
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(file)
+    rows = [{"image_id": 139, "category_id": COCO_IDS[-1], "bbox": [1, 2, 3, 4], "score": 0.5}]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    read = read_results(tmp_path / "r.json", files, coco_names())
+    assert (read.images.tolist(), read.class_ids.tolist()) == ([0], [79])
+    assert read.boxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_torchvision_itself_is_the_oracle(photos: list[Pixels]) -> None:
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
+
+    torch.manual_seed(0)
+    state = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict()
+    state["roi_heads.box_predictor.cls_score.bias"] = torch.tensor([0.0, 1.0, -1.0])
+    oracle = reference_of(Checkpoint(Path("a.pth"), state), "torchvision")
+    found = detect_all(oracle, photos[:1])
+    assert oracle.name == "torchvision itself"
+    assert len(found) > 0
+    assert set(found.class_ids) <= {0, 1}
+    height, width = photos[0].shape[:2]
+    assert (found.boxes <= [width, height, width, height]).all()
