@@ -4,6 +4,8 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from twostage.errors import TwostageError
 _BESIDE = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the temporary files made below; no user's file is named so
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically; missing folders are made.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Within it, a file beside `path` to be written, which takes its place when complete; missing folders are made.
 
     Raises TwostageError with the path and the system's reason (no space, no permission); the old file then stays.
     """
@@ -22,9 +25,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Only the start of the name: the system limits its length, and the random part is added.
         handle, beside = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        os.close(handle)
+        yield Path(beside)
+        with open(beside, "rb+") as file:  # noqa: PTH123
             os.fsync(file.fileno())
         os.chmod(beside, 0o666 & ~_umask())  # noqa: PTH101
         os.replace(beside, path)  # noqa: PTH105
@@ -34,6 +37,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         if beside is not None:  # Ctrl-C passes here too
             Path(beside).unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically. As `replacing`."""
+    with replacing(path) as beside:
+        beside.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:

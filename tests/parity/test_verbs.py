@@ -77,7 +77,7 @@ def test_two_files_of_ours(run: Callable, folder: Path, converted: Path) -> None
     )
     assert code == 5
     assert "First different: the heads (head.regions)" in out
-    assert "Explained by roi.aligned: roi.aligned: True there, False here" in out
+    assert "Explained by roi.aligned: True there, False here" in out
     assert "With that nothing differs." in out
     assert "do not detect the same" in err
     certificate = json.loads((folder / "certificate.json").read_text())

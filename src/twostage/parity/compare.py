@@ -63,7 +63,9 @@ def certify(
         divergence = first_divergence(other.build(), model, photos.pixels[0])
     report("They differ: looking for a convention that explains it, which takes a minute or two ...")
     found = diagnose(subject.variant, photos.pixels, alone, tolerance)
-    explained = tuple(f"{each.name}: {each.says}" for each in found.found)
+    explained = tuple(
+        each.says if each.says.startswith(each.name) else f"{each.name}: {each.says}" for each in found.found
+    )
     return certificate._replace(
         divergence=divergence, explained_by=explained, explained_wholly=found.after.same(tolerance)
     )

@@ -170,7 +170,7 @@ def convert(
         classes, names_from = _names(tuple(names), checkpoint.names, found.num_classes)
         with Unfilled():
             detector = build(config, found.num_classes)
-        load_all(detector, found.tensors, str(where))
+        load_all(detector, found.tensors, str(where), assign=True)
     except DataError as error:
         raise DataError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
     card = Card(found.model, classes, config, {}, licence)

@@ -5,6 +5,7 @@ It carries no code. Pickles are not read here at all.
 
 import json
 import logging
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from twostage import __version__
-from twostage.atomic import write_bytes
+from twostage.atomic import replacing
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.kinds import coerce, matches
 from twostage.models.component import UnknownFieldError, from_dict, to_dict
@@ -59,7 +60,12 @@ def save_weights(path: Path, state: Mapping[str, Tensor], card: Card) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file with these header entries; it is complete or not there at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(plain, metadata=metadata))
+    with replacing(path) as beside:
+        try:
+            save_file(plain, beside, metadata)
+        except SafetensorError as error:  # with the system's number of the error in its text
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(*((int(number[1]), os.strerror(int(number[1]))) if number else (str(error),))) from None
 
 
 def load_weights(path: Path) -> tuple[Card, dict[str, Tensor]]:

@@ -135,7 +135,7 @@ class _Array:
 
 def _from_buffer(data: Any, dtype: _DType, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
     made = _Array()
-    made.value = np.frombuffer(bytearray(_as_bytes(data)), dtype.value).reshape(shape, order=order)
+    made.value = np.frombuffer(_as_bytes(data), dtype.value).reshape(shape, order=order)
     return made
 
 
@@ -149,7 +149,7 @@ def _as_bytes(data: Any) -> bytes:
         return data.encode("latin1")
     if not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError(f"it has an array whose bytes are a {type(data).__name__}")
-    return bytes(data)
+    return data if isinstance(data, bytes) else bytes(data)
 
 
 def _encoded(text: str, encoding: str) -> bytes:

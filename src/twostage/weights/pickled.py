@@ -1,6 +1,7 @@
 """Pickled weights (.pth, .pt, .pkl) become files of ours."""
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,10 @@ def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise DataError(f"{path}: {name} is an array of {value.dtype}, not of numbers.")
-        value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an array from a pickle cannot be written to; nothing does
+            value = torch.from_numpy(native)
     if value.layout != torch.strided or value.is_quantized:
         raise DataError(
             f"{path}: {name} is a {'quantised' if value.is_quantized else 'sparse'} tensor: save plain ones."
