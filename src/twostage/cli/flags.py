@@ -17,7 +17,7 @@ from twostage.options import option
 # Sections of a help page, from top to bottom.
 _SECTIONS = (
     *("Options", "Data", "Model", "Proposals", "Schedule", "Images", "Validation", "Detections"),
-    *("Test-time augmentation", "Run", "Output"),
+    *("Test-time augmentation", "Proof", "Run", "Output"),
 )
 
 
