@@ -1,6 +1,7 @@
 """`twostage weights`: names, files, pickles; nothing is downloaded unless requested."""
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +19,16 @@ def test_list(shell: Callable) -> None:
     answer = shell("weights", "list")
     assert answer.code == 0
     assert "faster_rcnn_resnet50_fpn-coco" in answer.output
-    assert "AP 37.0 on COCO, 160 MiB, BSD-3-Clause" in answer.output
+    assert re.search(
+        r"faster_rcnn_resnet50_fpn-coco +detector of COCO +AP 37.0 +160 MiB +BSD-3-Clause\n", answer.output
+    )
+    assert re.search(r"mask_rcnn_resnet50_fpn-detectron2-3x +\D+AP 41.0, masks 37.2 +\? +CC-BY-SA-3.0\n", answer.output)
+    assert (
+        "mmdetection: code Apache-2.0; weights no stated licence (asked in mmdetection's issue 11484" in answer.output
+    )
     rows = shell("weights", "list", "--json").json["weights"]
     assert {row["name"] for row in rows} >= {"vgg16-imagenet", "resnet101-imagenet"}
+    assert {row["publisher"] for row in rows} == {"Python packages", "torchvision", "detectron2", "mmdetection"}
     assert not any(row["here"] for row in rows)
 
 
@@ -30,6 +38,11 @@ def test_info(shell: Callable, weights: Path) -> None:
     assert of_file["names"][0] == "circle"
     of_name = shell("weights", "info", "vgg16-imagenet").output
     assert "https://download.pytorch.org/models/vgg16-397923af.pth" in of_name
+    of_zoo = shell("weights", "info", "faster_rcnn_resnet50_c4-detectron2-1x", "--json").json
+    assert of_zoo["size_mib"] is None
+    assert of_zoo["verification"].startswith("MD5 begins with 721ade")
+    assert of_zoo["proof"].startswith("the same detections")
+    assert (of_zoo["licence"], of_zoo["licence_of_code"]) == ("CC-BY-SA-3.0", "Apache-2.0")
     assert shell("weights", "info", "nowhere.safetensors").code == 4
 
 
@@ -48,6 +61,16 @@ def test_without_network_the_address_is_named(shell: Callable, scenes: Path, tmp
     assert answer.code == 4
     assert "https://download.pytorch.org/models/" in answer.messages
     assert str(tmp_path / "home" / "weights") in answer.messages
+
+
+def test_predict_without_weights_names_some_and_fetches_none(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    picture = sorted((scenes / "val").iterdir())[0]
+    answer = shell("predict", picture, "--device", "cpu")
+    assert answer.code == 2
+    for name in ("faster_rcnn_resnet50_fpn_v2-coco", "faster_rcnn_mobilenet_v3_large_320_fpn-coco"):
+        assert f"twostage predict {shlex.quote(str(picture))} --weights {name}" in answer.messages
+    assert "twostage weights list" in answer.messages
+    assert not (tmp_path / "home").exists()
 
 
 def test_get_of_an_unknown_name(shell: Callable) -> None:

@@ -13,7 +13,7 @@ from twostage.training.options import TrainOptions
 from twostage.weights import named
 from twostage.weights.file import load_tensors
 from twostage.weights.named import find_weights
-from twostage.weights.published import PRETRAINED
+from twostage.weights.publishers.packages import PRETRAINED
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`twostage predict`: detect objects in images."""
 
+import shlex
 from collections import Counter
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class PredictOptions(PredictionOptions):
     sources: tuple[str, ...] = option(help="Files, folders, globs, or - for paths on standard input.")
     _: KW_ONLY
-    weights: str = option(help=WEIGHTS, group="Model")
+    weights: str | None = option(None, WEIGHTS, group="Model")
     conf: float = option(0.5, "Lowest score of a detection.", group="Detections", low=0, high=1)
     precision: Precision = option("auto", PRECISION, group="Run")
     save: Path | None = option(None, "New folder for the drawn images and the results.", group="Output")
@@ -31,6 +32,8 @@ class PredictOptions(PredictionOptions):
         super().__post_init__()
         if not self.sources:
             raise UsageError("no source given: name image files, folders or globs, as in `twostage predict photos/`")
+        if not self.weights:
+            raise UsageError(_with_weights(self.sources))
         if not self.formats:
             raise UsageError("format is empty: name one of json, coco and voc")
         check_formats(self.formats)
@@ -49,6 +52,7 @@ def predict(options: PredictOptions) -> Outcome:
 
     Without --save nothing is written: the objects of each image are printed, as JSON with --json.
     """
+    assert options.weights is not None
     detector = load_detector(options.weights, options)
     predictions = detector.predict(
         list(options.sources),
@@ -74,6 +78,20 @@ def predict(options: PredictOptions) -> Outcome:
         writer.close()
         print(f"Saved to {options.save}")
     return Outcome({"images": images, "settings": settings}, failure)
+
+
+def _with_weights(sources: tuple[str, ...]) -> str:
+    """What to do without weights of one's own. None are taken unasked: they would be fetched, and have a licence."""
+    from twostage.weights.published import ACCURATE, PUBLISHED, SMALL
+
+    command = shlex.join(["twostage", "predict", *sources[:3], *(["..."] if sources[3:] else []), "--weights"])
+    accurate, small = PUBLISHED[ACCURATE], PUBLISHED[SMALL]
+    return (
+        "no weights given: --weights takes a file, or the name of published weights, which are fetched once.\n"
+        f"Of COCO's 80 classes ({accurate.number}, {accurate.mib}, {accurate.licence}): {command} {accurate.name}\n"
+        f"Small, for a laptop ({small.number}, {small.mib}): {command} {small.name}\n"
+        "All of them: twostage weights list"
+    )
 
 
 def _line(detections: "Detections") -> str:

@@ -19,7 +19,7 @@ def get(options: GetOptions) -> Outcome:
     from twostage.weights.named import bring
 
     one = published(options.name)
-    print(f"{one.name}: {one.about}\n{one.url}, SHA-256 {one.sha256}...")
+    print(f"{one.name}: {one.about}\n{one.url}, {one.verification}")
     path = bring(one, offline=options.offline)
     print(f"Here: {path}")
     return Outcome({"name": one.name, "file": path, "url": one.url, "licence": one.licence})

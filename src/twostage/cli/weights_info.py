@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from twostage.cli.verb import Outcome, verb
+from twostage.cli.weights_list import to_dict
 from twostage.common_options import WEIGHTS
 from twostage.options import option
-from twostage.weights.published import PUBLISHED, cached, published
+from twostage.weights.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class InfoOptions:
 def info(options: InfoOptions) -> Outcome:
     """Print the metadata of a weights file, or the origin of published weights. Nothing is downloaded."""
     path = Path(options.weights)
-    origin = {} if path.exists() or options.weights not in PUBLISHED else _of_name(options.weights)
+    origin = {} if path.exists() or options.weights not in PUBLISHED else to_dict(PUBLISHED[options.weights])
     if origin:
         path = Path(origin["file"])
     metadata = {**origin, **(_of_file(path) if path.exists() or not origin else {})}
@@ -27,20 +28,6 @@ def info(options: InfoOptions) -> Outcome:
     for key, value in metadata.items():
         print(f"{key:{width}}  {_line(value)}")
     return Outcome(metadata)
-
-
-def _of_name(name: str) -> dict[str, Any]:
-    one = published(name)
-    return {
-        "name": one.name,
-        "about": one.about,
-        "url": one.url,
-        "size_mib": one.size,
-        "sha256": f"{one.sha256}...",
-        "licence": one.licence,
-        "file": str(cached(one)),
-        "here": cached(one).exists(),
-    }
 
 
 def _of_file(path: Path) -> dict[str, Any]:
@@ -70,4 +57,6 @@ def _line(value: Any) -> str:
         return ", ".join(f"{key} {part}" for key, part in value.items()) or "none"
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
+    if value is None:
+        return "not known"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

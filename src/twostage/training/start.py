@@ -28,7 +28,8 @@ from twostage.weights.classes import with_class_rows
 from twostage.weights.file import KEY, OF_DATA, Card, load_tensors, load_weights, read_card
 from twostage.weights.fit import as_backbone, load_fitting, of_deeper_network
 from twostage.weights.named import find_weights
-from twostage.weights.published import PUBLISHED, lite_weights
+from twostage.weights.published import PUBLISHED
+from twostage.weights.publishers.packages import lite_weights
 from twostage.weights.timm import timm_tensors
 
 log = logging.getLogger("twostage.training")

@@ -129,14 +129,18 @@ def imported(
         assert not isinstance(config, StagewiseConfig)
         return Imported(model, config, from_torchvision(state, num_classes), num_classes)
     found = _read(project, source, state, _settings_of(project, source, settings))
-    if model not in (None, found.model):
-        raise DataError(f"The weights are those of {found.model}, not of {model}.")
+    _require_model(found, model)
     if found.num_classes != num_classes:
         raise DataError(
             f"The weights have {found.num_classes} classes, but {num_classes} names are given. "
             f"Give {found.num_classes} names."
         )
     return found
+
+
+def _require_model(found: Imported, model: str | None) -> None:
+    if model not in (None, found.model):
+        raise DataError(f"The weights are those of {found.model}, not of {model}.")
 
 
 def _settings_of(project: Source, name: str, path: str | Path | None) -> Settings | None:
@@ -154,18 +158,22 @@ def convert(
     names: Sequence[str] = (),
     licence: str = "unknown",
     fields: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Converted:
     """Write a detector's weights as a file of ours.
 
     Without settings what the project publishes is assumed. `names` are the classes, by default those of the checkpoint,
     or COCO's 80 or Pascal VOC's 20 for so many. Raises DataError where the weights are not a detector's of this
-    project, are damaged or do not fit the settings, UsageError where the classes have to be named.
+    project, not those of `model` where one is expected, are damaged or do not fit the settings, UsageError where the
+    classes have to be named.
     """
     checkpoint, source, settings = foreign
     project, where = SOURCES[source], checkpoint.path
     require_numbers(checkpoint.state, where)
     try:
         found = _read(project, source, checkpoint.state, settings)
+        _require_model(found, model)
         config = configure(found.config, fields or {})
         classes, names_from = _names(tuple(names), checkpoint.names, found.num_classes)
         with Unfilled():
@@ -173,7 +181,7 @@ def convert(
         load_all(detector, found.tensors, str(where), assign=True)
     except DataError as error:
         raise DataError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
-    card = Card(found.model, classes, config, {}, licence)
+    card = Card(found.model, classes, config, dict(metrics or {}), licence)
     save_weights(out, detector.state_dict(), card)
     return Converted(card, source, _assumptions(config, found.given | set(fields or {})), names_from)
 

@@ -11,8 +11,11 @@ from twostage.errors import MissingError, nearest
 from twostage.folders import cache_folder, made_in_cache
 from twostage.models.backbones.timm import PREFIX as TIMM
 from twostage.weights.file import require_file
-from twostage.weights.pickled import coco_names, convert_backbone, convert_detector
-from twostage.weights.published import PRETRAINED, PUBLISHED, Published, cached
+from twostage.weights.pickled import coco_names, convert_backbone, convert_detector, read_checkpoint
+from twostage.weights.published import PUBLISHED, cached
+from twostage.weights.publishers.entry import Published
+from twostage.weights.publishers.packages import PRETRAINED
+from twostage.weights.publishers.torchvision import TORCHVISION
 
 log = logging.getLogger("twostage.weights")
 
@@ -43,7 +46,7 @@ def bring(one: Published, *, offline: bool = False) -> Path:
     if one.package:
         return _of_package(one, target)
     folder = cache_folder("weights")
-    original = folder / one.file
+    original = folder / one.original
     made_in_cache(folder)
     with FileLock(folder / f".{one.name}.lock"):  # two that want the same fetch it once
         if target.exists():
@@ -57,18 +60,31 @@ def bring(one: Published, *, offline: bool = False) -> Path:
                     f"network, and put it at {original}; or run `twostage weights get {one.name}`."
                 )
             log.info("%s: %s", one.name, one.about)
-            download(one.url, original, one.sha256)
-        verify(original, one.sha256)  # it may have been put there by hand
-        if one.model is None:
-            convert_backbone(original, target)
-        else:
-            metrics = {"AP": round(one.score / 100, 3)}
-            convert_detector(
-                original, target, one.model, coco_names(), licence=one.licence, metrics=metrics, **one.fields
-            )
+            download(one.url, original, one.digits, one.publisher.digest)
+        verify(original, one.digits, one.publisher.digest)  # it may have been put there by hand
+        _convert(one, original, target)
         original.unlink()
     log.info("Kept as %s", target)
     return target
+
+
+def _convert(one: Published, original: Path, target: Path) -> None:
+    """Write the file of ours. Raises DataError where the original is not what it is published as."""
+    if one.model is None:
+        convert_backbone(original, target)
+        return
+    metrics = {"AP": round(one.score / 100, 3)}
+    if one.publisher.name == TORCHVISION.name and not one.model.startswith("retinanet"):
+        # By name: the tensors of two of them are alike, and do not show the size of their images.
+        convert_detector(original, target, one.model, coco_names(), licence=one.licence, metrics=metrics, **one.fields)
+        return
+    from twostage.weights.convert import Foreign, convert
+
+    checkpoint = read_checkpoint(original)
+    # What the training left in the file goes before the publisher's configuration of today.
+    own = checkpoint.settings if "model" in (checkpoint.settings or {}) else None
+    foreign = Foreign(checkpoint, one.publisher.name, own or one.settings)
+    convert(foreign, target, licence=one.licence, fields=one.fields, model=one.model, metrics=metrics)
 
 
 def _of_package(one: Published, target: Path) -> Path:
@@ -95,7 +111,7 @@ def _of_package(one: Published, target: Path) -> Path:
     made_in_cache(folder)
     with FileLock(folder / f".{one.name}.lock"):
         if not target.exists():
-            verify(original, one.sha256)
+            verify(original, one.digits)
             convert_backbone(original, target)
             log.info("%s: %s, kept as %s", one.name, one.about, target)
     return target

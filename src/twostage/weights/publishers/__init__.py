@@ -1,0 +1,1 @@
+"""What other projects publish: one module for each publisher, with its files, numbers and licences."""
