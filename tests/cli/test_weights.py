@@ -46,6 +46,16 @@ def test_info(shell: Callable, weights: Path) -> None:
     assert shell("weights", "info", "nowhere.safetensors").code == 4
 
 
+def test_card(shell: Callable, weights: Path, tmp_path: Path) -> None:
+    answer = shell("weights", "card", weights)
+    assert answer.code == 0
+    assert answer.output.startswith(f"# {weights.name}")
+    assert "5: circle, square, triangle, star, cross." in answer.output
+    assert shell("weights", "card", weights, "--out", tmp_path / "card.md").code == 0
+    assert (tmp_path / "card.md").read_text() == answer.output
+    assert shell("weights", "card", weights, "--out", tmp_path / "card.md").code == 2
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -310,7 +310,12 @@ def test_run_goes_on_without_the_weights_it_began_with(options: TrainOptions, tm
     start.unlink()
     resumed = train(TrainOptions(resume=options.out, quiet=True))
     assert resumed["epochs"] == 3
-    assert load_weights(Path(resumed["weights"]))[0].config.rpn.nms == 0.6
+    card, _ = load_weights(Path(resumed["weights"]))
+    assert card.config.rpn.nms == 0.6
+    origin = dict(card.origin)
+    assert (origin["made by"], origin["split"], origin["seed"]) == ("twostage train", "train", options.seed)
+    assert origin["started from"] == "random weights"
+    assert origin["steps"] == resumed["steps"]
 
 
 @pytest.mark.usefixtures("drawn")

@@ -49,6 +49,7 @@ _GROUPS = {
         {
             "list": "List the published weights.",
             "info": "Print the metadata of a weights file or of published weights.",
+            "card": "Print the model card of a weights file.",
             "get": "Download published weights into the cache.",
             "convert": "Convert weights of torchvision, detectron2 or mmdetection.",
             "compare": "Compare two detectors on images, and name what differs.",

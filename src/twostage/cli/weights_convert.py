@@ -92,6 +92,8 @@ def convert(options: WeightsConvertOptions) -> Outcome:
     _print_assumptions(done.assumptions, source)
     print(f"    classes: {done.names_from}")
     print(f"Written: {options.out}, {done.card.model} of {source}, {len(done.card.names)} classes")
+    from twostage.weights.model_card import certificate_of
+
     certificate = _prove(options, foreign, done.card) if options.images else None
     return Outcome(
         {
@@ -102,7 +104,7 @@ def convert(options: WeightsConvertOptions) -> Outcome:
             "assumptions": [each._asdict() for each in done.assumptions],
             "certificate": certificate and certificate.to_dict(),
         },
-        certificate and say(certificate, options.out.with_suffix(".certificate.json")),
+        certificate and say(certificate, certificate_of(options.out)),
     )
 
 

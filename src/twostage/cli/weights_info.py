@@ -48,6 +48,7 @@ def _of_file(path: Path) -> dict[str, Any]:
         "metrics": dict(card.metrics),
         "licence": card.licence,
         "version": card.version,
+        "origin": dict(card.origin),
         "config": to_dict(card.config),
     }
 

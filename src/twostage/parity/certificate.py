@@ -1,6 +1,5 @@
 """The certificate of a comparison: what was compared, how far it agrees, and where it first does not."""
 
-import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from twostage import __version__
 from twostage.parity.agreement import FLOAT32, Agreement, Spread, Tolerance
 from twostage.parity.divergence import Divergence
+from twostage.weights.file import sha256
 
 FORMAT = 1
-READ = 1 << 20  # bytes of a file at a time
 
 
 class Party(NamedTuple):
@@ -85,15 +84,6 @@ class Certificate(NamedTuple):
             return [*lines, "No convention explains the difference."]
         lines += [f"Explained by {text}" for text in self.explained_by]
         return [*lines, "With that nothing differs." if self.explained_wholly else "That explains a part of it."]
-
-
-def sha256(path: Path) -> str:
-    """Of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(READ):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _party(party: Party) -> dict[str, str]:

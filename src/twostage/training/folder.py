@@ -19,6 +19,7 @@ from twostage.folders import claimed, new_folder, next_folder
 from twostage.run_config import CONFIG, read_config, resumed, to_yaml
 from twostage.training.images import save_predictions, save_training_batch
 from twostage.training.options import TrainOptions
+from twostage.training.recipe import recipe_name
 from twostage.training.state import Progress, save_state
 from twostage.training.step import Session
 from twostage.training.validate import Validation
@@ -131,8 +132,27 @@ class RunFolder:
 
     def _save_weights(self, path: Path, session: Session, metrics: dict[str, float]) -> None:
         kept = session.evaluated
-        card = Card(session.options.model, session.dataset.names, kept.config, metrics, session.licence)
-        save_weights(path, kept.state_dict(), card)
+        names, licence, origin = session.dataset.names, session.licence, _origin(session)
+        save_weights(
+            path, kept.state_dict(), Card(session.options.model, names, kept.config, metrics, licence, origin=origin)
+        )
+
+
+def _origin(session: Session) -> dict[str, Any]:
+    """Where the weights of a run come from."""
+    options, data, recipe = session.options, session.dataset, session.recipe
+    return {
+        "made by": "twostage train",
+        "data": data.root.name,
+        "split": data.split,
+        "images": len(data),
+        "objects": len(data.boxes),
+        "started from": options.weights or "random weights",
+        "recipe": recipe_name(options),
+        "optimizer": f"{recipe.optimizer}, learning rate {recipe.lr:g}, {recipe.batch} images per step",
+        "steps": session.progress.step,
+        "seed": options.seed,
+    }
 
 
 def claimed_root(options: TrainOptions, held: ExitStack) -> Path:

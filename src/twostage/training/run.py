@@ -157,6 +157,11 @@ def _session(
         bf16=bf16,
         processes=processes.world,
     )
+    log.info(
+        "%s from %s, recipe %s: %s, learning rate %g, %d images per step",
+        *(options.model, options.weights or "random weights", recipe_name(options)),
+        *(recipe.optimizer, recipe.lr, recipe.batch),
+    )
     freeze(model, recipe.freeze)
     set_trainable(model, options.learn)
     if loaded:

@@ -13,7 +13,7 @@ from twostage.models.component import leaves
 from twostage.models.config import DetectorConfig, StagewiseConfig
 from twostage.models.configure import configure
 from twostage.models.zoo import named
-from twostage.weights.file import Card, save_weights
+from twostage.weights.file import Card, save_weights, sha256
 from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.importers.detectron2 import from_detectron2, is_detectron2
 from twostage.weights.importers.imported import Imported
@@ -181,7 +181,8 @@ def convert(
         load_all(detector, found.tensors, str(where), assign=True)
     except DataError as error:
         raise DataError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
-    card = Card(found.model, classes, config, dict(metrics or {}), licence)
+    origin = {"made by": "twostage weights convert", "project": source, "file": where.name, "sha256": sha256(where)}
+    card = Card(found.model, classes, config, dict(metrics or {}), licence, origin=origin)
     save_weights(out, detector.state_dict(), card)
     return Converted(card, source, _assumptions(config, found.given | set(fields or {})), names_from)
 

@@ -3,6 +3,7 @@
 It carries no code. Pickles are not read here at all.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -37,7 +38,11 @@ FORMAT = 2  # 1 had one flat dictionary of the fields of all models
 
 @dataclass(frozen=True)
 class Card:
-    """The header of a weights file. `model` is the name in the zoo whose configuration `config` began from."""
+    """The header of a weights file. `model` is the name in the zoo whose configuration `config` began from.
+
+    `origin` is where the tensors come from: of a training its data, recipe and length, of a conversion the project and
+    the file.
+    """
 
     model: str
     names: tuple[str, ...]
@@ -45,6 +50,7 @@ class Card:
     metrics: Mapping[str, float] = field(default_factory=dict)
     licence: str = OF_DATA
     version: str = __version__
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The header's entry."""
@@ -105,6 +111,12 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None
 
 
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def require_file(path: Path) -> None:
     """Raises MissingError where there is no such weights file, UsageError for what is no regular file."""
     if not path.exists():
@@ -135,6 +147,8 @@ def read_card(path: Path, text: str) -> Card:
         metrics, rest = content.get("metrics", {}), [content.get(key, "") for key in ("licence", "version")]
         if not (isinstance(metrics, dict) and all(matches(coerce(value, float), float) for value in metrics.values())):
             raise TypeError(f"metrics {metrics!r}")
+        if not isinstance(content.get("origin", {}), dict):
+            raise TypeError(f"origin {content['origin']!r}")
         if not all(isinstance(value, str) for value in rest):
             raise TypeError(f"licence and version {rest!r}")
         if model not in ZOO:

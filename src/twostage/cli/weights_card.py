@@ -1,0 +1,35 @@
+"""`twostage weights card`: the model card of a weights file."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from twostage.atomic import write_text
+from twostage.cli.verb import Outcome, verb
+from twostage.errors import UsageError
+from twostage.options import Options, option
+
+
+@dataclass(frozen=True)
+class CardOptions(Options):
+    weights: Path = option(help="Weights file.")
+    _: KW_ONLY
+    out: Path | None = option(None, "New file for the card (Markdown) instead of standard output.", group="Output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and self.out.exists():
+            raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
+
+
+@verb(CardOptions)
+def card(options: CardOptions) -> Outcome:
+    """Print the model card of a weights file: classes, metrics, origin, licences, certificate."""
+    from twostage.weights.model_card import model_card
+
+    text = model_card(options.weights)
+    if options.out is None:
+        print(text, end="")
+    else:
+        write_text(options.out, text)
+        print(f"Written: {options.out}")
+    return Outcome({"weights": options.weights, "card": text})
