@@ -314,7 +314,7 @@ def test_run_goes_on_without_the_weights_it_began_with(options: TrainOptions, tm
     assert card.config.rpn.nms == 0.6
     origin = dict(card.origin)
     assert (origin["made by"], origin["split"], origin["seed"]) == ("twostage train", "train", options.seed)
-    assert origin["started from"] == "random weights"
+    assert origin["started from"] == "start.safetensors"
     assert origin["steps"] == resumed["steps"]
 
 
