@@ -66,8 +66,8 @@ SPREADS = (
     (r"anchor_deltas$", RPN_DELTAS),
     (r"^roi_heads.*cls_score$", CLASSES),
     (r"^roi_heads.*bbox_pred$", BOX_DELTAS),
-    # Each of the tens of thousands of anchors has 80 logits: the best hundred boxes lie far out.
-    (r"^head\.cls_score$", (1.5, -4.0)),
+    # The best of millions of logits lie ten and more deviations out: with a larger one their scores are 1.
+    (r"^head\.cls_score$", (0.5, -4.0)),
     (r"^head\.bbox_pred$", RPN_DELTAS),
     (r"mask_head\.predictor$", MASKS),
     (r"", (1.0, 0.0)),
@@ -188,12 +188,12 @@ def calibrate(original: Original, photo: Photo) -> None:
     """Statistics for the normalisations and a spread for each layer with a bias, during one prediction.
 
     Each takes them from its own input just before its first call, when all that runs before it is in place. A layer
-    that works on several maps keeps those of the first.
+    that works on several maps keeps those of the first, but for RetinaNet's towers (`spread_towers`).
     """
     left = set()
 
-    def at_first_call(name: str, module: nn.Module, act: Callable[[Tensor], None]) -> None:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def at_first_call(name: str, module: nn.Module, act: Callable[[Any], None]) -> None:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             handle.remove()
             left.remove(name)
             act(inputs[0])
@@ -201,13 +201,16 @@ def calibrate(original: Original, photo: Photo) -> None:
         left.add(name)
         handle = module.register_forward_pre_hook(hook)
 
+    towers = getattr(original.model, "head", None)
+    if towers is not None:
+        at_first_call("head", towers, lambda maps: spread_towers(towers, maps))
     norms = (nn.modules.batchnorm._BatchNorm, of_detectron2("layers").FrozenBatchNorm2d)
     for name, module in original.model.named_modules():
         if isinstance(module, norms):
             at_first_call(name, module, lambda x, module=module: standardise(module, x))
-        elif isinstance(module, LAYERS) and module.bias is not None:
-            wanted = next(spread for pattern, spread in SPREADS if re.search(pattern, name))
-            at_first_call(name, module, lambda x, module=module, wanted=wanted: spread_out(module, x, *wanted))
+        elif isinstance(module, LAYERS) and module.bias is not None and not name.startswith("head."):
+            wanted = wanted_of(name)
+            at_first_call(name, module, lambda x, module=module, wanted=wanted: spread_out(module, [x], *wanted))
         elif type(module).__name__ == "BottleneckBlock":
             cast(Any, module).conv3.norm.weight.fill_(RESIDUAL)
     original.predict_at([photo], SIDE, 2 * SIDE)
@@ -221,15 +224,36 @@ def standardise(norm: Any, x: Tensor) -> None:
     norm.running_var.copy_(x.var(dim=(0, 2, 3)).clamp(min=1e-6))
 
 
-def spread_out(layer: Any, x: Tensor, std: float, mean: float) -> None:
-    """Scale and shift a layer so that each of its outputs has this standard deviation and mean."""
+def spread_towers(head: Any, maps: Sequence[Tensor]) -> None:
+    """Spread RetinaNet's towers over all maps at once.
+
+    One map alone does not tell how far the five layers go on the others, where features vary otherwise from place to
+    place.
+    """
+    for tower, last in (("cls_subnet", "cls_score"), ("bbox_subnet", "bbox_pred")):
+        seen = list(maps)
+        for layer in (*getattr(head, tower), getattr(head, last)):
+            if isinstance(layer, LAYERS):
+                spread_out(layer, seen, *wanted_of(f"head.{last}" if layer is getattr(head, last) else ""))
+            seen = [layer(x) for x in seen]
+
+
+def wanted_of(name: str) -> tuple[float, float]:
+    """The standard deviation and the mean for a layer."""
+    return next(spread for pattern, spread in SPREADS if re.search(pattern, name))
+
+
+def spread_out(layer: Any, inputs: Sequence[Tensor], std: float, mean: float) -> None:
+    """Scale and shift a layer so that each of its outputs has this standard deviation and mean; inputs weigh alike."""
     # The forward of torch's class: detectron2's own layers also normalise and activate.
     kind: Any = next(kind for kind in LAYERS if isinstance(layer, kind))
-    seen = kind.forward(layer, x).movedim(1, -1).flatten(0, -2)
-    scale = std / seen.std(dim=0).clamp(min=1e-6)
+    seen = [kind.forward(layer, x).movedim(1, -1).flatten(0, -2) for x in inputs]
+    means = torch.stack([y.mean(dim=0) for y in seen])
+    squares = torch.stack([y.var(dim=0) for y in seen]) + (means - means.mean(dim=0)).square()
+    scale = std / squares.mean(dim=0).sqrt().clamp(min=1e-6)
     outputs = (1, -1, 1, 1) if kind is nn.ConvTranspose2d else (-1, *[1] * (layer.weight.ndim - 1))
     layer.weight.mul_(scale.view(outputs))
-    layer.bias.sub_(seen.mean(dim=0)).mul_(scale).add_(mean)
+    layer.bias.sub_(means.mean(dim=0)).mul_(scale).add_(mean)
 
 
 def write_zoo(original: Original, path: Path, config: Path) -> None:
