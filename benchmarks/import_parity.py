@@ -145,7 +145,9 @@ def compare(name: str, photos: Sequence[Photo], options: argparse.Namespace) -> 
         try:
             converted = convert(read_foreign(path, None, config), out, names=[str(i) for i in range(80)])
         except TwostageError as error:
-            return [[name, "not converted", *[""] * (len(HEADER) - 2)]], [f"{name}: {error}"]
+            return [[name, "not converted", *[""] * (len(HEADER) - 2)]], [
+                f"{name}: {str(error).removeprefix(f'{path}: ')}"
+            ]
         seconds = time.monotonic() - started
         detector = Detector.load(out, device="cpu", choose_forms=False)
     # One at a time, then together; an image of the results is one of these views.

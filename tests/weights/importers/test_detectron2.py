@@ -84,3 +84,15 @@ def test_a_photo_from_its_own_size(photo: np.ndarray) -> None:
     assert isinstance(found, Detections)
     theirs = boxes.numpy() * np.tile(np.array(photo.shape[1::-1]) / small.shape[1::-1], 2)
     assert np.abs(found.boxes[:, None] - theirs).max(2).min(1).max() <= 1e-2
+
+
+def test_class_agnostic_masks() -> None:
+    """Every class has the one mask that there is."""
+    state = state_of(detectron2_shapes(mask=True))
+    one, every = dict(state), dict(state)
+    for name in ("roi_heads.mask_head.predictor.weight", "roi_heads.mask_head.predictor.bias"):
+        one[name] = state[name][:1]
+        every[name] = one[name].expand_as(state[name])
+    found, expected = (from_detectron2(each).tensors for each in (one, every))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
