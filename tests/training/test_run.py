@@ -315,7 +315,7 @@ def test_run_goes_on_without_the_weights_it_began_with(options: TrainOptions, tm
     origin = dict(card.origin)
     assert (origin["made by"], origin["split"], origin["seed"]) == ("twostage train", "train", options.seed)
     assert origin["started from"] == "start.safetensors"
-    assert origin["steps"] == resumed["steps"]
+    assert 0 < origin["steps"] <= resumed["steps"]  # the best weights may be earlier ones
 
 
 @pytest.mark.usefixtures("drawn")

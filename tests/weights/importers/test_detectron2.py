@@ -158,3 +158,15 @@ def test_anchors_of_other_ratios() -> None:
 def test_settings_that_compute_otherwise(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         with_settings(text)
+
+
+def test_class_agnostic_masks() -> None:
+    """Every class has the one mask that there is."""
+    state = state_of(detectron2_shapes(mask=True))
+    one, every = dict(state), dict(state)
+    for name in ("roi_heads.mask_head.predictor.weight", "roi_heads.mask_head.predictor.bias"):
+        one[name] = state[name][:1]
+        every[name] = one[name].expand_as(state[name])
+    found, expected = (from_detectron2(each).tensors for each in (one, every))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -137,11 +137,17 @@ def _of_towers(names: Mapping[str, Tensor]) -> list[tuple[str, str]]:
 
 
 def _reorder(tensors: dict[str, Tensor], num_classes: int, ratios: int) -> None:
-    """Rows in our order."""
+    """Rows in our order and number."""
     change(tensors, r"box.*\.classes\.(weight|bias)", lambda rows: rows.roll(1, 0))  # background first for last
     change(tensors, r"(rpn\.objectness)\.(weight|bias)", partial(ratio_first, each=1, ratios=ratios))
     change(tensors, r"head\.classes\.(weight|bias)", partial(ratio_first, each=num_classes, ratios=ratios))
     change(tensors, r"(rpn|head)\.deltas\.(weight|bias)", partial(ratio_first, each=4, ratios=ratios))
+    change(tensors, r"mask\.\d\.classes\.(weight|bias)", partial(_of_each_class, num_classes=num_classes))
+
+
+def _of_each_class(rows: Tensor, num_classes: int) -> Tensor:
+    """The row of a class-agnostic mask as that of every class: the same masks. In training the rows part."""
+    return rows.repeat(num_classes, *[1] * (rows.ndim - 1)) if len(rows) == 1 else rows
 
 
 def _with_settings(config: Config) -> Config:
