@@ -1,7 +1,8 @@
 """Putting tensors into a model: all of them, or those that fit."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from twostage.models.backbones.vgg import VGG16
 from twostage.models.build import Model
 from twostage.models.heads.bodies import Res5Head
 
+SHOWN = 5  # tensors of each fault that a message names
 _STAGE = re.compile(r".*?\d\.")  # a name up to its first number: layer1. or stages.2.
 
 
@@ -45,14 +47,23 @@ def load_all(model: nn.Module, state: Mapping[str, Tensor], where: str, *, assig
         for name, tensor in given.items()
         if name in own and tensor.shape != own[name].shape
     ]
-    for fault, items in (("lack", missing), ("have unknown", unknown), ("differ:", shapes)):
-        if items:
-            more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-            raise DataError(
-                f"{where}: these weights are not this model's: they {fault} {', '.join(items[:3])}{more}. "
-                "Check the model's name and its fields."
-            )
+    unknown = [*(_with_nearest(name, missing) for name in unknown[:SHOWN]), *unknown[SHOWN:]]
+    faults = [
+        f"they {fault} {', '.join(items[:SHOWN])}{f' and {len(items) - SHOWN} more' if len(items) > SHOWN else ''}"
+        for fault, items in (("lack", missing), ("have unknown", unknown), ("differ:", shapes))
+        if items
+    ]
+    if faults:
+        raise DataError(
+            f"{where}: these weights are not this model's: {'; '.join(faults)}. Check the model's name and its fields."
+        )
     model.load_state_dict(given, strict=False, assign=assign)
+
+
+def _with_nearest(name: str, missing: Sequence[str]) -> str:
+    """An unknown tensor with the missing one whose name is most alike."""
+    near = get_close_matches(name, missing, n=1, cutoff=0.8)
+    return f"{name} (is it {near[0]}?)" if near else name
 
 
 def load_fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
