@@ -15,6 +15,9 @@ from twostage.errors import TwostageError, UsageError
 _PATIENCE = 20  # seconds
 
 
+CERTIFICATE = ".certificate.json"  # what a certificate's name ends with, beside its weights
+
+
 def cache_folder(name: str) -> Path:
     """The cache folder `name` under $TWOSTAGE_HOME, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage."""
     home = os.environ.get("TWOSTAGE_HOME")

@@ -292,6 +292,7 @@ SINCE = {
     "maps",
     "averaged",
     "clip_before_nms",
+    "soft_nms_min_score",
     "groups",
 }
 

@@ -41,3 +41,11 @@ def variant(state: dict[str, Tensor]) -> Variant:
     found = from_detectron2(state)
     config = configure(found.config, {"size": SIZE, "max_size": 1333, "rpn_keep_test": 100})
     return Variant(config, found.tensors, found.num_classes)
+
+
+@pytest.fixture(scope="session")
+def mask_variant() -> Variant:
+    """A Mask R-CNN that detects whatever it is shown."""
+    found = from_detectron2(make_state(detectron2_shapes(mask=True), torch.float32, FACTORS))
+    fields = {"size": SIZE, "max_size": 1333, "rpn_keep_test": 50, "score_threshold": 0.0}
+    return Variant(configure(found.config, fields), found.tensors, found.num_classes)

@@ -62,6 +62,14 @@ def test_a_detection_at_the_end_of_a_full_list_may_be_another() -> None:
     assert not agreement(one, other, 1, POST).same()
 
 
+def test_lists_that_end_at_the_threshold_are_not_alike_for_that() -> None:
+    """All of both sides are at the edge, and none is the other's."""
+    sides = [results(*[(0, 100.0 * i + shift, 0.05005, 0) for i in range(9)]) for shift in (0, 50)]
+    found = agreement(*sides, 1, POST)
+    assert (found.matched, found.at_the_edge) == (0, 18)
+    assert not found.same()
+
+
 def test_masks_differ_by_a_share_of_their_pixels() -> None:
     whole, half = np.ones((1, 10, 10), bool), np.ones((1, 10, 10), bool)
     half[:, :5] = False

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from twostage.models.configure import configure
 from twostage.models.zoo import ZOO
 from twostage.parity.agreement import FLOAT32
 from twostage.parity.conventions import Convention, conventions
@@ -56,6 +57,29 @@ def test_two_faults_are_both_named(variant: Variant, photos: list[Pixels]) -> No
     faulty = planted[1].change(planted[0].change(variant)).build()
     found = diagnose(variant, photos[:1], detect(faulty, photos[:1]))
     assert {each.name for each in found.found} == {"roi.aligned", "postprocess.nms"}
+    assert found.after.same()
+
+
+def test_a_fault_of_masks_alone_is_named(mask_variant: Variant, photos: list[Pixels]) -> None:
+    """Boxes are equal to the last bit, and only masks are not."""
+    planted = named(mask_variant, "mask.paste")
+    expected = detect(planted.change(mask_variant).build(), photos[:1])
+    found = diagnose(mask_variant, photos[:1], expected)
+    assert not found.before.same()
+    assert [each.name for each in found.found] == ["mask.paste"]
+    assert found.after.same()
+
+
+def test_the_search_is_in_an_image_that_differs(variant: Variant, photos: list[Pixels]) -> None:
+    """Only the last has a side whose half pixel is rounded in two ways."""
+    own = variant._replace(config=configure(variant.config, {"size": 70, "max_size": 200}))
+    planted = named(own, "image.rounding")
+    other = planted.change(own)
+    shapes = [[each.config.image.resizing.shape(*photo.shape[:2]) for photo in photos] for each in (own, other)]
+    assert [a == b for a, b in zip(*shapes, strict=True)] == [True, True, False]
+    found = diagnose(own, photos, detect(other.build(), photos))
+    assert not found.before.same()
+    assert [each.name for each in found.found] == ["image.rounding"]
     assert found.after.same()
 
 

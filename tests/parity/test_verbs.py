@@ -13,8 +13,13 @@ from torch import Tensor
 
 from twostage import Detector
 from twostage.cli import main
+from twostage.errors import DataError
+from twostage.models.configure import configure
 from twostage.parity.oracles import COCO_IDS, detect_all, read_results, reference_of
+from twostage.parity.reference.torchvision import build
 from twostage.parity.variants import Pixels
+from twostage.weights.importers.detectron2 import from_detectron2
+from twostage.weights.importers.torchvision import import_torchvision
 from twostage.weights.pickled import Checkpoint, coco_names
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -58,6 +63,7 @@ def test_a_conversion_ends_in_a_certificate(folder: Path, converted: Path) -> No
     assert certificate["passed"]
     assert certificate["oracle"]["computed_by"] == "a reference of detectron2's rules"
     assert [image["file"] for image in certificate["images"]] == ["0.png", "1.png", "2.png"]
+    assert len({image["sha256"] for image in certificate["images"]}) == 3
     assert [each["batch"] for each in certificate["batches"]] == [1, 3]
     for each in certificate["batches"]:
         assert each["matched"] == each["expected"] == each["found"] > 100
@@ -83,7 +89,11 @@ def test_two_files_of_ours(run: Callable, folder: Path, converted: Path) -> None
     certificate = json.loads((folder / "certificate.json").read_text())
     assert not certificate["passed"]
     assert certificate["explained_wholly"]
-    assert run("weights", "compare", converted, converted, "--images", folder / "photos" / "0.png")[0] == 0
+    code, _, err = run("weights", "compare", converted, converted, "--images", folder / "photos" / "0.png")
+    assert (code, "is the same file as" in err) == (2, True)
+    again = folder / "again.safetensors"
+    Detector.load(converted, device="cpu").save(again)  # another header
+    assert run("weights", "compare", again, converted, "--images", folder / "photos")[0] == 0
 
 
 def test_what_ones_own_port_detects(run: Callable, folder: Path, converted: Path) -> None:
@@ -102,6 +112,24 @@ def test_what_ones_own_port_detects(run: Callable, folder: Path, converted: Path
     assert code == 5
     assert "Explained by background first:" in out
     assert "With that nothing differs." in out
+
+
+def test_the_first_weights_of_torchvision_have_no_eps(photos: list[Pixels]) -> None:
+    """As `Detector.from_state_dict` takes them: 91 outputs, eps 0."""
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    torch.manual_seed(0)
+    state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    found = import_torchvision(state)
+    assert found.config.backbone.norm.eps == 0  # type: ignore[union-attr]
+    model = build(state, found.config, "a")
+    assert {m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {0.0}
+
+
+def test_a_detector_that_no_reference_covers(state: dict[str, Tensor]) -> None:
+    config = configure(from_detectron2(state).config, {"soft_nms": "linear"})
+    with pytest.raises(DataError, match=r"does not cover this detector \(another suppression"):
+        reference_of(Checkpoint(Path("a.pkl"), state), "detectron2", config)
 
 
 def test_bad_input(run: Callable, folder: Path, converted: Path, tmp_path: Path) -> None:
@@ -137,7 +165,8 @@ def test_torchvision_itself_is_the_oracle(photos: list[Pixels]) -> None:
     torch.manual_seed(0)
     state = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict()
     state["roi_heads.box_predictor.cls_score.bias"] = torch.tensor([0.0, 1.0, -1.0])
-    oracle = reference_of(Checkpoint(Path("a.pth"), state), "torchvision")
+    config = import_torchvision(state).config
+    oracle = reference_of(Checkpoint(Path("a.pth"), state), "torchvision", config)
     found = detect_all(oracle, photos[:1])
     assert oracle.name == "torchvision itself"
     assert len(found) > 0

@@ -41,13 +41,13 @@ def change(**changes: Tensor | None) -> dict[str, Tensor]:
         (change(**{"2_bias": None}), r"they lack 2\.bias\."),
         (change(extra=torch.zeros(1)), r"they have unknown extra\."),
         (
-            change(**{"1.running_mean": None, "1.running_means": torch.zeros(1)}),
-            r"they lack 1\.running_mean; they have unknown 1\.running_means \(is it 1\.running_mean\?\)",
+            change(**{"1.bias": None, "1.biased": torch.zeros(1)}),
+            r"they lack 1\.bias; they have unknown 1\.biased \(is it 1\.bias\?\)",
         ),
         (change(**{"2_weight": torch.zeros(3, 4)}), r"differ: 2\.weight is \(3, 4\), the model has \(2, 4\)"),
         ({}, r"they lack 0\.weight, 0\.bias, 1\.weight, 1\.bias, 1\.running_mean and \d more"),
     ],
-    ids=["missing", "unknown", "shape", "empty"],
+    ids=["missing", "unknown", "nearest", "shape", "empty"],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_loaded(state: dict, message: str) -> None:
     target = net()

@@ -13,10 +13,12 @@ from twostage.options import Options, option
 
 if TYPE_CHECKING:
     from twostage.evaluation.results import Results
+    from twostage.models.config import DetectorConfig
     from twostage.parity.certificate import Certificate, Party
     from twostage.parity.compare import Photos
     from twostage.weights.convert import Foreign
 
+FEW = 4
 PHOTOS = "Photos to compare on: files, folders or globs; the first --count of them."
 
 
@@ -29,7 +31,7 @@ class CompareOptions(Options):
     )
     _: KW_ONLY
     images: tuple[str, ...] = option(help=PHOTOS, group="Images")
-    count: int = option(4, "Images, at most.", group="Images", low=1)
+    count: int | None = option(None, "Images, at most (default: 4; of a results file all).", group="Images", low=1)
     config: Path | None = option(None, "Configuration of a checkpoint: detectron2's config.yaml, mmdetection's .py.")
     key: str | None = option(None, "Entry of a checkpoint that holds the weights, such as model_ema.")
     out: Path | None = option(None, "New file for the certificate (JSON).", group="Output")
@@ -38,6 +40,9 @@ class CompareOptions(Options):
         super().__post_init__()
         if not self.images:
             raise UsageError("images is empty: name some photos, as in `--images photos/`")
+        foreign = self.other.suffix not in (".json", ".safetensors")
+        if not foreign and (self.config is not None or self.key is not None):
+            raise UsageError(f"config and key are of a checkpoint of another project, and {self.other} is none")
         if self.out is not None and self.out.exists():
             raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
 
@@ -50,7 +55,7 @@ def compare(options: CompareOptions) -> Outcome:
     """
     from twostage.detector import Detector
     from twostage.parity.certificate import Party
-    from twostage.parity.compare import BATCHES, Subject, certify
+    from twostage.parity.compare import Subject, batches_of, certify
     from twostage.parity.oracles import read_results
     from twostage.parity.variants import detect, variant_of
     from twostage.weights.convert import read_foreign
@@ -58,9 +63,10 @@ def compare(options: CompareOptions) -> Outcome:
 
     path = find_weights(options.weights)
     detector = Detector.load(path, device="cpu")
-    photos = read_photos(options.images, options.count)
+    of_file = options.other.suffix == ".json"
+    photos = read_photos(options.images, options.count or (None if of_file else FEW))
     other = None
-    if options.other.suffix == ".json":
+    if of_file:
         oracle = Party(options.other, "results file")
         expected = {1: read_results(options.other, photos.files, detector.names)}
     elif options.other.suffix == ".safetensors":
@@ -69,22 +75,26 @@ def compare(options: CompareOptions) -> Outcome:
             raise DataError(f"{options.other}: detects {', '.join(one.names)}; {path}: {', '.join(detector.names)}.")
         oracle, other = Party(options.other, "twostage"), variant_of(one)
         model = other.build()
-        expected = {batch: detect(model, photos.pixels, batch) for batch in BATCHES}
+        expected = {batch: detect(model, photos.pixels, batch) for batch in batches_of(photos)}
     else:
-        oracle, expected = ask_reference(read_foreign(options.other, options.key, options.config), photos)
+        foreign = read_foreign(options.other, options.key, options.config)
+        oracle, expected = ask_reference(foreign, photos, detector.model.config)
     certificate = certify(Subject(path, variant_of(detector)), oracle, expected, photos, other=other)
     failure = say(certificate, options.out)
     return Outcome(certificate.to_dict(), failure)
 
 
-def ask_reference(foreign: "Foreign", photos: "Photos") -> "tuple[Party, dict[int, Results]]":
-    """What the reference of a checkpoint's project finds in photos, by the number of photos at a time."""
+def ask_reference(foreign: "Foreign", photos: "Photos", config: "DetectorConfig") -> "tuple[Party, dict[int, Results]]":
+    """What the reference of a checkpoint's project finds in photos, by the number of photos at a time.
+
+    Sizes of images, thresholds and numbers are those of `config`.
+    """
     from twostage.parity.certificate import Party
-    from twostage.parity.compare import BATCHES
+    from twostage.parity.compare import batches_of
     from twostage.parity.oracles import detect_all, reference_of
 
-    reference = reference_of(foreign.checkpoint, foreign.source, foreign.settings)
-    found = {batch: detect_all(reference, photos.pixels, batch) for batch in BATCHES}
+    reference = reference_of(foreign.checkpoint, foreign.source, config, foreign.settings)
+    found = {batch: detect_all(reference, photos.pixels, batch) for batch in batches_of(photos)}
     return Party(foreign.checkpoint.path, reference.name), found
 
 
@@ -100,8 +110,8 @@ def say(certificate: "Certificate", out: Path | None) -> ThresholdError | None:
     return ThresholdError(f"{certificate.subject.file} and {certificate.oracle.file} do not detect the same.")
 
 
-def read_photos(sources: tuple[str, ...], count: int) -> "Photos":
-    """The first images of some sources. Raises DataError for one that cannot be read."""
+def read_photos(sources: tuple[str, ...], count: int | None) -> "Photos":
+    """The first so many images of some sources, all without a number. Raises DataError for one that cannot be read."""
     from twostage.inference.sources import expand
     from twostage.parity.compare import Photos
 

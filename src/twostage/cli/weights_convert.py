@@ -8,10 +8,12 @@ from twostage.cli.verb import Outcome, verb
 from twostage.cli.weights_compare import ask_reference, read_photos, say
 from twostage.common_options import FieldsOptions
 from twostage.errors import DataError, UsageError
+from twostage.folders import CERTIFICATE
 from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.parity.certificate import Certificate
+    from twostage.parity.compare import Photos
     from twostage.weights.convert import Assumption, Foreign
     from twostage.weights.file import Card
 
@@ -47,18 +49,22 @@ class WeightsConvertOptions(FieldsOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.source == "classifier":
-            idle = {"names": self.names, "config": self.config, "model": self.model, **self.model_fields}
+            idle = {"names": self.names, "config": self.config, "model": self.model, "images": self.images}
+            idle |= self.model_fields
             for name, value in idle.items():
                 if value:
                     raise UsageError(f"{name} is given with --from classifier: such a network has none, leave it out")
         if self.model is not None and self.key is not None:
             raise UsageError("key is given with --model: leave --model out, the weights show it")
+        if self.model is not None and self.images:
+            raise UsageError("images is given with --model: leave --model out, the weights show it")
         if self.model is not None and not self.names:
             raise UsageError("--model needs --names: the classes in order, or `coco`")
         if self.model is not None and (self.source not in ("auto", "torchvision") or self.config is not None):
             raise UsageError("--model is for torchvision's weights, which show less: leave it out")
-        if self.out.exists():
-            raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
+        for path in (self.out, *([self.out.with_suffix(CERTIFICATE)] if self.images else [])):
+            if path.exists():
+                raise UsageError(f"--out {path}: exists already, and nothing is overwritten: name a new file")
 
 
 @verb(WeightsConvertOptions)
@@ -88,13 +94,12 @@ def convert(options: WeightsConvertOptions) -> Outcome:
     for other in checkpoint.others:
         print(f"The file also has {other}, another copy of the weights: --key {other} converts that one.")
     foreign = foreign_of(checkpoint, source, options.config)
+    photos = read_photos(options.images, options.count) if options.images else None
     done = convert(foreign, options.out, names=names, fields=options.model_fields)
     _print_assumptions(done.assumptions, source)
     print(f"    classes: {done.names_from}")
     print(f"Written: {options.out}, {done.card.model} of {source}, {len(done.card.names)} classes")
-    from twostage.weights.model_card import certificate_of
-
-    certificate = _prove(options, foreign, done.card) if options.images else None
+    certificate = _prove(options.out, photos, foreign, done.card) if photos else None
     return Outcome(
         {
             "out": options.out,
@@ -104,20 +109,19 @@ def convert(options: WeightsConvertOptions) -> Outcome:
             "assumptions": [each._asdict() for each in done.assumptions],
             "certificate": certificate and certificate.to_dict(),
         },
-        certificate and say(certificate, certificate_of(options.out)),
+        certificate and say(certificate, options.out.with_suffix(CERTIFICATE)),
     )
 
 
-def _prove(options: WeightsConvertOptions, foreign: "Foreign", card: "Card") -> "Certificate":
+def _prove(out: Path, photos: "Photos", foreign: "Foreign", card: "Card") -> "Certificate":
     """The certificate of the file that was written."""
     from twostage.parity.compare import Subject, certify
     from twostage.parity.variants import Variant
     from twostage.weights.file import load_tensors
 
-    photos = read_photos(options.images, options.count)
-    oracle, expected = ask_reference(foreign, photos)
-    variant = Variant(card.config, load_tensors(options.out)[1], len(card.names))
-    return certify(Subject(options.out, variant), oracle, expected, photos)
+    oracle, expected = ask_reference(foreign, photos, card.config)
+    variant = Variant(card.config, load_tensors(out)[1], len(card.names))
+    return certify(Subject(out, variant), oracle, expected, photos)
 
 
 def _print_assumptions(assumptions: "list[Assumption]", source: str) -> None:

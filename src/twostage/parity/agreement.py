@@ -11,6 +11,7 @@ from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.ops.boxes import iou
 from twostage.ops.masks import RLE, decode
 
+EDGE = 2  # detections of an image, on both sides together, that rounding may let in or out
 PAIRED = 2.0  # pixels: boxes of one class further apart than this are other detections
 
 
@@ -37,8 +38,8 @@ class Agreement(NamedTuple):
 
     `at_the_edge` are detections without a partner whose score is no further than the tolerance from where the other
     side's list ends, at the threshold or at the greatest number: rounding decides about them. `masks` are the shares of
-    pixels that differ, None without masks. `error` is the mean disagreement of all detections, from 0 to 1: 1 - IoU and
-    the difference of scores, with the best partner.
+    pixels that differ, None where a side has none. `error` is the mean disagreement of all detections with the best
+    partner, 1 - IoU and the difference of scores, and of their masks: 0 where all are equal.
     """
 
     images: int
@@ -52,7 +53,9 @@ class Agreement(NamedTuple):
     error: float
 
     def same(self, tolerance: Tolerance = FLOAT32) -> bool:
-        """Whether every detection has its partner within the tolerance."""
+        """Whether every detection has its partner within the tolerance, but for a few at the edge."""
+        if self.at_the_edge > EDGE * self.images or (self.expected and not self.matched):
+            return False
         pairs = (self.pixels.largest <= tolerance.pixels) and (self.scores.largest <= tolerance.scores)
         masks = self.masks is None or self.masks.largest <= tolerance.masks
         return pairs and masks and self.expected + self.found - 2 * self.matched == self.at_the_edge
@@ -89,7 +92,7 @@ def agreement(
         _spread(pixels),
         _spread(scores),
         None if expected.masks is None or found.masks is None else _spread(masks),
-        float(np.mean(errors)) if errors else 0.0,
+        (float(np.mean(errors)) if errors else 0.0) + (float(np.mean(masks)) if masks else 0.0),
     )
 
 

@@ -24,7 +24,7 @@ class Party(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """Two sides, the images by name and size, and how far the sides agree at each batch size.
+    """Two sides, the images (file, height, width), and how far the sides agree at each batch size.
 
     Where they do not: the first place where two detectors diverge, and what explains it, `explained_wholly` where with
     that nothing differs.
@@ -32,7 +32,7 @@ class Certificate(NamedTuple):
 
     subject: Party
     oracle: Party
-    images: Mapping[str, tuple[int, int]]
+    images: Sequence[tuple[str, int, int]]
     agreement: Mapping[int, Agreement]
     tolerance: Tolerance = FLOAT32
     divergence: Divergence | None = None
@@ -52,7 +52,10 @@ class Certificate(NamedTuple):
             "passed": self.passed,
             "subject": _party(self.subject),
             "oracle": _party(self.oracle),
-            "images": [{"file": name, "height": h, "width": w} for name, (h, w) in self.images.items()],
+            "images": [
+                {"file": Path(name).name, "height": h, "width": w, "sha256": sha256(Path(name))}
+                for name, h, w in self.images
+            ],
             "tolerance": self.tolerance._asdict(),
             "batches": [{"batch": batch, **_agreement(each)} for batch, each in self.agreement.items()],
             "first_divergence": self.divergence and self.divergence._asdict(),
@@ -75,6 +78,8 @@ class Certificate(NamedTuple):
             f"{f', masks by {_range(each.masks)} of their pixels' if each.masks else ''}"
             for batch, each in self.agreement.items()
         ]
+        if any(each.masks is None for each in self.agreement.values()):
+            lines.append("Masks were not compared: a side has none.")
         if self.passed:
             return [*lines, "The same detections."]
         if self.divergence is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from twostage.errors import DataError
+from twostage.errors import DataError, UsageError
 from twostage.evaluation.results import Results
 from twostage.models.config import StagewiseConfig
 from twostage.parity.agreement import FLOAT32, Agreement, Tolerance
@@ -12,8 +12,14 @@ from twostage.parity.certificate import Certificate, Party
 from twostage.parity.diagnosis import compare, diagnose
 from twostage.parity.divergence import first_divergence
 from twostage.parity.variants import Pixels, Variant
+from twostage.weights.file import sha256
 
 BATCHES = (1, 3)
+
+
+def batches_of(photos: "Photos") -> tuple[int, ...]:
+    """How many of the photos are compared at a time: one, and three where there are as many."""
+    return tuple(batch for batch in BATCHES if batch <= len(photos.pixels))
 
 
 class Photos(NamedTuple):
@@ -46,6 +52,8 @@ def certify(
     same model, the first place where the two compute something else. Raises DataError where nothing was found at all:
     that proves nothing.
     """
+    if sha256(subject.file) == sha256(oracle.file):
+        raise UsageError(f"{oracle.file}: is the same file as {subject.file}, which proves nothing. Give another side.")
     alone = expected[1]
     if not len(alone):
         raise DataError(f"{oracle.file}: nothing is detected in these images, which proves nothing. Give other images.")
@@ -53,11 +61,14 @@ def certify(
     agreements: dict[int, Agreement] = {
         batch: compare(model, photos.pixels, each, tolerance, batch) for batch, each in expected.items()
     }
-    sizes = {file.name: (image.shape[0], image.shape[1]) for file, image in zip(*photos, strict=True)}
+    sizes = [(str(file), image.shape[0], image.shape[1]) for file, image in zip(*photos, strict=True)]
     party = Party(subject.file, "twostage")
     certificate = Certificate(party, oracle, sizes, agreements, tolerance)
     if certificate.passed:
         return certificate
+    if agreements[1].same(tolerance):  # on a common canvas alone: what lies beside an image
+        says = "padding: the sides agree in images one at a time, and differ in several on one canvas"
+        return certificate._replace(explained_by=(says,))
     divergence = None
     if other is not None and not isinstance(other.config, StagewiseConfig):
         divergence = first_divergence(other.build(), model, photos.pixels[0])
@@ -67,5 +78,5 @@ def certify(
         each.says if each.says.startswith(each.name) else f"{each.name}: {each.says}" for each in found.found
     )
     return certificate._replace(
-        divergence=divergence, explained_by=explained, explained_wholly=found.after.same(tolerance)
+        divergence=divergence, explained_by=explained, explained_wholly=bool(explained) and found.after.same(tolerance)
     )

@@ -37,6 +37,8 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "image.divisor": (1, 32),
     "backbone.stride_in_1x1": None,
     "backbone.norm.eps": (0.0, 1e-5, 1e-3),
+    "box_head.body.stride_in_1x1": None,  # of C4, with the backbone's
+    "box_head.body.norm.eps": (0.0, 1e-5, 1e-3),
     "neck.extra": None,
     "anchors.offset": (0.0, 0.5, 7.5),
     "anchors.rounding": None,
@@ -57,6 +59,8 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "cascade.scores": None,
     "box_head.delta_clamp_two_sided": None,
     "retinanet.delta_clamp_two_sided": None,
+    "retinanet.delta_weights": ((1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)),
+    "cascade.delta_weights": (((10.0, 10.0, 5.0, 5.0),) * 3,),
     "retinanet.clip_before_nms": None,
     "retinanet.top": (100, 1000),
     "mask.tower.roi.aligned": None,
@@ -72,6 +76,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "postprocess.max_det": (100, 300),
     "postprocess.min_box_size": (0.0, 1e-2),
 }
+_SHARED = ("aligned", "sampling_ratio", "delta_clamp_two_sided", "stride_in_1x1", "eps")
 _FEATURES = ("image.", "backbone.", "neck.")
 CLASSES, DELTAS = r".*\.classes\.(weight|bias)", r"(rpn|head)\b.*deltas\.(weight|bias)"
 
@@ -92,7 +97,7 @@ def _of_fields(config: DetectorConfig) -> Iterator[Convention]:
     for leaf in listed.values():
         together.setdefault(leaf.path.rpartition(".")[2], []).append(leaf)
     for last, same in together.items():
-        if len(same) > 1 and last in ("aligned", "sampling_ratio", "delta_clamp_two_sided"):
+        if len(same) > 1 and last in _SHARED:
             for value in _others(same[0]):
                 yield _field([leaf.path for leaf in same], same[0].value, value)
     for leaf in listed.values():
@@ -210,11 +215,16 @@ def _of_boxes(config: Any) -> Iterator[Convention]:
     def channel_first(weight: Tensor) -> Tensor:
         return weight.unflatten(1, (-1, side, side)).permute(0, 2, 3, 1).flatten(1)
 
-    yield Convention(
-        "regions flattened channel first",
-        "the first linear layer reads a region's values in another order there: channel, row, column",
-        partial(_with_tensors, names=r"head\..*fc6\.weight", function=channel_first),
-    )
+    def channel_last(weight: Tensor) -> Tensor:
+        return weight.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2).flatten(1)
+
+    says = "the first linear layer gets a region's values there by {}, and has been learned on the other order"
+    for name, order, function in (
+        ("regions flattened channel first", "channel, row, column", channel_first),
+        ("regions flattened channel last", "row, column, channel", channel_last),
+    ):
+        change = partial(_with_tensors, names=r"head\..*body\.(fc6|fc)\.weight", function=function)
+        yield Convention(name, says.format(order), change)
 
 
 def _of_classes(config: Any) -> Iterator[Convention]:
@@ -231,7 +241,11 @@ def _of_classes(config: Any) -> Iterator[Convention]:
         def deltas(tensor: Tensor) -> Tensor:
             return tensor.roll(4 * boxes, 0) if len(tensor) == 4 * classes else tensor
 
+        def masks(tensor: Tensor) -> Tensor:
+            return tensor.roll(boxes, 0) if len(tensor) == classes else tensor
+
         changed = _with_tensors(variant, names=r"head\..*classes\.(weight|bias)", function=scores)
+        changed = _with_tensors(changed, names=r"head\.mask\.(\d\.)?classes\.(weight|bias)", function=masks)
         return _with_tensors(changed, names=r"head\..*deltas\.(weight|bias)", function=deltas)
 
     last = "the last row of the class layer is taken for background there, as in detectron2; here it is the first"

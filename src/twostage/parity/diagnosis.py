@@ -34,11 +34,16 @@ def diagnose(
 ) -> Diagnosis:
     """The conventions of the other side, whose detections in the images are `expected`.
 
-    They are looked for in the image with most detections, one after the other, and confirmed in all.
+    They are looked for in the image with the largest error, one after the other, and confirmed in all.
     """
-    before = compare(variant.build(), images, expected, tolerance)
-    busiest = int(np.bincount(expected.images, minlength=len(images)).argmax())
-    some, own = [images[busiest]], only(expected, busiest)
+    model = variant.build()
+    before = compare(model, images, expected, tolerance)
+    apart = [
+        compare(model, [image], only(expected, place), tolerance).error if len(only(expected, place)) else -1.0
+        for place, image in enumerate(images)
+    ]
+    worst = int(np.argmax(apart))
+    some, own = [images[worst]], only(expected, worst)
     found: list[Convention] = []
     while len(found) < MOST:
         model = variant.build()
@@ -46,7 +51,7 @@ def diagnose(
         if now.same(tolerance):
             break
         best = _closest(variant, model, some, own, now.error * CLOSER, tolerance)
-        if best is None:
+        if best is None or best.name in [each.name for each in found]:
             break
         variant = best.change(variant)
         found.append(best)
@@ -81,7 +86,7 @@ def _closest(
             continue
         found = detect(other, images) if maps is None or each.in_features else detect_from(other, maps, images)
         now = agreement(expected, found, len(images), other.config.postprocess, tolerance)
-        if now.error <= least:
+        if now.error < least:
             best, least = each, now.error
             if now.same(tolerance):
                 break

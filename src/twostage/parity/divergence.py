@@ -46,7 +46,8 @@ def _trace(model: Model, image: Pixels) -> Trace:
     outputs: Trace = {}
     with _hooked(model, outputs):
         stages = model.stages(batch)
-    trace |= {name: value for name, value in outputs.items() if name.startswith(("backbone.", "rpn."))}
+    first = ("backbone.", "rpn.") if model.rpn is not None else ("backbone.", "head.")
+    trace |= {name: value for name, value in outputs.items() if name.startswith(first)}
     anchors = stages.anchors
     if anchors is not None:
         kinds = {"anchors": anchors.anchors, "objectness": anchors.logits, "deltas": anchors.deltas}

@@ -14,10 +14,14 @@ from torch import nn
 from twostage.data.dataset import Dataset
 from twostage.errors import DataError
 from twostage.evaluation.results import Accumulator, Results
+from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
+from twostage.models.heads.bodies import Res5Config
+from twostage.models.image import ImageConfig
+from twostage.models.regions.pooling import RoIAlignConfig
 from twostage.ops.masks import encode
 from twostage.ops.paste import paste
 from twostage.parity.reference import detectron2, mmdetection, torchvision
-from twostage.parity.reference.steps import Found
+from twostage.parity.reference.steps import Found, Rules
 from twostage.parity.variants import Pixels
 from twostage.weights.pickled import Checkpoint, coco_names
 
@@ -40,30 +44,85 @@ class Oracle(NamedTuple):
     detect: Callable[[Sequence[Pixels]], list[Answer]]
 
 
-def reference_of(checkpoint: Checkpoint, source: str, settings: Mapping[str, Any] | None = None) -> Oracle:
+def reference_of(
+    checkpoint: Checkpoint, source: str, config: DetectorConfig, settings: Mapping[str, Any] | None = None
+) -> Oracle:
     """The reference of a project for a checkpoint of it, with `settings` as the project's own configuration has them.
 
-    Raises DataError for a detector that it does not cover, some at the first image.
+    Sizes of images, thresholds and numbers of boxes, which are no conventions, are those of `config`. Raises DataError
+    for a detector that the reference does not cover, some at the first image.
     """
-    where = str(checkpoint.path)
+    state, where = checkpoint.state, str(checkpoint.path)
     if source == "torchvision":
-        return Oracle("torchvision itself", partial(_of_torchvision, torchvision.build(checkpoint.state, where)))
+        try:
+            return Oracle("torchvision itself", partial(_of_torchvision, torchvision.build(state, config, where)))
+        except RuntimeError as error:
+            raise _uncovered(where, source, str(error).split("\n")[0]) from None
+    if (other := _not_covered(config)) is not None:
+        raise _uncovered(where, source, other)
     project = {"detectron2": detectron2, "mmdetection": mmdetection}[source]
 
     def detect(images: Sequence[Pixels]) -> list[Answer]:
         try:
-            rules = project.rules_of(checkpoint.state, settings or checkpoint.settings)
+            rules = _with_numbers(project.rules_of(state, settings or checkpoint.settings), config)
             smalls = [project.resized(image, rules) for image in images]
             canvas = (max(small.shape[0] for small in smalls), max(small.shape[1] for small in smalls))
-            founds = [project.detect(checkpoint.state, small, rules, canvas=canvas) for small in smalls]
+            founds = [project.detect(state, small, rules, canvas=canvas) for small in smalls]
             return [_on_image(*each) for each in zip(founds, smalls, images, strict=True)]
-        except (KeyError, StopIteration, RuntimeError) as error:
-            raise DataError(
-                f"{where}: the reference of {source} does not cover this detector ({error}). Give its detections in "
-                "these images, found by the project itself, as a COCO results file."
-            ) from None
+        except (KeyError, IndexError, StopIteration, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise _uncovered(where, source, repr(error)) from None
 
     return Oracle(f"a reference of {source}'s rules", detect)
+
+
+def _uncovered(where: str, source: str, what: str) -> DataError:
+    return DataError(
+        f"{where}: the reference of {source} does not cover this detector ({what}). Give its detections in these "
+        "images, found by the project itself, as a COCO results file: `twostage weights compare`."
+    )
+
+
+def _not_covered(config: DetectorConfig) -> str | None:
+    """What of a configuration the references compute otherwise; None where nothing is."""
+    if isinstance(config, StagewiseConfig) or config.anchors is None:
+        return "it has no anchors"
+    if config.postprocess.soft_nms != "off" or config.postprocess.nms_across_classes:
+        return "another suppression"
+    sizes = [size for level in config.anchors.sizes for size in level]
+    usual = [32 * 2 ** (k / 3) for k in range(15)] if isinstance(config, OneStageConfig) else [32, 64, 128, 256, 512]
+    if len(sizes) != len(usual) or not np.allclose(sizes, usual, rtol=1e-4) or config.anchors.ratios != (0.5, 1, 2):
+        return "other anchors"
+    if isinstance(config, OneStageConfig):
+        return None if config.retinanet.delta_weights == (1, 1, 1, 1) else "other weights of deltas"
+    body = config.box_head.body
+    side = 14 if isinstance(body, Res5Config) else 7
+    roi = config.roi
+    if not isinstance(roi, RoIAlignConfig) or (roi.size, roi.sampling_ratio, roi.aligned) != (side, 0, True):
+        return "another pooling of regions"
+    stages = config.stage.delta_weights if config.stage is not None else (10, 10, 5, 5)
+    if config.rpn is None or config.rpn.delta_weights != (1, 1, 1, 1) or not np.allclose(stages, (10, 10, 5, 5)):
+        return "other weights of deltas"
+    return None
+
+
+def _with_numbers(rules: Rules, config: DetectorConfig) -> Rules:
+    """The rules with the sizes, thresholds and numbers of boxes of a configuration."""
+    image, post = config.image, config.postprocess
+    assert isinstance(image, ImageConfig)
+    rules = replace(
+        rules,
+        size=image.size,
+        max_size=image.max_size,
+        score=post.score_threshold,
+        nms=post.nms,
+        most=post.max_det,
+    )
+    if isinstance(config, OneStageConfig):
+        return replace(rules, rpn_top=config.retinanet.top)
+    assert isinstance(config, TwoStageConfig)
+    assert config.rpn is not None
+    numbers = {"rpn_top": config.rpn.top_test, "rpn_nms": config.rpn.nms, "rpn_keep": config.proposals.keep_test}
+    return replace(rules, **numbers)  # type: ignore[arg-type]
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage.errors import DataError
+from twostage.folders import CERTIFICATE
 from twostage.models.image import ImageConfig
 from twostage.weights.file import Card, load_weights, sha256
 
@@ -18,7 +19,7 @@ COMPARE = "twostage weights compare FILE OTHER --images photos/"
 
 def certificate_of(weights: Path) -> Path:
     """Where the certificate of a weights file is, if it has one."""
-    return weights.with_suffix(".certificate.json")
+    return weights.with_suffix(CERTIFICATE)
 
 
 def model_card(path: Path) -> str:
@@ -65,7 +66,7 @@ def _rows(head: Sequence[str], rows: Mapping[str, Any]) -> list[str]:
 def _certificate(path: Path, digest: str) -> Iterator[str]:
     """What a certificate says, and whether it is of this file."""
     if not path.exists():
-        yield f"None beside the file. One is made by `{COMPARE} --out {path.name}`."
+        yield f"None beside the file. One is made by `{COMPARE} --out {path}`."
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

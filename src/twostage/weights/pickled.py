@@ -15,7 +15,7 @@ from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.weights.efficientnet_lite import from_published, is_published
-from twostage.weights.file import Card, save_tensors, save_weights
+from twostage.weights.file import Card, save_tensors, save_weights, sha256
 from twostage.weights.fit import load_all
 from twostage.weights.importers.python_config import parse_python_config
 from twostage.weights.importers.torchvision import from_torchvision
@@ -72,7 +72,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
-    """A plain tensor; half precision in float32, as the models have it. Raises DataError for one of another kind."""
+    """A plain tensor; numbers of any precision in float32, as the models have. Raises DataError for another kind."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise DataError(f"{path}: {name} is an array of {value.dtype}, not of numbers.")
@@ -85,7 +85,7 @@ def _tensor(path: Path, name: str, value: Tensor | np.ndarray) -> Tensor:
             f"{path}: {name} is a {'quantised' if value.is_quantized else 'sparse'} tensor: save plain ones."
         )
     plain = value.detach()
-    return plain.float() if plain.dtype in (torch.float16, torch.bfloat16) else plain
+    return plain.float() if plain.is_floating_point() else plain
 
 
 def _meta(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
@@ -129,7 +129,13 @@ def convert_detector(
     state = from_torchvision(read_pickle(path), len(names))
     detector = build(config, len(names))
     load_all(detector, state, str(path))
-    card = Card(model, tuple(names), config, dict(metrics or {}), licence)
+    origin = {
+        "made by": "twostage weights convert",
+        "project": "torchvision",
+        "file": path.name,
+        "sha256": sha256(path),
+    }
+    card = Card(model, tuple(names), config, dict(metrics or {}), licence, origin=origin)
     save_weights(out, detector.state_dict(), card)
 
 

@@ -3,6 +3,7 @@
 (detectron2: modeling/meta_arch/rcnn.py and retinanet.py, modeling/roi_heads, modeling/backbone.)
 """
 
+import ast
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,7 +38,7 @@ C4_SIZES = (32, 64, 128, 256, 512)
 
 
 def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
-    """The rules of a state dict, with the values of its configuration (a nested mapping) in place of the published."""
+    """The conventions of a state dict, and of its configuration (a nested mapping) where it is given."""
     settings = settings or {}
     first = next(state[name] for name in state if name.endswith("res2.0.conv2.weight"))
     resnext = first.shape[0] != first.shape[1]
@@ -56,23 +57,20 @@ def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
         divisor=32 if any(".fpn_" in name for name in state) else 1,
         rpn_top=1000 if any(".fpn_" in name for name in state) else 6000,
     )
-    model, given = settings.get("MODEL", {}), settings.get("INPUT", {})
-    head = model.get("RETINANET" if "head.cls_score.weight" in state else "ROI_HEADS", {})
-    values = {
-        "mean": model.get("PIXEL_MEAN"),
-        "std": model.get("PIXEL_STD"),
-        "stride_in_1x1": model.get("RESNETS", {}).get("STRIDE_IN_1X1"),
-        "size": given.get("MIN_SIZE_TEST"),
-        "max_size": given.get("MAX_SIZE_TEST"),
-        "rpn_top": model.get("RPN", {}).get("PRE_NMS_TOPK_TEST"),
-        "rpn_keep": model.get("RPN", {}).get("POST_NMS_TOPK_TEST"),
-        "rpn_nms": model.get("RPN", {}).get("NMS_THRESH"),
-        "score": head.get("SCORE_THRESH_TEST"),
-        "nms": head.get("NMS_THRESH_TEST"),
-        "most": settings.get("TEST", {}).get("DETECTIONS_PER_IMAGE"),
-    }
-    values["bgr"] = given["FORMAT"] == "BGR" if "FORMAT" in given else None
-    return replace(rules, **{name: value for name, value in values.items() if value is not None})
+    model, given = settings.get("MODEL") or {}, settings.get("INPUT") or {}
+    if settings:  # what a configuration leaves out is that of config/defaults.py
+        rules = replace(
+            rules,
+            mean=_numbers(model.get("PIXEL_MEAN", MEAN)),
+            std=_numbers(model.get("PIXEL_STD", (1, 1, 1))),
+            stride_in_1x1=bottlenecks and (model.get("RESNETS") or {}).get("STRIDE_IN_1X1", True),
+            bgr=given.get("FORMAT", "BGR") == "BGR",
+        )
+    return rules
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(ast.literal_eval(values) if isinstance(values, str) else values)
 
 
 def resized(image: UInt8[np.ndarray, "h w 3"], rules: Rules) -> UInt8[np.ndarray, "_ _ 3"]:

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,7 +36,7 @@ CONVS = 8  # more than any head has
 
 
 def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
-    """The rules of a state dict, with the values of its configuration (nested dictionaries) in place of the published.
+    """The conventions of a state dict, and of its configuration (nested dictionaries) where it is given.
 
     Models on C4 and DC5 are published in the style "caffe" alone.
     """
@@ -48,10 +47,12 @@ def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
     style = (model.get("backbone") or {}).get("style") or ("pytorch" if pyramid else "caffe")
     norms = model.get("data_preprocessor") or settings.get("img_norm_cfg") or {}
     caffe = style == "caffe"
-    rgb = norms.get("bgr_to_rgb", norms.get("to_rgb", not caffe))
-    rules = Rules(
-        mean=tuple(norms.get("mean") or (MEAN[::-1] if caffe else MEAN)),
-        std=tuple(norms.get("std") or ((1, 1, 1) if caffe else STD)),
+    grouped = any(name.startswith("backbone.") and name.endswith("gn1.weight") for name in state)
+    of_caffe2 = caffe or grouped  # images as the first networks of Caffe2 and Detectron have them
+    rgb = norms.get("bgr_to_rgb", norms.get("to_rgb", not of_caffe2))
+    return Rules(
+        mean=tuple(norms.get("mean") or (MEAN[::-1] if of_caffe2 else MEAN)),
+        std=tuple(norms.get("std") or ((1, 1, 1) if of_caffe2 else STD)),
         bgr=not rgb,
         stride_in_1x1=caffe,
         size_outer=False,
@@ -62,17 +63,6 @@ def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
         rpn_top=1000 if pyramid else 6000,
         score=0.001 if htc else 0.05,
     )
-    test = model.get("test_cfg") or settings.get("test_cfg") or {}
-    rpn, last = test.get("rpn") or {}, test.get("rcnn") or test
-    values = {
-        "rpn_top": rpn.get("nms_pre") or last.get("nms_pre"),
-        "rpn_keep": rpn.get("max_per_img"),
-        "rpn_nms": (rpn.get("nms") or {}).get("iou_threshold"),
-        "score": last.get("score_thr"),
-        "nms": (last.get("nms") or {}).get("iou_threshold"),
-        "most": last.get("max_per_img"),
-    }
-    return replace(rules, **{name: value for name, value in values.items() if value is not None})
 
 
 def resized(image: UInt8[np.ndarray, "h w 3"], rules: Rules) -> UInt8[np.ndarray, "_ _ 3"]:

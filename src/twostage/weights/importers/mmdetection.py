@@ -147,13 +147,20 @@ def from_mmdetection(state: Mapping[str, Tensor], settings: Mapping[str, Any] | 
 
 def _reads_bgr(config: Config, settings: Mapping[str, Any]) -> bool:
     """As the settings say; without any, as the networks that were converted from Caffe2 and Detectron's ResNeXt do."""
-    norm = _normalisation(settings)
-    rgb = norm.get("bgr_to_rgb", norm.get("to_rgb"))
+    rgb = _is_rgb(settings)
     if rgb is not None:
         return not rgb
     backbone = cast(ResNetConfig, config.backbone)
     of_detectron = (backbone.groups, backbone.width_per_group) == (32, 8) or backbone.norm.kind == "group"
     return backbone.stride_in_1x1 or of_detectron
+
+
+def _is_rgb(settings: Mapping[str, Any]) -> bool | None:
+    """Whether images enter in RGB; None without settings. What is left out is False in version 3 and True in 2."""
+    norm = _normalisation(settings)
+    if not norm:
+        return None
+    return norm.get("bgr_to_rgb", norm.get("to_rgb", _at(settings, "model", "data_preprocessor") is None))
 
 
 def _normalisation(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -263,7 +270,7 @@ def _inverted(stds: Any) -> tuple[float, ...] | None:
 def _image(settings: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """Of the preprocessing."""
     norm = _normalisation(settings)
-    rgb = norm.get("bgr_to_rgb", norm.get("to_rgb"))
+    rgb = _is_rgb(settings)
     mean, std = (norm.get(name) and (norm[name] if rgb else norm[name][::-1]) for name in ("mean", "std"))
     pipeline = settings.get("test_pipeline") or _at(settings, "data", "test", "pipeline")
     steps = list(_steps(pipeline))
