@@ -148,6 +148,7 @@ def test_a_detector_of_each_publisher(
     one = on_server(PUBLISHED[name], server, path.format(digits), content)
     card, _ = load_weights(bring(one))
     assert (card.model, card.licence) == (one.model, one.licence)
+    assert (card.origin["published as"], card.origin["data"]) == (one.url, one.data)
     assert card.names[:2] == ("person", "bicycle")
     assert card.metrics == {"AP": pytest.approx(one.score / 100)}
     assert bring(one, offline=True).name == f"{name}.safetensors"

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from twostage.atomic import write_text
 from twostage.cli.verb import Outcome, verb
+from twostage.common_options import WEIGHTS
 from twostage.errors import UsageError
 from twostage.options import Options, option
 
 
 @dataclass(frozen=True)
 class CardOptions(Options):
-    weights: Path = option(help="Weights file.")
+    weights: str = option(help=WEIGHTS)
     _: KW_ONLY
     out: Path | None = option(None, "New file for the card (Markdown) instead of standard output.", group="Output")
 
@@ -23,10 +24,11 @@ class CardOptions(Options):
 
 @verb(CardOptions)
 def card(options: CardOptions) -> Outcome:
-    """Print the model card of a weights file: classes, metrics, origin, licences, certificate."""
+    """Print the model card of weights: classes, metrics, origin, licences, certificate. Nothing is downloaded."""
     from twostage.weights.model_card import model_card
+    from twostage.weights.named import find_weights
 
-    text = model_card(options.weights)
+    text = model_card(find_weights(options.weights, offline=True))
     if options.out is None:
         print(text, end="")
     else:

@@ -13,7 +13,7 @@ from twostage.models.component import leaves
 from twostage.models.config import DetectorConfig, StagewiseConfig
 from twostage.models.configure import configure
 from twostage.models.zoo import named
-from twostage.weights.file import Card, save_weights, sha256
+from twostage.weights.file import Card, save_weights
 from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.importers.detectron2 import from_detectron2, is_detectron2
 from twostage.weights.importers.imported import Imported
@@ -21,7 +21,7 @@ from twostage.weights.importers.mmdetection import from_mmdetection, is_mmdetect
 from twostage.weights.importers.python_config import read_python_config
 from twostage.weights.importers.torchvision import from_torchvision, import_torchvision, is_torchvision
 from twostage.weights.importers.yaml_config import read_yaml_config
-from twostage.weights.pickled import Checkpoint, coco_names, read_checkpoint
+from twostage.weights.pickled import Checkpoint, coco_names, origin_of, read_checkpoint
 
 Settings = Mapping[str, Any]
 
@@ -160,13 +160,14 @@ def convert(
     fields: Mapping[str, Any] | None = None,
     model: str | None = None,
     metrics: Mapping[str, float] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> Converted:
     """Write a detector's weights as a file of ours.
 
     Without settings what the project publishes is assumed. `names` are the classes, by default those of the checkpoint,
-    or COCO's 80 or Pascal VOC's 20 for so many. Raises DataError where the weights are not a detector's of this
-    project, not those of `model` where one is expected, are damaged or do not fit the settings, UsageError where the
-    classes have to be named.
+    or COCO's 80 or Pascal VOC's 20 for so many. `origin` is what is known of the file besides. Raises DataError where
+    the weights are not a detector's of this project, not those of `model` where one is expected, are damaged or do not
+    fit the settings, UsageError where the classes have to be named.
     """
     checkpoint, source, settings = foreign
     project, where = SOURCES[source], checkpoint.path
@@ -181,8 +182,7 @@ def convert(
         load_all(detector, found.tensors, str(where), assign=True)
     except DataError as error:
         raise DataError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
-    origin = {"made by": "twostage weights convert", "project": source, "file": where.name, "sha256": sha256(where)}
-    card = Card(found.model, classes, config, dict(metrics or {}), licence, origin=origin)
+    card = Card(found.model, classes, config, dict(metrics or {}), licence, origin=origin_of(where, source, origin))
     save_weights(out, detector.state_dict(), card)
     return Converted(card, source, _assumptions(config, found.given | set(fields or {})), names_from)
 

@@ -4,6 +4,7 @@ import logging
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -74,9 +75,11 @@ def _convert(one: Published, original: Path, target: Path) -> None:
         convert_backbone(original, target)
         return
     metrics = {"AP": round(one.score / 100, 3)}
+    origin = {"file": one.file, "published as": one.url, "data": one.data}
     if one.publisher.name == TORCHVISION.name and not one.model.startswith("retinanet"):
         # By name: the tensors of two of them are alike, and do not show the size of their images.
-        convert_detector(original, target, one.model, coco_names(), licence=one.licence, metrics=metrics, **one.fields)
+        known: dict[str, Any] = {"licence": one.licence, "metrics": metrics, "origin": origin}
+        convert_detector(original, target, one.model, coco_names(), **known, **one.fields)
         return
     from twostage.weights.convert import Foreign, convert
 
@@ -84,7 +87,15 @@ def _convert(one: Published, original: Path, target: Path) -> None:
     # What the training left in the file goes before the publisher's configuration of today.
     own = checkpoint.settings if "model" in (checkpoint.settings or {}) else None
     foreign = Foreign(checkpoint, one.publisher.name, own or one.settings)
-    convert(foreign, target, licence=one.licence, fields=one.fields, model=one.model, metrics=metrics)
+    convert(
+        foreign,
+        target,
+        licence=one.licence,
+        fields=one.fields,
+        model=one.model,
+        metrics=metrics,
+        origin=origin,
+    )
 
 
 def _of_package(one: Published, target: Path) -> Path:

@@ -119,6 +119,7 @@ def convert_detector(
     *,
     licence: str = "unknown",
     metrics: Mapping[str, float] | None = None,
+    origin: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> None:
     """A torchvision detector's pickle as a weights file of ours.
@@ -129,14 +130,15 @@ def convert_detector(
     state = from_torchvision(read_pickle(path), len(names))
     detector = build(config, len(names))
     load_all(detector, state, str(path))
-    origin = {
-        "made by": "twostage weights convert",
-        "project": "torchvision",
-        "file": path.name,
-        "sha256": sha256(path),
-    }
-    card = Card(model, tuple(names), config, dict(metrics or {}), licence, origin=origin)
+    found = origin_of(path, "torchvision", origin)
+    card = Card(model, tuple(names), config, dict(metrics or {}), licence, origin=found)
     save_weights(out, detector.state_dict(), card)
+
+
+def origin_of(path: Path, project: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Where converted weights come from, as their header has it."""
+    made = {"made by": "twostage weights convert", "project": project, "file": path.name, "sha256": sha256(path)}
+    return made | dict(more or {})
 
 
 def coco_names() -> tuple[str, ...]:
