@@ -1,8 +1,9 @@
 """The same seed gives the same run as before the redesign of the configuration.
 
-`tests/before/losses.json` holds the losses of 20 steps that the code before it wrote, in float32, with AVX-512 and with
-AVX2. Training is chaotic: where rounding moves one proposal across a threshold, the two recordings part. Up to there
-every loss is held to 0.1 %, behind it the sum to what the recordings themselves differ by.
+`tests/before/losses.json` holds the losses of 20 steps that the code before it wrote, in float32, with AVX-512 and
+with AVX2 on a Xeon, and with both on an AMD EPYC. Training is chaotic: where rounding moves one proposal across a
+threshold, the recordings part. Up to where the first two do, every loss of one of them is met within 0.1 %, behind it
+the sum within what they themselves differ by.
 """
 
 import csv
@@ -52,27 +53,27 @@ def test_twenty_steps_have_the_losses_of_before(
     assert main(arguments(model, scenes, tmp_path / "run")) == 0
     rows = losses_of(tmp_path / "run")
     assert len(rows) == STEPS
-    first, second = BEFORE[model].values()
-    apart = False
-    for step, (now, a, b) in enumerate(zip(rows, first, second, strict=True)):
-        apart = apart or a != pytest.approx(b, abs=1e-3)
-        if not apart:
-            assert now == pytest.approx(a, rel=1e-3, abs=1e-5), f"step {step}"
-        else:
-            assert now.keys() == a.keys()
-            assert now["train_loss"] == pytest.approx(a["train_loss"], rel=0.25), f"step {step}"
+    first, second, *_ = BEFORE[model].values()
+    apart = [step for step, (a, b) in enumerate(zip(first, second, strict=True)) if a != pytest.approx(b, abs=1e-3)]
+    require_one_of(model, rows, min(apart, default=STEPS))
 
 
 @pytest.mark.parametrize("model", [name for name in BEFORE if name.startswith("faster_rcnn")])
 def test_sampled_anchors_alone_give_the_same_losses(model: str, scenes: Path, tmp_path: Path) -> None:
     """In the first steps, before rounding moves a proposal across a threshold."""
     assert main(arguments(model, scenes, tmp_path / "run")) == 0
-    first, second = BEFORE[model].values()
-    for step, (now, a, b) in enumerate(zip(losses_of(tmp_path / "run"), first, second, strict=True)):
-        if step < 5:
-            assert a == pytest.approx(b, abs=1e-3)
-            assert now == pytest.approx(a, rel=1e-3, abs=1e-5), f"step {step}"
-        assert now["train_loss"] == pytest.approx(a["train_loss"], rel=0.25), f"step {step}"
+    require_one_of(model, losses_of(tmp_path / "run"), 5)
+
+
+def require_one_of(model: str, rows: list[dict[str, float]], strict: int) -> None:
+    """That the losses are those of one recording for so many steps, and near them behind."""
+    recordings = list(BEFORE[model].values())
+    for step, now in enumerate(rows):
+        if step < strict:
+            recordings = [one for one in recordings if now == pytest.approx(one[step], rel=1e-3, abs=1e-5)]
+            assert recordings, f"step {step}"
+        assert now.keys() == recordings[0][step].keys()
+        assert now["train_loss"] == pytest.approx(recordings[0][step]["train_loss"], rel=0.25), f"step {step}"
 
 
 def arguments(model: str, scenes: Path, out: Path) -> list[str]:
