@@ -78,3 +78,10 @@ def test_masks_differ_by_a_share_of_their_pixels() -> None:
     assert found.masks is not None
     assert found.masks.largest == 0.5
     assert not found.same()
+
+
+def test_masks_of_one_side_alone_are_said() -> None:
+    row = (0, 0.0, 0.9, 0)
+    masked = results(row, masks=encode(np.ones((1, 10, 10), bool)))
+    assert agreement(masked, results(row), 1, POST).one_without_masks
+    assert not agreement(results(row), results(row), 1, POST).one_without_masks

@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twostage.atomic import write_json
 from twostage.cli.verb import Outcome, verb
@@ -80,8 +80,7 @@ def compare(options: CompareOptions) -> Outcome:
         foreign = read_foreign(options.other, options.key, options.config)
         oracle, expected = ask_reference(foreign, photos, detector.model.config)
     certificate = certify(Subject(path, variant_of(detector)), oracle, expected, photos, other=other)
-    failure = say(certificate, options.out)
-    return Outcome(certificate.to_dict(), failure)
+    return Outcome(*say(certificate, options.out))
 
 
 def ask_reference(foreign: "Foreign", photos: "Photos", config: "DetectorConfig") -> "tuple[Party, dict[int, Results]]":
@@ -98,16 +97,18 @@ def ask_reference(foreign: "Foreign", photos: "Photos", config: "DetectorConfig"
     return Party(foreign.checkpoint.path, reference.name), found
 
 
-def say(certificate: "Certificate", out: Path | None) -> ThresholdError | None:
-    """Prints a certificate and writes it; the error with which it fails."""
+def say(certificate: "Certificate", out: Path | None) -> tuple[dict[str, Any], ThresholdError | None]:
+    """Prints a certificate and writes it; its content, and the error with which it fails."""
+    content = certificate.to_dict()
     for line in certificate.lines():
         print(line)
     if out is not None:
-        write_json(out, certificate.to_dict())
+        write_json(out, content)
         print(f"Written: {out}")
     if certificate.passed:
-        return None
-    return ThresholdError(f"{certificate.subject.file} and {certificate.oracle.file} do not detect the same.")
+        return content, None
+    subject, oracle = certificate.subject.file, certificate.oracle.file
+    return content, ThresholdError(f"{subject} and {oracle} do not detect the same.")
 
 
 def read_photos(sources: tuple[str, ...], count: int | None) -> "Photos":
@@ -119,6 +120,9 @@ def read_photos(sources: tuple[str, ...], count: int | None) -> "Photos":
     for item in islice(expand(list(sources)), count):
         if item.image is None:
             raise item.error or DataError(f"{item.path}: contains no image.")
-        files.append(Path(item.path or "image"))
+        file = Path(item.path or "")
+        if not file.is_file():  # a frame of a video has no file of its own to be compared again
+            raise DataError(f"{file}: is no image file. Name photos.")
+        files.append(file)
         pixels.append(item.image)
     return Photos(files, pixels)

@@ -99,7 +99,10 @@ def convert(options: WeightsConvertOptions) -> Outcome:
     _print_assumptions(done.assumptions, source)
     print(f"    classes: {done.names_from}")
     print(f"Written: {options.out}, {done.card.model} of {source}, {len(done.card.names)} classes")
-    certificate = _prove(options.out, photos, foreign, done.card) if photos else None
+    content, failure = None, None
+    if photos:
+        certificate = _prove(options.out, photos, foreign, done.card)
+        content, failure = say(certificate, options.out.with_suffix(CERTIFICATE))
     return Outcome(
         {
             "out": options.out,
@@ -107,9 +110,9 @@ def convert(options: WeightsConvertOptions) -> Outcome:
             "source": source,
             "names": done.card.names,
             "assumptions": [each._asdict() for each in done.assumptions],
-            "certificate": certificate and certificate.to_dict(),
+            "certificate": content,
         },
-        certificate and say(certificate, options.out.with_suffix(CERTIFICATE)),
+        failure,
     )
 
 

@@ -37,9 +37,10 @@ class Agreement(NamedTuple):
     """How many detections two sides have, how many are the same object, and how far those differ.
 
     `at_the_edge` are detections without a partner whose score is no further than the tolerance from where the other
-    side's list ends, at the threshold or at the greatest number: rounding decides about them. `masks` are the shares of
-    pixels that differ, None where a side has none. `error` is the mean disagreement of all detections with the best
-    partner, 1 - IoU and the difference of scores, and of their masks: 0 where all are equal.
+    side's list ends, at the threshold or at the greatest number: rounding decides about them. `masks` are the shares
+    of pixels that differ, None where a side has none, as `one_without_masks` says where only one has none. `error` is
+    the mean disagreement of all detections with the best partner, 1 - IoU and the difference of scores, and of their
+    masks: 0 where all are equal.
     """
 
     images: int
@@ -50,6 +51,7 @@ class Agreement(NamedTuple):
     pixels: Spread
     scores: Spread
     masks: Spread | None
+    one_without_masks: bool
     error: float
 
     def same(self, tolerance: Tolerance = FLOAT32) -> bool:
@@ -92,6 +94,7 @@ def agreement(
         _spread(pixels),
         _spread(scores),
         None if expected.masks is None or found.masks is None else _spread(masks),
+        len(expected) > 0 and len(found) > 0 and (expected.masks is None) != (found.masks is None),
         (float(np.mean(errors)) if errors else 0.0) + (float(np.mean(masks)) if masks else 0.0),
     )
 

@@ -78,8 +78,8 @@ class Certificate(NamedTuple):
             f"{f', masks by {_range(each.masks)} of their pixels' if each.masks else ''}"
             for batch, each in self.agreement.items()
         ]
-        if any(each.masks is None for each in self.agreement.values()):
-            lines.append("Masks were not compared: a side has none.")
+        if any(each.one_without_masks for each in self.agreement.values()):
+            lines.append("Masks were not compared: one side has none.")
         if self.passed:
             return [*lines, "The same detections."]
         if self.divergence is not None:

@@ -78,7 +78,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
 }
 _SHARED = ("aligned", "sampling_ratio", "delta_clamp_two_sided", "stride_in_1x1", "eps")
 _FEATURES = ("image.", "backbone.", "neck.")
-CLASSES, DELTAS = r".*\.classes\.(weight|bias)", r"(rpn|head)\b.*deltas\.(weight|bias)"
+DELTAS = r"(rpn|head)\b.*deltas\.(weight|bias)"
 
 
 def conventions(variant: Variant) -> list[Convention]:
@@ -233,6 +233,7 @@ def _of_classes(config: Any) -> Iterator[Convention]:
         return
 
     def rolled(variant: Variant, *, rows: Callable[[Tensor], Tensor], boxes: int) -> Variant:
+        """The rows of the class layers changed, and the boxes and masks of so many classes further."""
         classes = variant.num_classes
 
         def scores(tensor: Tensor) -> Tensor:

@@ -37,11 +37,9 @@ def diagnose(
     They are looked for in the image with the largest error, one after the other, and confirmed in all.
     """
     model = variant.build()
-    before = compare(model, images, expected, tolerance)
-    apart = [
-        compare(model, [image], only(expected, place), tolerance).error if len(only(expected, place)) else -1.0
-        for place, image in enumerate(images)
-    ]
+    post, ours = model.config.postprocess, detect(model, images)
+    before = agreement(expected, ours, len(images), post, tolerance)
+    apart = [agreement(only(expected, k), only(ours, k), 1, post, tolerance).error for k in range(len(images))]
     worst = int(np.argmax(apart))
     some, own = [images[worst]], only(expected, worst)
     found: list[Convention] = []

@@ -63,6 +63,7 @@ def reference_of(
     project = {"detectron2": detectron2, "mmdetection": mmdetection}[source]
 
     def detect(images: Sequence[Pixels]) -> list[Answer]:
+        """What the reference finds in images on one canvas."""
         try:
             rules = _with_numbers(project.rules_of(state, settings or checkpoint.settings), config)
             smalls = [project.resized(image, rules) for image in images]

@@ -150,6 +150,7 @@ def _names(prefix: str) -> Any:
     """detectron2's names of a body's parts (see `resnet`)."""
 
     def name_of(part: str) -> str:
+        """Of `stem`, `2.0.conv1` and so on."""
         if part.startswith("stem"):
             return f"{prefix}stem.conv1" + (".norm" if part == "stem_norm" else "")
         stage, block, layer = part.split(".")
