@@ -96,6 +96,26 @@ def test_two_files_of_ours(run: Callable, folder: Path, converted: Path) -> None
     assert run("weights", "compare", again, converted, "--images", folder / "photos")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "place"),
+    [
+        ("resize_by", "torch", "image"),
+        ("stride_in_1x1", False, "maps.level0"),
+        ("anchor_offset", 7.5, "proposals.boxes"),
+    ],
+)
+def test_where_a_file_parts_from_the_reference(
+    run: Callable, folder: Path, converted: Path, field: str, value: object, place: str
+) -> None:
+    other = folder / f"{field}.safetensors"
+    Detector.load(converted, device="cpu", **{field: value}).save(other)  # type: ignore[arg-type]
+    words = ("weights", "compare", other, folder / "model.pkl", "--config", folder / "config.yaml")
+    code, out, _ = run(*words, "--images", folder / "photos" / "1.png")
+    assert code == 5
+    assert f"({place})" in out
+    assert "With that nothing differs." in out
+
+
 def test_what_ones_own_port_detects(run: Callable, folder: Path, converted: Path) -> None:
     """A results file: the port has background in the first row instead of the last."""
     state = dict(Detector.load(converted, device="cpu").model.state_dict())

@@ -1,6 +1,7 @@
 """`twostage weights compare`: whether two sides detect the same, and what explains it where not."""
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from twostage.evaluation.results import Results
     from twostage.models.config import DetectorConfig
     from twostage.parity.certificate import Certificate, Party
-    from twostage.parity.compare import Photos
+    from twostage.parity.compare import Diverges, Photos
     from twostage.weights.convert import Foreign
 
 FEW = 4
@@ -56,6 +57,7 @@ def compare(options: CompareOptions) -> Outcome:
     from twostage.detector import Detector
     from twostage.parity.certificate import Party
     from twostage.parity.compare import Subject, batches_of, certify
+    from twostage.parity.divergence import first_divergence
     from twostage.parity.oracles import read_results
     from twostage.parity.variants import detect, variant_of
     from twostage.weights.convert import read_foreign
@@ -65,7 +67,7 @@ def compare(options: CompareOptions) -> Outcome:
     detector = Detector.load(path, device="cpu")
     of_file = options.other.suffix == ".json"
     photos = read_photos(options.images, options.count or (None if of_file else FEW))
-    other = None
+    diverges: Diverges | None = None
     if of_file:
         oracle = Party(options.other, "results file")
         expected = {1: read_results(options.other, photos.files, detector.names)}
@@ -73,28 +75,34 @@ def compare(options: CompareOptions) -> Outcome:
         one = Detector.load(options.other, device="cpu")
         if one.names != detector.names:
             raise DataError(f"{options.other}: detects {', '.join(one.names)}; {path}: {', '.join(detector.names)}.")
-        oracle, other = Party(options.other, "twostage"), variant_of(one)
-        model = other.build()
+        oracle, model = Party(options.other, "twostage"), variant_of(one).build()
+        diverges = partial(first_divergence, model)
         expected = {batch: detect(model, photos.pixels, batch) for batch in batches_of(photos)}
     else:
         foreign = read_foreign(options.other, options.key, options.config)
-        oracle, expected = ask_reference(foreign, photos, detector.model.config)
-    certificate = certify(Subject(path, variant_of(detector)), oracle, expected, photos, other=other)
+        oracle, expected, diverges = ask_reference(foreign, photos, detector.model.config)
+    certificate = certify(Subject(path, variant_of(detector)), oracle, expected, photos, diverges=diverges)
     return Outcome(*say(certificate, options.out))
 
 
-def ask_reference(foreign: "Foreign", photos: "Photos", config: "DetectorConfig") -> "tuple[Party, dict[int, Results]]":
-    """What the reference of a checkpoint's project finds in photos, by the number of photos at a time.
+def ask_reference(
+    foreign: "Foreign", photos: "Photos", config: "DetectorConfig"
+) -> "tuple[Party, dict[int, Results], Diverges | None]":
+    """What the reference of a checkpoint's project finds in photos, by their number at a time, and where models diverge.
 
     Sizes of images, thresholds and numbers are those of `config`.
     """
     from twostage.parity.certificate import Party
     from twostage.parity.compare import batches_of
+    from twostage.parity.divergence import first_difference, stages_of
     from twostage.parity.oracles import detect_all, reference_of
 
     reference = reference_of(foreign.checkpoint, foreign.source, config, foreign.settings)
     found = {batch: detect_all(reference, photos.pixels, batch) for batch in batches_of(photos)}
-    return Party(foreign.checkpoint.path, reference.name), found
+    party, trace = Party(foreign.checkpoint.path, reference.name), reference.trace
+    if trace is None:
+        return party, found, None
+    return party, found, lambda model, image: first_difference(trace(image), stages_of(model, image))
 
 
 def say(certificate: "Certificate", out: Path | None) -> tuple[dict[str, Any], ThresholdError | None]:

@@ -122,9 +122,9 @@ def _prove(out: Path, photos: "Photos", foreign: "Foreign", card: "Card") -> "Ce
     from twostage.parity.variants import Variant
     from twostage.weights.file import load_tensors
 
-    oracle, expected = ask_reference(foreign, photos, card.config)
+    oracle, expected, diverges = ask_reference(foreign, photos, card.config)
     variant = Variant(card.config, load_tensors(out)[1], len(card.names))
-    return certify(Subject(out, variant), oracle, expected, photos)
+    return certify(Subject(out, variant), oracle, expected, photos, diverges=diverges)
 
 
 def _print_assumptions(assumptions: "list[Assumption]", source: str) -> None:

@@ -1,20 +1,24 @@
 """Compares a detector with another side on images: how far they agree, where they part, and what explains it."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from twostage.errors import DataError, UsageError
 from twostage.evaluation.results import Results
-from twostage.models.config import StagewiseConfig
+from twostage.models.build import Model
 from twostage.parity.agreement import FLOAT32, Agreement, Tolerance
 from twostage.parity.certificate import Certificate, Party
 from twostage.parity.diagnosis import compare, diagnose
-from twostage.parity.divergence import first_divergence
+from twostage.parity.divergence import Divergence
 from twostage.parity.variants import Pixels, Variant
 from twostage.weights.file import sha256
 
+log = logging.getLogger("twostage.parity")
+
 BATCHES = (1, 3)
+Diverges = Callable[[Model, Pixels], Divergence | None]  # of the other side and a model, on an image
 
 
 def batches_of(photos: "Photos") -> tuple[int, ...]:
@@ -42,14 +46,13 @@ def certify(
     expected: Mapping[int, Results],
     photos: Photos,
     *,
-    other: Variant | None = None,
+    diverges: Diverges | None = None,
     tolerance: Tolerance = FLOAT32,
-    report: Callable[[str], None] = print,
 ) -> Certificate:
     """The certificate of a detector against what the other side found in the photos, by the number of images at a time.
 
-    Where they differ, the conventions that explain it are looked for, and, with the `other` side's own detector of the
-    same model, the first place where the two compute something else. Raises DataError where nothing was found at all:
+    Where they differ, the conventions that explain it are looked for, and, with `diverges` the first place
+    where the two compute something else. Raises DataError where nothing was found at all:
     that proves nothing.
     """
     if sha256(subject.file) == sha256(oracle.file):
@@ -69,10 +72,8 @@ def certify(
     if agreements[1].same(tolerance):  # on a common canvas alone: what lies beside an image
         says = "padding: the sides agree in images one at a time, and differ in several on one canvas"
         return certificate._replace(explained_by=(says,))
-    divergence = None
-    if other is not None and not isinstance(other.config, StagewiseConfig):
-        divergence = first_divergence(other.build(), model, photos.pixels[0])
-    report("They differ: looking for a convention that explains it, which takes a minute or two ...")
+    divergence = diverges(model, photos.pixels[0]) if diverges is not None else None
+    log.info("They differ: looking for a convention that explains it, which takes a minute or two ...")
     found = diagnose(subject.variant, photos.pixels, alone, tolerance)
     explained = tuple(
         each.says if each.says.startswith(each.name) else f"{each.name}: {each.says}" for each in found.found

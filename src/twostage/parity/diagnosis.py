@@ -26,7 +26,6 @@ class Diagnosis(NamedTuple):
     found: tuple[Convention, ...]
     before: Agreement
     after: Agreement
-    variant: Variant
 
 
 def diagnose(
@@ -54,7 +53,7 @@ def diagnose(
         variant = best.change(variant)
         found.append(best)
     after = compare(variant.build(), images, expected, tolerance) if found else before
-    return Diagnosis(tuple(found), before, after, variant)
+    return Diagnosis(tuple(found), before, after)
 
 
 def compare(

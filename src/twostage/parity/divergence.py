@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from twostage.inference.predictor import make_batch
 from twostage.models.build import Model
+from twostage.models.two_stage import TwoStage
 from twostage.parity.variants import Pixels
 
 SAMPLE = 1 << 14  # values of each output that are compared
@@ -29,13 +30,37 @@ class Divergence(NamedTuple):
 def first_divergence(expected: Model, found: Model, image: Pixels, relative: float = RELATIVE) -> Divergence | None:
     """Where two models first differ on an image (RGB), in the order of the computation; None where nowhere."""
     first, second = _trace(expected, image), _trace(found, image)
-    for name, values in first.items():
-        if name not in second:
-            return Divergence(_stage(name), f"{name}, which the other side does not have", 1.0)
-        difference = _difference(values, second[name])
-        if difference > relative:
+    difference = first_difference(first, second, relative)
+    missing = next((name for name in first if name not in second), None)
+    if difference is None and missing is not None:
+        return Divergence(_stage(missing), f"{missing}, which the other side does not have", 1.0)
+    return difference
+
+
+def first_difference(expected: Trace, found: Trace, relative: float = RELATIVE) -> Divergence | None:
+    """The first name in both whose values differ."""
+    for name, values in expected.items():
+        if name in found and (difference := _difference(values, found[name])) > relative:
             return Divergence(_stage(name), name, difference)
     return None
+
+
+@torch.inference_mode()
+def stages_of(model: Model, image: Pixels) -> Trace:
+    """The stages of an image (RGB) as the references report theirs, each `in_order`."""
+    batch = make_batch([image], model.config)
+    stages, trace = model.stages(batch), {"image": in_order(model.normalize(batch))}
+    anchors = stages.anchors
+    kinds = {"maps": stages.maps, **({"objectness": anchors.logits, "deltas": anchors.deltas} if anchors else {})}
+    trace |= {f"{kind}.level{k}": in_order(x) for kind, levels in kinds.items() for k, x in enumerate(levels)}
+    if isinstance(model, TwoStage):
+        trace["proposals.boxes"] = in_order(stages.proposals.boxes[stages.proposals.valid])
+    return trace
+
+
+def in_order(values: Tensor) -> Tensor:
+    """Some of the values by size: the same whatever order channels, anchors or boxes have."""
+    return _sample(values.detach().flatten().sort().values)
 
 
 @torch.inference_mode()
@@ -98,6 +123,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 _STAGES = {
     "image": "resizing or normalising the image",
     "backbone": "the feature maps",
+    "maps": "the feature maps",
     "anchors": "the anchors",
     "rpn": "the RPN",
     "objectness": "the scores of the anchors",

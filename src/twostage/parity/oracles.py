@@ -20,6 +20,7 @@ from twostage.models.image import ImageConfig
 from twostage.models.regions.pooling import RoIAlignConfig
 from twostage.ops.masks import encode
 from twostage.ops.paste import paste
+from twostage.parity.divergence import Trace, in_order
 from twostage.parity.reference import detectron2, mmdetection, torchvision
 from twostage.parity.reference.steps import Found, Rules
 from twostage.parity.variants import Pixels
@@ -38,10 +39,14 @@ class Answer(NamedTuple):
 
 
 class Oracle(NamedTuple):
-    """Something else that finds objects in images (RGB) on one canvas, and what it is."""
+    """Something else that finds objects in images (RGB) on one canvas, and what it is.
+
+    `trace` gives the stages of an image (`divergence.stages_of`); None where they cannot be seen.
+    """
 
     name: str
     detect: Callable[[Sequence[Pixels]], list[Answer]]
+    trace: Callable[[Pixels], Trace] | None = None
 
 
 def reference_of(
@@ -73,7 +78,14 @@ def reference_of(
         except (KeyError, IndexError, StopIteration, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise _uncovered(where, source, repr(error)) from None
 
-    return Oracle(f"a reference of {source}'s rules", detect)
+    def trace(image: Pixels) -> Trace:
+        """The stages of the reference."""
+        rules = _with_numbers(project.rules_of(state, settings or checkpoint.settings), config)
+        kept: Trace = {}
+        project.detect(state, project.resized(image, rules), rules, lambda name, x: kept.update({name: in_order(x)}))
+        return kept
+
+    return Oracle(f"a reference of {source}'s rules", detect, trace)
 
 
 def _uncovered(where: str, source: str, what: str) -> DataError:

@@ -9,32 +9,32 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import pad
 
 from twostage.parity.reference.network import State, conv, fpn, linear, masks, norm, residual_stage, resnet
 from twostage.parity.reference.steps import (
     Found,
     Observer,
     Rules,
+    as_input,
     best,
     cascade,
     clipped,
     decode,
     dense,
     ignore,
+    levels_of,
     pool,
     propose,
+    report,
 )
 
 MEAN = (103.530, 116.280, 123.675)
 STD_OF_RESNEXT = (57.375, 57.120, 58.395)
 WEIGHTS = ((10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15))
 RPN = "proposal_generator.rpn_head"
-C4_SIZES = (32, 64, 128, 256, 512)
 
 
 def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
@@ -91,7 +91,7 @@ def detect(
     `observe` gets the values of each stage.
     """
     size = (small.shape[0], small.shape[1])
-    x = _as_input(small, rules, canvas, next(iter(state.values())).dtype)
+    x = as_input(small, rules, canvas, next(iter(state.values())).dtype)
     observe("image", x)
     if "head.cls_score.weight" in state:
         return _retinanet(x, state, size, rules, observe)
@@ -104,15 +104,13 @@ def detect(
     if pyramid:
         lateral, output = ([f"backbone.fpn_{kind}{k}" for k in (2, 3, 4, 5)] for kind in ("lateral", "output"))
         maps = fpn(body, state, lateral, output)
-        levels, strides, sizes = [*maps, maps[-1][:, :, ::2, ::2]], [4, 8, 16, 32, 64], [[s] for s in C4_SIZES]
     else:
         maps = body[-1:]
-        levels, strides, sizes = maps, [16], [list(C4_SIZES)]
+    levels, strides, sizes = levels_of(maps)
     predictions = [_rpn(level, state) for level in levels]
-    for each in (*maps, *(values for level in predictions for values in level)):
-        observe("maps and anchors", each)
+    report(observe, levels, predictions)
     proposals = propose(predictions, strides, sizes, size, rules)
-    observe("proposals", proposals)
+    observe("proposals.boxes", proposals)
 
     def box_head(stage: str, regions: Tensor) -> tuple[Tensor, Tensor]:
         y = _vectors(regions, state, f"roi_heads.box_head{stage}", rules)
@@ -162,16 +160,6 @@ def _names(prefix: str) -> Any:
     return name_of
 
 
-def _as_input(small: UInt8[np.ndarray, "h w 3"], rules: Rules, canvas: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Without its mean, on a canvas of whole strides."""
-    mean, std = (torch.tensor(values, dtype=dtype) for values in (rules.mean, rules.std))
-    pixels = torch.tensor(small[:, :, ::-1].copy() if rules.bgr else small, dtype=dtype)
-    x = ((pixels - mean) / std).permute(2, 0, 1)
-    height, width = (max(pair) for pair in zip(canvas, small.shape, strict=False))
-    below, right = height - small.shape[0] + -height % rules.divisor, width - small.shape[1] + -width % rules.divisor
-    return pad(x, (0, right, 0, below))[None]
-
-
 def _rpn(x: Tensor, state: State) -> tuple[Tensor, Tensor]:
     """Logits and deltas of one map."""
     convs = [f"{RPN}.conv"] if f"{RPN}.conv.weight" in state else [f"{RPN}.conv.conv{k}" for k in range(9)]
@@ -203,8 +191,8 @@ def _retinanet(x: Tensor, state: State, size: tuple[int, int], rules: Rules, obs
     maps = fpn(stages, state, lateral, output)
     sixth = conv(stages[-1], state, "backbone.top_block.p6", stride=2, padding=1)
     seventh = conv(sixth.relu(), state, "backbone.top_block.p7", stride=2, padding=1)
-    predictions = []
-    for level in (*maps, sixth, seventh):
+    levels, predictions = [*maps, sixth, seventh], []
+    for level in levels:
         scores, deltas = level, level
         for k in range(0, 8, 2):
             scores = conv(scores, state, f"head.cls_subnet.{k}", padding=1).relu()
@@ -212,6 +200,5 @@ def _retinanet(x: Tensor, state: State, size: tuple[int, int], rules: Rules, obs
         predictions.append(
             (conv(scores, state, "head.cls_score", padding=1), conv(deltas, state, "head.bbox_pred", padding=1))
         )
-        for values in (level, *predictions[-1]):
-            observe("maps and anchors", values)
+    report(observe, levels, predictions)
     return dense(predictions, size, rules)

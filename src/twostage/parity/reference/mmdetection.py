@@ -11,27 +11,29 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, pad
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from twostage.parity.reference.network import State, conv, fpn, linear, masks, norm, residual_stage, resnet
 from twostage.parity.reference.steps import (
     Found,
     Observer,
     Rules,
+    as_input,
     best,
     cascade,
     clipped,
     decode,
     dense,
     ignore,
+    levels_of,
     pool,
     propose,
+    report,
 )
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 WEIGHTS = [[1 / value for value in each] for each in STDS]
-C4_SIZES = (32, 64, 128, 256, 512)
 CONVS = 8  # more than any head has
 
 
@@ -87,7 +89,7 @@ def detect(
     from torchvision.ops import roi_align
 
     size = (small.shape[0], small.shape[1])
-    x = _as_input(small, rules, canvas, next(iter(state.values())).dtype)
+    x = as_input(small, rules, canvas, next(iter(state.values())).dtype)
     observe("image", x)
     pyramid = any(name.startswith("neck.") for name in state)
     c4 = any(name.startswith("roi_head.shared_head.") for name in state)
@@ -104,18 +106,16 @@ def detect(
     if pyramid:
         lateral, output = ([f"neck.{kind}_convs.{k}.conv" for k in range(4)] for kind in ("lateral", "fpn"))
         maps = fpn(body, state, lateral, output, partial(_norm_in, state))
-        levels, strides, sizes = [*maps, maps[-1][:, :, ::2, ::2]], [4, 8, 16, 32, 64], [[s] for s in C4_SIZES]
     else:
         maps = body[-1:]
-        levels, strides, sizes = maps, [16], [list(C4_SIZES)]
+    levels, strides, sizes = levels_of(maps)
     predictions = []
     for level in levels:
         hidden = conv(level, state, "rpn_head.rpn_conv", padding=1).relu()
         predictions.append((conv(hidden, state, "rpn_head.rpn_cls"), conv(hidden, state, "rpn_head.rpn_reg")))
-    for each in (*maps, *(values for level in predictions for values in level)):
-        observe("maps and anchors", each)
+    report(observe, levels, predictions)
     proposals = propose(predictions, strides, sizes, size, rules)
-    observe("proposals", proposals)
+    observe("proposals.boxes", proposals)
     context = _semantic(levels, state) if "roi_head.semantic_head.conv_logits.weight" in state else None
 
     def regions(boxes: Tensor, side: int) -> Tensor:
@@ -195,16 +195,6 @@ def _norm_in(state: State, name: str) -> str:
     return next((f"{name}.{kind}" for kind in ("gn", "bn") if f"{name}.{kind}.weight" in state), f"{name}.bn")
 
 
-def _as_input(small: UInt8[np.ndarray, "h w 3"], rules: Rules, canvas: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Normalised, on a canvas of whole strides."""
-    mean, std = (torch.tensor(values, dtype=dtype) for values in (rules.mean, rules.std))
-    pixels = torch.tensor(small[:, :, ::-1].copy() if rules.bgr else small, dtype=dtype)
-    x = ((pixels - mean) / std).permute(2, 0, 1)
-    height, width = (max(pair) for pair in zip(canvas, small.shape, strict=False))
-    below, right = height - small.shape[0] + -height % rules.divisor, width - small.shape[1] + -width % rules.divisor
-    return pad(x, (0, right, 0, below))[None]
-
-
 def _semantic(levels: list[Tensor], state: State) -> Tensor:
     """The embedding of the semantic branch, from all five levels at the size of the second."""
     head, shape = "roi_head.semantic_head", levels[1].shape[2:]
@@ -231,6 +221,5 @@ def _retinanet(stages: list[Tensor], state: State, size: tuple[int, int], rules:
                 conv(deltas, state, "bbox_head.retina_reg", padding=1),
             )
         )
-        for values in (level, *predictions[-1]):
-            observe("maps and anchors", values)
+    report(observe, levels, predictions)
     return dense(predictions, size, rules)

@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 
 CLAMP = math.log(1000 / 16)
 RATIOS = (0.5, 1.0, 2.0)
+SIZES = (32, 64, 128, 256, 512)
 
 Observer = Callable[[str, Tensor], None]
 
@@ -60,6 +64,31 @@ class Rules:
         """Height and width of a resized image."""
         factor = min(self.size / min(height, width), self.max_size / max(height, width))
         return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+def as_input(small: UInt8[np.ndarray, "h w 3"], rules: Rules, canvas: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """A resized image (RGB) normalised, on a canvas of at least that size and of whole strides."""
+    mean, std = (torch.tensor(values, dtype=dtype) for values in (rules.mean, rules.std))
+    pixels = torch.tensor(small[:, :, ::-1].copy() if rules.bgr else small, dtype=dtype)
+    x = ((pixels - mean) / std).permute(2, 0, 1)
+    height, width = (max(pair) for pair in zip(canvas, small.shape, strict=False))
+    below, right = height - small.shape[0] + -height % rules.divisor, width - small.shape[1] + -width % rules.divisor
+    return pad(x, (0, right, 0, below))[None]
+
+
+def levels_of(maps: Sequence[Tensor]) -> tuple[list[Tensor], list[int], list[Sequence[float]]]:
+    """The maps that the RPN reads, their strides and anchor sizes: of a pyramid with P6, or a single one."""
+    if len(maps) == 1:
+        return [*maps], [16], [SIZES]
+    return [*maps, maps[-1][:, :, ::2, ::2]], [4, 8, 16, 32, 64], [[size] for size in SIZES]
+
+
+def report(observe: Observer, levels: Sequence[Tensor], predictions: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Hands the maps, logits and deltas of every level to an observer."""
+    logits, deltas = zip(*predictions, strict=True)
+    for stage, values in (("maps", levels), ("objectness", logits), ("deltas", deltas)):
+        for k, each in enumerate(values):
+            observe(f"{stage}.level{k}", each)
 
 
 def anchors(height: int, width: int, stride: int, sizes: Sequence[float], rules: Rules, like: Tensor) -> Tensor:
