@@ -88,7 +88,7 @@ def compare(options: CompareOptions) -> Outcome:
 def ask_reference(
     foreign: "Foreign", photos: "Photos", config: "DetectorConfig"
 ) -> "tuple[Party, dict[int, Results], Diverges | None]":
-    """What the reference of a checkpoint's project finds in photos, by their number at a time, and where models diverge.
+    """What the reference of a checkpoint finds in photos, by their number at a time, and where models diverge from it.
 
     Sizes of images, thresholds and numbers are those of `config`.
     """
