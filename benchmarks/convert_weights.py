@@ -2,7 +2,7 @@
 
     python benchmarks/convert_weights.py [--out benchmarks/results/convert_weights.md]
 
-The file is torchvision's Mask R-CNN with random weights, 170 MB, as torch.save writes it, and as detectron2's model zoo
+The file is torchvision's Mask R-CNN with random weights, 178 MB, as torch.save writes it, and as detectron2's model zoo
 writes its files: arrays in a plain pickle of protocol 2, which holds bytes as text.
 """
 

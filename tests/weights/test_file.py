@@ -53,6 +53,15 @@ def with_header(path: Path, **changes) -> Path:
     return path
 
 
+def test_tensors_that_share_memory_are_written_each(tmp_path: Path) -> None:
+    """As those of a flattened checkpoint, and tied layers."""
+    flat = torch.arange(12.0)
+    shared = {"a": flat[:6].view(2, 3), "b": flat[6:], "all": flat, "again": flat}
+    save_weights(tmp_path / "a.safetensors", shared, CARD)
+    _, loaded = load_weights(tmp_path / "a.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in shared.items())
+
+
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.safetensors"
     given = state()

@@ -65,7 +65,14 @@ def save_weights(path: Path, state: Mapping[str, Tensor], card: Card) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file with these header entries; it is complete or not there at all."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain, written = {}, set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        if storage.nbytes() != own.nbytes or storage.data_ptr() in written:  # safetensors refuses memory that is shared
+            own = own.clone()
+        written.add(own.untyped_storage().data_ptr())
+        plain[name] = own
     with replacing(path) as beside:
         try:
             save_file(plain, beside, metadata)

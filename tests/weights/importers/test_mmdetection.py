@@ -143,6 +143,7 @@ def test_group_norm_in_the_backbone() -> None:
     found = from_mmdetection(state)
     assert found.config.backbone.norm.kind == "group"  # type: ignore[union-attr]
     assert found.config.image.std == (1 / 255,) * 3
+    assert found.config.proposals.keep_train == 1000  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -174,10 +174,10 @@ def _with_settings(config: Config) -> Config:
     if isinstance(config, OneStageConfig):
         return configure(config, {**_FIELDS, "rpn_beta": 0.0, "neck.extra": f"{config.neck.extra}_linear"})
     fields = {**_FIELDS, **_TWO_STAGE}
+    if cast(ResNetConfig, config.backbone).norm.kind == "group":
+        fields["std"] = _CAFFE["std"]
     if config.neck is None:
         fields |= _CAFFE
-    elif cast(ResNetConfig, config.backbone).norm.kind == "group":
-        fields |= {"std": _CAFFE["std"]}
     elif config.cascade is None:
         fields["rpn_keep_train"] = 1000
     if config.cascade is not None:
