@@ -13,6 +13,7 @@ from twostage.folders import cache_folder
 from twostage.models.backbones.resnet import ResNetConfig
 from twostage.models.build import build
 from twostage.models.zoo import ZOO
+from twostage.parity.reference.mmdetection import rules_of
 from twostage.weights.fit import load_all
 from twostage.weights.importers.detectron2 import STD, from_detectron2
 from twostage.weights.importers.mmdetection import from_mmdetection
@@ -117,15 +118,24 @@ OF_PYRAMIDS = [one for one in mmdetection.ENTRIES if "_fpn" in one.name]
 def test_mmdetections_are_read_as_the_models_they_are_said_to_be(
     one: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = from_mmdetection(mmdetection_state(one, monkeypatch), one.settings)
+    state = mmdetection_state(one, monkeypatch)
+    state["backbone.conv1.weight"] = torch.eye(3)[0, :, None, None].expand(64, 3, 7, 7)  # reads what enters first
+    found = from_mmdetection(state, one.settings)
     assert (found.model, found.num_classes) == (one.model, 80)
     with torch.device("meta"):
-        load_all(build(found.config, 80), found.tensors, one.name)
+        load_all(build(found.config, 80), found.tensors, one.name, assign=True)
     assert isinstance(found.config.backbone, ResNetConfig)
     assert found.config.backbone.stride_in_1x1 == one.name.endswith("-caffe")
     assert found.config.image.std == pytest.approx(
         [1 / 255] * 3 if one.name.endswith("-caffe") else (0.229, 0.224, 0.225)
     )
+    # BGR in the style "caffe", and in Detectron's ResNeXt; the reference has an own rule for it.
+    bgr = one.name.endswith("-caffe") or "32x8d" in one.name
+    rules = rules_of(state, one.settings)
+    assert rules.bgr == bgr
+    assert found.tensors["backbone.body.conv1.weight"][0, :, 0, 0].tolist() == ([0, 0, 1] if bgr else [1, 0, 0])
+    for ours, theirs in ((found.config.image.mean, rules.mean), (found.config.image.std, rules.std)):
+        assert [255 * value for value in ours] == pytest.approx(theirs[::-1] if bgr else theirs)
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,14 @@ def rules_of(state: State, settings: Mapping[str, Any] | None = None) -> Rules:
     caffe = style == "caffe"
     grouped = any(name.startswith("backbone.") and name.endswith("gn1.weight") for name in state)
     of_caffe2 = caffe or grouped  # images as the first networks of Caffe2 and Detectron have them
-    rgb = norms.get("bgr_to_rgb", norms.get("to_rgb", not of_caffe2))
+    second = state.get("backbone.layer1.0.conv2.weight")
+    of_detectron = second is not None and second.shape[1] == 8  # ResNeXt with 32 groups of 8
+    bgr = of_caffe2 or of_detectron
+    std = (1, 1, 1) if of_caffe2 else STD[::-1] if bgr else STD
+    rgb = norms.get("bgr_to_rgb", norms.get("to_rgb", not bgr))
     return Rules(
-        mean=tuple(norms.get("mean") or (MEAN[::-1] if of_caffe2 else MEAN)),
-        std=tuple(norms.get("std") or ((1, 1, 1) if of_caffe2 else STD)),
+        mean=tuple(norms.get("mean") or (MEAN[::-1] if bgr else MEAN)),
+        std=tuple(norms.get("std") or std),
         bgr=not rgb,
         stride_in_1x1=caffe,
         size_outer=False,

@@ -5,9 +5,10 @@ at the end of a name are the first of the file's SHA-256 (its tools/model_conver
 given. The code is under Apache-2.0. The licence of the weights was asked for in its issue 11484, without an answer.
 
 Of each ResNet those of the shortest and longest schedule are here, of each ResNeXt those of the longest. Those on C4
-and DC5 are of the style "caffe" without saying so in their names here. Left out are parts that twostage does not have;
-ResNeXt-101 with 32 groups of 8, whose images are BGR in the style "pytorch"; and Faster R-CNN on ResNet-101 in the
-style "caffe", 3x, whose configuration has the images of the other style: only its file can say which it learned from.
+and DC5 are of the style "caffe" without saying so in their names here. Left out are parts that twostage does not
+have; Mask R-CNN on ResNeXt-101 with 32 groups of 8, of which the metafile that was read names no file; and Faster
+R-CNN on ResNet-101 in the style "caffe", 3x, whose configuration has the images of the other style: only its file can
+say which it learned from.
 
 Every configuration was compared once with what the importer takes for granted; they differ in the style "caffe" alone
 (2026-11-29).
@@ -50,6 +51,7 @@ faster_rcnn_r101_caffe_fpn_1x bbox_mAP-0.398_20200504_180057-b269e9dd 39.8
 faster_rcnn_r101_fpn_1x 20200130-f513f705 39.4
 faster_rcnn_r101_fpn_mstrain_3x 20210524_110822-4d4d2ca8 41.8
 faster_rcnn_x101_32x4d_fpn_mstrain_3x 20210524_124151-16b9b260 42.5
+faster_rcnn_x101_32x8d_fpn_mstrain_3x 20210604_182954-002e082a 42.4
 faster_rcnn_x101_64x4d_fpn_mstrain_3x 20210524_124528-26c63de6 43.1
 mask_rcnn_r50_caffe_fpn_1x bbox_mAP-0.38__segm_mAP-0.344_20200504_231812-0ebd1859 38.0 34.4
 mask_rcnn_r50_caffe_fpn_mstrain-poly_3x bbox_mAP-0.408__segm_mAP-0.37_20200504_163245-42aa3d00 40.8 37.0
@@ -96,7 +98,7 @@ retinanet_x101_32x4d_fpn_2x 20200131-237fc5e1 40.1
 retinanet_x101_64x4d_fpn_mstrain_3x 20210719_051838-022c2187 41.6
 """
 _CONFIGURATION = re.compile(
-    r"(?P<family>[a-z_]+?)_(?P<body>r\d+|x101_\d+x4d)(?P<caffe>_caffe)?_(?P<kind>fpn|c4|dc5)"
+    r"(?P<family>[a-z_]+?)_(?P<body>r\d+|x101_\d+x\d+d)(?P<caffe>_caffe)?_(?P<kind>fpn|c4|dc5)"
     r"(_mstrain|_mstrain-poly|_16x1)?_(?P<schedule>1x|2x|3x|20e)"
 )
 
