@@ -59,7 +59,7 @@ def found_by(model: PreparedModel, images: Sequence[Tensor]) -> list[dict[str, A
     """Detections from tensors, as `predict` finds them."""
     batch = stack_images(images, divisor=model.config.image.divisor)
     found = model.detect(batch, model.config.postprocess)
-    return to_arrays(found, batch.sizes, [tuple(size) for size in batch.sizes.tolist()], model.config)
+    return to_arrays(found, batch, model.config)
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from twostage import Detector
-from twostage.data.batch import stack_images
+from twostage.data.batch import Originals, stack_images
 from twostage.data.images import read_image
 from twostage.inference.predictor import to_arrays
 from twostage.inference.prepare import PreparedModel
@@ -77,9 +77,10 @@ def ours(model: PreparedModel) -> Find:
 
     def find(picture: np.ndarray) -> Found:
         image = rule.resizing(torch.from_numpy(picture).permute(2, 0, 1).to(model.dtype) / 255)
-        batch = stack_images([image], divisor=rule.divisor)
+        originals = Originals.of([picture.shape[:2]], rule.resizing)
+        batch = stack_images([image], divisor=rule.divisor, originals=originals)
         found = model.detect(batch, model.config.postprocess)
-        (mine,) = to_arrays(found, batch.sizes, [picture.shape[:2]], model.config)
+        (mine,) = to_arrays(found, batch, model.config)
         assert found.masks is not None
         masks = found.masks[0][found.valid[0]].numpy()
         return Found(mine["boxes"], mine["scores"], mine["class_ids"], masks, decode(mine["masks"]))

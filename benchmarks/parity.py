@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from twostage import Detector
-from twostage.data.batch import stack_images, stack_targets
+from twostage.data.batch import Originals, stack_images, stack_targets
 from twostage.data.images import read_image
 from twostage.inference.predictor import make_batch, to_arrays
 from twostage.models.proposals.rpn import Proposals
@@ -248,9 +248,10 @@ def our_detections(model: TwoStage, group: Sequence[Photo]) -> list[Found]:
     """twostage's."""
     dtype = next(model.parameters()).dtype
     images = [model.config.image.resizing(torch.from_numpy(p.image).permute(2, 0, 1).to(dtype) / 255) for p in group]
-    batch = stack_images(images, divisor=model.config.image.divisor)
+    originals = Originals.of([p.image.shape[:2] for p in group], model.config.image.resizing)
+    batch = stack_images(images, divisor=model.config.image.divisor, originals=originals)
     found = model.eval()(batch)
-    arrays = to_arrays(found, batch.sizes, [p.image.shape[:2] for p in group], model.config)
+    arrays = to_arrays(found, batch, model.config)
     return [Found(*(torch.from_numpy(one[key]) for key in ("boxes", "scores", "class_ids"))) for one in arrays]
 
 

@@ -1,4 +1,4 @@
-"""The names and shapes of detectron2's and mmdetection's tensors, as their sources give them."""
+"""The names and shapes of other projects' tensors, as their sources give them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -176,3 +176,37 @@ def mmdetection_c4_shapes(*, dilated: bool = False) -> dict[str, tuple[int, ...]
         found |= with_bias("roi_head.bbox_head.shared_fcs.1", 1024, 1024)
     found |= with_bias("roi_head.bbox_head.fc_cls", K + 1, features)
     return found | with_bias("roi_head.bbox_head.fc_reg", 4 * K, features)
+
+
+_VGG16 = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), *[(256, 256)] * 2, (256, 512), *[(512, 512)] * 5)
+
+
+def simple_faster_rcnn_shapes(width: int = 4096, *, dropout: bool = False) -> dict[str, tuple[int, ...]]:
+    """Every tensor of simple-faster-rcnn-pytorch's VGG16, whose classifier has so many units."""
+    found: dict[str, tuple[int, ...]] = {}
+    for place, (inputs, outputs) in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), _VGG16, strict=True):
+        found |= with_bias(f"extractor.{place}", outputs, inputs, 3, 3)
+    found |= with_bias("rpn.conv1", 512, 512, 3, 3)
+    found |= with_bias("rpn.score", 18, 512, 1, 1) | with_bias("rpn.loc", 36, 512, 1, 1)
+    found |= with_bias("head.classifier.0", width, 512 * 49)
+    found |= with_bias(f"head.classifier.{3 if dropout else 2}", width, width)
+    return found | with_bias("head.cls_loc", 4 * (K + 1), width) | with_bias("head.score", K + 1, width)
+
+
+def py_faster_rcnn_shapes(net: str = "VGG16", width: int = 4096, anchors: int = 9) -> dict[str, tuple[int, ...]]:
+    """Every blob of py-faster-rcnn's VGG16, or of its ZF trained in alternation."""
+    if net == "VGG16":
+        layers = [f"conv{block}_{k}" for block, count in enumerate((2, 2, 3, 3, 3), 1) for k in range(1, count + 1)]
+        sides, channels, name, cells = [3] * 13, _VGG16, "rpn_conv/3x3", 7
+    else:
+        layers, sides = [f"conv{k}" for k in range(1, 6)], [7, 5, 3, 3, 3]
+        channels, name, cells = ((3, 96), (96, 256), (256, 384), (384, 384), (384, 256)), "rpn_conv1", 6
+    found: dict[str, tuple[int, ...]] = {}
+    for layer, side, (inputs, outputs) in zip(layers, sides, channels, strict=True):
+        found |= with_bias(layer, outputs, inputs, side, side)
+    last = channels[-1][1]
+    found |= with_bias(name, last, last, 3, 3)
+    found |= with_bias("rpn_cls_score", 2 * anchors, last, 1, 1)
+    found |= with_bias("rpn_bbox_pred", 4 * anchors, last, 1, 1)
+    found |= with_bias("fc6", width, last * cells * cells) | with_bias("fc7", width, width)
+    return found | with_bias("cls_score", K + 1, width) | with_bias("bbox_pred", 4 * (K + 1), width)

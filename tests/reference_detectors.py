@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twostage.data.batch import Batch
+from twostage.data.batch import Batch, Originals
 from twostage.models.build import Model
 from twostage.parity.reference.network import linear
 from twostage.parity.reference.steps import Found, Observer
@@ -56,14 +57,27 @@ def on_canvas(small: np.ndarray, dtype: torch.dtype, divisor: int) -> Batch:
     return batch.on_canvas(-(-height // divisor) * divisor, -(-width // divisor) * divisor)
 
 
-def require_same(model: Model, small: np.ndarray, expected: Found, dtype: torch.dtype) -> None:
-    """That a model finds the same objects in a resized image: one to one, whatever the order of equal scores."""
+def require_same(
+    model: Model, small: np.ndarray, expected: Found, dtype: torch.dtype, shape: tuple[int, int] | None = None
+) -> None:
+    """That a model finds the same objects in a resized image: one to one, whatever the order of equal scores.
+
+    With `shape`, the height and width of the image before it was resized, boxes are compared on that.
+    """
     model = model.to(dtype)
     model.normalize.pixel_mean, model.normalize.pixel_std = (
         torch.tensor(values, dtype=dtype)[:, None, None] for values in (model.config.image.mean, model.config.image.std)
     )
+    batch = on_canvas(small, dtype, model.config.image.divisor)
+    scale = torch.ones(4, dtype=dtype)
+    if shape is not None:
+        resize = model.config.image.resizing
+        own = [torch.tensor([each(*shape)], dtype=dtype) for each in (resize.factors, resize.extent)]
+        batch = replace(batch, originals=Originals(torch.tensor([shape]), *own))
+        scale = own[0][0].flip(0).repeat(2)
     with torch.no_grad():
-        found = model(on_canvas(small, dtype, model.config.image.divisor))
+        found = model(batch)
+    found = found._replace(boxes=found.boxes * scale)
     count = len(expected.boxes)
     assert found.valid.sum() == count > 10
     assert len(expected.labels.unique()) > 2

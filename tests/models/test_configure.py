@@ -134,7 +134,7 @@ def test_a_name_of_several_components_sets_all_of_them() -> None:
 
 
 SHARED = {
-    *("norm", "norm_eps", "delta_clamp", "delta_clamp_two_sided", "focal_gamma"),
+    *("norm", "norm_eps", "edges", "delta_clamp", "delta_clamp_two_sided", "focal_gamma"),
     *("roi_sampling_ratio", "roi_max_samples", "roi_aligned", "level_eps", "level_size_eps"),
     *("level_canonical_size", "stride_in_1x1"),
 }

@@ -235,7 +235,7 @@ def test_training_without_targets_is_an_error(make_batch: Callable[..., Batch]) 
         {"soft_nms": "gaussian"},
         {"rpn_objectness": "softmax", "rpn_channels": 24, "rpn_convs": 2},
         {"roi_sampling_ratio": 0, "roi_aligned": True},
-        {"anchor_rounding": "caffe", "anchor_offset": 7.5, "anchors_in_padding": False},
+        {"anchor_rounding": "caffe", "anchor_offset": 8.0, "anchors_in_padding": False},
         {"rpn_cross_boundary": False, "rpn_class_normaliser": 256, "rpn_box_normaliser": "locations"},
         {"region_truth": False},
         {"anchor_sizes": [[16, 24], [32, 48], [64, 96], [128, 192]], "anchor_ratios": [1]},
@@ -285,6 +285,9 @@ BEFORE = json.loads((Path(__file__).parents[1] / "before" / "weights.json").read
 # Values by which weights of other projects differ; with their defaults a model is that of before.
 SINCE = {
     "resize_by",
+    "edges",
+    "min_size_of",
+    "min_size_first",
     "stride_in_1x1",
     "level_size_eps",
     "masks",

@@ -27,13 +27,15 @@ _OF_DETECTORS = (
 
 @dataclass(frozen=True)
 class WeightsConvertOptions(FieldsOptions):
-    file: Path = option(help="Pickled weights (.pth, .pt, .pkl).")
+    file: Path = option(help="Weights of another project (.pth, .pt, .pkl, .caffemodel).")
     _: KW_ONLY
-    source: Literal["auto", "torchvision", "detectron2", "mmdetection", "classifier"] = option(
-        "auto", "Where they come from; auto: by their names.", flag="--from"
-    )
+    source: Literal[
+        "auto", "torchvision", "detectron2", "mmdetection", "py-faster-rcnn", "simple-faster-rcnn", "classifier"
+    ] = option("auto", "Where they come from; auto: by their names.", flag="--from")
     config: Path | None = option(
-        None, "Configuration of these weights: detectron2's config.yaml, mmdetection's .py. None: published defaults."
+        None,
+        "Configuration of these weights: config.yaml of detectron2, .py of mmdetection, .yml of py-faster-rcnn. None: "
+        "published defaults.",
     )
     key: str | None = option(None, "Entry of the file that holds the weights, such as model_ema.")
     model: str | None = option(None, "Model of a torchvision detector (default: by its weights).", group="Model")
@@ -69,7 +71,7 @@ class WeightsConvertOptions(FieldsOptions):
 
 @verb(WeightsConvertOptions)
 def convert(options: WeightsConvertOptions) -> Outcome:
-    """Convert pickled weights of another project to a file of ours. Tensors are read, and no code is run."""
+    """Convert weights of another project to a file of ours. Tensors are read, and no code is run."""
     from twostage.weights.convert import convert, foreign_of, recognise
     from twostage.weights.pickled import coco_names, convert_backbone, convert_detector, read_checkpoint
 

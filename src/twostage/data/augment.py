@@ -72,7 +72,8 @@ class View(NamedTuple):
 class Sample(NamedTuple):
     """An image and its objects. `labels` are class ids, `proposals` boxes and scores where the data set has them.
 
-    `masks` and the map of `stuff` are there if they are trained on.
+    `masks` and the map of `stuff` are there if they are trained on; `original` is the height and width before the image
+    was resized.
     """
 
     image: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]
@@ -81,6 +82,7 @@ class Sample(NamedTuple):
     proposals: Float[Tensor, "p 5"] | None = None
     masks: Coverage | None = None
     stuff: UInt8[Tensor, "i j"] | None = None
+    original: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from twostage.data.coverage import Coverage
+from twostage.data.resize import Resize
 from twostage.data.stuff import STRIDE, UNKNOWN
 
 
@@ -26,6 +27,32 @@ class GivenProposals(NamedTuple):
     def each(self, change: Callable[[Tensor], Tensor]) -> "GivenProposals":
         """`change` applied to all three tensors."""
         return GivenProposals(*(change(tensor) for tensor in self))
+
+
+class Originals(NamedTuple):
+    """The images before they were resized.
+
+    Their heights and widths, what y and x on the batch are multiplied by to come to their pixels (`Resize.factors`),
+    and where they end on the batch (`Resize.extent`).
+    """
+
+    sizes: Int[Tensor, "n 2"]
+    factors: Float[Tensor, "n 2"]
+    extents: Float[Tensor, "n 2"]
+
+    @classmethod
+    def of(cls, sizes: Sequence[tuple[int, int]], resize: Resize) -> "Originals":
+        """Of images of these heights and widths."""
+        factors, extents = zip(*((resize.factors(*size), resize.extent(*size)) for size in sizes), strict=True)
+        return cls(torch.tensor(sizes), *(torch.tensor(each, dtype=torch.float32) for each in (factors, extents)))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Originals":
+        """`change` applied to every tensor."""
+        return Originals(*(change(tensor) for tensor in self))
+
+    def to(self, device: torch.device | str) -> "Originals":
+        """The same on another device."""
+        return self.each(lambda tensor: tensor.to(device))
 
 
 Stacked = TypeVar("Stacked", bound="_OnDevice")
@@ -51,12 +78,19 @@ class _OnDevice:
 class Batch(_OnDevice):
     """Images in RGB, 0 to 1, each in the top left corner of the canvas; `sizes` is each image's own (height, width).
 
-    `proposals` are there if the model has no RPN.
+    `proposals` are there if the model has no RPN. Without `originals` the images were not resized.
     """
 
     images: Float[Tensor, "n 3 h w"]
     sizes: Int[Tensor, "n 2"]
     proposals: GivenProposals | None = None
+    originals: Originals | None = None
+
+    @property
+    def before(self) -> Originals:
+        """The images before they were resized."""
+        sizes = self.sizes
+        return self.originals or Originals(sizes, torch.ones_like(sizes, dtype=torch.float32), sizes.float())
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -85,7 +119,7 @@ class Batch(_OnDevice):
             mine.copy_(theirs)
 
     def _tensors(self) -> list[Tensor]:
-        return [self.images, self.sizes, *(self.proposals or ())]
+        return [self.images, self.sizes, *(self.proposals or ()), *(self.originals or ())]
 
 
 @dataclass(frozen=True)
@@ -119,7 +153,9 @@ def canvas_shape(height: int, width: int, divisor: int) -> tuple[int, int]:
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
-def stack_images(images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32) -> Batch:
+def stack_images(
+    images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32, originals: Originals | None = None
+) -> Batch:
     """One canvas for all images, padded at the bottom and the right with 0 to a multiple of `divisor`.
 
     The canvas is channels-last in memory: convolutions and RoIAlign are fastest on it.
@@ -129,7 +165,7 @@ def stack_images(images: Sequence[Float[Tensor, "3 _ _"]], *, divisor: int = 32)
     canvas = images[0].new_zeros(len(images), *canvas_shape(height, width, divisor), 3).permute(0, 3, 1, 2)
     for place, image in zip(canvas, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
-    return Batch(canvas, sizes)
+    return Batch(canvas, sizes, originals=originals)
 
 
 def stack_proposals(proposals: Sequence[Float[Tensor, "_ 5"]], count: int) -> GivenProposals:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from twostage.data.augment import Augment, Sample
-from twostage.data.batch import Batch, Targets, stack_images, stack_proposals, stack_stuff, stack_targets
+from twostage.data.batch import Batch, Originals, Targets, stack_images, stack_proposals, stack_stuff, stack_targets
 from twostage.data.copy_paste import paste
 from twostage.data.coverage import SIDE, coverage
 from twostage.data.dataset import Dataset
@@ -141,7 +141,8 @@ class Reader:
             samples = [self.sample(int(i), plan.epoch, *again) for i in plan.indices]
         except DataError as error:
             return error
-        batch = stack_images([s.image for s in samples], divisor=self.divisor)
+        originals = Originals.of([s.original or _shape(s.image) for s in samples], self.resize)
+        batch = stack_images([s.image for s in samples], divisor=self.divisor, originals=originals)
         if self.proposals is not None:
             given = [s.proposals for s in samples if s.proposals is not None]
             batch = replace(batch, proposals=stack_proposals(given, self.proposals.keep))
@@ -185,7 +186,7 @@ class Reader:
         if masks is not None:
             masks = masks._replace(frames=scale_boxes(masks.frames, old, new))
         stuff = None if sample.stuff is None else coarse(sample.stuff, *new)
-        return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given, masks, stuff)
+        return Sample(image, scale_boxes(sample.boxes, old, new), sample.labels, given, masks, stuff, old)
 
 
 def read_sample(dataset: Dataset, index: int, *, masks: bool = False) -> Sample:

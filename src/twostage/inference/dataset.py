@@ -56,7 +56,7 @@ def detect_split(
     gathered = Accumulator()
     for loaded in batches:
         indices = loaded.indices.tolist()
-        arrays = to_arrays(detect(loaded), loaded.batch.sizes, _originals(dataset, indices), model.config)
+        arrays = to_arrays(detect(loaded), loaded.batch, model.config)
         for index, one in zip(indices, arrays, strict=True):
             gathered.add(index, one["boxes"], one["scores"], one["class_ids"], one["masks"])
     return gathered
@@ -108,16 +108,12 @@ def propose_split(
         there = loaded.batch.to(model.device)
         with model.computing():
             predictions = net.rpn(model.features(there), there.canvas, there.sizes)
-        proposals = net.rpn.propose(predictions, there.sizes, top=top, keep=keep).to("cpu")
+        proposals = net.rpn.propose(predictions, there.sizes, there.originals, top=top, keep=keep).to("cpu")
         indices = loaded.indices.tolist()
-        boxes = on_originals(proposals.boxes, loaded.batch.sizes, _originals(dataset, indices))
+        boxes = on_originals(proposals.boxes, loaded.batch)
         for i, index in enumerate(indices):
             kept = proposals.valid[i]
             out[index] = boxes[i][kept].numpy(), proposals.scores[i][kept].float().sigmoid().numpy()
         done += len(indices)
         after_image(done, len(dataset))
     return ProposalSet.of(out, f"the RPN of a {type(net.backbone).__name__} detector")
-
-
-def _originals(dataset: Dataset, indices: list[int]) -> list[tuple[int, int]]:
-    return [(int(h), int(w)) for h, w in dataset.sizes[indices]]

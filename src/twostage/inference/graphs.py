@@ -57,7 +57,7 @@ class Recordings:
     def __call__(self, forward: Forward, batch: Batch, config: PostprocessConfig, read: Callable[[AnyStages], T]) -> T:
         """The result of `read` for the stages of the forward pass of one model."""
         given = None if batch.proposals is None else tuple(batch.proposals.scores.shape)
-        key = (tuple(batch.images.shape), batch.images.dtype, given, config)
+        key = (tuple(batch.images.shape), batch.images.dtype, given, batch.originals is None, config)
         with self._lock:
             recording = self._kept.get(key)
             if recording is None and self._seen.get(key):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from twostage.data.batch import Batch, canvas_shape, stack_images
+from twostage.data.batch import Batch, Originals, canvas_shape, stack_images
 from twostage.detections import Detections
 from twostage.inference.prepare import PreparedModel
 from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
@@ -37,7 +37,8 @@ def resized(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: AnyImageConfig
     """Images (RGB) resized by the model's rule, on one canvas."""
     resize = config.resizing
     tensors = [resize(torch.tensor(image).permute(2, 0, 1)) for image in images]
-    return stack_images(tensors, divisor=config.divisor)
+    originals = Originals.of([(pixels.shape[0], pixels.shape[1]) for pixels in images], resize)
+    return stack_images(tensors, divisor=config.divisor, originals=originals)
 
 
 def with_proposals(batch: Batch, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: DetectorConfig) -> Batch:
@@ -48,23 +49,13 @@ def with_proposals(batch: Batch, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], c
     return replace(batch, proposals=of_images(images, shapes, config.proposals))
 
 
-def on_originals(
-    boxes: Float[Tensor, "n d 4"], sizes: Int[Tensor, "n 2"], originals: Sequence[tuple[int, int]]
-) -> Float[Tensor, "n d 4"]:
-    """Boxes on the pixels of the original images.
-
-    `sizes` are the heights and widths of the images in the batch, `originals` their own. Each axis is scaled by its own
-    factor, since rounding to whole pixels changes the two differently.
-    """
-    own = torch.tensor(originals, dtype=torch.float32)
-    boxes = boxes.float() * (own / sizes.cpu().float()).flip(1).repeat(1, 2)[:, None]
-    # The factor is rounded, and so may be a border.
-    return boxes.minimum(own.flip(1).repeat(1, 2)[:, None])
+def on_originals(boxes: Float[Tensor, "n d 4"], batch: Batch) -> Float[Tensor, "n d 4"]:
+    """Boxes in a batch on the pixels of its images before they were resized."""
+    sizes, factors, _ = (values.cpu().float().flip(1).repeat(1, 2)[:, None] for values in batch.before)
+    return (boxes.float() * factors).minimum(sizes)  # the factor is rounded, and so may be a border
 
 
-def to_arrays(
-    detections: BatchDetections, sizes: Tensor, originals: Sequence[tuple[int, int]], config: DetectorConfig
-) -> list[dict[str, Any]]:
+def to_arrays(detections: BatchDetections, batch: Batch, config: DetectorConfig) -> list[dict[str, Any]]:
     """Detections of each image on its own pixels: boxes, scores, class_ids and proposals, and masks (RLEs) or None.
 
     See `on_originals`.
@@ -77,16 +68,16 @@ def to_arrays(
             "Raise the field `candidates`, or `score_threshold`.",
             *(int(overflow.sum()), len(overflow)),
         )
-    boxes = on_originals(boxes, sizes, originals)
+    boxes = on_originals(boxes, batch)
     columns = {"boxes": boxes, "scores": scores, "class_ids": labels, "proposals": proposals}
     mask = config.mask if isinstance(config, TwoStageConfig) else None
     out: list[dict[str, Any]] = []
-    for i, size in enumerate(originals):
+    for i, (height, width) in enumerate(batch.before.sizes.tolist()):
         one = {name: column[i][valid[i]].numpy() for name, column in columns.items()}
         rles: list[RLE] | None = None
         if masks is not None and mask is not None:
             grids = masks[i][valid[i]].float().numpy()
-            rles = paste(grids, one["boxes"], *size, threshold=mask.threshold, way=mask.paste)
+            rles = paste(grids, one["boxes"], height, width, threshold=mask.threshold, way=mask.paste)
         out.append({**one, "masks": rles})
     return out
 
@@ -100,8 +91,7 @@ def predict_arrays(
     """`to_arrays` of images on one canvas; the rules of post-processing and resizing are by default the model's."""
     batch = make_batch(images, model.config, image)
     detections = model.detect(batch, postprocess or model.config.postprocess)
-    originals = [(pixels.shape[0], pixels.shape[1]) for pixels in images]
-    return to_arrays(detections, batch.sizes, originals, model.config)
+    return to_arrays(detections, batch, model.config)
 
 
 def detect_images(

@@ -145,11 +145,10 @@ def time_stages(model: PreparedModel, files: Sequence[str | Path | bytes], sampl
     done("resize")
     batch = with_proposals(batch, images, model.config)
     done("proposals")
-    originals = iter([(image.shape[0], image.shape[1]) for image in images])
     for part in model.split(batch):
         with _timed_parts(model.model, done):
             detections = model.stages(part).detections
-        to_arrays(detections, part.sizes, [next(originals) for _ in part.sizes], model.config)
+        to_arrays(detections, part, model.config)
         done("post-processing")
     for stage in STAGES:
         if stage in elapsed:

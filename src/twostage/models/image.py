@@ -26,7 +26,7 @@ class ImageConfig:
     max_size: Count = short(1333, "max_size")
     antialias: bool = short(False, "antialias")
     rounding: Literal["floor", "nearest"] = short("floor", "rounding")
-    resize_by: Literal["torch", "pillow", "opencv"] = short("torch", "resize_by")
+    resize_by: Literal["torch", "pillow", "opencv", "caffe", "skimage"] = short("torch", "resize_by")
     mean: tuple[float, float, float] = short(IMAGENET_MEAN, "mean")
     std: tuple[Positive, Positive, Positive] = short(IMAGENET_STD, "std")
     divisor: Count = short(32, "divisor")

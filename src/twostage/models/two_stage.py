@@ -121,7 +121,8 @@ class TwoStage(nn.Module):
         """The stages from the anchors' predictions on, with both suppressions on the CPU, where NMS has no limit."""
         proposals = stages.proposals
         if self.rpn is not None and stages.anchors is not None:
-            proposals = self.rpn.propose(stages.anchors.to("cpu"), sizes.cpu())
+            there = proposals.to("cpu").originals
+            proposals = self.rpn.propose(stages.anchors.to("cpu"), sizes.cpu(), there)
         proposals = proposals.to(sizes.device)
         return self._second_stage(stages.maps, stages.anchors, proposals, sizes, config, suppress_on="cpu")
 
@@ -153,13 +154,15 @@ class TwoStage(nn.Module):
 
         With those the RPN is not run, unless it is trained. Raises UsageError where there is neither.
         """
-        given = None if batch.proposals is None else as_proposals(batch.proposals, batch.sizes)
+        given = None
+        if batch.proposals is not None:
+            given = as_proposals(batch.proposals, batch.sizes)._replace(originals=batch.originals)
         if self.rpn is None or (given is not None and not train_rpn):
             if given is None:
                 raise UsageError("This detector has no RPN: give proposals with the batch.")
             return None, given
         anchors = self.rpn.predict(maps, batch.canvas, batch.sizes)
-        return anchors, self.rpn.propose(anchors, batch.sizes) if given is None else given
+        return anchors, self.rpn.propose(anchors, batch.sizes, batch.originals) if given is None else given
 
     def losses(
         self,

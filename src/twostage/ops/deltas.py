@@ -9,15 +9,18 @@ coarse for exp and for differences of large coordinates.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from twostage.ops.boxes import precise
+from twostage.ops.boxes import clip, precise
 
 CLAMP = math.log(1000 / 16)
 """Largest dw and dh: a box grows at most by 62.5, so that exp cannot overflow (Detectron, torchvision)."""
+
+Edges = Literal["half_open", "caffe"]
 
 _SMALLEST = 1e-3  # px
 
@@ -28,11 +31,16 @@ class BoxCoder:
 
     dw and dh are at most `clamp` after the weights are divided out; with `clamp_two_sided` (mmdetection) also at least
     `-clamp`.
+
+    In py-faster-rcnn the last pixel belongs to a box. Its `edges`, "caffe", are a pixel to the left and above ours; its
+    decoding takes the corners of the decoded box for such pixels, so that here a box is a pixel larger
+    (lib/fast_rcnn/bbox_transform.py).
     """
 
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     clamp: float = CLAMP
     clamp_two_sided: bool = False
+    edges: Edges = "half_open"
 
     def encode(self, boxes: Float[Tensor, "*#b 4"], anchors: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*#b 4"]:
         """The deltas from each anchor to its box; leading dimensions broadcast.
@@ -67,6 +75,25 @@ class BoxCoder:
         centre = shift * sides + (anchors[..., :2] + 0.5 * sides)
         half = 0.5 * (growth.clamp(-self.clamp if self.clamp_two_sided else None, self.clamp).exp() * sides)
         return torch.cat([centre - half, centre + half], dim=-1)
+
+    def decode_inside(
+        self,
+        deltas: Float[Tensor, "n p 4"],
+        anchors: Float[Tensor, "n p 4"],
+        sizes: Shaped[Tensor, "n 2"],
+        pixel: Float[Tensor, "n 1 2"] | float = 1.0,
+    ) -> Float[Tensor, "n p 4"]:
+        """The boxes inside images of these heights and widths; `pixel`: width and height of one, for "caffe"."""
+        boxes = self.decode(deltas, anchors)
+        if self.edges == "half_open":
+            return clip(boxes, sizes)
+        pixels = torch.as_tensor(pixel, dtype=boxes.dtype, device=boxes.device).expand(len(boxes), 1, 2)
+        return with_pixel(clip(boxes, sizes - pixels[:, 0].flip(1)), pixels)
+
+
+def with_pixel(boxes: Float[Tensor, "n p 4"], pixel: Float[Tensor, "#n 1 2"]) -> Float[Tensor, "n p 4"]:
+    """Boxes that end so much farther to the right and below."""
+    return torch.cat([boxes[..., :2], boxes[..., 2:] + pixel], dim=-1)
 
 
 def _unweighted(

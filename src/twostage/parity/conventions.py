@@ -40,7 +40,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "box_head.body.stride_in_1x1": None,  # of C4, with the backbone's
     "box_head.body.norm.eps": (0.0, 1e-5, 1e-3),
     "neck.extra": None,
-    "anchors.offset": (0.0, 0.5, 7.5),
+    "anchors.offset": (0.0, 0.5, 7.5, 8.0),
     "anchors.rounding": None,
     "anchors.stride": None,
     "anchors.in_padding": None,
@@ -49,6 +49,11 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "rpn.top_test": (1000, 2000, 6000, 12000),
     "rpn.nms": (0.5, 0.7),
     "rpn.min_size": (1e-7, 1e-3, 16.0),
+    "rpn.min_size_of": None,
+    "rpn.min_size_first": None,
+    "rpn.edges": None,
+    "box_head.edges": None,
+    "backbone.pooling": None,
     "proposals.keep_test": (300, 1000, 2000),
     "roi.aligned": None,
     "roi.sampling_ratio": (0, 1, 2),
@@ -76,7 +81,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "postprocess.max_det": (100, 300),
     "postprocess.min_box_size": (0.0, 1e-2),
 }
-_SHARED = ("aligned", "sampling_ratio", "delta_clamp_two_sided", "stride_in_1x1", "eps")
+_SHARED = ("edges", "aligned", "sampling_ratio", "delta_clamp_two_sided", "stride_in_1x1", "eps")
 _FEATURES = ("image.", "backbone.", "neck.")
 DELTAS = r"(rpn|head)\b.*deltas\.(weight|bias)"
 

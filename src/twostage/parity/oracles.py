@@ -17,16 +17,19 @@ from twostage.evaluation.results import Accumulator, Results
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.heads.bodies import Res5Config
 from twostage.models.image import ImageConfig
-from twostage.models.regions.pooling import RoIAlignConfig
+from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
 from twostage.ops.masks import encode
 from twostage.ops.paste import paste
 from twostage.parity.divergence import Trace, in_order
-from twostage.parity.reference import detectron2, mmdetection, torchvision
+from twostage.parity.reference import detectron2, mmdetection, py_faster_rcnn, simple_faster_rcnn, torchvision
 from twostage.parity.reference.steps import Found, Rules
+from twostage.parity.reference.vgg import Numbers
 from twostage.parity.variants import Pixels
 from twostage.weights.pickled import Checkpoint, coco_names
 
+_TRACED = ("image", "maps.level0", "objectness.level0", "deltas.level0", "proposals.boxes")
 THRESHOLD = 0.5  # of a mask's pixel, in every project
+_VGG = {"py-faster-rcnn": py_faster_rcnn, "simple-faster-rcnn": simple_faster_rcnn}
 
 
 class Answer(NamedTuple):
@@ -63,6 +66,8 @@ def reference_of(
             return Oracle("torchvision itself", partial(_of_torchvision, torchvision.build(state, config, where)))
         except RuntimeError as error:
             raise _uncovered(where, source, str(error).split("\n")[0]) from None
+    if source in _VGG:
+        return _vgg(checkpoint, source, config, settings or checkpoint.settings)
     if (other := _not_covered(config)) is not None:
         raise _uncovered(where, source, other)
     project = {"detectron2": detectron2, "mmdetection": mmdetection}[source]
@@ -86,6 +91,70 @@ def reference_of(
         return kept
 
     return Oracle(f"a reference of {source}'s rules", detect, trace)
+
+
+def _vgg(checkpoint: Checkpoint, source: str, config: DetectorConfig, settings: Mapping[str, Any] | None) -> Oracle:
+    """The reference of a project whose boxes come back by one factor for both axes."""
+    state, project = checkpoint.state, _VGG[source]
+    if (other := _not_of_vgg(config)) is not None:
+        raise _uncovered(str(checkpoint.path), source, other)
+    numbers = _numbers(project.numbers_of(state, settings), config)
+
+    def detect(images: Sequence[Pixels]) -> list[Answer]:
+        """What the reference finds in images on one canvas."""
+        smalls = [project.resized(image, numbers) for image in images]
+        canvas = (max(small.shape[0] for small in smalls), max(small.shape[1] for small in smalls))
+        founds = [
+            project.detect(state, small, image.shape[:2], numbers, canvas=canvas)
+            for small, image in zip(smalls, images, strict=True)
+        ]
+        return [Answer(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy(), None) for found in founds]
+
+    def trace(image: Pixels) -> Trace:
+        """The stages of the reference."""
+        kept: Trace = {}
+        project.detect(
+            state,
+            project.resized(image, numbers),
+            image.shape[:2],
+            numbers,
+            lambda name, x: kept.update({name: in_order(x)}) if name in _TRACED else None,
+        )
+        return kept
+
+    return Oracle(f"a reference of {source}'s rules", detect, trace)
+
+
+def _not_of_vgg(config: DetectorConfig) -> str | None:
+    """What of a configuration these references compute otherwise; None where nothing is."""
+    assert isinstance(config, TwoStageConfig)
+    if config.postprocess.soft_nms != "off" or config.postprocess.nms_across_classes:
+        return "another suppression"
+    if not isinstance(config.roi, RoIPoolConfig):
+        return "another pooling of regions"
+    if config.anchors is None or config.anchors.ratios != (0.5, 1, 2):
+        return "other anchors"
+    return None
+
+
+def _numbers(numbers: Numbers, config: DetectorConfig) -> Numbers:
+    """The sizes, thresholds and numbers of boxes of a configuration."""
+    assert isinstance(config, TwoStageConfig)
+    image, rpn, post = config.image, config.rpn, config.postprocess
+    assert isinstance(image, ImageConfig)
+    assert rpn is not None
+    return replace(
+        numbers,
+        size=image.size,
+        max_size=image.max_size,
+        rpn_top=rpn.top_test,
+        rpn_keep=config.proposals.keep_test,
+        rpn_nms=rpn.nms,
+        min_size=rpn.min_size,
+        score=post.score_threshold,
+        nms=post.nms,
+        most=post.max_det,
+    )
 
 
 def _uncovered(where: str, source: str, what: str) -> DataError:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from twostage.data.batch import Batch
 from twostage.detector import Detector
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.predictor import make_batch, to_arrays
@@ -48,7 +49,7 @@ def detect(model: Model, images: Sequence[Pixels], batch: int = 1) -> Results:
     for start in range(0, len(images), batch):
         some = images[start : start + batch]
         of_batch = make_batch(some, model.config)
-        _add(gathered, model, start, some, of_batch.sizes, model(of_batch))
+        _add(gathered, model, start, of_batch, model(of_batch))
     return gathered.results()
 
 
@@ -59,13 +60,10 @@ def detect_from(model: Model, maps: Sequence[Maps], images: Sequence[Pixels]) ->
     for place, (image, of_image) in enumerate(zip(images, maps, strict=True)):
         batch = make_batch([image], model.config)
         detections = model.stages_from(of_image, batch, model.config.postprocess).detections
-        _add(gathered, model, place, [image], batch.sizes, detections)
+        _add(gathered, model, place, batch, detections)
     return gathered.results()
 
 
-def _add(
-    gathered: Accumulator, model: Model, start: int, images: Sequence[Pixels], sizes: Tensor, found: BatchDetections
-) -> None:
-    originals = [(image.shape[0], image.shape[1]) for image in images]
-    for place, one in enumerate(to_arrays(found, sizes, originals, model.config), start):
+def _add(gathered: Accumulator, model: Model, start: int, batch: Batch, found: BatchDetections) -> None:
+    for place, one in enumerate(to_arrays(found, batch, model.config), start):
         gathered.add(place, one["boxes"], one["scores"], one["class_ids"], one["masks"])

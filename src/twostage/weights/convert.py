@@ -18,7 +18,9 @@ from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.importers.detectron2 import from_detectron2, is_detectron2
 from twostage.weights.importers.imported import Imported
 from twostage.weights.importers.mmdetection import from_mmdetection, is_mmdetection
+from twostage.weights.importers.py_faster_rcnn import from_py_faster_rcnn, is_py_faster_rcnn
 from twostage.weights.importers.python_config import read_python_config
+from twostage.weights.importers.simple_faster_rcnn import from_simple_faster_rcnn, is_simple_faster_rcnn
 from twostage.weights.importers.torchvision import from_torchvision, import_torchvision, is_torchvision
 from twostage.weights.importers.yaml_config import read_yaml_config
 from twostage.weights.pickled import Checkpoint, coco_names, origin_of, read_checkpoint
@@ -38,6 +40,8 @@ SOURCES: dict[str, Source] = {
     "torchvision": Source(is_torchvision, lambda state, _: import_torchvision(state), None),
     "detectron2": Source(is_detectron2, from_detectron2, read_yaml_config),
     "mmdetection": Source(is_mmdetection, from_mmdetection, read_python_config),
+    "py-faster-rcnn": Source(is_py_faster_rcnn, from_py_faster_rcnn, read_yaml_config),
+    "simple-faster-rcnn": Source(is_simple_faster_rcnn, from_simple_faster_rcnn, None),
 }
 
 COCO = 80  # classes
@@ -49,10 +53,36 @@ VOC = (
 
 # What can change a detection and no tensor shows.
 _ASSUMED = (
-    *("image", "backbone.stride_in_1x1", "backbone.dilated", "anchors", "roi", "postprocess", "cascade.scores"),
-    *("rpn.top_test", "rpn.nms", "rpn.min_size", "rpn.score_threshold", "rpn.delta_weights", "rpn.delta_clamp"),
+    *(
+        "image",
+        "backbone.stride_in_1x1",
+        "backbone.dilated",
+        "backbone.pooling",
+        "anchors",
+        "roi",
+        "postprocess",
+        "cascade.scores",
+    ),
+    *(
+        "rpn.top_test",
+        "rpn.nms",
+        "rpn.min_size",
+        "rpn.min_size_of",
+        "rpn.min_size_first",
+        "rpn.edges",
+        "rpn.score_threshold",
+        "rpn.delta_weights",
+        "rpn.delta_clamp",
+    ),
     *("rpn.delta_clamp_two_sided", "proposals.keep_test", "stage.delta_weights", "cascade.delta_weights", "neck.extra"),
-    *("box_head.delta_clamp", "box_head.delta_clamp_two_sided", "mask.paste", "mask.threshold", "mask.tower.roi"),
+    *(
+        "box_head.edges",
+        "box_head.delta_clamp",
+        "box_head.delta_clamp_two_sided",
+        "mask.paste",
+        "mask.threshold",
+        "mask.tower.roi",
+    ),
     *("retinanet.delta_weights", "retinanet.delta_clamp", "retinanet.delta_clamp_two_sided", "retinanet.top"),
     *("retinanet.clip_before_nms", "semantic.averaged"),
 )

@@ -1,4 +1,4 @@
-"""Pickled weights (.pth, .pt, .pkl) become files of ours."""
+"""Weights of other formats (.pth, .pt, .pkl, .caffemodel) become files of ours."""
 
 import logging
 import warnings
@@ -14,6 +14,8 @@ from twostage.errors import DataError, nearest
 from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
+from twostage.weights.caffemodel import SUFFIX as CAFFE
+from twostage.weights.caffemodel import read_caffemodel
 from twostage.weights.efficientnet_lite import from_published, is_published
 from twostage.weights.file import Card, save_tensors, save_weights, sha256
 from twostage.weights.fit import load_all
@@ -41,12 +43,14 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
-    """A pickled state dict, also one that a training script wrapped, or its entry `key`. Runs no code of the file.
+    """A state dict, also one that a training script wrapped, or its entry `key`. Runs no code of the file.
 
     Raises MissingError when there is none, DataError when it is no state dict or holds more than tensors.
     """
-    content = load_pickle(path)
+    content: Any = read_caffemodel(path) if path.suffix == CAFFE else load_pickle(path)
     names, settings = _meta(content.get("meta")) if isinstance(content, Mapping) else ((), None)
+    if isinstance(content, Mapping) and _of_simple_faster_rcnn(content.get("config")):
+        settings = content["config"]
     others: tuple[str, ...] = ()
     if key is not None:
         if not isinstance(content, Mapping) or not isinstance(content.get(key), Mapping):
@@ -103,6 +107,11 @@ def _meta(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         names = ()
     return tuple(names), settings
+
+
+def _of_simple_faster_rcnn(config: Any) -> bool:
+    """Whether these are the options that its training leaves beside the weights."""
+    return isinstance(config, Mapping) and "caffe_pretrain" in config
 
 
 def convert_backbone(path: Path, out: Path) -> None:

@@ -64,8 +64,9 @@ def test_py_faster_rcnns_nine() -> None:
         [-79, -167, 96, 184],
         [-167, -343, 184, 360],
     ]
-    config = one_level((128, 256, 512), rounding="caffe", offset=7.5)
-    assert torch.equal(boxes_of(config, (1, 1), 16) + 1, torch.tensor(nine, dtype=torch.float32))
+    config = one_level((128, 256, 512), rounding="caffe", offset=8.0)
+    from_one = torch.tensor([1, 1, 0, 0])
+    assert torch.equal(boxes_of(config, (1, 1), 16) + from_one, torch.tensor(nine, dtype=torch.float32))
 
 
 def test_chainercvs_nine() -> None:

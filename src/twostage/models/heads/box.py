@@ -31,7 +31,7 @@ from twostage.models.regions.pooling import Maps, RegionFeatures, RoIAlignConfig
 from twostage.models.targets.regions import RegionTargets, append_ground_truth, region_targets
 from twostage.models.targets.sampling import RandomSampler, Sample, Sampler, largest
 from twostage.ops.boxes import gather_boxes
-from twostage.ops.deltas import CLAMP, BoxCoder
+from twostage.ops.deltas import CLAMP, BoxCoder, Edges, with_pixel
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class BoxHeadConfig:
     body: BodyConfig = field(default_factory=TwoMLPConfig)
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
+    # Those of "caffe" are pooled without their last pixel; one box head alone may have them.
+    edges: Edges = short("half_open", "edges")
     region_batch: Count = short(512, "region_batch")
     region_positive_fraction: Share = short(0.25, "region_positive_fraction")
     # Ground-truth boxes join the proposals in training, in a cascade those of the first stage.
@@ -155,7 +157,7 @@ class BoxHead(Head):
         super().__init__()
         self.config = config
         self.stage = stage
-        self.coder = BoxCoder(stage.delta_weights, config.delta_clamp, config.delta_clamp_two_sided)
+        self.coder = BoxCoder(stage.delta_weights, config.delta_clamp, config.delta_clamp_two_sided, config.edges)
         self.regions: nn.Module = regions
         self.body = body
         self.classes = nn.Linear(width, num_classes + 1)
@@ -175,7 +177,8 @@ class BoxHead(Head):
 
     def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> BoxPredictions:
         """Predictions for boxes."""
-        x = self.body(self.regions(features, boxes))
+        pooled = boxes if self.config.edges == "half_open" else with_pixel(boxes, boxes.new_full((1, 1, 2), -1.0))
+        x = self.body(self.regions(features, pooled))
         return BoxPredictions(boxes, self.classes(x), self.deltas(x).unflatten(2, (-1, 4)))
 
     def predict(self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> StagePredictions:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from twostage.models.component import Count, NotNegative, Positive, Share, short
 from twostage.models.proposals.rpn import Proposals
-from twostage.ops.boxes import clip, gather_boxes, precise
-from twostage.ops.deltas import BoxCoder
+from twostage.ops.boxes import gather_boxes, precise
+from twostage.ops.deltas import BoxCoder, with_pixel
 from twostage.ops.nms import nms
 from twostage.ops.soft_nms import soft_nms
 
@@ -98,9 +98,32 @@ def best_boxes(
     score, place = entering.values[:, :candidates], entering.indices[:, :candidates]
     proposal, label = place // k, place % k
     own = proposal * deltas.shape[2] + label.clamp(max=deltas.shape[2] - 1)
-    boxes = coder.decode(gather_boxes(deltas.flatten(1, 2), own), gather_boxes(proposals.boxes, proposal))
+    boxes = decode_on_originals(
+        coder, gather_boxes(deltas.flatten(1, 2), own), gather_boxes(proposals.boxes, proposal), sizes, proposals
+    )
     overflow = proposals.overflow | (above.sum(dim=1) > candidates)
-    return suppress(clip(boxes, sizes), score, label, proposal, score > -torch.inf, overflow, config)
+    return suppress(boxes, score, label, proposal, score > -torch.inf, overflow, config)
+
+
+def decode_on_originals(
+    coder: BoxCoder,
+    deltas: Float[Tensor, "n c 4"],
+    boxes: Float[Tensor, "n c 4"],
+    sizes: Int[Tensor, "n 2"],
+    proposals: Proposals,
+) -> Float[Tensor, "n c 4"]:
+    """The boxes inside each image before it was resized, on the pixels of the batch.
+
+    With edges of "caffe" the last pixel of a proposal, and of its box, is one of that image (lib/fast_rcnn/test.py,
+    `im_detect`).
+    """
+    if proposals.originals is None:
+        return coder.decode_inside(deltas, boxes, sizes)
+    _, factors, extents = proposals.originals
+    if coder.edges == "half_open":
+        return coder.decode_inside(deltas, boxes, extents)
+    pixel = (1 / factors.to(boxes.dtype)).flip(1)[:, None]
+    return coder.decode_inside(deltas, with_pixel(boxes, pixel - 1), extents, pixel)
 
 
 def suppress(

@@ -21,7 +21,7 @@ class AnchorConfig:
 
     sizes: tuple[tuple[Positive, ...], ...] = short(((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)), "anchor_sizes")
     ratios: tuple[Positive, ...] = short((0.5, 1.0, 2.0), "anchor_ratios")
-    # Pixels from a cell's corner to the anchors' centre: 0, half a stride, or Caffe's 7.5.
+    # Pixels from a cell's corner to the anchors' centre: 0, or half a stride.
     offset: float = short(0.0, "anchor_offset")
     # torchvision rounds to the nearest pixel, py-faster-rcnn as "caffe" does.
     rounding: Literal["none", "nearest", "caffe"] = short("nearest", "anchor_rounding")
@@ -46,7 +46,7 @@ class Anchors(nn.Module):
         self.in_padding = config.in_padding
         for level, sizes in enumerate(config.sizes):
             cell = _CELLS[config.rounding](sizes, config.ratios) + config.offset
-            self.register_buffer(f"cell{level}", cell, persistent=False)
+            self.register_buffer(f"cell{level}", cell.float(), persistent=False)
 
     @property
     def per_position(self) -> tuple[int, ...]:
@@ -99,13 +99,13 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tenso
     size = torch.tensor(sizes, dtype=torch.float64)
     width = ((1 / ratio)[:, None] * size).flatten()
     height = (ratio[:, None] * size).flatten()
-    return (torch.stack([-width, -height, width, height], dim=1) / 2).float()
+    return torch.stack([-width, -height, width, height], dim=1) / 2
 
 
 def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
-    """py-faster-rcnn's nine: for each ratio the sides of a 16 x 16 box are rounded, then scaled.
+    """py-faster-rcnn's nine around the origin: for each ratio the sides of a 16 x 16 box are rounded, then scaled.
 
-    Around the origin and with inclusive edges: with an offset of 7.5 its [-84, -40, 99, 55].
+    With an offset of 8 the first is [-84, -40, 100, 56]: it has [-84, -40, 99, 55], of which the last pixel counts too.
     """
     base = 16
     boxes = []
@@ -113,9 +113,9 @@ def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tens
         width = round((base * base / ratio) ** 0.5)
         height = round(width * ratio)
         for size in sizes:
-            half_w, half_h = (width * size / base - 1) / 2, (height * size / base - 1) / 2
+            half_w, half_h = width * size / base / 2, height * size / base / 2
             boxes.append([-half_w, -half_h, half_w, half_h])
-    return torch.tensor(boxes)
+    return torch.tensor(boxes, dtype=torch.float64)
 
 
 _CELLS = {

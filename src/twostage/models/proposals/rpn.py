@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from twostage.data.batch import Targets
+from twostage.data.batch import Originals, Targets
 from twostage.models.backbones.norm import Conv2d, conv_norm, window_of
 from twostage.models.component import Count, NotNegative, Positive, Quad, Share, short
 from twostage.models.fused import side_by_side
@@ -26,9 +26,9 @@ from twostage.models.proposals.anchors import AnchorConfig, Anchors
 from twostage.models.proposals.sources import ProposalConfig
 from twostage.models.targets.matching import match
 from twostage.models.targets.sampling import RandomSampler, Sampler
-from twostage.ops.boxes import clip, gather_boxes, precise
+from twostage.ops.boxes import gather_boxes, precise
 from twostage.ops.conv_at import conv_at
-from twostage.ops.deltas import CLAMP, BoxCoder
+from twostage.ops.deltas import CLAMP, BoxCoder, Edges
 from twostage.ops.nms import Kept, nms
 from twostage.ops.plain import Window
 
@@ -38,7 +38,8 @@ _FEW = 4  # times fewer anchors than positions are sampled, where they are compu
 class Proposals(NamedTuple):
     """Boxes that may hold an object, best first; `anchors` is the index of the anchor each came from.
 
-    `overflow` marks images whose suppression may not have converged (see `ops.nms.Kept`).
+    `overflow` marks images whose suppression may not have converged (see `ops.nms.Kept`), `originals` are the images
+    before they were resized.
     """
 
     boxes: Float[Tensor, "n p 4"]
@@ -46,10 +47,12 @@ class Proposals(NamedTuple):
     anchors: Int[Tensor, "n p"]
     valid: Bool[Tensor, "n p"]
     overflow: Bool[Tensor, " n"]
+    originals: Originals | None = None
 
     def to(self, device: torch.device | str) -> "Proposals":
         """The same on another device."""
-        return Proposals(*(value.to(device) for value in self))
+        there = [None if value is None else value.to(device) for value in self]
+        return Proposals(*there)  # type: ignore[arg-type]
 
 
 class AnchorPredictions(NamedTuple):
@@ -79,6 +82,7 @@ class RPNConfig:
     delta_weights: Quad = (1.0, 1.0, 1.0, 1.0)
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
+    edges: Edges = short("half_open", "edges")
     positive_iou: Share = 0.7
     negative_iou: Share = 0.3
     cross_boundary: bool = True  # False: anchors that cross the image's border are left out of training
@@ -94,7 +98,9 @@ class RPNConfig:
     top_train: Count = 2000  # per level, before NMS
     top_test: Count = 1000
     nms: Share = 0.7
-    min_size: NotNegative = 1e-3  # pixels of the resized image (py-faster-rcnn: of the original)
+    min_size: NotNegative = 1e-3
+    min_size_of: Literal["resized", "original"] = "resized"  # the image whose pixels it counts
+    min_size_first: bool = False  # whether smaller boxes are dropped before the best are taken
     score_threshold: Share = 0.0  # probability of being an object
     # The regions' loss also moves the proposals' corners (section 3.2, "non-approximate joint training").
     proposal_gradient: bool = short(False, "proposal_gradient")
@@ -102,7 +108,7 @@ class RPNConfig:
     @property
     def coder(self) -> BoxCoder:
         """From deltas to boxes and back."""
-        return BoxCoder(self.delta_weights, self.delta_clamp, self.delta_clamp_two_sided)
+        return BoxCoder(self.delta_weights, self.delta_clamp, self.delta_clamp_two_sided, self.edges)
 
 
 class RPN(nn.Module):
@@ -194,6 +200,7 @@ class RPN(nn.Module):
         self,
         predictions: AnchorPredictions,
         sizes: Int[Tensor, "n 2"],
+        originals: Originals | None = None,
         *,
         top: int | None = None,
         keep: int | None = None,
@@ -207,12 +214,25 @@ class RPN(nn.Module):
         top = top or (config.top_train if self.training else config.top_test)
         keep = keep or (proposals.keep_train if self.training else proposals.keep_test)
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.proposal_gradient):
-            return self._propose(predictions, sizes, top, keep)
+            return self._propose(predictions, sizes, originals, top, keep)
 
-    def _propose(self, predictions: AnchorPredictions, sizes: Int[Tensor, "n 2"], top: int, keep: int) -> Proposals:
+    def _propose(
+        self,
+        predictions: AnchorPredictions,
+        sizes: Int[Tensor, "n 2"],
+        originals: Originals | None,
+        top: int,
+        keep: int,
+    ) -> Proposals:
         config = self.config
         levels = len(predictions.logits)
-        each = zip(predictions.logits, predictions.inside, strict=True)
+        usable = predictions.inside
+        if config.min_size_first:
+            usable = [
+                inside & self._are_large(config.coder.decode_inside(delta, anchor.expand_as(delta), sizes), originals)
+                for inside, delta, anchor in zip(usable, predictions.deltas, predictions.anchors, strict=True)
+            ]
+        each = zip(predictions.logits, usable, strict=True)
         every = (precise(logit).masked_fill(~inside, -torch.inf) for logit, inside in each)
         scores, places = best_of_each_level(every, top)
         # [l * n, top], as all that follows: each level of each image is suppressed alone.
@@ -220,12 +240,22 @@ class RPN(nn.Module):
         of_image = place.unflatten(0, (levels, -1)).transpose(0, 1).flatten(1)
         delta = gather_boxes(torch.cat(predictions.deltas, dim=1), of_image)
         delta = delta.unflatten(1, (levels, top)).transpose(0, 1).flatten(0, 1)
-        box = clip(config.coder.decode(delta, torch.cat(predictions.anchors)[place]), sizes.repeat(levels, 1))
-        sides = box[..., 2:] - box[..., :2]
-        valid = (sides >= config.min_size).all(dim=-1) & (score > -torch.inf)
+        box = config.coder.decode_inside(delta, torch.cat(predictions.anchors)[place], sizes.repeat(levels, 1))
+        valid = self._are_large(box, originals, levels) & (score > -torch.inf)
         valid &= score.sigmoid() >= config.score_threshold
         kept = nms(box, score, None, valid, iou=config.nms, top=min(keep, top))
-        return _best_of_levels(box, score, place, kept, levels=levels, keep=keep)
+        return _best_of_levels(box, score, place, kept, levels=levels, keep=keep)._replace(originals=originals)
+
+    def _are_large(
+        self, boxes: Float[Tensor, "ln p 4"], originals: Originals | None, levels: int = 1
+    ) -> Bool[Tensor, "ln p"]:
+        """Which boxes of so many levels of every image have no side below the least."""
+        config = self.config
+        sides = boxes[..., 2:] - boxes[..., :2]
+        if config.min_size_of == "resized" or originals is None:
+            return (sides >= config.min_size).all(dim=-1)
+        least = (config.min_size / originals.factors).flip(1)[:, None]
+        return (sides >= least.repeat(levels, 1, 1)).all(dim=-1)
 
     def losses(
         self,

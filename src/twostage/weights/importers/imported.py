@@ -12,6 +12,10 @@ from twostage.models.config import OneStageConfig, TwoStageConfig
 Config = TwoStageConfig | OneStageConfig
 
 
+UNLIMITED = 80.0
+"""A limit of dw and dh that no network reaches, of which float32 still holds the exponential."""
+
+
 class Imported(NamedTuple):
     """A detector from elsewhere.
 
@@ -48,6 +52,11 @@ def ratio_first(rows: Tensor, each: int, ratios: int = 3) -> Tensor:
     They come sorted by size, then by ratio.
     """
     return rows.unflatten(0, (-1, ratios, each)).transpose(0, 1).flatten(0, 2)
+
+
+def without_background(rows: Tensor) -> Tensor:
+    """The rows of a box regressor, four of each class, without those of background, which is first."""
+    return rows[4:]
 
 
 def require_anchors(tensors: Mapping[str, Tensor], config: Config) -> None:
