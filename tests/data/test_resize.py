@@ -56,3 +56,43 @@ def test_fixed_shape_and_values_from_zero_to_one(antialias: bool) -> None:
     assert out.shape == (3, 32, 32)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, torch.ones(3, 32, 32))
+
+
+@given(st.integers(20, 90), st.integers(20, 90), st.integers(20, 90), st.integers(30, 160))
+def test_caffes_is_opencvs_by_a_factor(height: int, width: int, size: int, limit: int) -> None:
+    """`lib/fast_rcnn/test.py`, `_get_image_blob`: the longer side counts after it is rounded."""
+    cv2 = pytest.importorskip("cv2")
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    factor = size / min(height, width)
+    if np.round(factor * max(height, width)) > limit:
+        factor = limit / max(height, width)
+    expected = cv2.resize(pixels.astype(np.float32), None, None, fx=factor, fy=factor, interpolation=1)
+    resize = Resize(size=size, max_size=limit, by="caffe")
+    found = resize(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy() * 255
+    assert resize.shape(height, width) == found.shape[:2] == expected.shape[:2]
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert resize.factors(height, width) == pytest.approx((1 / factor, 1 / factor))
+    assert resize.extent(height, width) == pytest.approx((height * factor, width * factor))
+
+
+@given(st.integers(20, 90), st.integers(20, 90), st.integers(20, 90), st.integers(30, 160))
+def test_skimages_is_scipys_with_mirrored_borders(height: int, width: int, size: int, limit: int) -> None:
+    """`skimage.transform.resize(mode="reflect")` is `scipy.ndimage.zoom` with "mirror" on a grid of pixels."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    resize = Resize(size=size, max_size=limit, rounding="nearest", by="skimage")
+    rows, columns = resize.shape(height, width)
+    zoom = (rows / height, columns / width, 1)
+    expected = ndimage.zoom(pixels.astype(np.float64), zoom, order=1, mode="mirror", grid_mode=True)
+    found = resize(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy() * 255
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert resize.factors(height, width) == (width / columns, width / columns)
+    assert resize.extent(height, width) == pytest.approx((height * columns / width, columns))
+
+
+@given(st.integers(20, 90), st.integers(20, 90), st.integers(20, 90))
+def test_each_axis_has_its_own_factor(height: int, width: int, size: int) -> None:
+    resize = Resize(size=size, max_size=200)
+    rows, columns = resize.shape(height, width)
+    assert resize.factors(height, width) == (height / rows, width / columns)
+    assert resize.extent(height, width) == (rows, columns)

@@ -15,6 +15,7 @@ from twostage.models.build import build
 from twostage.models.component import from_dict, leaves, to_dict
 from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.configure import configure
+from twostage.models.heads.box import BoxHeadConfig
 from twostage.models.heads.cascade import CascadeConfig
 from twostage.models.heads.hybrid_task_cascade import HTCConfig
 from twostage.models.heads.mask import MaskConfig
@@ -112,6 +113,7 @@ def test_round_trip_through_json(name: str) -> None:
         ({"htc": HTCConfig()}, "htc needs a cascade"),
         ({"semantic": SemanticConfig()}, "semantic needs htc"),
         ({"mask": MaskConfig(tower=None)}, "needs box_head.body of Res5Config"),
+        ({"mask": MaskConfig(), "box_head": BoxHeadConfig(edges="caffe")}, "box_head.edges=caffe needs a single"),
     ],
 )
 def test_components_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:

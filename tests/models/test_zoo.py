@@ -236,6 +236,7 @@ def test_training_without_targets_is_an_error(make_batch: Callable[..., Batch]) 
         {"rpn_objectness": "softmax", "rpn_channels": 24, "rpn_convs": 2},
         {"roi_sampling_ratio": 0, "roi_aligned": True},
         {"anchor_rounding": "caffe", "anchor_offset": 8.0, "anchors_in_padding": False},
+        {"edges": "caffe", "resize_by": "caffe", "rpn_min_size_of": "original", "rpn_min_size_first": True},
         {"rpn_cross_boundary": False, "rpn_class_normaliser": 256, "rpn_box_normaliser": "locations"},
         {"region_truth": False},
         {"anchor_sizes": [[16, 24], [32, 48], [64, 96], [128, 192]], "anchor_ratios": [1]},

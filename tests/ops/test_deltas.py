@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 
+from twostage.ops.boxes import clip
 from twostage.ops.deltas import CLAMP, BoxCoder
 
 CODER = BoxCoder()
@@ -92,3 +93,40 @@ side, anchor_side = st.floats(0.05, 900), st.floats(20, 900)
 def test_decoding_undoes_encoding(b, a) -> None:
     box, anchor = (torch.tensor([[x, y, x + w, y + h]], dtype=torch.float64) for x, y, w, h in (b, a))
     torch.testing.assert_close(CODER.decode(CODER.encode(box, anchor), anchor), box, rtol=1e-9, atol=1e-6)
+
+
+def test_boxes_inside_are_decoded_and_clipped() -> None:
+    anchors, sizes = random_boxes(2, 50), torch.tensor([[300, 400], [500, 250]])
+    deltas = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(CODER.decode_inside(deltas, anchors, sizes), clip(CODER.decode(deltas, anchors), sizes))
+
+
+def py_faster_rcnn(boxes: torch.Tensor, deltas: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """`lib/fast_rcnn/bbox_transform.py`: `bbox_transform_inv`, then `clip_boxes`; x2 and y2 are the last pixels."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    dx, dy, dw, dh = deltas.unbind(-1)
+    w, h = x2 - x1 + 1.0, y2 - y1 + 1.0
+    x, y = dx * w + x1 + 0.5 * w, dy * h + y1 + 0.5 * h
+    w, h = dw.exp() * w, dh.exp() * h
+    corners = [x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h]
+    most = [width - 1, height - 1, width - 1, height - 1]
+    return torch.stack([c.clamp(max=m).clamp(min=0) for c, m in zip(corners, most, strict=True)], dim=-1)
+
+
+def test_edges_of_caffe_are_py_faster_rcnns() -> None:
+    """A box there ends with its last pixel, here behind it."""
+    theirs = random_boxes(1, 200).double().round()
+    deltas = torch.randn(1, 200, 4, generator=torch.Generator().manual_seed(0)).double() / 3
+    behind = torch.tensor([0, 0, 1, 1])
+    found = BoxCoder(edges="caffe").decode_inside(deltas, theirs + behind, torch.tensor([[300, 500]]))
+    torch.testing.assert_close(found, py_faster_rcnn(theirs, deltas, 300, 500) + behind)
+
+
+def test_a_pixel_of_caffe_may_be_one_of_the_image_before_it_was_resized() -> None:
+    """Boxes at twice the size, of which the last two pixels are the last one of the image."""
+    theirs = random_boxes(1, 200).double().round()
+    deltas = torch.randn(1, 200, 4, generator=torch.Generator().manual_seed(0)).double() / 3
+    behind = torch.tensor([0, 0, 1, 1])
+    coder, pixel = BoxCoder(edges="caffe"), torch.full((1, 1, 2), 2.0, dtype=torch.float64)
+    found = coder.decode_inside(deltas, 2 * (theirs + behind), torch.tensor([[600, 1000]]), pixel)
+    torch.testing.assert_close(found, 2 * (py_faster_rcnn(theirs, deltas, 300, 500) + behind))

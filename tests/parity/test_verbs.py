@@ -3,12 +3,16 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from caffe import caffemodel
+from foreign_states import py_faster_rcnn_shapes, simple_faster_rcnn_shapes
 from PIL import Image
+from reference_detectors import balancing, make_state
 from torch import Tensor
 
 from twostage import Detector
@@ -16,6 +20,7 @@ from twostage.cli import main
 from twostage.errors import DataError
 from twostage.models.configure import configure
 from twostage.parity.oracles import COCO_IDS, detect_all, read_results, reference_of
+from twostage.parity.reference import py_faster_rcnn, simple_faster_rcnn
 from twostage.parity.reference.torchvision import build
 from twostage.parity.variants import Pixels
 from twostage.weights.importers.detectron2 import from_detectron2
@@ -193,3 +198,88 @@ def test_torchvision_itself_is_the_oracle(photos: list[Pixels]) -> None:
     assert set(found.class_ids) <= {0, 1}
     height, width = photos[0].shape[:2]
     assert (found.boxes <= [width, height, width, height]).all()
+
+
+WIDTH = 64  # units of the two linear layers
+OF_CAFFE = {"rpn_conv1": 1, "conv1": 0.02, "rpn_cls_score": 0.3, "rpn_bbox_pred": 0.1, "cls_score": 3, "bbox_pred": 0.1}
+OF_SIMPLE = {"rpn.score": 0.3, "rpn.loc": 0.1, "head.score": 3, "cls_loc": 0.5}
+
+
+@pytest.fixture(scope="module")
+def vgg_files(tmp_path_factory: pytest.TempPathFactory, folder: Path, photos: list[Pixels]) -> dict[str, list[Path]]:
+    """py-faster-rcnn's ZF as Caffe writes it and the configuration of an experiment, simple-faster-rcnn's VGG16."""
+    root = tmp_path_factory.mktemp("vgg")
+    files: dict[str, list[Path]] = {}
+    for name, project, shapes, factors in (
+        ("py-faster-rcnn", py_faster_rcnn, py_faster_rcnn_shapes("ZF", WIDTH), OF_CAFFE),
+        ("simple-faster-rcnn", simple_faster_rcnn, simple_faster_rcnn_shapes(WIDTH), OF_SIMPLE),
+    ):
+        made = make_state(shapes, torch.float32, factors)
+        numbers = replace(project.numbers_of(made), size=160, max_size=400)
+        small = project.resized(photos[0], numbers)
+        project.detect(made, small, photos[0].shape[:2], numbers, balancing(made))
+        if name == "py-faster-rcnn":
+            files[name] = [root / "zf.caffemodel", root / "zf.yml"]
+            files[name][0].write_bytes(caffemodel({key: value.numpy() for key, value in made.items()}))
+            files[name][1].write_text("TEST: {SCALES: !!python/tuple [160], MAX_SIZE: 400, HAS_RPN: true}\n")
+        else:
+            files[name] = [root / "fasterrcnn_11291000.pth"]
+            left = {"config": {"caffe_pretrain": False, "load_path": None}, "vis_info": {"index": {"loss": 3}}}
+            torch.save({"model": made, "other_info": {}, **left}, files[name][0])
+    return files
+
+
+@pytest.mark.parametrize("project", ["py-faster-rcnn", "simple-faster-rcnn"])
+def test_vgg_and_zf_are_converted_with_a_certificate(
+    project: str, vgg_files: dict[str, list[Path]], folder: Path, tmp_path: Path, run: Callable[..., tuple]
+) -> None:
+    weights, *settings = vgg_files[project]
+    out = tmp_path / "mine.safetensors"
+    given = ["--config", *settings] if settings else ["--set", "model.size=160", "--set", "model.max_size=400"]
+    code, said, errors = run(
+        "weights", "convert", weights, *given, "--names", *NAMES, "--images", folder / "photos", "--out", out
+    )
+    assert code == 0, errors
+    assert f"of {project}, 5 classes" in said
+    assert "The same detections." in said
+    certificate = json.loads(out.with_suffix(".certificate.json").read_text())
+    assert certificate["oracle"]["computed_by"] == f"a reference of {project}'s rules"
+    assert all(view["expected"] > 10 for view in certificate["batches"])
+    code, said, _ = run("weights", "compare", out, weights, *given[: 2 * len(settings)], "--images", folder / "photos")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("project", "field", "fault"),
+    [
+        ("py-faster-rcnn", "edges=half_open", "box_head.edges and rpn.edges: caffe there, half_open here"),
+        ("py-faster-rcnn", "anchors.rounding=none", "anchors.rounding: caffe there, none here"),
+        ("simple-faster-rcnn", "backbone.pooling=ceil", "backbone.pooling: floor there, ceil here"),
+        ("simple-faster-rcnn", "anchors.offset=7.5", "anchors.offset: 8.0 there, 7.5 here"),
+    ],
+)
+def test_a_wrong_convention_of_vgg_is_named(
+    project: str,
+    field: str,
+    fault: str,
+    vgg_files: dict[str, list[Path]],
+    folder: Path,
+    tmp_path: Path,
+    run: Callable[..., tuple],
+) -> None:
+    weights, *settings = vgg_files[project]
+    given = ["--config", *settings] if settings else []
+    fields = [field, *([] if settings else ["size=160", "max_size=400"])]
+    words = (
+        *[word for each in fields for word in ("--set", f"model.{each}")],
+        "--names",
+        *NAMES,
+        "--images",
+        folder / "photos",
+        "--count",
+        1,
+    )
+    code, said, _ = run("weights", "convert", weights, *given, *words, "--out", tmp_path / "mine.safetensors")
+    assert code == 5
+    assert f"Explained by {fault}" in said
+    assert "With that nothing differs." in said

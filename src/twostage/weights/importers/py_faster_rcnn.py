@@ -82,6 +82,8 @@ def from_py_faster_rcnn(state: Mapping[str, Tensor], settings: Mapping[str, Any]
     refuse(state, PROJECT, _OTHERS)
     if "rpn_cls_score.weight" not in state:
         raise DataError("The weights have no RPN: they are Fast R-CNN's, which needs proposals from elsewhere.")
+    if "conv4.weight" in state and len(state["conv4.weight"]) == 512:
+        raise DataError(f"conv4.weight of VGG_CNN_M_1024 is in the file: {PROJECT}'s third network is not one of ours.")
     model, convs = ("faster_rcnn_vgg16", _VGG16) if "conv1_1.weight" in state else ("faster_rcnn_zf", _ZF)
     layers = _OF_VGG16 if model == "faster_rcnn_vgg16" else [f"conv{k}" for k in range(1, 6)]
     body = [(rf"^{layer}\.", f"backbone.features.{place}.") for layer, place in zip(layers, convs, strict=True)]
