@@ -45,7 +45,10 @@ def change(**changes: Tensor | None) -> dict[str, Tensor]:
             r"they lack 1\.bias; they have unknown 1\.biased \(is it 1\.bias\?\)",
         ),
         (change(**{"2_weight": torch.zeros(3, 4)}), r"differ: 2\.weight is \(3, 4\), the model has \(2, 4\)"),
-        ({}, r"they lack 0\.weight, 0\.bias, 1\.weight, 1\.bias, 1\.running_mean and \d more"),
+        (
+            {},
+            r"they lack 0\.weight, 0\.bias, 1\.weight, 1\.bias, 1\.running_mean, 1\.running_var, 2\.weight, 2\.bias\.",
+        ),
     ],
     ids=["missing", "unknown", "nearest", "shape", "empty"],
 )
@@ -55,6 +58,12 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(state: dict, message: 
     with pytest.raises(DataError, match=r"^a\.pth: these weights are not this model's: .*" + message):
         load_all(target, state, "a.pth")
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_many_unknown_tensors_are_counted() -> None:
+    more = {f"other.{k}": torch.zeros(1) for k in range(45)}
+    with pytest.raises(DataError, match=r"they have unknown other\.0, .*other\.39 and 5 more\."):
+        load_all(net(), net().state_dict() | more, "a.pth")
 
 
 def test_what_fits() -> None:

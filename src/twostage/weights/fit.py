@@ -14,7 +14,7 @@ from twostage.models.backbones.vgg import VGG16
 from twostage.models.build import Model
 from twostage.models.heads.bodies import Res5Head
 
-SHOWN = 5  # tensors of each fault that a message names
+SHOWN = 40  # tensors of each fault that a message names
 _STAGE = re.compile(r".*?\d\.")  # a name up to its first number: layer1. or stages.2.
 
 

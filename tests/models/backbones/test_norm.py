@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import group_norm
 from torchvision.ops import FrozenBatchNorm2d
 
-from twostage.models.backbones.norm import FrozenBatchNorm, NormConfig, conv_norm, norm_layer
+from twostage.models.backbones.norm import FrozenBatchNorm, GroupNorm, NormConfig, conv_norm, norm_layer
 
 
 def with_statistics(norm: nn.Module, seed: int = 0) -> nn.Module:
@@ -84,5 +85,21 @@ def test_groups_divide_every_width_the_backbones_have(channels: int) -> None:
 
 def test_kinds_and_eps() -> None:
     kinds = {kind: norm_layer(NormConfig(kind, 0.25))(16) for kind in ("frozen", "batch", "group")}
-    assert [type(norm) for norm in kinds.values()] == [FrozenBatchNorm, nn.BatchNorm2d, nn.GroupNorm]
+    assert [type(norm) for norm in kinds.values()] == [FrozenBatchNorm, nn.BatchNorm2d, GroupNorm]
     assert all(norm.eps == 0.25 for norm in kinds.values())
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+@pytest.mark.parametrize("shape", [(1, 64, 100, 130), (20, 256, 7, 7)], ids=str)
+def test_group_norm_is_exact_in_both_orders_of_memory(shape: tuple[int, ...], mean: float) -> None:
+    norm = norm_layer(NormConfig("group"))(shape[1])
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.normal_()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + mean
+    expected = group_norm(x.double(), norm.num_groups, norm.weight.double(), norm.bias.double())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad():
+            found = norm(x.contiguous(memory_format=layout))
+        assert found.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
