@@ -194,7 +194,7 @@ class Detector:
         choose_forms: bool = True,
         **fields: Any,
     ) -> "Detector":
-        """A detector of another project, from its state dict; `source` is torchvision, detectron2 or mmdetection.
+        """A detector of another project, from its state dict; `source` is one of `weights convert --from`.
 
         The model is read from the tensors; `model` names a torchvision detector whose tensors are those of another one
         (`faster_rcnn_mobilenet_v3_large_320_fpn`). A state dict cannot show eps, thresholds or sizes: `settings` is the

@@ -51,7 +51,7 @@ _GROUPS = {
             "info": "Print the metadata of a weights file or of published weights.",
             "card": "Print the model card of a weights file.",
             "get": "Download published weights into the cache.",
-            "convert": "Convert weights of torchvision, detectron2 or mmdetection.",
+            "convert": "Convert weights of detectron2, mmdetection, torchvision and others.",
             "compare": "Compare two detectors on images, and name what differs.",
         },
     ),

@@ -27,13 +27,13 @@ PHOTOS = "Photos to compare on: files, folders or globs; the first --count of th
 class CompareOptions(Options):
     weights: str = option(help=f"Detector that is compared. {WEIGHTS}")
     other: Path = option(
-        help="The other side: weights of ours; a checkpoint of torchvision, detectron2 or mmdetection; or a COCO "
+        help="The other side: weights of ours; a checkpoint of another project (as of weights convert); or a COCO "
         "results file (.json) of what your own port detects in the images."
     )
     _: KW_ONLY
     images: tuple[str, ...] = option(help=PHOTOS, group="Images")
     count: int | None = option(None, "Images, at most (default: 4; of a results file all).", group="Images", low=1)
-    config: Path | None = option(None, "Configuration of a checkpoint: detectron2's config.yaml, mmdetection's .py.")
+    config: Path | None = option(None, "Configuration of a checkpoint: config.yaml, .py or .yml of its project.")
     key: str | None = option(None, "Entry of a checkpoint that holds the weights, such as model_ema.")
     out: Path | None = option(None, "New file for the certificate (JSON).", group="Output")
 

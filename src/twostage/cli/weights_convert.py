@@ -72,7 +72,7 @@ class WeightsConvertOptions(FieldsOptions):
 @verb(WeightsConvertOptions)
 def convert(options: WeightsConvertOptions) -> Outcome:
     """Convert weights of another project to a file of ours. Tensors are read, and no code is run."""
-    from twostage.weights.convert import convert, foreign_of, recognise
+    from twostage.weights.convert import SOURCES, convert, foreign_of, recognise
     from twostage.weights.pickled import coco_names, convert_backbone, convert_detector, read_checkpoint
 
     names = coco_names() if options.names == ("coco",) else options.names
@@ -84,10 +84,11 @@ def convert(options: WeightsConvertOptions) -> Outcome:
     source = "classifier" if options.source == "classifier" else recognise(checkpoint.state, options.source)
     wanted = options.names or options.config is not None or options.model_fields or options.images
     if source is None and (wanted or any(name.startswith(_OF_DETECTORS) for name in checkpoint.state)):
+        names_of = list(checkpoint.state)
         raise DataError(
-            f"{options.file}: no detector of torchvision, detectron2 or mmdetection that twostage has, by the names of "
-            f"its weights: {', '.join(list(checkpoint.state)[:3])} ... {', '.join(list(checkpoint.state)[-3:])}. If it "
-            "is one, say whose with --from, or give torchvision's --model."
+            f"{options.file}: no detector of {', '.join(SOURCES)} that twostage has, by the names of its weights: "
+            f"{', '.join(names_of[:3])} ... {', '.join(names_of[-3:])}. If it is one, say whose with --from, or give "
+            "torchvision's --model."
         )
     if source is None or source == "classifier":
         convert_backbone(options.file, options.out)

@@ -45,7 +45,7 @@ SOURCES: dict[str, Source] = {
 }
 
 COCO = 80  # classes
-# As Pascal VOC's development kit, detectron2 and mmdetection list them.
+# As Pascal VOC's development kit, detectron2, mmdetection and py-faster-rcnn list them.
 VOC = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
