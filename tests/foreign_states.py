@@ -210,3 +210,41 @@ def py_faster_rcnn_shapes(net: str = "VGG16", width: int = 4096, anchors: int = 
     found |= with_bias("rpn_bbox_pred", 4 * anchors, last, 1, 1)
     found |= with_bias("fc6", width, last * cells * cells) | with_bias("fc7", width, width)
     return found | with_bias("cls_score", K + 1, width) | with_bias("bbox_pred", 4 * (K + 1), width)
+
+
+def detectron_shapes(*, pyramid: bool = True) -> dict[str, tuple[int, ...]]:
+    """Every blob of Detectron's Faster R-CNN on ResNet-50, with a pyramid or C4."""
+    found: dict[str, tuple[int, ...]] = {"conv1_w": (64, 3, 7, 7), "res_conv1_bn_s": (64,), "res_conv1_bn_b": (64,)}
+
+    def layer(name: str, *shape: int) -> None:
+        found.update({f"{name}_w": shape, f"{name}_bn_s": shape[:1], f"{name}_bn_b": shape[:1]})
+
+    def plain(name: str, *shape: int) -> None:
+        found.update({f"{name}_w": shape, f"{name}_b": shape[:1]})
+
+    inputs, last = 64, {2: 2, 3: 3, 4: 5, 5: 2}
+    for stage, most in last.items():
+        width = 16 << stage
+        for block in range(most + 1):
+            at = f"res{stage}_{block}"
+            if block == 0:
+                layer(f"{at}_branch1", width * 4, inputs, 1, 1)
+            layer(f"{at}_branch2a", width, inputs, 1, 1)
+            layer(f"{at}_branch2b", width, width, 3, 3)
+            layer(f"{at}_branch2c", width * 4, width, 1, 1)
+            inputs = width * 4
+    if pyramid:
+        for stage, most in last.items():
+            lateral = "" if stage == 5 else "_lateral"
+            plain(f"fpn_inner_res{stage}_{most}_sum{lateral}", 256, 64 << stage, 1, 1)
+            plain(f"fpn_res{stage}_{most}_sum", 256, 256, 3, 3)
+        plain("fc6", 1024, 256 * 49)
+        plain("fc7", 1024, 1024)
+    width, end, anchors = (256, "_fpn2", 3) if pyramid else (1024, "", 15)
+    plain(f"conv_rpn{end}", width, width, 3, 3)
+    plain(f"rpn_cls_logits{end}", anchors, width, 1, 1)
+    plain(f"rpn_bbox_pred{end}", 4 * anchors, width, 1, 1)
+    features = 1024 if pyramid else 2048
+    plain("cls_score", K + 1, features)
+    plain("bbox_pred", 4 * (K + 1), features)
+    return found

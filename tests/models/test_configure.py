@@ -113,7 +113,7 @@ def test_round_trip_through_json(name: str) -> None:
         ({"htc": HTCConfig()}, "htc needs a cascade"),
         ({"semantic": SemanticConfig()}, "semantic needs htc"),
         ({"mask": MaskConfig(tower=None)}, "needs box_head.body of Res5Config"),
-        ({"mask": MaskConfig(), "box_head": BoxHeadConfig(edges="caffe")}, "box_head.edges=caffe needs a single"),
+        ({"mask": MaskConfig(), "box_head": BoxHeadConfig(edges="caffe")}, "box_head.edges needs a single"),
     ],
 )
 def test_components_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:

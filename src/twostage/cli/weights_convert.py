@@ -30,12 +30,19 @@ class WeightsConvertOptions(FieldsOptions):
     file: Path = option(help="Weights of another project (.pth, .pt, .pkl, .caffemodel).")
     _: KW_ONLY
     source: Literal[
-        "auto", "torchvision", "detectron2", "mmdetection", "py-faster-rcnn", "simple-faster-rcnn", "classifier"
+        "auto",
+        "torchvision",
+        "detectron2",
+        "mmdetection",
+        "detectron",
+        "py-faster-rcnn",
+        "simple-faster-rcnn",
+        "classifier",
     ] = option("auto", "Where they come from; auto: by their names.", flag="--from")
     config: Path | None = option(
         None,
-        "Configuration of these weights: config.yaml of detectron2, .py of mmdetection, .yml of py-faster-rcnn. None: "
-        "published defaults.",
+        "Configuration of these weights: config.yaml of detectron2 and Detectron, .py of mmdetection, .yml of "
+        "py-faster-rcnn. None: published defaults.",
     )
     key: str | None = option(None, "Entry of the file that holds the weights, such as model_ema.")
     model: str | None = option(None, "Model of a torchvision detector (default: by its weights).", group="Model")

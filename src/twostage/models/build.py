@@ -120,7 +120,7 @@ def _require_consistent(config: TwoStageConfig) -> None:
         and config.cascade is not None
         and config.cascade.masks != "every",
         "semantic needs htc.": config.semantic is not None and config.htc is None,
-        "box_head.edges=caffe needs a single box head without masks.": config.box_head.edges != "half_open"
+        "box_head.edges needs a single box head without masks, but for half_open.": config.box_head.edges != "half_open"
         and (config.cascade is not None or config.mask is not None),
         "a mask head without a tower needs box_head.body of Res5Config.": config.mask is not None
         and tower is None

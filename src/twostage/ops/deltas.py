@@ -20,7 +20,7 @@ from twostage.ops.boxes import clip, precise
 CLAMP = math.log(1000 / 16)
 """Largest dw and dh: a box grows at most by 62.5, so that exp cannot overflow (Detectron, torchvision)."""
 
-Edges = Literal["half_open", "caffe"]
+Edges = Literal["half_open", "inclusive", "caffe"]
 
 _SMALLEST = 1e-3  # px
 
@@ -32,9 +32,9 @@ class BoxCoder:
     dw and dh are at most `clamp` after the weights are divided out; with `clamp_two_sided` (mmdetection) also at least
     `-clamp`.
 
-    In py-faster-rcnn the last pixel belongs to a box. Its `edges`, "caffe", are a pixel to the left and above ours; its
-    decoding takes the corners of the decoded box for such pixels, so that here a box is a pixel larger
-    (lib/fast_rcnn/bbox_transform.py).
+    In Detectron and py-faster-rcnn the last pixel belongs to a box. Their `edges` are "inclusive": a box begins and
+    ends with the last pixel of the image at most. py-faster-rcnn's, "caffe", take the corners of a decoded box for its
+    first and last pixels, so that here it is a pixel larger (lib/fast_rcnn/bbox_transform.py).
     """
 
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
@@ -83,11 +83,13 @@ class BoxCoder:
         sizes: Shaped[Tensor, "n 2"],
         pixel: Float[Tensor, "n 1 2"] | float = 1.0,
     ) -> Float[Tensor, "n p 4"]:
-        """The boxes inside images of these heights and widths; `pixel`: width and height of one, for "caffe"."""
+        """The boxes inside images of these heights and widths; `pixel`: the last one's width and height."""
         boxes = self.decode(deltas, anchors)
         if self.edges == "half_open":
             return clip(boxes, sizes)
         pixels = torch.as_tensor(pixel, dtype=boxes.dtype, device=boxes.device).expand(len(boxes), 1, 2)
+        if self.edges == "inclusive":
+            boxes = with_pixel(boxes, -pixels)
         return with_pixel(clip(boxes, sizes - pixels[:, 0].flip(1)), pixels)
 
 

@@ -40,7 +40,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "box_head.body.stride_in_1x1": None,  # of C4, with the backbone's
     "box_head.body.norm.eps": (0.0, 1e-5, 1e-3),
     "neck.extra": None,
-    "anchors.offset": (0.0, 0.5, 7.5, 8.0),
+    "anchors.offset": (0.0, 0.5, 7.5, 8.0, "half_stride"),
     "anchors.rounding": None,
     "anchors.stride": None,
     "anchors.in_padding": None,
@@ -52,6 +52,8 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "rpn.min_size_of": None,
     "rpn.min_size_first": None,
     "rpn.edges": None,
+    "rpn.clip_to": None,
+    "roi.edges": None,
     "box_head.edges": None,
     "backbone.pooling": None,
     "proposals.keep_test": (300, 1000, 2000),

@@ -21,7 +21,14 @@ from twostage.models.regions.pooling import RoIAlignConfig, RoIPoolConfig
 from twostage.ops.masks import encode
 from twostage.ops.paste import paste
 from twostage.parity.divergence import Trace, in_order
-from twostage.parity.reference import detectron2, mmdetection, py_faster_rcnn, simple_faster_rcnn, torchvision
+from twostage.parity.reference import (
+    detectron,
+    detectron2,
+    mmdetection,
+    py_faster_rcnn,
+    simple_faster_rcnn,
+    torchvision,
+)
 from twostage.parity.reference.steps import Found, Rules
 from twostage.parity.reference.vgg import Numbers
 from twostage.parity.variants import Pixels
@@ -29,7 +36,12 @@ from twostage.weights.pickled import Checkpoint, coco_names
 
 _TRACED = ("image", "maps.level0", "objectness.level0", "deltas.level0", "proposals.boxes")
 THRESHOLD = 0.5  # of a mask's pixel, in every project
-_VGG = {"py-faster-rcnn": py_faster_rcnn, "simple-faster-rcnn": simple_faster_rcnn}
+# Their boxes come back by one factor for both axes.
+_BY_ONE_FACTOR = {
+    "detectron": detectron,
+    "py-faster-rcnn": py_faster_rcnn,
+    "simple-faster-rcnn": simple_faster_rcnn,
+}
 
 
 class Answer(NamedTuple):
@@ -66,8 +78,8 @@ def reference_of(
             return Oracle("torchvision itself", partial(_of_torchvision, torchvision.build(state, config, where)))
         except RuntimeError as error:
             raise _uncovered(where, source, str(error).split("\n")[0]) from None
-    if source in _VGG:
-        return _vgg(checkpoint, source, config, settings or checkpoint.settings)
+    if source in _BY_ONE_FACTOR:
+        return _by_one_factor(checkpoint, source, config, settings or checkpoint.settings)
     if (other := _not_covered(config)) is not None:
         raise _uncovered(where, source, other)
     project = {"detectron2": detectron2, "mmdetection": mmdetection}[source]
@@ -93,10 +105,12 @@ def reference_of(
     return Oracle(f"a reference of {source}'s rules", detect, trace)
 
 
-def _vgg(checkpoint: Checkpoint, source: str, config: DetectorConfig, settings: Mapping[str, Any] | None) -> Oracle:
+def _by_one_factor(
+    checkpoint: Checkpoint, source: str, config: DetectorConfig, settings: Mapping[str, Any] | None
+) -> Oracle:
     """The reference of a project whose boxes come back by one factor for both axes."""
-    state, project = checkpoint.state, _VGG[source]
-    if (other := _not_of_vgg(config)) is not None:
+    state, project = checkpoint.state, _BY_ONE_FACTOR[source]
+    if (other := _not_by_one_factor(config, source)) is not None:
         raise _uncovered(str(checkpoint.path), source, other)
     numbers = _numbers(project.numbers_of(state, settings), config)
 
@@ -125,12 +139,15 @@ def _vgg(checkpoint: Checkpoint, source: str, config: DetectorConfig, settings: 
     return Oracle(f"a reference of {source}'s rules", detect, trace)
 
 
-def _not_of_vgg(config: DetectorConfig) -> str | None:
+def _not_by_one_factor(config: DetectorConfig, source: str) -> str | None:
     """What of a configuration these references compute otherwise; None where nothing is."""
     assert isinstance(config, TwoStageConfig)
     if config.postprocess.soft_nms != "off" or config.postprocess.nms_across_classes:
         return "another suppression"
-    if not isinstance(config.roi, RoIPoolConfig):
+    roi, sampling = config.roi, 2 if config.neck is not None else 0
+    if isinstance(roi, RoIPoolConfig) if source == "detectron" else not isinstance(roi, RoIPoolConfig):
+        return "another pooling of regions"
+    if isinstance(roi, RoIAlignConfig) and (roi.sampling_ratio, roi.aligned) != (sampling, False):
         return "another pooling of regions"
     if config.anchors is None or config.anchors.ratios != (0.5, 1, 2):
         return "other anchors"

@@ -15,6 +15,7 @@ from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.weights.file import Card, save_weights
 from twostage.weights.fit import Unfilled, load_all
+from twostage.weights.importers.detectron import from_detectron, is_detectron
 from twostage.weights.importers.detectron2 import from_detectron2, is_detectron2
 from twostage.weights.importers.imported import Imported
 from twostage.weights.importers.mmdetection import from_mmdetection, is_mmdetection
@@ -40,6 +41,7 @@ SOURCES: dict[str, Source] = {
     "torchvision": Source(is_torchvision, lambda state, _: import_torchvision(state), None),
     "detectron2": Source(is_detectron2, from_detectron2, read_yaml_config),
     "mmdetection": Source(is_mmdetection, from_mmdetection, read_python_config),
+    "detectron": Source(is_detectron, from_detectron, read_yaml_config),
     "py-faster-rcnn": Source(is_py_faster_rcnn, from_py_faster_rcnn, read_yaml_config),
     "simple-faster-rcnn": Source(is_simple_faster_rcnn, from_simple_faster_rcnn, None),
 }
@@ -70,6 +72,7 @@ _ASSUMED = (
         "rpn.min_size_of",
         "rpn.min_size_first",
         "rpn.edges",
+        "rpn.clip_to",
         "rpn.score_threshold",
         "rpn.delta_weights",
         "rpn.delta_clamp",

@@ -21,6 +21,7 @@ from twostage.weights.file import Card, save_tensors, save_weights, sha256
 from twostage.weights.fit import load_all
 from twostage.weights.importers.python_config import parse_python_config
 from twostage.weights.importers.torchvision import from_torchvision
+from twostage.weights.importers.yaml_config import parse_yaml_config
 from twostage.weights.pickle_reader import load_pickle
 
 log = logging.getLogger("twostage.weights")
@@ -51,6 +52,9 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     names, settings = _meta(content.get("meta")) if isinstance(content, Mapping) else ((), None)
     if isinstance(content, Mapping) and _of_simple_faster_rcnn(content.get("config")):
         settings = content["config"]
+    if isinstance(content, Mapping) and isinstance(content.get("blobs"), Mapping):
+        settings = _of_detectron(content.get("cfg"))
+        content = _without_momentum(content["blobs"])
     others: tuple[str, ...] = ()
     if key is not None:
         if not isinstance(content, Mapping) or not isinstance(content.get(key), Mapping):
@@ -107,6 +111,24 @@ def _meta(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         names = ()
     return tuple(names), settings
+
+
+def _of_detectron(text: Any) -> Mapping[str, Any] | None:
+    """The settings that Detectron leaves beside its blobs."""
+    try:
+        return parse_yaml_config(text) if isinstance(text, str) else None
+    except DataError as error:
+        log.warning("%s: the published defaults are assumed. Give --config with the right ones.", error)
+        return None
+
+
+def _without_momentum(blobs: Mapping[Any, Any]) -> dict[str, Any]:
+    """The weights among Detectron's blobs."""
+    return {
+        str(name): value
+        for name, value in blobs.items()
+        if isinstance(value, Tensor | np.ndarray) and value.ndim and not str(name).endswith("_momentum")
+    }
 
 
 def _of_simple_faster_rcnn(config: Any) -> bool:

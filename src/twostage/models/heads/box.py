@@ -31,7 +31,7 @@ from twostage.models.regions.pooling import Maps, RegionFeatures, RoIAlignConfig
 from twostage.models.targets.regions import RegionTargets, append_ground_truth, region_targets
 from twostage.models.targets.sampling import RandomSampler, Sample, Sampler, largest
 from twostage.ops.boxes import gather_boxes
-from twostage.ops.deltas import CLAMP, BoxCoder, Edges, with_pixel
+from twostage.ops.deltas import CLAMP, BoxCoder, Edges
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BoxHeadConfig:
     body: BodyConfig = field(default_factory=TwoMLPConfig)
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
-    # Those of "caffe" are pooled without their last pixel; one box head alone may have them.
+    # One box head alone may have others than half-open ones.
     edges: Edges = short("half_open", "edges")
     region_batch: Count = short(512, "region_batch")
     region_positive_fraction: Share = short(0.25, "region_positive_fraction")
@@ -177,8 +177,7 @@ class BoxHead(Head):
 
     def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> BoxPredictions:
         """Predictions for boxes."""
-        pooled = boxes if self.config.edges == "half_open" else with_pixel(boxes, boxes.new_full((1, 1, 2), -1.0))
-        x = self.body(self.regions(features, pooled))
+        x = self.body(self.regions(features, boxes))
         return BoxPredictions(boxes, self.classes(x), self.deltas(x).unflatten(2, (-1, 4)))
 
     def predict(self, features: RegionFeatures, proposals: Proposals, sizes: Int[Tensor, "n 2"]) -> StagePredictions:

@@ -114,8 +114,8 @@ def decode_on_originals(
 ) -> Float[Tensor, "n c 4"]:
     """The boxes inside each image before it was resized, on the pixels of the batch.
 
-    With edges of "caffe" the last pixel of a proposal, and of its box, is one of that image (lib/fast_rcnn/test.py,
-    `im_detect`).
+    Where the last pixel belongs to a box, it is here one of that image (py-faster-rcnn: lib/fast_rcnn/test.py,
+    `im_detect`; Detectron: core/test.py, `im_detect_bbox`).
     """
     if proposals.originals is None:
         return coder.decode_inside(deltas, boxes, sizes)

@@ -3,7 +3,7 @@
 Letters: A anchors of all levels, in the order level, row, column, ratio, size; h, w one level's map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +21,8 @@ class AnchorConfig:
 
     sizes: tuple[tuple[Positive, ...], ...] = short(((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)), "anchor_sizes")
     ratios: tuple[Positive, ...] = short((0.5, 1.0, 2.0), "anchor_ratios")
-    # Pixels from a cell's corner to the anchors' centre: 0, or half a stride.
-    offset: float = short(0.0, "anchor_offset")
+    # Pixels from a cell's corner to the anchors' centre, or half a stride of each level.
+    offset: float | Literal["half_stride"] = short(0.0, "anchor_offset")
     # torchvision rounds to the nearest pixel, py-faster-rcnn as "caffe" does.
     rounding: Literal["none", "nearest", "caffe"] = short("nearest", "anchor_rounding")
     # torchvision divides the canvas by the map, others have a fixed stride.
@@ -44,8 +44,9 @@ class Anchors(nn.Module):
         self.strides = tuple(strides)
         self.fixed_stride = config.stride == "fixed"
         self.in_padding = config.in_padding
-        for level, sizes in enumerate(config.sizes):
-            cell = _CELLS[config.rounding](sizes, config.ratios) + config.offset
+        for level, (sizes, stride) in enumerate(zip(config.sizes, strides, strict=True)):
+            offset = stride / 2 if config.offset == "half_stride" else config.offset
+            cell = _CELLS[config.rounding](sizes, config.ratios, stride) + offset
             self.register_buffer(f"cell{level}", cell.float(), persistent=False)
 
     @property
@@ -102,24 +103,24 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tenso
     return torch.stack([-width, -height, width, height], dim=1) / 2
 
 
-def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
-    """py-faster-rcnn's nine around the origin: for each ratio the sides of a 16 x 16 box are rounded, then scaled.
+def caffe_anchors(sizes: Sequence[float], ratios: Sequence[float], stride: int) -> Float[Tensor, "k 4"]:
+    """py-faster-rcnn's and Detectron's around the origin: for each ratio the sides of a cell are rounded, then scaled.
 
-    With an offset of 8 the first is [-84, -40, 100, 56]: it has [-84, -40, 99, 55], of which the last pixel counts too.
+    With an offset of 8 the first of stride 16 is [-84, -40, 100, 56]: the former has [-84, -40, 99, 55], of which the
+    last pixel counts too.
     """
-    base = 16
     boxes = []
     for ratio in ratios:
-        width = round((base * base / ratio) ** 0.5)
+        width = round((stride * stride / ratio) ** 0.5)
         height = round(width * ratio)
         for size in sizes:
-            half_w, half_h = width * size / base / 2, height * size / base / 2
+            half_w, half_h = width * size / stride / 2, height * size / stride / 2
             boxes.append([-half_w, -half_h, half_w, half_h])
     return torch.tensor(boxes, dtype=torch.float64)
 
 
-_CELLS = {
-    "none": cell_anchors,
-    "nearest": lambda sizes, ratios: cell_anchors(sizes, ratios).round(),
+_CELLS: dict[str, Callable[[Sequence[float], Sequence[float], int], Tensor]] = {
+    "none": lambda sizes, ratios, stride: cell_anchors(sizes, ratios),
+    "nearest": lambda sizes, ratios, stride: cell_anchors(sizes, ratios).round(),
     "caffe": caffe_anchors,
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from twostage.errors import UsageError
 from twostage.models.component import Count, CountFromZero, NotNegative, Positive, short
 from twostage.ops.boxes import area
+from twostage.ops.deltas import Edges, with_pixel
 from twostage.ops.roi_align import roi_align
 from twostage.ops.roi_pool import roi_pool
 
@@ -41,6 +42,7 @@ class RoIAlignConfig:
     level_eps: NotNegative = short(1e-6, "level_eps")
     level_size_eps: NotNegative = short(0.0, "level_size_eps")
     canonical_size: Positive = short(224.0, "level_canonical_size")  # a box of this size is read from level 4
+    edges: Edges = short("half_open", "edges")  # all others are pooled up to their last pixel
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class RoIPoolConfig:
     """RoIPool (Fast R-CNN, section 2.1) from a single map."""
 
     size: Count = 7
+    edges: Edges = short("half_open", "edges")  # all others are pooled up to their last pixel
 
 
 class AlignedRegions(nn.Module):
@@ -75,7 +78,7 @@ class AlignedRegions(nn.Module):
         )
         return roi_align(
             maps,
-            boxes,
+            _to_last_pixel(boxes, config.edges),
             levels,
             scales=[1 / stride for stride in self.strides],
             output_size=self.size,
@@ -110,11 +113,17 @@ class PooledRegions(nn.Module):
         super().__init__()
         self.scale = 1 / stride
         self.size = config.size
+        self.edges = config.edges
 
     def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
         """Features of each box."""
         (one,) = features.maps
-        return roi_pool(one, boxes, scale=self.scale, output_size=self.size)
+        return roi_pool(one, _to_last_pixel(boxes, self.edges), scale=self.scale, output_size=self.size)
+
+
+def _to_last_pixel(boxes: Float[Tensor, "n p 4"], edges: Edges) -> Float[Tensor, "n p 4"]:
+    """The boxes from the corner of their first pixel to that of the last (Detectron's and py-faster-rcnn's regions)."""
+    return boxes if edges == "half_open" else with_pixel(boxes, boxes.new_full((1, 1, 2), -1.0))
 
 
 def pooler(config: RoIAlignConfig | RoIPoolConfig, strides: tuple[int, ...]) -> nn.Module:

@@ -18,7 +18,14 @@ def _tuple(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
     return loader.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else None
 
 
+def _mapping(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
+    """What an object that is a dictionary holds, as Detectron's settings are written."""
+    held = loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else {}
+    return held.get("dictitems") if tag.endswith("AttrDict") else None
+
+
 _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/object/new:", _mapping)
 _Loader.add_multi_constructor("", lambda loader, tag, node: None)
 
 
@@ -33,6 +40,17 @@ def read_yaml_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read as a configuration in YAML ({reason}).") from None
+
+
+def parse_yaml_config(text: str) -> dict[str, Any]:
+    """The settings of a text. Raises DataError for one that has none."""
+    try:
+        settings = yaml.load(text, _Loader)
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"the settings cannot be read ({' '.join(str(error).split())[:200]}).") from None
+    if not isinstance(settings, dict):
+        raise DataError(f"the settings are {type(settings).__name__}, and not by name.")
+    return settings
 
 
 def _merged(base: Any, own: Any) -> Any:

@@ -1,0 +1,108 @@
+"""Detectron's blobs give the detections of a reference that follows Detectron's own rules."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign_states import detectron_shapes
+from reference_detectors import balancing, make_state, require_same
+from torch import Tensor
+
+from twostage.data.scenes import HARD, make_scene
+from twostage.errors import DataError
+from twostage.models.build import Model, build
+from twostage.models.configure import configure
+from twostage.parity.reference.detectron import detect, numbers_of, resized
+from twostage.weights.fit import Unfilled, load_all
+from twostage.weights.importers.detectron import from_detectron, is_detectron
+
+SIZE, TOP = 203, 500
+FACTORS = {"conv1": 0.02, "rpn_cls_logits": 0.3, "rpn_bbox_pred": 0.1, "cls_score": 2, "bbox_pred": 0.3}
+FACTORS |= {f"{name}_fpn2": FACTORS[name] for name in ("rpn_cls_logits", "rpn_bbox_pred")}
+
+
+def blobs(dtype: torch.dtype = torch.float32, *, pyramid: bool = True) -> dict[str, Tensor]:
+    """Random ones, made under names whose ends say what they are."""
+    ends = {"_bn_s": ".norm.weight", "_bn_b": ".norm.bias", "_w": ".weight", "_b": ".bias"}
+    names = {}
+    for name in detectron_shapes(pyramid=pyramid):
+        end = next(end for end in ends if name.endswith(end))
+        names[name] = name.removesuffix(end) + ("3" if "branch2c" in name else "") + ends[end]
+    shapes = detectron_shapes(pyramid=pyramid)
+    made = make_state({names[name]: shape for name, shape in shapes.items()}, dtype, FACTORS)
+    return {name: made[names[name]] for name in shapes}
+
+
+class Balanced(dict[str, Tensor]):
+    """The blobs with the bias of the scores under the name by which `balancing` finds it."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__({"cls_score.weight": state["cls_score_w"], "cls_score.bias": state["cls_score_b"]})
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """Neither square nor a multiple of the stride."""
+    return np.ascontiguousarray(make_scene(0, 1, 2, style=HARD).image[:150])
+
+
+def built(state: dict[str, Tensor], settings: dict[str, Any] | None = None) -> Model:
+    found = from_detectron(state, settings)
+    config = configure(found.config, {"size": SIZE, "max_size": 1333, "rpn_top_test": TOP})
+    with Unfilled():
+        model = build(config, found.num_classes)
+    load_all(model, found.tensors, "these")
+    return model.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pyramid", [True, False], ids=["FPN", "C4"])
+def test_the_reference_finds_the_same(pyramid: bool, dtype: torch.dtype, photo: np.ndarray) -> None:
+    state = blobs(dtype, pyramid=pyramid)
+    numbers = replace(numbers_of(state), size=SIZE, rpn_top=TOP)
+    small, shape = resized(photo, numbers), (photo.shape[0], photo.shape[1])
+    balanced = Balanced(state)
+    detect(state, small, shape, numbers, balancing(balanced))
+    state["cls_score_b"] = balanced["cls_score.bias"]
+    expected = detect(state, small, shape, numbers)
+    require_same(built(state), small, expected, dtype, shape)
+
+
+def test_settings_in_the_file() -> None:
+    settings = {
+        "TEST": {"SCALE": 640, "MAX_SIZE": 1000, "NMS": 0.4, "RPN_PRE_NMS_TOP_N": 77, "DETECTIONS_PER_IM": 9},
+        "FAST_RCNN": {"ROI_XFORM_SAMPLING_RATIO": 4},
+        "RESNETS": {"STRIDE_1X1": False},
+        "MODEL": {"BBOX_REG_WEIGHTS": [1.0, 1.0, 1.0, 1.0]},
+        "RPN": {"SIZES": [1, 2]},
+        "FPN": {"FPN_ON": True},
+    }
+    found = from_detectron(blobs(), settings)
+    config: Any = found.config
+    assert (config.image.size, config.image.max_size, config.postprocess.nms) == (640, 1000, 0.4)
+    assert (config.rpn.top_test, config.postprocess.max_det, config.roi.sampling_ratio) == (77, 9, 4)
+    assert (config.backbone.stride_in_1x1, config.stage.delta_weights) == (False, (1, 1, 1, 1))
+    assert {"size", "nms", "stride_in_1x1"} <= found.given
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mask_fcn_logits_w", "Mask R-CNN of Detectron, whose masks are not converted"),
+        ("kps_score_w", "Keypoint R-CNN"),
+        ("retnet_cls_pred_fpn3_w", "RetinaNet of Detectron"),
+        ("res2_0_branch2a_gn_s", "GroupNorm of Detectron"),
+    ],
+)
+def test_others_are_refused_by_name(name: str, message: str) -> None:
+    state = blobs() | {name: torch.zeros(1)}
+    assert is_detectron(state)
+    with pytest.raises(DataError, match=f"detectron's {name} belongs to {message}"):
+        from_detectron(state)
+
+
+def test_another_pooling_is_refused() -> None:
+    with pytest.raises(DataError, match="ROI_XFORM_METHOD is RoIPoolF: only RoIAlign"):
+        from_detectron(blobs(), {"FAST_RCNN": {"ROI_XFORM_METHOD": "RoIPoolF"}})
