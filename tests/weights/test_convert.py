@@ -42,7 +42,7 @@ def test_projects_are_recognised(states: dict[str, dict[str, Tensor]], project: 
     assert recognise(states[project]) == project
     assert recognise({"conv1.weight": torch.zeros(1)}) is None
     with pytest.raises(UsageError, match="Did you mean 'detectron2'"):
-        recognise({}, "detectron")
+        recognise({}, "detectrom2")
 
 
 def test_a_file_of_the_zoo(zoo_file: Path, tmp_path: Path) -> None:

@@ -55,39 +55,14 @@ VOC = (
 
 # What can change a detection and no tensor shows.
 _ASSUMED = (
-    *(
-        "image",
-        "backbone.stride_in_1x1",
-        "backbone.dilated",
-        "backbone.pooling",
-        "anchors",
-        "roi",
-        "postprocess",
-        "cascade.scores",
-    ),
-    *(
-        "rpn.top_test",
-        "rpn.nms",
-        "rpn.min_size",
-        "rpn.min_size_of",
-        "rpn.min_size_first",
-        "rpn.edges",
-        "rpn.clip_to",
-        "rpn.score_threshold",
-        "rpn.delta_weights",
-        "rpn.delta_clamp",
-    ),
-    *("rpn.delta_clamp_two_sided", "proposals.keep_test", "stage.delta_weights", "cascade.delta_weights", "neck.extra"),
-    *(
-        "box_head.edges",
-        "box_head.delta_clamp",
-        "box_head.delta_clamp_two_sided",
-        "mask.paste",
-        "mask.threshold",
-        "mask.tower.roi",
-    ),
-    *("retinanet.delta_weights", "retinanet.delta_clamp", "retinanet.delta_clamp_two_sided", "retinanet.top"),
-    *("retinanet.clip_before_nms", "semantic.averaged"),
+    *("image", "anchors", "roi", "postprocess", "mask.tower.roi"),
+    *("backbone.stride_in_1x1", "backbone.dilated", "backbone.pooling", "neck.extra", "semantic.averaged"),
+    *(f"rpn.{name}" for name in ("top_test", "nms", "score_threshold", "edges", "clip_to")),
+    *(f"rpn.{name}" for name in ("min_size", "min_size_of", "min_size_first")),
+    *(f"{part}.delta_clamp{end}" for part in ("rpn", "box_head", "retinanet") for end in ("", "_two_sided")),
+    *(f"{part}.delta_weights" for part in ("rpn", "stage", "cascade", "retinanet")),
+    *("proposals.keep_test", "box_head.edges", "cascade.scores", "mask.paste", "mask.threshold"),
+    *("retinanet.top", "retinanet.clip_before_nms"),
 )
 _OF_NORMS = (".norm.kind", ".norm.eps", ".norm.groups")  # of every part that has one
 

@@ -1,6 +1,8 @@
 """Detectron's blobs give the detections of a reference that follows Detectron's own rules."""
 
+import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,17 @@ from foreign_states import detectron_shapes
 from reference_detectors import balancing, make_state, require_same
 from torch import Tensor
 
+from twostage import Detector
 from twostage.data.scenes import HARD, make_scene
 from twostage.errors import DataError
 from twostage.models.build import Model, build
 from twostage.models.configure import configure
+from twostage.parity.agreement import agreement
+from twostage.parity.oracles import detect_all, reference_of
 from twostage.parity.reference.detectron import detect, numbers_of, resized
+from twostage.parity.variants import Variant
+from twostage.parity.variants import detect as detect_by
+from twostage.weights.convert import convert, read_foreign
 from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.importers.detectron import from_detectron, is_detectron
 
@@ -106,3 +114,44 @@ def test_others_are_refused_by_name(name: str, message: str) -> None:
 def test_another_pooling_is_refused() -> None:
     with pytest.raises(DataError, match="ROI_XFORM_METHOD is RoIPoolF: only RoIAlign"):
         from_detectron(blobs(), {"FAST_RCNN": {"ROI_XFORM_METHOD": "RoIPoolF"}})
+
+
+CFG = """
+!!python/object/new:detectron.utils.collections.AttrDict
+dictitems:
+  BBOX_XFORM_CLIP: !!python/object/apply:numpy.core.multiarray.scalar [1]
+  TEST: !!python/object/new:detectron.utils.collections.AttrDict
+    dictitems: {SCALE: 128, MAX_SIZE: 400, DETECTIONS_PER_IM: 60}
+    state: {_AttrDict__immutable: true}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """As Detectron saves it: momentum beside the weights, and the settings as YAML."""
+    arrays = {name: tensor.numpy() for name, tensor in blobs().items()}
+    arrays |= {"fc6_w_momentum": np.ones((2, 2), np.float32), "lr": np.float32(0.1)}
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"blobs": arrays, "cfg": CFG}, protocol=2))
+    return path
+
+
+def test_a_file_with_its_settings_and_on_one_canvas_with_others(file: Path, tmp_path: Path) -> None:
+    foreign = read_foreign(file)
+    done = convert(foreign, tmp_path / "mine.safetensors", names=["a", "b", "c", "d", "e"])
+    assert (done.source, done.card.model) == ("detectron", "faster_rcnn_resnet50_fpn")
+    config: Any = done.card.config
+    assert (config.image.size, config.image.max_size, config.postprocess.max_det) == (128, 400, 60)
+    photos = [np.ascontiguousarray(make_scene(i, 1, 2, style=HARD).image[: 150 + 40 * i]) for i in range(2)]
+    own = Variant(config, Detector.load(tmp_path / "mine.safetensors", device="cpu").model.state_dict(), 5)
+    reference = reference_of(foreign.checkpoint, foreign.source, config, foreign.settings)
+    expected, found = detect_all(reference, photos, batch=2), detect_by(own.build(), photos, batch=2)
+    assert agreement(expected, found, 2, config.postprocess).same()
+    assert len(expected) > 20
+
+
+def test_settings_that_cannot_be_read_are_said(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = pickle.loads(file.read_bytes())
+    file.write_bytes(pickle.dumps(content | {"cfg": "- 1\n- 2"}, protocol=2))
+    assert read_foreign(file).settings is None
+    assert "the settings are list, and not by name" in caplog.text
