@@ -173,6 +173,16 @@ def test_bad_input(run: Callable, folder: Path, converted: Path, tmp_path: Path)
     assert (code, "detects x; " in err) == (3, True)
 
 
+def test_a_checkpoint_of_other_classes_is_none_to_compare_with(
+    vgg_files: dict[str, list[Path]], folder: Path, tmp_path: Path, run: Callable[..., tuple]
+) -> None:
+    Detector.build("faster_rcnn_tiny_fpn", ["x", "y"], device="cpu").save(tmp_path / "x.safetensors")
+    weights = vgg_files["simple-faster-rcnn"][0]
+    code, _, errors = run("weights", "compare", tmp_path / "x.safetensors", weights, "--images", folder / "photos")
+    assert (code, f"{weights}: detects 5 classes; " in errors) == (3, True)
+    assert "x.safetensors: 2." in errors
+
+
 def test_results_by_cocos_numbers(tmp_path: Path) -> None:
     files = [tmp_path / "000000000139.png", tmp_path / "7.png"]
     for file in files:

@@ -60,7 +60,7 @@ def compare(options: CompareOptions) -> Outcome:
     from twostage.parity.divergence import first_divergence
     from twostage.parity.oracles import read_results
     from twostage.parity.variants import detect, variant_of
-    from twostage.weights.convert import read_foreign
+    from twostage.weights.convert import num_classes_of, read_foreign
     from twostage.weights.named import find_weights
 
     path = find_weights(options.weights)
@@ -80,6 +80,8 @@ def compare(options: CompareOptions) -> Outcome:
         expected = {batch: detect(model, photos.pixels, batch) for batch in batches_of(photos)}
     else:
         foreign = read_foreign(options.other, options.key, options.config)
+        if (count := num_classes_of(foreign)) != len(detector.names):
+            raise DataError(f"{options.other}: detects {count} classes; {path}: {len(detector.names)}.")
         oracle, expected, diverges = ask_reference(foreign, photos, detector.model.config)
     certificate = certify(Subject(path, variant_of(detector)), oracle, expected, photos, diverges=diverges)
     return Outcome(*say(certificate, options.out))

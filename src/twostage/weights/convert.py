@@ -110,6 +110,14 @@ def read_foreign(path: Path, key: str | None = None, settings: Path | None = Non
     return foreign_of(checkpoint, source, settings)
 
 
+def num_classes_of(foreign: Foreign) -> int:
+    """The number of classes of a checkpoint. Raises DataError for one that is no detector of its project."""
+    try:
+        return _read(SOURCES[foreign.source], foreign.source, foreign.checkpoint.state, foreign.settings).num_classes
+    except DataError as error:
+        raise DataError(f"{foreign.checkpoint.path}: {error}") from None
+
+
 def recognise(state: Mapping[str, Tensor], source: str = "auto") -> str | None:
     """The project whose names a state dict has; None for one that is no detector of a known project.
 
