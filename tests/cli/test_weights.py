@@ -108,6 +108,7 @@ def test_training_starts_from_a_converted_backbone(shell: Callable, scenes: Path
         (["--model", "faster_rcnn_resnet50_fpn"], "--model needs --names"),
         (["--model", "faster_rcnn_resnet50_fpn", "--names", "cat", "--from", "detectron2"], "leave it out"),
         (["--from", "detectrom2"], 'Did you mean "detectron2"'),
+        (["--from", "classifier", "--licence", "MIT"], "licence is given with --from classifier"),
         (["--model", "faster_rcnn_resnet50", "--names", "cat"], "Did you mean"),
     ],
 )

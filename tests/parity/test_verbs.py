@@ -246,15 +246,15 @@ def test_vgg_and_zf_are_converted_with_a_certificate(
     weights, *settings = vgg_files[project]
     out = tmp_path / "mine.safetensors"
     given = ["--config", *settings] if settings else ["--set", "model.size=160", "--set", "model.max_size=400"]
-    code, said, errors = run(
-        "weights", "convert", weights, *given, "--names", *NAMES, "--images", folder / "photos", "--out", out
-    )
+    words = ("--names", *NAMES, "--licence", "CC-BY-4.0", "--images", folder / "photos", "--out", out)
+    code, said, errors = run("weights", "convert", weights, *given, *words)
     assert code == 0, errors
     assert f"of {project}, 5 classes" in said
     assert "The same detections." in said
     certificate = json.loads(out.with_suffix(".certificate.json").read_text())
     assert certificate["oracle"]["computed_by"] == f"a reference of {project}'s rules"
     assert all(view["expected"] > 10 for view in certificate["batches"])
+    assert "CC-BY-4.0" in run("weights", "card", out)[1]
     code, said, _ = run("weights", "compare", out, weights, *given[: 2 * len(settings)], "--images", folder / "photos")
     assert code == 0, said
 
@@ -262,7 +262,11 @@ def test_vgg_and_zf_are_converted_with_a_certificate(
 @pytest.mark.parametrize(
     ("project", "field", "fault"),
     [
-        ("py-faster-rcnn", "edges=half_open", "box_head.edges and rpn.edges: caffe there, half_open here"),
+        (
+            "py-faster-rcnn",
+            "edges=half_open",
+            "roi.edges and box_head.edges and rpn.edges: caffe there, half_open here",
+        ),
         ("py-faster-rcnn", "anchors.rounding=none", "anchors.rounding: caffe there, none here"),
         ("simple-faster-rcnn", "backbone.pooling=ceil", "backbone.pooling: floor there, ceil here"),
         ("simple-faster-rcnn", "anchors.offset=7.5", "anchors.offset: 8.0 there, 7.5 here"),

@@ -49,6 +49,9 @@ class WeightsConvertOptions(FieldsOptions):
     names: tuple[str, ...] = option(
         (), "Classes of the detector in order; `coco` stands for COCO's 80 classes.", group="Model"
     )
+    licence: str | None = option(
+        None, "Licence of these weights, for their model card (default: unknown).", group="Model"
+    )
     images: tuple[str, ...] = option(
         (), "Photos on which the result is compared with a reference of the project; the first --count.", group="Images"
     )
@@ -59,7 +62,7 @@ class WeightsConvertOptions(FieldsOptions):
         super().__post_init__()
         if self.source == "classifier":
             idle = {"names": self.names, "config": self.config, "model": self.model, "images": self.images}
-            idle |= self.model_fields
+            idle |= self.model_fields | {"licence": self.licence}
             for name, value in idle.items():
                 if value:
                     raise UsageError(f"{name} is given with --from classifier: such a network has none, leave it out")
@@ -84,7 +87,8 @@ def convert(options: WeightsConvertOptions) -> Outcome:
 
     names = coco_names() if options.names == ("coco",) else options.names
     if options.model is not None:
-        convert_detector(options.file, options.out, options.model, names, **options.model_fields)
+        licence = options.licence or "unknown"
+        convert_detector(options.file, options.out, options.model, names, licence=licence, **options.model_fields)
         print(f"Written: {options.out}")
         return Outcome({"out": options.out, "model": options.model, "source": "torchvision"})
     checkpoint = read_checkpoint(options.file, options.key)
@@ -105,7 +109,8 @@ def convert(options: WeightsConvertOptions) -> Outcome:
         print(f"The file also has {other}, another copy of the weights: --key {other} converts that one.")
     foreign = foreign_of(checkpoint, source, options.config)
     photos = read_photos(options.images, options.count) if options.images else None
-    done = convert(foreign, options.out, names=names, fields=options.model_fields)
+    licence = options.licence or "unknown"
+    done = convert(foreign, options.out, names=names, licence=licence, fields=options.model_fields)
     _print_assumptions(done.assumptions, source)
     print(f"    classes: {done.names_from}")
     print(f"Written: {options.out}, {done.card.model} of {source}, {len(done.card.names)} classes")
