@@ -75,6 +75,12 @@ def test_caffes_is_opencvs_by_a_factor(height: int, width: int, size: int, limit
     assert resize.extent(height, width) == pytest.approx((height * factor, width * factor))
 
 
+def test_halves_of_a_side_go_to_the_even_number_as_in_scipy() -> None:
+    """400 x 503 at 600: 754.5."""
+    for by in ("skimage", "caffe"):
+        assert Resize(size=600, max_size=1000, rounding="nearest", by=by).shape(400, 503) == (600, 754)  # type: ignore[arg-type]
+
+
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(20, 90), st.integers(30, 160))
 def test_skimages_is_scipys_with_mirrored_borders(height: int, width: int, size: int, limit: int) -> None:
     """`skimage.transform.resize(mode="reflect")` is `scipy.ndimage.zoom` with "mirror" on a grid of pixels."""

@@ -287,7 +287,7 @@ BEFORE = json.loads((Path(__file__).parents[1] / "before" / "weights.json").read
 SINCE = {
     "resize_by",
     "edges",
-    "clip_to",
+    "clip_multiple",
     "min_size_of",
     "min_size_first",
     "stride_in_1x1",

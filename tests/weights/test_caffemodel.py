@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twostage.errors import DataError, MissingError
-from twostage.weights.caffemodel import read_caffemodel
+from twostage.weights.caffemodel import is_caffemodel, read_caffemodel
+from twostage.weights.pickled import read_checkpoint
 
 BLOBS = {
     "conv1_1.weight": np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32),
@@ -67,6 +68,20 @@ def test_another_file_is_none(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match="is no caffemodel"):
         read_caffemodel(path)
+
+
+@pytest.mark.parametrize("name", ["net.CAFFEMODEL", "net.caffemodel.h5", "net.pkl"])
+def test_a_network_is_recognised_under_another_suffix(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(caffemodel(BLOBS))
+    assert is_caffemodel(path)
+    assert list(read_checkpoint(path).state) == list(BLOBS)
+
+
+def test_a_pickle_under_its_suffix_is_read_as_one(path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, path)
+    assert not is_caffemodel(path)
+    assert read_checkpoint(path).state["a"] == 1
 
 
 def test_a_missing_file_is_named(path: Path) -> None:

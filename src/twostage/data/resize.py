@@ -23,7 +23,8 @@ class Resize:
     bilinear interpolation reads at most four pixels at any scale, as in torchvision's detectors. `rounding` of sides to
     integers: torchvision takes the floor, detectron2 and mmdetection the nearest. `by` pillow or opencv: in whole grey
     levels, as detectron2 and mmdetection resize (`data.uint8_resize`), with and without antialiasing. `by` caffe or
-    skimage: as py-faster-rcnn and simple-faster-rcnn, which have one factor for both axes; see `factors`.
+    skimage: as py-faster-rcnn and Detectron, and as simple-faster-rcnn, in floating point, with a rounding of their own
+    and one factor for both axes (`factors`).
     """
 
     mode: Literal["shortest", "fixed", "none"] = "shortest"
@@ -40,7 +41,7 @@ class Resize:
         if self.mode == "none":
             return height, width
         scale = self.scale(height, width)
-        if self.by == "caffe":  # OpenCV's cvRound takes halves to the even number, as Python
+        if self.by in ("caffe", "skimage"):  # halves go to the even number, by OpenCV, SciPy and Python
             return max(1, round(height * scale)), max(1, round(width * scale))
         half = 0.5 if self.rounding == "nearest" else 0.0
         return max(1, int(height * scale + half)), max(1, int(width * scale + half))
@@ -54,8 +55,8 @@ class Resize:
     def factors(self, height: int, width: int) -> tuple[float, float]:
         """What y and x on the resized image are multiplied by to come to the image.
 
-        Each axis has its own, since rounding to whole pixels changes the two differently; py-faster-rcnn takes that
-        before rounding for both, simple-faster-rcnn that of the width.
+        Each axis has its own, since rounding to whole pixels changes the two differently; by caffe that before
+        rounding holds for both, by skimage that of the width.
         """
         new_height, new_width = self.shape(height, width)
         if self.by == "caffe" and self.mode == "shortest":

@@ -52,7 +52,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "rpn.min_size_of": None,
     "rpn.min_size_first": None,
     "rpn.edges": None,
-    "rpn.clip_to": None,
+    "rpn.clip_multiple": (1, 32),
     "roi.edges": None,
     "box_head.edges": None,
     "backbone.pooling": None,

@@ -14,6 +14,7 @@ from torch import nn
 from twostage.data.dataset import Dataset
 from twostage.errors import DataError
 from twostage.evaluation.results import Accumulator, Results
+from twostage.models.backbones.resnet import ResNetConfig
 from twostage.models.config import DetectorConfig, OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.heads.bodies import Res5Config
 from twostage.models.image import ImageConfig
@@ -149,8 +150,17 @@ def _not_by_one_factor(config: DetectorConfig, source: str) -> str | None:
         return "another pooling of regions"
     if isinstance(roi, RoIAlignConfig) and (roi.sampling_ratio, roi.aligned) != (sampling, False):
         return "another pooling of regions"
-    if config.anchors is None or config.anchors.ratios != (0.5, 1, 2):
+    sizes = () if config.anchors is None else tuple(size for level in config.anchors.sizes for size in level)
+    known = {"detectron": ((32, 64, 128, 256, 512),)}.get(source, ((128, 256, 512), (64, 128, 256, 512)))
+    if config.anchors is None or config.anchors.ratios != (0.5, 1, 2) or sizes not in known:
         return "other anchors"
+    if isinstance(roi, RoIAlignConfig) and roi.size != (7 if config.neck is not None else 14):
+        return "another pooling of regions"
+    if config.stage is None or config.stage.delta_weights != (10, 10, 5, 5) or config.stage.class_agnostic:
+        return "another box regressor"
+    backbone = config.backbone
+    if isinstance(backbone, ResNetConfig) and backbone.stride_in_1x1 != (backbone.groups == 1):
+        return "the stride of its bottlenecks"
     return None
 
 

@@ -24,6 +24,16 @@ _DATA, _SHAPE, _DOUBLE, _OLD_SHAPE = 5, 7, 8, (1, 2, 3, 4)  # of a blob
 Field = tuple[int, int, "int | memoryview"]
 
 
+def is_caffemodel(path: Path) -> bool:
+    """Whether a file is one by its suffix, or by its first byte: the name of a network comes first."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(1)
+    except OSError:
+        return False
+    return first == b"\n" or (path.suffix.lower() == SUFFIX and first not in (b"P", b"\x80"))
+
+
 def read_caffemodel(path: Path) -> dict[str, Tensor]:
     """The blobs of every layer that has any: the first as `NAME.weight`, the second as `NAME.bias`, others by number.
 
@@ -33,17 +43,24 @@ def read_caffemodel(path: Path) -> dict[str, Tensor]:
     require_file(path)
     state: dict[str, Tensor] = {}
     try:
-        with path.open("rb") as file:
-            content = memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
+        content = _mapped(path)
         for number, kind, value in _fields(content):
             if number in _LAYERS and kind == _MESSAGE:
                 name, blobs = _layer(_bytes(value), *_LAYERS[number])
                 state |= {f"{name}.{_part(k)}": blob for k, blob in enumerate(blobs)}
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise DataError(f"{path}: is no caffemodel, or is cut short ({error}).") from None
     if not state:
         raise DataError(f"{path}: is no caffemodel: there is no layer with weights in it.")
     return state
+
+
+def _mapped(path: Path) -> memoryview:
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
 def _part(place: int) -> str:

@@ -1,5 +1,6 @@
 """A detector's weights of another project become a file of ours; what they do not show is said."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from twostage.weights.importers.torchvision import from_torchvision, import_torc
 from twostage.weights.importers.yaml_config import read_yaml_config
 from twostage.weights.pickled import Checkpoint, coco_names, origin_of, read_checkpoint
 
+log = logging.getLogger("twostage.weights")
+
 Settings = Mapping[str, Any]
 
 
@@ -43,7 +46,7 @@ SOURCES: dict[str, Source] = {
     "mmdetection": Source(is_mmdetection, from_mmdetection, read_python_config),
     "detectron": Source(is_detectron, from_detectron, read_yaml_config),
     "py-faster-rcnn": Source(is_py_faster_rcnn, from_py_faster_rcnn, read_yaml_config),
-    "simple-faster-rcnn": Source(is_simple_faster_rcnn, from_simple_faster_rcnn, None),
+    "simple-faster-rcnn": Source(is_simple_faster_rcnn, from_simple_faster_rcnn, read_yaml_config),
 }
 
 COCO = 80  # classes
@@ -57,7 +60,7 @@ VOC = (
 _ASSUMED = (
     *("image", "anchors", "roi", "postprocess", "mask.tower.roi"),
     *("backbone.stride_in_1x1", "backbone.dilated", "backbone.pooling", "neck.extra", "semantic.averaged"),
-    *(f"rpn.{name}" for name in ("top_test", "nms", "score_threshold", "edges", "clip_to")),
+    *(f"rpn.{name}" for name in ("top_test", "nms", "score_threshold", "edges", "clip_multiple")),
     *(f"rpn.{name}" for name in ("min_size", "min_size_of", "min_size_first")),
     *(f"{part}.delta_clamp{end}" for part in ("rpn", "box_head", "retinanet") for end in ("", "_two_sided")),
     *(f"{part}.delta_weights" for part in ("rpn", "stage", "cascade", "retinanet")),
@@ -191,6 +194,8 @@ def convert(
     try:
         found = _read(project, source, checkpoint.state, settings)
         _require_model(found, model)
+        if settings and not found.given:
+            log.warning("%s: nothing in its settings is one of %s's that are read.", where, source)
         config = configure(found.config, fields or {})
         classes, names_from = _names(tuple(names), checkpoint.names, found.num_classes)
         with Unfilled():
@@ -239,9 +244,8 @@ def _names(given: tuple[str, ...], stored: tuple[str, ...], num_classes: int) ->
         names = of_data()
     if len(names) != num_classes:
         said = f"{len(names)} names are given" if names else "the file does not name them"
-        raise UsageError(
-            f"the weights have {num_classes} classes, and {said}: give --names with {num_classes}, in order"
-        )
+        classes = f"{num_classes} class{'es' * (num_classes != 1)}"
+        raise UsageError(f"the weights have {classes}, and {said}: give --names with {num_classes}, in order")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or "" in names:
         wrong = f"{twice[0]!r} comes twice" if twice else "one is empty"

@@ -14,8 +14,7 @@ from twostage.errors import DataError, nearest
 from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
-from twostage.weights.caffemodel import SUFFIX as CAFFE
-from twostage.weights.caffemodel import read_caffemodel
+from twostage.weights.caffemodel import is_caffemodel, read_caffemodel
 from twostage.weights.efficientnet_lite import from_published, is_published
 from twostage.weights.file import Card, save_tensors, save_weights, sha256
 from twostage.weights.fit import load_all
@@ -48,12 +47,12 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
 
     Raises MissingError when there is none, DataError when it is no state dict or holds more than tensors.
     """
-    content: Any = read_caffemodel(path) if path.suffix == CAFFE else load_pickle(path)
+    content: Any = read_caffemodel(path) if is_caffemodel(path) else load_pickle(path)
     names, settings = _meta(content.get("meta")) if isinstance(content, Mapping) else ((), None)
     if isinstance(content, Mapping) and _of_simple_faster_rcnn(content.get("config")):
         settings = content["config"]
     if isinstance(content, Mapping) and isinstance(content.get("blobs"), Mapping):
-        settings = _of_detectron(content.get("cfg"))
+        settings = _of_detectron(path, content.get("cfg"))
         content = _without_momentum(content["blobs"])
     others: tuple[str, ...] = ()
     if key is not None:
@@ -113,12 +112,12 @@ def _meta(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
     return tuple(names), settings
 
 
-def _of_detectron(text: Any) -> Mapping[str, Any] | None:
+def _of_detectron(path: Path, text: Any) -> Mapping[str, Any] | None:
     """The settings that Detectron leaves beside its blobs."""
     try:
         return parse_yaml_config(text) if isinstance(text, str) else None
     except DataError as error:
-        log.warning("%s: the published defaults are assumed. Give --config with the right ones.", error)
+        log.warning("%s: %s The published defaults are assumed: give --config with the right ones.", path, error)
         return None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from twostage import Detector
 from twostage.data.scenes import HARD, make_scene
 from twostage.errors import DataError
+from twostage.inference.predictor import make_batch
 from twostage.models.build import Model, build
 from twostage.models.configure import configure
 from twostage.parity.agreement import agreement
@@ -98,10 +99,10 @@ def test_settings_in_the_file() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mask_fcn_logits_w", "Mask R-CNN of Detectron, whose masks are not converted"),
+        ("mask_fcn_logits_w", "Mask R-CNN, which is not converted"),
         ("kps_score_w", "Keypoint R-CNN"),
-        ("retnet_cls_pred_fpn3_w", "RetinaNet of Detectron"),
-        ("res2_0_branch2a_gn_s", "GroupNorm of Detectron"),
+        ("retnet_cls_pred_fpn3_w", "RetinaNet"),
+        ("res2_0_branch2a_gn_s", "a network with GroupNorm"),
     ],
 )
 def test_others_are_refused_by_name(name: str, message: str) -> None:
@@ -111,9 +112,58 @@ def test_others_are_refused_by_name(name: str, message: str) -> None:
         from_detectron(state)
 
 
-def test_another_pooling_is_refused() -> None:
-    with pytest.raises(DataError, match="ROI_XFORM_METHOD is RoIPoolF: only RoIAlign"):
-        from_detectron(blobs(), {"FAST_RCNN": {"ROI_XFORM_METHOD": "RoIPoolF"}})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"FAST_RCNN": {"ROI_XFORM_METHOD": "RoIPoolF"}}, "ROI_XFORM_METHOD is RoIPoolF: only RoIAlign"),
+        ({"TEST": {"SOFT_NMS": {"ENABLED": True}}}, r"TEST\.SOFT_NMS\.ENABLED is True: only False"),
+        ({"TEST": {"BBOX_REG": False}}, r"TEST\.BBOX_REG is False: only True"),
+        ({"TEST": {"RPN_MIN_SIZE": 16}}, r"TEST\.RPN_MIN_SIZE is 16: only 0 and 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_that_would_find_something_else_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        from_detectron(blobs(), settings)
+
+
+def test_anchors_and_mean_of_the_settings() -> None:
+    settings = {
+        "FPN": {
+            "FPN_ON": True,
+            "RPN_ANCHOR_START_SIZE": 16,
+            "RPN_ASPECT_RATIOS": [0.25, 1, 4],
+            "ROI_CANONICAL_SCALE": 112,
+        },
+        "TEST": {"SCALES": [400]},
+        "PIXEL_MEANS": [[[1.0, 2.0, 3.0]]],
+    }
+    config: Any = from_detectron(blobs(), settings).config
+    assert config.anchors.sizes == ((16,), (32,), (64,), (128,), (256,))
+    assert (config.anchors.ratios, config.roi.canonical_size, config.image.size) == ((0.25, 1, 4), 112, 400)
+    assert [255 * value for value in config.image.mean] == pytest.approx([3, 2, 1])
+
+
+def test_a_backbone_is_no_detector() -> None:
+    state = {name: tensor for name, tensor in blobs().items() if not name.startswith(("cls_score", "bbox_pred"))}
+    with pytest.raises(DataError, match="no cls_score_w: they are a backbone's"):
+        from_detectron(state)
+
+
+def test_an_unknown_blob_is_named() -> None:
+    found = from_detectron(blobs() | {"strange_x": torch.zeros(1)})
+    assert "strange_x" in found.tensors
+
+
+def test_an_image_reaches_to_the_next_multiple_beside_a_larger_one(photo: np.ndarray) -> None:
+    """Detectron tests one image at a time: its padded image is the image's own."""
+    model = built(blobs())
+    wide = make_batch([photo, np.concatenate([photo, photo], axis=1)], model.config)
+    with torch.no_grad():
+        proposals = model.stages(wide).proposals
+    width = int(wide.sizes[0, 1])
+    assert -(-width // 32) * 32 < wide.canvas[1]
+    assert width < proposals.boxes[0, ..., 2][proposals.valid[0]].max() <= -(-width // 32) * 32
 
 
 CFG = """

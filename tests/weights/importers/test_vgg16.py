@@ -52,10 +52,11 @@ def photo() -> np.ndarray:
     return np.ascontiguousarray(make_scene(0, 1, 2, style=HARD).image[:150])
 
 
-def built(found: Imported) -> Model:
+def built(found: Imported, dtype: torch.dtype) -> Model:
+    """In float64 the rows of the box regressor, multiplied by 10, are not rounded either."""
     config = configure(found.config, {"size": SIZE, "max_size": 1000, "rpn_top_test": TOP})
     with Unfilled():
-        model = build(config, found.num_classes)
+        model = build(config, found.num_classes).to(dtype)
     load_all(model, found.tensors, "these")
     return model.eval()
 
@@ -70,7 +71,7 @@ def test_the_reference_finds_the_same(kind: str, dtype: torch.dtype, photo: np.n
     small, shape = project.resized(photo, numbers), photo.shape[:2]
     project.detect(state, small, shape, numbers, balancing(state))
     expected = project.detect(state, small, shape, numbers)
-    require_same(built(read(state, settings)), small, expected, dtype, shape)
+    require_same(built(read(state, settings), dtype), small, expected, dtype, shape)
 
 
 def test_the_network_of_caffe_has_its_mean_in_the_order_of_rgb() -> None:
@@ -78,6 +79,25 @@ def test_the_network_of_caffe_has_its_mean_in_the_order_of_rgb() -> None:
     state = make_state(simple_faster_rcnn_shapes(WIDTH), torch.float32, {})
     config = from_simple_faster_rcnn(state, CAFFE).config
     assert [255 * value for value in config.image.mean] == pytest.approx([102.9801, 115.9465, 122.7717])
+
+
+def test_weights_without_their_options_are_taken_for_torchvisions_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    state = make_state(simple_faster_rcnn_shapes(WIDTH), torch.float32, {})
+    assert from_simple_faster_rcnn(state).config.image.mean == (0.485, 0.456, 0.406)
+    assert "No caffe_pretrain lies in these weights" in caplog.text
+    caplog.clear()
+    from_simple_faster_rcnn(state, {"caffe_pretrain": False})
+    assert not caplog.text
+
+
+def test_the_box_regressor_learns_targets_of_py_faster_rcnns_deviation() -> None:
+    """lib/fast_rcnn/train.py multiplies the deviations 0.1, 0.1, 0.2, 0.2 into the weights that it saves."""
+    state = make_state(py_faster_rcnn_shapes("ZF", WIDTH), torch.float32, {})
+    found = from_py_faster_rcnn(state)
+    config: Any = found.config
+    assert config.stage.delta_weights == (10, 10, 5, 5)
+    learned = state["bbox_pred.bias"][4:] / torch.tensor([0.1, 0.1, 0.2, 0.2]).repeat(5)
+    torch.testing.assert_close(found.tensors["head.deltas.bias"], learned)
 
 
 SETTINGS = {

@@ -58,8 +58,7 @@ class Proposals(NamedTuple):
 class AnchorPredictions(NamedTuple):
     """What is predicted for every anchor, level by level in the anchors' order.
 
-    With `maps` logits and deltas have no gradient: the loss predicts its sampled anchors anew from these. `canvas` is
-    the height and width of the batch.
+    With `maps` logits and deltas have no gradient: the loss predicts its sampled anchors anew from these.
     """
 
     logits: list[Float[Tensor, "n _"]]
@@ -67,13 +66,10 @@ class AnchorPredictions(NamedTuple):
     anchors: list[Float[Tensor, "_ 4"]]
     inside: list[Bool[Tensor, "n _"]]
     maps: Sequence[Float[Tensor, "n c _ _"]] = ()
-    canvas: tuple[int, int] | None = None
 
     def to(self, device: torch.device | str) -> "AnchorPredictions":
         """The same on another device."""
-        lists = (self.logits, self.deltas, self.anchors, self.inside, list(self.maps))
-        logits, deltas, anchors, inside, maps = ([level.to(device) for level in part] for part in lists)
-        return AnchorPredictions(logits, deltas, anchors, inside, maps, self.canvas)
+        return AnchorPredictions(*([level.to(device) for level in part] for part in self))
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,8 @@ class RPNConfig:
     min_size_of: Literal["resized", "original"] = "resized"  # the image whose pixels it counts
     min_size_first: bool = False  # whether smaller boxes are dropped before the best are taken
     score_threshold: Share = 0.0  # probability of being an object
-    clip_to: Literal["image", "canvas"] = short("image", "rpn_clip_to")  # Detectron: to the canvas
+    # Proposals and anchors reach to the next multiple of so many pixels after the image (Detectron: 32).
+    clip_multiple: Count = short(1, "rpn_clip_multiple")
     # The regions' loss also moves the proposals' corners (section 3.2, "non-approximate joint training").
     proposal_gradient: bool = short(False, "proposal_gradient")
 
@@ -149,7 +146,7 @@ class RPN(nn.Module):
             scores, moves = (x.permute(0, 2, 3, 1) for x in both)
             logits.append(self._logits(scores).flatten(1))
             deltas.append(moves.flatten(1, 3).unflatten(1, (-1, 4)))
-        return AnchorPredictions(logits, deltas, *self.anchors(maps, canvas, sizes))._replace(canvas=canvas)
+        return AnchorPredictions(logits, deltas, *self.anchors(maps, canvas, self._limits(sizes)))
 
     def predict(
         self, maps: Sequence[Float[Tensor, "n c _ _"]], canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]
@@ -231,8 +228,7 @@ class RPN(nn.Module):
     ) -> Proposals:
         config = self.config
         levels = len(predictions.logits)
-        if config.clip_to == "canvas" and predictions.canvas is not None:
-            sizes = sizes.new_tensor(predictions.canvas).expand_as(sizes)
+        sizes = self._limits(sizes)
         usable = predictions.inside
         if config.min_size_first:
             usable = [
@@ -252,6 +248,11 @@ class RPN(nn.Module):
         valid &= score.sigmoid() >= config.score_threshold
         kept = nms(box, score, None, valid, iou=config.nms, top=min(keep, top))
         return _best_of_levels(box, score, place, kept, levels=levels, keep=keep)._replace(originals=originals)
+
+    def _limits(self, sizes: Int[Tensor, "n 2"]) -> Int[Tensor, "n 2"]:
+        """How far proposals and anchors of each image reach."""
+        multiple = self.config.clip_multiple
+        return sizes if multiple == 1 else -(-sizes // multiple) * multiple
 
     def _are_large(
         self, boxes: Float[Tensor, "ln p 4"], originals: Originals | None, levels: int = 1

@@ -24,8 +24,9 @@ _BRANCHES = {"conv1": "2a", "conv2": "2b", "conv3": "2c", "norm1": "2a_bn", "nor
 
 
 def numbers_of(state: State, settings: Mapping[str, Any] | None = None) -> Numbers:
-    """Its pixel mean (core/config.py), and its baselines' thresholds."""
-    return Numbers((122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0), 800, 1333, 1000, 1000, 0.7, 0.0, 0.05, 0.5, 100)
+    """Its pixel mean (core/config.py), and its baselines' thresholds; the least side is in pixels of the network's."""
+    mean = np.ravel((settings or {}).get("PIXEL_MEANS") or (102.9801, 115.9465, 122.7717))[::-1].tolist()
+    return Numbers(tuple(mean), (1.0, 1.0, 1.0), 800, 1333, 1000, 1000, 0.7, 1.0, 0.05, 0.5, 100)
 
 
 def detect(
@@ -42,8 +43,10 @@ def detect(
     pyramid = "fpn_res2_2_sum.weight" in layers
     stride_in_1x1 = layers["res2_0_branch2b.weight"].shape[1] == layers["res2_0_branch2b.weight"].shape[0]
     multiple = COARSEST if pyramid else 1
-    sides = [-(-side // multiple) * multiple for side in (canvas or small.shape[:2])]
-    x = as_input(small, numbers, sides, dtype).flip(1)
+    own, shared = (
+        [-(-side // multiple) * multiple for side in each[:2]] for each in (small.shape, canvas or small.shape)
+    )
+    x = as_input(small, numbers, shared, dtype).flip(1)
     observe("image", x)
     maps = resnet(x, layers, _names, stride_in_1x1=stride_in_1x1, last=5 if pyramid else 4)
     if pyramid:
@@ -60,7 +63,7 @@ def detect(
         y = conv(level, layers, f"conv_rpn{end}", padding=1).relu()
         predictions.append((conv(y, layers, f"rpn_cls_logits{end}"), conv(y, layers, f"rpn_bbox_pred{end}")))
     report(observe, levels, predictions)
-    rois = _propose(predictions, strides, sizes, sides, numbers)
+    rois = _propose(predictions, strides, sizes, own, numbers)
     last = torch.tensor([0, 0, 1, 1], dtype=dtype)
     observe("proposals.boxes", rois + last)
     if pyramid:
@@ -110,7 +113,7 @@ def _propose(
     canvas: Sequence[int],
     numbers: Numbers,
 ) -> Tensor:
-    """Of every level the best, clipped to the canvas and suppressed; of all levels the best."""
+    """Of every level the best, clipped to the padded image and suppressed; of all levels the best."""
     from torchvision.ops import nms
 
     boxes, scores = [], []
@@ -118,9 +121,14 @@ def _propose(
         cell = torch.tensor(_anchors(stride, of_level), dtype=logits.dtype)
         y, x = torch.meshgrid(*(torch.arange(side) * stride for side in logits.shape[2:]), indexing="ij")
         anchors = (torch.stack([x, y, x, y], dim=-1).flatten(0, 1)[:, None] + cell).flatten(0, 1)
-        score, order = logits[0].permute(1, 2, 0).flatten().sort(descending=True, stable=True)
-        score, order = score[: numbers.rpn_top], order[: numbers.rpn_top]
+        here = (y.flatten() < canvas[0]) & (x.flatten() < canvas[1])
+        score = logits[0].permute(1, 2, 0).flatten().masked_fill(~here.repeat_interleave(len(cell)), -torch.inf)
+        score, order = score.sort(descending=True, stable=True)
+        count = min(numbers.rpn_top, int((score > -torch.inf).sum()))
+        score, order = score[:count], order[:count]
         box = _clipped(_moved(anchors[order], deltas[0].permute(1, 2, 0).reshape(-1, 4)[order]), canvas)
+        large = ((box[:, 2:] - box[:, :2] + 1) >= numbers.min_size).all(1)
+        box, score = box[large], score[large]
         keep = nms(box + torch.tensor([0, 0, 1, 1], dtype=box.dtype), score, numbers.rpn_nms)[: numbers.rpn_keep]
         boxes.append(box[keep])
         scores.append(score[keep])

@@ -1,4 +1,4 @@
-"""What the references of Faster R-CNN on VGG16 and ZF share: layers, resizing, regions."""
+"""What the references of py-faster-rcnn, simple-faster-rcnn and Detectron share: numbers, resizing, VGG16, the best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from twostage.weights.importers.imported import (
 )
 
 PROJECT = "detectron"
+COARSEST = 32  # of which the sides of a padded image are multiples, with a pyramid
 MEAN = (122.7717, 115.9465, 102.9801)  # RGB
 
 _FIELDS: Mapping[str, Any] = {
@@ -40,8 +42,8 @@ _FIELDS: Mapping[str, Any] = {
     "anchor_rounding": "caffe",
     "anchor_offset": "half_stride",
     "anchor_stride": "fixed",
-    "rpn_clip_to": "canvas",
-    "rpn_min_size": 0.0,
+    "anchors_in_padding": False,
+    "rpn_min_size": 1.0,  # `_filter_boxes`: a pixel at least, and the last one counts
     "min_box_size": 0.0,
     "roi_aligned": False,
     "roi_max_samples": None,
@@ -68,10 +70,10 @@ _NAMES = (
     (r"^bbox_pred\.", "box.deltas."),
 )
 _OTHERS = {
-    r"^(_\[mask\]_|mask_fcn|conv5_mask)": "Mask R-CNN of Detectron, whose masks are not converted",
+    r"^(_\[mask\]_|mask_fcn|conv5_mask)": "Mask R-CNN",
     r"^(kps_|conv_fcn)": "Keypoint R-CNN",
-    r"^retnet_": "RetinaNet of Detectron, which is not converted",
-    r"_gn_s$": "GroupNorm of Detectron, which is not converted",
+    r"^retnet_": "RetinaNet",
+    r"_gn_s$": "a network with GroupNorm",
 }
 _SETTINGS = {
     "size": "TEST.SCALE",
@@ -86,6 +88,18 @@ _SETTINGS = {
     "roi_sampling_ratio": "FAST_RCNN.ROI_XFORM_SAMPLING_RATIO",
     "box_delta_weights": "MODEL.BBOX_REG_WEIGHTS",
     "stride_in_1x1": "RESNETS.STRIDE_1X1",
+    "level_canonical_size": "FPN.ROI_CANONICAL_SCALE",
+}
+# Settings that would find something else, and what they are there.
+_OTHERWISE = {
+    "TEST.SOFT_NMS.ENABLED": False,
+    "TEST.BBOX_VOTE.ENABLED": False,
+    "TEST.BBOX_AUG.ENABLED": False,
+    "TEST.BBOX_REG": True,
+    "FPN.ROI_CANONICAL_LEVEL": 4,
+    "FPN.COARSEST_STRIDE": 32,
+    "FPN.RPN_MAX_LEVEL": 6,
+    "FAST_RCNN.ROI_XFORM_METHOD": "RoIAlign",
 }
 
 
@@ -100,7 +114,15 @@ def from_detectron(state: Mapping[str, Tensor], settings: Mapping[str, Any] | No
     Raises DataError for one of another kind.
     """
     refuse(state, PROJECT, _OTHERS)
-    blobs = {f"{name[:-2]}.{_PARTS[name[-1]]}": tensor for name, tensor in state.items() if name[-2:-1] == "_"}
+    if "cls_score_w" not in state:
+        raise DataError(
+            "The blobs have no cls_score_w: they are a backbone's or an RPN's, which are not converted. To begin a "
+            "training from ImageNet, take --weights resnet50-imagenet."
+        )
+    blobs = {
+        f"{name[:-2]}.{_PARTS[name[-1]]}" if name[-2:] in ("_w", "_s", "_b") else name: tensor
+        for name, tensor in state.items()
+    }
     blobs = {name: tensor for name, tensor in blobs.items() if not name.startswith(("pred.", "fc1000."))}
     tensors = renamed(blobs, _NAMES)
     if "backbone.outputs.0.0.weight" in tensors:
@@ -116,23 +138,42 @@ def from_detectron(state: Mapping[str, Tensor], settings: Mapping[str, Any] | No
     pyramid = config.neck is not None  # type: ignore[union-attr]
     given = _given(settings or {})
     fields = {**_FIELDS, "stride_in_1x1": config.backbone.groups == 1, "roi_sampling_ratio": 2 if pyramid else 0}
-    config = configure(config, {**fields, **({} if pyramid else {"rpn_top_test": 6000}), **given})
+    fields |= {"rpn_clip_multiple": COARSEST} if pyramid else {"rpn_top_test": 6000}
+    config = configure(config, {**fields, **given})
     require_anchors(tensors, config)
     change(tensors, r"backbone\.(body\.)?conv1\.weight", lambda weight: weight.flip(1))
     return Imported(model, config, in_our_places(tensors, config), num_classes, frozenset(given))
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that the settings show. Raises DataError for another pooling than RoIAlign."""
+    """The fields that the settings show. Raises DataError for one that would find something else here."""
+    for path, own in _OTHERWISE.items():
+        if (value := _at(settings, path)) not in (None, own):
+            raise DataError(f"{path} is {value}: only {own} is converted.")
+    if (_at(settings, "TEST.RPN_MIN_SIZE") or 0) > 1:
+        raise DataError(f"TEST.RPN_MIN_SIZE is {_at(settings, 'TEST.RPN_MIN_SIZE')}: only 0 and 1 are converted.")
     given: dict[str, Any] = {}
     for field, path in _SETTINGS.items():
-        part, name = path.split(".")
-        if (value := (settings.get(part) or {}).get(name)) is not None:
+        if (value := _at(settings, path)) is not None:
             given[field] = tuple(value) if isinstance(value, list) else value
-    method = (settings.get("FAST_RCNN") or {}).get("ROI_XFORM_METHOD", "RoIAlign")
-    if method != "RoIAlign":
-        raise DataError(f"FAST_RCNN.ROI_XFORM_METHOD is {method}: only RoIAlign is converted.")
-    sizes = (settings.get("RPN") or {}).get("SIZES")
-    if sizes is not None and not (settings.get("FPN") or {}).get("FPN_ON"):
+    scales = _at(settings, "TEST.SCALES")  # the older name
+    if isinstance(scales, list) and len(scales) == 1:
+        given.setdefault("size", scales[0])
+    if isinstance(mean := settings.get("PIXEL_MEANS"), list):
+        given["mean"] = tuple(value / 255 for value in reversed(np.ravel(mean).tolist()))
+    pyramid = bool(_at(settings, "FPN.FPN_ON"))
+    if (ratios := _at(settings, "FPN.RPN_ASPECT_RATIOS" if pyramid else "RPN.ASPECT_RATIOS")) is not None:
+        given["anchor_ratios"] = tuple(ratios)
+    if pyramid and (start := _at(settings, "FPN.RPN_ANCHOR_START_SIZE")) is not None:
+        given["anchor_sizes"] = tuple((float(start << level),) for level in range(5))
+    if not pyramid and (sizes := _at(settings, "RPN.SIZES")) is not None:
         given["anchor_sizes"] = (tuple(float(size) for size in sizes),)
     return given
+
+
+def _at(settings: Mapping[str, Any], path: str) -> Any:
+    """The value of a setting, None where it is not there."""
+    value: Any = settings
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

@@ -71,8 +71,8 @@ def require_anchors(tensors: Mapping[str, Tensor], config: Config) -> None:
 
 
 def refuse(state: Iterable[str], project: str, parts: Mapping[str, str]) -> None:
-    """Raises DataError for a part that no model of ours has: a pattern in the names, and what it is."""
+    """Raises DataError for a part that is not converted: a pattern in the names, and what it is."""
     for pattern, what in parts.items():
         found = next((name for name in state if re.search(pattern, name)), None)
         if found is not None:
-            raise DataError(f"{project}'s {found} belongs to {what}, which twostage does not have.")
+            raise DataError(f"{project}'s {found} belongs to {what}, which is not converted.")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from twostage.errors import DataError
@@ -31,6 +32,7 @@ from twostage.weights.importers.imported import (
 
 PROJECT = "py-faster-rcnn"
 MEAN = (122.7717, 115.9465, 102.9801)  # RGB
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # one over the deviations of the targets (lib/fast_rcnn/config.py)
 SIZES = {9: (128.0, 256.0, 512.0), 12: (64.0, 128.0, 256.0, 512.0)}  # of models/pascal_voc and models/coco
 
 _FIELDS: Mapping[str, Any] = {
@@ -44,7 +46,6 @@ _FIELDS: Mapping[str, Any] = {
     "delta_clamp": UNLIMITED,
     "rpn_min_size_of": "original",
     "rpn_min_size_first": True,
-    "box_delta_weights": (1.0, 1.0, 1.0, 1.0),
     "min_box_size": 0.0,
 }
 _VGG16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # places of the convolutions
@@ -98,9 +99,15 @@ def from_py_faster_rcnn(state: Mapping[str, Tensor], settings: Mapping[str, Any]
         r"rpn\.objectness\.(weight|bias)",
         lambda rows: rows.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1),
     )
-    change(tensors, r"head\.deltas\.(weight|bias)", without_background)
+    change(tensors, r"head\.deltas\.(weight|bias)", lambda rows: _as_learned(without_background(rows)))
     change(tensors, r"head\.body\.fc6\.weight", partial(channel_last, channels=tensors["rpn.convs.0.weight"].shape[1]))
     return Imported(model, config, tensors, len(tensors["head.classes.bias"]) - 1, frozenset(given))  # type: ignore[arg-type]
+
+
+def _as_learned(rows: Tensor) -> Tensor:
+    """The rows for targets of the deviation that they were learned with, which lib/fast_rcnn/train.py multiplied in."""
+    factors = torch.tensor(WEIGHTS, dtype=rows.dtype).repeat(len(rows) // 4)
+    return rows * factors.reshape(-1, *(1,) * (rows.ndim - 1))
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:

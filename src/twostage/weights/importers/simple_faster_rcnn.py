@@ -8,6 +8,7 @@ by scikit-image, and boxes come back by the factor of the width; the number of d
 (simple-faster-rcnn-pytorch: model/, data/dataset.py, utils/config.py.)
 """
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -26,6 +27,8 @@ from twostage.weights.importers.imported import (
     require_anchors,
     without_background,
 )
+
+log = logging.getLogger("twostage.weights")
 
 PROJECT = "simple-faster-rcnn"
 MODEL = "faster_rcnn_vgg16"
@@ -70,6 +73,11 @@ def from_simple_faster_rcnn(state: Mapping[str, Tensor], settings: Mapping[str, 
     refuse(state, PROJECT, _OTHERS)
     tensors = renamed(state, _NAMES)
     given = _given(settings or {})
+    if not given:
+        log.warning(
+            "No caffe_pretrain lies in these weights: a network of torchvision's images is assumed. If it is of "
+            "Caffe's, as some published ones are, give --config with a YAML file that has `caffe_pretrain: true`."
+        )
     config = configure(named(MODEL), {**_FIELDS, "head_channels": len(tensors["head.body.fc6.bias"]), **given})
     require_anchors(tensors, config)  # type: ignore[arg-type]
     if (settings or {}).get("caffe_pretrain"):
