@@ -135,13 +135,19 @@ def test_anchors_and_mean_of_the_settings() -> None:
             "RPN_ASPECT_RATIOS": [0.25, 1, 4],
             "ROI_CANONICAL_SCALE": 112,
         },
-        "TEST": {"SCALES": [400]},
+        "TEST": {"SCALES": "(400,)"},
         "PIXEL_MEANS": [[[1.0, 2.0, 3.0]]],
     }
     config: Any = from_detectron(blobs(), settings).config
     assert config.anchors.sizes == ((16,), (32,), (64,), (128,), (256,))
     assert (config.anchors.ratios, config.roi.canonical_size, config.image.size) == ((0.25, 1, 4), 112, 400)
     assert [255 * value for value in config.image.mean] == pytest.approx([3, 2, 1])
+
+
+def test_anchor_sizes_as_configurations_write_them() -> None:
+    """configs/12_2017_baselines/e2e_faster_rcnn_R-50-C4_1x.yaml: YAML reads the tuple as text."""
+    found = from_detectron(blobs(pyramid=False), {"RPN": {"SIZES": "(16, 32, 64, 128, 256)"}})
+    assert found.config.anchors.sizes == ((16, 32, 64, 128, 256),)  # type: ignore[union-attr]
 
 
 def test_a_backbone_is_no_detector() -> None:

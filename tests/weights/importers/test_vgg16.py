@@ -103,7 +103,7 @@ def test_the_box_regressor_learns_targets_of_py_faster_rcnns_deviation() -> None
 SETTINGS = {
     "EXP_DIR": "faster_rcnn_end2end",
     "TEST": {
-        "SCALES": [480],
+        "SCALES": "(480,)",
         "MAX_SIZE": 900,
         "NMS": 0.4,
         "RPN_POST_NMS_TOP_N": 77,
@@ -132,7 +132,8 @@ def test_settings_of_an_experiment() -> None:
         ({"rpn_bbox_pred.bias": torch.zeros(40)}, {}, "10 anchors at a position; py-faster-rcnn's models have 9 or 12"),
         ({"fc6_L.weight": torch.zeros(1)}, {}, "truncated layers"),
         ({"conv4.weight": torch.zeros(512, 256, 3, 3)}, {}, "conv4.weight of VGG_CNN_M_1024"),
-        ({}, {"TEST": {"SCALES": [480, 600]}}, "several sizes of an image"),
+        ({}, {"TEST": {"SCALES": [480, 600]}}, "one size of an image"),
+        ({}, {"TEST": {"SCALES": 600}}, "SCALES is 600: one size"),
         ({}, {"TEST": {"SVM": True}}, "scores of SVMs"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -25,6 +25,7 @@ from twostage.weights.importers.imported import (
     refuse,
     renamed,
     require_anchors,
+    setting,
     without_background,
 )
 
@@ -148,32 +149,24 @@ def from_detectron(state: Mapping[str, Tensor], settings: Mapping[str, Any] | No
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that the settings show. Raises DataError for one that would find something else here."""
     for path, own in _OTHERWISE.items():
-        if (value := _at(settings, path)) not in (None, own):
+        if (value := setting(settings, path)) not in (None, own):
             raise DataError(f"{path} is {value}: only {own} is converted.")
-    if (_at(settings, "TEST.RPN_MIN_SIZE") or 0) > 1:
-        raise DataError(f"TEST.RPN_MIN_SIZE is {_at(settings, 'TEST.RPN_MIN_SIZE')}: only 0 and 1 are converted.")
+    if (setting(settings, "TEST.RPN_MIN_SIZE") or 0) > 1:
+        raise DataError(f"TEST.RPN_MIN_SIZE is {setting(settings, 'TEST.RPN_MIN_SIZE')}: only 0 and 1 are converted.")
     given: dict[str, Any] = {}
     for field, path in _SETTINGS.items():
-        if (value := _at(settings, path)) is not None:
+        if (value := setting(settings, path)) is not None:
             given[field] = tuple(value) if isinstance(value, list) else value
-    scales = _at(settings, "TEST.SCALES")  # the older name
-    if isinstance(scales, list) and len(scales) == 1:
+    scales = setting(settings, "TEST.SCALES")  # the older name
+    if isinstance(scales, list | tuple) and len(scales) == 1:
         given.setdefault("size", scales[0])
     if isinstance(mean := settings.get("PIXEL_MEANS"), list):
         given["mean"] = tuple(value / 255 for value in reversed(np.ravel(mean).tolist()))
-    pyramid = bool(_at(settings, "FPN.FPN_ON"))
-    if (ratios := _at(settings, "FPN.RPN_ASPECT_RATIOS" if pyramid else "RPN.ASPECT_RATIOS")) is not None:
+    pyramid = bool(setting(settings, "FPN.FPN_ON"))
+    if (ratios := setting(settings, "FPN.RPN_ASPECT_RATIOS" if pyramid else "RPN.ASPECT_RATIOS")) is not None:
         given["anchor_ratios"] = tuple(ratios)
-    if pyramid and (start := _at(settings, "FPN.RPN_ANCHOR_START_SIZE")) is not None:
+    if pyramid and (start := setting(settings, "FPN.RPN_ANCHOR_START_SIZE")) is not None:
         given["anchor_sizes"] = tuple((float(start << level),) for level in range(5))
-    if not pyramid and (sizes := _at(settings, "RPN.SIZES")) is not None:
+    if not pyramid and (sizes := setting(settings, "RPN.SIZES")) is not None:
         given["anchor_sizes"] = (tuple(float(size) for size in sizes),)
     return given
-
-
-def _at(settings: Mapping[str, Any], path: str) -> Any:
-    """The value of a setting, None where it is not there."""
-    value: Any = settings
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value

@@ -8,7 +8,6 @@ suppressed before they are clipped.
 (detectron2: config/defaults.py, configs/, docs/notes/compatibility.md.)
 """
 
-import ast
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -22,7 +21,16 @@ from twostage.models.config import OneStageConfig
 from twostage.models.configure import configure
 from twostage.models.heads.bodies import Res5Config
 from twostage.weights.importers.architecture import in_our_places, read_architecture
-from twostage.weights.importers.imported import Config, Imported, change, ratio_first, refuse, renamed, require_anchors
+from twostage.weights.importers.imported import (
+    Config,
+    Imported,
+    change,
+    ratio_first,
+    refuse,
+    renamed,
+    require_anchors,
+    setting,
+)
 
 PROJECT = "detectron2"
 MEAN = (123.675, 116.28, 103.53)  # RGB from 0 to 255; detectron2's configurations have BGR
@@ -109,7 +117,7 @@ def from_detectron2(state: Mapping[str, Tensor], settings: Mapping[str, Any] | N
     config, given = _with_settings(config), {} if settings is None else _given(config, num_classes, settings)
     config = configure(config, given)
     require_anchors(tensors, config)
-    if _at(settings, "INPUT.FORMAT") != "RGB":
+    if setting(settings, "INPUT.FORMAT") != "RGB":
         change(tensors, r"backbone\.(body\.)?conv1\.weight", lambda weight: weight.flip(1))
     _reorder(tensors, num_classes, len(config.anchors.ratios))  # type: ignore[union-attr]
     return Imported(model, config, in_our_places(tensors, config), num_classes, frozenset(given))
@@ -236,12 +244,12 @@ def _given(config: Config, num_classes: int, settings: Mapping[str, Any]) -> dic
     """
     _require_same_model(config, num_classes, settings)
     for path, known in _KNOWN.items():
-        said = _at(settings, path)
+        said = setting(settings, path)
         if said is not None and said not in known:
             raise DataError(f"The settings have {path} {said!r}, which twostage does not compute: it has {known[0]!r}.")
 
     def at(path: str) -> Any:
-        said = _at(settings, path)
+        said = setting(settings, path)
         return _DEFAULTS.get(path) if said is None else said
 
     paths = {**_PATHS, **(_PATHS_OF_RETINANET if isinstance(config, OneStageConfig) else _PATHS_OF_REGIONS)}
@@ -258,13 +266,13 @@ def _given(config: Config, num_classes: int, settings: Mapping[str, Any]) -> dic
         cascade = config.cascade is not None
         path = "MODEL.ROI_BOX_CASCADE_HEAD" if cascade else "MODEL.ROI_BOX_HEAD"
         name = "cascade_delta_weights" if cascade else "box_delta_weights"
-        fields[name] = _at(settings, f"{path}.BBOX_REG_WEIGHTS")
+        fields[name] = setting(settings, f"{path}.BBOX_REG_WEIGHTS")
         fields["roi_aligned"] = {"ROIAlign": False, "ROIAlignV2": True}.get(at("MODEL.ROI_BOX_HEAD.POOLER_TYPE"))
         if config.mask is not None and config.mask.tower is not None:
             fields["mask_size"] = at("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION")
             fields["mask.tower.roi.sampling_ratio"] = at("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO")
     for part, path in (("box_head.body", "MODEL.ROI_BOX_HEAD"), ("mask.tower", "MODEL.ROI_MASK_HEAD")):
-        if _at(settings, f"{path}.NORM") == "LN":  # which has the same tensors as GroupNorm
+        if setting(settings, f"{path}.NORM") == "LN":  # which has the same tensors as GroupNorm
             fields |= {f"{part}.norm.kind": "layer", f"{part}.norm.eps": 1e-6}
     bgr = at("INPUT.FORMAT") != "RGB"
     for name, path in (("mean", "MODEL.PIXEL_MEAN"), ("std", "MODEL.PIXEL_STD")):
@@ -291,21 +299,9 @@ def _require_same_model(config: Config, num_classes: int, settings: Mapping[str,
             shown["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"] = config.stage.class_agnostic
         shown["MODEL.BACKBONE.NAME"] = "build_resnet_backbone" if config.neck is None else "build_resnet_fpn_backbone"
     for path, value in shown.items():
-        given = _at(settings, path)
+        given = setting(settings, path)
         if given is not None and given != value:
             raise DataError(
                 f"The settings say {path} {given}, the weights show {value}: they are of different models. Give the "
                 "configuration that these weights were trained with, or none."
             )
-
-
-def _at(values: Any, path: str) -> Any:
-    """The value at a path; None where there is none. A tuple in Python's notation is one."""
-    for name in path.split("."):
-        values = values.get(name) if isinstance(values, Mapping) else None
-    if isinstance(values, str) and values.startswith(("(", "[")):
-        try:
-            return ast.literal_eval(values)
-        except (SyntaxError, ValueError):
-            raise DataError(f"The settings have {path} {values!r}, which is no list of values.") from None
-    return values

@@ -1,8 +1,9 @@
 """What an importer makes of a state dict, and what all importers share."""
 
+import ast
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -76,3 +77,18 @@ def refuse(state: Iterable[str], project: str, parts: Mapping[str, str]) -> None
         found = next((name for name in state if re.search(pattern, name)), None)
         if found is not None:
             raise DataError(f"{project}'s {found} belongs to {what}, which is not converted.")
+
+
+def setting(values: Any, path: str) -> Any:
+    """The value of a setting, such as TEST.NMS; None where there is none. A tuple in Python's notation is one.
+
+    Raises DataError for what only looks like one.
+    """
+    for name in path.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    if isinstance(values, str) and values.startswith(("(", "[")):
+        try:
+            return ast.literal_eval(values)
+        except (SyntaxError, ValueError):
+            raise DataError(f"The settings have {path} {values!r}, which is no list of values.") from None
+    return values

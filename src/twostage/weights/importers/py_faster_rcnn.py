@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from twostage.weights.importers.imported import (
     refuse,
     renamed,
     require_anchors,
+    setting,
     without_background,
 )
 
@@ -61,12 +63,12 @@ _HEAD = (
 )
 _OTHERS = {r"^fc[67]_[LU]\.|^fc[67]\.L\.": "a head of truncated layers"}
 _SETTINGS = {
-    "nms": "NMS",
-    "max_size": "MAX_SIZE",
-    "rpn_nms": "RPN_NMS_THRESH",
-    "rpn_top_test": "RPN_PRE_NMS_TOP_N",
-    "rpn_keep_test": "RPN_POST_NMS_TOP_N",
-    "rpn_min_size": "RPN_MIN_SIZE",
+    "nms": "TEST.NMS",
+    "max_size": "TEST.MAX_SIZE",
+    "rpn_nms": "TEST.RPN_NMS_THRESH",
+    "rpn_top_test": "TEST.RPN_PRE_NMS_TOP_N",
+    "rpn_keep_test": "TEST.RPN_POST_NMS_TOP_N",
+    "rpn_min_size": "TEST.RPN_MIN_SIZE",
 }
 
 
@@ -120,17 +122,15 @@ def _sizes(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a file of settings shows. Raises DataError for several sizes of an image, and for SVMs."""
-    test = settings.get("TEST") or {}
-    given = {field: test[name] for field, name in _SETTINGS.items() if name in test}
-    if "SCALES" in test:
-        if len(test["SCALES"]) != 1:
-            raise DataError(f"TEST.SCALES is {test['SCALES']}: several sizes of an image at once are not done here.")
-        (given["size"],) = test["SCALES"]
-    if test.get("SVM"):
+    given = {field: value for field, path in _SETTINGS.items() if (value := setting(settings, path)) is not None}
+    scales = setting(settings, "TEST.SCALES")
+    if scales is not None:
+        if not isinstance(scales, list | tuple) or len(scales) != 1:
+            raise DataError(f"TEST.SCALES is {scales}: one size of an image is converted, as (600,).")
+        (given["size"],) = scales
+    if setting(settings, "TEST.SVM"):
         raise DataError("TEST.SVM is set: scores of SVMs in the place of softmax are not done here.")
-    if "PIXEL_MEANS" in settings:
-        flat = settings["PIXEL_MEANS"]
-        while len(flat) == 1:
-            (flat,) = flat
-        given["mean"] = tuple(value / 255 for value in reversed(flat))
+    mean = settings.get("PIXEL_MEANS")
+    if isinstance(mean, list):
+        given["mean"] = tuple(value / 255 for value in reversed(np.ravel(mean).tolist()))
     return given
