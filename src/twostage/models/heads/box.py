@@ -41,7 +41,7 @@ class BoxHeadConfig:
     body: BodyConfig = field(default_factory=TwoMLPConfig)
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
-    # One box head alone may have others than half-open ones.
+    # Others than half-open ones are for a single box head without masks.
     edges: Edges = short("half_open", "edges")
     region_batch: Count = short(512, "region_batch")
     region_positive_fraction: Share = short(0.25, "region_positive_fraction")
