@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twostage.atomic import to_json, write_bytes, write_json, write_text
+from twostage.atomic import replacing, to_json, write_bytes, write_json, write_text
 from twostage.errors import TwostageError
 
 
@@ -96,6 +96,14 @@ def test_a_folder_where_the_file_should_be(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
+def test_what_a_writer_leaves_beside_its_file_goes_too(tmp_path: Path) -> None:
+    """safetensors writes a temporary file of its own beside the one that it is given."""
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a.safetensors") as written:
+        (written.parent / ".tmpAbCdEf").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is forbidden to this user")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0o500)
@@ -107,7 +115,7 @@ def test_a_refused_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """The same where the test's user may write anywhere."""
     import tempfile
 
-    monkeypatch.setattr(tempfile, "mkstemp", lambda **_: failing(13)())
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: failing(13)())
     with pytest.raises(TwostageError, match=r"x\.txt: cannot be written: Permission denied"):
         write_text(tmp_path / "x.txt", "x")
 

@@ -1,8 +1,9 @@
-"""Atomic file writes: a temporary file beside the target, renamed to it when it is complete. And JSON."""
+"""Atomic file writes: a temporary file beside the target is renamed to it when it is complete. And JSON."""
 
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,32 +12,33 @@ from typing import Any
 
 from twostage.errors import TwostageError
 
-_BESIDE = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the temporary files made below; no user's file is named so
+_BESIDE = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the temporary folders made below; nothing of a user is named so
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Within it, a file beside `path` to be written, which takes its place when complete; missing folders are made.
+    """Within it, a file to be written, which takes the place of `path` when complete; missing folders are made.
 
-    Raises TwostageError with the path and the system's reason (no space, no permission); the old file then stays.
+    It stands in a temporary folder beside `path`, where writers may have temporary files of their own (safetensors
+    does). Raises TwostageError with the path and the system's reason (no space, no permission); the old file then
+    stays.
     """
     beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Only the start of the name: the system limits its length, and the random part is added.
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        yield Path(beside)
-        with open(beside, "rb+") as file:  # noqa: PTH123
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent))
+        written = beside / path.name
+        yield written
+        with written.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())  # noqa: PTH101
-        os.replace(beside, path)  # noqa: PTH105
-        beside = None
+        os.chmod(written, 0o666 & ~_umask())  # noqa: PTH101
+        os.replace(written, path)  # noqa: PTH105
     except OSError as error:
         raise TwostageError(f"{path}: cannot be written: {error.strerror or error}.") from None
     finally:
         if beside is not None:  # Ctrl-C passes here too
-            Path(beside).unlink(missing_ok=True)
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -69,10 +71,10 @@ def _plain(value: Any) -> Any:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files that killed processes left in a folder and its subfolders."""
-    for path in folder.rglob(".*"):
-        if _BESIDE.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+    """Remove temporary folders that killed processes left in a folder and its subfolders."""
+    for path in list(folder.rglob(".*")):
+        if _BESIDE.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _umask() -> int:
