@@ -98,9 +98,14 @@ def test_a_folder_where_the_file_should_be(tmp_path: Path) -> None:
 
 def test_what_a_writer_leaves_beside_its_file_goes_too(tmp_path: Path) -> None:
     """safetensors writes a temporary file of its own beside the one that it is given."""
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a.safetensors") as written:
-        (written.parent / ".tmpAbCdEf").write_bytes(b"half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(tmp_path / "a.safetensors") as written:
+            (written.parent / ".tmpAbCdEf").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert names(tmp_path) == []
 
 
