@@ -85,7 +85,7 @@ def main() -> None:
     # 4096 boxes enter the last suppression on a device.
     with patch.object(packed, "serves", lambda device, dtype: False):
         # A device has no forms to choose from, and a trial would be counted.
-        model = prepare(ours(FASTER, theirs, candidates=4096).model, choose=False)
+        model = prepare(ours(FASTER, theirs, candidates=4096).model, forms="first")
     rows = []
     for size in (1, 2, 8):
         some = images[:size]

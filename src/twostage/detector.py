@@ -117,7 +117,7 @@ class Detector:
             state += [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None]
         with self._lock:
             if self._prepared is None or self._prepared[0] != state:
-                self._prepared = state, prepare(self.model, self.dtype, choose=self.choose_forms)
+                self._prepared = state, prepare(self.model, self.dtype, forms="fastest" if self.choose_forms else "first")
             return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:

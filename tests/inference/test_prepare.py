@@ -157,7 +157,7 @@ def test_weights_are_kept_once(way: str) -> None:
 
 
 def test_without_a_choice_every_layer_has_its_first_form(way: str) -> None:
-    fast = prepare(lively("faster_rcnn_tiny_fpn"), choose=False)
+    fast = prepare(lively("faster_rcnn_tiny_fpn"), forms="first")
     layers = [m.conv for m in fast.model.modules() if isinstance(m, FusedConv)]
     layers += [m.linear for m in fast.model.modules() if isinstance(m, FusedLinear)]
     kept = (PackedConv, PackedPointwise, PackedLinear) if way == "packed" else (PlainConv, PlainLinear)

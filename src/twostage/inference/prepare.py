@@ -27,7 +27,7 @@ from twostage.models.backbones.norm import FrozenBatchNorm, window_of
 from twostage.models.backbones.provided import ProvidedBackbone
 from twostage.models.build import Model
 from twostage.models.config import DetectorConfig
-from twostage.models.fused import FusedConv, FusedLinear, KeptNearest
+from twostage.models.fused import FormChoice, FusedConv, FusedLinear, KeptNearest
 from twostage.models.heads.bodies import TwoMLPHead
 from twostage.models.heads.mask import ClassSpecificLinear, ConvTranspose2x2
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
@@ -42,10 +42,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class LayerOptions(NamedTuple):
-    """The dtype of prepared layers, and whether their forms on a CPU are chosen by measuring."""
+    """The dtype of prepared layers, and their forms on a CPU."""
 
     dtype: torch.dtype
-    choose: bool = True
+    forms: FormChoice = "fastest"
 
 
 _PIXELS = 1_500_000  # together in one pass on a CPU
@@ -130,14 +130,14 @@ class PreparedModel:
 
 
 @torch.no_grad()
-def prepare(model: Model, dtype: torch.dtype = torch.float32, *, choose: bool = True) -> PreparedModel:
+def prepare(model: Model, dtype: torch.dtype = torch.float32, *, forms: FormChoice = "fastest") -> PreparedModel:
     """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last.
 
-    With `choose` each layer is tried in several forms on a CPU, at the first input of its size (`ops.cpu.choice`). A
-    model with forward hooks runs as it is: a hook sees what its own layer gives.
+    `forms`: by default each layer is tried in several on a CPU, at the first input of its size (`ops.cpu.choice`);
+    "plain" layers are torch's own operators, which can be exported. A model with forward hooks runs as it is: a hook sees what its own layer gives.
     """
     hooked = any(hooks for module in model.modules() for hooks in forward_hooks(module))
-    fast = PreparedModel(_as_it_is(model, dtype) if hooked else prepared(model, LayerOptions(dtype, choose)), dtype)
+    fast = PreparedModel(_as_it_is(model, dtype) if hooked else prepared(model, LayerOptions(dtype, forms)), dtype)
     release_freed_memory()
     return fast
 
@@ -203,7 +203,7 @@ def _sequence(sequence: nn.Sequential, options: LayerOptions) -> nn.Module:
 @prepared.register(nn.Linear)
 def _linear(layer: nn.Linear, options: LayerOptions) -> nn.Module:
     bias = None if layer.bias is None else layer.bias.detach().to(options.dtype)
-    return FusedLinear(layer.weight.detach().to(options.dtype), bias, choose=options.choose)
+    return FusedLinear(layer.weight.detach().to(options.dtype), bias, forms=options.forms)
 
 
 @prepared.register(TwoMLPHead)
@@ -237,7 +237,7 @@ def truncated(layer: nn.Linear, rank: int) -> tuple[nn.Linear, nn.Linear]:
 
 @prepared.register(Nearest)
 def _nearest(layer: nn.Module, options: LayerOptions) -> nn.Module:
-    return KeptNearest()
+    return layer if options.forms == "plain" else KeptNearest()
 
 
 @prepared.register(nn.GroupNorm)
@@ -288,7 +288,7 @@ def _fused(
         weight = weight * scale[:, None, None, None]
         bias = shift if bias is None else shift + scale * bias
     weight, bias = weight.to(device, options.dtype), None if bias is None else bias.to(device, options.dtype)
-    return FusedConv(weight, bias, window_of(conv), activation, choose=options.choose)
+    return FusedConv(weight, bias, window_of(conv), activation, forms=options.forms)
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

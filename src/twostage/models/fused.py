@@ -1,6 +1,7 @@
 """Fused layers: those that replace convolutions and linear layers in `inference.prepare`, and `side_by_side`."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,12 +13,15 @@ from twostage.ops.cpu.memory import empty
 from twostage.ops.cpu.threads import adapt_to_load
 from twostage.ops.plain import Activation, Conv, Linear, PlainConv, PlainLinear, Window
 
+FormChoice = Literal["fastest", "first", "plain"]
+"""Which form of a layer serves on a CPU: the fastest, found by trying; the first; or torch's own operator."""
+
 
 class FusedConv(nn.Module):
     """A convolution with its normalisation folded in; adds a summand and applies an activation in the same pass.
 
-    `activation` is the default; the blocks of a network pass one with each call. On a CPU it has several forms, of
-    which the fastest is chosen (`ops.cpu.forms`), or with `choose` False the first.
+    `activation` is the default; the blocks of a network pass one with each call. On a CPU it has several forms
+    (`ops.cpu.forms`), of which `forms` chooses.
     """
 
     def __init__(
@@ -27,13 +31,14 @@ class FusedConv(nn.Module):
         window: Window,
         activation: Activation = "none",
         *,
-        choose: bool = True,
+        forms: FormChoice = "fastest",
     ) -> None:
         super().__init__()
         self.conv: Conv = PlainConv.of(weight, bias, window)
-        if weight.device.type == "cpu":
+        self.packs = weight.device.type == "cpu" and forms != "plain"
+        if self.packs:
             chosen = ChosenConv(weight, bias, window)
-            self.conv = chosen if choose else chosen.forms.first
+            self.conv = chosen if forms == "fastest" else chosen.forms.first
         self.activation: Activation = activation
 
     def forward(
@@ -43,20 +48,20 @@ class FusedConv(nn.Module):
         add: Float[Tensor, "n d i j"] | None = None,
     ) -> Float[Tensor, "n d i j"]:
         """`activation(conv(x) + add)`; `add` may be overwritten."""
-        if x.device.type == "cpu":
+        if self.packs:
             adapt_to_load()
         return self.conv(x, activation or self.activation, add)
 
 
 class FusedLinear(nn.Module):
-    """A linear layer, on a CPU in the fastest of its forms; `choose` as in `FusedConv`."""
+    """A linear layer; `forms` as in `FusedConv`."""
 
-    def __init__(self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None, *, choose: bool = True) -> None:
+    def __init__(self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None, *, forms: FormChoice = "fastest") -> None:
         super().__init__()
         self.linear: Linear = PlainLinear(weight, bias)
-        if weight.device.type == "cpu":
+        if weight.device.type == "cpu" and forms != "plain":
             chosen = ChosenLinear(weight, bias)
-            self.linear = chosen if choose else chosen.forms.first
+            self.linear = chosen if forms == "fastest" else chosen.forms.first
 
     def forward(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
         """See `torch.nn.Linear`."""

@@ -3,6 +3,8 @@
 Letters: n images, p boxes of each, padded, c channels, sy x sx bins.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,13 +27,20 @@ def roi_pool(
     outside the map. `max_cells`, the most rows and columns of a bin that devices other than the CPU read, covers all
     bins of boxes inside the image by default. In memory the result is channels-last, [n, p, sy, sx, c].
     """
-    sy, sx = (output_size, output_size) if isinstance(output_size, int) else output_size
-    h, w = features.shape[2:]
+    size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
+    out: Tensor = torch.ops.twostage.roi_pool(features, boxes, scale, size, max_cells and list(max_cells))
+    return out
+
+
+def _roi_pool(
+    features: Tensor, boxes: Tensor, scale: float, size: Sequence[int], max_cells: Sequence[int] | None
+) -> Tensor:
+    (sy, sx), (h, w) = size, features.shape[2:]
     x1, y1, x2, y2 = precise(boxes.detach()).unbind(-1)
     rows, columns = _bins(y1, y2, scale, sy, h), _bins(x1, x2, scale, sx, w)
     # A box inside the image covers at most one cell more than the map has, and a bin one more than its size.
     most = max_cells or (min(h, -(-(h + 1) // sy) + 1), min(w, -(-(w + 1) // sx) + 1))
-    return max_bins(features, rows, columns, most=most)
+    return max_bins(features, rows, columns, most=(most[0], most[1]))
 
 
 def _bins(
@@ -49,3 +58,10 @@ def _round(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
     """To the nearest integer, halves away from 0 as in C; torch rounds halves to even."""
     whole = x.trunc()
     return whole + x.sign() * ((x - whole).abs() >= 0.5)
+
+
+# One node of an exported program, which runtimes have an operator for; everywhere else what it is made of.
+torch.library.define(
+    "twostage::roi_pool", "(Tensor features, Tensor boxes, float scale, int[] size, int[]? max_cells) -> Tensor"
+)
+torch.library.impl("twostage::roi_pool", "CompositeImplicitAutograd", _roi_pool)
