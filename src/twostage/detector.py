@@ -22,17 +22,19 @@ from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import DataError, UsageError
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split, detect_split_augmented, propose_split
+from twostage.inference.exported import SUFFIXES, ExportedModel
 from twostage.inference.graphs import AnyStages
 from twostage.inference.precision import choose_precision
 from twostage.inference.predictor import detect_images, make_batch
 from twostage.inference.prepare import PreparedModel, forward_hooks, prepare
+from twostage.inference.runner import Runner
 from twostage.inference.sources import Item, expand, is_one_image
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
 from twostage.kinds import coerce, describe, matches
 from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import Count, Share
-from twostage.models.config import OneStageConfig
+from twostage.models.config import DetectorConfig, OneStageConfig
 from twostage.models.configure import configure
 from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.models.proposals.provided import of_split
@@ -79,11 +81,13 @@ class Detector:
     `precision` is fp32, bf16 or fp16; `auto` is resolved by `inference.precision`. With `choose_forms` each layer is
     tried in several forms on a CPU, at the first image of a size, and the fastest is kept (`ops.cpu.choice`). Made by
     `load`, `build` or `from_state_dict`. Several threads may predict with one detector at the same time.
+
+    A file of `twostage export` predicts and is evaluated in the same way; it has no `model` to train, trace or save.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | ExportedModel,
         name: str,
         names: Sequence[str],
         *,
@@ -91,16 +95,42 @@ class Detector:
         precision: str = "fp32",
         choose_forms: bool = True,
     ) -> None:
-        self.device = choose_device(device)
-        # An impossible precision is an error now, not at the first image.
-        self.precision = choose_precision(self.device, precision)
-        self.dtype = PRECISIONS[self.precision]
-        self.choose_forms = choose_forms
         self.name = name
         self.names = tuple(names)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.choose_forms = choose_forms
+        self._exported: ExportedModel | None = None
+        if isinstance(model, ExportedModel):
+            self._exported, self.device = model, model.device
+            self.precision, self.dtype = model.precision, torch.float32
+        else:
+            self.device = choose_device(device)
+            # An impossible precision is an error now, not at the first image.
+            self.precision = choose_precision(self.device, precision)
+            self.dtype = PRECISIONS[self.precision]
+            self._model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self._prepared: tuple[list[Any], PreparedModel] | None = None
         self._lock = Lock()
+
+    @property
+    def model(self) -> Model:
+        """The network. Raises UsageError where the detector is an exported file, which has none."""
+        if self._exported is not None:
+            weights = self._exported.session.metadata["weights"]["file"]
+            raise UsageError(
+                f"{self._exported.path}: an exported file predicts and is evaluated, and nothing else: load the "
+                f"weights that it was exported from, {weights}."
+            )
+        return self._model
+
+    @property
+    def config(self) -> DetectorConfig:
+        """The configuration that predictions follow."""
+        return self._model.config if self._exported is None else self._exported.config
+
+    @property
+    def runner(self) -> Runner:
+        """What predictions run: the prepared model, or the exported file in its runtime."""
+        return self.prepared if self._exported is None else self._exported
 
     @property
     def prepared(self) -> PreparedModel:
@@ -117,7 +147,10 @@ class Detector:
             state += [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None]
         with self._lock:
             if self._prepared is None or self._prepared[0] != state:
-                self._prepared = state, prepare(self.model, self.dtype, forms="fastest" if self.choose_forms else "first")
+                self._prepared = (
+                    state,
+                    prepare(self.model, self.dtype, forms="fastest" if self.choose_forms else "first"),
+                )
             return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,11 +174,19 @@ class Detector:
     ) -> "Detector":
         """The detector of a weights file or of a published name; `fields` replace values of its configuration.
 
-        A name (`weights.published`) is fetched once and kept, unless `offline`. `backbone` is the module of a detector
-        that was built with one. Raises MissingError when there is no such file or it cannot be fetched, DataError when
-        it is none of ours, UsageError for a wrong field.
+        A name (`weights.published`) is fetched once and kept, unless `offline`. A file of `twostage export` (.onnx,
+        .xml, .pt2) runs in its runtime on the CPU (`inference.exported`), and its fields are fixed. `backbone` is the
+        module of a detector that was built with one. Raises MissingError when there is no such file or it cannot be
+        fetched, DataError when it is none of ours, UsageError for a wrong field.
         """
-        card, state = load_weights(find_weights(path, offline=offline))
+        file = find_weights(path, offline=offline)
+        if file.suffix in SUFFIXES:
+            if fields or backbone is not None:
+                name = next(iter(fields), "backbone")
+                raise UsageError(f"{file}: {name} is fixed in an exported file: export it anew, or leave {name} out.")
+            exported = ExportedModel.open(file, device=device, precision=precision)
+            return cls(exported, exported.card.model, exported.card.names)
+        card, state = load_weights(file)
         saved = card.config.backbone
         if backbone is not None and isinstance(saved, ProvidedConfig):
             given = ProvidedBackbone(backbone).config
@@ -256,7 +297,7 @@ class Detector:
         (item,) = expand(source)
         if item.image is None:
             raise item.error or UsageError(f"{source!r:.80}: contains no image.")
-        return self.prepared.stages(make_batch([item.image], self.model.config))
+        return self.runner.stages(make_batch([item.image], self.config))
 
     def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Unpack[EvaluateKeywords]) -> "Report":
         """The metrics on a split (`evaluation.evaluate`); `options` are those of `detect_dataset`.
@@ -271,7 +312,7 @@ class Detector:
             )
         results = self.detect_dataset(dataset, **options)
         conf = options.get("conf")
-        floor = self.model.config.postprocess.score_threshold if conf is None else conf
+        floor = self.config.postprocess.score_threshold if conf is None else conf
         most = options.get("max_det")
         return evaluate(
             dataset, results, metric=metric, score_floor=floor, precision=self.precision, max_detections=most
@@ -302,11 +343,11 @@ class Detector:
                 f"{dataset.root}: its classes are {', '.join(dataset.names)}, those of the detector "
                 f"{', '.join(self.names)}. Evaluate on data with the same classes in the same order."
             )
-        postprocess, config = self.postprocess(conf, iou, max_det), self.model.config
+        postprocess, config = self.postprocess(conf, iou, max_det), self.config
         if not views.plain:
             if proposals is not None:
                 raise UsageError("proposals are for whole images without augmentation: leave them out, or the views.")
-            gathered = detect_split_augmented(self.prepared, dataset, postprocess, views, batch, processes)
+            gathered = detect_split_augmented(self.runner, dataset, postprocess, views, batch, processes)
             return Accumulator.join(processes.gather_to_main(gathered)).results()
         if proposals is not None and isinstance(config, OneStageConfig):
             raise UsageError("This detector has one stage: it takes no proposals from elsewhere.")
@@ -318,7 +359,7 @@ class Detector:
         given = None
         if not isinstance(config, OneStageConfig):
             given = of_split(dataset, config.proposals, read, count=config.proposals.keep_test)
-        model = self.prepared
+        model = self.runner
         batches = batches_of(model, dataset, batch=batch, workers=workers, processes=processes, proposals=given)
         gathered = detect_split(model, dataset, batches, lambda loaded: model.detect(loaded.batch, postprocess))
         return Accumulator.join(processes.gather_to_main(gathered)).results()
@@ -350,7 +391,7 @@ class Detector:
             given["nms"] = _required("iou", iou, Share)
         if max_det is not None:
             given["max_det"] = _required("max_det", max_det, Count)
-        return replace(self.model.config.postprocess, **given)
+        return replace(self.config.postprocess, **given)
 
     def _stream(
         self, items: Iterator[Item], postprocess: PostprocessConfig, batch: int, views: TestTimeAugmentation
@@ -361,11 +402,11 @@ class Detector:
             readable = [(item.image, item.path) for item in group if item.image is not None]
             if readable and views.plain:
                 images, paths = zip(*readable, strict=True)
-                yield from detect_images(self.prepared, images, self.names, postprocess=postprocess, paths=paths)
+                yield from detect_images(self.runner, images, self.names, postprocess=postprocess, paths=paths)
                 continue
             for image, path in readable:
                 yield detect_augmented(
-                    self.prepared, image, self.names, postprocess=postprocess, views=views, batch=batch, path=path
+                    self.runner, image, self.names, postprocess=postprocess, views=views, batch=batch, path=path
                 )
         if unreadable:
             raise DataError("\n".join(str(error) for error in unreadable))

@@ -14,7 +14,7 @@ from twostage.data.fields import Fields
 from twostage.data.flat import NO_MASK, NONE, FlatMasks, FlatStrings, Mask, box_mask, to_rle
 from twostage.data.images import read_image
 from twostage.errors import DataError, UsageError, nearest
-from twostage.ops import masks as rle_masks
+from twostage.ops.run_lengths import RLE
 
 
 class Objects(NamedTuple):
@@ -128,7 +128,7 @@ class Dataset:
         """Which objects have no mask; all False if the data set has no masks."""
         return np.zeros(len(self.labels), dtype=bool) if self.masks is None else self.masks.kinds == NONE
 
-    def masks_of(self, index: int) -> list[rle_masks.RLE]:
+    def masks_of(self, index: int) -> list[RLE]:
         """Masks of an image's objects as COCO RLEs, {"size": [h, w], "counts": bytes}; [] if the data set has no masks.
 
         An object without a mask among others with masks gets its box as the mask.

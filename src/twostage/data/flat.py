@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from twostage.ops import masks as rle_masks
+from twostage.ops import run_lengths
 
 NONE, POLYGONS, RLE = 0, 1, 2
 
@@ -92,7 +93,7 @@ def pixel_mask(pixels: np.ndarray) -> Mask:
     return Mask(RLE, rle_masks.encode(pixels[None])[0]["counts"], pixels.shape)
 
 
-def to_rle(mask: Mask, height: int, width: int) -> rle_masks.RLE:
+def to_rle(mask: Mask, height: int, width: int) -> run_lengths.RLE:
     """A mask on an image of this size as a COCO RLE: {"size": [h, w], "counts": bytes}."""
     if mask.kind == RLE:
         return {"size": [height, width], "counts": mask.data}

@@ -10,7 +10,8 @@ import numpy as np
 
 from twostage.data.flat import NO_MASK, NONE, POLYGONS, RLE, Mask, pack_polygons, unpack_polygons
 from twostage.errors import brief
-from twostage.ops.masks import compress, decompress
+from twostage.ops.masks import decompress
+from twostage.ops.run_lengths import compress
 
 LONGEST_OUTLINE = 10_000_000  # pixels
 
@@ -87,7 +88,7 @@ def read_run_lengths(segmentation: Any, stated: tuple[int, int]) -> Mask:
     except ValueError as error:
         raise SegmentationError(str(error), fix) from error
     text = counts.encode() if isinstance(counts, str) else counts
-    code = text if isinstance(text, bytes) else compress(runs, *size)
+    code = text if isinstance(text, bytes) else compress(np.array(runs, dtype=np.int64))
     return Mask(RLE, code, (size[0], size[1]))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float64, Int64
 from twostage.data.dataset import Dataset
 from twostage.evaluation.groups import mean_of_defined, one_or_all, pair_blocks, paired_iou
 from twostage.evaluation.results import Results
-from twostage.ops.masks import RLE
+from twostage.ops.run_lengths import RLE
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnxscript import BOOL, FLOAT, INT64, script
-from onnxscript import opset18 as op
+from onnxscript import FLOAT, INT64, opset18
 
-import twostage.ops.roi_pool  # noqa: F401  registers
+from twostage.export.onnx_soft_nms import decayed
+from twostage.ops import best as _registers_best  # noqa: F401
+from twostage.ops import nms as _registers_nms  # noqa: F401
+from twostage.ops import roi_align as _registers_roi_align  # noqa: F401
+from twostage.ops import roi_pool as _registers_roi_pool  # noqa: F401
+from twostage.ops import soft_nms as _registers_soft_nms  # noqa: F401
 from twostage.ops.cpu.nms import exact_threshold
+
+op: Any = opset18  # its type variables are not those of the arguments of a translation
 
 _NONE = -np.inf
 _LOWEST = float(np.finfo(np.float32).min)
@@ -29,11 +35,16 @@ def _float(value: float) -> Any:
     return op.Constant(value_float=value)
 
 
+def _boolean(value: bool) -> onnx.TensorProto:
+    return onnx.helper.make_tensor("value", onnx.TensorProto.BOOL, [], [value])
+
+
 def _competing(boxes: Any, scores: Any, groups: Any, valid: Any) -> tuple[Any, Any, Any]:
     """The columns up to the last valid one, at least one of them, with scores of -inf for those that are not valid."""
     scores = op.Where(valid, scores, _float(_NONE))
-    columns = op.CumSum(op.Cast(op.Not(op.And(valid, op.Not(valid))), to=INT64.dtype), _int(1))
-    last = op.ReduceMax(op.Where(valid, columns, _int(0)), keepdims=0)
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    columns = op.Range(one, op.Add(op.Squeeze(op.Shape(valid, start=1, end=2)), one), one)
+    last = op.ReduceMax(op.Where(valid, columns, zero), keepdims=0)
     end = op.Reshape(op.Max(last, _int(1)), _int(1))
     start, axis = _int(0), _int(1)
     boxes, scores = (op.Slice(each, start, end, axis) for each in (boxes, scores))
@@ -58,73 +69,41 @@ def nms(boxes: Any, scores: Any, groups: Any, valid: Any, iou: float, top: int) 
         own = op.Equal(op.Unsqueeze(groups, _int(1)), op.Reshape(every, _int(1, -1, 1)))
         by_group = op.Where(own, by_group, _float(_NONE))
     kept = op.NonMaxSuppression(
-        boxes, by_group, _int(top), _float(exact_threshold(iou, np.dtype(np.float32))), _float(_LOWEST),
+        boxes,
+        by_group,
+        _int(top),
+        _float(exact_threshold(iou, np.dtype(np.float32))),
+        _float(_LOWEST),
         center_point_box=0,
     )
     places = op.Gather(kept, _int(0, 2), axis=1)
     ones = op.Expand(_float(1.0), op.Shape(op.Slice(places, _int(0), _int(1), _int(1)), start=0, end=1))
-    survives = op.ScatterND(op.Mul(op.Cast(op.Equal(scores, scores), to=FLOAT.dtype), _float(0.0)), places, ones, reduction="none")
+    survives = op.ScatterND(
+        op.Mul(op.Cast(op.Equal(scores, scores), to=FLOAT.dtype), _float(0.0)), places, ones, reduction="none"
+    )
     index, _, found = _best(op.Where(op.Greater(survives, _float(0.5)), scores, _float(_NONE)), top)
-    return index, found, op.Less(op.ReduceMax(index, _int(1), keepdims=0), _int(0))
-
-
-
-@script(default_opset=op)
-def _decayed(
-    boxes: FLOAT["n", "m", 4],
-    scores: FLOAT["n", "m"],
-    groups: INT64["n", "m"],
-    top: INT64,
-    floor: FLOAT,
-    iou: FLOAT,
-    linear: BOOL,
-    sigma: FLOAT,
-) -> FLOAT["n", "m"]:
-    """The decayed scores of the boxes that are taken, -inf of the others."""
-    zero = op.Constant(value_float=0.0)
-    one = op.Constant(value_float=1.0)
-    none = op.Sub(zero, op.Div(one, zero))
-    index = op.Constant(value_int=0)
-    x1, y1, x2, y2 = op.Split(boxes, axis=2, num_outputs=4)
-    area = op.Mul(op.Max(op.Sub(x2, x1), zero), op.Max(op.Sub(y2, y1), zero))
-    waiting = scores
-    taken = op.Add(op.Mul(op.Cast(op.Equal(scores, scores), to=1), zero), none)
-    going = op.GreaterOrEqual(op.ReduceMax(waiting, keepdims=0), floor)
-    for turn in range(top):
-        best = op.ArgMax(waiting, axis=1, keepdims=1, select_last_index=0)
-        score = op.GatherElements(waiting, best, axis=1)
-        taken = op.ScatterElements(taken, best, op.Where(op.GreaterOrEqual(score, floor), score, none), axis=1)
-        waiting = op.ScatterElements(waiting, best, op.Add(op.Mul(op.Cast(op.Equal(score, score), to=1), zero), none), axis=1)
-        place = op.Unsqueeze(best, op.Constant(value_ints=[2]))
-        box = op.GatherElements(boxes, op.Expand(place, op.Constant(value_ints=[1, 1, 4])), axis=1)
-        a1, b1, a2, b2 = op.Split(box, axis=2, num_outputs=4)
-        width = op.Max(op.Sub(op.Min(x2, a2), op.Max(x1, a1)), zero)
-        height = op.Max(op.Sub(op.Min(y2, b2), op.Max(y1, b1)), zero)
-        both = op.Mul(width, height)
-        own = op.GatherElements(area, place, axis=1)
-        union = op.Max(op.Sub(op.Add(area, own), both), op.Constant(value_float=1e-30))
-        overlap = op.Squeeze(op.Div(both, union), op.Constant(value_ints=[2]))
-        gaussian = op.Exp(op.Div(op.Mul(overlap, overlap), op.Neg(sigma)))
-        straight = op.Where(op.Greater(overlap, iou), op.Sub(one, overlap), one)
-        decay = op.Where(linear, straight, gaussian)
-        same = op.And(op.Equal(groups, op.GatherElements(groups, best, axis=1)), op.Greater(waiting, none))
-        waiting = op.Where(same, op.Mul(waiting, decay), waiting)
-        going = op.GreaterOrEqual(op.ReduceMax(waiting, keepdims=0), floor)
-        stop = op.Not(going)
-        if stop:
-            break
-    return taken
+    return index, found, op.Expand(op.Constant(value=_boolean(False)), op.Shape(scores, start=0, end=1))
 
 
 def soft_nms(
-    boxes: Any, scores: Any, groups: Any, valid: Any, gaussian: bool, top: int, iou: float, sigma: float, min_score: float
+    boxes: Any,
+    scores: Any,
+    groups: Any,
+    valid: Any,
+    gaussian: bool,
+    top: int,
+    iou: float,
+    sigma: float,
+    min_score: float,
 ) -> tuple[Any, Any, Any]:
     """`twostage::soft_nms` by a Loop that ends when no score is left."""
     boxes, scores, groups = _competing(boxes, scores, groups, valid)
     if groups is None:
-        groups = op.Cast(op.Mul(scores, _float(0.0)), to=INT64.dtype)
+        groups = op.Expand(op.Constant(value_int=0), op.Shape(scores))
     linear = op.Constant(value=onnx.helper.make_tensor("linear", onnx.TensorProto.BOOL, [], [not gaussian]))
-    taken = _decayed(boxes, scores, groups, op.Constant(value_int=top), _float(min_score), _float(iou), linear, _float(sigma))
+    taken = decayed(
+        boxes, scores, groups, op.Constant(value_int=top), _float(min_score), _float(iou), linear, _float(sigma)
+    )
     index, best, kept = _best(taken, top)
     return index, op.Where(kept, best, _float(0.0)), kept
 
@@ -184,16 +163,27 @@ def _image_of_region(boxes: Any) -> Any:
     return op.Reshape(op.Expand(op.Unsqueeze(image, _int(1)), op.Shape(boxes, start=0, end=2)), _int(-1))
 
 
-def sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
-    """`aten::sort` by TopK, of which the standard says that of equal values the lower index comes first."""
-    length = op.Shape(x, start=dim, end=dim + 1 if dim != -1 else None)
-    return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
+def best(scores: Any, among: Any, top: int, fits: bool) -> tuple[Any, Any]:
+    """`twostage::best`; where all fit, by their places alone."""
+    if not fits:
+        index, _, valid = _best(op.Where(among, scores, _float(_NONE)), top)
+        return index, valid
+    number = op.CumSum(op.Cast(among, to=INT64.dtype), op.Constant(value_int=1))
+    places = op.Transpose(op.NonZero(among), perm=[1, 0])  # of each that is among them: row, place
+    row, place = op.Split(places, axis=1, num_outputs=2)
+    rank = op.Unsqueeze(op.Sub(op.GatherND(number, places), op.Constant(value_int=1)), _int(1))
+    rows = op.Shape(scores, start=0, end=1)
+    nowhere = op.Expand(op.Constant(value_int=0), op.Concat(rows, _int(top), axis=0))
+    index = op.ScatterND(nowhere, op.Concat(row, rank, axis=1), op.Squeeze(place, _int(1)), reduction="none")
+    count = op.ReduceSum(op.Cast(among, to=INT64.dtype), _int(1), keepdims=1)
+    every = op.Range(op.Constant(value_int=0), op.Constant(value_int=top), op.Constant(value_int=1))
+    return index, op.Less(every, count)
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.twostage.nms.default: nms,
     torch.ops.twostage.soft_nms.default: soft_nms,
     torch.ops.twostage.roi_align.default: roi_align,
+    torch.ops.twostage.best.default: best,
     torch.ops.twostage.roi_pool.default: roi_pool,
-    torch.ops.aten.sort.stable: sort,
 }

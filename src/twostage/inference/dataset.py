@@ -14,13 +14,14 @@ from twostage.errors import UsageError
 from twostage.evaluation.results import Accumulator
 from twostage.inference.predictor import on_originals, to_arrays
 from twostage.inference.prepare import PreparedModel
+from twostage.inference.runner import Runner
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.two_stage import TwoStage
 
 
 def batches_of(
-    model: PreparedModel,
+    model: Runner,
     dataset: Dataset,
     *,
     batch: int,
@@ -47,7 +48,7 @@ def batches_of(
 
 
 def detect_split(
-    model: PreparedModel,
+    model: Runner,
     dataset: Dataset,
     batches: Iterator[Loaded],
     detect: Callable[[Loaded], BatchDetections],
@@ -63,7 +64,7 @@ def detect_split(
 
 
 def detect_split_augmented(
-    model: PreparedModel,
+    model: Runner,
     dataset: Dataset,
     config: PostprocessConfig,
     views: TestTimeAugmentation,

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from twostage.data.batch import Batch, Originals, canvas_shape, stack_images
 from twostage.detections import Detections
-from twostage.inference.prepare import PreparedModel
+from twostage.inference.runner import Runner
 from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import AnyImageConfig
 from twostage.models.proposals.provided import of_images
-from twostage.ops.masks import RLE
 from twostage.ops.paste import paste
+from twostage.ops.run_lengths import RLE
 
 log = logging.getLogger("twostage.inference")
 
@@ -83,7 +83,7 @@ def to_arrays(detections: BatchDetections, batch: Batch, config: DetectorConfig)
 
 
 def predict_arrays(
-    model: PreparedModel,
+    model: Runner,
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     postprocess: PostprocessConfig | None = None,
     image: AnyImageConfig | None = None,
@@ -95,7 +95,7 @@ def predict_arrays(
 
 
 def detect_images(
-    model: PreparedModel,
+    model: Runner,
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     names: tuple[str, ...],
     *,

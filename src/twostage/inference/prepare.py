@@ -68,10 +68,7 @@ class PreparedModel:
     def detect(self, batch: Batch, config: PostprocessConfig) -> BatchDetections:
         """Detections of a batch, on the CPU."""
         parts = [self._detect(part, config) for part in self.split(batch)]
-        if len(parts) == 1:
-            return parts[0]
-        columns: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-        return BatchDetections(*columns)
+        return parts[0] if len(parts) == 1 else BatchDetections.concatenate(parts)
 
     @torch.inference_mode()
     def stages(self, batch: Batch, config: PostprocessConfig | None = None) -> AnyStages:
@@ -133,8 +130,9 @@ class PreparedModel:
 def prepare(model: Model, dtype: torch.dtype = torch.float32, *, forms: FormChoice = "fastest") -> PreparedModel:
     """The model for inference in a precision, on the device where it is: folded, fused, packed, channels-last.
 
-    `forms`: by default each layer is tried in several on a CPU, at the first input of its size (`ops.cpu.choice`);
-    "plain" layers are torch's own operators, which can be exported. A model with forward hooks runs as it is: a hook sees what its own layer gives.
+    By default each layer is tried in several `forms` on a CPU, at the first input of its size (`ops.cpu.choice`);
+    "plain" ones are torch's own operators, which can be exported. A model with forward hooks runs as it is: a hook sees
+    what its own layer gives.
     """
     hooked = any(hooks for module in model.modules() for hooks in forward_hooks(module))
     fast = PreparedModel(_as_it_is(model, dtype) if hooked else prepared(model, LayerOptions(dtype, forms)), dtype)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from twostage.detections import Detections
 from twostage.errors import UsageError
 from twostage.inference.predictor import detect_images
-from twostage.inference.prepare import PreparedModel
+from twostage.inference.runner import Runner
 from twostage.kinds import coerce, describe, matches
 from twostage.models.heads.postprocess import PostprocessConfig, suppress
 from twostage.models.image import AnyImageConfig, OwnSizeConfig
@@ -100,7 +100,7 @@ class ViewDetections(NamedTuple):
 
 
 def detect_augmented(
-    model: PreparedModel,
+    model: Runner,
     image: UInt8[np.ndarray, "h w 3"],
     names: tuple[str, ...],
     *,
@@ -196,7 +196,7 @@ def fuse(
 
 
 def _detect_views(
-    model: PreparedModel,
+    model: Runner,
     image: np.ndarray,
     names: tuple[str, ...],
     postprocess: PostprocessConfig,

@@ -56,7 +56,9 @@ class FusedConv(nn.Module):
 class FusedLinear(nn.Module):
     """A linear layer; `forms` as in `FusedConv`."""
 
-    def __init__(self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None, *, forms: FormChoice = "fastest") -> None:
+    def __init__(
+        self, weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None, *, forms: FormChoice = "fastest"
+    ) -> None:
         super().__init__()
         self.linear: Linear = PlainLinear(weight, bias)
         if weight.device.type == "cpu" and forms != "plain":

@@ -1,25 +1,16 @@
-"""Masks as COCO's run-length codes (RLE), through faster-coco-eval's mask functions.
+"""Masks as COCO's run-length codes (`ops.run_lengths`), through faster-coco-eval's mask functions.
 
-An RLE is `{"size": [h, w], "counts": bytes}`: lengths of runs of 0 and 1 in turn, column by column. The compressed code
-holds 5 bits per character, lowest first, and a bit for "more follows"; from the fourth run on it is the difference to
-the run two before (cocoapi, maskApi.c). Letters: n masks, k runs.
+Letters: n masks, k runs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from numpy.typing import NDArray
 
 from twostage.errors import brief
-
-
-class RLE(TypedDict):
-    """A mask: its height and width, and its runs in COCO's compressed code."""
-
-    size: list[int]
-    counts: bytes
+from twostage.ops.run_lengths import RLE
 
 
 def encode(masks: Bool[np.ndarray, "n h w"] | UInt8[np.ndarray, "n h w"]) -> list[RLE]:
@@ -69,13 +60,6 @@ def cropped(rle: RLE) -> tuple[int, int, UInt8[np.ndarray, "h w"]]:
     changed = np.bincount(pairs, minlength=across * height + 1)[:-1] & 1
     inside = np.bitwise_xor.accumulate(changed.astype(np.uint8)).reshape(across, height)
     return x, y, np.ascontiguousarray(inside[:, y : y + down].T)
-
-
-def compress(runs: Sequence[int], height: int, width: int) -> bytes:
-    """COCO's code of the run lengths of a mask; they must add up to height * width."""
-    from faster_coco_eval.core import mask as coco
-
-    return coco.frPyObjects({"size": [height, width], "counts": list(runs)}, height, width)["counts"]
 
 
 def decompress(counts: bytes | str) -> Int[np.ndarray, " k"]:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 
-from twostage.ops.masks import RLE, compress
+from twostage.ops.run_lengths import RLE, compress
 
 Paste = Literal["exact", "rounded"]
 
@@ -57,8 +57,8 @@ def patches(
     cells = masks.shape[1]
     padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))  # the probability is 0 outside the grid
     for grid, box in zip(padded, boxes, strict=True):
-        left, across = _weights(*spread(box[0], box[2], cells), cells, width)
-        top, down = _weights(*spread(box[1], box[3], cells), cells, height)
+        left, across = _cell_weights(*spread(box[0], box[2], cells), cells, width)
+        top, down = _cell_weights(*spread(box[1], box[3], cells), cells, height)
         yield Patch(top, left, down @ grid @ across.T >= threshold)
 
 
@@ -80,7 +80,7 @@ def _rounded(low: np.float32, high: np.float32, cells: int) -> tuple[int, NDArra
     return first, (np.arange(count) + 0.5) * ((cells + 2) / count) - 0.5
 
 
-def _weights(first: int, places: NDArray, cells: int, limit: int) -> tuple[int, Float32[np.ndarray, "p c"]]:
+def _cell_weights(first: int, places: NDArray, cells: int, limit: int) -> tuple[int, Float32[np.ndarray, "p c"]]:
     """The first pixel inside the image, and the weights of the padded cells for it and all later pixels."""
     begin = min(max(first, 0), limit)
     places = np.clip(places[begin - first : max(limit - first, 0)], 0, cells + 1)
@@ -105,8 +105,8 @@ def encoded(patch: Patch, height: int, width: int) -> RLE:
         at = _touching(at)
     if len(at) and at[-1] == height * width:
         at = at[:-1]  # no run after a mask that ends with the image
-    runs = np.diff(at, prepend=0, append=height * width).tolist()
-    return {"size": [height, width], "counts": compress(runs, height, width)}
+    runs = np.diff(at, prepend=0, append=height * width)
+    return {"size": [height, width], "counts": compress(runs)}
 
 
 def _touching(at: NDArray[np.int64]) -> NDArray[np.int64]:

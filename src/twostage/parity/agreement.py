@@ -9,7 +9,8 @@ from jaxtyping import Float64, Int64
 from twostage.evaluation.results import Results
 from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.ops.boxes import iou
-from twostage.ops.masks import RLE, decode
+from twostage.ops.masks import decode
+from twostage.ops.run_lengths import RLE
 
 EDGE = 2  # detections of an image, on both sides together, that rounding may let in or out
 PAIRED = 2.0  # pixels: boxes of one class further apart than this are other detections

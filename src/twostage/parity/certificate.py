@@ -1,5 +1,6 @@
 """The certificate of a comparison: what was compared, how far it agrees, and where it first does not."""
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from twostage import __version__
 from twostage.parity.agreement import FLOAT32, Agreement, Spread, Tolerance
 from twostage.parity.divergence import Divergence
+from twostage.parity.variants import Pixels
 from twostage.weights.file import sha256
 
 FORMAT = 1
@@ -23,25 +25,84 @@ class Party(NamedTuple):
     computed_by: str
 
 
-class Certificate(NamedTuple):
-    """Two sides, the images (file, height, width), and how far the sides agree at each batch size.
+class Compared(NamedTuple):
+    """An image: its file name, or what it was made from, its size, and the hash of the file or of its pixels."""
 
-    Where they do not: the first place where two detectors diverge, and what explains it, `explained_wholly` where with
+    name: str
+    height: int
+    width: int
+    sha256: str
+
+    @classmethod
+    def of_file(cls, file: Path, image: Pixels) -> "Compared":
+        """A photo."""
+        return cls(file.name, image.shape[0], image.shape[1], sha256(file))
+
+    @classmethod
+    def of_pixels(cls, name: str, image: Pixels) -> "Compared":
+        """An image that was made for the comparison."""
+        return cls(name, image.shape[0], image.shape[1], hashlib.sha256(image.tobytes()).hexdigest())
+
+
+class Quality(NamedTuple):
+    """AP on a data set before and after, of boxes and of masks, and how many points of it (of 100) may be lost.
+
+    `float_parts` of the network were left in float32.
+    """
+
+    data: str
+    images: int
+    before: float
+    after: float
+    masks_before: float | None
+    masks_after: float | None
+    float_parts: Sequence[str]
+    allowed: float
+
+    @property
+    def lost(self) -> float:
+        """Points of AP, of boxes or of masks, where it is more."""
+        masks = 0.0 if self.masks_before is None or self.masks_after is None else self.masks_before - self.masks_after
+        return 100 * max(self.before - self.after, masks)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no more is lost than may be."""
+        return self.lost <= self.allowed
+
+    def line(self) -> str:
+        """The same to be read."""
+        masks = "" if self.masks_before is None else f", of masks {self.masks_before:.4f} and {self.masks_after:.4f}"
+        parts = f"; {' and '.join(self.float_parts)} left in float32" if self.float_parts else ""
+        return (
+            f"AP on {self.data} ({self.images} images): {self.before:.4f} before, {self.after:.4f} after{masks}: "
+            f"{max(0.0, self.lost):.2f} points lost of {self.allowed:g} allowed{parts}"
+        )
+
+
+class Certificate(NamedTuple):
+    """Two sides, the images, and how far the sides agree at each batch size.
+
+    Detections below `least_score` were not compared. Where they do not: the first place where two detectors diverge, and what explains it, `explained_wholly` where with
     that nothing differs.
     """
 
     subject: Party
     oracle: Party
-    images: Sequence[tuple[str, int, int]]
+    images: Sequence[Compared]
     agreement: Mapping[int, Agreement]
     tolerance: Tolerance = FLOAT32
     divergence: Divergence | None = None
     explained_by: Sequence[str] = ()
     explained_wholly: bool = False
+    quality: Quality | None = None
+    least_score: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the sides agree at every batch size, on images with detections."""
+        """Whether the sides agree at every batch size, on images with detections; of a quantised side, by its AP."""
+        if self.quality is not None:
+            return self.quality.passed
         every = self.agreement.values()
         return bool(every) and all(each.expected > 0 and each.same(self.tolerance) for each in every)
 
@@ -53,14 +114,16 @@ class Certificate(NamedTuple):
             "subject": _party(self.subject),
             "oracle": _party(self.oracle),
             "images": [
-                {"file": Path(name).name, "height": h, "width": w, "sha256": sha256(Path(name))}
-                for name, h, w in self.images
+                {"file": each.name, "height": each.height, "width": each.width, "sha256": each.sha256}
+                for each in self.images
             ],
             "tolerance": self.tolerance._asdict(),
+            "from_score": self.least_score,
             "batches": [{"batch": batch, **_agreement(each)} for batch, each in self.agreement.items()],
             "first_divergence": self.divergence and self.divergence._asdict(),
             "explained_by": list(self.explained_by),
             "explained_wholly": self.explained_wholly,
+            "quality": self.quality and {**self.quality._asdict(), "lost": self.quality.lost},
             "versions": {
                 "twostage": __version__,
                 "torch": torch.__version__,
@@ -80,6 +143,10 @@ class Certificate(NamedTuple):
         ]
         if any(each.one_without_masks for each in self.agreement.values()):
             lines.append("Masks were not compared: one side has none.")
+        if self.quality is not None:
+            return [*lines, self.quality.line()]
+        if not any(each.expected for each in self.agreement.values()):
+            return [*lines, "Nothing is detected in these images, which proves nothing: give others."]
         if self.passed:
             return [*lines, "The same detections."]
         if self.divergence is not None:

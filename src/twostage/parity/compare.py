@@ -9,7 +9,7 @@ from twostage.errors import DataError, UsageError
 from twostage.evaluation.results import Results
 from twostage.models.build import Model
 from twostage.parity.agreement import FLOAT32, Agreement, Tolerance
-from twostage.parity.certificate import Certificate, Party
+from twostage.parity.certificate import Certificate, Compared, Party
 from twostage.parity.diagnosis import compare, diagnose
 from twostage.parity.divergence import Divergence
 from twostage.parity.variants import Pixels, Variant
@@ -64,9 +64,9 @@ def certify(
     agreements: dict[int, Agreement] = {
         batch: compare(model, photos.pixels, each, tolerance, batch) for batch, each in expected.items()
     }
-    sizes = [(str(file), image.shape[0], image.shape[1]) for file, image in zip(*photos, strict=True)]
+    images = [Compared.of_file(*photo) for photo in zip(*photos, strict=True)]
     party = Party(subject.file, "twostage")
-    certificate = Certificate(party, oracle, sizes, agreements, tolerance)
+    certificate = Certificate(party, oracle, images, agreements, tolerance)
     if certificate.passed:
         return certificate
     if agreements[1].same(tolerance):  # on a common canvas alone: what lies beside an image

@@ -3,7 +3,7 @@
 Letters: N images, P proposals, K classes, D detections (padded).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from twostage.models.component import Count, NotNegative, Positive, Share, short
 from twostage.models.proposals.rpn import Proposals
+from twostage.ops.best import best
 from twostage.ops.boxes import gather_boxes, precise
 from twostage.ops.deltas import BoxCoder, with_pixel
 from twostage.ops.nms import nms
@@ -55,6 +56,12 @@ class BatchDetections(NamedTuple):
     overflow: Bool[Tensor, " n"]
     masks: Float[Tensor, "n d m m"] | None = None
 
+    @classmethod
+    def concatenate(cls, parts: "Sequence[BatchDetections]") -> "BatchDetections":
+        """Those of several batches, one after the other."""
+        columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+        return cls(*columns)  # type: ignore[arg-type]
+
     def each(self, change: Callable[[Tensor], Tensor]) -> "BatchDetections":
         """The same function applied to every tensor."""
         return BatchDetections(*(None if value is None else change(value) for value in self))  # type: ignore[arg-type]
@@ -94,15 +101,16 @@ def best_boxes(
     p, k = scores.shape[1:]
     above = (proposals.valid[..., None] & (scores > floor)).flatten(1)
     candidates = max_candidates(config, p * (per_proposal or k), scores.device)
-    entering = scores.flatten(1).masked_fill(~above, -torch.inf).sort(dim=1, descending=True, stable=True)
-    score, place = entering.values[:, :candidates], entering.indices[:, :candidates]
+    every = scores.flatten(1)
+    place, valid = best(every, above, top=candidates, fits=config.candidates is None and scores.device.type == "cpu")
+    score = every.gather(1, place)
     proposal, label = place // k, place % k
     own = proposal * deltas.shape[2] + label.clamp(max=deltas.shape[2] - 1)
     boxes = decode_on_originals(
         coder, gather_boxes(deltas.flatten(1, 2), own), gather_boxes(proposals.boxes, proposal), sizes, proposals
     )
     overflow = proposals.overflow | (above.sum(dim=1) > candidates)
-    return suppress(boxes, score, label, proposal, score > -torch.inf, overflow, config)
+    return suppress(boxes, score, label, proposal, valid, overflow, config)
 
 
 def decode_on_originals(
@@ -135,7 +143,7 @@ def suppress(
     overflow: Bool[Tensor, " n"],
     config: PostprocessConfig,
 ) -> BatchDetections:
-    """NMS per class of candidates sorted by score; `overflow` is that of the steps before."""
+    """NMS per class of candidates; `overflow` is that of the steps before."""
     competes = competes & ((boxes[..., 2:] - boxes[..., :2]) >= config.min_box_size).all(dim=2)
     groups = None if config.nms_across_classes else label
     if config.soft_nms == "off":

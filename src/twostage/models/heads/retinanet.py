@@ -21,6 +21,7 @@ from twostage.models.losses import Losses, ReduceMean, binary_focal, no_reduce
 from twostage.models.proposals.anchors import AnchorConfig, Anchors
 from twostage.models.proposals.rpn import AnchorPredictions, best_of_each_level
 from twostage.models.targets.matching import IGNORE, match
+from twostage.ops.best import best
 from twostage.ops.boxes import clip, gather_boxes, precise
 from twostage.ops.deltas import CLAMP, BoxCoder
 
@@ -112,14 +113,15 @@ class RetinaNetHead(nn.Module):
             for logit, inside in zip(predictions.logits, predictions.inside, strict=True)
         )
         scores, places = best_of_each_level(pairs, self.config.top)
-        score, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)
+        every = torch.cat(scores, dim=1)
+        order, valid = best(every, every > -torch.inf, top=every.shape[1], fits=True)
         place = torch.cat(places, dim=1).gather(1, order)
         anchor = place // k
         deltas = gather_boxes(torch.cat(predictions.deltas, dim=1), anchor)
         boxes = self.config.coder.decode(deltas, torch.cat(predictions.anchors)[anchor])
         if self.config.clip_before_nms:
             boxes = clip(boxes, sizes)
-        return Candidates(boxes, score, place % k, anchor, score > -torch.inf)
+        return Candidates(boxes, every.gather(1, order), place % k, anchor, valid)
 
     def postprocess(
         self, candidates: Candidates, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
@@ -128,14 +130,13 @@ class RetinaNetHead(nn.Module):
         score = candidates.scores.sigmoid()
         above = candidates.valid & (score > config.score_threshold)
         count = max_candidates(config, score.shape[1], score.device)
-        entering = score.where(above, -torch.inf).sort(dim=1, descending=True, stable=True)
-        place = entering.indices[:, :count]
+        place, valid = best(score, above, top=count, fits=count == score.shape[1])
         found = suppress(
             gather_boxes(candidates.boxes, place),
-            entering.values[:, :count],
+            score.gather(1, place),
             candidates.labels.gather(1, place),
             place,
-            above.gather(1, place),
+            valid,
             above.sum(dim=1) > count,
             config,
         )

@@ -26,6 +26,7 @@ from twostage.models.proposals.anchors import AnchorConfig, Anchors
 from twostage.models.proposals.sources import ProposalConfig
 from twostage.models.targets.matching import match
 from twostage.models.targets.sampling import RandomSampler, Sampler
+from twostage.ops.best import best
 from twostage.ops.boxes import gather_boxes, precise
 from twostage.ops.conv_at import conv_at
 from twostage.ops.deltas import CLAMP, BoxCoder, Edges
@@ -355,14 +356,13 @@ def _best_of_levels(
     every_box, every_score, every_anchor = by_image(boxes), by_image(scores), by_image(anchors)
     level = torch.arange(levels, device=scores.device).repeat_interleave(kept.index.shape[1])
     place, valid = by_image(kept.index) + scores.shape[1] * level, by_image(kept.valid)
-    ranked = every_score.gather(1, place).masked_fill(~valid, -torch.inf)
-    best = ranked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
-    place = place.gather(1, pad(best, (0, keep - best.shape[1])))
+    chosen = best(every_score.gather(1, place), valid, top=keep)
+    place = place.gather(1, chosen.index)
     return Proposals(
         gather_boxes(every_box, place),
         every_score.gather(1, place),
         every_anchor.gather(1, place),
-        torch.arange(keep, device=place.device) < valid.sum(dim=1, keepdim=True),
+        chosen.valid,
         kept.overflow.unflatten(0, (levels, -1)).any(dim=0),
     )
 

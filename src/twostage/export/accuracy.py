@@ -1,0 +1,74 @@
+"""What int8 costs on a data set, and which part of the network stays in float32 where it costs too much."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from twostage.data.dataset import Dataset
+from twostage.detector import Detector
+from twostage.parity.certificate import Quality
+
+log = logging.getLogger("twostage.export")
+
+# By the names of nodes, which are those of modules.
+PARTS = {
+    "the RPN": ("rpn",),
+    "the heads": ("head",),
+    "the pyramid": ("backbone.laterals", "backbone.outputs", "backbone.extra"),
+    "the first layers": ("backbone.body.stem", "backbone.body.conv1", "backbone.body.stages.0", "backbone.body.layer1"),
+}
+
+
+class Score(NamedTuple):
+    """AP of boxes, and of masks where there are any."""
+
+    box: float
+    mask: float | None
+
+    def below(self, other: "Score") -> float:
+        """How much lower it is than another score, in points of AP: of boxes or of masks, where it is more."""
+        loss = other.box - self.box
+        return 100 * (loss if self.mask is None or other.mask is None else max(loss, other.mask - self.mask))
+
+
+def score_of(detector: Detector, dataset: Dataset) -> Score:
+    """AP on a data set."""
+    report = detector.evaluate(dataset).to_dict()
+    masks = report.get("segm")
+    return Score(report["metrics"]["AP"], masks and masks["metrics"]["AP"])
+
+
+def with_float_parts(
+    build: Callable[[Sequence[str]], Detector],
+    names: Sequence[str],
+    dataset: Dataset,
+    before: Score,
+    allowed: float,
+) -> Quality:
+    """The quality of the first of these that costs at most `allowed` points of AP.
+
+    Everything in int8; then with the part in float32 that gains most; then with two parts, and so on. `build` is called
+    last for the one that is taken. `names` are those of the quantised layers.
+    """
+    kept: tuple[str, ...] = ()
+    after = score_of(build(()), dataset)
+    best = after
+    log.info("int8: AP %.4f, before %.4f", after.box, before.box)
+    while best.below(before) > allowed and len(kept) < len(PARTS):
+        tried = {}
+        for part in PARTS:
+            if part in kept:
+                continue
+            tried[part] = score_of(build(_layers(names, (*kept, part))), dataset)
+            log.info("with %s in float32: AP %.4f", ", ".join((*kept, part)), tried[part].box)
+        part = min(tried, key=lambda name: tried[name].below(before))
+        if tried[part].below(before) >= best.below(before):
+            break
+        kept, best = (*kept, part), tried[part]
+    build(_layers(names, kept))
+    return Quality(dataset.root.name, len(dataset), before.box, best.box, before.mask, best.mask, kept, allowed)
+
+
+def _layers(names: Sequence[str], parts: Sequence[str]) -> list[str]:
+    begin = tuple(prefix for part in parts for prefix in PARTS[part])
+    return [name for name in names if begin and name.startswith(begin)]

@@ -1,0 +1,53 @@
+"""8-bit integers in place of float32 in convolutions and linear layers, with ranges measured on images (NNCF).
+
+All else stays in float32: box arithmetic, whose coordinates need more than 256 steps, and sums of maps, where the
+larger summand would set the steps of the smaller one. Most of what int8 costs lies there.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from twostage.errors import MissingError
+from twostage.export.program import quiet
+from twostage.inference.standalone import import_openvino
+
+Inputs = Mapping[str, NDArray]
+# The operators that NNCF would quantise besides, by OpenVINO's names and by ONNX's.
+_FLOAT = (
+    *("Add", "Subtract", "Sub", "Multiply", "Mul", "Divide", "Div", "Maximum", "Max", "Minimum", "Min", "Power", "Pow"),
+    *("Sqrt", "SquaredDifference", "Exp", "Interpolate", "Resize", "Concat", "ReduceMean", "ReduceSum", "ReduceMax"),
+    *("AvgPool", "AveragePool", "MVN", "Pad", "Gather", "ROIAlign", "RoiAlign", "ROIPooling", "MaxRoiPool", "Split"),
+    *("ScatterNDUpdate", "ScatterND", "VariadicSplit", "StridedSlice", "Slice", "Softmax", "Loop", "Clamp", "Clip"),
+    "Transpose",
+)
+
+
+def quantised(model: Any, images: Sequence[Inputs], float_layers: Sequence[str] = ()) -> Any:
+    """A model of OpenVINO or ONNX with int8 layers; those named here stay in float32.
+
+    Raises MissingError without NNCF.
+    """
+    nncf = import_nncf()
+    with quiet():
+        return nncf.quantize(
+            model.clone() if hasattr(model, "clone") else model,
+            nncf.Dataset([dict(each) for each in images]),
+            subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(types=list(_FLOAT), names=list(float_layers), validate=False),
+            # Without VNNI a sum of two products of 8 bits overflows 16: weights of 7 bits give the same everywhere.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+        )
+
+
+def import_nncf() -> Any:
+    """NNCF without its telemetry. Raises MissingError without it."""
+    os.environ.setdefault("NNCF_CI", "1")  # read at its import: nothing is sent
+    import_openvino("nncf")
+    try:
+        import nncf
+    except ImportError:
+        raise MissingError("--precision int8 needs nncf: pip install 'twostage[quantise]'") from None
+    return nncf

@@ -1,0 +1,354 @@
+"""Detect objects in images with an exported detector, without torch and without twostage.
+
+    python predict.py photo.jpg more/*.jpg --conf 0.5 --save found
+
+    from predict import Predictor
+    predictor = Predictor("model.onnx")
+    found = predictor.predict("photo.jpg")
+    found["boxes"], found["scores"], found["labels"]
+
+It needs numpy, Pillow, and onnxruntime for a .onnx file or openvino for a .xml file. Boxes are x1, y1, x2, y2 in pixels
+of the image, turned upright by its EXIF tag.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import SimpleNamespace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageOps
+
+from twostage.data.interpolation import antialiased, bilinear
+from twostage.data.resize_geometry import interpolation_steps, resize_factors, resized_extent, resized_shape
+from twostage.data.uint8_resize import by_opencv, by_pillow
+from twostage.ops.paste import paste
+
+KEY = "twostage-export"  # of the metadata of an exported file
+FORMAT = 1
+
+
+class FileError(Exception):
+    """A model or image cannot be used; the message says which, why, and how to fix it."""
+
+    exit_code = 3
+
+
+class PackageError(Exception):
+    """A package is not installed; the message has the command that brings it."""
+
+    exit_code = 4
+
+
+@runtime_checkable
+class Session(Protocol):
+    """A model in its runtime."""
+
+    metadata: dict[str, Any]
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """The outputs of the model by their names."""
+        ...
+
+
+class OnnxSession:
+    """A .onnx file in ONNX Runtime, on the CPU."""
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise PackageError(f"{path}: onnxruntime is not installed: pip install onnxruntime") from None
+        onnxruntime.disable_telemetry_events()
+        onnxruntime.set_default_logger_severity(3)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base
+            raise FileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}). Export it again.") from None
+        self.metadata = read_metadata(path, self._session.get_modelmeta().custom_metadata_map.get(KEY))
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """See `Session`."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+
+class OpenVINOSession:
+    """A .xml file, with its .bin beside it, in OpenVINO on the CPU; `precision` is fp32 or bf16."""
+
+    def __init__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> None:
+        openvino = import_openvino(path)
+        if not path.with_suffix(".bin").is_file():
+            raise FileError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it: copy both.")
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise FileError(f"{path}: OpenVINO has no bf16 on this CPU: use fp32.")
+        hints: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        }
+        if threads:
+            hints["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = core.read_model(path)
+            text = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
+            self.metadata = read_metadata(path, text)
+            self._model = core.compile_model(model, "CPU", hints)
+        except RuntimeError as error:
+            raise FileError(f"{path}: OpenVINO cannot read it ({_last_line(error)}). Export it again.") from None
+        self._outputs = [output.get_any_name() for output in self._model.outputs]
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """See `Session`."""
+        # Each of several threads has a request of its own; a new one for every call would prepare its memory anew.
+        try:
+            request = self._idle.get_nowait()
+        except Empty:
+            request = self._model.create_infer_request()
+        found = request.infer(dict(inputs))
+        outputs = {name: np.array(found[name]) for name in self._outputs}  # the request will write there again
+        self._idle.put(request)
+        return outputs
+
+
+def import_openvino(needed_by: object) -> Any:
+    """The package, without its telemetry: that sends an event at every import. Raises PackageError without it."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # what is None cannot be imported
+    try:
+        import openvino
+    except ImportError:
+        raise PackageError(f"{needed_by}: openvino is not installed: pip install openvino") from None
+    return openvino
+
+
+def read_metadata(path: Path, text: str | None) -> dict[str, Any]:
+    """The entry of an exported file. Raises FileError for a file without one, or of another version."""
+    if not text:
+        raise FileError(f"{path}: was not written by `twostage export`: it has no {KEY!r} metadata. Export it again.")
+    metadata = json.loads(text)
+    if metadata.get("format") != FORMAT:
+        raise FileError(
+            f"{path}: was exported in format {metadata.get('format')} by twostage {metadata.get('version')}; this "
+            f"reads format {FORMAT}. Export it again, or take the predict.py that was written beside it."
+        )
+    return metadata
+
+
+def open_session(path: Path, threads: int | None = None, precision: str = "fp32") -> Session:
+    """An exported file in its runtime. Raises FileError or PackageError."""
+    if not path.is_file():
+        raise FileError(f"{path}: no such file. Give the model.onnx or model.xml that `twostage export` wrote.")
+    if path.suffix == ".onnx":
+        if precision != "fp32":
+            raise FileError(f"{path}: ONNX Runtime computes it as it was exported, not in {precision}. Leave that out.")
+        return OnnxSession(path, threads)
+    if path.suffix == ".xml":
+        return OpenVINOSession(path, threads, precision)
+    raise FileError(f"{path}: neither a .onnx nor a .xml file.")
+
+
+class Predictor:
+    """An exported detector: images in, detections on their own pixels out."""
+
+    def __init__(self, path: str | Path, *, threads: int | None = None, precision: str = "fp32") -> None:
+        """Raises FileError for a file that is no export, PackageError where its runtime is not installed."""
+        self.session = open_session(Path(path), threads, precision)
+        self.about = self.session.metadata
+        self.names: list[str] = self.about["names"]
+        if "proposals" in self.about["inputs"]:
+            raise FileError(f"{path}: a Fast R-CNN takes proposals from elsewhere: predict with twostage itself.")
+
+    def predict(self, image: Any, conf: float = 0.5) -> dict[str, Any]:
+        """The detections of an image: a path, a PIL image, or an array [h, w, 3] of uint8 in RGB.
+
+        Arrays boxes [n, 4], scores [n] and class_ids [n], best first, and the list labels; masks is a list of COCO's
+        RLEs, or None. Raises FileError where the image cannot be read or `conf` is below the file's own threshold.
+        """
+        pixels = image if isinstance(image, np.ndarray) else read(image)
+        floor = self.about["thresholds"]["score"]
+        if conf < floor:
+            raise FileError(f"conf {conf} is below {floor}, the threshold that the file was exported with. Raise it.")
+        out = self.session.run(inputs_of(pixels, self.about))
+        return detections_of(out, pixels.shape[:2], self.about, conf)
+
+
+def inputs_of(pixels: NDArray[np.uint8], about: Mapping[str, Any]) -> dict[str, NDArray]:
+    """What the model takes for an image: see `inputs` of the metadata."""
+    if about["pixels"]:
+        return {"pixels": pixels[None]}
+    rule = SimpleNamespace(**about["resize"])
+    small = resized(pixels, rule)
+    (height, width), divisor = small.shape[:2], about["divisor"]
+    canvas = np.zeros((1, 3, -(-height // divisor) * divisor, -(-width // divisor) * divisor), dtype=np.float32)
+    canvas[0, :, :height, :width] = small.transpose(2, 0, 1)
+    every = {
+        "images": canvas,
+        "sizes": np.array([[height, width]], dtype=np.int64),
+        "original_sizes": np.array([pixels.shape[:2]], dtype=np.int64),
+        "factors": np.array([resize_factors(rule, *pixels.shape[:2])], dtype=np.float32),
+        "extents": np.array([resized_extent(rule, *pixels.shape[:2])], dtype=np.float32),
+    }
+    return {name: every[name] for name in about["inputs"]}
+
+
+def resized(pixels: NDArray[np.uint8], rule: Any) -> NDArray:
+    """An image resized by the detector's rule, from 0 to 1."""
+    height, width = pixels.shape[:2]
+    new = resized_shape(rule, height, width)
+    if new == (height, width):
+        return pixels.astype(np.float32) / 255
+    if rule.by in ("pillow", "opencv"):
+        return (by_pillow if rule.by == "pillow" else by_opencv)(pixels, *new).astype(np.float32) / 255
+    if rule.by in ("caffe", "skimage"):
+        steps = interpolation_steps(rule, height, width)
+        return bilinear(pixels, *new, steps, mirrored=rule.by == "skimage") / 255
+    if rule.antialias:
+        return antialiased(pixels, *new) / 255
+    return bilinear(pixels, *new, (height / new[0], width / new[1]), places=np.float32) / 255
+
+
+def detections_of(
+    out: Mapping[str, NDArray], size: Sequence[int], about: Mapping[str, Any], conf: float
+) -> dict[str, Any]:
+    """The detections of the first image from `conf` on, on the pixels of an image of this height and width."""
+    height, width = size
+    keep = np.arange(out["scores"].shape[1]) < out["count"][0]
+    keep &= out["scores"][0] > conf
+    boxes, class_ids = out["boxes"][0][keep].astype(np.float32), out["labels"][0][keep]
+    if not about["pixels"]:
+        down, across = resize_factors(SimpleNamespace(**about["resize"]), height, width)
+        factors, sides = ([x, y] * 2 for x, y in ((across, down), (width, height)))
+        boxes = np.minimum(boxes * np.array(factors, dtype=np.float32), np.array(sides, dtype=np.float32))
+    masks = None
+    if about["mask"] is not None:
+        grids, rule = out["masks"][0][keep].astype(np.float32), about["mask"]
+        masks = paste(grids, boxes, height, width, threshold=rule["threshold"], way=rule["paste"])
+    return {
+        "boxes": boxes,
+        "scores": out["scores"][0][keep].astype(np.float32),
+        "class_ids": class_ids,
+        "labels": [about["names"][k] for k in class_ids],
+        "masks": masks,
+    }
+
+
+def read(source: Any) -> NDArray[np.uint8]:
+    """An image as upright RGB. Raises FileError where it cannot be read."""
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits: the high byte
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FileError(f"{source}: cannot be read as an image ({_first_line(error)}).") from None
+
+
+def draw(pixels: NDArray[np.uint8], found: Mapping[str, Any]) -> Image.Image:
+    """The image with its detections."""
+    image = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(image)
+    width = max(1, round(min(image.size) / 250))
+    for box, score, label, class_id in zip(
+        found["boxes"], found["scores"], found["labels"], found["class_ids"], strict=True
+    ):
+        colour = _COLOURS[int(class_id) % len(_COLOURS)]
+        pen.rectangle([float(x) for x in box], outline=colour, width=width)
+        text, place = f"{label} {score:.2f}", (float(box[0]) + width, max(0.0, float(box[1]) - 12))
+        pen.rectangle(pen.textbbox(place, text), fill=colour)
+        pen.text(place, text, fill="black")
+    return image
+
+
+# Colours that people with any kind of colour vision tell apart (Okabe and Ito 2008).
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+def to_dict(path: str, pixels: NDArray[np.uint8], found: Mapping[str, Any]) -> dict[str, Any]:
+    """As `twostage predict --json` writes an image."""
+    masks = found["masks"] or [None] * len(found["labels"])
+    rows = zip(found["labels"], found["class_ids"], found["scores"], found["boxes"], masks, strict=True)
+    detections = []
+    for label, class_id, score, box, mask in rows:
+        row = {"label": label, "class_id": int(class_id), "score": float(score), "box": [float(x) for x in box]}
+        if mask is not None:
+            row["mask"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
+        detections.append(row)
+    return {"path": path, "width": pixels.shape[1], "height": pixels.shape[0], "detections": detections}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="predict.py", description="Detect objects in images with an exported detector."
+    )
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--model", type=Path, help="exported model (default: model.onnx or model.xml beside this file)")
+    parser.add_argument("--conf", type=float, default=0.5, help="lowest score of a detection (default: 0.5)")
+    parser.add_argument("--save", type=Path, help="folder for the images with their detections drawn")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--threads", type=int, help="threads of the runtime (default: its own choice)")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16: OpenVINO only")
+    given = parser.parse_args(arguments)
+    try:
+        predictor = Predictor(given.model or _beside(), threads=given.threads, precision=given.precision)
+    except (FileError, PackageError) as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if given.save:
+        given.save.mkdir(parents=True, exist_ok=True)
+    results, code = [], 0
+    for path in given.images:
+        try:
+            pixels = read(path)
+            found = predictor.predict(pixels, given.conf)
+        except FileError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+            continue
+        results.append(to_dict(path, pixels, found))
+        if not given.json:
+            print(_line(results[-1]))
+        if given.save:
+            draw(pixels, found).save(given.save / f"{Path(path).stem}.png")
+    if given.json:
+        print(json.dumps({"images": results}))
+    return code
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    """`photo.jpg  640 x 480: cat 0.98 [12, 30, 200, 310], dog 0.75 [...]`."""
+    rows = (f"{d['label']} {d['score']:.2f} [{', '.join(f'{x:.0f}' for x in d['box'])}]" for d in result["detections"])
+    return f"{result['path']}  {result['width']} x {result['height']}: {', '.join(rows) or 'no detections'}"
+
+
+def _beside() -> Path:
+    folder = Path(__file__).parent
+    found = [folder / name for name in ("model.onnx", "model.xml") if (folder / name).exists()]
+    if not found:
+        raise FileError(f"{folder}: no model.onnx or model.xml here. Give one with --model.")
+    return found[0]
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO's errors begin with places in its sources."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
