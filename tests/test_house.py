@@ -104,7 +104,7 @@ def test_library_prints_nothing() -> None:
     printing = [
         f"{path}:{node.lineno}"
         for path in MODULES
-        if room_of(path) != "cli"
+        if room_of(path) != "cli" and path.name != "standalone.py"  # a program of its own
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]

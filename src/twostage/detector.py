@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split, detect_split_augmented, propose_split
 from twostage.inference.exported import SUFFIXES, ExportedModel
 from twostage.inference.graphs import AnyStages
+from twostage.inference.keywords import EvaluateKeywords, PredictKeywords, required
 from twostage.inference.precision import choose_precision
 from twostage.inference.predictor import detect_images, make_batch
 from twostage.inference.prepare import PreparedModel, forward_hooks, prepare
 from twostage.inference.runner import Runner
 from twostage.inference.sources import Item, expand, is_one_image
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
-from twostage.kinds import coerce, describe, matches
 from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import Count, Share
@@ -49,29 +49,6 @@ if TYPE_CHECKING:
 
 Source = str | Path | np.ndarray | Tensor | Image.Image | bytes
 ONE_VIEW = TestTimeAugmentation()
-
-
-class PredictKeywords(TypedDict, total=False):
-    """The keywords of `Detector.predict`."""
-
-    conf: float
-    iou: float | None
-    max_det: int | None
-    batch: int
-    views: TestTimeAugmentation
-
-
-class EvaluateKeywords(TypedDict, total=False):
-    """The keywords of `Detector.detect_dataset`."""
-
-    batch: int
-    workers: int | None
-    conf: float | None
-    iou: float | None
-    max_det: int | None
-    processes: Processes
-    proposals: Path | ProposalSet | None
-    views: TestTimeAugmentation
 
 
 class Detector:
@@ -115,12 +92,13 @@ class Detector:
     def model(self) -> Model:
         """The network. Raises UsageError where the detector is an exported file, which has none."""
         if self._exported is not None:
-            weights = self._exported.session.metadata["weights"]["file"]
-            raise UsageError(
-                f"{self._exported.path}: an exported file predicts and is evaluated, and nothing else: load the "
-                f"weights that it was exported from, {weights}."
-            )
+            raise self._exported.has_no_model()
         return self._model
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is an exported file."""
+        return self._exported is not None
 
     @property
     def config(self) -> DetectorConfig:
@@ -286,7 +264,7 @@ class Detector:
         by the iterator, which then ends with a DataError that names them all.
         """
         postprocess = self.postprocess(conf, iou, max_det)
-        batch = _required("batch", batch, Count)
+        batch = required("batch", batch, Count)
         stream = self._stream(expand(source), postprocess, batch, views)
         return next(iter(stream)) if is_one_image(source) else stream
 
@@ -385,12 +363,12 @@ class Detector:
         """The model's post-processing with other thresholds; None keeps the model's."""
         given: dict[str, Any] = {}
         if conf is not None:
-            given["score_threshold"] = _required("conf", conf, Share)
+            given["score_threshold"] = required("conf", conf, Share)
             given["soft_nms_min_score"] = None  # no score below `conf`
         if iou is not None:
-            given["nms"] = _required("iou", iou, Share)
+            given["nms"] = required("iou", iou, Share)
         if max_det is not None:
-            given["max_det"] = _required("max_det", max_det, Count)
+            given["max_det"] = required("max_det", max_det, Count)
         return replace(self.config.postprocess, **given)
 
     def _stream(
@@ -410,14 +388,6 @@ class Detector:
                 )
         if unreadable:
             raise DataError("\n".join(str(error) for error in unreadable))
-
-
-def _required(name: str, value: Any, kind: Any) -> Any:
-    """The value of an argument converted to its type. Raises UsageError where it does not fit."""
-    good = coerce(value, kind)
-    if not matches(good, kind):
-        raise UsageError(f"{name} is {value!r}, and must be {describe(kind)}.")
-    return good
 
 
 def _checked(names: Sequence[str]) -> Sequence[str]:

@@ -98,18 +98,20 @@ def bench(options: BenchOptions) -> Outcome:
                 row.calls.clear()
     missing = []
     for row in rows:
-        cases = [f", {name}" for name in (*peers, _STAGES) if not row.calls.get(name)]
+        wanted = (*peers, *([] if detector.is_exported else [_STAGES]))
+        cases = [f", {name}" for name in wanted if not row.calls.get(name)]
         cases += [", peak memory"] if row.peak is None and rows[0].peak else []
         missing += [f"batch {len(row.files)}{case}" for case in (cases if row.calls.get(_OURS) else [""])]
     if missing and not stopped:
         over = f"{options.seconds:g} seconds were over; use --seconds {2 * options.seconds:g}"
         _say(f"\nnot measured: {'; '.join(missing)}: {over}")
-    forms = _forms(detector)
-    _say(f"forms: {', '.join(forms)}")
+    forms = [] if detector.is_exported else _forms(detector)
+    if forms:
+        _say(f"forms: {', '.join(forms)}")
     result = {
         "model": detector.name,
         **about,
-        "fields": {name: getattr(detector.model.config.image, name, None) for name in ("size", "max_size")},
+        "fields": {name: getattr(detector.config.image, name, None) for name in ("size", "max_size")},
         "forms": forms,
         "seconds": options.seconds,
         "complete": not (stopped or missing),
@@ -157,7 +159,7 @@ def _files(options: BenchOptions, detector: "Detector") -> list[Path | bytes]:
     from twostage.data.scenes import make_scene
     from twostage.models.image import ImageConfig
 
-    rule = detector.model.config.image
+    rule = detector.config.image
     size, longest = (rule.size, rule.max_size) if isinstance(rule, ImageConfig) else (480, 640)
     shape = (min(longest, round(size * 4 / 3)), size)
     buffer = io.BytesIO()
@@ -237,7 +239,7 @@ def _measure(
             for _ in take_turns(cases, row.calls, calls=calls, until=until):
                 show(sum(len(row.calls.get(name, ())) for name in cases), calls * len(cases))
 
-    model, most, peer = detector.prepared, options.repeats + WARMUP, None
+    model, most, peer = detector.runner, options.repeats + WARMUP, None
     ours = {len(row.files): partial(predict_arrays, model, row.images) for row in rows}
     with calls_bar("first calls: the forms of layers are tried") as show:
         for place, row in enumerate(rows):  # the peak of memory, before torchvision's detector takes some
@@ -267,13 +269,14 @@ def _measure(
                     if most * turn > 2 / parts * (end - time.perf_counter()):
                         continue
                 if may_start(row, name):
-                    config = detector.model.config.image
+                    config = detector.config.image
                     peer = peer or build_peer(detector.name, len(detector.names), config, detector.device)
                     cases[name] = partial(predict_peer, peer, row.images, precision)
                     turns(row, cases, 1, calls=1)
             turns(row, cases, 2 / parts, most)
-            if may_start(row, _STAGES):
-                turns(row, {_STAGES: partial(time_stages, model, row.files, row.stages)}, 1 / (parts - 2), most)
+            if not detector.is_exported and may_start(row, _STAGES):
+                stages = partial(time_stages, detector.prepared, row.files, row.stages)
+                turns(row, {_STAGES: stages}, 1 / (parts - 2), most)
         finally:
             _print(row.summary())
 

@@ -175,7 +175,7 @@ def _report(
     floor, precision = None, None
     if detector is not None:
         precision = detector.precision
-        floor = detector.model.config.postprocess.score_threshold if options.conf is None else options.conf
+        floor = detector.config.postprocess.score_threshold if options.conf is None else options.conf
     report = evaluate(
         dataset, results, metric=options.metric, score_floor=floor, precision=precision, max_detections=options.max_det
     )

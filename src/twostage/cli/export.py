@@ -16,8 +16,10 @@ from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
-    from twostage.export.write import Source, Written
+    from twostage.export.write import Form, Source, Written
     from twostage.parity.certificate import Quality
+    from twostage.parity.compare import Photos
+    from twostage.parity.divergence import Divergence
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ExportOptions(ModelOptions, OfflineOptions, DetectionOptions):
         0.5, "Points of AP (of 100) that int8 may lose; parts that lose more stay in float32.", group="int8", low=0
     )
     out: Path | None = option(None, "New folder (default: NAME-FORMAT, after the weights file).", group="Output")
-    images: tuple[str, ...] = option((), f"{PHOTOS} None: generated scenes.", group="Images")
+    images: tuple[str, ...] = option((), f"{PHOTOS} None: those of --calibrate, else generated scenes.", group="Images")
     count: int = option(FEW, "Photos to compare on, at most.", group="Images", low=1)
 
     def __post_init__(self) -> None:
@@ -58,12 +60,13 @@ def export(options: ExportOptions) -> Outcome:
         from twostage.export.proof import RULES, examples_of, prove
         from twostage.export.write import Form, require_packages, write
         from twostage.inference.exported import ExportedModel
+        from twostage.weights.file import sha256
 
     form = Form(options.format, options.precision, options.pixels, options.with_stages)
     require_packages(form)
     source = _source(options)
-    photos = read_photos(options.images, options.count) if options.images else None
     data = _calibration(options, source) if options.calibrate else None
+    photos = _photos(options, data)
     out = options.out or Path(f"{source.file.stem}-{options.format}")
     with whole_folder(out, "--out") as folder:
         print(f"Exporting {source.detector.name} of {source.file.name} for {options.format} ...", flush=True)
@@ -71,13 +74,40 @@ def export(options: ExportOptions) -> Outcome:
         quality = _quality(written, source, data, options.max_loss) if data else None
         exported, rule = ExportedModel.open(written.path), RULES[options.precision]
         certificate = prove(source.file, source.detector.prepared, exported, examples_of(photos), rule)
+        if quality is None and not certificate.passed and not form.pixels:
+            certificate = certificate._replace(divergence=_divergence(source, form, photos))
         content, failure = say(certificate._replace(quality=quality), None)
+        content["files"] = {file.name: sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / "certificate.json", content)
     files = sorted(out.iterdir())
     size = sum(file.stat().st_size for file in files) / 1e6
     print(f"Written: {out} ({size:.1f} MB): {', '.join(file.name for file in files)}")
     result = {"out": out, "model": out / written.path.name, **form._asdict(), "certificate": content}
     return Outcome(result, failure)
+
+
+def _photos(options: ExportOptions, data: "_Data | None") -> "Photos | None":
+    """Those given, else some of the data set's."""
+    if options.images:
+        return read_photos(options.images, options.count)
+    if data is None:
+        return None
+    files = tuple(str(data.val.path(index)) for index in range(min(options.count, len(data.val))))
+    return read_photos(files, options.count)
+
+
+def _divergence(source: "Source", form: "Form", photos: "Photos | None") -> "Divergence | None":
+    """The first stage that differs, of a file of the same form that shows its stages."""
+    from tempfile import TemporaryDirectory
+
+    from twostage.export.proof import examples_of, first_divergence
+    from twostage.export.write import write
+    from twostage.inference.exported import ExportedModel
+
+    print("They differ: looking for the first stage that does ...", flush=True)
+    with TemporaryDirectory() as folder:
+        seen = ExportedModel.open(write(source, Path(folder), form._replace(stages=True)).path)
+        return first_divergence(source.detector.prepared, seen, examples_of(photos)[0].image)
 
 
 class _Data(NamedTuple):

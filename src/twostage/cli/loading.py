@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from twostage.common_options import MAX_DET, DetectionOptions, DetectorOptions
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from twostage.detector import Detector
     from twostage.inference.test_time_augmentation import TestTimeAugmentation
 
+MOST = 100  # detections of an image
 _TTA = "Test-time augmentation"
 
 
@@ -20,7 +22,7 @@ _TTA = "Test-time augmentation"
 class PredictionOptions(DetectorOptions, DetectionOptions):
     """How a detector predicts. Test-time augmentation merges the detections of several views of each image."""
 
-    max_det: int = option(100, MAX_DET, group="Detections", low=1)
+    max_det: int = option(MOST, MAX_DET, group="Detections", low=1)
     flip: bool = option(False, "Add the mirrored image.", group=_TTA)
     scales: tuple[float, ...] = option((1.0,), "Scale factors of the image.", group=_TTA, low=0.1, high=10)
     tile: int | None = option(
@@ -69,9 +71,12 @@ def load_detector(
     """
     with collecting_later():
         from twostage.detector import Detector
+        from twostage.inference.exported import SUFFIXES as EXPORTED
         from twostage.models.zoo import require_known
 
     require_known(options.model_fields)  # `device` is an argument of `load`, and no field
+    if Path(weights).suffix in EXPORTED:  # runs on the CPU; `auto` of the options, not the device of this process
+        device, precision = options.device, options.precision
     return Detector.load(
         weights,
         device=device or options.device,

@@ -163,21 +163,21 @@ def _image_of_region(boxes: Any) -> Any:
     return op.Reshape(op.Expand(op.Unsqueeze(image, _int(1)), op.Shape(boxes, start=0, end=2)), _int(-1))
 
 
-def best(scores: Any, among: Any, top: int, fits: bool) -> tuple[Any, Any]:
-    """`twostage::best`; where all fit, by their places alone."""
+def best(scores: Any, among: Any, top: Any, fits: bool) -> tuple[Any, Any]:
+    """`twostage::best`; where all fit, by their places alone. `top` is a number, or one that the graph computes."""
     if not fits:
         index, _, valid = _best(op.Where(among, scores, _float(_NONE)), top)
         return index, valid
-    number = op.CumSum(op.Cast(among, to=INT64.dtype), op.Constant(value_int=1))
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    number = op.CumSum(op.Cast(among, to=INT64.dtype), one)
     places = op.Transpose(op.NonZero(among), perm=[1, 0])  # of each that is among them: row, place
     row, place = op.Split(places, axis=1, num_outputs=2)
-    rank = op.Unsqueeze(op.Sub(op.GatherND(number, places), op.Constant(value_int=1)), _int(1))
-    rows = op.Shape(scores, start=0, end=1)
-    nowhere = op.Expand(op.Constant(value_int=0), op.Concat(rows, _int(top), axis=0))
+    rank = op.Unsqueeze(op.Sub(op.GatherND(number, places), one), _int(1))
+    columns = _int(top) if isinstance(top, int) else op.Reshape(top, _int(1))
+    nowhere = op.Expand(zero, op.Concat(op.Shape(scores, start=0, end=1), columns, axis=0))
     index = op.ScatterND(nowhere, op.Concat(row, rank, axis=1), op.Squeeze(place, _int(1)), reduction="none")
     count = op.ReduceSum(op.Cast(among, to=INT64.dtype), _int(1), keepdims=1)
-    every = op.Range(op.Constant(value_int=0), op.Constant(value_int=top), op.Constant(value_int=1))
-    return index, op.Less(every, count)
+    return index, op.Less(op.Range(zero, op.Squeeze(columns), one), count)
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from twostage.data.scenes import make_scene
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.exported import ExportedModel
-from twostage.inference.predictor import predict_arrays
+from twostage.inference.graphs import AnyStages
+from twostage.inference.predictor import make_batch, predict_arrays
 from twostage.inference.runner import Runner
 from twostage.models.heads.postprocess import PostprocessConfig
+from twostage.models.two_stage import Stages
 from twostage.parity.agreement import FLOAT32, Tolerance, agreement
 from twostage.parity.certificate import Certificate, Compared, Party
 from twostage.parity.compare import BATCHES, Photos
+from twostage.parity.divergence import Divergence, Trace, first_difference, in_order
 from twostage.parity.variants import Pixels
 
 
@@ -70,13 +74,14 @@ def prove(
     exported: ExportedModel,
     examples: Sequence[Example],
     rule: Rule = RULES["fp32"],
+    batches: Sequence[int] = BATCHES,
 ) -> Certificate:
-    """The certificate of an exported file against its model, one image and three at a time."""
+    """The certificate of an exported file against its model, with so many images at a time."""
     images, post = [example.image for example in examples], exported.config.postprocess
     if post.score_threshold < rule.least_score:
         post = replace(post, score_threshold=rule.least_score, soft_nms_min_score=None)
     agreements = {}
-    for batch in BATCHES:
+    for batch in batches:
         expected, found = (_found(side, images, batch, post) for side in (reference, exported))
         agreements[batch] = agreement(expected, found, len(images), post, rule.tolerance)
     return Certificate(
@@ -87,6 +92,30 @@ def prove(
         rule.tolerance,
         least_score=post.score_threshold,
     )
+
+
+@torch.inference_mode()
+def first_divergence(expected: Runner, found: Runner, image: Pixels) -> Divergence | None:
+    """The first stage of an image's prediction that differs; `found` is a file that shows its stages."""
+    batch = make_batch([image], expected.config)
+    return first_difference(_trace(expected.stages(batch)), _trace(found.stages(batch)))
+
+
+def _trace(stages: AnyStages) -> Trace:
+    """The stages in order, each `in_order`."""
+    trace = {}
+    if stages.anchors is not None:
+        trace = {
+            "objectness": in_order(torch.cat(stages.anchors.logits, dim=1)),
+            "deltas": in_order(torch.cat(stages.anchors.deltas, dim=1)),
+        }
+    trace["proposals.boxes"] = in_order(stages.proposals.boxes[stages.proposals.valid])
+    if isinstance(stages, Stages):
+        for number, stage in enumerate(stages.predictions):
+            valid = stages.proposals.valid
+            trace |= {f"head.logits{number}": in_order(stage.logits[valid])}
+            trace |= {f"head.deltas{number}": in_order(stage.deltas[valid])}
+    return {**trace, "detections.scores": in_order(stages.detections.scores[stages.detections.valid])}
 
 
 def _found(model: Runner, images: Sequence[Pixels], batch: int, post: PostprocessConfig) -> Results:

@@ -43,9 +43,15 @@ class TorchSession:
     def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """See `Session`."""
         tensors = [torch.from_numpy(inputs[name]) for name in self.metadata["inputs"]]
-        return {
-            name: tensor.numpy() for name, tensor in zip(self.metadata["outputs"], self._module(*tensors), strict=True)
-        }
+        try:
+            found = self._module(*tensors)
+        except AssertionError as error:  # a guard of the program
+            height, width = inputs["images"].shape[2:]
+            raise DataError(
+                f"a canvas of {height} x {width} pixels is too small for a .pt2 file, which needs two cells of the "
+                f"coarsest map ({error}). Take an ONNX file, or larger images."
+            ) from None
+        return {name: tensor.numpy() for name, tensor in zip(self.metadata["outputs"], found, strict=True)}
 
 
 class ExportedModel:
@@ -112,6 +118,14 @@ class ExportedModel:
         """The whole batch: a runtime divides its work itself."""
         return [batch]
 
+    def has_no_model(self) -> UsageError:
+        """The error where more is wanted than predictions."""
+        weights = self.session.metadata["weights"]["file"]
+        return UsageError(
+            f"{self.path}: an exported file predicts and is evaluated, and nothing else: load the weights that it was "
+            f"exported from, {weights}."
+        )
+
     def _run(self, batch: Batch) -> BatchDetections:
         return detections_of(self._outputs(batch))
 
@@ -127,11 +141,11 @@ class ExportedModel:
     def _require_possible(self, config: PostprocessConfig) -> None:
         own = self.config.postprocess
         if config.score_threshold < own.score_threshold:
-            raise self._fixed("conf", config.score_threshold, f"at least {own.score_threshold}")
+            raise self._fixed("conf", config.score_threshold, f"{own.score_threshold:g}, and goes no lower")
         if config.max_det > own.max_det:
-            raise self._fixed("max_det", config.max_det, f"at most {own.max_det}")
+            raise self._fixed("max_det", config.max_det, f"{own.max_det}, and gives no more")
         if config.nms != own.nms:
-            raise self._fixed("iou", config.nms, str(own.nms))
+            raise self._fixed("iou", config.nms, f"{own.nms:g}")
 
     def _fixed(self, name: str, value: Any, can: str) -> UsageError:
         flag = {"conf": "--conf", "max_det": "--max-det", "iou": "--iou"}[name]

@@ -265,12 +265,14 @@ def draw(pixels: NDArray[np.uint8], found: Mapping[str, Any]) -> Image.Image:
     ):
         colour = _COLOURS[int(class_id) % len(_COLOURS)]
         pen.rectangle([float(x) for x in box], outline=colour, width=width)
-        text, place = f"{label} {score:.2f}", (float(box[0]) + width, max(0.0, float(box[1]) - 12))
+        text = f"{label} {score:.2f}"
+        place = min(float(box[0]), image.width - pen.textlength(text)), max(0.0, float(box[1]) - _LINE)
         pen.rectangle(pen.textbbox(place, text), fill=colour)
         pen.text(place, text, fill="black")
     return image
 
 
+_LINE = 12  # pixels of a line of text
 # Colours that people with any kind of colour vision tell apart (Okabe and Ito 2008).
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 

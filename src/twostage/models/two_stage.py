@@ -187,5 +187,5 @@ def as_proposals(given: GivenProposals, sizes: Int[Tensor, "n 2"]) -> Proposals:
     if not given.scores.shape[1]:  # the stages behind need one place, which may be padding
         given = GivenProposals(pad(given.boxes, (0, 0, 0, 1)), pad(given.scores, (0, 1)), pad(given.valid, (0, 1)))
     place = torch.arange(given.scores.shape[1], device=sizes.device).expand(given.scores.shape)
-    overflow = torch.zeros(len(sizes), dtype=torch.bool, device=sizes.device)
+    overflow = torch.zeros_like(sizes[:, 0], dtype=torch.bool)
     return Proposals(clip(given.boxes, sizes), given.scores, place, given.valid, overflow)

@@ -30,11 +30,11 @@ def best(scores: Float[Tensor, "n m"], among: Bool[Tensor, "n m"], *, top: int, 
 def _best(scores: Tensor, among: Tensor, top: int, fits: bool) -> tuple[Tensor, Tensor]:
     ranked = scores.masked_fill(~among, -torch.inf)
     index = ranked.sort(dim=1, descending=True, stable=True).indices[:, :top]
-    index = pad(index, (0, top - index.shape[1]))
+    index = pad(index, (0, max(0, top - scores.shape[1])))
     valid = torch.arange(top, device=scores.device) < among.sum(dim=1, keepdim=True)
     return index, valid
 
 
 # One node of an exported program; everywhere else what it is made of.
-torch.library.define("twostage::best", "(Tensor scores, Tensor among, int top, bool fits) -> (Tensor, Tensor)")
+torch.library.define("twostage::best", "(Tensor scores, Tensor among, SymInt top, bool fits) -> (Tensor, Tensor)")
 torch.library.impl("twostage::best", "CompositeImplicitAutograd", _best)

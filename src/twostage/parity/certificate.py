@@ -83,8 +83,8 @@ class Quality(NamedTuple):
 class Certificate(NamedTuple):
     """Two sides, the images, and how far the sides agree at each batch size.
 
-    Detections below `least_score` were not compared. Where they do not: the first place where two detectors diverge, and what explains it, `explained_wholly` where with
-    that nothing differs.
+    Where they do not: the first place where two detectors diverge, and what explains it, `explained_wholly` where with
+    that nothing differs. Detections below `least_score` were not compared.
     """
 
     subject: Party

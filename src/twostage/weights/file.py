@@ -113,7 +113,9 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         mend = "It may have been cut short: copy it again."
-        if path.suffix != ".safetensors":
+        if path.suffix in (".onnx", ".xml", ".pt2"):
+            mend = "An exported file has no weights to train from: give the file that it was exported from."
+        elif path.suffix != ".safetensors":
             mend = "Pickled weights (.pth, .pt) can run code when read and are not opened here."
         raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None
 
