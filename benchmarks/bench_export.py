@@ -2,8 +2,8 @@
 
     python benchmarks/bench_export.py --out benchmarks/results/export.md
 
-Faster R-CNN with ResNet-50 and a pyramid, photos stretched to 800 x 1066, batch 1: all start from the same tensors and the
-same calibrated random weights (`_calibrated.py`), interleaved in one process. int8 has ranges of twenty photos.
+Faster R-CNN with ResNet-50 and a pyramid, photos stretched to 800 x 1066, batch 1: all start from the same tensors
+and the same calibrated random weights (`_calibrated.py`), interleaved in one process. int8 has ranges of twenty photos.
 The small model predicts whole files, read and decoded, by `Detector.predict`. Cold starts are whole processes, from
 the command to the printed detections.
 """

@@ -23,6 +23,7 @@ from twostage import Detector
 from twostage.export.proof import Example, Rule, examples_of, prove
 from twostage.export.write import FILES, Form, Source, write
 from twostage.inference.exported import ExportedModel
+from twostage.models.heads.mask import ClassSpecificLinear
 from twostage.parity.certificate import Compared
 from twostage.weights.file import load_weights
 
@@ -48,6 +49,8 @@ def lively(name: str) -> Detector:
         for module in (module for part in parts for module in part.modules()):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.weight.normal_(std=(2 / module.weight[0].numel()) ** 0.5)
+            if isinstance(module, ClassSpecificLinear):  # masks whose cells are not all at the threshold
+                module.weight.normal_()
     return detector
 
 

@@ -1,7 +1,7 @@
 """What int8 costs on a data set, and which part of the network stays in float32 where it costs too much."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from twostage.data.dataset import Dataset
@@ -10,13 +10,19 @@ from twostage.parity.certificate import Quality
 
 log = logging.getLogger("twostage.export")
 
-# By the names of nodes, which are those of modules.
-PARTS = {
+_FIRST = 4  # layers next to the image, whose steps all others see
+_BEGIN = {
     "the RPN": ("rpn",),
     "the heads": ("head",),
     "the pyramid": ("backbone.laterals", "backbone.outputs", "backbone.extra"),
-    "the first layers": ("backbone.body.stem", "backbone.body.conv1", "backbone.body.stages.0", "backbone.body.layer1"),
 }
+
+
+def parts_of(layers: Sequence[str]) -> dict[str, list[str]]:
+    """The parts of a network that can stay in float32, with their layers; `layers` are in the order of computation."""
+    parts = {part: [layer for layer in layers if layer.startswith(begin)] for part, begin in _BEGIN.items()}
+    parts["the first layers"] = list(layers[:_FIRST])
+    return {part: inside for part, inside in parts.items() if inside}
 
 
 class Score(NamedTuple):
@@ -50,25 +56,23 @@ def with_float_parts(
     Everything in int8; then with the part in float32 that gains most; then with two parts, and so on. `build` is called
     last for the one that is taken. `names` are those of the quantised layers.
     """
+    parts = parts_of(names)
     kept: tuple[str, ...] = ()
-    after = score_of(build(()), dataset)
-    best = after
-    log.info("int8: AP %.4f, before %.4f", after.box, before.box)
-    while best.below(before) > allowed and len(kept) < len(PARTS):
+    best = score_of(build(()), dataset)
+    log.info("int8: AP %.4f, before %.4f", best.box, before.box)
+    while best.below(before) > allowed and len(kept) < len(parts):
         tried = {}
-        for part in PARTS:
-            if part in kept:
-                continue
-            tried[part] = score_of(build(_layers(names, (*kept, part))), dataset)
-            log.info("with %s in float32: AP %.4f", ", ".join((*kept, part)), tried[part].box)
+        for part in parts:
+            if part not in kept:
+                tried[part] = score_of(build(_layers(parts, (*kept, part))), dataset)
+                log.info("with %s in float32: AP %.4f", " and ".join((*kept, part)), tried[part].box)
         part = min(tried, key=lambda name: tried[name].below(before))
         if tried[part].below(before) >= best.below(before):
             break
         kept, best = (*kept, part), tried[part]
-    build(_layers(names, kept))
+    build(_layers(parts, kept))
     return Quality(dataset.root.name, len(dataset), before.box, best.box, before.mask, best.mask, kept, allowed)
 
 
-def _layers(names: Sequence[str], parts: Sequence[str]) -> list[str]:
-    begin = tuple(prefix for part in parts for prefix in PARTS[part])
-    return [name for name in names if begin and name.startswith(begin)]
+def _layers(parts: Mapping[str, Sequence[str]], kept: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(layer for part in kept for layer in parts[part]))
