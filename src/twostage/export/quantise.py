@@ -31,12 +31,15 @@ def quantised(model: Any, images: Sequence[Inputs], float_layers: Sequence[str] 
     Raises MissingError without NNCF.
     """
     nncf = import_nncf()
+    # OpenVINO splits the bias from an ONNX convolution, and renames the rest.
+    names = [name for layer in float_layers for name in (layer, f"{layer}/WithoutBiases")]
     with quiet():
         return nncf.quantize(
             model.clone() if hasattr(model, "clone") else model,
             nncf.Dataset([dict(each) for each in images]),
             subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(types=list(_FLOAT), names=list(float_layers), validate=False),
+            preset=nncf.QuantizationPreset.MIXED,  # activations with a zero point: few are symmetric
+            ignored_scope=nncf.IgnoredScope(types=list(_FLOAT), names=names, validate=False),
             # Without VNNI a sum of two products of 8 bits overflows 16: weights of 7 bits give the same everywhere.
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,11 @@ class ExportedModel:
         except FileError as error:
             raise DataError(str(error)) from None
         return cls(path, session, chosen)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and other processes open the file anew: a runtime's session cannot be copied."""
+        precision = "bf16" if self.precision == "bf16" else "fp32"
+        return partial(ExportedModel.open, precision=precision), (self.path,)
 
     def detect(self, batch: Batch, config: PostprocessConfig) -> BatchDetections:
         """Detections of a batch. Raises UsageError for thresholds that the file cannot follow."""
