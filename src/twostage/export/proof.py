@@ -25,10 +25,15 @@ from twostage.parity.variants import Pixels
 
 
 class Rule(NamedTuple):
-    """What a file may differ by, and the score from which on its detections are compared."""
+    """What a file may differ by, and the score from which on its detections are compared.
+
+    Of anchors with exactly equal scores, as on padding, runtimes propose others: `weak` detections of theirs, at most
+    two of an image, need no partner.
+    """
 
     tolerance: Tolerance = FLOAT32
     least_score: float = 0.0
+    weak: float = 0.1
 
 
 # float16 has 11 bits: a box of hundreds of pixels moves by some tenths, and of weak detections soft-NMS keeps others.
@@ -83,7 +88,7 @@ def prove(
     agreements = {}
     for batch in batches:
         expected, found = (_found(side, images, batch, post) for side in (reference, exported))
-        agreements[batch] = agreement(expected, found, len(images), post, rule.tolerance)
+        agreements[batch] = agreement(expected, found, len(images), post, rule.tolerance, rule.weak)
     return Certificate(
         Party(exported.path, exported.runtime),
         Party(weights, "twostage"),

@@ -37,11 +37,11 @@ class Spread(NamedTuple):
 class Agreement(NamedTuple):
     """How many detections two sides have, how many are the same object, and how far those differ.
 
-    `at_the_edge` are detections without a partner whose score is no further than the tolerance from where the other
-    side's list ends, at the threshold or at the greatest number: rounding decides about them. `masks` are the shares
-    of pixels that differ, None where a side has none, as `one_without_masks` says where only one has none. `error` is
-    the mean disagreement of all detections with the best partner, 1 - IoU and the difference of scores, and of their
-    masks: 0 where all are equal.
+    `at_the_edge` are detections without a partner about which rounding decides: their score is no further than the
+    tolerance from where the other side's list ends, at the threshold or at the greatest number, or it is weak. `masks`
+    are the shares of pixels that differ, None where a side has none, as `one_without_masks` says where only one has
+    none. `error` is the mean disagreement of all detections with the best partner, 1 - IoU and the difference of
+    scores, and of their masks: 0 where all are equal.
     """
 
     images: int
@@ -70,8 +70,12 @@ def agreement(
     images: int,
     postprocess: PostprocessConfig,
     tolerance: Tolerance = FLOAT32,
+    weak: float = 0.0,
 ) -> Agreement:
-    """Two sides' detections of so many images. `postprocess` has the threshold and the number where a list ends."""
+    """Two sides' detections of so many images. `postprocess` has the threshold and the number where a list ends.
+
+    Below the score `weak` detections without a partner are at the edge.
+    """
     pixels, scores, masks, errors, edge = [], [], [], [], 0
     for image in range(images):
         a, b = (np.flatnonzero(side.images == image) for side in (expected, found))
@@ -85,7 +89,8 @@ def agreement(
         for side, own, other, theirs in ((expected, a, found, b), (found, b, expected, a)):
             alone = np.setdiff1d(own, [pair[side is found] for pair in near])
             end = _end(other.scores[theirs], postprocess)
-            edge += int((np.abs(side.scores[alone] - end) <= tolerance.scores).sum())
+            at_end = np.abs(side.scores[alone] - end) <= tolerance.scores
+            edge += int((at_end | (side.scores[alone] < weak)).sum())
     return Agreement(
         images,
         len(expected),
