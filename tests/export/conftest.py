@@ -90,7 +90,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, weights: Callable[..., Pa
             known[key] = tmp_path_factory.mktemp("exported") / "out"
             words = ("export", "--weights", weights(name, **fields), *options, "--out", known[key], "--quiet")
             code = main([str(word) for word in words])
-            assert code == 0 or (code == 5 and "fp16" in options)  # random weights make much of small differences
+            # Random weights make much of small differences: half the bits, the padding beside an image, a mask's edge.
+            assert code == 0 or (
+                code == 5 and ({"fp16", "--pixels"} & set(options) or "mask" in name or "task" in name)
+            )
         return known[key]
 
     return export
