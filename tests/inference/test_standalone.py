@@ -102,7 +102,6 @@ def test_files_are_read_as_by_the_package(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="read() takes any samples")
 @pytest.mark.parametrize("samples", [np.array([[0, 65536]], dtype=np.int32), np.ones((4, 4), dtype=np.float32)])
 def test_pixels_without_an_agreed_range_are_refused_as_by_the_package(tmp_path: Path, samples: np.ndarray) -> None:
     path = tmp_path / "a.tif"

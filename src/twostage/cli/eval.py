@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twostage.cli.loading import PredictionOptions, load_detector
+from twostage.cli.loading import PredictionOptions, load_detector, most_of
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, WorkersOptions
@@ -133,7 +133,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
             workers=options.workers,
             conf=options.conf,
             iou=options.iou,
-            max_det=options.max_det,
+            max_det=most_of(detector, options.max_det),
             processes=processes,
             proposals=options.proposals,
             views=options.views,

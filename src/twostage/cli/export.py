@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from twostage.atomic import write_json
 from twostage.cli.loading import collecting_later
 from twostage.cli.verb import Outcome, verb
-from twostage.cli.weights_compare import FEW, PHOTOS, read_photos, say
+from twostage.cli.weights_compare import FEW, PHOTOS, read_photos
 from twostage.common_options import WEIGHTS, DetectionOptions, ModelOptions, OfflineOptions
-from twostage.errors import UsageError
+from twostage.errors import ThresholdError, UsageError
 from twostage.folders import whole_folder
 from twostage.options import option
 
@@ -76,14 +76,19 @@ def export(options: ExportOptions) -> Outcome:
         certificate = prove(source.file, source.detector.prepared, exported, examples_of(photos), rule)
         if quality is None and not certificate.passed and not form.pixels:
             certificate = certificate._replace(divergence=_divergence(source, form, photos))
-        content, failure = say(certificate._replace(quality=quality), None)
+        certificate = certificate._replace(quality=quality)
+        print("\n".join(certificate.lines()), flush=True)
+        content = certificate.to_dict()
         content["files"] = {file.name: sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / "certificate.json", content)
     files = sorted(out.iterdir())
     size = sum(file.stat().st_size for file in files) / 1e6
     print(f"Written: {out} ({size:.1f} MB): {', '.join(file.name for file in files)}")
     result = {"out": out, "model": out / written.path.name, **form._asdict(), "certificate": content}
-    return Outcome(result, failure)
+    if certificate.passed:
+        return Outcome(result)
+    lost = "loses more AP than it may" if quality else f"and {source.file} do not detect the same"
+    return Outcome(result, ThresholdError(f"{out / written.path.name} {lost}."))
 
 
 def _photos(options: ExportOptions, data: "_Data | None") -> "Photos | None":

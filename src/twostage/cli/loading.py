@@ -85,3 +85,9 @@ def load_detector(
         offline=options.offline,
         **options.given_fields,
     )
+
+
+def most_of(detector: "Detector", wanted: int | None) -> int | None:
+    """The number of detections wanted; the default is no more than an exported file has places."""
+    own = detector.config.postprocess.max_det
+    return min(MOST, own) if detector.is_exported and wanted == MOST else wanted

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostage.cli.loading import MOST, PredictionOptions, load_detector
+from twostage.cli.loading import PredictionOptions, load_detector, most_of
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import PRECISION, WEIGHTS, Precision
 from twostage.errors import DataError, UsageError
@@ -16,7 +16,6 @@ from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.detections import Detections
-    from twostage.detector import Detector
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def predict(options: PredictOptions) -> Outcome:
         list(options.sources),
         conf=options.conf,
         iou=options.iou,
-        max_det=_max_det(options, detector),
+        max_det=most_of(detector, options.max_det),
         batch=options.batch,
         views=options.views,
     )
@@ -79,12 +78,6 @@ def predict(options: PredictOptions) -> Outcome:
         writer.close()
         print(f"Saved to {options.save}")
     return Outcome({"images": images, "settings": settings}, failure)
-
-
-def _max_det(options: PredictOptions, detector: "Detector") -> int:
-    """The number given; the default is no more than an exported file has."""
-    own = detector.config.postprocess.max_det
-    return min(options.max_det, own) if detector.is_exported and options.max_det == MOST else options.max_det
 
 
 def _with_weights(sources: tuple[str, ...]) -> str:

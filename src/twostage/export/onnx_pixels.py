@@ -28,16 +28,17 @@ def take_pixels(model: ir.Model, config: ImageConfig) -> None:
     graph = model.graph
     if [value.name for value in graph.inputs] != ["images", "sizes"]:
         raise UsageError("--pixels: this detector takes more than the resized images: leave --pixels out.")
-    pixels = ir.Input("pixels", ir.Shape(["images", "height", "width", 3]), ir.TensorType(ir.DataType.UINT8))
+    shape = ir.Shape(["images", "height", "width", 3])
+    pixels = ir.Value(name="pixels", shape=shape, type=ir.TensorType(ir.DataType.UINT8))
     tape = Tape()
     op = partial(_add, tape)
-    shape = op("Shape", pixels)
-    old = op("Slice", shape, _ints(op, 1), _ints(op, 3))
+    sides = op("Shape", pixels)
+    old = op("Slice", sides, _ints(op, 1), _ints(op, 3))
     new = _new_shape(op, old, config)
     images = op(
         "Div", op("Cast", op("Transpose", pixels, perm=[0, 3, 1, 2]), to=_FLOAT), _constant(op, np.float32(255))
     )
-    count = op("Slice", shape, _ints(op, 0), _ints(op, 1))
+    count = op("Slice", sides, _ints(op, 0), _ints(op, 1))
     resized = op(
         "Resize",
         images,

@@ -33,7 +33,9 @@ def decayed(
     for turn in range(top):
         best = op.ArgMax(waiting, axis=1, keepdims=1, select_last_index=0)
         score = op.GatherElements(waiting, best, axis=1)
-        taken = op.ScatterElements(taken, best, op.Where(op.GreaterOrEqual(score, floor), score, none), axis=1)
+        # An image that is done takes nothing more, while others go on.
+        before = op.GatherElements(taken, best, axis=1)
+        taken = op.ScatterElements(taken, best, op.Where(op.GreaterOrEqual(score, floor), score, before), axis=1)
         waiting = op.ScatterElements(waiting, best, op.Where(op.Equal(score, score), none, none), axis=1)
         place = op.Unsqueeze(best, third)
         box = op.GatherElements(boxes, op.Expand(place, op.Constant(value_ints=[1, 1, 4])), axis=1)

@@ -82,11 +82,14 @@ def prove(
     batches: Sequence[int] = BATCHES,
 ) -> Certificate:
     """The certificate of an exported file against its model, with so many images at a time."""
-    images, post = [example.image for example in examples], exported.config.postprocess
+    # The thresholds of the model: a file with others cannot follow them.
+    images, post = [example.image for example in examples], reference.config.postprocess
     if post.score_threshold < rule.least_score:
         post = replace(post, score_threshold=rule.least_score, soft_nms_min_score=None)
     agreements = {}
     for batch in batches:
+        if batch > 1 and exported.session.metadata["pixels"]:  # takes several images of one size alone
+            images = [images[0]] * batch
         expected, found = (_found(side, images, batch, post) for side in (reference, exported))
         agreements[batch] = agreement(expected, found, len(images), post, rule.tolerance, rule.weak)
     return Certificate(
@@ -95,6 +98,7 @@ def prove(
         [example.listed for example in examples],
         agreements,
         rule.tolerance,
+        explained_by=None,
         least_score=post.score_threshold,
     )
 

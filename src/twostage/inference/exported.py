@@ -1,5 +1,6 @@
 """A file of `twostage export` in the place of a prepared model: the same batches in, the same detections out."""
 
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,9 +35,13 @@ class TorchSession:
     def __init__(self, path: Path) -> None:
         extra = {ABOUT: ""}
         try:
+            # Its log shows a traceback before the error.
+            logging.disable(logging.WARNING)
             program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # a damaged archive raises nearly anything
             raise FileError(f"{path}: torch cannot read it ({str(error)[:200]!r}). Export it again.") from None
+        finally:
+            logging.disable(logging.NOTSET)
         self.metadata = read_metadata(path, extra[ABOUT])
         self._module = program.module()
 

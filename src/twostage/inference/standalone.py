@@ -247,7 +247,12 @@ def read(source: Any) -> NDArray[np.uint8]:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits: the high byte
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            samples = np.asarray(image)
+            if samples.min(initial=0) < 0 or samples.max(initial=0) > 0xFFFF:
+                raise ValueError("its samples need more than 16 bits")
+            image = Image.fromarray((samples >> 8).astype(np.uint8))
+        if image.mode in ("F", "LAB"):
+            raise ValueError(f"pixels of mode {image.mode} have no agreed range; 8 or 16 bits have")
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return np.array(image.convert("RGB"))

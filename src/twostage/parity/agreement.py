@@ -131,9 +131,10 @@ def _end(scores: Float64[np.ndarray, " n"], postprocess: PostprocessConfig) -> f
 
 
 def _differing(a: dict, b: dict) -> float:
-    """The share of the pixels in either mask that are not in both."""
+    """The share of the pixels in either mask that are not in both; a single one is rounding, whatever its share."""
     first, second = decode([cast(RLE, a), cast(RLE, b)])
-    return float((first ^ second).sum() / max(1, (first | second).sum()))
+    differing = int((first ^ second).sum())
+    return differing / int((first | second).sum()) if differing > 1 else 0.0
 
 
 def _spread(values: list[float]) -> Spread:

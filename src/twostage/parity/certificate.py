@@ -93,7 +93,7 @@ class Certificate(NamedTuple):
     agreement: Mapping[int, Agreement]
     tolerance: Tolerance = FLOAT32
     divergence: Divergence | None = None
-    explained_by: Sequence[str] = ()
+    explained_by: Sequence[str] | None = ()  # None: no conventions were tried
     explained_wholly: bool = False
     quality: Quality | None = None
     least_score: float | None = None
@@ -121,7 +121,7 @@ class Certificate(NamedTuple):
             "from_score": self.least_score,
             "batches": [{"batch": batch, **_agreement(each)} for batch, each in self.agreement.items()],
             "first_divergence": self.divergence and self.divergence._asdict(),
-            "explained_by": list(self.explained_by),
+            "explained_by": list(self.explained_by or ()),
             "explained_wholly": self.explained_wholly,
             "quality": self.quality and {**self.quality._asdict(), "lost": self.quality.lost},
             "versions": {
@@ -152,6 +152,8 @@ class Certificate(NamedTuple):
         if self.divergence is not None:
             stage, place, difference = self.divergence
             lines.append(f"First different: {stage} ({place}), by {difference:.1e} of its largest value.")
+        if self.explained_by is None:
+            return lines
         if not self.explained_by:
             return [*lines, "No convention explains the difference."]
         lines += [f"Explained by {text}" for text in self.explained_by]
