@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 Source = str | Path | np.ndarray | Tensor | Image.Image | bytes
 ONE_VIEW = TestTimeAugmentation()
+CONF = 0.5  # lowest score of a prediction by default
 
 
 class Detector:
@@ -247,7 +248,7 @@ class Detector:
         self,
         source: Source | Iterable[Source],
         *,
-        conf: float = 0.5,
+        conf: float = CONF,
         iou: float | None = None,
         max_det: int | None = None,
         batch: int = 1,
@@ -263,6 +264,8 @@ class Detector:
         `views` are those of test-time augmentation; `batch` then counts views. Images that cannot be read are left out
         by the iterator, which then ends with a DataError that names them all.
         """
+        if self._exported is not None and conf == CONF:  # the default is no lower than the file's
+            conf = max(conf, self.config.postprocess.score_threshold)
         postprocess = self.postprocess(conf, iou, max_det)
         batch = required("batch", batch, Count)
         stream = self._stream(expand(source), postprocess, batch, views)

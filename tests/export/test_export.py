@@ -316,7 +316,7 @@ def test_predict_py_goes_on_after_a_bad_image(exported: Callable, photos: list[P
     assert "Traceback" not in run.stderr
     low = predict_alone(folder, photos[0], "--conf", 0.01)
     assert low.returncode == 3
-    assert "conf 0.01 is below 0.05, the threshold that the file was exported with" in low.stderr
+    assert "conf 0.01 is not from 0.05, the threshold that the file was exported with" in low.stderr
 
 
 @pytest.mark.slow

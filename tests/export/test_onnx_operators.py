@@ -29,7 +29,6 @@ FREE = torch.export.Dim.DYNAMIC
 
 
 # Faults that are known.
-AT_LEAST = pytest.mark.xfail(strict=True, reason="OpenVINO removes a box whose overlap equals the threshold")
 NO_AREA = pytest.mark.xfail(strict=True, reason="OpenVINO divides by the 0 samples of a box without area")
 
 both = pytest.mark.parametrize("runtime", ["onnx", "openvino"])
@@ -202,7 +201,7 @@ def test_nms(export: Callable[..., Runtimes], grouped: bool, runtime: str) -> No
     [
         *(("onnx", *share) for share in ((1, 2), (1, 3), (3, 5), (7, 10))),
         *(("openvino", *share) for share in ((1, 3), (3, 5))),
-        *(pytest.param("openvino", *share, marks=AT_LEAST) for share in ((1, 2), (7, 10))),
+        *(pytest.param("openvino", *share) for share in ((1, 2), (7, 10))),
     ],
 )
 def test_boxes_that_overlap_by_the_threshold(

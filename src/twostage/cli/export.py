@@ -57,7 +57,7 @@ def export(options: ExportOptions) -> Outcome:
     Exit code 5 where the file and the detector differ.
     """
     with collecting_later():
-        from twostage.export.proof import RULES, examples_of, prove
+        from twostage.export.proof import RULES, examples_of, prove, runtime_versions
         from twostage.export.write import Form, require_packages, write
         from twostage.inference.exported import ExportedModel
         from twostage.weights.file import sha256
@@ -79,6 +79,8 @@ def export(options: ExportOptions) -> Outcome:
         certificate = certificate._replace(quality=quality)
         print("\n".join(certificate.lines()), flush=True)
         content = certificate.to_dict()
+        content["export"] = {key: value for key, value in exported.session.metadata.items() if key != "card"}
+        content["versions"] |= runtime_versions()
         content["files"] = {file.name: sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / "certificate.json", content)
     files = sorted(out.iterdir())
@@ -112,7 +114,10 @@ def _divergence(source: "Source", form: "Form", photos: "Photos | None") -> "Div
     print("They differ: looking for the first stage that does ...", flush=True)
     with TemporaryDirectory() as folder:
         seen = ExportedModel.open(write(source, Path(folder), form._replace(stages=True)).path)
-        return first_divergence(source.detector.prepared, seen, examples_of(photos)[0].image)
+        found = first_divergence(source.detector.prepared, seen, examples_of(photos)[0].image)
+    if found is None:
+        print("Every stage agrees on the first image alone.")
+    return found
 
 
 class _Data(NamedTuple):

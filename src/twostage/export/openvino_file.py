@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from twostage.errors import MissingError, TwostageError
 from twostage.inference.standalone import PackageError, import_openvino
 
@@ -19,7 +21,19 @@ def openvino_model(path: Path) -> Any:
     model = openvino.Core().read_model(path)
     if not (model.inputs and model.outputs and len(model.get_ops()) > len(model.inputs) + len(model.outputs)):
         raise TwostageError("OpenVINO read an empty graph from the ONNX file; its log names the operator.")
+    for node in model.get_ops():
+        if node.get_type_name() == "NonMaxSuppression":
+            _keep_at_threshold(node)
     return model
+
+
+def _keep_at_threshold(node: Any) -> None:
+    """A box whose overlap equals the threshold stays, as in ONNX; OpenVINO removes it."""
+    from openvino import opset11
+
+    (value,) = node.input_value(3).get_node().get_data().reshape(1)
+    above = np.nextafter(np.float32(value), np.float32(np.inf))
+    node.input(3).replace_source_output(opset11.constant(above).output(0))
 
 
 def save_openvino(model: Any, path: Path, metadata: Mapping[str, str], *, half: bool = False) -> None:

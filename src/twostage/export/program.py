@@ -56,8 +56,8 @@ def require_exportable(model: Model) -> None:
         if roi.sampling_ratio == 0 and roi.max_samples is not None:
             raise UsageError(
                 f"{name} is 0 (as many samples as a bin has pixels), at most {roi.max_samples}: the runtimes' RoiAlign "
-                "has no limit. Export with --set roi_max_samples=none, or with a fixed number: --set "
-                "roi_sampling_ratio=2."
+                "has no limit. Export with --set model.roi_max_samples=null, or with a fixed "
+                "number: --set model.roi_sampling_ratio=2."
             )
 
 

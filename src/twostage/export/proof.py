@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +29,8 @@ from twostage.parity.variants import Pixels
 class Rule(NamedTuple):
     """What a file may differ by, and the score from which on its detections are compared.
 
-    Of anchors with exactly equal scores, as on padding, runtimes propose others: `weak` detections of theirs, at most
-    two of an image, need no partner.
+    Of anchors with exactly equal scores, as on padding, runtimes propose others: two `weak` detections of an image on
+    each side need no partner.
     """
 
     tolerance: Tolerance = FLOAT32
@@ -89,7 +91,8 @@ def prove(
     agreements = {}
     for batch in batches:
         if batch > 1 and exported.session.metadata["pixels"]:  # takes several images of one size alone
-            images = [images[0]] * batch
+            size = images[0].shape[1::-1]
+            images = [np.asarray(Image.fromarray(image).resize(size)) for image in images]
         expected, found = (_found(side, images, batch, post) for side in (reference, exported))
         agreements[batch] = agreement(expected, found, len(images), post, rule.tolerance, rule.weak)
     return Certificate(
@@ -101,6 +104,12 @@ def prove(
         explained_by=None,
         least_score=post.score_threshold,
     )
+
+
+def runtime_versions() -> dict[str, str]:
+    """The packages that exports depend on, as far as they are installed."""
+    packages = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+    return {name: version(name) for name in packages if find_spec(name) is not None}
 
 
 @torch.inference_mode()

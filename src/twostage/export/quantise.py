@@ -31,6 +31,8 @@ def quantised(model: Any, images: Sequence[Inputs], float_layers: Sequence[str] 
     Raises MissingError without NNCF.
     """
     nncf = import_nncf()
+    from nncf.quantization.advanced_parameters import QuantizationParameters
+
     # OpenVINO splits the bias from an ONNX convolution, and renames the rest.
     names = [name for layer in float_layers for name in (layer, f"{layer}/WithoutBiases")]
     with quiet():
@@ -41,7 +43,11 @@ def quantised(model: Any, images: Sequence[Inputs], float_layers: Sequence[str] 
             preset=nncf.QuantizationPreset.MIXED,  # activations with a zero point: few are symmetric
             ignored_scope=nncf.IgnoredScope(types=list(_FLOAT), names=names, validate=False),
             # Without VNNI a sum of two products of 8 bits overflows 16: weights of 7 bits give the same everywhere.
-            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE,
+                # ONNX Runtime has one range for all channels of a map, depthwise convolutions included.
+                activations_quantization_params=QuantizationParameters(per_channel=False),
+            ),
         )
 
 

@@ -183,6 +183,8 @@ def require_packages(form: Form) -> None:
             wrong = "pixels" if form.pixels else f"precision {form.precision}"
             raise UsageError(f"{wrong}: a file for torch is in fp32 and takes resized images. Take --format onnx.")
         return
+    if form.pixels and form.stages:
+        raise UsageError("pixels: stages are on the resized image, which such a file does not take. Leave one out.")
     if form.pixels and form.format == "openvino":
         raise UsageError(
             "pixels: OpenVINO computes the resized shape in 32 bits, and may miss it by a pixel. Leave --pixels out: "

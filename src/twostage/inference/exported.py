@@ -1,7 +1,7 @@
 """A file of `twostage export` in the place of a prepared model: the same batches in, the same detections out."""
 
-import logging
 import shlex
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -35,13 +35,11 @@ class TorchSession:
     def __init__(self, path: Path) -> None:
         extra = {ABOUT: ""}
         try:
-            # Its log shows a traceback before the error.
-            logging.disable(logging.WARNING)
+            if not zipfile.is_zipfile(path):  # torch would log a traceback
+                raise ValueError("it is no archive")
             program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # a damaged archive raises nearly anything
             raise FileError(f"{path}: torch cannot read it ({str(error)[:200]!r}). Export it again.") from None
-        finally:
-            logging.disable(logging.NOTSET)
         self.metadata = read_metadata(path, extra[ABOUT])
         self._module = program.module()
 
@@ -116,8 +114,8 @@ class ExportedModel:
         self._require_possible(config)
         if self.session.metadata["pixels"] and len(batch.images) > 1 and not _fills(batch):
             parts = [self._run(_cropped(one)) for one in batch.split(1)]
-            return _from_threshold(BatchDetections.concatenate(parts), config)
-        return _from_threshold(self._run(batch), config)
+            return self._above(BatchDetections.concatenate(parts), config)
+        return self._above(self._run(batch), config)
 
     def stages(self, batch: Batch) -> AnyStages:
         """Every stage of a prediction but the maps. Raises UsageError for a file that does not show them."""
@@ -149,12 +147,27 @@ class ExportedModel:
         found = self.session.run({name: tensor.contiguous().numpy() for name, tensor in inputs.items()})
         return {name: torch.from_numpy(array) for name, array in found.items()}
 
+    def _above(self, detections: BatchDetections, config: PostprocessConfig) -> BatchDetections:
+        """The detections above a threshold that is higher than the file's, and the first of them: all are sorted."""
+        keep = detections.valid
+        if config.score_threshold > self.config.postprocess.score_threshold:
+            keep = keep & (detections.scores > config.score_threshold)
+        return detections._replace(valid=keep).each(lambda x: x if x.ndim == 1 else x[:, : config.max_det])
+
     def _require_possible(self, config: PostprocessConfig) -> None:
         own = self.config.postprocess
         if config.score_threshold < own.score_threshold:
             raise self._fixed("conf", config.score_threshold, f"{own.score_threshold:g}, and goes no lower")
         if config.max_det > own.max_det:
             raise self._fixed("max_det", config.max_det, f"{own.max_det}, and gives no more")
+        same = replace(
+            own, score_threshold=config.score_threshold, max_det=config.max_det, soft_nms_min_score=None, nms=config.nms
+        )
+        if replace(config, soft_nms_min_score=None) != same:
+            raise UsageError(
+                f"{self.path}: has its own suppression inside, and test-time augmentation (--flip, --scales, --tile) "
+                f"needs another: predict with the weights, {self.session.metadata['weights']['file']}."
+            )
         if config.nms != own.nms:
             raise self._fixed("iou", config.nms, f"{own.nms:g}")
 
@@ -163,12 +176,6 @@ class ExportedModel:
         weights, form = self.session.metadata["weights"]["file"], self.session.metadata["file_format"]
         command = shlex.join(["twostage", "export", "--weights", weights, "--format", form, flag, f"{value:g}"])
         return UsageError(f"{name} {value:g}: {self.path} was exported with {can}. Export it anew: {command} --out DIR")
-
-
-def _from_threshold(detections: BatchDetections, config: PostprocessConfig) -> BatchDetections:
-    """The detections above a threshold that is higher than the file's, and the first of them: all are sorted."""
-    keep = detections.valid & (detections.scores > config.score_threshold)
-    return detections._replace(valid=keep).each(lambda x: x if x.ndim == 1 else x[:, : config.max_det])
 
 
 def _fills(batch: Batch) -> bool:

@@ -31,6 +31,19 @@ from twostage.ops.paste import paste
 
 KEY = "twostage-export"  # of the metadata of an exported file
 FORMAT = 1
+_KEYS = (
+    "names",
+    "inputs",
+    "outputs",
+    "pixels",
+    "resize",
+    "divisor",
+    "thresholds",
+    "mask",
+    "precision",
+    "weights",
+    "card",
+)
 
 
 class FileError(Exception):
@@ -134,8 +147,14 @@ def read_metadata(path: Path, text: str | None) -> dict[str, Any]:
     """The entry of an exported file. Raises FileError for a file without one, or of another version."""
     if not text:
         raise FileError(f"{path}: was not written by `twostage export`: it has no {KEY!r} metadata. Export it again.")
-    metadata = json.loads(text)
-    if metadata.get("format") != FORMAT:
+    try:
+        metadata = json.loads(text)
+        version, lacking = metadata.get("format"), [key for key in _KEYS if key not in metadata]
+    except (ValueError, AttributeError, RecursionError):
+        raise FileError(f"{path}: its {KEY!r} metadata is damaged. Export it again.") from None
+    if version == FORMAT and lacking:
+        raise FileError(f"{path}: its {KEY!r} metadata lacks {', '.join(lacking)}. Export it again.")
+    if version != FORMAT:
         raise FileError(
             f"{path}: was exported in format {metadata.get('format')} by twostage {metadata.get('version')}; this "
             f"reads format {FORMAT}. Export it again, or take the predict.py that was written beside it."
@@ -167,16 +186,18 @@ class Predictor:
         if "proposals" in self.about["inputs"]:
             raise FileError(f"{path}: a Fast R-CNN takes proposals from elsewhere: predict with twostage itself.")
 
-    def predict(self, image: Any, conf: float = 0.5) -> dict[str, Any]:
+    def predict(self, image: Any, conf: float | None = None) -> dict[str, Any]:
         """The detections of an image: a path, a PIL image, or an array [h, w, 3] of uint8 in RGB.
 
         Arrays boxes [n, 4], scores [n] and class_ids [n], best first, and the list labels; masks is a list of COCO's
-        RLEs, or None. Raises FileError where the image cannot be read or `conf` is below the file's own threshold.
+        RLEs, or None. `conf` is the lowest score: by default 0.5, or the file's threshold where that is higher. Raises
+        FileError where the image cannot be read or `conf` is below that threshold.
         """
         pixels = image if isinstance(image, np.ndarray) else read(image)
         floor = self.about["thresholds"]["score"]
-        if conf < floor:
-            raise FileError(f"conf {conf} is below {floor}, the threshold that the file was exported with. Raise it.")
+        conf = max(0.5, floor) if conf is None else conf
+        if not floor <= conf <= 1:
+            raise FileError(f"conf {conf} is not from {floor}, the threshold that the file was exported with, to 1.")
         out = self.session.run(inputs_of(pixels, self.about))
         return detections_of(out, pixels.shape[:2], self.about, conf)
 
@@ -302,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--model", type=Path, help="exported model (default: model.onnx or model.xml beside this file)")
-    parser.add_argument("--conf", type=float, default=0.5, help="lowest score of a detection (default: 0.5)")
+    parser.add_argument("--conf", type=float, help="lowest score of a detection (default: 0.5)")
     parser.add_argument("--save", type=Path, help="folder for the images with their detections drawn")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--threads", type=int, help="threads of the runtime (default: its own choice)")
@@ -314,7 +335,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     if given.save:
-        given.save.mkdir(parents=True, exist_ok=True)
+        try:
+            given.save.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"--save {given.save}: cannot be made ({error.strerror})", file=sys.stderr)
+            return 2
     results, code = [], 0
     for path in given.images:
         try:
@@ -328,7 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.json:
             print(_line(results[-1]))
         if given.save:
-            draw(pixels, found).save(given.save / f"{Path(path).stem}.png")
+            number = sum(Path(each["path"]).stem == Path(path).stem for each in results)
+            name = Path(path).stem + (f"-{number}" if number > 1 else "")
+            draw(pixels, found).save(given.save / f"{name}.png")
     if given.json:
         print(json.dumps({"images": results}))
     return code

@@ -74,7 +74,7 @@ def agreement(
 ) -> Agreement:
     """Two sides' detections of so many images. `postprocess` has the threshold and the number where a list ends.
 
-    Below the score `weak` detections without a partner are at the edge.
+    Of detections without a partner below the score `weak`, two of an image on each side are at the edge.
     """
     pixels, scores, masks, errors, edge = [], [], [], [], 0
     for image in range(images):
@@ -90,7 +90,7 @@ def agreement(
             alone = np.setdiff1d(own, [pair[side is found] for pair in near])
             end = _end(other.scores[theirs], postprocess)
             at_end = np.abs(side.scores[alone] - end) <= tolerance.scores
-            edge += int((at_end | (side.scores[alone] < weak)).sum())
+            edge += int(at_end.sum()) + min(EDGE, int((~at_end & (side.scores[alone] < weak)).sum()))
     return Agreement(
         images,
         len(expected),

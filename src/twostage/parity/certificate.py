@@ -67,8 +67,8 @@ class Quality(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether no more is lost than may be."""
-        return self.lost <= self.allowed
+        """Whether no more is lost than may be, of an AP that is above 0."""
+        return self.before > 0 and self.lost <= self.allowed
 
     def line(self) -> str:
         """The same to be read."""
@@ -102,7 +102,8 @@ class Certificate(NamedTuple):
     def passed(self) -> bool:
         """Whether the sides agree at every batch size, on images with detections; of a quantised side, by its AP."""
         if self.quality is not None:
-            return self.quality.passed
+            finds = all(each.found > 0 or not each.expected for each in self.agreement.values())
+            return self.quality.passed and finds
         every = self.agreement.values()
         return bool(every) and all(each.expected > 0 and each.same(self.tolerance) for each in every)
 
