@@ -116,11 +116,13 @@ def test_int8_is_smaller_and_detects(
     out = tmp_path / "int8"
     words = ("export", "--weights", weights("faster_rcnn_tiny_fpn"), "--format", form, "--precision", "int8")
     words += ("--calibrate", scenes, "--calibration-images", 4, "--max-loss", 100, "--out", out)
-    assert main([str(word) for word in words]) == 0
+    code = main([str(word) for word in words])
     whole = exported("faster_rcnn_tiny_fpn", "--format", form) / weight
     assert (out / weight).stat().st_size < 0.6 * whole.stat().st_size
     certificate = json.loads((out / "certificate.json").read_text())
-    assert certificate["passed"]
+    # The detector is random, and an AP of 0 before proves nothing about int8.
+    proves = certificate["quality"]["before"] > 0
+    assert (code, certificate["passed"]) == ((0, True) if proves else (5, False))
     assert (certificate["quality"]["data"], certificate["quality"]["images"]) == ("scenes", 3)
     assert certificate["quality"]["allowed"] == 100
     file = Detector.load(out / name)

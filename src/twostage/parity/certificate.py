@@ -73,6 +73,8 @@ class Quality(NamedTuple):
     def line(self) -> str:
         """The same to be read."""
         masks = "" if self.masks_before is None else f", of masks {self.masks_before:.4f} and {self.masks_after:.4f}"
+        if self.before <= 0:
+            return f"AP on {self.data} ({self.images} images) is {self.before:.4f} before: that proves nothing"
         parts = f"; {' and '.join(self.float_parts)} left in float32" if self.float_parts else ""
         return (
             f"AP on {self.data} ({self.images} images): {self.before:.4f} before, {self.after:.4f} after{masks}: "
