@@ -106,6 +106,8 @@ class Certificate(NamedTuple):
         if self.quality is not None:
             finds = all(each.found > 0 or not each.expected for each in self.agreement.values())
             return self.quality.passed and finds
+        if self.explained_by is None and any(each.one_without_masks for each in self.agreement.values()):
+            return False  # an exported file without the masks of its model
         every = self.agreement.values()
         return bool(every) and all(each.expected > 0 and each.same(self.tolerance) for each in every)
 
