@@ -22,7 +22,7 @@ from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import DataError, UsageError
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split, detect_split_augmented, propose_split
-from twostage.inference.exported import SUFFIXES, ExportedModel
+from twostage.inference.exported import ExportedModel
 from twostage.inference.graphs import AnyStages
 from twostage.inference.keywords import EvaluateKeywords, PredictKeywords, required
 from twostage.inference.precision import choose_precision
@@ -40,7 +40,7 @@ from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.models.proposals.provided import of_split
 from twostage.models.zoo import named
 from twostage.weights.convert import imported
-from twostage.weights.file import Card, load_weights, save_weights
+from twostage.weights.file import Card, is_exported, load_weights, save_weights
 from twostage.weights.fit import Unfilled, load_all
 from twostage.weights.named import find_weights
 
@@ -159,7 +159,7 @@ class Detector:
         fetched, DataError when it is none of ours, UsageError for a wrong field.
         """
         file = find_weights(path, offline=offline)
-        if file.suffix in SUFFIXES:
+        if is_exported(file):
             if fields or backbone is not None:
                 name = next(iter(fields), "backbone")
                 raise UsageError(f"{file}: {name} is fixed in an exported file: export it anew, or leave {name} out.")

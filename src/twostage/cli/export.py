@@ -1,5 +1,6 @@
 """`twostage export`: a detector as a file for ONNX Runtime, OpenVINO or torch, with its proof."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from twostage.parity.certificate import Quality
     from twostage.parity.compare import Photos
     from twostage.parity.divergence import Divergence
+
+log = logging.getLogger("twostage.export")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def export(options: ExportOptions) -> Outcome:
     photos = _photos(options, data)
     out = options.out or Path(f"{source.file.stem}-{options.format}")
     with whole_folder(out, "--out") as folder:
-        print(f"Exporting {source.detector.name} of {source.file.name} for {options.format} ...", flush=True)
+        log.info("Exporting %s of %s for %s ...", source.detector.name, source.file.name, options.format)
         written = write(source, folder, form, data and data.train, options.calibration_images)
         quality = _quality(written, source, data, options.max_loss) if data else None
         exported, rule = ExportedModel.open(written.path), RULES[options.precision]
@@ -111,7 +114,7 @@ def _divergence(source: "Source", form: "Form", photos: "Photos | None") -> "Div
     from twostage.export.write import write
     from twostage.inference.exported import ExportedModel
 
-    print("They differ: looking for the first stage that does ...", flush=True)
+    log.info("They differ: looking for the first stage that does ...")
     with TemporaryDirectory() as folder:
         seen = ExportedModel.open(write(source, Path(folder), form._replace(stages=True)).path)
         found = first_divergence(source.detector.prepared, seen, examples_of(photos)[0].image)

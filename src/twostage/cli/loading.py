@@ -71,11 +71,11 @@ def load_detector(
     """
     with collecting_later():
         from twostage.detector import Detector
-        from twostage.inference.exported import SUFFIXES as EXPORTED
         from twostage.models.zoo import require_known
+        from twostage.weights.file import is_exported
 
     require_known(options.model_fields)  # `device` is an argument of `load`, and no field
-    if Path(weights).suffix in EXPORTED:  # runs on the CPU; `auto` of the options, not the device of this process
+    if is_exported(Path(weights)):  # runs on the CPU; `auto` of the options, not the device of this process
         device, precision = options.device, options.precision
     return Detector.load(
         weights,

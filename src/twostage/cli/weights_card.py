@@ -25,13 +25,23 @@ class CardOptions(Options):
 @verb(CardOptions)
 def card(options: CardOptions) -> Outcome:
     """Print the model card of weights: classes, metrics, origin, licences, certificate. Nothing is downloaded."""
+    from twostage.weights.file import is_exported
     from twostage.weights.model_card import model_card
     from twostage.weights.named import find_weights
 
-    text = model_card(find_weights(options.weights, offline=True))
+    path = find_weights(options.weights, offline=True)
+    text = _card_of_export(path) if is_exported(path) else model_card(path)
     if options.out is None:
         print(text, end="")
     else:
         write_text(options.out, text)
         print(f"Written: {options.out}")
     return Outcome({"weights": options.weights, "card": text})
+
+
+def _card_of_export(path: Path) -> str:
+    from twostage.inference.exported import ExportedModel
+    from twostage.weights.model_card import card_of
+
+    model = ExportedModel.open(path)
+    return card_of(path, model.card, model.origin(), path.parent / "certificate.json")

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twostage.cli.verb import Outcome, verb
 from twostage.cli.weights_list import to_dict
 from twostage.common_options import WEIGHTS
 from twostage.options import option
 from twostage.weights.published import PUBLISHED
+
+if TYPE_CHECKING:
+    from twostage.weights.file import Card
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,40 @@ def info(options: InfoOptions) -> Outcome:
 
 
 def _of_file(path: Path) -> dict[str, Any]:
-    from twostage.models.component import to_dict
-    from twostage.weights.file import KEY, load_tensors, read_card
+    from twostage.weights.file import KEY, is_exported, load_tensors, read_card
 
+    if is_exported(path):
+        return _of_export(path)
     metadata, tensors = load_tensors(path)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     plain = {"file": str(path), "tensors": len(tensors), "values": parameters, "bytes": path.stat().st_size}
     if KEY not in metadata:
         return {**plain, "detector": False}
-    card = read_card(path, metadata[KEY])
+    return {**plain, "detector": True, **_of_card(read_card(path, metadata[KEY]))}
+
+
+def _of_export(path: Path) -> dict[str, Any]:
+    from twostage.inference.exported import ExportedModel
+
+    model = ExportedModel.open(path)
+    about = model.session.metadata
     return {
-        **plain,
+        "file": str(path),
+        "bytes": path.stat().st_size,
         "detector": True,
+        "runtime": model.runtime,
+        "precision": model.precision,
+        "exported_from": about["weights"],
+        "inputs": tuple(about["inputs"]),
+        "outputs": tuple(about["outputs"]),
+        **_of_card(model.card),
+    }
+
+
+def _of_card(card: "Card") -> dict[str, Any]:
+    from twostage.models.component import to_dict
+
+    return {
         "model": card.model,
         "names": card.names,
         "metrics": dict(card.metrics),

@@ -4,8 +4,12 @@ All else stays in float32: box arithmetic, whose coordinates need more than 256 
 larger summand would set the steps of the smaller one. Most of what int8 costs lies there.
 """
 
+import io
+import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,6 +17,8 @@ from numpy.typing import NDArray
 from twostage.errors import MissingError
 from twostage.export.program import quiet
 from twostage.inference.standalone import import_openvino
+
+log = logging.getLogger("twostage.export")
 
 Inputs = Mapping[str, NDArray]
 # The operators that NNCF would quantise besides, by OpenVINO's names and by ONNX's.
@@ -35,7 +41,9 @@ def quantised(model: Any, images: Sequence[Inputs], float_layers: Sequence[str] 
 
     # OpenVINO splits the bias from an ONNX convolution, and renames the rest.
     names = [name for layer in float_layers for name in (layer, f"{layer}/WithoutBiases")]
-    with quiet():
+    log.info("int8: ranges of %d images ...", len(images))
+    bars = log.isEnabledFor(logging.INFO) and sys.stderr.isatty()
+    with quiet(), redirect_stdout(sys.stderr if bars else io.StringIO()):
         return nncf.quantize(
             model.clone() if hasattr(model, "clone") else model,
             nncf.Dataset([dict(each) for each in images]),

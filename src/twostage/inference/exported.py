@@ -25,7 +25,6 @@ from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import OwnSizeConfig
 from twostage.weights.file import read_card, require_file
 
-SUFFIXES = (".onnx", ".xml", ".pt2")
 _RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pt2": "torch"}
 
 
@@ -66,7 +65,7 @@ class ExportedModel:
         self.path = path
         self.session = session
         self.card = read_card(path, about["card"])
-        self.runtime = _RUNTIMES[path.suffix]
+        self.runtime = _RUNTIMES[path.suffix.lower()]
         self.precision = precision if about["precision"] == "fp32" else about["precision"]
         self.signature = Signature(tuple(about["inputs"]), tuple(about["outputs"]))
         self.device = torch.device("cpu")
@@ -83,22 +82,21 @@ class ExportedModel:
         version, UsageError for another device or precision than it can have.
         """
         require_file(path)
+        suffix = path.suffix.lower()
         if device != "auto" and choose_device(device).type != "cpu":
             raise UsageError(f"{path}: an exported file runs on the CPU here, not on {device}: leave the device out.")
         chosen = choose_precision(torch.device("cpu"), precision)
-        if path.suffix != ".xml":
+        if suffix != ".xml":
             if precision not in ("auto", "fp32"):
                 raise UsageError(
                     f"{path}: is computed as it was exported, not in {precision}: leave the precision out."
                 )
             chosen = "fp32"
         try:
-            session = (
-                TorchSession(path) if path.suffix == ".pt2" else open_session(path, torch.get_num_threads(), chosen)
-            )
+            session = TorchSession(path) if suffix == ".pt2" else open_session(path, torch.get_num_threads(), chosen)
         except PackageError:
             raise MissingError(
-                f"{path}: {_RUNTIMES[path.suffix]} is not installed: pip install 'twostage[export]'"
+                f"{path}: {_RUNTIMES[suffix]} is not installed: pip install 'twostage[export]'"
             ) from None
         except FileError as error:
             raise DataError(str(error)) from None
@@ -120,12 +118,17 @@ class ExportedModel:
     def stages(self, batch: Batch) -> AnyStages:
         """Every stage of a prediction but the maps. Raises UsageError for a file that does not show them."""
         if "proposal_boxes" not in self.signature.outputs:
-            raise UsageError(f"{self.path}: shows detections alone. Export it with --with-stages to see its stages.")
+            raise UsageError(f"{self.path}: gives detections and no stages. Export it again with --with-stages.")
         return stages_of(self._outputs(batch))
 
     def split(self, batch: Batch) -> list[Batch]:
         """The whole batch: a runtime divides its work itself."""
         return [batch]
+
+    def origin(self) -> str:
+        """What it was exported from, and for which runtime."""
+        weights = self.session.metadata["weights"]
+        return f"exported from {weights['file']} (SHA-256 {weights['sha256']}) for {self.runtime} in {self.precision}"
 
     def has_no_model(self) -> UsageError:
         """The error where more is wanted than predictions."""

@@ -166,11 +166,12 @@ def open_session(path: Path, threads: int | None = None, precision: str = "fp32"
     """An exported file in its runtime. Raises FileError or PackageError."""
     if not path.is_file():
         raise FileError(f"{path}: no such file. Give the model.onnx or model.xml that `twostage export` wrote.")
-    if path.suffix == ".onnx":
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
         if precision != "fp32":
             raise FileError(f"{path}: ONNX Runtime computes it as it was exported, not in {precision}. Leave that out.")
         return OnnxSession(path, threads)
-    if path.suffix == ".xml":
+    if suffix == ".xml":
         return OpenVINOSession(path, threads, precision)
     raise FileError(f"{path}: neither a .onnx nor a .xml file.")
 

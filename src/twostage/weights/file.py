@@ -108,16 +108,24 @@ def head_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header entries and tensors of any safetensors file. Raises as `load_weights`."""
     require_file(path)
+    if is_exported(path):
+        raise DataError(
+            f"{path}: an exported file, which holds a program and no weights by their names: give the weights file "
+            "that it was exported from."
+        )
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         mend = "It may have been cut short: copy it again."
-        if path.suffix in (".onnx", ".xml", ".pt2"):
-            mend = "An exported file has no weights to train from: give the file that it was exported from."
-        elif path.suffix != ".safetensors":
+        if path.suffix != ".safetensors":
             mend = "Pickled weights (.pth, .pt) can run code when read and are not opened here."
         raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file's name is that of an export: `inference.exported` opens it."""
+    return path.suffix.lower() in (".onnx", ".xml", ".pt2")
 
 
 def sha256(path: Path) -> str:

@@ -23,10 +23,15 @@ def certificate_of(weights: Path) -> Path:
 
 
 def model_card(path: Path) -> str:
-    """The card as Markdown. Raises as `load_weights`, and DataError for a certificate that is none."""
+    """The card of weights as Markdown. Raises as `load_weights`, and DataError for a certificate that is none."""
     card, tensors = load_weights(path)
-    digest, values = sha256(path), sum(tensor.numel() for tensor in tensors.values())
-    size = f"{path.stat().st_size / 1e6:.1f} MB, {len(tensors)} tensors of {values:,} values"
+    values = sum(tensor.numel() for tensor in tensors.values())
+    return card_of(path, card, f"{len(tensors)} tensors of {values:,} values", certificate_of(path))
+
+
+def card_of(path: Path, card: Card, content: str, certificate: Path) -> str:
+    """The card of a file with this content as Markdown. Raises DataError for a certificate that is none."""
+    digest, size = sha256(path), f"{path.stat().st_size / 1e6:.1f} MB, {content}"
     sections = {
         f"# {path.name}": [f"A {card.model} of twostage {card.version}. {size}. SHA-256 {digest}."],
         "## Classes": [f"{len(card.names)}: {', '.join(card.names)}."],
@@ -34,7 +39,7 @@ def model_card(path: Path) -> str:
         "## Metrics": _rows(("metric", "value"), {name: f"{value:.3f}" for name, value in card.metrics.items()}),
         "## Origin": _rows(("", ""), card.origin),
         "## Licences": [f"- code: {CODE}", f"- weights: {card.licence}", f"- data: {_data(card)}"],
-        "## Certificate": list(_certificate(certificate_of(path), digest)),
+        "## Certificate": list(_certificate(certificate, digest)),
     }
     return (
         "\n\n".join("\n".join([heading, "", *(lines or ["Not recorded."])]) for heading, lines in sections.items())
@@ -74,13 +79,23 @@ def _certificate(path: Path, digest: str) -> Iterator[str]:
         if subject["sha256"] != digest:
             yield f"{path.name} is of another file, of the SHA-256 {subject['sha256']}: compare this one anew."
             return
-        passed = "the same detections" if content["passed"] else "**not** the same detections"
-        yield f"{path.name}: {passed} as {oracle['computed_by']} finds with {oracle['file']}."
-        yield ""
+        quality = content.get("quality")
+        if quality is not None:
+            verdict = f"{'no more' if content['passed'] else '**more**'} AP lost than may be"
+            yield f"{path.name}: {verdict} against {oracle['computed_by']} with {oracle['file']}."
+            yield ""
+            yield f"- AP on {quality['data']}: {quality['before']:.4f} before, {quality['after']:.4f} after"
+        else:
+            passed = "the same detections" if content["passed"] else "**not** the same detections"
+            yield f"{path.name}: {passed} as {oracle['computed_by']} finds with {oracle['file']}."
+            yield ""
         for each in batches:
+            line = f"- {each['images']} images, {each['batch']} at a time: {each['matched']} of {each['expected']}"
+            if each["pixels"] is None:
+                yield f"{line} detections"
+                continue
             yield (
-                f"- {each['images']} images, {each['batch']} at a time: {each['matched']} of {each['expected']} "
-                f"detections; boxes differ by {each['pixels']['largest']:.1e} px at most, scores by "
+                f"{line} detections; boxes differ by {each['pixels']['largest']:.1e} px at most, scores by "
                 f"{each['scores']['largest']:.1e}"
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
