@@ -21,9 +21,10 @@ FLOORS = (
     {"drawing", "detections"},
     {"models"},
     {"training", "evaluation", "inference", "weights"},
+    {"inspection"},
     {"detector"},
     {"parity"},
-    {"serving", "inspection", "export", "experiments"},
+    {"serving", "export", "experiments"},
     {"cli", "__main__"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

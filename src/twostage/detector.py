@@ -23,14 +23,14 @@ from twostage.errors import DataError, UsageError
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split, detect_split_augmented, propose_split
 from twostage.inference.exported import ExportedModel
-from twostage.inference.graphs import AnyStages
-from twostage.inference.keywords import EvaluateKeywords, PredictKeywords, required
+from twostage.inference.keywords import EvaluateKeywords, PredictKeywords, class_names, required
 from twostage.inference.precision import choose_precision
-from twostage.inference.predictor import detect_images, make_batch
+from twostage.inference.predictor import detect_images
 from twostage.inference.prepare import PreparedModel, forward_hooks, prepare
 from twostage.inference.runner import Runner
 from twostage.inference.sources import Item, expand, is_one_image
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
+from twostage.inspection.trace import Target, Trace, trace
 from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import Count, Share
@@ -197,7 +197,7 @@ class Detector:
         Raises UsageError for an unknown model or field.
         """
         config = configure(with_backbone(named(model), backbone), fields)
-        built = build(config, len(_checked(names)), None if isinstance(backbone, str) else backbone)
+        built = build(config, len(class_names(names)), None if isinstance(backbone, str) else backbone)
         return cls(built, model, names, device=device, precision=precision, choose_forms=choose_forms)
 
     @classmethod
@@ -222,7 +222,7 @@ class Detector:
         `norm_eps=0.0`).
         Raises DataError when the weights are not a detector's of that project or do not fit the settings.
         """
-        found = imported(state, source, len(_checked(names)), model=model, settings=settings)
+        found = imported(state, source, len(class_names(names)), model=model, settings=settings)
         built = build(configure(found.config, fields), found.num_classes)
         load_all(built, found.tensors, f"the {source} weights")
         return cls(built, found.model, names, device=device, precision=precision, choose_forms=choose_forms)
@@ -271,14 +271,18 @@ class Detector:
         stream = self._stream(expand(source), postprocess, batch, views)
         return next(iter(stream)) if is_one_image(source) else stream
 
-    def trace(self, source: Source | Iterable[Source]) -> AnyStages:
-        """Every stage of the prediction of one image, on the pixels the network saw; the model's own thresholds."""
+    def trace(self, source: Source | Iterable[Source], target: Target | None = None) -> Trace:
+        """Every stage of the prediction of one image (`inspection.trace.Trace`), with the model's own thresholds.
+
+        `target` are its objects, boxes (xyxy pixels) and class ids: the trace then has what anchors and regions would
+        learn from them.
+        """
         if not is_one_image(source):
             raise UsageError(f"{source!r:.80}: more than one image: trace them one by one.")
         (item,) = expand(source)
         if item.image is None:
             raise item.error or UsageError(f"{source!r:.80}: contains no image.")
-        return self.runner.stages(make_batch([item.image], self.config))
+        return trace(self.runner, item.image, self.names, path=item.path, target=target)
 
     def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Unpack[EvaluateKeywords]) -> "Report":
         """The metrics on a split (`evaluation.evaluate`); `options` are those of `detect_dataset`.
@@ -391,10 +395,3 @@ class Detector:
                 )
         if unreadable:
             raise DataError("\n".join(str(error) for error in unreadable))
-
-
-def _checked(names: Sequence[str]) -> Sequence[str]:
-    listed = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
-    if not listed or not all(isinstance(name, str) for name in listed) or len(set(listed)) < len(listed):
-        raise UsageError(f"names is {names!r}; give the classes as a list of distinct strings.")
-    return listed

@@ -125,20 +125,20 @@ def test_ablated_parts(scenes: Path) -> None:
                 layer.weight.normal_(std=0.05)
         return made
 
-    whole = fresh().trace(dataset.path(0))
+    whole = fresh().trace(dataset.path(0)).stages
     plain = fresh()
     without_regression(plain)
-    found = plain.trace(dataset.path(0))
+    found = plain.trace(dataset.path(0)).stages
     anchors = torch.cat(found.anchors.anchors)[found.proposals.anchors[0]]
     inside = anchors.clamp(min=0).minimum(torch.tensor([96.0, 96, 96, 96]))
     torch.testing.assert_close(found.proposals.boxes[0], inside)
     assert not torch.allclose(whole.proposals.boxes[0], found.proposals.boxes[0])
     drawn = fresh()
     without_ranking(drawn, 0)
-    own, random = (made.trace(dataset.path(0)).proposals.anchors[0] for made in (fresh(), drawn))
+    own, random = (made.trace(dataset.path(0)).stages.proposals.anchors[0] for made in (fresh(), drawn))
     # Of several hundred anchors fifty: those drawn are spread over all, and mostly others than the best.
     assert len(set(own.tolist()) & set(random.tolist())) < 25
     assert len(set(random.tolist())) == 50
-    still = without_boxes(fresh(score_threshold=0.0)).trace(dataset.path(0))
+    still = without_boxes(fresh(score_threshold=0.0)).trace(dataset.path(0)).stages
     boxes, parents = still.detections.boxes[0], still.detections.proposals[0]
     torch.testing.assert_close(boxes, still.proposals.boxes[0][parents], atol=1e-4, rtol=1e-5)

@@ -34,12 +34,12 @@ def test_detections_are_the_same_without_any_x86_fast_path(
     torch.manual_seed(0)
     detector = Detector.build(model, ["a", "b"], device="cpu", score_threshold=0.0)
     image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-    expected = detector.trace(image)
+    expected = detector.trace(image).stages
     request.getfixturevalue("other_cpu")
     with torch.backends.mkldnn.flags(enabled=False):
         other = Detector(detector.model, model, ["a", "b"], device="cpu", precision="auto")
         assert other.precision == "fp32"
-        stages = other.trace(image)
+        stages = other.trace(image).stages
     for a, b in zip(stages.maps, expected.maps, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     layers = [m for m in other.prepared.model.modules() if isinstance(m, FusedConv | FusedLinear)]

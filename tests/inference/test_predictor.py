@@ -126,7 +126,7 @@ def test_unreadable_image_does_not_lose_the_others(detector: Detector, pictures:
 
 
 def test_trace_ends_in_the_prediction(detector: Detector, pictures: list[Path]) -> None:
-    stages = detector.trace(pictures[0])
+    stages = detector.trace(pictures[0]).stages
     found = detector.predict(pictures[0], conf=detector.model.config.postprocess.score_threshold)
     valid = stages.detections.valid[0]
     np.testing.assert_array_equal(stages.detections.scores[0][valid].numpy(), found.scores)

@@ -185,7 +185,7 @@ def test_a_detector_prepares_anew_when_its_weights_change() -> None:
     image = (torch.rand(64, 64, 3) * 255).to(torch.uint8).numpy()
     with torch.inference_mode():
         expected = detector.model.stages(make_batch([image], detector.model.config)).predictions[-1].logits
-    torch.testing.assert_close(detector.trace(image).predictions[-1].logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(detector.trace(image).stages.predictions[-1].logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "hardswish"])

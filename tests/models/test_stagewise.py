@@ -182,7 +182,7 @@ def test_predicts_on_proposals_of_its_own_source(scenes: Path) -> None:
     assert (one.scores > 0.5).all()  # on the class's side of its hyperplane
     results = detector.detect_dataset(val, workers=0, conf=0.5)
     np.testing.assert_allclose(np.sort(results.scores[results.images == 0]), np.sort(one.scores), atol=1e-5)
-    stages = detector.trace(val.path(0))
+    stages = detector.trace(val.path(0)).stages
     assert stages.proposals.boxes.shape == (1, 40, 4)
     assert stages.predictions[0].logits.shape == (1, 40, 5)
     flipped = detector.predict(val.path(0), views=test_time_augmentation.TestTimeAugmentation(flip=True))

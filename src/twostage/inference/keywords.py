@@ -1,5 +1,6 @@
-"""The keywords of a detector's methods, and the check of their values."""
+"""The keywords of a detector's methods, and the checks of their values."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -39,3 +40,11 @@ def required(name: str, value: Any, kind: Any) -> Any:
     if not matches(good, kind):
         raise UsageError(f"{name} is {value!r}, and must be {describe(kind)}.")
     return good
+
+
+def class_names(names: Sequence[str]) -> Sequence[str]:
+    """The classes. Raises UsageError where they are not a list of distinct strings."""
+    listed = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
+    if not listed or not all(isinstance(name, str) for name in listed) or len(set(listed)) < len(listed):
+        raise UsageError(f"names is {names!r}; give the classes as a list of distinct strings.")
+    return listed

@@ -17,7 +17,7 @@ from twostage.errors import UsageError
 from twostage.inference.predictor import detect_images
 from twostage.inference.runner import Runner
 from twostage.kinds import coerce, describe, matches
-from twostage.models.heads.postprocess import PostprocessConfig, suppress
+from twostage.models.heads.postprocess import AboveThreshold, PostprocessConfig, suppress
 from twostage.models.image import AnyImageConfig, OwnSizeConfig
 from twostage.ops.boxes import iou
 from twostage.ops.masks import decode
@@ -283,15 +283,15 @@ def _suppressed(
     order = np.argsort(-scores, kind="stable")
     if not len(order):
         return order, scores
-    kept_boxes = suppress(
+    every = AboveThreshold(
         torch.from_numpy(boxes[order]).float()[None],
         torch.from_numpy(scores[order]).float()[None],
         torch.from_numpy(class_ids[order])[None],
         torch.from_numpy(order)[None],
         torch.ones(1, len(boxes), dtype=torch.bool),
         torch.zeros(1, dtype=torch.bool),
-        postprocess,
     )
+    kept_boxes = suppress(every, postprocess)
     kept = kept_boxes.valid[0]
     return kept_boxes.proposals[0][kept].numpy(), kept_boxes.scores[0][kept].numpy()
 

@@ -18,7 +18,7 @@ from twostage.models.component import short
 from twostage.models.filled import filled
 from twostage.models.heads.bodies import TwoMLPConfig, TwoMLPHead
 from twostage.models.heads.box import BoxPredictions, Head, StagePredictions
-from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, best_boxes
+from twostage.models.heads.postprocess import PostprocessConfig, Scored
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.regions.pooling import RegionFeatures
 from twostage.ops.boxes import precise
@@ -80,18 +80,16 @@ class SVMHead(Head):
         missing = proposals.boxes.shape[1] - count
         return (BoxPredictions(*(pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) for x in some)),)
 
-    def postprocess(
-        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
-    ) -> BatchDetections:
-        """Every proposal gives a box per class; those above the threshold compete within their class (section 2.2)."""
+    def scored(self, predictions: StagePredictions, proposals: Proposals, config: PostprocessConfig) -> Scored:
+        """Every region gives a box per class; those above the threshold compete within their class (section 2.2).
+
+        By their distances from the hyperplanes; soft-NMS needs scores.
+        """
         (stage,) = predictions
-        if config.soft_nms != "off":
-            scores = stage.logits.sigmoid()
-            return best_boxes(scores, stage.deltas, proposals, sizes, BoxCoder(), config, config.score_threshold)
-        # Distances compete, and not their scores: the sigmoid of large ones is 1.
-        floor = _logit(config.score_threshold)
-        out = best_boxes(stage.logits, stage.deltas, proposals, sizes, BoxCoder(), config, floor)
-        return out._replace(scores=out.scores.sigmoid().where(out.valid, 0.0))
+        soft, classes = config.soft_nms != "off", stage.logits.shape[2]
+        scores = stage.logits.sigmoid() if soft else stage.logits
+        floor = config.score_threshold if soft else _logit(config.score_threshold)
+        return Scored(scores, stage.deltas, proposals, BoxCoder(), floor, classes, logits=not soft)
 
     def losses(self, *_args: object, **_options: object) -> NoReturn:
         """Raises UsageError: there is no common loss."""

@@ -10,7 +10,7 @@ from twostage.data.batch import Batch, Targets
 from twostage.errors import UsageError
 from twostage.models.heads.box import BoxHeadConfig
 from twostage.models.heads.cascade import CascadeConfig, refine, scale_gradient, stage_configs
-from twostage.models.heads.postprocess import postprocess
+from twostage.models.heads.postprocess import best_boxes, probabilities
 from twostage.models.regions.pooling import RegionFeatures
 from twostage.ops.boxes import iou
 from twostage.ops.deltas import BoxCoder
@@ -75,7 +75,8 @@ def test_one_stage_is_a_plain_head(make_batch: Callable[..., Batch]) -> None:
         stages = model.stages(batch)
         first = stages.predictions[0]
         coder, config = model.head.heads[0].coder, model.config.postprocess
-        plain = postprocess(first.logits, first.deltas, stages.proposals, batch.sizes, coder, config)
+        scored = probabilities(first.logits, first.deltas, stages.proposals, coder, config)
+        plain = best_boxes(scored, batch.sizes, config)
     torch.testing.assert_close(stages.detections.boxes, plain.boxes)
     torch.testing.assert_close(stages.detections.scores, plain.scores)
 

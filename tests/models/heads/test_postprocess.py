@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import nms as torchvision_nms
 
-from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, best_boxes, probabilities
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.zoo import named
 from twostage.ops.boxes import iou
@@ -18,7 +18,7 @@ CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))
 def detect(
     logits: Tensor, deltas: Tensor, proposals: Proposals, config: PostprocessConfig, coder: BoxCoder = CODER
 ) -> BatchDetections:
-    return postprocess(logits, deltas, proposals, SIZES, coder, config)
+    return best_boxes(probabilities(logits, deltas, proposals, coder, config), SIZES, config)
 
 
 def outputs(seed: int = 0, *, agnostic: bool = False, scale: float = 3.0) -> tuple[Tensor, Tensor, Proposals]:

@@ -4,6 +4,7 @@ Letters: N images, P regions per image, K classes; class 0 of K + 1 is backgroun
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from twostage.data.batch import Targets
 from twostage.errors import UsageError
 from twostage.models.component import Count, NotNegative, Quad, Share, short
 from twostage.models.heads.bodies import BodyConfig, TwoMLPConfig
-from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, Scored, best_boxes, probabilities
 from twostage.models.losses import (
     Losses,
     ReduceMean,
@@ -101,6 +102,11 @@ class Head(nn.Module, ABC):
 
     has_masks: bool = False
 
+    @property
+    def box_heads(self) -> "Sequence[BoxHead]":
+        """Its box heads in order: one, those of a cascade, or none of R-CNN and SPPnet."""
+        return ()
+
     def fuse_features(self, maps: Maps) -> RegionFeatures:
         """What regions are pooled from: the maps, and what the head computes from them for all regions together."""
         return RegionFeatures(maps)
@@ -110,10 +116,14 @@ class Head(nn.Module, ABC):
         """Predictions for every proposal."""
 
     @abstractmethod
+    def scored(self, predictions: StagePredictions, proposals: Proposals, config: PostprocessConfig) -> Scored:
+        """Final scores of every region and class, and what their boxes are made of."""
+
     def postprocess(
         self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> BatchDetections:
         """Detections from the predictions, without their masks."""
+        return best_boxes(self.scored(predictions, proposals, config), sizes, config)
 
     def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
         """The same detections with their masks, where the head has any."""
@@ -175,6 +185,11 @@ class BoxHead(Head):
         counts = None if weights is None else torch.tensor([1.0, *weights])
         self.register_buffer("class_weights", counts, persistent=False)
 
+    @property
+    def box_heads(self) -> "Sequence[BoxHead]":
+        """Itself."""
+        return (self,)
+
     def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> BoxPredictions:
         """Predictions for boxes."""
         x = self.body(self.regions(features, boxes))
@@ -184,11 +199,9 @@ class BoxHead(Head):
         """Predictions for the proposals, of a single stage."""
         return (self(features, proposals.boxes),)
 
-    def postprocess(
-        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
-    ) -> BatchDetections:
-        """Detections from the predictions."""
-        return postprocess(predictions[-1].logits, predictions[-1].deltas, proposals, sizes, self.coder, config)
+    def scored(self, predictions: StagePredictions, proposals: Proposals, config: PostprocessConfig) -> Scored:
+        """Probabilities of the only stage."""
+        return probabilities(predictions[-1].logits, predictions[-1].deltas, proposals, self.coder, config)
 
     def losses(
         self,

@@ -18,7 +18,7 @@ from twostage.errors import UsageError
 from twostage.models.component import NotNegative, Quad, Share
 from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions, Head, StageConfig, StagePredictions
 from twostage.models.heads.mask import MaskHead, with_mean_masks
-from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, postprocess
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, Scored, probabilities
 from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.regions.pooling import Maps, RegionFeatures
@@ -58,23 +58,21 @@ class Cascade(Head):
         """The predictions of each stage for the boxes that the one before has refined."""
         stages: list[BoxPredictions] = []
         boxes = proposals.boxes
-        for head in self.heads:
+        for head in self.box_heads:
             stages.append(head(features, boxes))
-            if head is not self.heads[-1]:
+            if head is not self.box_heads[-1]:
                 boxes = refine(head, stages[-1], sizes)
         return tuple(stages)
 
-    def postprocess(
-        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
-    ) -> BatchDetections:
-        """Detections from the mean of all stages' scores and the last stage's boxes."""
+    def scored(self, predictions: StagePredictions, proposals: Proposals, config: PostprocessConfig) -> Scored:
+        """The mean of all stages' scores, and the boxes of the last stage."""
         last = predictions[-1]
         logits = torch.stack([precise(stage.logits) for stage in predictions])
         # The softmax of a logarithm is the probability itself.
         of_logits = self.config.scores == "logits"
         mean = logits.mean(dim=0) if of_logits else logits.softmax(dim=3).mean(dim=0).log()
         refined = proposals._replace(boxes=last.boxes)
-        return postprocess(mean, last.deltas, refined, sizes, self.heads[-1].coder, config)
+        return probabilities(mean, last.deltas, refined, self.box_heads[-1].coder, config)
 
     def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
         """Detections with the mean of the masks of all mask heads."""
@@ -96,7 +94,7 @@ class Cascade(Head):
         losses: Losses = {}
         features = scale_gradient(self.fuse_features(maps), self.config.gradient)
         boxes, valid = proposals.boxes, proposals.valid
-        for k, (head, weight) in enumerate(zip(self.heads, self.config.loss_weights, strict=True)):
+        for k, (head, weight) in enumerate(zip(self.box_heads, self.config.loss_weights, strict=True)):
             out = head.compute_losses(features, boxes, valid, with_stage_seed(targets, k), sampler, mean)
             boxes, valid = refine(head, out.predictions, sizes), out.targets.valid
             stage = dict(out.losses)
@@ -107,7 +105,7 @@ class Cascade(Head):
         return losses
 
     @property
-    def heads(self) -> list[BoxHead]:
+    def box_heads(self) -> list[BoxHead]:
         """The box heads in order."""
         return cast(list[BoxHead], list(self.boxes))
 

@@ -21,7 +21,7 @@ from twostage.models.backbones.norm import ConvNorm, init_convs
 from twostage.models.heads.box import BoxHead, Head, StagePredictions
 from twostage.models.heads.cascade import Cascade, CascadeConfig, refine, scale_gradient, with_stage_seed
 from twostage.models.heads.mask import MaskHead, with_mean_masks
-from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, Scored
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.losses import Losses, ReduceMean, no_reduce
 from twostage.models.proposals.rpn import Proposals
@@ -80,6 +80,11 @@ class HybridTaskCascade(Head):
         init_convs(self.flows)
         self.semantic = semantic
 
+    @property
+    def box_heads(self) -> Sequence[BoxHead]:
+        """The cascade's."""
+        return self.cascade.box_heads
+
     def fuse_features(self, maps: Maps) -> RegionFeatures:
         """The maps, and the embedding of the semantic branch."""
         if self.semantic is None:
@@ -90,11 +95,9 @@ class HybridTaskCascade(Head):
         """The predictions of each stage for the boxes that the one before has refined."""
         return self.cascade.predict(features, proposals, sizes)
 
-    def postprocess(
-        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
-    ) -> BatchDetections:
-        """Detections as those of a cascade."""
-        return self.cascade.postprocess(predictions, proposals, sizes, config)
+    def scored(self, predictions: StagePredictions, proposals: Proposals, config: PostprocessConfig) -> Scored:
+        """Scores and boxes as those of a cascade."""
+        return self.cascade.scored(predictions, proposals, config)
 
     def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
         """Detections with the mean of the masks of all stages, each with the features of those before."""
@@ -125,7 +128,7 @@ class HybridTaskCascade(Head):
             features = RegionFeatures(maps, self.semantic.embedding(x))
         features = scale_gradient(features, self.cascade.config.gradient)
         boxes, valid = proposals.boxes, proposals.valid
-        for k, (head, weight) in enumerate(zip(self.cascade.heads, self.cascade.config.loss_weights, strict=True)):
+        for k, (head, weight) in enumerate(zip(self.box_heads, self.cascade.config.loss_weights, strict=True)):
             own = with_stage_seed(targets, k)
             out = head.compute_losses(features, boxes, valid, own, sampler, mean)
             boxes, valid = refine(head, out.predictions, sizes), out.targets.valid

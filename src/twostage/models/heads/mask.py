@@ -19,7 +19,7 @@ from twostage.models.component import Count, CountFromZero, NotNegative, Share, 
 from twostage.models.filled import filled
 from twostage.models.heads.bodies import Res5Head
 from twostage.models.heads.box import BoxHead, BoxHeadConfig, Head, StagePredictions
-from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, Scored
 from twostage.models.losses import Losses, ReduceMean, mask_loss, no_reduce, one_over_sampled
 from twostage.models.proposals.rpn import Proposals
 from twostage.models.regions.pooling import AlignedRegions, Maps, RegionFeatures, RoIAlignConfig
@@ -209,11 +209,14 @@ class BoxAndMaskHead(Head):
         """The box head's predictions."""
         return self.box.predict(features, proposals, sizes)
 
-    def postprocess(
-        self, predictions: StagePredictions, proposals: Proposals, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
-    ) -> BatchDetections:
-        """Detections, without their masks."""
-        return self.box.postprocess(predictions, proposals, sizes, config)
+    @property
+    def box_heads(self) -> "Sequence[BoxHead]":
+        """The box head's."""
+        return self.box.box_heads
+
+    def scored(self, predictions: StagePredictions, proposals: Proposals, config: PostprocessConfig) -> Scored:
+        """The box head's scores and boxes."""
+        return self.box.scored(predictions, proposals, config)
 
     def predict_masks(self, features: RegionFeatures, detections: BatchDetections) -> BatchDetections:
         """The same detections with their masks."""

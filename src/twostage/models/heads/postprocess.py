@@ -67,50 +67,72 @@ class BatchDetections(NamedTuple):
         return BatchDetections(*(None if value is None else change(value) for value in self))  # type: ignore[arg-type]
 
 
-def postprocess(
+class Scored(NamedTuple):
+    """What the last selection chooses from: a score of any scale for every region and class, above `floor`, and the
+    boxes that deltas make of the regions. At most `per_region` scores of a region are above the floor. Of `logits` the
+    detections' scores are the sigmoid: it is 1 for large ones, which compete as they are."""
+
+    scores: Float[Tensor, "n p k"]
+    deltas: Float[Tensor, "n p kd 4"]
+    regions: Proposals
+    coder: BoxCoder
+    floor: float
+    per_region: int
+    logits: bool = False
+
+    def boxes(
+        self, region: Int[Tensor, "n c"], label: Int[Tensor, "n c"], sizes: Int[Tensor, "n 2"]
+    ) -> Float[Tensor, "n c 4"]:
+        """The boxes of pairs of a region and a class."""
+        every, regions = self.deltas, self.regions
+        own = region * every.shape[2] + label.clamp(max=every.shape[2] - 1)
+        deltas = gather_boxes(every.flatten(1, 2), own)
+        return decode_on_originals(self.coder, deltas, gather_boxes(regions.boxes, region), sizes, regions)
+
+
+class AboveThreshold(NamedTuple):
+    """Pairs of a region and a class with a score above the threshold, best first."""
+
+    boxes: Float[Tensor, "n c 4"]
+    scores: Float[Tensor, "n c"]
+    labels: Int[Tensor, "n c"]
+    regions: Int[Tensor, "n c"]
+    valid: Bool[Tensor, "n c"]
+    overflow: Bool[Tensor, " n"]  # of the steps before, or of this one, where there were more than `candidates`
+
+
+def probabilities(
     logits: Float[Tensor, "n p k1"],
     deltas: Float[Tensor, "n p kd 4"],
-    proposals: Proposals,
-    sizes: Int[Tensor, "n 2"],
+    regions: Proposals,
     coder: BoxCoder,
     config: PostprocessConfig,
-) -> BatchDetections:
-    """Every proposal gives a box for every class; those above the threshold compete within their class.
-
-    Softmax, background dropped; then `best_boxes`.
-    """
+) -> Scored:
+    """Softmax, background dropped."""
     scores, floor = precise(logits).softmax(dim=2)[..., 1:], config.score_threshold
-    per_proposal = _classes_above(floor, scores.shape[2])
-    return best_boxes(scores, deltas, proposals, sizes, coder, config, floor, per_proposal)
+    return Scored(scores, deltas, regions, coder, floor, _classes_above(floor, scores.shape[2]))
 
 
-def best_boxes(
-    scores: Float[Tensor, "n p k"],
-    deltas: Float[Tensor, "n p kd 4"],
-    proposals: Proposals,
-    sizes: Int[Tensor, "n 2"],
-    coder: BoxCoder,
-    config: PostprocessConfig,
-    floor: float,
-    per_proposal: int | None = None,
-) -> BatchDetections:
-    """Detections from scores of any scale; at most `per_proposal` (default: K) of a proposal are above `floor`.
+def best_boxes(scored: Scored, sizes: Int[Tensor, "n 2"], config: PostprocessConfig) -> BatchDetections:
+    """Every region gives a box for every class; those above the threshold compete within their class.
 
     1. Threshold, the best `candidates`. 2. Decode, clip, minimum size. 3. NMS per class. 4. The best D.
     """
+    found = suppress(above_threshold(scored, sizes, config), config)
+    return found._replace(scores=found.scores.sigmoid().where(found.valid, 0.0)) if scored.logits else found
+
+
+def above_threshold(scored: Scored, sizes: Int[Tensor, "n 2"], config: PostprocessConfig) -> AboveThreshold:
+    """The best `candidates` above the threshold, with their boxes."""
+    scores, regions = scored.scores, scored.regions
     p, k = scores.shape[1:]
-    above = (proposals.valid[..., None] & (scores > floor)).flatten(1)
-    candidates = max_candidates(config, p * (per_proposal or k), scores.device)
+    above = (regions.valid[..., None] & (scores > scored.floor)).flatten(1)
+    most = max_candidates(config, p * scored.per_region, scores.device)
     every = scores.flatten(1)
-    place, valid = best(every, above, top=candidates, fits=config.candidates is None and scores.device.type == "cpu")
-    score = every.gather(1, place)
-    proposal, label = place // k, place % k
-    own = proposal * deltas.shape[2] + label.clamp(max=deltas.shape[2] - 1)
-    boxes = decode_on_originals(
-        coder, gather_boxes(deltas.flatten(1, 2), own), gather_boxes(proposals.boxes, proposal), sizes, proposals
-    )
-    overflow = proposals.overflow | (above.sum(dim=1) > candidates)
-    return suppress(boxes, score, label, proposal, valid, overflow, config)
+    place, valid = best(every, above, top=most, fits=config.candidates is None and scores.device.type == "cpu")
+    region, label = place // k, place % k
+    overflow = regions.overflow | (above.sum(dim=1) > most)
+    return AboveThreshold(scored.boxes(region, label, sizes), every.gather(1, place), label, region, valid, overflow)
 
 
 def decode_on_originals(
@@ -134,17 +156,10 @@ def decode_on_originals(
     return coder.decode_inside(deltas, with_pixel(boxes, pixel - 1), extents, pixel)
 
 
-def suppress(
-    boxes: Float[Tensor, "n c 4"],
-    score: Float[Tensor, "n c"],
-    label: Int[Tensor, "n c"],
-    proposal: Int[Tensor, "n c"],
-    competes: Bool[Tensor, "n c"],
-    overflow: Bool[Tensor, " n"],
-    config: PostprocessConfig,
-) -> BatchDetections:
-    """NMS per class of candidates; `overflow` is that of the steps before."""
-    competes = competes & ((boxes[..., 2:] - boxes[..., :2]) >= config.min_box_size).all(dim=2)
+def suppress(candidates: AboveThreshold, config: PostprocessConfig) -> BatchDetections:
+    """NMS per class of candidates that are large enough, and the best D of what it leaves."""
+    boxes, score, label, proposal, valid, overflow = candidates
+    competes = valid & ((boxes[..., 2:] - boxes[..., :2]) >= config.min_box_size).all(dim=2)
     groups = None if config.nms_across_classes else label
     if config.soft_nms == "off":
         index, kept, unsettled = nms(boxes, score, groups, competes, iou=config.nms, top=config.max_det)

@@ -16,7 +16,13 @@ from torch.nn.functional import smooth_l1_loss
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import Conv2d, NormConfig, conv_tower, init_convs, norm_layer
 from twostage.models.component import Count, CountFromZero, NotNegative, Quad, Share, short
-from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, max_candidates, suppress
+from twostage.models.heads.postprocess import (
+    AboveThreshold,
+    BatchDetections,
+    PostprocessConfig,
+    max_candidates,
+    suppress,
+)
 from twostage.models.losses import Losses, ReduceMean, binary_focal, no_reduce
 from twostage.models.proposals.anchors import AnchorConfig, Anchors
 from twostage.models.proposals.rpn import AnchorPredictions, best_of_each_level
@@ -127,20 +133,29 @@ class RetinaNetHead(nn.Module):
         self, candidates: Candidates, sizes: Int[Tensor, "n 2"], config: PostprocessConfig
     ) -> BatchDetections:
         """Candidates above the threshold after NMS per class; the parent of a detection is its candidate."""
+        found = suppress(self.above_threshold(candidates, config), config)
+        return found._replace(boxes=clip(found.boxes, sizes))
+
+    def above_threshold(self, candidates: Candidates, config: PostprocessConfig) -> AboveThreshold:
+        """The best candidates above the threshold, which stand for regions."""
         score = candidates.scores.sigmoid()
         above = candidates.valid & (score > config.score_threshold)
         count = max_candidates(config, score.shape[1], score.device)
         place, valid = best(score, above, top=count, fits=count == score.shape[1])
-        found = suppress(
-            gather_boxes(candidates.boxes, place),
-            score.gather(1, place),
-            candidates.labels.gather(1, place),
-            place,
-            valid,
-            above.sum(dim=1) > count,
-            config,
+        boxes, labels = gather_boxes(candidates.boxes, place), candidates.labels.gather(1, place)
+        return AboveThreshold(boxes, score.gather(1, place), labels, place, valid, above.sum(dim=1) > count)
+
+    def match(self, anchors: Float[Tensor, "a 4"], inside: Bool[Tensor, "n a"], targets: Targets) -> Int[Tensor, "n a"]:
+        """The object that each anchor learns, or `NEGATIVE` or `IGNORE` of `targets.matching` (section 4)."""
+        return match(
+            anchors,
+            targets.boxes,
+            targets.valid,
+            positive=self.config.positive_iou,
+            negative=(0.0, self.config.negative_iou),
+            keep_best=True,
+            usable=inside,
         )
-        return found._replace(boxes=clip(found.boxes, sizes))
 
     def losses(self, predictions: AnchorPredictions, targets: Targets, mean: ReduceMean = no_reduce) -> Losses:
         """The focal loss of all pairs and the box loss of positives, over the number of positives (section 4.1).
@@ -152,15 +167,7 @@ class RetinaNetHead(nn.Module):
         config, k = self.config, self.num_classes
         anchors = torch.cat(predictions.anchors)
         with torch.no_grad():
-            matches = match(
-                anchors,
-                targets.boxes,
-                targets.valid,
-                positive=config.positive_iou,
-                negative=(0.0, config.negative_iou),
-                keep_best=True,
-                usable=torch.cat(predictions.inside, dim=1),
-            )
+            matches = self.match(anchors, torch.cat(predictions.inside, dim=1), targets)
             positive, truth = matches >= 0, matches.clamp(min=0)
             labels = targets.labels.gather(1, truth)
             goal = config.coder.encode(gather_boxes(targets.boxes, truth), anchors)

@@ -73,6 +73,16 @@ class AnchorPredictions(NamedTuple):
         return AnchorPredictions(*([level.to(device) for level in part] for part in self))
 
 
+class Ranked(NamedTuple):
+    """The best anchors of each level of each image, best first, as rows in the order level, image: each is suppressed
+    alone."""
+
+    boxes: Float[Tensor, "ln t 4"]
+    scores: Float[Tensor, "ln t"]
+    anchors: Int[Tensor, "ln t"]
+    valid: Bool[Tensor, "ln t"]
+
+
 @dataclass(frozen=True)
 class RPNConfig:
     """The region proposal network (Faster R-CNN, section 3)."""
@@ -147,7 +157,7 @@ class RPN(nn.Module):
             scores, moves = (x.permute(0, 2, 3, 1) for x in both)
             logits.append(self._logits(scores).flatten(1))
             deltas.append(moves.flatten(1, 3).unflatten(1, (-1, 4)))
-        return AnchorPredictions(logits, deltas, *self.anchors(maps, canvas, self._limits(sizes)))
+        return AnchorPredictions(logits, deltas, *self.anchors(maps, canvas, self.limits(sizes)))
 
     def predict(
         self, maps: Sequence[Float[Tensor, "n c _ _"]], canvas: tuple[int, int], sizes: Int[Tensor, "n 2"]
@@ -227,9 +237,18 @@ class RPN(nn.Module):
         top: int,
         keep: int,
     ) -> Proposals:
+        ranked = self.ranked(predictions, sizes, originals, top)
+        kept = nms(ranked.boxes, ranked.scores, None, ranked.valid, iou=self.config.nms, top=min(keep, top))
+        proposals = _best_of_levels(ranked, kept, levels=len(predictions.logits), keep=keep)
+        return proposals._replace(originals=originals)
+
+    def ranked(
+        self, predictions: AnchorPredictions, sizes: Int[Tensor, "n 2"], originals: Originals | None, top: int
+    ) -> Ranked:
+        """The best `top` anchors of every level, moved by their deltas; `valid` are those large and good enough."""
         config = self.config
         levels = len(predictions.logits)
-        sizes = self._limits(sizes)
+        sizes = self.limits(sizes)
         usable = predictions.inside
         if config.min_size_first:
             usable = [
@@ -239,7 +258,6 @@ class RPN(nn.Module):
         each = zip(predictions.logits, usable, strict=True)
         every = (precise(logit).masked_fill(~inside, -torch.inf) for logit, inside in each)
         scores, places = best_of_each_level(every, top)
-        # [l * n, top], as all that follows: each level of each image is suppressed alone.
         score, place = torch.cat(scores), torch.cat(places)
         of_image = place.unflatten(0, (levels, -1)).transpose(0, 1).flatten(1)
         delta = gather_boxes(torch.cat(predictions.deltas, dim=1), of_image)
@@ -247,10 +265,9 @@ class RPN(nn.Module):
         box = config.coder.decode_inside(delta, torch.cat(predictions.anchors)[place], sizes.repeat(levels, 1))
         valid = self._are_large(box, originals, levels) & (score > -torch.inf)
         valid &= score.sigmoid() >= config.score_threshold
-        kept = nms(box, score, None, valid, iou=config.nms, top=min(keep, top))
-        return _best_of_levels(box, score, place, kept, levels=levels, keep=keep)._replace(originals=originals)
+        return Ranked(box, score, place, valid)
 
-    def _limits(self, sizes: Int[Tensor, "n 2"]) -> Int[Tensor, "n 2"]:
+    def limits(self, sizes: Int[Tensor, "n 2"]) -> Int[Tensor, "n 2"]:
         """How far proposals and anchors of each image reach."""
         multiple = self.config.clip_multiple
         return sizes if multiple == 1 else -(-sizes // multiple) * multiple
@@ -279,15 +296,7 @@ class RPN(nn.Module):
         anchors = torch.cat(predictions.anchors)
         with torch.no_grad():
             inside = torch.cat(predictions.inside, dim=1)
-            matches = match(
-                anchors,
-                targets.boxes,
-                targets.valid,
-                positive=config.positive_iou,
-                negative=(0.0, config.negative_iou),
-                keep_best=True,
-                usable=inside if config.cross_boundary else inside & _within(anchors, sizes),
-            )
+            matches = self.match(anchors, inside, sizes, targets)
             sample = (sampler or self.sampler)(matches, targets.seeds)
             truth = matches.gather(1, sample.index).clamp(min=0)
             goal = config.coder.encode(gather_boxes(targets.boxes, truth), anchors[sample.index])
@@ -302,6 +311,21 @@ class RPN(nn.Module):
             "rpn_class": objectness_loss(logits, sample.positive, sample.valid, class_weight, focal=focal),
             "rpn_box": config.loss_weight * box_loss(deltas, goal, sample.positive, box_weight, beta=config.beta),
         }
+
+    def match(
+        self, anchors: Float[Tensor, "a 4"], inside: Bool[Tensor, "n a"], sizes: Int[Tensor, "n 2"], targets: Targets
+    ) -> Int[Tensor, "n a"]:
+        """The object that each anchor learns, or `NEGATIVE` or `IGNORE` of `targets.matching` (section 3.1.2)."""
+        config = self.config
+        return match(
+            anchors,
+            targets.boxes,
+            targets.valid,
+            positive=config.positive_iou,
+            negative=(0.0, config.negative_iou),
+            keep_best=True,
+            usable=inside if config.cross_boundary else inside & _within(anchors, sizes),
+        )
 
     def _weights(
         self, sampled: Bool[Tensor, "n s"], inside: Bool[Tensor, "n a"], mean: ReduceMean
@@ -339,23 +363,15 @@ def best_of_each_level(
     return best, places
 
 
-def _best_of_levels(
-    boxes: Float[Tensor, "ln t 4"],
-    scores: Float[Tensor, "ln t"],
-    anchors: Int[Tensor, "ln t"],
-    kept: Kept,
-    *,
-    levels: int,
-    keep: int,
-) -> Proposals:
-    """The best of what suppression left on all levels of each image, from rows in the order level, image."""
+def _best_of_levels(ranked: Ranked, kept: Kept, *, levels: int, keep: int) -> Proposals:
+    """The best of what suppression left on all levels of each image."""
 
     def by_image(x: Tensor) -> Tensor:
         return x.unflatten(0, (levels, -1)).transpose(0, 1).flatten(1, 2)
 
-    every_box, every_score, every_anchor = by_image(boxes), by_image(scores), by_image(anchors)
-    level = torch.arange(levels, device=scores.device).repeat_interleave(kept.index.shape[1])
-    place, valid = by_image(kept.index) + scores.shape[1] * level, by_image(kept.valid)
+    every_box, every_score, every_anchor = by_image(ranked.boxes), by_image(ranked.scores), by_image(ranked.anchors)
+    level = torch.arange(levels, device=every_box.device).repeat_interleave(kept.index.shape[1])
+    place, valid = by_image(kept.index) + ranked.scores.shape[1] * level, by_image(kept.valid)
     chosen = best(every_score.gather(1, place), valid, top=keep)
     place = place.gather(1, chosen.index)
     return Proposals(

@@ -36,6 +36,19 @@ def append_ground_truth(
     return torch.cat([boxes, targets.boxes], dim=1), torch.cat([valid, targets.valid], dim=1)
 
 
+def match_regions(
+    boxes: Float[Tensor, "n p 4"],
+    valid: Bool[Tensor, "n p"],
+    targets: Targets,
+    *,
+    positive: float,
+    negative: tuple[float, float],
+) -> Int[Tensor, "n p"]:
+    """The object that each region learns, or `NEGATIVE` or `IGNORE` of `matching`."""
+    matches = match(boxes, targets.boxes, targets.valid, positive=positive, negative=negative, keep_best=False)
+    return matches.where(valid, IGNORE)
+
+
 @torch.no_grad()
 def region_targets(
     boxes: Float[Tensor, "n p 4"],
@@ -48,9 +61,7 @@ def region_targets(
     coder: BoxCoder,
 ) -> RegionTargets:
     """Match regions with the ground truth (`matching.match`), and sample from them."""
-    matches = match(boxes, targets.boxes, targets.valid, positive=positive, negative=negative, keep_best=False).where(
-        valid, IGNORE
-    )
+    matches = match_regions(boxes, valid, targets, positive=positive, negative=negative)
     # The complement of the seed: anchors and regions are drawn independently.
     sample = sampler(matches, ~targets.seeds)
     truth = matches.gather(1, sample.index).clamp(min=0)

@@ -1,0 +1,1 @@
+"""Every stage of a prediction, what became of each box, and the pages that show it."""

@@ -1,0 +1,93 @@
+"""A prediction once more from its feature maps, with other settings.
+
+Settings of the last step need no more than the regions' scores; those of the RPN need the head for other proposals.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from twostage.inference.exported import ExportedModel
+from twostage.inference.prepare import PreparedModel
+from twostage.inference.runner import Runner
+from twostage.inspection.account import Objects, View
+from twostage.inspection.causes import Change, Miss
+from twostage.inspection.trace import Trace, finished
+from twostage.models.build import Model
+from twostage.models.config import DetectorConfig
+from twostage.models.configure import configure
+from twostage.models.heads.postprocess import PostprocessConfig
+
+TAIL = "postprocess."
+"""The paths of settings that the last step alone reads begin with it."""
+
+
+def with_value(config: PostprocessConfig, field: str, value: float) -> PostprocessConfig:
+    """The post-processing with another value, by its path. A threshold is that of soft-NMS too, as with `conf`."""
+    name = field.removeprefix(TAIL)
+    more: dict[str, Any] = {"soft_nms_min_score": None} if name == "score_threshold" else {}
+    return replace(config, **{name: value, **more})
+
+
+def can_rerun(runner: Runner, field: str) -> bool:
+    """Whether a setting can be changed: in an exported file those of the last step alone."""
+    return field.startswith(TAIL) or not isinstance(runner, ExportedModel)
+
+
+@torch.inference_mode()
+def rerun(runner: PreparedModel, trace: Trace, fields: Mapping[str, Any]) -> Trace:
+    """The same prediction from the feature maps on, with other values of the configuration."""
+    config = configure(trace.config, fields)
+    model = with_config(runner.model, config)
+    batch = trace.batch.to(runner.device)
+    maps = [x.to(runner.device) for x in trace.stages.maps]
+    with runner.computing():
+        stages = model.stages_from(maps, batch, config.postprocess)
+    return finished(replace(trace, config=config, model=model), runner, stages)
+
+
+def with_config(model: Model, config: DetectorConfig) -> Model:
+    """The model with other settings of its proposals; its layers are shared, and those of the heads stay."""
+    changed = cast(Model, _own(model))
+    changed.config = config  # type: ignore[assignment]
+    if model.rpn is not None:
+        rpn = _own(model.rpn)
+        rpn.config, rpn.proposals = config.rpn, config.proposals  # type: ignore[union-attr]
+        changed._modules["rpn"] = rpn
+    elif hasattr(config, "retinanet"):
+        head = _own(model.head)
+        head.config = config.retinanet
+        changed._modules["head"] = head
+    return changed
+
+
+def _own(module: nn.Module) -> Any:
+    fast = copy.copy(module)
+    fast._modules = dict(module._modules)
+    return fast
+
+
+def remedy(
+    runner: Runner, trace: Trace, objects: Objects, place: int, miss: Miss, post: PostprocessConfig
+) -> Change | None:
+    """The smallest of a miss's changes with which the object is found, tried; None where none of them does it."""
+    for change in miss.changes:
+        if can_rerun(runner, change.field) and is_found(runner, trace, objects, place, change, post):
+            return change
+    return None
+
+
+def is_found(
+    runner: Runner, trace: Trace, objects: Objects, place: int, change: Change, post: PostprocessConfig
+) -> bool:
+    """Whether the object at this place is found with another value of a setting."""
+    if change.field.startswith(TAIL):
+        view = View(trace, objects, with_value(post, change.field, change.value))
+    else:
+        assert isinstance(runner, PreparedModel)
+        view = View(rerun(runner, trace, {change.field: change.value}), objects, post)
+    return place in view.owner.tolist()

@@ -1,0 +1,225 @@
+"""Why one object was missed: the box that came furthest, what ended it, and settings that may have kept it."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from twostage.inspection.account import HIT, View
+from twostage.inspection.causes import Cause, Change, Miss
+from twostage.inspection.fates import Fate
+from twostage.models.config import TwoStageConfig
+from twostage.models.one_stage import OneStageStages
+from twostage.ops.boxes import iou
+
+_TRIED = 3  # boxes of an object for which a setting is proposed
+
+
+def why(view: View, place: int, anchor_iou: float) -> Miss:
+    """The cause for the object at this place, from the last step backwards: the first that has boxes of it."""
+    box, label = view.objects.boxes[place], int(view.objects.labels[place])
+    found = _among_pairs(view, box, label) or _among_regions(view, box, label) or _among_anchors(view, box)
+    if found is None:
+        found = Miss(Cause.NO_PROPOSAL if view.anchors is None else Cause.NO_ANCHOR, {})
+    return found._replace(detail={"anchor_iou": anchor_iou, **found.detail})
+
+
+def _among_pairs(view: View, box: Float[Tensor, "4"], label: int) -> Miss | None:
+    """Of boxes of its class above the threshold; those that were counted for other objects come last."""
+    pairs, config = view.pairs, view.config
+    overlap = iou(view.pair_boxes, box[None])[:, 0]
+    hits = (overlap >= HIT) & (pairs.labels == label)
+    mine = (hits & (view.owner < 0)).nonzero()[:, 0]
+    if not len(mine):
+        others = hits.nonzero()[:, 0]
+        return Miss(Cause.OTHER_OBJECT, _pair(view, others[0], overlap)) if len(others) else None
+    furthest = mine[pairs.fate[mine] == pairs.fate[mine].max()]
+    best = furthest[0]  # pairs are in the order of their scores
+    detail = _pair(view, best, overlap)
+    match Fate(int(pairs.fate[best])):
+        case Fate.SMALL:
+            sides = pairs.boxes[best][2:] - pairs.boxes[best][:2]
+            least = Change("postprocess.min_box_size", _below(float(sides.min())), config.min_box_size)
+            return Miss(Cause.TOO_SMALL, detail, (least,))
+        case Fate.SUPPRESSED:
+            over = iou(pairs.boxes[furthest][:, None], pairs.boxes[pairs.by[furthest]][:, None])[:, 0, 0]
+            needed = sorted(_above(float(value)) for value in over)[:_TRIED]
+            by = pairs.by[best]
+            detail |= {
+                "by_box": view.pair_boxes[by].tolist(),
+                "by_label": int(pairs.labels[by]),
+                "by_score": _score(view, pairs.scores[by]),
+                "by_iou": float(iou(pairs.boxes[best][None], pairs.boxes[by][None])[0, 0]),
+            }
+            return Miss(Cause.CLASS_NMS, detail, _changes("postprocess.nms", needed, config.nms))
+        case _:
+            rank = int(pairs.rank[furthest].min()) + 1
+            more = _changes("postprocess.max_det", [rank], config.max_det)
+            return Miss(Cause.BEYOND_MAX_DET, detail | {"rank": rank}, more)
+
+
+def _pair(view: View, place: Int[Tensor, ""], overlap: Float[Tensor, " c"]) -> dict[str, Any]:
+    return {
+        "box": view.pair_boxes[place].tolist(),
+        "iou": float(overlap[place]),
+        "score": _score(view, view.pairs.scores[place]),
+        "region": int(view.pairs.regions[place]),
+    }
+
+
+def _score(view: View, score: Float[Tensor, ""]) -> float:
+    scored = view.trace.scored
+    return float(score.sigmoid() if scored is not None and scored.logits else score)
+
+
+def _among_regions(view: View, box: Float[Tensor, "4"], label: int) -> Miss | None:
+    """Of proposals, and what the head makes of them."""
+    if view.one_stage:
+        return _among_candidates(view, box, label)
+    refined = iou(view.refined(label), box[None])[:, 0]
+    hits = (refined >= HIT).nonzero()[:, 0]
+    scores = view.scores()
+    if len(hits):
+        hits = hits[scores[hits, label].argsort(descending=True)]
+        region, own = hits[0], scores[hits[0], label]
+        detail = {
+            "box": view.refined(label)[region].tolist(),
+            "iou": float(refined[region]),
+            "score": float(own),
+            "region": int(region),
+        }
+        return _judged(view, detail, label, scores[region], [float(x) for x in scores[hits[:_TRIED], label]])
+    before = iou(view.regions, box[None])[:, 0]
+    nearest = int(before.argmax())
+    if before[nearest] < HIT:
+        return None
+    detail = {
+        "box": view.regions[nearest].tolist(),
+        "iou": float(before[nearest]),
+        "refined": view.refined(label)[nearest].tolist(),
+        "refined_iou": float(refined[nearest]),
+        "region": nearest,
+        "score": float(scores[nearest, label]),
+    }
+    return Miss(Cause.REFINED_AWAY, detail)
+
+
+def _judged(view: View, detail: dict[str, Any], label: int, scores: Float[Tensor, " k"], own: list[float]) -> Miss:
+    """Of a box that is in place but below the threshold: what it was seen as instead."""
+    config = view.config
+    changes = tuple(Change("postprocess.score_threshold", _below(score), config.score_threshold) for score in own)
+    scored = view.trace.scored
+    softmax = scored is not None and isinstance(view.trace.config, TwoStageConfig)
+    background = max(0.0, 1 - float(scores.sum())) if softmax else 0.5
+    other = int(scores.argmax())
+    if other != label and float(scores[other]) > background:
+        seen = {"seen_as": other, "seen_score": float(scores[other])}
+        return Miss(Cause.OTHER_CLASS, detail | seen, changes)
+    if float(scores[label]) < background:
+        return Miss(Cause.BACKGROUND, detail | ({"seen_score": background} if softmax else {}), changes)
+    return Miss(Cause.BELOW_THRESHOLD, detail, changes)
+
+
+def _among_candidates(view: View, box: Float[Tensor, "4"], label: int) -> Miss | None:
+    """Of the candidates of a single stage, or else of its anchors."""
+    stages = view.trace.stages
+    assert isinstance(stages, OneStageStages)
+    labels = stages.proposals.labels[0]
+    overlap = iou(view.regions, box[None])[:, 0]
+    hits = ((overlap >= HIT) & (labels == label)).nonzero()[:, 0]
+    classes = len(view.trace.names)
+    logits = torch.cat(stages.anchors.logits, dim=1)[0].unflatten(0, (-1, classes)).float()
+    if len(hits):
+        score = stages.proposals.scores[0][hits].sigmoid()
+        best = int(hits[score.argmax()])
+        anchor = int(stages.proposals.anchors[0][best])
+        detail = {"box": view.regions[best].tolist(), "iou": float(overlap[best]), "score": float(score.max())}
+        own = score.sort(descending=True).values[:_TRIED].tolist()
+        return _judged(view, detail, label, logits[anchor].sigmoid(), own)
+    return None
+
+
+def _among_anchors(view: View, box: Float[Tensor, "4"]) -> Miss | None:
+    """Of decoded anchors."""
+    if view.decoded is None:
+        return None
+    overlap = iou(view.decoded, box[None])[:, 0]
+    if view.one_stage:
+        return _unranked_pair(view, overlap)
+    fates, config = view.trace.anchors, view.trace.config
+    assert fates is not None
+    assert isinstance(config, TwoStageConfig)
+    assert config.rpn is not None
+    rpn, proposals = config.rpn, config.proposals
+    hits = ((overlap >= HIT) & (fates.fate > Fate.OUTSIDE)).nonzero()[:, 0]
+    if not len(hits):
+        return None
+    furthest = hits[fates.fate[hits] == fates.fate[hits].max()]
+    furthest = furthest[fates.scores[furthest].argsort(descending=True)]
+    best = furthest[0]
+    detail = {
+        "box": view.decoded[best].tolist(),
+        "iou": float(overlap[best]),
+        "score": float(fates.scores[best].sigmoid()),
+        "level": int(fates.level[best]),
+        "rank": int(fates.rank[best]) + 1,
+        "anchor": int(best),
+    }
+    match Fate(int(fates.fate[best])):
+        case Fate.LOW:
+            needed = sorted((fates.rank[furthest] + 1).tolist())[:_TRIED]
+            return Miss(Cause.BELOW_TOP_K, detail, _changes("rpn.top_test", needed, rpn.top_test))
+        case Fate.SMALL:
+            sides = fates.boxes[best][2:] - fates.boxes[best][:2]
+            return Miss(Cause.TOO_SMALL, detail, (Change("rpn.min_size", _below(float(sides.min())), rpn.min_size),))
+        case Fate.SUPPRESSED:
+            over = iou(fates.boxes[furthest][:, None], fates.boxes[fates.by[furthest]][:, None])[:, 0, 0]
+            needed = sorted(_above(float(value)) for value in over)[:_TRIED]
+            by = fates.by[best]
+            detail |= {
+                "by_box": view.decoded[by].tolist(),
+                "by_score": float(fates.scores[by].sigmoid()),
+                "by_iou": float(iou(fates.boxes[best][None], fates.boxes[by][None])[0, 0]),
+            }
+            return Miss(Cause.RPN_NMS, detail, _changes("rpn.nms", needed, rpn.nms))
+        case _:
+            ahead = _ahead(fates.scores, fates.fate >= Fate.CUT, best)
+            return Miss(
+                Cause.BELOW_TOP_N,
+                detail | {"rank": ahead + 1},
+                _changes("proposals.keep_test", [ahead + 1], proposals.keep_test),
+            )
+
+
+def _unranked_pair(view: View, overlap: Float[Tensor, " a"]) -> Miss | None:
+    """Of a single stage: the anchors' boxes, none of which is among the best pairs of its level."""
+    stages = view.trace.stages
+    assert isinstance(stages, OneStageStages)
+    hits = (overlap >= HIT) & torch.cat(stages.anchors.inside, dim=1)[0]
+    if not hits.any():
+        return None
+    best = int(overlap.where(hits, -1.0).argmax())
+    top = view.trace.config.retinanet.top  # type: ignore[union-attr]
+    detail = {"box": view.decoded[best].tolist(), "iou": float(overlap[best])}  # type: ignore[index]
+    return Miss(Cause.BELOW_TOP_K, detail, _changes("retinanet.top", [2 * top, 4 * top], top))
+
+
+def _ahead(scores: Float[Tensor, " a"], among: Bool[Tensor, " a"], place: Int[Tensor, ""]) -> int:
+    return int((among & (scores > scores[place])).sum())
+
+
+def _changes(field: str, values: list[Any], now: float) -> tuple[Change, ...]:
+    return tuple(Change(field, value, now) for value in values)
+
+
+def _above(value: float) -> float:
+    """The next number of three decimals that is not below."""
+    return min(1.0, math.floor(value * 1000 + 1) / 1000)
+
+
+def _below(value: float) -> float:
+    """The next lower number of four decimals, or a little less than a smaller one."""
+    rounded = math.ceil(value * 1e4 - 1) / 1e4
+    return rounded if rounded > 0 else value * 0.99
