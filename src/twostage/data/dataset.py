@@ -168,6 +168,19 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     )
 
 
+def without_objects(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+    """The data set without the objects of these rows; all images are kept."""
+    keep = np.ones(len(dataset.labels), dtype=bool)
+    keep[list(rows)] = False
+    kept = np.flatnonzero(keep)
+    return replace(
+        dataset,
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])[dataset.offsets],
+        fields=dataset.fields and dataset.fields.select(objects=kept.tolist()),
+        **_columns(dataset, kept),
+    )
+
+
 def select_images(dataset: Dataset, indices: Int64[np.ndarray, " i"]) -> Dataset:
     """The data set with only these images, in this order."""
     counts = np.diff(dataset.offsets)[indices]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from twostage.inference.exported import ExportedModel
+from twostage.inference.predictor import to_arrays
 from twostage.inference.prepare import PreparedModel
 from twostage.inference.runner import Runner
 from twostage.inspection.account import Objects, View
@@ -20,7 +21,8 @@ from twostage.inspection.trace import Trace, finished
 from twostage.models.build import Model
 from twostage.models.config import DetectorConfig
 from twostage.models.configure import configure
-from twostage.models.heads.postprocess import PostprocessConfig
+from twostage.models.heads.postprocess import PostprocessConfig, suppress
+from twostage.ops.boxes import clip
 
 TAIL = "postprocess."
 """The paths of settings that the last step alone reads begin with it."""
@@ -91,3 +93,22 @@ def is_found(
         assert isinstance(runner, PreparedModel)
         view = View(rerun(runner, trace, {change.field: change.value}), objects, post)
     return place in view.owner.tolist()
+
+
+@torch.inference_mode()
+def detect_again(runner: Runner, trace: Trace, post: PostprocessConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The detections of a prediction under a post-processing and other settings, as arrays on the image's pixels.
+
+    Everything behind the feature maps is computed again; of an exported file the last step alone, without masks.
+    """
+    for field in (name for name in fields if name.startswith(TAIL)):
+        post = with_value(post, field, fields[field])
+    others = {name: value for name, value in fields.items() if not name.startswith(TAIL)}
+    batch, config = trace.batch, configure(trace.config, others)
+    if not isinstance(runner, PreparedModel):
+        found = suppress(trace.above_threshold(post), post)
+        return to_arrays(found._replace(boxes=clip(found.boxes, batch.sizes)), batch, config)[0]
+    there, model = batch.to(runner.device), with_config(runner.model, config)
+    with runner.computing():
+        stages = model.stages_from([x.to(runner.device) for x in trace.stages.maps], there, post)
+    return to_arrays(runner.finish(stages, batch.sizes, post), batch, config)[0]
