@@ -3,15 +3,17 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.loading import PredictionOptions, load_detector, most_of
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, WorkersOptions
+from twostage.cli.why import ledger_lines, settings_lines, tuned_lines
+from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, QuietOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
 from twostage.options import option
+from twostage.progress import images_bar
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
@@ -32,7 +34,7 @@ _COMPUTED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(PredictionOptions, DataOptions, WorkersOptions):
+class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
     weights: str | None = option(None, WEIGHTS, group="Model")
     predictions: Path | None = option(
         None, "COCO results file or folder of VOC results, instead of --weights.", group="Model"
@@ -45,6 +47,12 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions):
     metric: Literal["all", "coco", "voc07", "voc12"] = option("all", "Metrics to compute.", group="Validation")
     fail_under: tuple[str, ...] = option(
         (), "Exit with code 5 below this value, as AP50=0.6, or segm_AP=0.4 for masks.", group="Validation"
+    )
+    why: bool = option(
+        False, "Say why each missed object was missed, and what other settings are worth here.", group="Why"
+    )
+    tune: Path | None = option(
+        None, "New file for a configuration (--config) with the settings that pay on this split.", group="Why"
     )
     out: Path | None = option(None, "New folder for the numbers, the plots and the detections.", group="Output")
 
@@ -68,6 +76,11 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions):
                 f"max_det is {self.max_det}: with a results file it can only raise the {MAX_DETECTIONS} detections "
                 "that AP counts"
             )
+        if (self.why or self.tune) and (self.weights is None or self.proposals or not self.views.plain):
+            given = "a results file" if self.weights is None else "--proposals" if self.proposals else "several views"
+            raise UsageError(f"why and tune follow a detector's own prediction through its steps: not with {given}")
+        if self.tune is not None and self.tune.exists():
+            raise UsageError(f"--tune {self.tune}: exists already, and nothing is overwritten: name a new file")
         self.thresholds()
 
     def thresholds(self) -> dict[str, float]:
@@ -140,7 +153,40 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
         )
         if not processes.is_main:
             return Outcome(None)
-        return _report(options, dataset, results, detector, out)
+        outcome = _report(options, dataset, results, detector, out)
+    if options.why or options.tune:
+        outcome.result.update(_why(options, dataset, results, detector))  # type: ignore[union-attr]
+    return outcome
+
+
+def _why(options: EvalOptions, dataset: "Dataset", results: "Results", detector: "Detector") -> dict[str, Any]:
+    """Print the account of the missed objects and the worth of settings; both for the JSON."""
+    from twostage.cli.tuned import write_tuned
+    from twostage.inspection.ledger import ledger
+    from twostage.inspection.settings import candidates, worth
+    from twostage.inspection.tune import Tuned, tune
+
+    runner = detector.runner
+    post = detector.postprocess(options.conf, options.iou, most_of(detector, options.max_det))
+    found: dict[str, Any] = {}
+    if options.why:
+        with images_bar("missed objects", quiet=options.quiet) as after_image:
+            seen = ledger(runner, dataset, post, after_image)
+        costs = seen.costs(results)
+        print("\n".join(["", *ledger_lines(seen, costs)]))
+        found = seen.to_dict(costs)
+    with images_bar("settings", quiet=options.quiet) as after_image:
+        if options.tune is None:
+            tuned = Tuned(worth(runner, dataset, post, list(candidates(runner.config, post)), after_image), ())
+        else:
+            tuned = tune(runner, dataset, post, after_image)
+    print("\n".join(["", *settings_lines(tuned.singles)]))
+    found["settings"] = tuned.singles.to_list()
+    if options.tune is not None:
+        write_tuned(options.tune, tuned, f"{options.data} ({dataset.split})", str(options.weights))
+        print("\n".join(["", *tuned_lines(tuned), f"Written: {options.tune}"]))
+        found["tuned"] = [one._asdict() for one in tuned.steps]
+    return {"why": found}
 
 
 def _open(options: EvalOptions) -> "Dataset":

@@ -16,7 +16,7 @@ from twostage.options import option
 
 # Sections of a help page, from top to bottom.
 _SECTIONS = (
-    *("Options", "Data", "Model", "Proposals", "Schedule", "Images", "Validation", "Detections", "int8"),
+    *("Options", "Data", "Model", "Proposals", "Schedule", "Images", "Validation", "Why", "Detections", "int8"),
     *("Test-time augmentation", "Run", "Output"),
 )
 
