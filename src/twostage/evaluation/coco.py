@@ -90,8 +90,8 @@ def coco_scores(
     max_detections: Sequence[int] = MAX_DETECTIONS,
 ) -> CocoScores:
     """Match and accumulate by boxes, or by masks with `masks`; `class_blind` treats all classes as one."""
-    truth = _truth(dataset, masks=masks)
-    detected = _detected(dataset, results, masks=masks)
+    truth = truth_shapes(dataset, masks=masks)
+    detected = detected_shapes(dataset, results, masks=masks)
     classes = _ranks(dataset.category_ids)
     if class_blind:
         # As pycocotools orders them: by class, then as they come.
@@ -125,8 +125,8 @@ def _class_blocks(categories: Int64[np.ndarray, " n"], classes: int) -> Iterator
 
 def _grids(
     images: int,
-    truth: "_Shapes",
-    detected: "_Shapes",
+    truth: "Shapes",
+    detected: "Shapes",
     classes: int,
     ious: Sequence[float],
     max_detections: Sequence[int],
@@ -145,7 +145,7 @@ def _grids(
 
 
 @dataclass(frozen=True, eq=False)
-class _Shapes:
+class Shapes:
     """Objects or detections as columns; `images` and `categories` are ranks of COCO's ids, `shapes` xywh or RLEs."""
 
     images: Int64[np.ndarray, " n"]
@@ -156,17 +156,19 @@ class _Shapes:
     ignored: Bool[np.ndarray, " n"]
     scores: Float64[np.ndarray, " n"]
 
-    def of_classes(self, first: int, last: int) -> "_Shapes":
+    def of_classes(self, first: int, last: int) -> "Shapes":
         """The rows with ranks from `first` up to `last` (excluded), renumbered from 1."""
-        some = self._take((self.categories >= first) & (self.categories < last))
+        some = self.take((self.categories >= first) & (self.categories < last))
         return replace(some, categories=some.categories - first + 1)
 
-    def as_one_class(self) -> "_Shapes":
-        whole = self._take(np.argsort(self.categories, kind="stable"))
+    def as_one_class(self) -> "Shapes":
+        """All rows as one class, ordered by class."""
+        whole = self.take(np.argsort(self.categories, kind="stable"))
         return replace(whole, categories=np.ones_like(whole.categories))
 
-    def _take(self, rows: np.ndarray) -> "_Shapes":
-        return _Shapes(*(column[rows] for column in vars(self).values()))
+    def take(self, rows: np.ndarray) -> "Shapes":
+        """These rows, in this order."""
+        return Shapes(*(column[rows] for column in vars(self).values()))
 
 
 def _ranks(ids: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
@@ -174,11 +176,12 @@ def _ranks(ids: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
     return np.unique(ids, return_inverse=True)[1] + 1
 
 
-def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
+def truth_shapes(dataset: Dataset, *, masks: bool) -> Shapes:
+    """The objects of a data set as the evaluator takes them; with `masks`, objects without a mask are crowds."""
     rles = [rle for i in range(len(dataset)) for rle in dataset.masks_of(i)] if masks else []
     # Detections in the box of an object without a mask are ignored, as in a crowd.
     crowd = dataset.crowd | dataset.unmasked if masks else dataset.crowd
-    return _Shapes(
+    return Shapes(
         images=_ranks(dataset.image_ids)[dataset.image_indices],
         categories=_ranks(dataset.category_ids)[dataset.labels],
         areas=dataset.areas,
@@ -189,11 +192,12 @@ def _truth(dataset: Dataset, *, masks: bool) -> _Shapes:
     )
 
 
-def _detected(dataset: Dataset, results: Results, *, masks: bool) -> _Shapes:
+def detected_shapes(dataset: Dataset, results: Results, *, masks: bool) -> Shapes:
+    """The detections as the evaluator takes them."""
     none = np.zeros(len(results), dtype=bool)
     rles = results.masks or []
     xywh = _xywh(results.boxes)
-    return _Shapes(
+    return Shapes(
         images=_ranks(dataset.image_ids)[results.images],
         categories=_ranks(dataset.category_ids)[results.class_ids],
         areas=np.array([area(rle) for rle in rles], dtype=np.float64) if masks else xywh[:, 2] * xywh[:, 3],
@@ -232,7 +236,7 @@ def _rle_column(rles: Sequence[Any]) -> np.ndarray:
     return column
 
 
-def _as_coco(images: int, classes: int, shapes: _Shapes) -> COCO:
+def _as_coco(images: int, classes: int, shapes: Shapes) -> COCO:
     """The data set of the evaluator; ids start at 1, because 0 means "unmatched" in it."""
     keys = ("id", "image_id", "category_id", "area", "iscrowd", "score")
     ids, ignored = np.arange(1, len(shapes.images) + 1), shapes.ignored.astype(int)
@@ -242,7 +246,7 @@ def _as_coco(images: int, classes: int, shapes: _Shapes) -> COCO:
     return COCO({**documents, "categories": [{"id": k} for k in range(1, classes + 1)]})
 
 
-def _ious_by_group(truth: _Shapes, detected: _Shapes, most: int) -> Callable[..., np.ndarray | list]:
+def _ious_by_group(truth: Shapes, detected: Shapes, most: int) -> Callable[..., np.ndarray | list]:
     """IoU of the `most` best detections with the objects of a category on an image, in the evaluator's order."""
     true_rows, true_groups = _grouped(truth)
     detected_rows, detected_groups = _grouped(detected)
@@ -256,12 +260,12 @@ def _ious_by_group(truth: _Shapes, detected: _Shapes, most: int) -> Callable[...
         rows = true_rows[t]
         best = detected_rows[d][:most]
         crowd = truth.crowd[rows].astype(int).tolist()
-        return np.asarray(coco_mask.iou(_plain(detected.shapes[best]), _plain(truth.shapes[rows]), crowd))
+        return np.asarray(coco_mask.iou(plain_shapes(detected.shapes[best]), plain_shapes(truth.shapes[rows]), crowd))
 
     return ious
 
 
-def _grouped(shapes: _Shapes) -> tuple[np.ndarray, dict[tuple[int, int], slice]]:
+def _grouped(shapes: Shapes) -> tuple[np.ndarray, dict[tuple[int, int], slice]]:
     """Rows ordered by image, category and falling score, and which of them belong to each image and category."""
     rows = np.lexsort((-shapes.scores, shapes.categories, shapes.images))
     images, categories = shapes.images[rows], shapes.categories[rows]
@@ -271,5 +275,6 @@ def _grouped(shapes: _Shapes) -> tuple[np.ndarray, dict[tuple[int, int], slice]]
     return rows, {key: slice(a, b) for key, a, b in zip(keys, edges, edges[1:], strict=False)}
 
 
-def _plain(shapes: np.ndarray) -> np.ndarray | list[dict]:
+def plain_shapes(shapes: np.ndarray) -> np.ndarray | list[dict]:
+    """Shapes in the form that faster-coco-eval's IoU takes: an array of boxes, or a list of RLEs."""
     return shapes.tolist() if shapes.dtype == object else shapes
