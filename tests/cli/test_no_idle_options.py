@@ -106,7 +106,7 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
         ["data", "proposals", "{scenes}", "--source", "{weights}", "--out", "{out}"],
         {"width", "quiet"},
     ),
-    "eval": (["eval", "{scenes}", "--weights", "{weights}", "--workers", "0"], set()),
+    "eval": (["eval", "{scenes}", "--weights", "{weights}", "--workers", "0", "--why"], set()),
     "predict": (["predict", "{scenes}/val", "--weights", "{weights}", "--save", "{out}"], set()),
     "bench": (["bench", "--weights", "{weights}", "--seconds", "2"], {"model", "model_fields"}),
     "weights info": (["weights", "info", "{weights}"], set()),

@@ -7,16 +7,11 @@ from typing import NamedTuple
 import jaxtyping
 import numpy as np
 import pytest
-import torch
-from detectors import fields_of
+from detectors import lively
 from PIL import Image
-from torch import nn
 
 from twostage.cli import main
-from twostage.data.scenes import HARD, NAMES, make_scene
-from twostage.detector import Detector
-
-SMALL = {"size": 96, "max_size": 160, "rpn_top_test": 100, "rpn_keep_test": 40, "head_channels": 64, "max_det": 20}
+from twostage.data.scenes import HARD, make_scene
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -44,24 +39,6 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
         return Answer(main([str(word) for word in words]), *capsys.readouterr())
 
     return run
-
-
-def lively(name: str, **fields: object) -> Detector:
-    """A detector whose scores and boxes differ from each other, with few proposals; it lacks some of the fields."""
-    torch.manual_seed(0)
-    detector = Detector.build(name, NAMES, device="cpu", **fields_of(name, **(SMALL | fields)))
-    generator = torch.Generator().manual_seed(1)
-    parts = [part for part in (getattr(detector.model, "rpn", None), detector.model.head) if part is not None]
-    with torch.no_grad():
-        for module in (module for part in parts for module in part.modules()):
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.weight.normal_(std=(2 / module.weight[0].numel()) ** 0.5, generator=generator)
-        for name, module in detector.model.head.named_modules():
-            if name.endswith("classes") and isinstance(
-                module, nn.Linear
-            ):  # of features above 0: else one class would be the best everywhere
-                module.weight.sub_(module.weight.mean(dim=1, keepdim=True))
-    return detector
 
 
 @pytest.fixture(scope="session")

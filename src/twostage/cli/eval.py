@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twostage.cli.loading import PredictionOptions, load_detector, most_of
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
-from twostage.cli.why import ledger_lines, settings_lines, tuned_lines
+from twostage.cli.why import ledger_lines, settings_lines, tide_lines, tuned_lines
 from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, QuietOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
@@ -162,6 +162,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
 def _why(options: EvalOptions, dataset: "Dataset", results: "Results", detector: "Detector") -> dict[str, Any]:
     """Print the account of the missed objects and the worth of settings; both for the JSON."""
     from twostage.cli.tuned import write_tuned
+    from twostage.evaluation.tide import tide
     from twostage.inspection.ledger import ledger
     from twostage.inspection.settings import candidates, worth
     from twostage.inspection.tune import Tuned, tune
@@ -173,8 +174,9 @@ def _why(options: EvalOptions, dataset: "Dataset", results: "Results", detector:
         with images_bar("missed objects", quiet=options.quiet) as after_image:
             seen = ledger(runner, dataset, post, after_image)
         costs = seen.costs(results)
-        print("\n".join(["", *ledger_lines(seen, costs)]))
-        found = seen.to_dict(costs)
+        types = tide(dataset, results, max_detections=max(MAX_DETECTIONS, options.max_det))
+        print("\n".join(["", *ledger_lines(seen, costs), "", *tide_lines(types)]))
+        found = {**seen.to_dict(costs), "tide": types.to_dict()}
     with images_bar("settings", quiet=options.quiet) as after_image:
         if options.tune is None:
             tuned = Tuned(worth(runner, dataset, post, list(candidates(runner.config, post)), after_image), ())

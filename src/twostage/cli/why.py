@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from twostage.evaluation.tide import Tide
     from twostage.inspection.causes import Cause
     from twostage.inspection.ledger import Ledger
     from twostage.inspection.settings import Worth
@@ -36,6 +37,17 @@ def ledger_lines(ledger: "Ledger", costs: Costs) -> Iterator[str]:
     steps = list(next(iter(funnel.values())))
     shown = [(name, *(_share(row[step]) for step in steps)) for name, row in funnel.items() if row[steps[0]] >= 0]
     yield from table(("", *steps), shown)
+
+
+def tide_lines(tide: "Tide") -> Iterator[str]:
+    """TIDE's types of error, with what each costs."""
+    yield "TIDE's types of error (Bolya et al. 2020), every detection counted:"
+    rows = [(name.replace("_", " "), tide.counts[name], _points(_defined(tide.dap[name]))) for name in tide.dap]
+    yield from table(("type", "errors", "AP50 lost"), rows)
+
+
+def _defined(value: float) -> float | None:
+    return None if value == -1 else value
 
 
 def settings_lines(worth: "Worth") -> Iterator[str]:

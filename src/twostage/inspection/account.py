@@ -64,8 +64,7 @@ class View:
     @cached_property
     def anchors(self) -> Float[Tensor, "a 4"] | None:
         """All anchors before they are moved."""
-        anchors = self.trace.stages.anchors
-        return None if anchors is None else self.trace.to_image(torch.cat(anchors.anchors))
+        return self.trace.anchors_on_image()
 
     @cached_property
     def decoded(self) -> Float[Tensor, "a 4"] | None:

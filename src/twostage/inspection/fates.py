@@ -92,7 +92,7 @@ def anchor_fates(
 
 def pair_fates(above: AboveThreshold, config: PostprocessConfig) -> PairFates:
     """What became of each pair of one image; all on the CPU."""
-    count = int(above.valid.sum())
+    count = max(1, int(above.valid.sum()))  # suppression needs one place, which may be padding
     boxes, scores, labels, regions = (part[0, :count] for part in above[:4])
     every = AboveThreshold(
         boxes[None], scores[None], labels[None], torch.arange(count)[None], above.valid[:, :count], above.overflow
@@ -110,7 +110,8 @@ def pair_fates(above: AboveThreshold, config: PostprocessConfig) -> PairFates:
     by = better.where(fate == Fate.SUPPRESSED, -1)
     rank = torch.full_like(fate, -1)
     rank[left] = torch.arange(len(left))
-    return PairFates(boxes, scores, labels, regions, fate, by, rank)
+    every_pair = PairFates(boxes, scores, labels, regions, fate, by, rank)
+    return PairFates(*(column[above.valid[0, :count]] for column in every_pair))
 
 
 def suppressors(

@@ -14,7 +14,7 @@ from twostage.data.batch import Targets
 from twostage.inference.graphs import AnyStages
 from twostage.models.build import Model
 from twostage.models.targets.matching import IGNORE
-from twostage.models.targets.regions import match_regions
+from twostage.models.targets.regions import append_ground_truth, match_regions
 from twostage.models.two_stage import Stages, TwoStage
 from twostage.ops.boxes import iou
 
@@ -29,7 +29,10 @@ class Learned(NamedTuple):
 
 
 class Learning(NamedTuple):
-    """Of anchors, None without an RPN, and of the regions of the first stage, None of one stage or of R-CNN."""
+    """Of anchors, None without an RPN, and of the regions of the first stage, None of one stage or of R-CNN.
+
+    Behind the proposals stand the objects themselves, where they join them in training.
+    """
 
     anchors: Learned | None
     regions: Learned | None
@@ -52,6 +55,8 @@ def learning(model: Model, stages: AnyStages, sizes: Int[Tensor, "1 2"], targets
     if not isinstance(stages, Stages) or not isinstance(model, TwoStage) or not model.head.box_heads:
         return Learning(anchors, None)
     head, (boxes, _, _, valid, *_) = model.head.box_heads[0], stages.proposals
+    if head.config.append_ground_truth:
+        boxes, valid = append_ground_truth(boxes, valid, targets)
     rule = {"positive": head.stage.positive_iou, "negative": head.stage.background_iou}
     matches = match_regions(boxes, valid, targets, **rule)  # type: ignore[arg-type]
     goal = head.sample(boxes, valid, targets, None)

@@ -96,6 +96,13 @@ class Trace:
         """Boxes on the pixels of the batch as boxes on those of the image."""
         return on_originals(boxes[None], self.batch)[0]
 
+    def anchors_on_image(self) -> Float[Tensor, "a 4"] | None:
+        """All anchors before they are moved, on the pixels of the image, whose border they may cross; None without."""
+        anchors = self.stages.anchors
+        if anchors is None:
+            return None
+        return torch.cat(anchors.anchors) * self.batch.before.factors.flip(1).repeat(1, 2)
+
 
 @torch.inference_mode()
 def trace(
