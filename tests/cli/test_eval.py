@@ -165,3 +165,37 @@ def test_options_without_effect_are_refused(
     answer = shell("eval", scenes, "--predictions", perfect_results, *arguments)
     assert answer.code == 2
     assert message in answer.messages
+
+
+@pytest.mark.slow
+def test_why_and_tune(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:
+    words = ("eval", scenes, "--weights", weights, "--device", "cpu", "--workers", 0)
+    tuned = tmp_path / "tuned.yaml"
+    answer = shell(*words, "--why", "--tune", tuned, "--json")
+    assert answer.code == 0, answer.messages
+    why = answer.json["why"]
+    assert {"recall", "stages", "causes", "objects", "tide", "settings", "tuned"} == set(why)
+    assert len(why["objects"]) == sum(cause["objects"] for cause in why["causes"].values())
+    assert {"fields", "AP", "AP50", "gain", "milliseconds"} == set(why["settings"][0])
+    assert "Missed: " in answer.messages
+    assert "Settings, each measured on this split" in answer.messages
+    again = shell(*words, "--config", tuned, "--json")
+    assert again.code == 0, again.messages
+    expected = why["tuned"][-1]["AP"] if why["tuned"] else answer.json["metrics"]["AP"]
+    assert again.json["metrics"]["AP"] == pytest.approx(expected, abs=1e-9)
+    assert shell(*words, "--tune", tuned).code == 2, "nothing is overwritten"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--predictions", "{results}"), "not with a results file"),
+        (("--weights", "{weights}", "--flip"), "not with several views"),
+    ],
+)
+def test_why_needs_a_detectors_own_prediction(
+    shell: Callable, scenes: Path, weights: Path, perfect_results: Path, words: tuple[str, ...], reason: str
+) -> None:
+    given = [word.format(results=perfect_results, weights=weights) for word in words]
+    answer = shell("eval", scenes, *given, "--why")
+    assert (answer.code, reason in answer.messages) == (2, True), answer.messages

@@ -28,7 +28,7 @@ TAIL = "postprocess."
 """The paths of settings that the last step alone reads begin with it."""
 
 
-def with_value(config: PostprocessConfig, field: str, value: float) -> PostprocessConfig:
+def with_value(config: PostprocessConfig, field: str, value: Any) -> PostprocessConfig:
     """The post-processing with another value, by its path. A threshold is that of soft-NMS too, as with `conf`."""
     name = field.removeprefix(TAIL)
     more: dict[str, Any] = {"soft_nms_min_score": None} if name == "score_threshold" else {}
