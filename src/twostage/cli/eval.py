@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.cli.loading import PredictionOptions, load_detector, most_of
+from twostage.cli.misses_page import write_misses_page
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
-from twostage.cli.why import ledger_lines, settings_lines, tide_lines, tuned_lines
+from twostage.cli.why import explained, tuned_lines
 from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, QuietOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
@@ -49,7 +50,9 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
         (), "Exit with code 5 below this value, as AP50=0.6, or segm_AP=0.4 for masks.", group="Validation"
     )
     why: bool = option(
-        False, "Say why each missed object was missed, and what other settings are worth here.", group="Why"
+        False,
+        "Say why each missed object was missed, and what other settings are worth here; a page under --out.",
+        group="Why",
     )
     tune: Path | None = option(
         None, "New file for a configuration (--config) with the settings that pay on this split.", group="Why"
@@ -155,40 +158,34 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
             return Outcome(None)
         outcome = _report(options, dataset, results, detector, out)
     if options.why or options.tune:
-        outcome.result.update(_why(options, dataset, results, detector))  # type: ignore[union-attr]
+        outcome.result.update(_why(options, dataset, results, detector, out))  # type: ignore[union-attr]
     return outcome
 
 
-def _why(options: EvalOptions, dataset: "Dataset", results: "Results", detector: "Detector") -> dict[str, Any]:
-    """Print the account of the missed objects and the worth of settings; both for the JSON."""
-    from twostage.cli.tuned import write_tuned
-    from twostage.evaluation.tide import tide
-    from twostage.inspection.ledger import ledger
-    from twostage.inspection.settings import candidates, worth
-    from twostage.inspection.tune import Tuned, tune
-
-    runner = detector.runner
+def _why(
+    options: EvalOptions, dataset: "Dataset", results: "Results", detector: "Detector", out: Path | None
+) -> dict[str, Any]:
+    """Print the account of the missed objects and what settings are worth, and write those that pay; for the JSON."""
     post = detector.postprocess(options.conf, options.iou, most_of(detector, options.max_det))
     found: dict[str, Any] = {}
     if options.why:
-        with images_bar("missed objects", quiet=options.quiet) as after_image:
-            seen = ledger(runner, dataset, post, after_image)
-        costs = seen.costs(results)
-        types = tide(dataset, results, max_detections=max(MAX_DETECTIONS, options.max_det))
-        print("\n".join(["", *ledger_lines(seen, costs), "", *tide_lines(types)]))
-        found = {**seen.to_dict(costs), "tide": types.to_dict()}
-    with images_bar("settings", quiet=options.quiet) as after_image:
-        if options.tune is None:
-            tuned = Tuned(worth(runner, dataset, post, list(candidates(runner.config, post)), after_image), ())
-        else:
-            tuned = tune(runner, dataset, post, after_image)
-    print("\n".join(["", *settings_lines(tuned.singles)]))
-    found["settings"] = tuned.singles.to_list()
+        why = explained(detector, dataset, results, post, quiet=options.quiet)
+        print("\n".join(["", *why.lines()]))
+        found = {"why": why.to_dict()}
+        if out is not None:
+            title = f"{detector.name} on {options.data.resolve().name}, {dataset.split}"
+            write_misses_page(out / "why.html", title, why, results)
+            print(f"\nThe images with the most missed objects: {out / 'why.html'}")
     if options.tune is not None:
+        from twostage.cli.tuned import write_tuned
+        from twostage.inspection.tune import tune
+
+        with images_bar("settings", quiet=options.quiet) as after_image:
+            tuned = tune(detector.runner, dataset, post, after_image)
         write_tuned(options.tune, tuned, f"{options.data} ({dataset.split})", str(options.weights))
         print("\n".join(["", *tuned_lines(tuned), f"Written: {options.tune}"]))
         found["tuned"] = [one._asdict() for one in tuned.steps]
-    return {"why": found}
+    return found
 
 
 def _open(options: EvalOptions) -> "Dataset":

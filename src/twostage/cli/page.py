@@ -36,7 +36,7 @@ def figure(image: bytes, kind: str, title: str, note: str = "", *, wide: bool = 
     )
 
 
-def tile(number: int, what: str, *, first: bool = False) -> str:
+def tile(number: object, what: str, *, first: bool = False) -> str:
     """A number in large letters, and its name."""
     kind = "tile first" if first else "tile"
     return f'<div class="{kind}"><b>{number}</b><span>{html.escape(what)}</span></div>'

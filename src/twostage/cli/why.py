@@ -1,16 +1,67 @@
-"""Why objects are missed, as text: the part of `eval --why` and `inspect DATA` that is printed."""
+"""Why objects are missed and what settings are worth: computed and printed for `eval --why` and `inspect DATA`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from twostage.progress import images_bar
+
 if TYPE_CHECKING:
+    from twostage.data.dataset import Dataset
+    from twostage.detector import Detector
+    from twostage.evaluation.results import Results
     from twostage.evaluation.tide import Tide
     from twostage.inspection.causes import Cause
     from twostage.inspection.ledger import Ledger
     from twostage.inspection.settings import Worth
     from twostage.inspection.tune import Tuned
+    from twostage.models.heads.postprocess import PostprocessConfig
 
 Costs = Mapping["Cause", Mapping[str, float]]
+Rows = tuple[Sequence[object], Sequence[Sequence[object]]]
+"""The head of a table, and its rows."""
+MOST = 100  # detections that AP counts by COCO's definition
+
+
+@dataclass(frozen=True)
+class Why:
+    """The account of a data set, what its causes cost, TIDE's types, and what settings are worth."""
+
+    ledger: "Ledger"
+    costs: Costs
+    tide: "Tide"
+    worth: "Worth"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry "why" of the JSON."""
+        settings = {"settings": self.worth.to_list()}
+        return {**self.ledger.to_dict(self.costs), "tide": self.tide.to_dict(), **settings}  # type: ignore[arg-type]
+
+    def lines(self) -> Iterator[str]:
+        """The same to be read."""
+        yield from ledger_lines(self.ledger, self.costs)
+        yield ""
+        yield "TIDE's types of error (Bolya et al. 2020), every detection counted:"
+        yield from table(*tide_rows(self.tide))
+        yield ""
+        yield from settings_lines(self.worth)
+
+
+def explained(
+    detector: "Detector", dataset: "Dataset", results: "Results", post: "PostprocessConfig", *, quiet: bool
+) -> Why:
+    """The account of a data set of which the detector's `results` are given."""
+    from twostage.evaluation.tide import tide
+    from twostage.inspection.ledger import ledger
+    from twostage.inspection.settings import candidates, worth
+
+    runner = detector.runner
+    with images_bar("missed objects", quiet=quiet) as after_image:
+        seen = ledger(runner, dataset, post, after_image)
+    with images_bar("settings", quiet=quiet) as after_image:
+        measured = worth(runner, dataset, post, list(candidates(runner.config, post)), after_image)
+    types = tide(dataset, results, max_detections=max(MOST, post.max_det))
+    return Why(seen, seen.costs(results), types, measured)
 
 
 def ledger_lines(ledger: "Ledger", costs: Costs) -> Iterator[str]:
@@ -24,42 +75,55 @@ def ledger_lines(ledger: "Ledger", costs: Costs) -> Iterator[str]:
     yield f"Missed: {missed} of {counted} objects, recall {ledger.recall:.3f} ({run})."
     if missed:
         yield ""
-        rows = []
-        for cause, count in ledger.causes().items():
-            kept = sum(one.miss.cause == cause and one.change is not None for one in ledger.missed)
-            cost = costs.get(cause, {}).get("AP50")
-            rows.append((str(cause), count, f"{count / counted:.3f}", _points(cost), kept))
-        yield from table(("cause", "objects", "recall lost", "AP50 lost", "a setting keeps"), rows)
+        yield from table(*cause_rows(ledger, costs))
         yield "AP50 lost: points gained if these objects were not asked for. A setting keeps: tried, one at a time."
     yield ""
-    funnel = ledger.funnel()
     yield "Objects with a box of IoU 0.5 at each step, in percent: the ceiling of recall there"
-    steps = list(next(iter(funnel.values())))
-    shown = [(name, *(_share(row[step]) for step in steps)) for name, row in funnel.items() if row[steps[0]] >= 0]
-    yield from table(("", *steps), shown)
+    yield from table(*funnel_rows(ledger))
 
 
-def tide_lines(tide: "Tide") -> Iterator[str]:
+def cause_rows(ledger: "Ledger", costs: Costs) -> Rows:
+    """The missed objects by cause."""
+    counted = int(ledger.counted.sum())
+    rows = []
+    for cause, count in ledger.causes().items():
+        kept = sum(one.miss.cause == cause and one.change is not None for one in ledger.missed)
+        cost = costs.get(cause, {}).get("AP50")
+        rows.append((str(cause), count, f"{count / counted:.3f}", _points(cost), kept))
+    return ("cause", "objects", "recall lost", "AP50 lost", "a setting keeps"), rows
+
+
+def funnel_rows(ledger: "Ledger") -> Rows:
+    """The share of objects that some box hits at each step, by class and size."""
+    funnel = ledger.funnel()
+    steps = list(funnel["all"])
+    shown = [
+        (name, *(f"{100 * row[step]:.1f}" for step in steps)) for name, row in funnel.items() if row[steps[0]] >= 0
+    ]
+    return ("", *steps), shown
+
+
+def tide_rows(tide: "Tide") -> Rows:
     """TIDE's types of error, with what each costs."""
-    yield "TIDE's types of error (Bolya et al. 2020), every detection counted:"
     rows = [(name.replace("_", " "), tide.counts[name], _points(_defined(tide.dap[name]))) for name in tide.dap]
-    yield from table(("type", "errors", "AP50 lost"), rows)
-
-
-def _defined(value: float) -> float | None:
-    return None if value == -1 else value
+    return ("type", "errors", "AP50 lost"), rows
 
 
 def settings_lines(worth: "Worth") -> Iterator[str]:
     """The best other value of each setting, measured."""
+    yield f"Settings, each measured on this split (AP {worth.now.AP:.4f} now); the best other value of each:"
+    yield from table(*setting_rows(worth))
+
+
+def setting_rows(worth: "Worth") -> Rows:
+    """The best other value of each setting, the best first."""
     now = worth.now
-    yield f"Settings, each measured on this split (AP {now.AP:.4f} now); the best other value of each:"
-    best: dict[str, tuple[Any, ...]] = {}
+    best: dict[str, tuple[object, ...]] = {}
     for one in sorted(worth.others, key=lambda one: -one.AP):
         ((field, value),) = one.fields.items()
         row = (field, value, f"{one.AP:.4f}", _points(one.AP - now.AP), f"{one.milliseconds - now.milliseconds:+.1f}")
         best.setdefault(field, row)
-    yield from table(("setting", "value", "AP", "points", "ms an image"), list(best.values()))
+    return ("setting", "value", "AP", "points", "ms an image"), list(best.values())
 
 
 def tuned_lines(tuned: "Tuned") -> Iterator[str]:
@@ -78,7 +142,7 @@ def tuned_lines(tuned: "Tuned") -> Iterator[str]:
     yield from table(("with", "AP", "points", "ms an image"), rows)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:
     """Columns, the first to the left and the others to the right."""
     text = [list(map(str, row)) for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*text, strict=True)]
@@ -87,9 +151,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str
         yield "  ".join(cells).rstrip()
 
 
+def _defined(value: float) -> float | None:
+    return None if value == -1 else value
+
+
 def _points(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:+.2f}"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}"
