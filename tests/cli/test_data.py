@@ -99,7 +99,7 @@ def test_stats_of_anchors(shell: Callable, scenes: Path) -> None:
 
 def test_stats_proposes_flags_that_reach_what_it_prints(shell: Callable, real_data: Path) -> None:
     """The printed command has the options that were given; its flags give the shares that are printed beside it."""
-    given = ("--train-split", "val", "--size", 400, "--set", "model.rpn_nms=0.6")
+    given = ("--train-split", "val", "--size", 400, "--set", "model.anchor_offset=2", "--voc-offset", 1)
     arguments = ("data", "stats", real_data / "blood-cells", *given)
     answer = shell(*arguments, "--json")
     proposal = answer.json["anchors"]["proposal"]
@@ -107,7 +107,7 @@ def test_stats_proposes_flags_that_reach_what_it_prints(shell: Callable, real_da
     assert line.endswith(proposal["flags"])
     words = shlex.split(line)
     assert words[2] == str(real_data / "blood-cells")
-    assert {"val", "400", "model.rpn_nms=0.6", "faster_rcnn_lite0_fpn"} <= set(words)
+    assert {"val", "400", "model.anchor_offset=2", "--voc-offset", "faster_rcnn_lite0_fpn"} <= set(words)
     changed = shell("data", "stats", *words[2:], "--json").json["anchors"]
     assert changed["anchor_sizes"] == proposal["anchor_sizes"]
     assert (changed["iou50"], changed["iou70"]) == (proposal["iou50"], proposal["iou70"])

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,17 +102,14 @@ def _model_lines(result: Mapping[str, Any], options: StatsOptions) -> Iterator[s
 
 
 def _train_command(options: StatsOptions) -> str:
-    """`twostage train` with the same data, model and fields; anchors that are given are those to be replaced."""
+    """`twostage train` with the options that were given; of two values of a field the last counts."""
     words = ["twostage", "train", str(options.data), "--model", options.model]
-    for flag, value in (
-        ("--train-split", options.train_split),
-        ("--size", options.size),
-        ("--max-size", options.max_size),
-    ):
-        words += [] if value is None else [flag, str(value)]
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.name not in ("data", "model", "model_fields", "out") and value != each.default:
+            words += [f"--{each.name.replace('_', '-')}", str(value)]
     for name, value in options.model_fields.items():
-        if "anchor" not in name:
-            words += ["--set", f"model.{name}={value if isinstance(value, str) else json.dumps(value)}"]
+        words += ["--set", f"model.{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
 
 
