@@ -1,6 +1,7 @@
 """The verbs of `twostage data` that write."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,10 +74,74 @@ def test_stats(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     assert answer.json["splits"]["train"]["images"] == 8
     assert json.loads((tmp_path / "stats" / "stats.json").read_text()) == answer.json
     names = {path.name for path in (tmp_path / "stats").iterdir()}
-    assert names >= {"labels-train.png", "smallest-train.jpg", "crowded-val.jpg"}
+    assert names >= {"labels-train.png", "smallest-train.jpg", "crowded-val.jpg", "anchors-train.png"}
     table = shell("data", "stats", scenes).output
     assert "object side, px" in table
     assert "triangle" in table
+    assert "at --size 320" in table  # that of the default model
+
+
+def test_stats_of_anchors(shell: Callable, scenes: Path) -> None:
+    arguments = ("data", "stats", scenes, "--model", "faster_rcnn_tiny_fpn", "--train-split", "val")
+    answer = shell(*arguments, "--json").json
+    anchors, sizes = answer["anchors"], answer["image_sizes"]
+    assert (anchors["model"], anchors["split"], anchors["size"]) == ("faster_rcnn_tiny_fpn", "val", 320)
+    assert anchors["objects"] == sum(anchors[size]["objects"] for size in ("small", "medium", "large"))
+    assert anchors["objects"] == sum(row["objects"] for row in anchors["classes"].values())
+    own = next(row for row in anchors["zoo"] if anchors["model"] in row["models"])
+    now = next(row for row in sizes if row["size"] == 320)
+    assert (anchors["iou50"], anchors["iou70"]) == (own["iou50"], own["iou70"]) == (now["iou50"], now["iou70"])
+    assert now["pixels"] == 1
+    table = shell(*arguments).output
+    for words in ("Anchors of faster_rcnn_tiny_fpn, split val", "faster_rcnn_vgg16 and 1 more", "320 (now)", "square"):
+        assert words in table
+
+
+def test_stats_proposes_flags_that_reach_what_it_prints(shell: Callable, real_data: Path) -> None:
+    """The printed command has the options that were given; its flags give the shares that are printed beside it."""
+    given = ("--train-split", "val", "--size", 400, "--set", "model.anchor_offset=2", "--voc-offset", 1)
+    arguments = ("data", "stats", real_data / "blood-cells", *given)
+    answer = shell(*arguments, "--json")
+    proposal = answer.json["anchors"]["proposal"]
+    (line,) = (line for line in answer.messages.splitlines() if line.startswith("twostage train "))
+    assert line.endswith(proposal["flags"])
+    words = shlex.split(line)
+    assert words[2] == str(real_data / "blood-cells")
+    assert {"val", "400", "model.anchor_offset=2", "--voc-offset", "faster_rcnn_lite0_fpn"} <= set(words)
+    changed = shell("data", "stats", *words[2:], "--json").json["anchors"]
+    assert changed["anchor_sizes"] == proposal["anchor_sizes"]
+    assert (changed["iou50"], changed["iou70"]) == (proposal["iou50"], proposal["iou70"])
+
+
+@pytest.mark.parametrize(("model", "has_sizes"), [("fast_rcnn_tiny", True), ("rcnn_tiny", False)])
+def test_stats_of_a_model_without_anchors(shell: Callable, scenes: Path, model: str, has_sizes: bool) -> None:
+    answer = shell("data", "stats", scenes, "--model", model, "--json")
+    assert answer.json["anchors"] is None
+    assert (answer.json["image_sizes"] is not None) == has_sizes
+    assert f"{model} has no anchors" in answer.messages
+    assert ("320 (now)" in answer.messages) == has_sizes
+    assert ("IoU 0.5" in answer.messages) is False
+
+
+def test_stats_without_objects(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "instances_train.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    answer = shell("data", "stats", tmp_path / "data", "--out", tmp_path / "stats", "--json")
+    assert answer.code == 0
+    assert (answer.json["anchors"]["objects"], answer.json["anchors"]["proposal"]) == (0, None)
+    assert "No objects to compare anchors with" in answer.messages
+
+
+def test_stats_refuses_wrong_names(shell: Callable, scenes: Path) -> None:
+    for arguments, words in (
+        (("--model", "faster_rcnn_lite0_fnp"), "Did you mean 'faster_rcnn_lite0_fpn'?"),
+        (("--train-split", "trian"), "Did you mean 'train'?"),
+        (("--set", "model.anchor_sizes=[[8.0]]"), "4 levels"),
+    ):
+        answer = shell("data", "stats", scenes, *arguments)
+        assert (answer.code, answer.output) == (2, "")
+        assert words in answer.messages
 
 
 def test_view(shell: Callable, scenes: Path, tmp_path: Path) -> None:

@@ -29,14 +29,6 @@ def test_numbers_of_images_of_60_by_40(make_voc: Callable[..., Path]) -> None:
     assert found.small_medium_large == [1, 0, 0]
 
 
-def test_anchors_that_reach_more_are_named(make_voc: Callable[..., Path]) -> None:
-    """Objects of 10 to 30 px without enlargement lie below the smallest common anchor."""
-    found = stats(open_dataset(make_voc(OBJECTS), split="train"), Resize(size=40, max_size=200))
-    assert found.anchor_reach == 0.25  # 30 x 30 by the anchor of 32
-    assert found.best_reach > found.anchor_reach
-    assert found.best_anchors[0] < 32
-
-
 def test_the_hardest_images(make_voc: Callable[..., Path]) -> None:
     dataset = open_dataset(make_voc(OBJECTS), split="train")
     assert smallest(dataset, 5).tolist() == [0, 1]
@@ -46,7 +38,7 @@ def test_the_hardest_images(make_voc: Callable[..., Path]) -> None:
 def test_no_objects_at_all(make_voc: Callable[..., Path]) -> None:
     root = make_voc({"a": [], "b": [("dog", (1, 1, 10, 10))]}, train=["a"], val=["b"])
     found = stats(open_dataset(root, split="train"), Resize())
-    assert (found.objects, found.sides, found.anchor_reach) == (0, [], -1)
+    assert (found.objects, found.sides, found.small_medium_large) == (0, [], [])
 
 
 def test_blood_cells_as_its_makers_count_them(real_data: Path) -> None:

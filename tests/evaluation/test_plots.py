@@ -8,7 +8,15 @@ import pytest
 
 from twostage.evaluation.confusion import Confusion
 from twostage.evaluation.curves import Curves
-from twostage.evaluation.plots import plot_confusion, plot_curves, plot_history, plot_labels, plot_recall, save_figure
+from twostage.evaluation.plots import (
+    plot_anchors,
+    plot_confusion,
+    plot_curves,
+    plot_history,
+    plot_labels,
+    plot_recall,
+    save_figure,
+)
 from twostage.evaluation.recall import ProposalRecall
 
 
@@ -53,6 +61,15 @@ def test_labels_of_ordinary_and_of_strange_data_sets(make_dataset, tmp_path):
     for name, dataset in {"ordinary": ordinary, "empty": make_dataset([[]], [[]]), "many": many}.items():
         save_figure(plot_labels(dataset), tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_anchors_are_drawn_over_objects(tmp_path):
+    sides, anchors = np.array([[10.0, 20.0], [30.0, 15.0]]), np.array([[16.0, 16.0]])
+    (axes,) = plot_anchors(sides, anchors, 2 * anchors).axes
+    assert texts(axes) == ["objects", "anchors", "proposed anchors"]
+    (axes,) = plot_anchors(sides, anchors).axes
+    assert texts(axes) == ["objects", "anchors"]
+    save_figure(axes.figure, tmp_path / "anchors.png")
 
 
 @pytest.mark.parametrize("as_text", [False, True])

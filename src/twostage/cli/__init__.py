@@ -38,7 +38,7 @@ _GROUPS = {
         {
             "get": "Download a data set of the papers: voc2007, voc2012, coco2017.",
             "check": "List every fault of a data set; with --fix, write a repaired copy.",
-            "stats": "Print image sizes, classes, objects per image and anchor coverage.",
+            "stats": "Print image sizes, classes, objects, and the reach of a model's anchors.",
             "view": "Write an HTML page of the images with their boxes.",
             "convert": "Convert a data set to another layout, without loss.",
             "proposals": "Compute region proposals and their recall.",

@@ -1,25 +1,38 @@
 """`twostage data stats`: statistics of a data set, and its hardest images."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twostage.cli.anchor_tables import anchor_lines, size_lines
+from twostage.cli.table import table
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import DataOptions, ResizeOptions
+from twostage.common_options import DataOptions, ModelOptions
 from twostage.folders import whole_folder
 from twostage.options import option
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
+    from twostage.data.layout import Layout
+    from twostage.data.resize import Resize
     from twostage.data.stats import Stats
+    from twostage.models.config import DetectorConfig
 
 _SHOWN = 8
 _COLUMNS = ("", "min", "5 %", "25 %", "median", "75 %", "95 %", "max")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatsOptions(DataOptions, ResizeOptions):
+class StatsOptions(DataOptions, ModelOptions):
+    model: str = option("faster_rcnn_lite0_fpn", "Model of the zoo: its anchors and its image size.", group="Model")
+    train_split: str | None = option(
+        None,
+        "Split that anchors and image sizes are compared on (default: train, else trainval, else the first).",
+        group="Data",
+    )
     out: Path | None = option(
         None, "New folder for numbers, plots, and the images with the smallest and the most objects.", group="Output"
     )
@@ -27,31 +40,80 @@ class StatsOptions(DataOptions, ResizeOptions):
 
 @verb(StatsOptions)
 def stats(options: StatsOptions) -> Outcome:
-    """Print image sizes, classes, objects per image and the coverage by common anchors, for all splits."""
+    """Print image sizes, classes and objects of all splits; of the training split, how many objects the anchors of a
+    model reach, which anchors would reach more, and what the image size costs in small objects.
+    """
     from twostage.data.layout import Options
     from twostage.data.recognise import find_layout, opener
-    from twostage.data.resize import Resize
     from twostage.data.stats import stats
+    from twostage.models.configure import configure
+    from twostage.models.zoo import named
 
+    config = configure(named(options.model), options.given_fields)
     layout = find_layout(options.data)
     open_split = opener(layout, Options(options.images, options.voc_offset, "skip", boxes=options.boxes))
-    datasets = [open_split(split) for split in layout.splits]
-    all_stats = [stats(dataset, Resize(size=options.size, max_size=options.max_size)) for dataset in datasets]
+    train_split = options.train_split or _train_split(layout)
+    datasets = {split: open_split(split) for split in dict.fromkeys((*layout.splits, train_split))}
+    all_stats = [stats(dataset, config.image.resizing) for dataset in datasets.values()]
+    result = {"path": options.data, "splits": {one.split: one.to_dict() for one in all_stats}}
+    result |= _of_model(datasets[train_split], options.model, config)
     print(layout)
     for one in all_stats:
-        print("\n".join(_lines(one, options)))
-    left_out = sum(fault.severity == "error" for dataset in datasets for fault in dataset.faults)
+        print("\n".join(_lines(one, config.image.resizing)))
+    print("\n" + "\n".join(_model_lines(result, options)))
+    left_out = sum(fault.severity == "error" for dataset in datasets.values() for fault in dataset.faults)
     if left_out:
         print(f"\n{left_out} faulty files or records are not counted: twostage data check {options.data}")
-    result = {"path": options.data, "splits": {one.split: one.to_dict() for one in all_stats}}
     if options.out:
         with whole_folder(options.out, "--out") as folder:
-            _save(folder, datasets, result)
+            _save(folder, list(datasets.values()), result)
+            _save_anchors(folder, datasets[train_split], config, result)
         print(f"\nSaved to {options.out}")
     return Outcome(result)
 
 
-def _lines(stats: "Stats", options: StatsOptions) -> Iterator[str]:
+def _train_split(layout: "Layout") -> str:
+    from twostage.data.recognise import default_splits
+
+    return default_splits(layout)[0] or layout.splits[0]
+
+
+def _of_model(dataset: "Dataset", model: str, config: "DetectorConfig") -> dict[str, Any]:
+    """The anchors and the image size of a model for a data set; None for what it does not have."""
+    from twostage.inspection.anchor_reach import has_anchors
+    from twostage.inspection.data_report import anchor_report, image_size_report
+    from twostage.models.config import StagewiseConfig
+
+    if isinstance(config, StagewiseConfig):
+        return {"anchors": None, "image_sizes": None}
+    anchors = anchor_report(dataset, model, config) if has_anchors(config) else None
+    return {"anchors": anchors, "image_sizes": image_size_report(dataset, config)}
+
+
+def _model_lines(result: Mapping[str, Any], options: StatsOptions) -> Iterator[str]:
+    anchors, sizes, model = result["anchors"], result["image_sizes"], options.model
+    if anchors is None:
+        yield f"{model} has no anchors: its proposals come from elsewhere. `twostage data proposals` has their recall."
+    else:
+        yield from anchor_lines(anchors, _train_command(options))
+    if sizes and sizes[0]["median_side"] >= 0:
+        yield ""
+        yield from size_lines(sizes, model)
+
+
+def _train_command(options: StatsOptions) -> str:
+    """`twostage train` with the options that were given; of two values of a field the last counts."""
+    words = ["twostage", "train", str(options.data), "--model", options.model]
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.name not in ("data", "model", "model_fields", "out") and value != each.default:
+            words += [f"--{each.name.replace('_', '-')}", str(value)]
+    for name, value in options.model_fields.items():
+        words += ["--set", f"model.{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _lines(stats: "Stats", resize: "Resize") -> Iterator[str]:
     yield ""
     others = [f"{count} {what}" for count, what in ((stats.crowd, "crowd"), (stats.difficult, "difficult")) if count]
     note = f" ({', '.join(others)})" if others else ""
@@ -62,32 +124,21 @@ def _lines(stats: "Stats", options: StatsOptions) -> Iterator[str]:
         ("image height", stats.heights),
         ("objects per image", stats.objects_an_image),
         ("object side, px", stats.sides),
-        (f"at --size {options.size}", stats.resized_sides),
+        *([] if resize.mode == "none" else [(f"at --size {resize.size}", stats.resized_sides)]),
         ("width / height", stats.aspects),
     ]
-    yield from _table(_COLUMNS, [(name, *(f"{v:.4g}" for v in values)) for name, values in rows if values])
+    yield from table(_COLUMNS, [(name, *(f"{v:.4g}" for v in values)) for name, values in rows if values])
     yield ""
     classes = sorted(stats.classes.items(), key=lambda item: -item[1]["objects"])
     shown = [
         (name, f"{row['objects']:.0f}", f"{row['images']:.0f}", f"{row['median_side']:.4g}" if row["objects"] else "-")
         for name, row in classes
     ]
-    yield from _table(("class", "objects", "images", "median side"), shown)
+    yield from table(("class", "objects", "images", "median side"), shown)
     if stats.small_medium_large:
         small, medium, large = (f"{100 * share:.0f} %" for share in stats.small_medium_large)
         yield ""
         yield f"COCO's sizes: small (below 32 x 32) {small}, medium {medium}, large (from 96 x 96) {large}"
-        yield f"{100 * stats.anchor_reach:.1f} % of the objects, resized, match an anchor of 32 to 512 px"
-        if stats.best_reach > stats.anchor_reach + 0.01:
-            sizes = [[size] for size in stats.best_anchors]
-            yield f"{100 * stats.best_reach:.1f} % with --set model.anchor_sizes='{sizes}' (five pyramid levels)"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 def _save(folder: Path, datasets: "Sequence[Dataset]", result: Any) -> None:
@@ -110,3 +161,19 @@ def _save(folder: Path, datasets: "Sequence[Dataset]", result: Any) -> None:
             if drawn:
                 titles = [dataset.file_name(index) for index in chosen.tolist()]
                 save_picture(tile(drawn, titles=titles), folder / f"{name}-{dataset.split}.jpg")
+
+
+def _save_anchors(folder: Path, dataset: "Dataset", config: "DetectorConfig", result: Any) -> None:
+    from twostage.evaluation.plots import plot_anchors, save_figure
+    from twostage.inspection.anchor_reach import anchor_sides, resized_boxes, used_objects
+    from twostage.models.config import StagewiseConfig
+    from twostage.models.configure import configure
+
+    if isinstance(config, StagewiseConfig) or not result["anchors"] or not result["anchors"]["objects"]:
+        return
+    boxes = resized_boxes(dataset, config.image.resizing)[0][used_objects(dataset)]
+    proposal = result["anchors"]["proposal"] or {}
+    fields = {name: value for name, value in proposal.items() if name.startswith("anchor_")}
+    proposed = anchor_sides(configure(config, fields)) if fields else None
+    figure = plot_anchors(boxes[:, 2:] - boxes[:, :2], anchor_sides(config), proposed)
+    save_figure(figure, folder / f"anchors-{dataset.split}.png")

@@ -1,20 +1,17 @@
-"""`data stats`: numbers and sizes of objects, and how well anchors fit them."""
+"""`data stats`: numbers and sizes of images and objects."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from twostage.data.census import ANCHOR_SIZES, anchor_reach, resized_sides
+from twostage.data.census import resized_sides
 from twostage.data.dataset import Dataset
 from twostage.data.resize import Resize
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SMALL, MEDIUM = 32.0**2, 96.0**2  # pixels of area, COCO's borders
-# Smallest of five anchor sizes that double; on a tie the common one, which is first, wins.
-SMALLEST_ANCHORS = (32, 16, 24, 48, 8, 12, 64, 4, 6)
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,6 @@ class Stats:
     resized_sides: list[float]
     aspects: list[float]
     small_medium_large: list[float]
-    anchor_reach: float
-    best_anchors: list[int]
-    best_reach: float
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -49,7 +43,6 @@ def stats(dataset: Dataset, resize: Resize) -> Stats:
     per_image = np.diff(dataset.offsets)
     sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
     resized = resized_sides(dataset, resize)
-    reach, best, best_reach = _anchors(resized)
     kinds = np.bincount(np.digitize(dataset.areas, (SMALL, MEDIUM)), minlength=3)
     return Stats(
         split=dataset.split,
@@ -66,9 +59,6 @@ def stats(dataset: Dataset, resize: Resize) -> Stats:
         resized_sides=_quantiles(np.sqrt(resized.prod(axis=1))),
         aspects=_quantiles(sides[:, 0] / sides[:, 1]),
         small_medium_large=[round(int(n) / len(sides), 4) for n in kinds] if len(sides) else [],
-        anchor_reach=reach,
-        best_anchors=best,
-        best_reach=best_reach,
     )
 
 
@@ -91,19 +81,6 @@ def _classes(dataset: Dataset, sides: Float64[np.ndarray, "b 2"]) -> dict[str, d
         median = round(float(np.median(np.sqrt(sides[own].prod(axis=1)))), 1) if own.any() else -1.0
         rows[name] = {"objects": int(own.sum()), "images": len(np.unique(image[own])), "median_side": median}
     return rows
-
-
-def _anchors(sides: Float64[np.ndarray, "b 2"]) -> tuple[float, list[int], float]:
-    """The share of objects that the common anchors match, and the five doubling sizes that match most."""
-    if not len(sides):
-        return -1.0, list(ANCHOR_SIZES), -1.0
-    reach = {smallest: anchor_reach(sides, _doubling(smallest)) for smallest in SMALLEST_ANCHORS}
-    best = max(SMALLEST_ANCHORS, key=lambda smallest: reach[smallest])
-    return round(reach[ANCHOR_SIZES[0]], 4), list(_doubling(best)), round(reach[best], 4)
-
-
-def _doubling(smallest: int) -> Sequence[int]:
-    return [smallest * 2**level for level in range(len(ANCHOR_SIZES))]
 
 
 def _quantiles(values: np.ndarray) -> list[float]:

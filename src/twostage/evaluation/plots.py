@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jaxtyping import Float64
 
 from twostage import atomic
 from twostage.data.dataset import Dataset
@@ -150,6 +151,27 @@ def plot_labels(dataset: Dataset) -> "Figure":
 
     _plot_sizes(sizes, dataset)
     _plot_places(places, dataset)
+    return figure
+
+
+def plot_anchors(
+    sides: Float64[np.ndarray, "b 2"],
+    present: Float64[np.ndarray, "k 2"],
+    proposed: Float64[np.ndarray, "j 2"] | None = None,
+) -> "Figure":
+    """Widths and heights of objects on resized images, and of the anchors they are compared with."""
+    figure = _figure(5.6, 5.2)
+    axes = figure.subplots()
+    width, height = sides[:: max(1, len(sides) // 5000)].T
+    axes.scatter(width, height, s=6, color=_hex(6), alpha=0.35, lw=0, label="objects")
+    for sets, name, marker in ((present, "anchors", "s"), (proposed, "proposed anchors", "D")):
+        if sets is not None:
+            colour = _INK if marker == "s" else _hex(0)
+            look: dict[str, Any] = {"s": 36, "marker": marker, "facecolors": "none", "edgecolors": colour, "lw": 1.4}
+            axes.scatter(sets[:, 0], sets[:, 1], label=name, **look)
+    axes.set(xscale="log", yscale="log", aspect="equal")
+    _style(axes, "width on the resized image, pixels", "height, pixels", f"{len(sides)} objects and anchors")
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

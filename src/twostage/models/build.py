@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any, TypeVar, cast, overload
 
+import torch
 from torch import nn
 
 from twostage.data.stuff import STRIDE
@@ -26,6 +27,7 @@ from twostage.models.heads.retinanet import RetinaNetHead
 from twostage.models.heads.semantic import SemanticBranch
 from twostage.models.image import IMAGENET_MEAN, IMAGENET_STD
 from twostage.models.one_stage import OneStage
+from twostage.models.proposals.anchors import AnchorConfig, Anchors
 from twostage.models.proposals.rpn import RPN
 from twostage.models.rcnn import WarpConfig, WarpedRegions, WholeImage
 from twostage.models.regions.pooling import AlignedRegions, RoIAlignConfig, RoIPoolConfig
@@ -106,6 +108,21 @@ def with_backbone(config: C, backbone: nn.Module | str | None) -> C:
     return replace(config, backbone=own, image=image)  # type: ignore[arg-type]
 
 
+def backbone_of(config: TwoStageConfig | OneStageConfig) -> nn.Module:
+    """The backbone and its neck, with random weights, for the strides and shapes of its maps."""
+    levels = 1 if config.anchors is None else len(config.anchors.sizes)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
+        return _backbone(config.backbone, config.neck, levels, None)
+
+
+def anchors_of(config: TwoStageConfig | OneStageConfig, strides: tuple[int, ...]) -> Anchors:
+    """The anchors of a configuration that has them, on maps of these strides.
+
+    Raises UsageError where the sizes are not of so many levels.
+    """
+    return Anchors(_anchor_config(config), strides)
+
+
 def _require_consistent(config: TwoStageConfig) -> None:
     """Raises UsageError where components contradict each other, or need one that is not there."""
     rpn, tower = config.rpn, config.mask.tower if config.mask is not None else None
@@ -166,12 +183,16 @@ def _backbone(
 def _rpn(config: TwoStageConfig, channels: int, strides: tuple[int, ...]) -> RPN | None:
     if config.rpn is None:
         return None
+    return RPN(config.rpn, _anchor_config(config), config.proposals, channels, strides)
+
+
+def _anchor_config(config: TwoStageConfig | OneStageConfig) -> AnchorConfig:
     anchors = config.anchors
     assert anchors is not None
     if isinstance(config.neck, PyramidConfig) and config.neck.kind == "single":
         # The anchors of all levels on a single map.
         anchors = replace(anchors, sizes=(tuple(size for sizes in anchors.sizes for size in sizes),))
-    return RPN(config.rpn, anchors, config.proposals, channels, strides)
+    return anchors
 
 
 def _head(config: TwoStageConfig, channels: int, strides: tuple[int, ...], num_classes: int) -> Head:
