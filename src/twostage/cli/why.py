@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from twostage.cli.table import table
 from twostage.progress import images_bar
 
 if TYPE_CHECKING:
@@ -140,15 +141,6 @@ def tuned_lines(tuned: "Tuned") -> Iterator[str]:
         rows.append((new, f"{one.AP:.4f}", _points(one.AP - now.AP), f"{one.milliseconds - now.milliseconds:+.1f}"))
         before = one.fields
     yield from table(("with", "AP", "points", "ms an image"), rows)
-
-
-def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Columns, the first to the left and the others to the right."""
-    text = [list(map(str, row)) for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
-    for first, *others in text:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 def _defined(value: float) -> float | None:
