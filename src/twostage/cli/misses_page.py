@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.cli.page import tile, write_page
-from twostage.cli.why import cause_rows, funnel_rows, setting_rows, tide_rows
+from twostage.cli.why import cause_rows, flag_of, funnel_rows, setting_rows, tide_rows
 
 if TYPE_CHECKING:
     from twostage.cli.why import Why
@@ -96,7 +96,7 @@ def _figure(seen: "Ledger", image: int, missed: Sequence["MissedObject"], result
                 break
         box = data.boxes[one.row] * scale
         shapes += [_rect(box, "missed"), f'<text x="{box[0] + 3:.0f}" y="{max(12, box[1] + 13):.0f}">{number}</text>']
-        change = "needs training" if one.change is None else f"{one.change.field}={one.change.value:g} keeps it"
+        change = "needs training" if one.change is None else f"{flag_of(one.change)} keeps it"
         label = data.names[int(data.labels[one.row])]
         lines.append(f"<li>{html.escape(f'{label}: {in_words(one.miss, data.names)}; {change}')}</li>")
     source = f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from twostage.detector import Detector
     from twostage.evaluation.results import Results
     from twostage.evaluation.tide import Tide
-    from twostage.inspection.causes import Cause
+    from twostage.inspection.causes import Cause, Change
     from twostage.inspection.ledger import Ledger
     from twostage.inspection.settings import Worth
     from twostage.inspection.tune import Tuned
@@ -125,6 +125,20 @@ def setting_rows(worth: "Worth") -> Rows:
         row = (field, value, f"{one.AP:.4f}", _points(one.AP - now.AP), f"{one.milliseconds - now.milliseconds:+.1f}")
         best.setdefault(field, row)
     return ("setting", "value", "AP", "points", "ms an image"), list(best.values())
+
+
+_FLAGS = {
+    "postprocess.score_threshold": "--conf",
+    "postprocess.nms": "--iou",
+    "postprocess.max_det": "--max-det",
+}
+
+
+def flag_of(change: "Change") -> str:
+    """A change of a setting as it is written on the command line."""
+    if change.field in _FLAGS:
+        return f"{_FLAGS[change.field]} {change.value:g}"
+    return f"--set model.{change.field}={change.value:g}"
 
 
 def tuned_lines(tuned: "Tuned") -> Iterator[str]:
