@@ -20,6 +20,9 @@ from twostage.data.scenes import write_scenes
 from twostage.detections import Detections
 from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, UsageError
+from twostage.inspection.account import Objects, account
+from twostage.inspection.fates import Fate
+from twostage.inspection.rerun import remedy
 from twostage.ops.masks import decode
 from twostage.weights.file import sha256
 
@@ -266,6 +269,27 @@ def test_stages_are_those_of_the_detector(opened: Callable, original: Callable, 
         assert torch.equal(found.detections.valid, kept)
         assert torch.equal(found.detections.proposals[kept], expected.detections.proposals[kept])
     same(file.predict(photos[0], conf=0.1), detector.predict(photos[0], conf=0.1))
+
+
+@pytest.mark.slow
+def test_missed_objects_are_explained_by_the_file_itself(
+    opened: Callable, original: Callable, photos: list[Path]
+) -> None:
+    """What became of each box is worked out from the file's stages; settings behind the regions can be tried."""
+    file, detector = opened("onnx", FASTER, "--with-stages"), original()
+    found, expected = file.trace(photos[0]), detector.trace(photos[0])
+    assert (found.anchors.fate == expected.anchors.fate).float().mean() > 0.999
+    assert torch.equal(found.pairs.fate, expected.pairs.fate)
+    post = detector.config.postprocess
+    dropped = found.to_image(found.pairs.boxes[found.pairs.fate < Fate.KEPT][:40])
+    kept = 0
+    for box, label in zip(dropped, found.pairs.labels[found.pairs.fate < Fate.KEPT].tolist(), strict=False):
+        objects = Objects.of(box[None].numpy(), np.array([label]))
+        ours, theirs = (account(trace, objects, post).misses for trace in (found, expected))
+        assert [miss.cause for miss in ours.values()] == [miss.cause for miss in theirs.values()]
+        changes = [remedy(file.runner, found, objects, 0, miss, post) for miss in ours.values()]
+        kept += any(change is not None and change.field.startswith("postprocess.") for change in changes)
+    assert kept
 
 
 @pytest.mark.slow
