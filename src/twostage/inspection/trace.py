@@ -96,6 +96,12 @@ class Trace:
         """Boxes on the pixels of the batch as boxes on those of the image."""
         return on_originals(boxes[None], self.batch)[0]
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the inspector page in a frame."""
+        from twostage.inspection.page.html import inline, page
+
+        return inline(page(self))
+
 
 @torch.inference_mode()
 def trace(

@@ -1,0 +1,53 @@
+// The settings of the tail as sliders.
+
+/** The sliders: {id, label, min, max, whole, get, set, off}; those of the proposals can only be tightened. */
+function controlsOf(data) {
+  const start = data.settings, tail = [];
+  const own = (name) => ({ get: (s) => s[name], set: (s, v) => ({ ...s, [name]: v }) });
+  tail.push({ id: "score", label: "Score threshold", min: Math.min(data.pairs.floor, start.score), max: 1, ...own("score") });
+  const gaussian = start.soft === "gaussian";
+  const name = start.soft === "off" ? "Class NMS, IoU" : "Soft-NMS, IoU";
+  tail.push({ id: "nms", label: name, min: 0, max: 1, off: gaussian, ...own("nms") });
+  tail.push({ id: "most", label: "Maximum", min: 1, max: Math.max(300, start.most), whole: true, ...own("most") });
+  const before = [], { rpn } = start;
+  if (rpn && data.anchors?.ranked) {
+    const ofRpn = (key) => ({ get: (s) => s.rpn[key], set: (s, v) => ({ ...s, rpn: { ...s.rpn, [key]: v } }) });
+    before.push({ id: "rpn-top", label: "Top-k of each level", min: 1, max: rpn.top, whole: true, ...ofRpn("top") });
+    before.push({ id: "rpn-nms", label: "RPN NMS, IoU", min: 0, max: rpn.nms, ...ofRpn("nms") });
+    before.push({ id: "rpn-keep", label: "Top-n proposals", min: 1, max: rpn.keep, whole: true, ...ofRpn("keep") });
+  } else if (data.oneStage) {
+    before.push({ id: "top", label: "Top-k of each level", min: 1, max: start.top, whole: true, ...own("top") });
+  }
+  return { tail, before };
+}
+
+/** The elements of the sliders; `change(control, value)` is called with every new value. */
+function controlElements(data, controls, change, reset) {
+  const one = (control) => {
+    const input = h("input", {
+      type: "range", id: `set-${control.id}`, min: control.min, max: control.max, step: control.whole ? 1 : "any",
+      disabled: control.off, oninput: () => change(control, control.whole ? Number(input.value) : Math.round(input.value * 1000) / 1000),
+    });
+    return h("div", { class: "control" }, h("label", { for: input.id }, control.label), h("output", { for: input.id, id: `value-${control.id}` }), input);
+  };
+  const parts = controls.tail.map(one);
+  if (controls.before.length) {
+    const why = "Can only be tightened here: for boxes that were dropped before the heads there are no predictions.";
+    parts.push(h("h3", {}, data.oneStage ? "Candidates" : "Proposals"), h("p", { class: "note" }, data.oneStage ? "Can only be tightened here: other boxes are not in this page." : why), ...controls.before.map(one));
+  }
+  return [...parts, h("p", { id: "missing", class: "note warn", role: "status", hidden: true }), h("button", { id: "reset", onclick: reset }, "Reset")];
+}
+
+/** Bring the sliders and the note about missing predictions up to date. */
+function showControls(controls, settings, live) {
+  for (const control of [...controls.tail, ...controls.before]) {
+    const value = control.get(settings), input = document.getElementById(`set-${control.id}`);
+    if (document.activeElement !== input || Number(input.value).toFixed(3) !== value.toFixed(3)) input.value = value;
+    document.getElementById(`value-${control.id}`).textContent = control.whole ? count(value) : String(Math.round(value * 1000) / 1000);
+  }
+  const note = document.getElementById("missing");
+  note.hidden = !live.missing;
+  note.textContent = live.missing
+    ? `${many(live.missing, "proposal")} ${live.missing === 1 ? "is" : "are"} new under these settings: the heads have not seen ${live.missing === 1 ? "it" : "them"}, and ${live.missing === 1 ? "its" : "their"} detections are missing here. For those run inspect with these settings.`
+    : "";
+}

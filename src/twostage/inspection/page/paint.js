@@ -1,0 +1,115 @@
+// Shapes onto a canvas, and as SVG.
+
+/** Draw shapes; `view` is {scale, x, y}: an image pixel (u, v) falls on (u * scale + x, v * scale + y). */
+function paint(context, picture, shapes, view, size, unit = 1) {
+  context.save();
+  context.translate(view.x, view.y);
+  context.beginPath();
+  context.rect(0, 0, size.width * view.scale, size.height * view.scale);
+  context.clip();
+  context.imageSmoothingEnabled = view.scale * (size.width / picture.width) < 3;
+  context.drawImage(picture, 0, 0, size.width * view.scale, size.height * view.scale);
+  for (const shape of shapes) PAINTERS[shape.type](context, shape, view.scale, unit);
+  context.restore();
+}
+
+const PAINTERS = {
+  raster(context, { canvas, box, alpha }, scale) {
+    context.save();
+    context.globalAlpha = alpha;
+    context.imageSmoothingEnabled = false;
+    const [x1, y1, x2, y2] = box.map((v) => v * scale);
+    context.drawImage(canvas, x1, y1, x2 - x1, y2 - y1);
+    context.restore();
+  },
+  boxes(context, { boxes, stroke, width, dash, casing, alpha }, scale, unit) {
+    context.beginPath();
+    for (let i = 0; i < boxes.length; i += 4) {
+      const [x, y] = [boxes[i] * scale, boxes[i + 1] * scale];
+      context.rect(x, y, boxes[i + 2] * scale - x, boxes[i + 3] * scale - y);
+    }
+    context.globalAlpha = alpha;
+    if (casing) {
+      context.setLineDash([]);
+      context.lineWidth = (width + 2) * unit;
+      context.strokeStyle = "rgba(0, 0, 0, 0.55)";
+      context.stroke();
+    }
+    context.setLineDash(dash.map((v) => v * unit));
+    context.lineWidth = width * unit;
+    context.strokeStyle = stroke;
+    context.stroke();
+    context.globalAlpha = 1;
+  },
+  points(context, { points, fill }, scale, unit) {
+    context.setLineDash([]);
+    context.beginPath();
+    for (const [x, y] of points) {
+      context.moveTo(x * scale + 2 * unit, y * scale);
+      context.arc(x * scale, y * scale, 2 * unit, 0, 7);
+    }
+    context.lineWidth = 1.5 * unit;
+    context.strokeStyle = "rgba(0, 0, 0, 0.6)";
+    context.stroke();
+    context.fillStyle = fill;
+    context.fill();
+  },
+  label(context, { x, y, text, fill, ink }, scale, unit) {
+    const size = 12 * unit, pad = 4 * unit;
+    context.font = `600 ${size}px ${FONT}`;
+    const width = context.measureText(text).width + 2 * pad, height = size + 4 * unit;
+    const [left, top] = [x * scale, Math.max(0, y * scale - height)];
+    context.fillStyle = fill;
+    context.fillRect(left, top, width, height);
+    context.fillStyle = ink;
+    context.textBaseline = "middle";
+    context.fillText(text, left + pad, top + height / 2 + unit / 2);
+  },
+};
+
+const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
+
+const escaped = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+
+/** The same shapes as an SVG file in pixels of the image; the picture and the maps are embedded. */
+function svgOf(pictureUri, shapes, { width, height }) {
+  const unit = Math.max(width, height) / 900;
+  const body = shapes.map((shape) => SVG[shape.type](shape, unit)).join("\n");
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}">
+<image href="${pictureUri}" width="${width}" height="${height}" preserveAspectRatio="none"/>
+${body}
+</svg>
+`;
+}
+
+const number = (v) => String(Math.round(v * 100) / 100);
+
+const SVG = {
+  raster({ canvas, box: [x1, y1, x2, y2], alpha }) {
+    const place = `x="${number(x1)}" y="${number(y1)}" width="${number(x2 - x1)}" height="${number(y2 - y1)}"`;
+    const style = `preserveAspectRatio="none" opacity="${alpha}" style="image-rendering:pixelated"`;
+    return `<image href="${canvas.toDataURL()}" ${place} ${style}/>`;
+  },
+  boxes({ boxes, stroke, width, dash, casing, alpha }, unit) {
+    let path = "";
+    for (let i = 0; i < boxes.length; i += 4) {
+      const [x1, y1, x2, y2] = Array.from(boxes.slice(i, i + 4), number);
+      path += `M${x1} ${y1}H${x2}V${y2}H${x1}Z`;
+    }
+    const line = (colour, thick, more) => `<path d="${path}" fill="none" stroke="${colour}" stroke-width="${number(thick * unit)}" ${more}/>`;
+    const dashes = dash.length ? `stroke-dasharray="${dash.map((v) => number(v * unit)).join(" ")}" ` : "";
+    const under = casing ? line("#000000", width + 2, 'opacity="0.55"') : "";
+    return under + line(stroke, width, `${dashes}opacity="${alpha}"`);
+  },
+  points({ points, fill }, unit) {
+    const one = ([x, y]) => `<circle cx="${number(x)}" cy="${number(y)}" r="${number(2 * unit)}"/>`;
+    return `<g fill="${fill}" stroke="#000000" stroke-opacity="0.6" stroke-width="${number(unit)}">${points.map(one).join("")}</g>`;
+  },
+  label({ x, y, text, fill, ink }, unit) {
+    const size = 12 * unit, height = size + 4 * unit, top = Math.max(0, y - height);
+    const width = (text.length * 0.62 * 12 + 8) * unit;
+    const place = `x="${number(x)}" y="${number(top)}" width="${number(width)}" height="${number(height)}"`;
+    const style = `font-family="${FONT}" font-size="${number(size)}" font-weight="600" fill="${ink}"`;
+    return `<rect ${place} fill="${fill}"/><text x="${number(x + 4 * unit)}" y="${number(top + size)}" ${style}>${escaped(text)}</text>`;
+  },
+};

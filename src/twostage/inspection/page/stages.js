@@ -1,0 +1,131 @@
+// The stages of the detector at hand, what they show, and one sentence for each.
+
+const numbers = new Intl.NumberFormat("en");
+const count = (n) => numbers.format(n);
+const many = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
+const percent = (x) => (x >= 0.0995 || x === 0 ? x.toFixed(2) : x >= 0.001 ? x.toFixed(3) : x.toExponential(1));
+
+const SOURCES = { selective_search: "selective search", sliding_window: "sliding windows" };
+
+/** The stages in order: {id, name, number}; `number` counts the refinements from 0. */
+function stagesOf(data) {
+  const list = [{ id: "image", name: "Image" }];
+  if (data.maps.length) list.push({ id: "features", name: "Features" });
+  if (data.anchors) list.push({ id: "objectness", name: data.oneStage ? "Class scores" : "Objectness" });
+  if (data.anchors?.ranked || data.oneStage) {
+    list.push({ id: "top", name: "Top-k" }, { id: "decoded", name: "Decoded" });
+  }
+  if (data.anchors?.ranked) list.push({ id: "rpn-nms", name: "RPN NMS" });
+  if (!data.oneStage) list.push({ id: "proposals", name: "Proposals" });
+  const { refined } = data.regions;
+  refined.forEach((_, number) => {
+    list.push({ id: `refined-${number + 1}`, name: refined.length > 1 ? `Refined ${number + 1}` : "Refined", number });
+  });
+  list.push({ id: "above", name: "Threshold" }, { id: "class-nms", name: "Class NMS" });
+  list.push({ id: "detections", name: "Detections" });
+  if (data.masks) list.push({ id: "masks", name: "Masks" });
+  return list;
+}
+
+/** Everything that follows from the settings: the RPN's selection, the pairs that take part, the last step. */
+function liveTail(data, settings) {
+  const start = data.settings, { ranked } = data.anchors ?? {};
+  const rpn = ranked ? selectProposals(ranked, settings.rpn) : null;
+  const tightened = rpn && ["top", "nms", "keep"].some((name) => settings.rpn[name] !== start.rpn[name]);
+  let allowed = null, missing = 0, proposals = null;
+  if (tightened) {
+    allowed = new Uint8Array(data.regions.count);
+    for (const i of rpn.kept) {
+      const region = data.regions.ofAnchor.get(ranked.anchors[i]);
+      if (region === undefined) missing++;
+      else allowed[region] = 1;
+    }
+  } else if (data.oneStage && settings.top < start.top) allowed = bestOfLevels(data, settings.top);
+  proposals = allowed ? Array.from(allowed.keys()).filter((i) => allowed[i]) : null;
+  const pairs = allowed ? Uint8Array.from(data.pairs.regions, (region) => allowed[region]) : null;
+  return { rpn, proposals, missing, last: lastStep(data.pairs, pairs, settings) };
+}
+
+/** Of a single stage: which candidates are among the best `top` of their level. */
+function bestOfLevels(data, top) {
+  const seen = new Map(), { anchors } = data.regions;
+  return Uint8Array.from(anchors, (anchor) => {
+    const { level } = anchorAt(data, anchor), rank = seen.get(level) ?? 0;
+    seen.set(level, rank + 1);
+    return rank < top ? 1 : 0;
+  });
+}
+
+/** The candidates of the present settings that passed top-k, or those of a single stage. */
+function rankedNow(data, live) {
+  if (data.oneStage) return live.proposals ?? Array.from({ length: data.regions.count }, (_, i) => i);
+  return Array.from(live.rpn.fate.keys()).filter((i) => live.rpn.fate[i] !== FATE.LOW);
+}
+
+/** The proposals of the present settings. */
+const proposalsNow = (data, live) => live.proposals ?? Array.from({ length: data.regions.count }, (_, i) => i);
+
+/** The numbers of boxes from step to step: [stage id, number]. */
+function funnelOf(data, live) {
+  const steps = [];
+  if (data.anchors) {
+    steps.push(["objectness", data.anchors.count], ["top", rankedNow(data, live).length]);
+    if (live.rpn) steps.push(["rpn-nms", live.rpn.survivors.length]);
+  }
+  if (!data.oneStage) steps.push(["proposals", live.rpn ? live.rpn.kept.length : proposalsNow(data, live).length]);
+  steps.push(["above", live.last.above.length], ["class-nms", live.last.left.length]);
+  steps.push(["detections", live.last.kept.length]);
+  return steps;
+}
+
+/** One sentence about a stage. */
+function sentenceOf(data, live, stage, settings) {
+  const { image, batch } = data, size = ([h, w]) => `${count(w)} × ${count(h)}`;
+  const numbersOf = Object.fromEntries(funnelOf(data, live));
+  switch (stage.id) {
+    case "image": {
+      const same = batch.size[0] === image.height && batch.size[1] === image.width;
+      const own = size([image.height, image.width]);
+      return `${own} pixels${same ? "" : `, resized to ${size(batch.size)} for the network`}.`;
+    }
+    case "features":
+      return `${many(data.maps.length, "map")} of the backbone: how strong the features are at each cell.`;
+    case "objectness":
+      return data.oneStage
+        ? `Every anchor is scored for every class; shown is its best: ${count(data.anchors.count)} anchors.`
+        : `Every anchor is scored as object or background: ${count(data.anchors.count)} anchors.`;
+    case "top": {
+      const top = count(data.oneStage ? settings.top : settings.rpn.top), what = data.oneStage ? "pairs of an anchor and a class" : "anchors";
+      return `The best ${top} ${what} of each level stay: ${count(data.anchors.count)} → ${count(numbersOf.top)}.`;
+    }
+    case "decoded":
+      return `Each is moved by its predicted deltas${data.oneStage ? "" : " and clipped to the image"}.`;
+    case "rpn-nms": {
+      const dropped = `boxes that overlap a better one of their level by more than ${settings.rpn.nms} are dropped`;
+      return `NMS: ${dropped}: ${count(numbersOf.top)} → ${count(numbersOf["rpn-nms"])}.`;
+    }
+    case "proposals":
+      if (!live.rpn) return `${many(numbersOf.proposals, "proposal")} from ${SOURCES[data.source] ?? data.source}.`;
+      return `The best ${count(settings.rpn.keep)} of all levels: ${count(numbersOf["rpn-nms"])} → ${count(numbersOf.proposals)}.`;
+    case "above": {
+      const what = `pairs of a ${data.oneStage ? "candidate" : "region"} and a class`;
+      return `Score above ${percent(settings.score)}: ${many(numbersOf.above, "box").replace("boxs", "boxes")}, ${what}.`;
+    }
+    case "class-nms": {
+      const how = settings.soft === "off" ? `overlap above ${percent(settings.nms)}` : `soft-NMS, ${settings.soft}`;
+      const among = settings.across ? "all classes together" : "each class by itself";
+      return `NMS (${how}, ${among}): ${count(numbersOf.above)} → ${count(numbersOf["class-nms"])}.`;
+    }
+    case "detections":
+      return `The best ${count(settings.most)}: ${count(numbersOf["class-nms"])} → ${many(numbersOf.detections, "detection")}.`;
+    case "masks": {
+      const shown = live.last.kept.filter((i) => data.masks.ofPair.has(i)).length, all = live.last.kept.length;
+      return `A mask for each detection${shown < all ? `; ${count(all - shown)} were not predicted, and have none here` : ""}.`;
+    }
+    default: {
+      const regions = many(proposalsNow(data, live).length, "region"), last = data.regions.refined.length === stage.number + 1;
+      const own = last && !data.oneStage ? " by the deltas of its best class" : "";
+      return `Each region is pooled, classified and moved${data.regions.refined.length > 1 ? "" : own}: ${regions}.`;
+    }
+  }
+}
