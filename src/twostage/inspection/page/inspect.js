@@ -99,7 +99,7 @@ function showFunnel(stage) {
   const steps = funnelOf(data, live);
   const place = (id) => stages.findIndex((one) => one.id === id);
   const reached = steps.filter(([id]) => place(id) <= state.stage).at(-1)?.[0];
-  const names = { objectness: "anchors", top: "top-k", "rpn-nms": "after RPN NMS", proposals: "proposals", above: "above the threshold", "class-nms": "after class NMS", detections: "detections" };
+  const names = { objectness: "anchors", top: "top-k", "rpn-nms": "RPN NMS", proposals: "proposals", above: "above threshold", "class-nms": "class NMS", detections: "detections" };
   const parts = steps.flatMap(([id, n], i) => [
     ...(i ? [h("span", { class: "arrow", "aria-hidden": "true" }, "→")] : []),
     h("button", { class: "count", "aria-current": id === reached ? "step" : null, onclick: () => act.go(id) }, h("b", {}, count(n)), ` ${names[id]}`),
@@ -185,7 +185,7 @@ const act = {
 /** The chain of an object: its detection, or the box of it that came furthest. */
 function truthChain(index) {
   const miss = data.truth.missed[index], hit = hitOf(data, live, index);
-  if (hit !== undefined) return { ...chainOf(data, live, "pair", hit), truth: index };
+  if (!miss && hit !== undefined) return { ...chainOf(data, live, "pair", hit), truth: index };
   if (miss?.region !== undefined) {
     const label = data.truth.labels[index], { pairs } = data;
     const pair = pairs.regions.findIndex((region, i) => region === miss.region && pairs.labels[i] === label);

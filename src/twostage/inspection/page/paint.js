@@ -13,6 +13,52 @@ function paint(context, picture, shapes, view, size, unit = 1) {
   context.restore();
 }
 
+const CASING = "rgba(0, 0, 0, 0.45)";
+
+/**
+ * Thousands of boxes onto pixels of their own: as paths of the canvas they take ten times as long.
+ * Where lines cross, they add up.
+ */
+function crowdPixels({ width, height }, groups, { a: grow, e: left, f: top }, scale, unit) {
+  const image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer); // a pixel in one number: ABGR
+  for (const group of groups) addCrowd(pixels, width, height, group, scale * grow, unit * grow, left, top);
+  return image;
+}
+
+/** Add the edges of boxes of one colour; `scale` is pixels of the canvas per pixel of the image. */
+function addCrowd(pixels, width, height, { boxes, alphas, stroke, width: line, dash }, scale, unit, left, top) {
+  const [r, g, b] = rgbOf(stroke), colour = r | (g << 8) | (b << 16), thick = Math.max(1, Math.floor(line * unit));
+  const on = dash.length ? Math.round(dash[0] * unit) : 1, period = dash.length ? on + Math.round(dash[1] * unit) : 1;
+  const edge = (from, step, length, place, share) => {
+    for (let k = 0, i = from; k < length; k++, i += step) {
+      if ((place + k) % period >= on) continue;
+      const under = pixels[i] >>> 24;
+      pixels[i] = colour | ((under + (((255 - under) * share) >> 8)) << 24);
+    }
+  };
+  const across = (x1, x2, y, share) => {
+    const [first, last] = [Math.max(0, x1), Math.min(width, x2)];
+    if (y >= 0 && y < height) edge(y * width + first, 1, last - first, first + y, share);
+  };
+  const down = (x, y1, y2, share) => {
+    const [first, last] = [Math.max(0, y1), Math.min(height, y2)];
+    if (x >= 0 && x < width) edge(first * width + x, width, last - first, first + x, share);
+  };
+  for (let k = 0; k < alphas.length; k++) {
+    const x1 = Math.round(boxes[4 * k] * scale + left), y1 = Math.round(boxes[4 * k + 1] * scale + top);
+    const x2 = Math.round(boxes[4 * k + 2] * scale + left), y2 = Math.round(boxes[4 * k + 3] * scale + top);
+    const share = Math.round(256 * alphas[k]);
+    for (let t = 0; t < thick; t++) {
+      across(x1, x2, y1 + t, share);
+      across(x1, x2, y2 - 1 - t, share);
+      down(x1 + t, y1 + thick, y2 - thick, share);
+      down(x2 - 1 - t, y1 + thick, y2 - thick, share);
+    }
+  }
+}
+
+const scratch = document.createElement("canvas");
+
 const PAINTERS = {
   raster(context, { canvas, box, alpha }, scale) {
     context.save();
@@ -20,6 +66,15 @@ const PAINTERS = {
     context.imageSmoothingEnabled = false;
     const [x1, y1, x2, y2] = box.map((v) => v * scale);
     context.drawImage(canvas, x1, y1, x2 - x1, y2 - y1);
+    context.restore();
+  },
+  crowd(context, { groups }, scale, unit) {
+    const { canvas } = context;
+    [scratch.width, scratch.height] = [canvas.width, canvas.height];
+    scratch.getContext("2d").putImageData(crowdPixels(canvas, groups, context.getTransform(), scale, unit), 0, 0);
+    context.save();
+    context.resetTransform();
+    context.drawImage(scratch, 0, 0);
     context.restore();
   },
   boxes(context, { boxes, stroke, width, dash, casing, alpha }, scale, unit) {
@@ -31,8 +86,8 @@ const PAINTERS = {
     context.globalAlpha = alpha;
     if (casing) {
       context.setLineDash([]);
-      context.lineWidth = (width + 2) * unit;
-      context.strokeStyle = "rgba(0, 0, 0, 0.55)";
+      context.lineWidth = (width + 1.5) * unit;
+      context.strokeStyle = CASING;
       context.stroke();
     }
     context.setLineDash(dash.map((v) => v * unit));
@@ -54,10 +109,11 @@ const PAINTERS = {
     context.fillStyle = fill;
     context.fill();
   },
-  label(context, { x, y, text, fill, ink }, scale, unit) {
+  label(context, { x, y, room, text, fill, ink }, scale, unit) {
     const size = 12 * unit, pad = 4 * unit;
     context.font = `600 ${size}px ${FONT}`;
     const width = context.measureText(text).width + 2 * pad, height = size + 4 * unit;
+    if (width > 1.6 * room * scale) return; // it would cover its neighbours
     const [left, top] = [x * scale, Math.max(0, y * scale - height)];
     context.fillStyle = fill;
     context.fillRect(left, top, width, height);
@@ -98,16 +154,26 @@ const SVG = {
     }
     const line = (colour, thick, more) => `<path d="${path}" fill="none" stroke="${colour}" stroke-width="${number(thick * unit)}" ${more}/>`;
     const dashes = dash.length ? `stroke-dasharray="${dash.map((v) => number(v * unit)).join(" ")}" ` : "";
-    const under = casing ? line("#000000", width + 2, 'opacity="0.55"') : "";
+    const under = casing ? line("#000000", width + 1.5, 'opacity="0.45"') : "";
     return under + line(stroke, width, `${dashes}opacity="${alpha}"`);
+  },
+  crowd({ groups }, unit) {
+    return groups.flatMap((group) => {
+      const shades = [...new Set(group.alphas)];
+      return shades.map((alpha) => {
+        const some = Array.from(group.alphas.keys()).filter((k) => group.alphas[k] === alpha);
+        return SVG.boxes({ ...group, boxes: gathered(group.boxes, some), casing: false, alpha: number(alpha) }, unit);
+      });
+    }).join("\n");
   },
   points({ points, fill }, unit) {
     const one = ([x, y]) => `<circle cx="${number(x)}" cy="${number(y)}" r="${number(2 * unit)}"/>`;
     return `<g fill="${fill}" stroke="#000000" stroke-opacity="0.6" stroke-width="${number(unit)}">${points.map(one).join("")}</g>`;
   },
-  label({ x, y, text, fill, ink }, unit) {
+  label({ x, y, room, text, fill, ink }, unit) {
     const size = 12 * unit, height = size + 4 * unit, top = Math.max(0, y - height);
     const width = (text.length * 0.62 * 12 + 8) * unit;
+    if (width > 1.6 * room) return "";
     const place = `x="${number(x)}" y="${number(top)}" width="${number(width)}" height="${number(height)}"`;
     const style = `font-family="${FONT}" font-size="${number(size)}" font-weight="600" fill="${ink}"`;
     return `<rect ${place} fill="${fill}"/><text x="${number(x + 4 * unit)}" y="${number(top + size)}" ${style}>${escaped(text)}</text>`;

@@ -1,7 +1,7 @@
 // What is drawn at a stage: a list of shapes in pixels of the image, for the canvas, the PNG and the SVG alike.
 //
 // Shapes: {type: "raster", canvas, box, alpha}, {type: "boxes", boxes, stroke, width, dash, casing, alpha},
-// {type: "points", points, fill}, {type: "label", x, y, text, fill, ink}. Widths and radii are pixels of the screen.
+// {type: "crowd", groups: [{boxes, alphas, stroke, width, dash}]}, {type: "points", points, fill}, {type: "label", x, y, room, text, fill, ink}. Widths and radii are pixels of the screen.
 
 // Okabe and Ito 2008; each goes with a dash, so that no meaning lies in the colour alone.
 const STYLES = {
@@ -18,11 +18,11 @@ const STYLES = {
 // Dark to light as cividis, which has the same order for every colour vision.
 const RAMP = [[0, 32, 77], [56, 75, 108], [107, 110, 115], [165, 150, 110], [222, 194, 85], [255, 234, 70]];
 
-/** A colour of the ramp for a share from 0 to 1. */
-function ramp(share) {
-  const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), i = Math.min(Math.floor(place), RAMP.length - 2);
+/** The colours of the ramp for shares from 0 to 1 in 256 steps. */
+const SHADES_OF_RAMP = Array.from({ length: 256 }, (_, step) => {
+  const place = (step / 255) * (RAMP.length - 1), i = Math.min(Math.floor(place), RAMP.length - 2);
   return RAMP[i].map((low, k) => Math.round(low + (RAMP[i + 1][k] - low) * (place - i)));
-}
+});
 
 const rasters = new Map();
 
@@ -35,7 +35,8 @@ function raster(key, rows, columns, shareOf, alphaOf = () => 1) {
   for (let i = 0; i < rows * columns; i++) {
     const share = shareOf(i);
     if (share === null) continue;
-    pixels.data.set([...ramp(share), Math.round(255 * alphaOf(share))], 4 * i);
+    pixels.data.set(SHADES_OF_RAMP[Math.round(255 * share)], 4 * i);
+    pixels.data[4 * i + 3] = Math.round(255 * alphaOf(share));
   }
   context.putImageData(pixels, 0, 0);
   rasters.set(key, canvas);
@@ -152,12 +153,32 @@ function layersOf(data, live, stage, level) {
 
 const FEW = 150; // boxes that are drawn with a dark edge, and with labels
 
-/** The shapes of some boxes. */
-function boxShapes(data, layer, stageId) {
-  const number = layer.indices.length, few = number <= FEW;
-  const alpha = layer.faint ? 0.55 : number > 1500 ? 0.45 : number > FEW ? 0.75 : 1;
+/** The score of a box from 0 to 1, for how strongly it is drawn among many; 0.3 where there is no such score. */
+function strength(data, kind, index) {
+  const { regions, pairs, anchors } = data;
+  if (kind === "candidate") return sigmoid(anchors.ranked.scores[index]);
+  if (kind === "region") return regions.classes.scores[index * regions.classes.shown] / 65535;
+  if (kind === "proposal") return anchors ? sigmoid(regions.scores[index]) : 0.3;
+  return pairs.logits ? sigmoid(pairs.scores[index]) : pairs.scores[index];
+}
+
+const SHADES = 5;
+
+/** Many boxes of one style, the better ones stronger: a group of a crowd. */
+function crowdOf(data, layer, style, faint) {
+  const alphas = Float32Array.from(layer.indices, (index) => {
+    const shade = Math.min(SHADES - 1, Math.floor(SHADES * strength(data, layer.kind, index)));
+    return (0.1 + (0.8 * shade) / (SHADES - 1)) * (faint ? 0.35 : 1);
+  });
+  return { boxes: layer.boxes, alphas, ...style };
+}
+
+/** The shapes of some boxes; the others of a crowd step back where one is selected. */
+function boxShapes(data, layer, stageId, selected) {
+  const few = layer.indices.length <= FEW, alpha = few ? (layer.faint ? 0.7 : 1) : 0.75;
   if (layer.style !== "class") {
-    return [{ type: "boxes", boxes: layer.boxes, ...STYLES[layer.style], casing: few && !layer.faint, alpha }];
+    if (!few) return [{ type: "crowd", groups: [crowdOf(data, layer, STYLES[layer.style], layer.faint || selected)] }];
+    return [{ type: "boxes", boxes: layer.boxes, ...STYLES[layer.style], casing: !layer.faint, alpha }];
   }
   const byLabel = new Map();
   layer.indices.forEach((pair, k) => {
@@ -165,11 +186,17 @@ function boxShapes(data, layer, stageId) {
     if (!byLabel.has(label)) byLabel.set(label, []);
     byLabel.get(label).push(k);
   });
-  const shapes = [];
+  const shapes = [], groups = [];
   for (const [label, places] of byLabel) {
     const boxes = gathered(layer.boxes, places), stroke = data.colours[label];
+    if (!few) {
+      const some = { ...layer, boxes, indices: places.map((k) => layer.indices[k]) };
+      groups.push(crowdOf(data, some, { stroke, width: 1.5, dash: [] }, selected));
+      continue;
+    }
     shapes.push({ type: "boxes", boxes, stroke, width: 2, dash: [], casing: few, alpha });
   }
+  if (groups.length) shapes.push({ type: "crowd", groups });
   if (few && stageId !== "above") {
     layer.indices.forEach((pair, k) => shapes.push(labelShape(data, pair, layer.boxes.subarray(4 * k, 4 * k + 4))));
   }
@@ -180,7 +207,7 @@ function boxShapes(data, layer, stageId) {
 function labelShape(data, pair, box) {
   const fill = data.colours[data.pairs.labels[pair]], [r, g, b] = rgbOf(fill);
   const ink = 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#000000" : "#ffffff";
-  return { type: "label", x: box[0], y: box[1], text: data.names[data.pairs.labels[pair]], fill, ink };
+  return { type: "label", x: box[0], y: box[1], room: box[2] - box[0], text: data.names[data.pairs.labels[pair]], fill, ink };
 }
 
 /** The shapes of a stage, from the bottom to the top; `layers` are those of `layersOf`. */
@@ -192,9 +219,20 @@ function stageShapes(data, live, state, stage, layers) {
   if (stage.id === "masks") {
     for (const i of live.last.kept) shapes.push(maskShape(data, i));
   } else if (stage.id === "detections" && data.masks && pair !== undefined) shapes.push(maskShape(data, pair));
-  for (const layer of [...layers].reverse()) shapes.push(...boxShapes(data, layer, stage.id));
   if (data.truth && state.truth) shapes.push(...truthShapes(data));
-  return shapes.filter(Boolean);
+  for (const layer of [...layers].reverse()) shapes.push(...boxShapes(data, layer, stage.id, Boolean(state.chain)));
+  return merged(shapes.filter(Boolean));
+}
+
+/** The same shapes, neighbouring crowds as one. */
+function merged(shapes) {
+  const out = [];
+  for (const shape of shapes) {
+    const before = out.at(-1);
+    if (shape.type === "crowd" && before?.type === "crowd") before.groups.push(...shape.groups);
+    else out.push(shape);
+  }
+  return out;
 }
 
 /** The shapes above them: what is selected, and what is under the pointer. */
