@@ -92,7 +92,11 @@ def last_step_case(seed: int) -> tuple[dict[str, Any], AboveThreshold, BatchDete
     valid = torch.from_numpy(rng.random((1, regions)) < 0.95)
     boxes = boxes_of(rng, regions)[None]
     proposals = Proposals(
-        boxes, torch.zeros(1, regions), torch.zeros(1, regions, dtype=torch.int64), valid, torch.zeros(1, dtype=torch.bool)
+        boxes,
+        torch.zeros(1, regions),
+        torch.zeros(1, regions, dtype=torch.int64),
+        valid,
+        torch.zeros(1, dtype=torch.bool),
     )
     kinds = classes if rng.random() < 0.5 else 1
     deltas = torch.from_numpy(rng.normal(0, 0.1, (1, regions, kinds, 4)).round(1).astype(np.float32))
@@ -171,8 +175,8 @@ def ranked_case(seed: int) -> tuple[dict[str, Any], list[int], list[int]]:
     part = Ranked(*(column[:, :tighter].contiguous() for column in (boxes, scores, anchors, valid)))
     kept = nms(part.boxes, part.scores, None, part.valid, iou=iou, top=min(keep, tighter))
     proposals = _best_of_levels(part, kept, levels=levels, keep=keep)
-    left = [part.anchors[row][kept.index[row][kept.valid[row]]].tolist() for row in range(levels)]
-    return given, proposals.anchors[0][proposals.valid[0]].tolist(), sum(left, [])
+    left = torch.cat([part.anchors[row][kept.index[row][kept.valid[row]]] for row in range(levels)])
+    return given, proposals.anchors[0][proposals.valid[0]].tolist(), left.tolist()
 
 
 RUN_RANKED = """(cases) => cases.map(({ranked, settings, anchors}) => {

@@ -52,7 +52,7 @@ def layer_of(trace: Trace) -> Anchors:
     if isinstance(trace.stages, OneStageStages):
         return cast(OneStage, model).head.anchors
     assert model.rpn is not None
-    return cast(Anchors, model.rpn.anchors)
+    return model.rpn.anchors
 
 
 def level_grids(layer: Anchors, anchors: Sequence[Float[Tensor, "_ 4"]]) -> list[Json]:

@@ -167,5 +167,5 @@ def _miss(miss: Miss, names: Sequence[str]) -> Json:
     from twostage.inspection.ledger import in_words  # brings COCO's evaluation
 
     change = miss.changes[0]._asdict() if miss.changes else None
-    places = {name: miss.detail[name] for name in ("box", "region", "anchor", "by_box") if name in miss.detail}
+    places = {name: value for name, value in miss.detail.items() if name in ("region", "anchor")}
     return {"cause": str(miss.cause), "words": in_words(miss, names), "change": change, **places}

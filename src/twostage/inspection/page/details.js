@@ -6,7 +6,7 @@ function h(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "style") Object.entries(value).forEach(([key, one]) => element.style.setProperty(key, one));
-    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return element;
@@ -209,14 +209,16 @@ function paintGrid(canvas, data, grid) {
     context.imageSmoothingEnabled = false;
     context.drawImage(picture, (-0.5 - left) * cell, (-0.5 - top) * cell, map.columns * cell, map.rows * cell);
   }
-  context.strokeStyle = context.fillStyle = STYLES.selected.stroke;
+  context.fillStyle = STYLES.selected.stroke;
+  context.strokeStyle = grid.kind === "points" ? "#000000" : STYLES.selected.stroke;
   context.lineWidth = 2;
   if (grid.kind === "points") {
     for (const y of grid.y) for (const x of grid.x) {
       const [u, v] = at(x, y);
       context.beginPath();
-      context.arc(u, v, 4, 0, 7);
+      context.arc(u, v, 4.5, 0, 7);
       context.fill();
+      context.stroke();
     }
     return;
   }

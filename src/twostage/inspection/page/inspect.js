@@ -119,7 +119,7 @@ function showLevels(stage) {
   $("levels").replaceChildren(...(shown && !ofMaps ? [button("All", -1)] : []), ...buttons);
 }
 
-const MEANINGS = { kept: "kept", dropped: "suppressed", truth: "object", missed: "missed object", suppressor: "its suppressor", selected: "selected" };
+const MEANINGS = { kept: "kept", dropped: "suppressed", truth: "object", missed: "missed object", suppressor: "its suppressor", selected: "selected", before: "before" };
 
 /** A line for each style of the stage, and the scale of its colours. */
 function showLegend(stage) {
@@ -134,7 +134,9 @@ function showLegend(stage) {
   const names = layers.map((layer) => layer.style).filter((style) => style !== "class");
   if (layers.length < 2 && names[0] === "kept") names.pop();
   if (data.truth && state.truth) names.push("truth", ...(Object.keys(data.truth.missed).length ? ["missed"] : []));
-  if (state.chain && selectionShapes(data, live, state.chain, stage).some((shape) => shape.stroke === STYLES.suppressor.stroke)) names.push("suppressor");
+  const chosen = state.chain ? selectionShapes(data, live, state.chain, stage) : [];
+  names.push(...["selected", "suppressor"].filter((name) => chosen.some((shape) => shape.type === "boxes" && shape.stroke === STYLES[name].stroke)));
+  if (chosen.length && stage.number !== undefined) names.push("before");
   const parts = names.map(line);
   if (stage.id === "objectness") parts.unshift(h("span", { class: "key" }, "0", h("i", { class: "ramp", title: "Square root of the score" }), "1"));
   if (stage.id === "features") parts.unshift(h("span", { class: "key" }, "weak", h("i", { class: "ramp" }), "strong"));
@@ -229,6 +231,21 @@ function setTheme(dark) {
 
 const allShapes = () => [...stageShapes(data, live, state, stageNow(), layers), ...pointedShapes(data, live, { ...state, hover: null }, stageNow())];
 
+/** Make the pictures of all levels while nothing else is to be done, so that the first look at each is quick. */
+function prepareRasters() {
+  const jobs = [
+    ...(data.anchors ? [-1, ...data.anchors.levels.keys()].map((i) => () => objectnessShape(data, i)) : []),
+    ...data.maps.map((_, i) => () => mapShape(data, i)),
+  ];
+  const next = () => {
+    const job = jobs.shift();
+    if (!job) return;
+    job();
+    setTimeout(next, 20);
+  };
+  setTimeout(next, 200);
+}
+
 /** The present view as a file: PNG with the pixels of the picture, at least 900, or SVG. */
 async function fileOf(kind) {
   const { width, height } = data.image;
@@ -301,6 +318,7 @@ function start() {
   listenToPointer();
   update();
   new ResizeObserver(resize).observe($("frame"));
+  prepareRasters();
 }
 
 /** For tests, and for a look from the console. */

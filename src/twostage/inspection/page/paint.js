@@ -96,14 +96,15 @@ const PAINTERS = {
     context.stroke();
     context.globalAlpha = 1;
   },
-  points(context, { points, fill }, scale, unit) {
+  points(context, { points, gap, fill }, scale, unit) {
+    const radius = Math.max(0.75 * unit, Math.min(2 * unit, 0.28 * gap * scale));
     context.setLineDash([]);
     context.beginPath();
     for (const [x, y] of points) {
-      context.moveTo(x * scale + 2 * unit, y * scale);
-      context.arc(x * scale, y * scale, 2 * unit, 0, 7);
+      context.moveTo(x * scale + radius, y * scale);
+      context.arc(x * scale, y * scale, radius, 0, 7);
     }
-    context.lineWidth = 1.5 * unit;
+    context.lineWidth = 0.75 * radius;
     context.strokeStyle = "rgba(0, 0, 0, 0.6)";
     context.stroke();
     context.fillStyle = fill;
@@ -166,9 +167,10 @@ const SVG = {
       });
     }).join("\n");
   },
-  points({ points, fill }, unit) {
-    const one = ([x, y]) => `<circle cx="${number(x)}" cy="${number(y)}" r="${number(2 * unit)}"/>`;
-    return `<g fill="${fill}" stroke="#000000" stroke-opacity="0.6" stroke-width="${number(unit)}">${points.map(one).join("")}</g>`;
+  points({ points, gap, fill }, unit) {
+    const radius = Math.max(0.75 * unit, Math.min(2 * unit, 0.28 * gap));
+    const one = ([x, y]) => `<circle cx="${number(x)}" cy="${number(y)}" r="${number(radius)}"/>`;
+    return `<g fill="${fill}" stroke="#000000" stroke-opacity="0.6" stroke-width="${number(0.75 * radius)}">${points.map(one).join("")}</g>`;
   },
   label({ x, y, room, text, fill, ink }, unit) {
     const size = 12 * unit, height = size + 4 * unit, top = Math.max(0, y - height);

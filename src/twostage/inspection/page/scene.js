@@ -1,7 +1,7 @@
 // What is drawn at a stage: a list of shapes in pixels of the image, for the canvas, the PNG and the SVG alike.
 //
 // Shapes: {type: "raster", canvas, box, alpha}, {type: "boxes", boxes, stroke, width, dash, casing, alpha},
-// {type: "crowd", groups: [{boxes, alphas, stroke, width, dash}]}, {type: "points", points, fill}, {type: "label", x, y, room, text, fill, ink}. Widths and radii are pixels of the screen.
+// {type: "crowd", groups: [{boxes, alphas, stroke, width, dash}]}, {type: "points", points, gap, fill}, {type: "label", x, y, room, text, fill, ink}. Widths and radii are pixels of the screen.
 
 // Okabe and Ito 2008; each goes with a dash, so that no meaning lies in the colour alone.
 const STYLES = {
@@ -12,6 +12,7 @@ const STYLES = {
   suppressor: { stroke: "#d55e00", width: 2.5, dash: [9, 3, 2, 3] },
   truth: { stroke: "#009e73", width: 2, dash: [10, 5] },
   missed: { stroke: "#d55e00", width: 2.5, dash: [10, 5] },
+  before: { stroke: "#ffffff", width: 1.5, dash: [3, 3] },
   hovered: { stroke: "#ffffff", width: 1.5, dash: [] },
 };
 
@@ -245,8 +246,9 @@ function pointedShapes(data, live, state, stage) {
 function truthShapes(data) {
   const all = Array.from(data.truth.labels.keys()), missed = (i) => data.truth.missed[i] !== undefined;
   return ["truth", "missed"].map((style) => {
-    const indices = all.filter((i) => missed(i) === (style === "missed"));
-    return { type: "boxes", boxes: gathered(data.truth.boxes, indices), ...STYLES[style], casing: true, alpha: 1 };
+    const indices = all.filter((i) => missed(i) === (style === "missed")), boxes = gathered(data.truth.boxes, indices);
+    if (indices.length <= FEW) return { type: "boxes", boxes, ...STYLES[style], casing: true, alpha: 1 };
+    return { type: "crowd", groups: [{ boxes, alphas: new Float32Array(indices.length).fill(0.8), ...STYLES[style] }] };
   });
 }
 
@@ -270,6 +272,11 @@ function selectionShapes(data, live, chain, stage) {
   shapes.push({ type: "boxes", boxes: Float32Array.from(box), ...STYLES.selected, casing: true, alpha: 1 });
   if ((stage.id === "proposals" || stage.number !== undefined) && chain.region !== undefined) {
     const grid = gridOf(data, chain.region, stage.number ?? 0);
+    if (stage.number !== undefined) {
+      const { onImage, refinedOnImage } = data.regions, before = stage.number ? refinedOnImage[stage.number - 1] : onImage;
+      const boxes = Float32Array.from(boxAt(before, chain.region));
+      shapes.unshift({ type: "boxes", boxes, ...STYLES.before, casing: true, alpha: 1 });
+    }
     if (grid) shapes.push(...gridShapes(grid));
   }
   return shapes;
@@ -300,11 +307,12 @@ function gridOf(data, region, number) {
 /** The points or bins of a region's grid on the image. */
 function gridShapes(grid) {
   if (grid.kind === "window") {
-    return [{ type: "boxes", boxes: Float32Array.from(grid.box), ...STYLES.hovered, dash: [3, 3], casing: true, alpha: 1 }];
+    return [{ type: "boxes", boxes: Float32Array.from(grid.box), ...STYLES.before, casing: true, alpha: 1 }];
   }
   const x = grid.x.map((cell) => grid.toImage(cell, 1)), y = grid.y.map((cell) => grid.toImage(cell, 0));
   if (grid.kind === "points") {
-    return [{ type: "points", points: y.flatMap((v) => x.map((u) => [u, v])), fill: STYLES.selected.stroke }];
+    const gap = Math.min((Math.max(...x) - Math.min(...x)) / x.length, (Math.max(...y) - Math.min(...y)) / y.length);
+    return [{ type: "points", points: y.flatMap((v) => x.map((u) => [u, v])), gap, fill: STYLES.selected.stroke }];
   }
   const boxes = [];
   for (let i = 0; i < y.length; i += 2) for (let j = 0; j < x.length; j += 2) boxes.push(x[j], y[i], x[j + 1], y[i + 1]);

@@ -101,8 +101,8 @@ function sentenceOf(data, live, stage, settings) {
     case "decoded":
       return `Each is moved by its predicted deltas${data.oneStage ? "" : " and clipped to the image"}.`;
     case "rpn-nms": {
-      const dropped = `boxes that overlap a better one of their level by more than ${settings.rpn.nms} are dropped`;
-      return `NMS: ${dropped}: ${count(numbersOf.top)} → ${count(numbersOf["rpn-nms"])}.`;
+      const dropped = `boxes that overlap a better one by more than ${settings.rpn.nms} are dropped`;
+      return `NMS, each level by itself: ${dropped}: ${count(numbersOf.top)} → ${count(numbersOf["rpn-nms"])}.`;
     }
     case "proposals":
       if (!live.rpn) return `${many(numbersOf.proposals, "proposal")} from ${SOURCES[data.source] ?? data.source}.`;
@@ -112,9 +112,10 @@ function sentenceOf(data, live, stage, settings) {
       return `Score above ${percent(settings.score)}: ${many(numbersOf.above, "box").replace("boxs", "boxes")}, ${what}.`;
     }
     case "class-nms": {
-      const how = settings.soft === "off" ? `overlap above ${percent(settings.nms)}` : `soft-NMS, ${settings.soft}`;
       const among = settings.across ? "all classes together" : "each class by itself";
-      return `NMS (${how}, ${among}): ${count(numbersOf.above)} → ${count(numbersOf["class-nms"])}.`;
+      const hard = `NMS, ${among}: boxes that overlap a better one by more than ${percent(settings.nms)} are dropped`;
+      const how = settings.soft === "off" ? hard : `Soft-NMS (${settings.soft}), ${among}: boxes lose score by overlap with better ones`;
+      return `${how}: ${count(numbersOf.above)} → ${count(numbersOf["class-nms"])}.`;
     }
     case "detections":
       return `The best ${count(settings.most)}: ${count(numbersOf["class-nms"])} → ${many(numbersOf.detections, "detection")}.`;
