@@ -507,6 +507,26 @@ def test_5000_objects(opened: Callable[..., Opened], traces: Callable[[str], Tra
     assert at(WALK) == STAGES["faster_rcnn_tiny_fpn"]
 
 
+def test_it_works_in_a_notebook(browser: Any, tmp_path: Path, traces: Callable[[str], Trace]) -> None:
+    """Within a frame of its own that has no origin; its downloads included."""
+    file = tmp_path / "notebook.html"
+    file.write_text(f"<!doctype html><body>{traces('faster_rcnn_tiny_fpn')._repr_html_()}</body>", encoding="utf-8")
+    context = browser.new_context(viewport=DESK)
+    tab, errors = context.new_page(), []
+    tab.on("console", lambda message: errors.append(message.text))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(file.as_uri())
+    frame = tab.frames[1]
+    frame.wait_for_function("window.inspector")
+    frame.evaluate("inspector.ready")
+    frame.click("#next, #back:not(:disabled)")
+    with tab.expect_download() as download:
+        frame.click("#png")
+    assert download.value.suggested_filename.endswith(".png")
+    assert errors == []
+    context.close()
+
+
 def test_the_page_refers_to_nothing_outside(traces: Callable[[str], Trace]) -> None:
     """And its policy forbids it, should it ever try."""
     content = page(traces("faster_rcnn_tiny_fpn"))
