@@ -16,7 +16,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "retinanet_tiny_fpn"])
+@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn"])
 def test_the_page_of_an_exported_file_is_that_of_its_weights(
     name: str,
     exported: Callable[..., Path],

@@ -239,3 +239,13 @@ def test_a_page_of_1000_proposals_is_small_and_quick(scene: Scene) -> None:
     photo = np.asarray(Image.fromarray(scene.image).resize((1066, 800)))
     trace = detector.trace(photo)
     assert len(page(trace)) < 5e6
+
+
+def test_a_model_that_diverged_still_has_a_page(detectors: Callable[..., Detector], scene: Scene) -> None:
+    """Its numbers are NaN, and its page shows no detections."""
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", size=64, max_size=96)
+    with torch.no_grad():
+        for parameter in detector.model.parameters():
+            parameter.fill_(float("nan"))
+    trace = detector.trace(scene.image)
+    assert len(array(page_data(trace, trace.config.postprocess)["pairs"]["scores"])) == 0

@@ -132,6 +132,7 @@ RUN_LAST = """(cases) => cases.map(({pairs, settings}) => {
 })"""
 
 
+@pytest.mark.slow
 def test_last_step_equals_the_library(tail: Any) -> None:
     """Threshold, minimum size, NMS of every kind, maximum: the same pairs in the same order; of logits too."""
     cases = [last_step_case(seed) for seed in range(CASES)]
@@ -186,6 +187,7 @@ RUN_RANKED = """(cases) => cases.map(({ranked, settings, anchors}) => {
 })"""
 
 
+@pytest.mark.slow
 def test_selection_of_proposals_equals_the_library(tail: Any) -> None:
     """Top-k, NMS of each level, top-n: the same anchors in the same order."""
     cases = [ranked_case(seed) for seed in range(CASES)]

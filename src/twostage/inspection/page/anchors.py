@@ -19,6 +19,7 @@ from twostage.models.targets.matching import IGNORE
 
 Json = dict[str, Any]
 
+_LARGE = 100.0  # a logit of infinity
 _CODES = 254  # steps of a logit in one byte; 0 is an anchor that may not propose
 
 
@@ -31,7 +32,8 @@ def anchors_data(trace: Trace) -> Json | None:
     predictions = trace.stages.anchors
     if predictions is None:
         return None
-    logits, inside = torch.cat(predictions.logits, dim=1)[0].float(), torch.cat(predictions.inside, dim=1)[0]
+    logits, inside = torch.cat(predictions.logits, dim=1)[0], torch.cat(predictions.inside, dim=1)[0]
+    logits = logits.float().nan_to_num(0.0, _LARGE, -_LARGE)
     if isinstance(trace.stages, OneStageStages):  # an anchor counts as its best class
         logits = logits.unflatten(0, (-1, len(trace.names))).amax(dim=1)
     low, high = (float(x) for x in logits.aminmax())

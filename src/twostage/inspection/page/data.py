@@ -147,7 +147,7 @@ def _maps(trace: Trace) -> list[Json]:
 
 def _strength(features: Tensor) -> Json:
     """The mean of the features' absolute values at each cell, stretched to the bytes from 0 to 255."""
-    mean = features.float().abs().mean(dim=0).numpy()
+    mean = features.float().abs().mean(dim=0).nan_to_num(posinf=0).numpy()
     low, high = np.percentile(mean, (1, 99))
     return column(np.clip((mean - low) / max(high - low, 1e-9), 0, 1) * 255, "u1")
 

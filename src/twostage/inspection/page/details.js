@@ -241,8 +241,8 @@ function overviewPanel(data, live, act) {
   out.push(h("ul", { class: "rows" }, rows));
   if (kept.length > ROWS) out.push(h("p", { class: "note" }, `and ${count(kept.length - ROWS)} more, in the picture.`));
   if (!data.truth) return out;
-  const missed = Object.keys(data.truth.missed).map(Number);
-  out.push(h("h2", { class: "missed" }, `${count(missed.length)} of ${many(data.truth.labels.length, "object")} missed`));
+  const missed = Object.keys(data.truth.missed).map(Number), counted = data.truth.counted.filter(Boolean).length;
+  out.push(h("h2", { class: "missed" }, `${count(missed.length)} of ${many(counted, "object")} missed`));
   if (missed.length) out.push(h("p", { class: "note" }, "Why, under the settings that this page was made with:"));
   out.push(h("ul", { class: "rows tall" }, missed.slice(0, ROWS).map((i) => row("truth", i, data.names[data.truth.labels[i]], data.truth.missed[i].words))));
   if (missed.length > ROWS) out.push(h("p", { class: "note" }, `and ${count(missed.length - ROWS)} more, in the picture.`));

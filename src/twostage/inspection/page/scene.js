@@ -7,9 +7,8 @@
 const STYLES = {
   kept: { stroke: "#56b4e9", width: 1.5, dash: [] },
   dropped: { stroke: "#e69f00", width: 1.25, dash: [4, 3] },
-  cut: { stroke: "#cc79a7", width: 1.25, dash: [1.5, 3] },
   selected: { stroke: "#f0e442", width: 3, dash: [] },
-  suppressor: { stroke: "#d55e00", width: 2.5, dash: [9, 3, 2, 3] },
+  suppressor: { stroke: "#cc79a7", width: 2.5, dash: [9, 3, 2, 3] },
   truth: { stroke: "#009e73", width: 2, dash: [10, 5] },
   missed: { stroke: "#d55e00", width: 2.5, dash: [10, 5] },
   before: { stroke: "#ffffff", width: 1.5, dash: [3, 3] },

@@ -5,7 +5,10 @@ const count = (n) => numbers.format(n);
 const many = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 const percent = (x) => (x >= 0.0995 || x === 0 ? x.toFixed(2) : x >= 0.001 ? x.toFixed(3) : x.toExponential(1));
 
-const SOURCES = { selective_search: "selective search", sliding_window: "sliding windows" };
+const SOURCES = {
+  selective_search: "selective search", selective_search_quality: "selective search in its quality mode",
+  sliding_window: "sliding windows", file: "a file",
+};
 
 /** The stages in order: {id, name, number}; `number` counts the refinements from 0. */
 function stagesOf(data) {
@@ -89,7 +92,7 @@ function sentenceOf(data, live, stage, settings) {
       return `${own} pixels${same ? "" : `, resized to ${size(batch.size)} for the network`}.`;
     }
     case "features":
-      return `${many(data.maps.length, "map")} of the backbone: how strong the features are at each cell.`;
+      return `${many(data.maps.length, "feature map")}: the mean strength of the features at each cell.`;
     case "objectness":
       return data.oneStage
         ? `Every anchor is scored for every class; shown is its best: ${count(data.anchors.count)} anchors.`
