@@ -166,7 +166,7 @@ def test_fates_are_those_of_the_library(
     """What became of every ranked anchor and every pair above the threshold, and what suppressed each."""
     trace = traces(name)
     config = replace(trace.config.postprocess, soft_nms="off")
-    at = opened(page(trace, config))
+    at = opened(page(replace(trace, targets=None), config))
     wanted = pair_fates(trace.above_threshold(config), config)
     count = len(wanted.fate)
     assert at("(n) => [...inspector.live().last.fate.slice(0, n)]", count) == wanted.fate.tolist()
@@ -310,7 +310,7 @@ def test_the_settings_of_the_last_step_run_again(faster: Opened, traces: Callabl
 
 
 def test_the_settings_of_proposals_can_only_be_tightened(faster: Opened) -> None:
-    """The sliders end at the model's values; proposals that no head has seen are counted."""
+    """The sliders end at the model's values; proposals without predictions are counted."""
     faster.tab.click("summary")
     assert "Can only be tightened here" in faster.text("#controls")
     for name, most in (("set-rpn-top", 100), ("set-rpn-nms", 0.7), ("set-rpn-keep", 40)):
@@ -423,6 +423,16 @@ def test_it_fits_a_phone(
       return document.documentElement.scrollWidth;
     })"""
     assert set(at(widths)) == {390}
+
+
+def test_the_focus_stays_where_it_was(faster: Opened) -> None:
+    """A step of the way back that is chosen with the keyboard keeps the focus, though the panel is made anew."""
+    faster("inspector.act.select('pair', inspector.live().last.kept[0])")
+    faster.tab.focus("[data-step=proposal]")
+    faster.press("Enter")
+    assert faster.stage() == "proposals"
+    assert faster("document.activeElement.dataset.step") == "proposal"
+    assert "Proposal" in faster("document.getElementById('status').textContent")
 
 
 def test_everything_can_be_reached_by_the_keyboard(faster: Opened) -> None:

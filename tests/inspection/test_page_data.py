@@ -222,6 +222,18 @@ def test_a_trace_shows_in_a_notebook(detectors: Callable[..., Detector], scene: 
     assert html.unescape(shown.partition('srcdoc="')[2].removesuffix('"></iframe>')) == page(trace)
 
 
+def test_a_trace_with_a_target_shows_its_objects_in_a_notebook(
+    detectors: Callable[..., Detector], scene: Scene
+) -> None:
+    """Their boxes on the pixels of the image, and why they are missed."""
+    target = target_of(scene)
+    trace = detectors("faster_rcnn_tiny_fpn").trace(scene.image, target)
+    truth = json.loads(page(trace).partition('id="data">')[2].partition("</script>")[0])["truth"]
+    np.testing.assert_allclose(boxes(truth["boxes"]), target[0], atol=1e-3)
+    misses = account(trace, Objects.of(*target), trace.config.postprocess).misses
+    assert set(truth["missed"]) == {str(place) for place in misses}
+
+
 def test_a_page_of_1000_proposals_is_small_and_quick(scene: Scene) -> None:
     """Under 5 MB of an 800 x 1066 photo with the anchors of a pyramid; measured: 0.2 s, 1.4 MB."""
     from PIL import Image

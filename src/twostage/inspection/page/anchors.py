@@ -60,7 +60,7 @@ def layer_of(trace: Trace) -> Anchors:
 def level_grids(layer: Anchors, anchors: Sequence[Float[Tensor, "_ 4"]]) -> list[Json]:
     """Of each level the rows and columns of its positions, the step between them (y, x), and the anchors of the first.
 
-    The anchors themselves are asked, for an exported file gives no maps.
+    Read from the anchors themselves, because an exported file gives no maps.
     """
     levels = []
     for stride, each, boxes in zip(layer.strides, layer.per_position, anchors, strict=True):

@@ -47,7 +47,8 @@ function showControls(controls, settings, live) {
   }
   const note = document.getElementById("missing");
   note.hidden = !live.missing;
+  const [are, they, their] = live.missing === 1 ? ["is", "it has", "its"] : ["are", "they have", "their"];
   note.textContent = live.missing
-    ? `${many(live.missing, "proposal")} ${live.missing === 1 ? "is" : "are"} new under these settings: the heads have not seen ${live.missing === 1 ? "it" : "them"}, and ${live.missing === 1 ? "its" : "their"} detections are missing here. For those run inspect with these settings.`
+    ? `${many(live.missing, "proposal")} ${are} new under these settings: ${they} no predictions here, and ${their} detections are missing. Run inspect with these settings to have them.`
     : "";
 }

@@ -4,10 +4,15 @@ import html
 import json
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
+import torch
+
+from twostage.data.batch import Targets
 from twostage.inspection.account import Objects
+from twostage.inspection.account import account as account_of
 from twostage.inspection.causes import Account
 from twostage.inspection.page.data import page_data
 from twostage.inspection.trace import Trace
@@ -26,10 +31,19 @@ def page(
     *,
     title: str = "",
 ) -> str:
-    """The page of a trace, without any reference to another file. As `data.page_data`; `config` by default the
-    model's."""
-    title = title or trace.detections.path or "image"
-    return assembled(page_data(trace, config or trace.config.postprocess, objects, account, title=title))
+    """The page of a trace, without any reference to another file. As `data.page_data`; `config` is by default the
+    model's, `objects` and their `account` those of the trace's targets."""
+    config = config or trace.config.postprocess
+    if objects is None and trace.targets is not None:
+        objects = _objects_of(trace, trace.targets)
+        account = account_of(trace, objects, config)
+    title = title or (Path(trace.detections.path).name if trace.detections.path else "image")
+    return assembled(page_data(trace, config, objects, account, title=title))
+
+
+def _objects_of(trace: Trace, targets: Targets) -> Objects:
+    boxes, labels = targets.boxes[0][targets.valid[0]], targets.labels[0][targets.valid[0]]
+    return Objects(trace.to_image(boxes), labels, torch.ones_like(labels, dtype=torch.bool))
 
 
 def assembled(data: Mapping[str, Any]) -> str:

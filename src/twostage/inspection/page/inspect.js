@@ -92,7 +92,19 @@ function update() {
   showLegend(stage);
   showControls(controls, state.settings, live);
   const panel = state.chain ? selectionPanel(data, live, state, stage, act) : overviewPanel(data, live, act);
-  $("details").replaceChildren(...panel.filter(Boolean));
+  replace($("details"), panel.filter(Boolean));
+  const step = state.chain && stepAt(data, stage, state.chain);
+  $("status").textContent = step ? stepWords(data, live, state.chain, step).join(", ") : "";
+}
+
+/** New content of an element; the focus stays on the button of the same step, or else of the same place. */
+function replace(element, children) {
+  const buttons = () => [...element.querySelectorAll("button")];
+  const place = buttons().indexOf(document.activeElement), { step } = document.activeElement?.dataset ?? {};
+  element.replaceChildren(...children);
+  if (place < 0) return;
+  const same = step && element.querySelector(`[data-step=${step}]`);
+  (same || buttons().slice(0, place + 1).at(-1))?.focus({ preventScroll: true });
 }
 
 function showFunnel(stage) {
@@ -104,7 +116,7 @@ function showFunnel(stage) {
     ...(i ? [h("span", { class: "arrow", "aria-hidden": "true" }, "→")] : []),
     h("button", { class: "count", "aria-current": id === reached ? "step" : null, onclick: () => act.go(id) }, h("b", {}, count(n)), ` ${names[id]}`),
   ]);
-  $("funnel").replaceChildren(...parts);
+  replace($("funnel"), parts);
 }
 
 const OF_LEVELS = ["objectness", "top", "decoded", "rpn-nms"];
@@ -116,7 +128,7 @@ function showLevels(stage) {
   const button = (text, value) =>
     h("button", { "aria-pressed": String(state[name] === value), onclick: () => act.set({ [name]: value }) }, text);
   const buttons = shown ? all.map((level, i) => button(level.name, i)) : [];
-  $("levels").replaceChildren(...(shown && !ofMaps ? [button("All", -1)] : []), ...buttons);
+  replace($("levels"), [...(shown && !ofMaps ? [button("All", -1)] : []), ...buttons]);
 }
 
 const MEANINGS = { kept: "kept", dropped: "suppressed", truth: "object", missed: "missed object", suppressor: "its suppressor", selected: "selected", before: "before" };
@@ -179,7 +191,7 @@ const act = {
   /** Other settings of the tail. */
   settings(settings) {
     state.settings = settings;
-    live = liveTail(data, settings);
+    live = liveTail(data, settings, live);
     update();
   },
 };

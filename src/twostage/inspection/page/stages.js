@@ -30,11 +30,17 @@ function stagesOf(data) {
   return list;
 }
 
-/** Everything that follows from the settings: the RPN's selection, the pairs that take part, the last step. */
-function liveTail(data, settings) {
+const sameRpn = (a, b) => ["top", "nms", "keep"].every((name) => a[name] === b[name]);
+
+/**
+ * Everything that follows from the settings: the RPN's selection, the pairs that take part, the last step.
+ * @param before what followed from others: the RPN's selection is taken from it where its settings are the same
+ */
+function liveTail(data, settings, before = null) {
   const start = data.settings, { ranked } = data.anchors ?? {};
-  const rpn = ranked ? selectProposals(ranked, settings.rpn) : null;
-  const tightened = rpn && ["top", "nms", "keep"].some((name) => settings.rpn[name] !== start.rpn[name]);
+  const again = ranked && before && sameRpn(before.settings.rpn, settings.rpn);
+  const rpn = again ? before.rpn : ranked ? selectProposals(ranked, settings.rpn) : null;
+  const tightened = rpn && !sameRpn(settings.rpn, start.rpn);
   let allowed = null, missing = 0, proposals = null;
   if (tightened) {
     allowed = new Uint8Array(data.regions.count);
@@ -46,7 +52,7 @@ function liveTail(data, settings) {
   } else if (data.oneStage && settings.top < start.top) allowed = bestOfLevels(data, settings.top);
   proposals = allowed ? Array.from(allowed.keys()).filter((i) => allowed[i]) : null;
   const pairs = allowed ? Uint8Array.from(data.pairs.regions, (region) => allowed[region]) : null;
-  return { rpn, proposals, missing, last: lastStep(data.pairs, pairs, settings) };
+  return { settings, rpn, proposals, missing, last: lastStep(data.pairs, pairs, settings) };
 }
 
 /** Of a single stage: which candidates are among the best `top` of their level. */
