@@ -298,8 +298,6 @@ def test_the_settings_of_the_last_step_run_again(faster: Opened, traces: Callabl
     for name, value in {"set-score": 0.2, "set-nms": 0.35, "set-most": 9}.items():
         faster.slide(name, value)
     config = replace(trace.config.postprocess, score_threshold=0.2, soft_nms_min_score=None, nms=0.35, max_det=9)
-    if trace.config.postprocess.soft_nms_min_score is not None:
-        config = replace(config, soft_nms_min_score=trace.config.postprocess.soft_nms_min_score)
     wanted = pair_fates(trace.above_threshold(config), config)
     kept = wanted.rank.argsort()[wanted.rank.sort().values >= 0]
     kept = [int(i) for i in kept if wanted.fate[i] == 5]

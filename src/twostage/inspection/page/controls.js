@@ -4,7 +4,8 @@
 function controlsOf(data) {
   const start = data.settings, tail = [];
   const own = (name) => ({ get: (s) => s[name], set: (s, v) => ({ ...s, [name]: v }) });
-  tail.push({ id: "score", label: "Score threshold", min: Math.min(data.pairs.floor, start.score), max: 1, ...own("score") });
+  const score = { get: (s) => s.score, set: (s, v) => ({ ...s, score: v, softFloor: null }) }; // as `conf` of predict
+  tail.push({ id: "score", label: "Score threshold", min: Math.min(data.pairs.floor, start.score), max: 1, ...score });
   const gaussian = start.soft === "gaussian";
   const name = start.soft === "off" ? "Class NMS, IoU" : "Soft-NMS, IoU";
   tail.push({ id: "nms", label: name, min: 0, max: 1, off: gaussian, ...own("nms") });

@@ -104,14 +104,13 @@ def _source(trace: Trace) -> str | None:
 def _settings(trace: Trace, config: PostprocessConfig) -> Json:
     """The settings that the page's controls begin with."""
     rpn = trace.config.rpn if isinstance(trace.config, TwoStageConfig) else None
-    low = config.score_threshold if config.soft_nms_min_score is None else config.soft_nms_min_score
     settings: Json = {
         "score": config.score_threshold,
         "nms": config.nms,
         "across": config.nms_across_classes,
         "soft": config.soft_nms,
         "sigma": config.soft_nms_sigma,
-        "softFloor": low,
+        "softFloor": config.soft_nms_min_score,
         "most": config.max_det,
         "minSide": config.min_box_size,
         "candidates": config.candidates,
