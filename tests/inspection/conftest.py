@@ -11,9 +11,12 @@ from twostage.data.scenes import HARD, Scene, make_scene
 from twostage.detector import Detector
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window, from this machine."""
+    """Chromium without a window, from this machine.
+
+    Not for the session: while Playwright runs, no other test could call `asyncio.run`.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next((path for name in names if (path := shutil.which(name))), None)

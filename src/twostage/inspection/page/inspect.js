@@ -112,10 +112,11 @@ function showFunnel(stage) {
   const place = (id) => stages.findIndex((one) => one.id === id);
   const reached = steps.filter(([id]) => place(id) <= state.stage).at(-1)?.[0];
   const names = { objectness: "anchors", top: "top-k", "rpn-nms": "RPN NMS", proposals: "proposals", above: "above threshold", "class-nms": "class NMS", detections: "detections" };
-  const parts = steps.flatMap(([id, n], i) => [
-    ...(i ? [h("span", { class: "arrow", "aria-hidden": "true" }, "→")] : []),
-    h("button", { class: "count", "aria-current": id === reached ? "step" : null, onclick: () => act.go(id) }, h("b", {}, count(n)), ` ${names[id]}`),
-  ]);
+  const parts = steps.map(([id, n], i) => {
+    const now = id === reached ? "step" : null;
+    const button = h("button", { class: "count", "aria-current": now, onclick: () => act.go(id) }, h("b", {}, count(n)), ` ${names[id]}`);
+    return h("span", { class: "joined" }, i ? h("span", { "aria-hidden": "true" }, "→") : null, button);
+  });
   replace($("funnel"), parts);
 }
 

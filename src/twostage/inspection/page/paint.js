@@ -110,19 +110,30 @@ const PAINTERS = {
     context.fillStyle = fill;
     context.fill();
   },
-  label(context, { x, y, room, text, fill, ink }, scale, unit) {
-    const size = 12 * unit, pad = 4 * unit;
+  labels(context, { labels }, scale, unit) {
+    const size = 12 * unit, pad = 4 * unit, height = size + 4 * unit;
     context.font = `600 ${size}px ${FONT}`;
-    const width = context.measureText(text).width + 2 * pad, height = size + 4 * unit;
-    if (width > 1.6 * room * scale) return; // it would cover its neighbours
-    const [left, top] = [x * scale, Math.max(0, y * scale - height)];
-    context.fillStyle = fill;
-    context.fillRect(left, top, width, height);
-    context.fillStyle = ink;
     context.textBaseline = "middle";
-    context.fillText(text, left + pad, top + height / 2 + unit / 2);
+    const widthOf = (text) => context.measureText(text).width + 2 * pad;
+    for (const { text, fill, ink, left, top, width } of placed(labels, scale, height, widthOf)) {
+      context.fillStyle = fill;
+      context.fillRect(left, top, width, height);
+      context.fillStyle = ink;
+      context.fillText(text, left + pad, top + height / 2 + unit / 2);
+    }
   },
 };
+
+/** The labels that have room: none that is much wider than its box, or would cover one that came before. */
+function placed(labels, scale, height, widthOf) {
+  const out = [];
+  for (const label of labels) {
+    const width = widthOf(label.text), left = label.x * scale, top = Math.max(0, label.y * scale - height);
+    const covers = (other) => left < other.left + other.width && other.left < left + width && Math.abs(top - other.top) < height;
+    if (width <= 1.6 * label.room * scale && !out.some(covers)) out.push({ ...label, left, top, width });
+  }
+  return out;
+}
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 
@@ -172,12 +183,13 @@ const SVG = {
     const one = ([x, y]) => `<circle cx="${number(x)}" cy="${number(y)}" r="${number(radius)}"/>`;
     return `<g fill="${fill}" stroke="#000000" stroke-opacity="0.6" stroke-width="${number(0.75 * radius)}">${points.map(one).join("")}</g>`;
   },
-  label({ x, y, room, text, fill, ink }, unit) {
-    const size = 12 * unit, height = size + 4 * unit, top = Math.max(0, y - height);
-    const width = (text.length * 0.62 * 12 + 8) * unit;
-    if (width > 1.6 * room) return "";
-    const place = `x="${number(x)}" y="${number(top)}" width="${number(width)}" height="${number(height)}"`;
-    const style = `font-family="${FONT}" font-size="${number(size)}" font-weight="600" fill="${ink}"`;
-    return `<rect ${place} fill="${fill}"/><text x="${number(x + 4 * unit)}" y="${number(top + size)}" ${style}>${escaped(text)}</text>`;
+  labels({ labels }, unit) {
+    const size = 12 * unit, height = size + 4 * unit;
+    const one = ({ text, fill, ink, left, top, width }) => {
+      const place = `x="${number(left)}" y="${number(top)}" width="${number(width)}" height="${number(height)}"`;
+      const style = `font-family="${FONT}" font-size="${number(size)}" font-weight="600" fill="${ink}"`;
+      return `<rect ${place} fill="${fill}"/><text x="${number(left + 4 * unit)}" y="${number(top + size)}" ${style}>${escaped(text)}</text>`;
+    };
+    return placed(labels, 1, height, (text) => (text.length * 0.62 * 12 + 8) * unit).map(one).join("\n");
   },
 };

@@ -1,7 +1,8 @@
 // What is drawn at a stage: a list of shapes in pixels of the image, for the canvas, the PNG and the SVG alike.
 //
-// Shapes: {type: "raster", canvas, box, alpha}, {type: "boxes", boxes, stroke, width, dash, casing, alpha},
-// {type: "crowd", groups: [{boxes, alphas, stroke, width, dash}]}, {type: "points", points, gap, fill}, {type: "label", x, y, room, text, fill, ink}. Widths and radii are pixels of the screen.
+// Shapes: {type: "raster", canvas, box, alpha}, {type: "boxes", boxes, stroke, width, dash, casing, alpha}, {type: "crowd",
+// groups: [{boxes, alphas, stroke, width, dash}]}, {type: "points", points, gap, fill}, {type: "labels", labels: [{x, y,
+// room, text, fill, ink}]}. Widths and radii are pixels of the screen.
 
 // Okabe and Ito 2008; each goes with a dash, so that no meaning lies in the colour alone.
 const STYLES = {
@@ -197,17 +198,18 @@ function boxShapes(data, layer, stageId, selected) {
     shapes.push({ type: "boxes", boxes, stroke, width: 2, dash: [], casing: few, alpha });
   }
   if (groups.length) shapes.push({ type: "crowd", groups });
-  if (few && stageId !== "above") {
-    layer.indices.forEach((pair, k) => shapes.push(labelShape(data, pair, layer.boxes.subarray(4 * k, 4 * k + 4))));
+  if (few && (stageId === "detections" || stageId === "class-nms")) {
+    const labels = layer.indices.map((pair, k) => labelOfBox(data, pair, layer.boxes.subarray(4 * k, 4 * k + 4)));
+    shapes.push({ type: "labels", labels });
   }
   return shapes;
 }
 
-/** The name of a pair's class at the corner of its box. */
-function labelShape(data, pair, box) {
+/** The name of a pair's class for the corner of its box. */
+function labelOfBox(data, pair, box) {
   const fill = data.colours[data.pairs.labels[pair]], [r, g, b] = rgbOf(fill);
   const ink = 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#000000" : "#ffffff";
-  return { type: "label", x: box[0], y: box[1], room: box[2] - box[0], text: data.names[data.pairs.labels[pair]], fill, ink };
+  return { x: box[0], y: box[1], room: box[2] - box[0], text: data.names[data.pairs.labels[pair]], fill, ink };
 }
 
 /** The shapes of a stage, from the bottom to the top; `layers` are those of `layersOf`. */
