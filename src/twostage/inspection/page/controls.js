@@ -22,21 +22,29 @@ function controlsOf(data) {
   return { tail, before };
 }
 
+const thousandths = (value) => Math.round(value * 1000) / 1000;
+
 /** The elements of the sliders; `change(control, value)` is called with every new value. */
 function controlElements(data, controls, change, reset) {
   const one = (control) => {
+    const { id, label, min, max, whole } = control;
     const input = h("input", {
-      type: "range", id: `set-${control.id}`, min: control.min, max: control.max, step: control.whole ? 1 : "any",
-      disabled: control.off, oninput: () => change(control, control.whole ? Number(input.value) : Math.round(input.value * 1000) / 1000),
+      type: "range", id: `set-${id}`, min, max, step: whole ? 1 : "any", disabled: control.off,
+      oninput: () => change(control, whole ? Number(input.value) : thousandths(input.value)),
     });
-    return h("div", { class: "control" }, h("label", { for: input.id }, control.label), h("output", { for: input.id, id: `value-${control.id}` }), input);
+    const output = h("output", { for: input.id, id: `value-${id}` });
+    return h("div", { class: "control" }, h("label", { for: input.id }, label), output, input);
   };
   const parts = controls.tail.map(one);
   if (controls.before.length) {
-    const why = "Can only be tightened here: for boxes that were dropped before the heads there are no predictions.";
-    parts.push(h("h3", {}, data.oneStage ? "Candidates" : "Proposals"), h("p", { class: "note" }, data.oneStage ? "Can only be tightened here: other boxes are not in this page." : why), ...controls.before.map(one));
+    const why = data.oneStage
+      ? "other boxes are not in this page."
+      : "for boxes that were dropped before the heads there are no predictions.";
+    parts.push(h("h3", {}, data.oneStage ? "Candidates" : "Proposals"), note(`Can only be tightened here: ${why}`));
+    parts.push(...controls.before.map(one));
   }
-  return [...parts, h("p", { id: "missing", class: "note warn", role: "status", hidden: true }), h("button", { id: "reset", onclick: reset }, "Reset")];
+  const missing = h("p", { id: "missing", class: "note warn", role: "status", hidden: true });
+  return [...parts, missing, h("button", { id: "reset", onclick: reset }, "Reset")];
 }
 
 /** Bring the sliders and the note about missing predictions up to date. */
@@ -44,12 +52,14 @@ function showControls(controls, settings, live) {
   for (const control of [...controls.tail, ...controls.before]) {
     const value = control.get(settings), input = document.getElementById(`set-${control.id}`);
     if (document.activeElement !== input || Number(input.value).toFixed(3) !== value.toFixed(3)) input.value = value;
-    document.getElementById(`value-${control.id}`).textContent = control.whole ? count(value) : String(Math.round(value * 1000) / 1000);
+    const shown = control.whole ? count(value) : String(thousandths(value));
+    document.getElementById(`value-${control.id}`).textContent = shown;
   }
-  const note = document.getElementById("missing");
-  note.hidden = !live.missing;
+  const missing = document.getElementById("missing");
+  missing.hidden = !live.missing;
   const [are, they, their] = live.missing === 1 ? ["is", "it has", "its"] : ["are", "they have", "their"];
-  note.textContent = live.missing
-    ? `${many(live.missing, "proposal")} ${are} new under these settings: ${they} no predictions here, and ${their} detections are missing. Run inspect with these settings to have them.`
+  const words = `${many(live.missing, "proposal")} ${are} new under these settings: ${they} no predictions here, and`;
+  missing.textContent = live.missing
+    ? `${words} ${their} detections are missing. Run inspect with these settings to have them.`
     : "";
 }

@@ -6,10 +6,19 @@ function h(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "style") Object.entries(value).forEach(([key, one]) => element.style.setProperty(key, one));
-    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    else if (![null, undefined, false].includes(value)) element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return element;
+}
+
+const note = (text) => h("p", { class: "note" }, text);
+
+/** A row of a list: a button with a text at its left and one at its right. */
+function rowOf(text, value, onclick, { colour = null, ...attributes } = {}) {
+  const swatch = colour ? h("i", { class: "swatch", style: { "--colour": colour } }) : null;
+  const content = [swatch, h("span", {}, text), h("span", { class: "value" }, value)];
+  return h("li", {}, h("button", { class: "row", ...attributes, onclick }, content));
 }
 
 const sizeOf = ([x1, y1, x2, y2]) => `${Math.round(x2 - x1)} × ${Math.round(y2 - y1)} px`;
@@ -30,20 +39,23 @@ function stepWords(data, live, chain, step) {
   const { regions, anchors, truth } = data;
   if (step === "truth") {
     const miss = truth.missed[chain.truth];
-    return [data.names[truth.labels[chain.truth]], miss ? `missed: ${miss.words}` : foundWords(data, live, chain.truth)];
+    const words = miss ? `missed: ${miss.words}` : foundWords(data, live, chain.truth);
+    return [data.names[truth.labels[chain.truth]], words];
   }
   if (step === "pair") {
-    const fate = live.last.fate[chain.pair], rank = live.last.kept.indexOf(chain.pair);
-    const what = fate === FATE.KEPT ? `detection ${count(rank + 1)} of ${count(live.last.kept.length)}` : PAIR_FATES[fate];
+    const { kept, fate } = live.last, rank = kept.indexOf(chain.pair);
+    const what = rank >= 0 ? `detection ${count(rank + 1)} of ${count(kept.length)}` : PAIR_FATES[fate[chain.pair]];
     return [labelOf(data, chain.pair), `${percent(pairScore(data, live, chain.pair))}, ${what}`];
   }
   if (step === "region") {
     const boxes = data.oneStage ? regions.onImage : regions.refinedOnImage.at(-1);
-    return [data.oneStage ? "Candidate" : "Region", `${sizeOf(boxAt(boxes, chain.region))}${learnedWords(data, chain.region)}`];
+    const words = `${sizeOf(boxAt(boxes, chain.region))}${learnedWords(data, chain.region)}`;
+    return [data.oneStage ? "Candidate" : "Region", words];
   }
   if (step === "proposal") {
     const score = anchors ? `, objectness ${percent(sigmoid(regions.scores[chain.region]))}` : "";
-    return ["Proposal", `${count(chain.region + 1)} of ${count(regions.count)}, ${sizeOf(boxAt(regions.onImage, chain.region))}${score}`];
+    const size = sizeOf(boxAt(regions.onImage, chain.region));
+    return ["Proposal", `${count(chain.region + 1)} of ${count(regions.count)}, ${size}${score}`];
   }
   const { level, row, column, box } = anchorAt(data, chain.anchor), name = anchors.levels[level].name;
   return ["Anchor", `${name}, row ${row}, column ${column}, ${sizeOf(box)}, ${anchorWords(data, live, chain)}`];
@@ -69,7 +81,8 @@ function learnedWords(data, region) {
   const { learned } = data.regions;
   if (!learned) return "";
   const match = learned.matches[region], overlap = `IoU ${(learned.overlap[region] / 65535).toFixed(2)}`;
-  const what = match >= 0 ? `learns ${data.names[data.truth.labels[match]]}` : match === -1 ? "learns background" : "is ignored";
+  const others = match === -1 ? "learns background" : "is ignored";
+  const what = match >= 0 && data.truth ? `learns ${data.names[data.truth.labels[match]]}` : others;
   return `; in training it ${what} (${overlap}${learned.sampled[region] ? ", sampled" : ""})`;
 }
 
@@ -82,13 +95,14 @@ function selectionPanel(data, live, state, stage, act) {
     const [name, words] = stepWords(data, live, chain, step);
     const button = h(
       "button",
-      { class: "step", "data-step": step, "aria-current": step === current ? "step" : null, onclick: () => act.step(step) },
+      { class: "step", "data-step": step, "aria-current": step === current && "step", onclick: () => act.step(step) },
       h("b", {}, name), h("span", {}, words),
     );
     return h("li", {}, button, step === "region" ? refinementLinks(data, stage, act) : null);
   });
+  const clear = h("button", { class: "quiet", onclick: act.clear, title: "Clear (Escape)" }, "Clear");
   return [
-    h("div", { class: "head" }, h("h2", {}, "Way back"), h("button", { class: "quiet", onclick: act.clear, title: "Clear (Escape)" }, "Clear")),
+    h("div", { class: "head" }, h("h2", {}, "Way back"), clear),
     h("ol", { class: "way" }, way),
     chain.anchor !== undefined && data.anchors.learned ? targetLine(data, chain.anchor) : null,
     missNote(data, chain),
@@ -104,7 +118,8 @@ function refinementLinks(data, stage, act) {
   if (refined.length < 2) return null;
   const one = (_, i) => {
     const id = `refined-${i + 1}`;
-    return h("button", { class: "chip", "aria-pressed": String(stage.id === id), onclick: () => act.go(id) }, String(i + 1));
+    const pressed = String(stage.id === id);
+    return h("button", { class: "chip", "aria-pressed": pressed, onclick: () => act.go(id) }, String(i + 1));
   };
   return h("div", { class: "chips" }, "Refinements", refined.map(one));
 }
@@ -113,14 +128,14 @@ function refinementLinks(data, stage, act) {
 function targetLine(data, anchor) {
   const code = data.anchors.learned[anchor], nearest = nearestTruth(data, anchorAt(data, anchor).box);
   const best = nearest ? `, IoU ${nearest.iou.toFixed(2)} with the nearest object` : "";
-  return h("p", { class: "note" }, `The anchor's target in training: ${ANCHOR_TARGETS[code & 3]}${code & 4 ? ", sampled" : ""}${best}.`);
+  return note(`The anchor's target in training: ${ANCHOR_TARGETS[code & 3]}${code & 4 ? ", sampled" : ""}${best}.`);
 }
 
 /** The setting that would keep the box of a missed object. */
 function missNote(data, chain) {
   const change = chain.truth === undefined ? null : data.truth.missed[chain.truth]?.change;
   if (!change) return null;
-  return h("p", { class: "note" }, `The box that came furthest passes with ${change.field} = ${change.value} (now ${change.now}).`);
+  return note(`The box that came furthest passes with ${change.field} = ${change.value} (now ${change.now}).`);
 }
 
 /** The classes of a region as bars, best first. */
@@ -132,13 +147,11 @@ function scoreBars(data, region) {
   });
   if (background) rows.push({ name: "background", share: background[region] / 65535, colour: null });
   const best = rows.sort((a, b) => b.share - a.share).slice(0, 9);
-  const bar = ({ name, share, colour }) =>
-    h(
-      "li", {},
-      h("span", { class: "name" }, name),
-      h("span", { class: colour ? "bar" : "bar plain", style: { "--share": `${100 * share}%`, ...(colour ? { "--colour": colour } : {}) } }),
-      h("span", { class: "value" }, share.toFixed(3)),
-    );
+  const bar = ({ name, share, colour }) => {
+    const style = { "--share": `${100 * share}%`, "--colour": colour ?? "" };
+    const line = h("span", { class: colour ? "bar" : "bar plain", style });
+    return h("li", {}, h("span", { class: "name" }, name), line, h("span", { class: "value" }, share.toFixed(3)));
+  };
   const more = data.names.length > shown ? `, the best ${shown} of ${count(data.names.length)}` : "";
   return h("section", {}, h("h3", {}, `Class scores${more}`), h("ul", { class: "bars" }, best.map(bar)));
 }
@@ -152,35 +165,36 @@ function competition(data, live, chain, current, act) {
     kind === "pair"
       ? `${labelOf(data, index)} ${percent(pairScore(data, live, index))}`
       : `Anchor ${percent(sigmoid(data.anchors.ranked.scores[index]))}`;
-  const row = ([index, iou]) =>
-    h("li", {}, h("button", { class: "row", onclick: () => act.select(kind, index) }, h("span", {}, words(index)), h("span", { class: "value" }, `IoU ${iou.toFixed(2)}`)));
+  const row = ([index, iou]) => rowOf(words(index), `IoU ${iou.toFixed(2)}`, () => act.select(kind, index));
   const title = kind === "pair" ? "Class NMS" : "RPN NMS", list = (rows) => h("ul", { class: "rows" }, rows.map(row));
   const out = [h("h3", {}, title)];
-  if (by) out.push(h("p", { class: "note" }, "Suppressed by"), list([by]));
+  if (by) out.push(note("Suppressed by"), list([by]));
   if (dropped.length) {
     const more = dropped.length > 8 ? `, the ${8} nearest` : "";
-    out.push(h("p", { class: "note" }, `Suppressed ${many(dropped.length, kind === "pair" ? "box" : "anchor").replace("boxs", "boxes")}${more}`), list(dropped.slice(0, 8)));
+    const all = kind === "pair" ? many(dropped.length, "box", "boxes") : many(dropped.length, "anchor");
+    out.push(note(`Suppressed ${all}${more}`), list(dropped.slice(0, 8)));
   }
-  if (!by && !dropped.length) out.push(h("p", { class: "note" }, "It suppressed no other box, and none suppressed it."));
+  if (!by && !dropped.length) out.push(note("It suppressed no other box, and none suppressed it."));
   return [h("section", { class: "competition" }, out)];
 }
 
 /** Where the region is read: its grid on the map of its level. */
 function gridPanel(data, chain, stage) {
   if (chain.region === undefined || !data.regions.grids.length) return [];
-  const number = Math.min(stage.number ?? (stage.id === "proposals" ? 0 : data.regions.grids.length - 1), data.regions.grids.length - 1);
+  const number = stage.number ?? (stage.id === "proposals" ? 0 : data.regions.grids.length - 1);
   const grid = gridOf(data, chain.region, number);
   if (!grid) return [];
   const stages = data.regions.grids.length > 1 ? `, stage ${number + 1}` : "";
   const canvas = h("canvas", { class: "grid", role: "img", "aria-label": gridWords(data, grid) });
   paintGrid(canvas, data, grid);
-  return [h("section", {}, h("h3", {}, `Where it is read${stages}`), canvas, h("p", { class: "note" }, gridWords(data, grid)))];
+  return [h("section", {}, h("h3", {}, `Where it is read${stages}`), canvas, note(gridWords(data, grid)))];
 }
 
 /** A grid in words. */
 function gridWords(data, grid) {
-  if (grid.kind === "window") return `R-CNN: the box and what is around it, warped to ${grid.size} × ${grid.size} pixels.`;
-  const [by, bx] = grid.bins, map = data.maps[grid.level]?.name, level = map ? ` on ${data.maps.length > 1 ? map : "the map"}` : "";
+  if (grid.kind === "window") return `The box and what is around it, warped to ${grid.size} × ${grid.size} pixels.`;
+  const [by, bx] = grid.bins, map = data.maps[grid.level]?.name;
+  const level = map ? ` on ${data.maps.length > 1 ? map : "the map"}` : "";
   if (grid.kind === "points") {
     const points = `${grid.y.length / by} × ${grid.x.length / bx}`;
     return `RoIAlign${level}: ${by} × ${bx} bins, ${points} points in each.`;
@@ -199,7 +213,8 @@ function paintGrid(canvas, data, grid) {
     return;
   }
   const bins = grid.kind === "bins" ? 0.5 : 0; // bins begin at the border of a cell, points count from its centre
-  const [yLow, yHigh, xLow, xHigh] = [Math.min(...grid.y), Math.max(...grid.y), Math.min(...grid.x), Math.max(...grid.x)];
+  const [yLow, yHigh] = [Math.min(...grid.y), Math.max(...grid.y)];
+  const [xLow, xHigh] = [Math.min(...grid.x), Math.max(...grid.x)];
   const reach = Math.max(yHigh - yLow, xHigh - xLow, 2) * 1.3, cell = side / reach;
   const [left, top] = [(xLow + xHigh) / 2 - bins - reach / 2, (yLow + yHigh) / 2 - bins - reach / 2];
   const at = (x, y) => [(x - bins - left) * cell, (y - bins - top) * cell];
@@ -232,21 +247,33 @@ const ROWS = 200;
 
 /** The panel while nothing is selected: the detections, and the objects that were missed. */
 function overviewPanel(data, live, act) {
-  const row = (kind, index, name, value, colour) =>
-    h("li", {}, h("button", { class: "row", "data-kind": kind, onclick: () => act.select(kind, index) }, colour ? h("i", { class: "swatch", style: { "--colour": colour } }) : null, h("span", {}, name), h("span", { class: "value" }, value)));
-  const { kept } = live.last, out = [h("h2", {}, many(kept.length, "detection"))];
-  if (!kept.length) out.push(h("p", { class: "note" }, "No box is above the threshold: lower it in the settings, or look at the stages before."));
-  else out.push(h("p", { class: "note" }, "Choose one, or click a box in the picture."));
-  const rows = kept.slice(0, ROWS).map((i) => row("pair", i, labelOf(data, i), percent(pairScore(data, live, i)), data.colours[data.pairs.labels[i]]));
-  out.push(h("ul", { class: "rows" }, rows));
-  if (kept.length > ROWS) out.push(h("p", { class: "note" }, `and ${count(kept.length - ROWS)} more, in the picture.`));
-  if (!data.truth) return out;
-  const missed = Object.keys(data.truth.missed).map(Number), counted = data.truth.counted.filter(Boolean).length;
-  out.push(h("h2", { class: "missed" }, `${count(missed.length)} of ${many(counted, "object")} missed`));
-  if (missed.length) out.push(h("p", { class: "note" }, "Why, under the settings that this page was made with:"));
-  out.push(h("ul", { class: "rows tall" }, missed.slice(0, ROWS).map((i) => row("truth", i, data.names[data.truth.labels[i]], data.truth.missed[i].words))));
-  if (missed.length > ROWS) out.push(h("p", { class: "note" }, `and ${count(missed.length - ROWS)} more, in the picture.`));
-  return out;
+  const { kept } = live.last;
+  const hint = kept.length
+    ? "Choose one, or click a box in the picture."
+    : "No box is above the threshold: lower it in the settings, or look at the stages before.";
+  const row = (i) => {
+    const attributes = { "data-kind": "pair", colour: data.colours[data.pairs.labels[i]] };
+    return rowOf(labelOf(data, i), percent(pairScore(data, live, i)), () => act.select("pair", i), attributes);
+  };
+  const found = [h("h2", {}, many(kept.length, "detection")), note(hint), ...firstRows(kept, row)];
+  return data.truth ? [...found, ...missedRows(data, act)] : found;
+}
+
+/** The objects that were missed, with their causes. */
+function missedRows(data, act) {
+  const { missed, counted, labels } = data.truth, places = Object.keys(missed).map(Number);
+  const title = `${count(places.length)} of ${many(counted.filter(Boolean).length, "object")} missed`;
+  const why = places.length ? note("Why, under the settings that this page was made with:") : null;
+  const attributes = { "data-kind": "truth" };
+  const row = (i) => rowOf(data.names[labels[i]], missed[i].words, () => act.select("truth", i), attributes);
+  return [h("h2", { class: "missed" }, title), why, ...firstRows(places, row, "rows tall")];
+}
+
+/** A list of the first rows, and how many more there are. */
+function firstRows(indices, row, kind = "rows") {
+  const more = indices.length - ROWS;
+  const list = h("ul", { class: kind }, indices.slice(0, ROWS).map(row));
+  return more > 0 ? [list, note(`and ${count(more)} more, in the picture.`)] : [list];
 }
 
 /** What is under the pointer: of a cell its anchors, of a box its name. */

@@ -87,7 +87,7 @@ function update() {
   [...$("ticks").children].forEach((tick, i) => tick.classList.toggle("on", i === state.stage));
   $("back").disabled = state.stage === 0;
   $("next").disabled = state.stage === stages.length - 1;
-  showFunnel(stage);
+  showFunnel();
   showLevels(stage);
   showLegend(stage);
   showControls(controls, state.settings, live);
@@ -107,14 +107,19 @@ function replace(element, children) {
   (same || buttons().slice(0, place + 1).at(-1))?.focus({ preventScroll: true });
 }
 
-function showFunnel(stage) {
+const OF_FUNNEL = {
+  objectness: "anchors", top: "top-k", "rpn-nms": "RPN NMS", proposals: "proposals", above: "above threshold",
+  "class-nms": "class NMS", detections: "detections",
+};
+
+function showFunnel() {
   const steps = funnelOf(data, live);
   const place = (id) => stages.findIndex((one) => one.id === id);
   const reached = steps.filter(([id]) => place(id) <= state.stage).at(-1)?.[0];
-  const names = { objectness: "anchors", top: "top-k", "rpn-nms": "RPN NMS", proposals: "proposals", above: "above threshold", "class-nms": "class NMS", detections: "detections" };
   const parts = steps.map(([id, n], i) => {
     const now = id === reached ? "step" : null;
-    const button = h("button", { class: "count", "aria-current": now, onclick: () => act.go(id) }, h("b", {}, count(n)), ` ${names[id]}`);
+    const content = [h("b", {}, count(n)), ` ${OF_FUNNEL[id]}`];
+    const button = h("button", { class: "count", "aria-current": now, onclick: () => act.go(id) }, content);
     return h("span", { class: "joined" }, i ? h("span", { "aria-hidden": "true" }, "→") : null, button);
   });
   replace($("funnel"), parts);
@@ -132,27 +137,36 @@ function showLevels(stage) {
   replace($("levels"), [...(shown && !ofMaps ? [button("All", -1)] : []), ...buttons]);
 }
 
-const MEANINGS = { kept: "kept", dropped: "suppressed", truth: "object", missed: "missed object", suppressor: "its suppressor", selected: "selected", before: "before" };
+const MEANINGS = {
+  kept: "kept", dropped: "suppressed", truth: "object", missed: "missed object", suppressor: "its suppressor",
+  selected: "selected", before: "before",
+};
+
+/** A short line in a style, for the legend. */
+function lineOf(name) {
+  const { stroke, dash, width } = STYLES[name], space = "http://www.w3.org/2000/svg";
+  const make = (tag, attributes) => {
+    const element = document.createElementNS(space, tag);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+  const svg = make("svg", { width: 26, height: 10, "aria-hidden": true }), ends = { x1: 0, y1: 5, x2: 26, y2: 5 };
+  svg.append(make("line", { ...ends, stroke, "stroke-width": width + 0.5, "stroke-dasharray": dash.join(" ") }));
+  return h("span", { class: "key" }, svg, MEANINGS[name]);
+}
 
 /** A line for each style of the stage, and the scale of its colours. */
 function showLegend(stage) {
-  const line = (name) => {
-    const { stroke, dash, width } = STYLES[name];
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"), one = document.createElementNS(svg.namespaceURI, "line");
-    Object.entries({ width: 26, height: 10, "aria-hidden": true }).forEach(([key, value]) => svg.setAttribute(key, value));
-    Object.entries({ x1: 0, y1: 5, x2: 26, y2: 5, stroke, "stroke-width": width + 0.5, "stroke-dasharray": dash.join(" ") }).forEach(([key, value]) => one.setAttribute(key, value));
-    svg.append(one);
-    return h("span", { class: "key" }, svg, MEANINGS[name]);
-  };
   const names = layers.map((layer) => layer.style).filter((style) => style !== "class");
   if (layers.length < 2 && names[0] === "kept") names.pop();
   if (data.truth && state.truth) names.push("truth", ...(Object.keys(data.truth.missed).length ? ["missed"] : []));
   const chosen = state.chain ? selectionShapes(data, live, state.chain, stage) : [];
-  names.push(...["selected", "suppressor"].filter((name) => chosen.some((shape) => shape.type === "boxes" && shape.stroke === STYLES[name].stroke)));
+  const drawn = (name) => chosen.some((shape) => shape.type === "boxes" && shape.stroke === STYLES[name].stroke);
+  names.push(...["selected", "suppressor"].filter(drawn));
   if (chosen.length && stage.number !== undefined) names.push("before");
-  const parts = names.map(line);
-  if (stage.id === "objectness") parts.unshift(h("span", { class: "key" }, "0", h("i", { class: "ramp", title: "Square root of the score" }), "1"));
-  if (stage.id === "features") parts.unshift(h("span", { class: "key" }, "weak", h("i", { class: "ramp" }), "strong"));
+  const parts = names.map(lineOf), scale = { objectness: ["0", "1"], features: ["weak", "strong"] }[stage.id];
+  const title = stage.id === "objectness" ? "Square root of the score" : null;
+  if (scale) parts.unshift(h("span", { class: "key" }, scale[0], h("i", { class: "ramp", title }), scale[1]));
   $("legend").replaceChildren(...parts);
 }
 
@@ -179,7 +193,8 @@ const act = {
     state.chain = chain;
     const step = kind === "candidate" ? "anchor" : kind;
     const shows = stepAt(data, stage, chain) === step && boxOf(data, stage, chain);
-    const place = stageOf(data, live, stages, chain, kind === "truth" ? stepsOf(data, chain).find((one) => one !== "truth") : step);
+    const own = kind === "truth" ? stepsOf(data, chain).find((one) => one !== "truth") : step;
+    const place = stageOf(data, live, stages, chain, own);
     if (!shows && place >= 0) state.stage = place;
     update();
   },
@@ -212,11 +227,13 @@ function truthChain(index) {
 
 /** The next box of the stage; where a stage has none, the next detection. */
 function walk(by) {
-  const shown = layers.length ? layers : layersOf(data, live, stages.find((stage) => stage.id === (stageNow().id === "objectness" ? "top" : "detections")), state.level);
+  const other = stages.find((stage) => stage.id === (stageNow().id === "objectness" ? "top" : "detections"));
+  const shown = layers.length ? layers : layersOf(data, live, other, state.level);
   const boxes = shown.flatMap(({ kind, indices }) => indices.map((index) => [kind, index]));
   if (!boxes.length) return;
   const same = ([kind, index]) => state.chain && state.chain[kind === "proposal" ? "region" : kind] === index;
-  const now = boxes.findIndex(same), next = now < 0 ? (by > 0 ? 0 : boxes.length - 1) : (now + by + boxes.length) % boxes.length;
+  const now = boxes.findIndex(same), begin = by > 0 ? 0 : boxes.length - 1;
+  const next = now < 0 ? begin : (now + by + boxes.length) % boxes.length;
   const keep = state.stage;
   act.select(...boxes[next]);
   if (!layers.length || state.stage !== keep) act.set({ stage: keep });
@@ -225,8 +242,8 @@ function walk(by) {
 /** Along the chain: one step back towards the anchor, or forward. */
 function along(by) {
   if (!state.chain) return;
-  const steps = stepsOf(data, state.chain).filter((step) => step !== "truth"), now = stepAt(data, stageNow(), state.chain);
-  const next = steps[steps.indexOf(now) + by];
+  const steps = stepsOf(data, state.chain).filter((step) => step !== "truth");
+  const next = steps[steps.indexOf(stepAt(data, stageNow(), state.chain)) + by];
   if (next) act.step(next);
 }
 
@@ -242,7 +259,11 @@ function setTheme(dark) {
   $("theme").textContent = dark ? "Light" : "Dark";
 }
 
-const allShapes = () => [...stageShapes(data, live, state, stageNow(), layers), ...pointedShapes(data, live, { ...state, hover: null }, stageNow())];
+/** The shapes of the view without what is under the pointer. */
+function allShapes() {
+  const chosen = pointedShapes(data, live, { ...state, hover: null }, stageNow());
+  return [...stageShapes(data, live, state, stageNow(), layers), ...chosen];
+}
 
 /** Make the pictures of all levels while nothing else is to be done, so that the first look at each is quick. */
 function prepareRasters() {
@@ -312,9 +333,15 @@ function start() {
   $("slider").max = stages.length - 1;
   $("slider").style.setProperty("--stages", stages.length);
   $("ticks").style.setProperty("--stages", stages.length);
-  $("ticks").replaceChildren(...stages.map((stage, i) => h("button", { tabindex: -1, onclick: () => act.go(i) }, stage.name)));
+  const tick = ({ name }, i) => h("button", { tabindex: -1, onclick: () => act.go(i) }, name);
+  $("ticks").replaceChildren(...stages.map(tick));
   $("controls").replaceChildren(
-    ...controlElements(data, controls, (control, value) => act.settings(control.set(state.settings, value)), () => act.settings(structuredClone(data.settings))),
+    ...controlElements(
+      data,
+      controls,
+      (control, value) => act.settings(control.set(state.settings, value)),
+      () => act.settings(structuredClone(data.settings)),
+    ),
   );
   $("slider").addEventListener("input", () => act.go(Number($("slider").value)));
   const clicks = {

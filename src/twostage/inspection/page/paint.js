@@ -20,7 +20,8 @@ const CASING = "rgba(0, 0, 0, 0.45)";
  * Where lines cross, they add up.
  */
 function crowdPixels({ width, height }, groups, { a: grow, e: left, f: top }, scale, unit) {
-  const image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer); // a pixel in one number: ABGR
+  const image = new ImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer); // a pixel in one number: ABGR
   for (const group of groups) addCrowd(pixels, width, height, group, scale * grow, unit * grow, left, top);
   return image;
 }
@@ -129,7 +130,8 @@ function placed(labels, scale, height, widthOf) {
   const out = [];
   for (const label of labels) {
     const width = widthOf(label.text), left = label.x * scale, top = Math.max(0, label.y * scale - height);
-    const covers = (other) => left < other.left + other.width && other.left < left + width && Math.abs(top - other.top) < height;
+    const beside = (other) => left >= other.left + other.width || other.left >= left + width;
+    const covers = (other) => !beside(other) && Math.abs(top - other.top) < height;
     if (width <= 1.6 * label.room * scale && !out.some(covers)) out.push({ ...label, left, top, width });
   }
   return out;
@@ -164,7 +166,8 @@ const SVG = {
       const [x1, y1, x2, y2] = Array.from(boxes.slice(i, i + 4), number);
       path += `M${x1} ${y1}H${x2}V${y2}H${x1}Z`;
     }
-    const line = (colour, thick, more) => `<path d="${path}" fill="none" stroke="${colour}" stroke-width="${number(thick * unit)}" ${more}/>`;
+    const line = (colour, thick, more) =>
+      `<path d="${path}" fill="none" stroke="${colour}" stroke-width="${number(thick * unit)}" ${more}/>`;
     const dashes = dash.length ? `stroke-dasharray="${dash.map((v) => number(v * unit)).join(" ")}" ` : "";
     const under = casing ? line("#000000", width + 1.5, 'opacity="0.45"') : "";
     return under + line(stroke, width, `${dashes}opacity="${alpha}"`);
@@ -181,14 +184,16 @@ const SVG = {
   points({ points, gap, fill }, unit) {
     const radius = Math.max(0.75 * unit, Math.min(2 * unit, 0.28 * gap));
     const one = ([x, y]) => `<circle cx="${number(x)}" cy="${number(y)}" r="${number(radius)}"/>`;
-    return `<g fill="${fill}" stroke="#000000" stroke-opacity="0.6" stroke-width="${number(0.75 * radius)}">${points.map(one).join("")}</g>`;
+    const style = `fill="${fill}" stroke="#000000" stroke-opacity="0.6" stroke-width="${number(0.75 * radius)}"`;
+    return `<g ${style}>${points.map(one).join("")}</g>`;
   },
   labels({ labels }, unit) {
     const size = 12 * unit, height = size + 4 * unit;
     const one = ({ text, fill, ink, left, top, width }) => {
       const place = `x="${number(left)}" y="${number(top)}" width="${number(width)}" height="${number(height)}"`;
       const style = `font-family="${FONT}" font-size="${number(size)}" font-weight="600" fill="${ink}"`;
-      return `<rect ${place} fill="${fill}"/><text x="${number(left + 4 * unit)}" y="${number(top + size)}" ${style}>${escaped(text)}</text>`;
+      const at = `x="${number(left + 4 * unit)}" y="${number(top + size)}"`;
+      return `<rect ${place} fill="${fill}"/><text ${at} ${style}>${escaped(text)}</text>`;
     };
     return placed(labels, 1, height, (text) => (text.length * 0.62 * 12 + 8) * unit).map(one).join("\n");
   },

@@ -71,7 +71,9 @@ function showTip(event) {
 /** Clicks select; drags move the enlarged picture. */
 function listenToPointer() {
   let from = null;
-  canvas.addEventListener("pointerdown", (event) => (from = { x: event.clientX, y: event.clientY, centre: state.centre, moved: false }));
+  canvas.addEventListener("pointerdown", ({ clientX, clientY }) => {
+    from = { x: clientX, y: clientY, centre: state.centre, moved: false };
+  });
   canvas.addEventListener("pointermove", (event) => {
     if (from && event.buttons && state.zoom > 1) {
       const [dx, dy] = [event.clientX - from.x, event.clientY - from.y], { scale } = view();

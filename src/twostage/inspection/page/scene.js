@@ -1,8 +1,8 @@
 // What is drawn at a stage: a list of shapes in pixels of the image, for the canvas, the PNG and the SVG alike.
 //
-// Shapes: {type: "raster", canvas, box, alpha}, {type: "boxes", boxes, stroke, width, dash, casing, alpha}, {type: "crowd",
-// groups: [{boxes, alphas, stroke, width, dash}]}, {type: "points", points, gap, fill}, {type: "labels", labels: [{x, y,
-// room, text, fill, ink}]}. Widths and radii are pixels of the screen.
+// Shapes: {type: "raster", canvas, box, alpha}, {type: "boxes", boxes, stroke, width, dash, casing, alpha},
+// {type: "crowd", groups: [{boxes, alphas, stroke, width, dash}]}, {type: "points", points, gap, fill},
+// {type: "labels", labels: [{x, y, room, text, fill, ink}]}. Widths and radii are pixels of the screen.
 
 // Okabe and Ito 2008; each goes with a dash, so that no meaning lies in the colour alone.
 const STYLES = {
@@ -118,12 +118,15 @@ function gathered(boxes, indices) {
  */
 function layersOf(data, live, stage, level) {
   const { regions, pairs } = data, ranked = data.anchors?.ranked;
-  const make = (kind, style, indices, boxes, faint = false) => ({ kind, style, indices, boxes: gathered(boxes, indices), faint });
+  const make = (kind, style, indices, boxes, faint = false) => {
+    return { kind, style, indices, boxes: gathered(boxes, indices), faint };
+  };
   const ofLevel = (anchor) => level < 0 || anchorAt(data, anchor).level === level;
   if (stage.id === "top" || stage.id === "decoded") {
     const [kind, anchors, moved] = data.oneStage
       ? ["region", regions.anchors, regions.onImage] : ["candidate", ranked.anchors, ranked.onImage];
-    const indices = byScore(rankedNow(data, live).filter((i) => ofLevel(anchors[i])), (data.oneStage ? regions : ranked).scores);
+    const { scores } = data.oneStage ? regions : ranked;
+    const indices = byScore(rankedNow(data, live).filter((i) => ofLevel(anchors[i])), scores);
     if (stage.id === "decoded") return [make(kind, "kept", indices, moved)];
     const boxes = Float32Array.from(indices.flatMap((i) => anchorAt(data, anchors[i]).box));
     return [{ kind, style: "kept", indices, boxes, faint: false }];
@@ -256,8 +259,12 @@ function truthShapes(data) {
 /** The anchors of the cell under the pointer, or the box there. */
 function hoverShapes(data, hover) {
   const boxes = hover.anchors ? hover.anchors.flatMap((anchor) => anchorAt(data, anchor).box) : hover.box;
-  return [{ type: "boxes", boxes: Float32Array.from(boxes), ...STYLES.hovered, casing: true, alpha: 1 }];
+  return [boxesShape(boxes, STYLES.hovered)];
 }
+
+const boxesShape = (boxes, style) => {
+  return { type: "boxes", boxes: Float32Array.from(boxes), ...style, casing: true, alpha: 1 };
+};
 
 /** The selected box, what suppressed it, and where the stage reads it. */
 function selectionShapes(data, live, chain, stage) {
@@ -268,15 +275,14 @@ function selectionShapes(data, live, chain, stage) {
   if (kind) {
     const { by } = suppressionOf(data, live, kind, chain[kind]);
     const boxes = kind === "pair" ? data.pairs.onImage : data.anchors.ranked.onImage;
-    if (by) shapes.push({ type: "boxes", boxes: Float32Array.from(boxAt(boxes, by[0])), ...STYLES.suppressor, casing: true, alpha: 1 });
+    if (by) shapes.push(boxesShape(boxAt(boxes, by[0]), STYLES.suppressor));
   }
-  shapes.push({ type: "boxes", boxes: Float32Array.from(box), ...STYLES.selected, casing: true, alpha: 1 });
+  shapes.push(boxesShape(box, STYLES.selected));
   if ((stage.id === "proposals" || stage.number !== undefined) && chain.region !== undefined) {
     const grid = gridOf(data, chain.region, stage.number ?? 0);
     if (stage.number !== undefined) {
-      const { onImage, refinedOnImage } = data.regions, before = stage.number ? refinedOnImage[stage.number - 1] : onImage;
-      const boxes = Float32Array.from(boxAt(before, chain.region));
-      shapes.unshift({ type: "boxes", boxes, ...STYLES.before, casing: true, alpha: 1 });
+      const before = stage.number ? data.regions.refinedOnImage[stage.number - 1] : data.regions.onImage;
+      shapes.unshift(boxesShape(boxAt(before, chain.region), STYLES.before));
     }
     if (grid) shapes.push(...gridShapes(grid));
   }
@@ -296,10 +302,9 @@ function gridOf(data, region, number) {
     return { kind: "window", size: grid.size, box: [x1 - dx, y1 - dy, x2 + dx, y2 + dy] };
   }
   const level = grid.levels[region], scale = grid.scales[level], [by, bx] = grid.bins;
-  const own = (values, first, last) => Array.from(values.subarray(first, last));
-  const [y, x] = grid.kind === "points"
-    ? [own(grid.y, grid.firstY[region], grid.firstY[region + 1]), own(grid.x, grid.firstX[region], grid.firstX[region + 1])]
-    : [own(grid.y, 2 * by * region, 2 * by * (region + 1)), own(grid.x, 2 * bx * region, 2 * bx * (region + 1))];
+  const first = (axis, bins) => (axis ? (r) => axis[r] : (r) => 2 * bins * r);
+  const own = (values, begin) => Array.from(values.subarray(begin(region), begin(region + 1)));
+  const [y, x] = [own(grid.y, first(grid.firstY, by)), own(grid.x, first(grid.firstX, bx))];
   const shift = grid.kind === "points" ? grid.offset : -grid.offset;
   const toImage = (cell, axis) => ((cell + shift) / scale) * factors[axis];
   return { kind: grid.kind, level, bins: grid.bins, y, x, toImage, pyramid: grid.pyramid };
@@ -308,7 +313,7 @@ function gridOf(data, region, number) {
 /** The points or bins of a region's grid on the image. */
 function gridShapes(grid) {
   if (grid.kind === "window") {
-    return [{ type: "boxes", boxes: Float32Array.from(grid.box), ...STYLES.before, casing: true, alpha: 1 }];
+    return [boxesShape(grid.box, STYLES.before)];
   }
   const x = grid.x.map((cell) => grid.toImage(cell, 1)), y = grid.y.map((cell) => grid.toImage(cell, 0));
   if (grid.kind === "points") {
@@ -316,6 +321,8 @@ function gridShapes(grid) {
     return [{ type: "points", points: y.flatMap((v) => x.map((u) => [u, v])), gap, fill: STYLES.selected.stroke }];
   }
   const boxes = [];
-  for (let i = 0; i < y.length; i += 2) for (let j = 0; j < x.length; j += 2) boxes.push(x[j], y[i], x[j + 1], y[i + 1]);
+  for (let i = 0; i < y.length; i += 2) {
+    for (let j = 0; j < x.length; j += 2) boxes.push(x[j], y[i], x[j + 1], y[i + 1]);
+  }
   return [{ type: "boxes", boxes: Float32Array.from(boxes), ...STYLES.hovered, width: 1, casing: false, alpha: 0.9 }];
 }

@@ -2,7 +2,7 @@
 
 const numbers = new Intl.NumberFormat("en");
 const count = (n) => numbers.format(n);
-const many = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
+const many = (n, word, words = `${word}s`) => `${count(n)} ${n === 1 ? word : words}`;
 const percent = (x) => (x >= 0.0995 || x === 0 ? x.toFixed(2) : x >= 0.001 ? x.toFixed(3) : x.toExponential(1));
 
 const SOURCES = {
@@ -90,7 +90,7 @@ function funnelOf(data, live) {
 /** One sentence about a stage. */
 function sentenceOf(data, live, stage, settings) {
   const { image, batch } = data, size = ([h, w]) => `${count(w)} × ${count(h)}`;
-  const numbersOf = Object.fromEntries(funnelOf(data, live));
+  const numbersOf = Object.fromEntries(funnelOf(data, live)), from = (id) => count(numbersOf[id]);
   switch (stage.id) {
     case "image": {
       const same = batch.size[0] === image.height && batch.size[1] === image.width;
@@ -104,8 +104,8 @@ function sentenceOf(data, live, stage, settings) {
         ? `Every anchor is scored for every class; shown is its best: ${count(data.anchors.count)} anchors.`
         : `Every anchor is scored as object or background: ${count(data.anchors.count)} anchors.`;
     case "top": {
-      const top = count(data.oneStage ? settings.top : settings.rpn.top), what = data.oneStage ? "pairs of an anchor and a class" : "anchors";
-      return `The best ${top} ${what} of each level stay: ${count(data.anchors.count)} → ${count(numbersOf.top)}.`;
+      const [top, what] = data.oneStage ? [settings.top, "pairs of an anchor and a class"] : [settings.rpn.top, "anchors"];
+      return `The best ${count(top)} ${what} of each level stay: ${count(data.anchors.count)} → ${count(numbersOf.top)}.`;
     }
     case "decoded":
       return `Each is moved by its predicted deltas${data.oneStage ? "" : " and clipped to the image"}.`;
@@ -115,27 +115,29 @@ function sentenceOf(data, live, stage, settings) {
     }
     case "proposals":
       if (!live.rpn) return `${many(numbersOf.proposals, "proposal")} from ${SOURCES[data.source] ?? data.source}.`;
-      return `The best ${count(settings.rpn.keep)} of all levels: ${count(numbersOf["rpn-nms"])} → ${count(numbersOf.proposals)}.`;
+      return `The best ${count(settings.rpn.keep)} of all levels: ${from("rpn-nms")} → ${from("proposals")}.`;
     case "above": {
       const what = `pairs of a ${data.oneStage ? "candidate" : "region"} and a class`;
-      return `Score above ${percent(settings.score)}: ${many(numbersOf.above, "box").replace("boxs", "boxes")}, ${what}.`;
+      return `Score above ${percent(settings.score)}: ${many(numbersOf.above, "box", "boxes")}, ${what}.`;
     }
     case "class-nms": {
       const among = settings.across ? "all classes together" : "each class by itself";
       const hard = `NMS, ${among}: boxes that overlap a better one by more than ${percent(settings.nms)} are dropped`;
-      const how = settings.soft === "off" ? hard : `Soft-NMS (${settings.soft}), ${among}: boxes lose score by overlap with better ones`;
+      const soft = `Soft-NMS (${settings.soft}), ${among}: boxes lose score by overlap with better ones`;
+      const how = settings.soft === "off" ? hard : soft;
       return `${how}: ${count(numbersOf.above)} → ${count(numbersOf["class-nms"])}.`;
     }
     case "detections":
-      return `The best ${count(settings.most)}: ${count(numbersOf["class-nms"])} → ${many(numbersOf.detections, "detection")}.`;
+      return `The best ${count(settings.most)}: ${from("class-nms")} → ${many(numbersOf.detections, "detection")}.`;
     case "masks": {
       const shown = live.last.kept.filter((i) => data.masks.ofPair.has(i)).length, all = live.last.kept.length;
-      return `A mask for each detection${shown < all ? `; ${count(all - shown)} were not predicted, and have none here` : ""}.`;
+      const missing = shown < all ? `; ${count(all - shown)} were not predicted, and have none here` : "";
+      return `A mask for each detection${missing}.`;
     }
     default: {
-      const regions = many(proposalsNow(data, live).length, "region"), last = data.regions.refined.length === stage.number + 1;
-      const own = last && !data.oneStage ? " by the deltas of its best class" : "";
-      return `Each region is pooled, classified and moved${data.regions.refined.length > 1 ? "" : own}: ${regions}.`;
+      const regions = many(proposalsNow(data, live).length, "region");
+      const own = data.regions.refined.length > 1 ? "" : " by the deltas of its best class";
+      return `Each region is pooled, classified and moved${own}: ${regions}.`;
     }
   }
 }

@@ -134,7 +134,8 @@ function lastStep(pairs, allowed, settings) {
     if (!(scores[i] > floor) || (allowed && !allowed[i])) continue;
     above.push(i);
     fate[i] = FATE.SMALL;
-    if (f32(boxes[4 * i + 2] - boxes[4 * i]) >= least && f32(boxes[4 * i + 3] - boxes[4 * i + 1]) >= least) large.push(i);
+    const b = 4 * i;
+    if (f32(boxes[b + 2] - boxes[b]) >= least && f32(boxes[b + 3] - boxes[b + 1]) >= least) large.push(i);
   }
   const groups = settings.across ? null : pairs.labels;
   const final = Float32Array.from(scores);
