@@ -219,6 +219,7 @@ VERBS = [
     ["train"],
     ["eval"],
     ["predict"],
+    ["inspect"],
     ["bench"],
     ["env"],
     ["data", "check"],

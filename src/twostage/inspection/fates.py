@@ -94,6 +94,8 @@ def pair_fates(above: AboveThreshold, config: PostprocessConfig) -> PairFates:
     """What became of each pair of one image; all on the CPU."""
     count = max(1, int(above.valid.sum()))  # suppression needs one place, which may be padding
     boxes, scores, labels, regions = (part[0, :count] for part in above[:4])
+    if not count:
+        return PairFates(boxes, scores, labels, regions, *(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
     every = AboveThreshold(
         boxes[None], scores[None], labels[None], torch.arange(count)[None], above.valid[:, :count], above.overflow
     )

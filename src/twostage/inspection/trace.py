@@ -103,6 +103,12 @@ class Trace:
             return None
         return torch.cat(anchors.anchors) * self.batch.before.factors.flip(1).repeat(1, 2)
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the inspector page in a frame."""
+        from twostage.inspection.page.html import inline, page
+
+        return inline(page(self))
+
 
 @torch.inference_mode()
 def trace(

@@ -37,13 +37,13 @@ def _roi_pool(
 ) -> Tensor:
     (sy, sx), (h, w) = size, features.shape[2:]
     x1, y1, x2, y2 = precise(boxes.detach()).unbind(-1)
-    rows, columns = _bins(y1, y2, scale, sy, h), _bins(x1, x2, scale, sx, w)
+    rows, columns = cells_of_bins(y1, y2, scale, sy, h), cells_of_bins(x1, x2, scale, sx, w)
     # A box inside the image covers at most one cell more than the map has, and a bin one more than its size.
     most = max_cells or (min(h, -(-(h + 1) // sy) + 1), min(w, -(-(w + 1) // sx) + 1))
     return max_bins(features, rows, columns, most=(most[0], most[1]))
 
 
-def _bins(
+def cells_of_bins(
     start: Float[Tensor, "n p"], end: Float[Tensor, "n p"], scale: float, bins: int, extent: int
 ) -> Int[Tensor, "n p b 2"]:
     """Start and end along one axis of the bins of boxes rounded to cells, clipped to the map."""

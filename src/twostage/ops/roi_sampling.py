@@ -144,7 +144,7 @@ def _along(span: Spans, bins: int, samples: int, cells: int) -> tuple[Int32[Tens
     With twice as many cells as samples each sample has its own two cells. With fewer, at least `cells_needed`, samples
     share cells: 2 x 2 samples less than one cell apart touch 9 cells, not 16.
     """
-    place, share, _ = _samples(span, bins, samples)
+    place, share, _ = sample_places(span, bins, samples)
     first = place.floor()
     if cells == 2 * samples:
         beyond = place - first
@@ -164,7 +164,7 @@ def _along_gradient(
 ) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
     """The gradient in `low` and `size` from that in the weights along one axis."""
     bins, cells, _ = slopes.shape
-    place, share, position = _samples(span, bins, samples)
+    place, share, position = sample_places(span, bins, samples)
     if cells == 2 * samples:
         lower, upper = slopes[:, 0::2], slopes[:, 1::2]
     else:
@@ -176,7 +176,7 @@ def _along_gradient(
     return moved.sum(dim=(0, 1)), (moved * position).sum(dim=(0, 1))
 
 
-def _samples(
+def sample_places(
     span: Spans, bins: int, samples: int
 ) -> tuple[Float[Tensor, "b s r"], Float[Tensor, "b s r"], Float[Tensor, "b s r"]]:
     """Positions of samples on the map, their shares in the mean of their bin, and their places in the region (0..1)."""

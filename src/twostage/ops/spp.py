@@ -51,7 +51,7 @@ def spp(
             level = levels[min(finer)].flatten(0, 1)
             levels[bins] = max_pool2d(level, size).unflatten(0, boxes.shape[:2])
             continue
-        rows, columns = _bins(_cells(y1, y2, stride, h), bins), _bins(_cells(x1, x2, stride, w), bins)
+        rows, columns = cells_of_bins(y1, y2, stride, h, bins), cells_of_bins(x1, x2, stride, w, bins)
         most = max_cells or (min(h, -(-h // bins) + 1), min(w, -(-w // bins) + 1))
         levels[bins] = max_bins(features, rows, columns, most=most)
     return torch.cat([levels[bins].permute(0, 1, 3, 4, 2).flatten(2) for bins in pyramid], dim=-1)
@@ -69,8 +69,11 @@ def _cells(
     return cells + torch.arange(2, dtype=torch.int32, device=cells.device)
 
 
-def _bins(cells: Int[Tensor, "n p 2"], bins: int) -> Int[Tensor, "n p b 2"]:
-    """Start and end of the bins along one axis."""
+def cells_of_bins(
+    start: Float[Tensor, "n p"], end: Float[Tensor, "n p"], stride: int | float, extent: int, bins: int
+) -> Int[Tensor, "n p b 2"]:
+    """Start and end along one axis of the bins of boxes by "centres"."""
+    cells = _cells(start, end, stride, extent)
     first, end = cells[..., :1], cells[..., 1:]
     size, number = end - first, torch.arange(bins, dtype=torch.int32, device=cells.device)
     starts = first + torch.div(number * size, bins, rounding_mode="floor")

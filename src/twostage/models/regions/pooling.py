@@ -14,6 +14,7 @@ from twostage.ops.boxes import area
 from twostage.ops.deltas import Edges, with_pixel
 from twostage.ops.roi_align import roi_align
 from twostage.ops.roi_pool import roi_pool
+from twostage.ops.roi_sampling import Grid
 
 Maps = Sequence[Float[Tensor, "n _ _ _"]]
 
@@ -68,6 +69,26 @@ class AlignedRegions(nn.Module):
 
     def pool(self, maps: Maps, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
         """Features of each box from these maps."""
+        scales, _, ratio, aligned, most = self.grid
+        return roi_align(
+            maps,
+            *self.sampled(boxes),
+            scales=scales,
+            output_size=self.size,
+            sampling_ratio=ratio,
+            aligned=aligned,
+            max_samples=most,
+        )
+
+    @property
+    def grid(self) -> Grid:
+        """How boxes are sampled."""
+        config = self.config
+        scales = [1 / stride for stride in self.strides]
+        return Grid(scales, (self.size, self.size), config.sampling_ratio, config.aligned, config.max_samples)
+
+    def sampled(self, boxes: Float[Tensor, "n p 4"]) -> tuple[Float[Tensor, "n p 4"], Int[Tensor, "n p"]]:
+        """The boxes as they are sampled, and the level of each."""
         config = self.config
         levels = assign_levels(
             boxes,
@@ -76,16 +97,7 @@ class AlignedRegions(nn.Module):
             eps=config.level_eps,
             size_eps=config.level_size_eps,
         )
-        return roi_align(
-            maps,
-            _to_last_pixel(boxes, config.edges),
-            levels,
-            scales=[1 / stride for stride in self.strides],
-            output_size=self.size,
-            sampling_ratio=config.sampling_ratio,
-            aligned=config.aligned,
-            max_samples=config.max_samples,
-        )
+        return to_last_pixel(boxes, config.edges), levels
 
 
 def assign_levels(
@@ -118,10 +130,10 @@ class PooledRegions(nn.Module):
     def forward(self, features: RegionFeatures, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
         """Features of each box."""
         (one,) = features.maps
-        return roi_pool(one, _to_last_pixel(boxes, self.edges), scale=self.scale, output_size=self.size)
+        return roi_pool(one, to_last_pixel(boxes, self.edges), scale=self.scale, output_size=self.size)
 
 
-def _to_last_pixel(boxes: Float[Tensor, "n p 4"], edges: Edges) -> Float[Tensor, "n p 4"]:
+def to_last_pixel(boxes: Float[Tensor, "n p 4"], edges: Edges) -> Float[Tensor, "n p 4"]:
     """The boxes from the corner of their first pixel to that of the last (Detectron's and py-faster-rcnn's regions)."""
     return boxes if edges == "half_open" else with_pixel(boxes, boxes.new_full((1, 1, 2), -1.0))
 

@@ -1,0 +1,104 @@
+"""`twostage inspect`: a page with every stage of the prediction of an image."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twostage.cli.inspect_truth import Truth, truth_of
+from twostage.cli.loading import load_detector
+from twostage.cli.verb import Outcome, verb
+from twostage.common_options import WEIGHTS, DetectionOptions, DetectorOptions, LayoutOptions
+from twostage.errors import UsageError
+from twostage.options import option
+
+if TYPE_CHECKING:
+    from twostage.detector import Detector
+    from twostage.inspection.causes import Account
+    from twostage.inspection.trace import Trace
+    from twostage.models.heads.postprocess import PostprocessConfig
+
+CONF = 0.5  # as predict's
+
+
+@dataclass(frozen=True)
+class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions):
+    source: Path = option(help="Image file.")
+    _: KW_ONLY
+    weights: str = option(help=WEIGHTS, group="Model")
+    conf: float = option(CONF, "Lowest score of a detection when the page opens.", group="Detections", low=0, high=1)
+    data: Path | None = option(
+        None, "Data set with the image's objects: shows what anchors learn, and why objects are missed.", group="Data"
+    )
+    split: str | None = option(None, "Split of --data that has the image (default: any).", group="Data")
+    out: Path = option(help="The page: a new HTML file.", group="Output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out.exists():
+            raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
+        of_data = ("split", "images", "voc_offset", "boxes")
+        idle = [name for name in of_data if getattr(self, name) != getattr(InspectOptions, name)]
+        if self.data is None and idle:
+            raise UsageError(f"{idle[0]} is for --data: name the data set that has the image's objects")
+        if self.source.is_dir():
+            raise UsageError(f"{self.source}: is a folder: name one image file, as in `twostage inspect photo.jpg`")
+
+
+@verb(InspectOptions)
+def inspect(options: InspectOptions) -> Outcome:
+    """Write one HTML page with every stage of the prediction of an image; it opens in any browser without a server."""
+    detector = load_detector(options.weights, options)
+    truth = None if options.data is None else truth_of(options, options.data, detector.names)
+    trace = _traced(detector, options, truth)
+    conf = options.conf
+    if detector.is_exported and conf == CONF:  # as `Detector.predict`
+        conf = max(conf, detector.config.postprocess.score_threshold)
+    return _write(options, detector, trace, detector.postprocess(conf, options.iou, options.max_det), truth)
+
+
+def _traced(detector: "Detector", options: InspectOptions, truth: Truth | None) -> "Trace":
+    """The trace; masks are those of the detections under the options, where the model can be run again."""
+    from twostage.inspection.rerun import rerun
+
+    trace = detector.trace(options.source, None if truth is None else truth.target)
+    given = {"postprocess.nms": options.iou, "postprocess.max_det": options.max_det}
+    fields = {name: value for name, value in given.items() if value is not None}
+    if fields and not detector.is_exported and trace.stages.detections.masks is not None:
+        return rerun(detector.prepared, trace, fields)
+    return trace
+
+
+def _write(
+    options: InspectOptions, detector: "Detector", trace: "Trace", config: "PostprocessConfig", truth: Truth | None
+) -> Outcome:
+    from twostage.atomic import write_text
+    from twostage.inspection.account import account
+    from twostage.inspection.fates import Fate, pair_fates
+    from twostage.inspection.page.html import page
+
+    explained = None if truth is None else account(trace, truth.objects, config)
+    objects = None if truth is None else truth.objects
+    title = f"{options.source.name}, {detector.name}"
+    write_text(options.out, page(trace, config, objects, explained, title=title))
+    count = int((pair_fates(trace.above_threshold(config), config).fate == Fate.KEPT).sum())
+    height, width = trace.image.shape[:2]
+    print(f"{options.source}  {width} x {height}: {count} detection{'s' * (count != 1)}")
+    result: dict[str, Any] = {"out": options.out, "path": str(options.source), "width": width, "height": height}
+    result |= {"detections": count, "bytes": options.out.stat().st_size}
+    if truth is not None and explained is not None:
+        result |= {"objects": int(truth.objects.counted.sum()), "missed": _missed(truth, explained, detector.names)}
+        print(f"{len(explained.misses)} of {result['objects']} objects missed")
+        for one in result["missed"]:
+            print(f"  {one['label']}: {one['cause']}")
+    print(f"Open {options.out} in a browser.")
+    settings = {"precision": detector.precision, "device": str(detector.device), "conf": config.score_threshold}
+    return Outcome({**result, "settings": {**settings, "iou": config.nms, "max_det": config.max_det}})
+
+
+def _missed(truth: Truth, explained: "Account", names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The missed objects with their causes, one after the other."""
+    boxes, labels = truth.objects.boxes.tolist(), truth.objects.labels.tolist()
+    return [
+        {"label": names[labels[place]], "box": boxes[place], "cause": str(miss.cause)}
+        for place, miss in explained.misses.items()
+    ]
