@@ -494,6 +494,19 @@ def test_without_detections_the_page_says_so(
     at.press("ArrowDown", "Enter", "Backspace")
 
 
+@pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "retinanet_tiny_fpn"])
+def test_an_image_without_objects(
+    name: str, opened: Callable[..., Opened], detectors: Callable[..., Detector], scene: Scene
+) -> None:
+    """Everything is background; nothing is missed."""
+    trace = detectors(name).trace(scene.image, (np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)))
+    at = opened(page(trace))
+    assert at(WALK) == STAGES[name]
+    at("inspector.act.clear()")
+    assert "0 of 0 objects missed" in at.text("#details")
+    assert not at("inspector.data.anchors.learned.some((code) => (code & 3) === 2)")
+
+
 @pytest.mark.parametrize("name", ["faster_rcnn_tiny_fpn", "fast_rcnn_tiny", "retinanet_tiny_fpn", "mask_rcnn_tiny_fpn"])
 def test_an_image_of_one_pixel(name: str, opened: Callable[..., Opened], detectors: Callable[..., Detector]) -> None:
     trace = detectors(name).trace(np.full((1, 1, 3), 90, dtype=np.uint8))
