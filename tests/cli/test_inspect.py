@@ -94,7 +94,7 @@ def test_an_image_that_is_not_in_the_data_set(shell: Shell, weights: Path, scene
 
 
 def test_wrong_usage(shell: Shell, weights: Path, image: Path, tmp_path: Path) -> None:
-    """Nothing is overwritten; options of the data set need one; a folder is no image."""
+    """Nothing is overwritten; options of the data set need one; a folder of images is no data set."""
     there = tmp_path / "there.html"
     there.write_text("mine")
     new = tmp_path / "page.html"
@@ -104,7 +104,7 @@ def test_wrong_usage(shell: Shell, weights: Path, image: Path, tmp_path: Path) -
     answer = shell("inspect", image, "--weights", weights, "--out", new, "--split", "val")
     assert (answer.code, "split is for --data" in answer.messages) == (2, True)
     answer = shell("inspect", image.parent, "--weights", weights, "--out", new)
-    assert (answer.code, "is a folder" in answer.messages) == (2, True)
+    assert (answer.code, str(image.parent) in answer.messages) == (3, True)
     answer = shell("inspect", tmp_path / "no.jpg", "--weights", weights, "--out", new)
     assert (answer.code, "no.jpg" in answer.messages) == (3, True)
     answer = shell("inspect", image, "--weights", tmp_path / "no.safetensors", "--out", new)
@@ -136,3 +136,20 @@ def test_objects_of_other_classes_are_left_out(shell: Shell, image: Path, scenes
     assert answer.json["objects"] == sum(label in ("cross", "circle") for label in labels)
     if set(labels) - {"cross", "circle"}:
         assert "Left out: objects of classes" in answer.messages
+
+
+@pytest.mark.slow
+def test_a_data_set_has_a_page_of_its_missed_objects(
+    shell: Callable, scenes: Path, weights: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "misses.html"
+    answer = shell("inspect", scenes, "--weights", weights, "--device", "cpu", "--out", page, "--json")
+    assert answer.code == 0, answer.messages
+    why = answer.json["why"]
+    missed = sum(cause["objects"] for cause in why["causes"].values())
+    assert missed == len(why["objects"])
+    text = page.read_text(encoding="utf-8")
+    assert "Why objects are missed" in text
+    assert all(f"<td>{cause.replace(chr(39), '&#x27;')}</td>" in text for cause in why["causes"])
+    assert "http" not in text.replace("http-equiv", "")
+    assert shell("inspect", scenes, "--weights", weights, "--data", scenes, "--out", tmp_path / "b.html").code == 2

@@ -1,4 +1,4 @@
-"""`twostage inspect`: a page with every stage of the prediction of an image."""
+"""`twostage inspect`: a page with every stage of one image's prediction, or with the missed objects of a data set."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from twostage.cli.inspect_truth import Truth, truth_of
 from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import WEIGHTS, DetectionOptions, DetectorOptions, LayoutOptions
+from twostage.common_options import WEIGHTS, DetectionOptions, DetectorOptions, LayoutOptions, QuietOptions
 from twostage.errors import UsageError
 from twostage.options import option
 
@@ -21,15 +21,17 @@ CONF = 0.5  # as predict's
 
 
 @dataclass(frozen=True)
-class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions):
-    source: Path = option(help="Image file.")
+class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions, QuietOptions):
+    source: Path = option(help="Image file, or a data set, whose missed objects are explained.")
     _: KW_ONLY
     weights: str = option(help=WEIGHTS, group="Model")
     conf: float = option(CONF, "Lowest score of a detection when the page opens.", group="Detections", low=0, high=1)
     data: Path | None = option(
         None, "Data set with the image's objects: shows what anchors learn, and why objects are missed.", group="Data"
     )
-    split: str | None = option(None, "Split of --data that has the image (default: any).", group="Data")
+    split: str | None = option(
+        None, "Split of --data that has the image (default: any), or of the data set (default: val).", group="Data"
+    )
     out: Path = option(help="The page: a new HTML file.", group="Output")
 
     def __post_init__(self) -> None:
@@ -38,22 +40,51 @@ class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions):
             raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
         of_data = ("split", "images", "voc_offset", "boxes")
         idle = [name for name in of_data if getattr(self, name) != getattr(InspectOptions, name)]
-        if self.data is None and idle:
+        if self.data is None and idle and not self.is_data_set:
             raise UsageError(f"{idle[0]} is for --data: name the data set that has the image's objects")
-        if self.source.is_dir():
-            raise UsageError(f"{self.source}: is a folder: name one image file, as in `twostage inspect photo.jpg`")
+        if self.data is not None and self.is_data_set:
+            raise UsageError(f"{self.source}: is a data set itself: leave --data out, or name one image file")
+
+    @property
+    def is_data_set(self) -> bool:
+        """Whether the source is a data set, and not one image."""
+        return self.source.is_dir() or self.source.suffix.lower() in (".json", ".yaml", ".yml")
 
 
 @verb(InspectOptions)
 def inspect(options: InspectOptions) -> Outcome:
-    """Write one HTML page with every stage of the prediction of an image; it opens in any browser without a server."""
+    """Write one HTML page with every stage of the prediction of an image; it opens in any browser without a server.
+
+    Of a data set the page says why its objects are missed, what settings are worth, and shows the worst images.
+    """
     detector = load_detector(options.weights, options)
+    if options.is_data_set:
+        return _of_data_set(options, detector)
     truth = None if options.data is None else truth_of(options, options.data, detector.names)
     trace = _traced(detector, options, truth)
     conf = options.conf
     if detector.is_exported and conf == CONF:  # as `Detector.predict`
         conf = max(conf, detector.config.postprocess.score_threshold)
     return _write(options, detector, trace, detector.postprocess(conf, options.iou, options.max_det), truth)
+
+
+def _of_data_set(options: InspectOptions, detector: "Detector") -> Outcome:
+    from twostage.cli.misses_page import write_misses_page
+    from twostage.cli.why import explained
+    from twostage.data.recognise import evaluation_split, find_layout, open_dataset
+
+    layout = find_layout(options.source)
+    split = options.split or evaluation_split(layout)
+    print(f"{layout}; inspected on {split!r}")
+    reading = {"images": options.images, "voc_offset": options.voc_offset, "boxes": options.boxes}
+    dataset = open_dataset(options.source, split=split, **reading)  # type: ignore[arg-type]
+    post = detector.postprocess(options.conf, options.iou, options.max_det)
+    results = detector.detect_dataset(dataset, conf=options.conf, iou=options.iou, max_det=options.max_det)
+    why = explained(detector, dataset, results, post, quiet=options.quiet)
+    print("\n".join(["", *why.lines()]))
+    write_misses_page(options.out, f"{detector.name} on {options.source.resolve().name}, {split}", why, results)
+    print(f"\nOpen {options.out} in a browser.")
+    return Outcome({"out": options.out, "split": split, "images": len(dataset), "why": why.to_dict()})
 
 
 def _traced(detector: "Detector", options: InspectOptions, truth: Truth | None) -> "Trace":

@@ -91,7 +91,8 @@ def _learned(trace: Trace, valid: Tensor) -> Json | None:
     """What the first stage would learn from each region: {"matches", "overlap", "sampled"}."""
     if trace.targets is None or trace.learning.regions is None:
         return None
-    matches, overlap, sampled = (part[valid] for part in trace.learning.regions)
+    # Behind the proposals stand the objects, where they join them in training.
+    matches, overlap, sampled = (part[: len(valid)][valid] for part in trace.learning.regions)
     return {"matches": column(matches, "i2"), "overlap": shares(overlap), "sampled": column(sampled, "u1")}
 
 
