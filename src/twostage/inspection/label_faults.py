@@ -1,0 +1,236 @@
+"""From the evidence about labels to suggestions: the rules of the label audit, one per kind.
+
+As in ObjectLab (Tkachenko, Thyagarajan and Mueller 2023) there are overlooked, badly located and swapped labels, each
+with a score of its own. Here the evidence is more than a list of detections: the head also judges the label's own box,
+the RPN's objectness stands beside the head's score, and a mirrored view beside the image (`inspection.evidence`).
+Letters: G labels, N candidates, K classes, V opinions about a box.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from twostage.data.dataset import Dataset
+from twostage.inspection.evidence import SAME, Evidence
+from twostage.inspection.explained import Explained, explain
+from twostage.inspection.suggestion import Kind, Suggestion
+
+FAINT = 0.1  # probability below which an object is not suggested, unless the RPN is sure of it
+COPIES = 0.9  # IoU of two labels from which on they are one object's, whatever is found there
+EXACT = 0.999
+LEAST_OFF = 0.1  # displacement of a side, as a share of the box, below which a box is never called loose
+UNSEEN = 0.3  # the highest probability of any object at a label that is called not found
+
+
+class Judged(NamedTuple):
+    """An image's labels with the evidence about them; `rows` are those of the data set."""
+
+    image: int
+    rows: Int[np.ndarray, " g"]
+    boxes: Float[np.ndarray, "g 4"]
+    labels: Int[np.ndarray, " g"]
+    counted: Bool[np.ndarray, " g"]  # neither crowd nor difficult: only these are doubted
+    evidence: Evidence
+    scores: Float[np.ndarray, "n k"]  # of the candidates, the mean of both views
+    explained: Explained
+
+
+def find_faults(dataset: Dataset, evidence: Mapping[int, Evidence]) -> list[Suggestion]:
+    """Suggestions of all kinds for the images that there is evidence about."""
+    judged = [_judged(dataset, image, one) for image, one in sorted(evidence.items())]
+    sure = _ranks(judged)
+    usual = usual_offsets(judged, len(dataset.names))
+    found: list[Suggestion] = []
+    for one in judged:
+        copies = list(duplicates(one, dataset))
+        found += copies
+        found += missing(one, dataset, sure)
+        repeated = {suggestion.row for suggestion in copies}
+        for rule in (wrong_classes(one, dataset), loose_boxes(one, dataset, usual), not_found(one, dataset)):
+            found += [suggestion for suggestion in rule if suggestion.row not in repeated]
+    return found
+
+
+def _judged(dataset: Dataset, image: int, evidence: Evidence) -> Judged:
+    first, last = dataset.offsets[image : image + 2].tolist()
+    rows = np.arange(first, last)
+    scores = (evidence.scores + evidence.mirrored) / 2
+    boxes, crowd = dataset.boxes[rows], dataset.crowd[rows]
+    explained = explain(evidence, boxes, crowd, scores.max(axis=1, initial=0.0))
+    counted = ~(crowd | dataset.difficult[rows])
+    return Judged(image, rows, boxes, dataset.labels[rows], counted, evidence, scores, explained)
+
+
+def missing(one: Judged, dataset: Dataset, sure: "Ranks") -> Iterator[Suggestion]:
+    """Candidates that no label stands for: by their probability in both views, then by the RPN's rank.
+
+    What overlaps a label that stands for another object counts less: it may be a part of that.
+    """
+    evidence, explained = one.evidence, one.explained
+    for n in np.flatnonzero((explained.label < 0) & (explained.inside < SAME)).tolist():
+        label = int(one.scores[n].argmax())
+        score, objectness = float(one.scores[n, label]), float(evidence.objectness[n])
+        rank = sure.of(objectness)
+        if score < FAINT and objectness < SAME:
+            continue
+        overlap = float(explained.overlaps[:, n].max(initial=0.0))
+        value = (0.95 * score + 0.05 * rank) * (1 - overlap) ** 0.5
+        what = f"{dataset.names[label]} {score:.2f} (mirrored {float(evidence.mirrored[n, label]):.2f})"
+        why = f"{what}, RPN {objectness:.2f}, no label there"
+        if score < FAINT:
+            why = f"the RPN is sure ({objectness:.2f}), the head is not ({score:.2f}); no label there"
+        yield Suggestion(Kind.MISSING, one.image, None, _box(evidence.boxes[n]), label, value, why)
+
+
+def wrong_classes(one: Judged, dataset: Dataset) -> Iterator[Suggestion]:
+    """Labels whose own box another class fits better: by the difference of the probabilities."""
+    for g in np.flatnonzero(one.counted).tolist():
+        own, n = int(one.labels[g]), int(one.explained.candidate[g])
+        scores = one.evidence.label_scores[g]
+        if n >= 0:
+            scores = (scores + one.scores[n]) / 2
+        others = np.where(np.arange(len(scores)) == own, -1.0, scores)
+        other = int(others.argmax())
+        difference = float(scores[other] - scores[own])
+        if len(scores) > 1 and difference > 0:
+            why = f"{dataset.names[other]} {scores[other]:.2f}, {dataset.names[own]} {scores[own]:.2f} at the label"
+            yield Suggestion(Kind.WRONG_CLASS, one.image, int(one.rows[g]), _box(one.boxes[g]), other, difference, why)
+
+
+class Offsets(NamedTuple):
+    """The usual displacement of each class's sides, as shares of the box, and its spread."""
+
+    middle: Float[np.ndarray, "k 4"]
+    spread: Float[np.ndarray, "k 4"]
+
+
+def usual_offsets(judged: list[Judged], classes: int) -> Offsets:
+    """The median and the scaled median absolute deviation of each class; of all where it has few labels."""
+    pairs = [(labels, offsets.mean(axis=1)) for one in judged for _, labels, offsets in [opinions(one)]]
+    labels = np.concatenate([np.zeros(0, np.int64), *(some for some, _ in pairs)])
+    offsets = np.concatenate([np.zeros((0, 4)), *(some for _, some in pairs)])
+    middle, spread = np.zeros((classes, 4)), np.full((classes, 4), LEAST_OFF / 2)
+    for k in range(classes):
+        own = offsets[labels == k] if (labels == k).sum() >= 10 else offsets
+        if len(own):
+            middle[k] = np.median(own, axis=0)
+            spread[k] = np.maximum(1.4826 * np.median(np.abs(own - middle[k]), axis=0), 0.02)
+    return Offsets(middle, spread)
+
+
+def opinions(one: Judged) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Float[np.ndarray, "m v 4"]]:
+    """Of labels that stand for a candidate: their places, class ids, and how far each opinion moves each side.
+
+    Opinions are the candidate's box and where each view and stage moves the label's own box. Displacements are shares
+    of the label's width and height.
+    """
+    places = np.flatnonzero((one.explained.candidate >= 0) & one.counted)
+    boxes = one.boxes[places]
+    where = np.concatenate(
+        [one.evidence.boxes[one.explained.candidate[places]][:, None], one.evidence.label_boxes[places]], axis=1
+    )
+    sides = (boxes[:, 2:] - boxes[:, :2]).clip(min=1e-6)
+    return places, one.labels[places], (where - boxes[:, None]) / np.tile(sides, 2)[:, None]
+
+
+def loose_boxes(one: Judged, dataset: Dataset, usual: Offsets) -> Iterator[Suggestion]:
+    """Labels that all opinions move the same way, further than is usual for their class."""
+    for g, own, offsets in zip(*opinions(one), strict=True):
+        n = int(one.explained.candidate[g])
+        certainty = float(one.scores[n].max())
+        mean = offsets.mean(axis=0)
+        off = np.abs(mean - usual.middle[own])
+        if off.max() < LEAST_OFF:
+            continue
+        unusual = float(np.sqrt(np.mean((off / usual.spread[own]) ** 2)))
+        value = certainty * (1 - np.exp(-unusual / 5))
+        why = f"moved by {100 * off.max():.0f} % of a side, {unusual:.1f} times the usual; {_iou_words(one, g, n)}"
+        yield Suggestion(
+            Kind.LOOSE_BOX,
+            one.image,
+            int(one.rows[g]),
+            _box(one.evidence.boxes[n]),
+            int(one.labels[g]),
+            float(value),
+            why,
+        )
+
+
+def not_found(one: Judged, dataset: Dataset) -> Iterator[Suggestion]:
+    """Labels at whose place neither the head nor a candidate has an object."""
+    for g in np.flatnonzero(one.counted).tolist():
+        n = int(one.explained.candidate[g])
+        at_label = float(one.evidence.label_scores[g].max(initial=0.0))
+        near = float(one.scores[n].max()) if n >= 0 else 0.0
+        if max(at_label, near) < UNSEEN:
+            why = f"the best score at the label is {at_label:.2f}, of a box near it {near:.2f}"
+            yield Suggestion(Kind.NOT_FOUND, one.image, int(one.rows[g]), None, None, 1 - max(at_label, near), why)
+
+
+def duplicates(one: Judged, dataset: Dataset) -> Iterator[Suggestion]:
+    """Pairs of labels on one object: copies, and those that share one candidate. The less probable one is doubted."""
+    overlaps = _pairwise(one.boxes)
+    doubted: set[int] = set()
+    for place in np.argsort(-overlaps, axis=None, kind="stable").tolist():
+        a, b = divmod(place, len(one.boxes))
+        if overlaps[a, b] < SAME:
+            return
+        if a >= b or {a, b} & doubted or not (one.counted[a] and one.counted[b]):
+            continue
+        probable = one.evidence.label_scores[[a, b], one.labels[[a, b]]]
+        keep, doubt = (a, b) if probable[0] >= probable[1] else (b, a)
+        if overlaps[a, b] < COPIES and not _shares_candidate(one, keep, doubt):
+            continue
+        doubted.add(doubt)
+        exact = "exactly " if overlaps[a, b] >= EXACT else ""
+        names = dataset.names[int(one.labels[doubt])], dataset.names[int(one.labels[keep])]
+        why = f"{names[0]} lies {exact}on another label, {names[1]} (IoU {overlaps[a, b]:.2f}): one object is there"
+        yield Suggestion(
+            Kind.DUPLICATE,
+            one.image,
+            int(one.rows[doubt]),
+            None,
+            None,
+            float(overlaps[a, b]),
+            why,
+            int(one.rows[keep]),
+        )
+
+
+def _shares_candidate(one: Judged, keep: int, doubt: int) -> bool:
+    """Whether the label kept stands for a candidate that the other one overlaps, and which has none of its own."""
+    n, own = int(one.explained.candidate[keep]), int(one.explained.candidate[doubt])
+    taken = own >= 0 and float(one.scores[own].max()) >= UNSEEN
+    return n >= 0 and not taken and bool(one.explained.overlaps[doubt, n] >= SAME)
+
+
+def _pairwise(boxes: Float[np.ndarray, "g 4"]) -> Float[np.ndarray, "g g"]:
+    low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clip(min=0).prod(axis=2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
+    return shared / (areas[:, None] + areas[None] - shared).clip(min=1e-9)
+
+
+class Ranks(NamedTuple):
+    """Objectness as a rank among all candidates: networks differ in how sure their RPN is."""
+
+    sorted: Float[np.ndarray, " n"]
+
+    def of(self, value: float) -> float:
+        """The share of candidates that have less, from 0 to 1."""
+        return float(np.searchsorted(self.sorted, value) / max(1, len(self.sorted)))
+
+
+def _ranks(judged: list[Judged]) -> Ranks:
+    return Ranks(np.sort(np.concatenate([np.zeros(0), *(one.evidence.objectness for one in judged)])))
+
+
+def _iou_words(one: Judged, g: int, n: int) -> str:
+    return f"IoU {one.explained.overlaps[g, n]:.2f} with a box of score {float(one.scores[n].max()):.2f}"
+
+
+def _box(box: Float[np.ndarray, " 4"]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box.tolist()
+    return x1, y1, x2, y2

@@ -1,0 +1,70 @@
+"""Which unlabelled images are most worth labelling: those that the detector is least certain about.
+
+For a detection the uncertainty is that of its class, the gap between the best two of the probabilities (margin
+sampling), its change in the mirror image, and a proposal the RPN is sure of and the head calls background. An image's
+worth is the sum over its candidates, as in Brust, Käding and Denzler 2019 (section 3.2): crowded images teach more.
+Images are then taken one by one, and what resembles one that was taken is worth less.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from twostage.inspection.evidence import SURE, Evidence
+
+SEEN = 0.05  # foreground probability from which on a candidate counts
+ALIKE = 0.5  # share of its worth that an image loses beside one taken with the same classes and numbers
+
+
+@dataclass(frozen=True)
+class NextImage:
+    """An image worth labelling: its index, its worth, and what it is made of."""
+
+    image: int
+    worth: float
+    detections: int
+    why: str
+
+    def to_dict(self, name: str) -> dict[str, Any]:
+        """Plain values: {"file", "worth", "detections", "why"}."""
+        return {"file": name, "worth": round(self.worth, 4), "detections": self.detections, "why": self.why}
+
+
+def next_images(evidence: Mapping[int, Evidence], count: int) -> list[NextImage]:
+    """At most so many images, the most worth labelling first; `evidence` is about images without labels."""
+    left = {image: _worth(image, one) for image, one in sorted(evidence.items())}
+    signatures = {image: _signature(one) for image, one in evidence.items()}
+    chosen: list[NextImage] = []
+    while left and len(chosen) < count:
+        taken = [signatures[one.image] for one in chosen]
+        best = max(left, key=lambda image: left[image].worth * (1 - ALIKE * _nearness(signatures[image], taken)))
+        chosen.append(left.pop(best))
+    return chosen
+
+
+def _worth(image: int, one: Evidence) -> NextImage:
+    scores = (one.scores + one.mirrored) / 2
+    foreground = scores.max(axis=1, initial=0.0)
+    seen = foreground >= SEEN
+    background = (1 - scores.sum(axis=1)).clip(0, 1)
+    ordered = np.sort(np.concatenate([scores, background[:, None]], axis=1), axis=1)
+    unsure = 1 - (ordered[:, -1] - ordered[:, -2])
+    views = np.abs(one.scores - one.mirrored).max(axis=1, initial=0.0)
+    unsure, views = unsure[seen].sum(), views[seen].sum()
+    stages = one.objectness[~seen & (one.objectness >= SURE) & (one.objectness < 1)].sum()
+    why = f"unsure classes {unsure:.1f}, views that differ {views:.1f}, RPN sure and head not {stages:.1f}"
+    return NextImage(image, float(unsure + views + stages), int((foreground >= SURE).sum()), why)
+
+
+def _signature(one: Evidence) -> Float[np.ndarray, " k"]:
+    """What is in an image: the expected number of objects of each class."""
+    return ((one.scores + one.mirrored) / 2).sum(axis=0)
+
+
+def _nearness(own: Float[np.ndarray, " k"], taken: Sequence[Float[np.ndarray, " k"]]) -> float:
+    """From 0 to 1, how much of an image's expected objects the nearest of those taken has too."""
+    shared = [np.minimum(own, other).sum() / max(1e-6, np.maximum(own, other).sum()) for other in taken]
+    return float(max(shared, default=0.0))
