@@ -39,6 +39,7 @@ class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
     folds: int | None = option(
         None, "Train so many detectors, each on the other folds, to judge each fold's labels.", group="Model", low=2
     )
+    model: str = option("faster_rcnn_lite0_fpn", "With --folds: the model in the zoo.", group="Model")
     minutes: float = option(5.0, "With --folds: minutes of training for each.", group="Model", low=0.01)
     seed: int = option(0, SEED, group="Run", low=0)
     split: str | None = option(None, "Split to audit (default: train, else trainval).", group="Data")
@@ -62,8 +63,9 @@ class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
         if (self.next > 0) != (self.unlabelled is not None):
             missing, given = ("unlabelled", "next") if self.next else ("next", "unlabelled")
             raise UsageError(f"{given} is given without {missing}: --next 20 --unlabelled FOLDER")
-        if self.folds is None and self.minutes != AuditOptions.minutes:
-            raise UsageError("minutes is for training: give it with --folds, or leave it out")
+        for name in ("model", "minutes"):
+            if self.folds is None and getattr(self, name) != getattr(AuditOptions, name):
+                raise UsageError(f"{name} is for training: give it with --folds, or leave it out")
 
 
 @verb(AuditOptions)
@@ -150,6 +152,7 @@ def _training(options: AuditOptions) -> Any:
     where: dict[str, Any] = {"resume": folder} if _stopped(options) else {"out": folder}
     return TrainOptions(
         options.data,
+        model=options.model,
         train_split=options.split,
         folds=options.folds,
         minutes=options.minutes,

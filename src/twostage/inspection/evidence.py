@@ -91,7 +91,7 @@ def view_evidence(
 ) -> ViewEvidence:
     """The evidence of the image as it is, or of its mirror image; boxes are those of the image in both cases."""
     width = image.shape[1]
-    pixels = np.ascontiguousarray(image[:, ::-1]) if mirror else image
+    pixels = image[:, ::-1].copy() if mirror else image  # a copy even of one column: torch reads no reversed one
     there = _mirrored(labels.boxes, width) if mirror else labels.boxes
     batch = make_batch([pixels], runner.config)
     model, on_device = cast(TwoStage, runner.model), batch.to(runner.device)

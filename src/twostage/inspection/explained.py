@@ -38,7 +38,7 @@ def explain(
     A box that is off still stands for its object: with a threshold of 0.5 alone, the object of a loose box would be
     called missing.
     """
-    overlaps = _iou(boxes, evidence.boxes)
+    overlaps = iou_of(boxes, evidence.boxes)
     weight = np.where(crowd[:, None], 0.0, overlaps * (certainty + 1e-3))
     candidate, label = np.full(len(boxes), -1), np.full(len(evidence.boxes), -1)
     for place in np.argsort(-weight, axis=None, kind="stable")[: int((weight > 0).sum())].tolist():
@@ -49,8 +49,9 @@ def explain(
     return Explained(candidate, label, overlaps, inside)
 
 
-def _iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    return iou(torch.from_numpy(np.asarray(a)).double(), torch.from_numpy(np.asarray(b)).double()).numpy()
+def iou_of(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+    """IoU of all pairs."""
+    return iou(torch.from_numpy(np.asarray(a)).float(), torch.from_numpy(np.asarray(b)).float()).numpy()
 
 
 def _share_inside(boxes: Float[np.ndarray, "n 4"], regions: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from twostage.data.dataset import Dataset
 from twostage.inspection.evidence import SAME, Evidence
-from twostage.inspection.explained import Explained, explain
+from twostage.inspection.explained import Explained, explain, iou_of
 from twostage.inspection.suggestion import Kind, Suggestion
 
 FAINT = 0.1  # probability below which an object is not suggested, unless the RPN is sure of it
@@ -137,7 +137,8 @@ def opinions(one: Judged) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"],
 
 def loose_boxes(one: Judged, dataset: Dataset, usual: Offsets) -> Iterator[Suggestion]:
     """Labels that all opinions move the same way, further than is usual for their class."""
-    for g, own, offsets in zip(*opinions(one), strict=True):
+    places, labels, every = opinions(one)
+    for g, own, offsets in zip(places.tolist(), labels.tolist(), every, strict=True):
         n = int(one.explained.candidate[g])
         certainty = float(one.scores[n].max())
         mean = offsets.mean(axis=0)
@@ -152,7 +153,7 @@ def loose_boxes(one: Judged, dataset: Dataset, usual: Offsets) -> Iterator[Sugge
             one.image,
             int(one.rows[g]),
             _box(one.evidence.boxes[n]),
-            int(one.labels[g]),
+            own,
             float(value),
             why,
         )
@@ -171,13 +172,11 @@ def not_found(one: Judged, dataset: Dataset) -> Iterator[Suggestion]:
 
 def duplicates(one: Judged, dataset: Dataset) -> Iterator[Suggestion]:
     """Pairs of labels on one object: copies, and those that share one candidate. The less probable one is doubted."""
-    overlaps = _pairwise(one.boxes)
+    overlaps = iou_of(one.boxes, one.boxes)
+    pairs = np.argwhere(np.triu(overlaps >= SAME, k=1) & one.counted & one.counted[:, None])
     doubted: set[int] = set()
-    for place in np.argsort(-overlaps, axis=None, kind="stable").tolist():
-        a, b = divmod(place, len(one.boxes))
-        if overlaps[a, b] < SAME:
-            return
-        if a >= b or {a, b} & doubted or not (one.counted[a] and one.counted[b]):
+    for a, b in pairs[np.argsort(-overlaps[tuple(pairs.T)], kind="stable")].tolist():
+        if {a, b} & doubted:
             continue
         probable = one.evidence.label_scores[[a, b], one.labels[[a, b]]]
         keep, doubt = (a, b) if probable[0] >= probable[1] else (b, a)
@@ -204,13 +203,6 @@ def _shares_candidate(one: Judged, keep: int, doubt: int) -> bool:
     n, own = int(one.explained.candidate[keep]), int(one.explained.candidate[doubt])
     taken = own >= 0 and float(one.scores[own].max()) >= UNSEEN
     return n >= 0 and not taken and bool(one.explained.overlaps[doubt, n] >= SAME)
-
-
-def _pairwise(boxes: Float[np.ndarray, "g 4"]) -> Float[np.ndarray, "g g"]:
-    low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(axis=2)
-    areas = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
-    return shared / (areas[:, None] + areas[None] - shared).clip(min=1e-9)
 
 
 class Ranks(NamedTuple):

@@ -70,7 +70,9 @@ def label_studio(
             if one.box is not None and one.label is not None
         ]
         removed = [
-            _region(f"audit-{number}", dataset.names[int(dataset.labels[one.row])], dataset.boxes[one.row], size)
+            _region(
+                f"audit-{number}", dataset.names[int(dataset.labels[one.row])], dataset.boxes[one.row].tolist(), size
+            )
             | {"score": round(one.value, 4), "meta": {"text": [f"{one.kind}, perhaps to be removed: {one.why}"]}}
             for number, one in enumerate(some)
             if one.box is None and one.row is not None
