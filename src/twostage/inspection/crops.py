@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 from twostage.data.dataset import Dataset
-from twostage.inspection.suggestion import Suggestion
+from twostage.inspection.suggestion import Kind, Suggestion
 
 LABEL, SUGGESTED, OTHER = (230, 159, 0), (86, 180, 233), (255, 255, 255)  # orange, sky blue (Okabe and Ito 2008), white
 CONTEXT = 0.8  # of the box's longer side, on each side of it
@@ -32,7 +32,7 @@ def crop(dataset: Dataset, suggestion: Suggestion, image: UInt8[np.ndarray, "h w
             dashed(draw, (dataset.boxes[row] - origin) * factor, OTHER, dash=(2, 4), width=1)
     if suggestion.row is not None:
         solid(draw, (dataset.boxes[suggestion.row] - origin) * factor, LABEL)
-    if suggestion.box is not None:
+    if suggestion.box is not None and suggestion.kind != Kind.WRONG_CLASS:  # whose box is the label's
         dashed(draw, (np.array(suggestion.box) - origin) * factor, SUGGESTED)
     return part
 

@@ -6,6 +6,7 @@ the RPN's objectness stands beside the head's score, and a mirrored view beside 
 Letters: G labels, N candidates, K classes, V opinions about a box.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -20,7 +21,9 @@ from twostage.inspection.suggestion import Kind, Suggestion
 FAINT = 0.1  # probability below which an object is not suggested, unless the RPN is sure of it
 COPIES = 0.9  # IoU of two labels from which on they are one object's, whatever is found there
 EXACT = 0.999
-LEAST_OFF = 0.1  # displacement of a side, as a share of the box, below which a box is never called loose
+LEAST_OFF = 0.1  # displacement, as a share of the box's side, below which a box is never called loose
+LEAST_SPREAD = 0.02  # of usual displacements: a network that fits its labels still errs by that
+UNUSUAL = 10.0  # times the usual spread at which a loose box has 0.63 of the highest value
 UNSEEN = 0.3  # the highest probability of any object at a label that is called not found
 
 
@@ -41,7 +44,7 @@ def find_faults(dataset: Dataset, evidence: Mapping[int, Evidence]) -> list[Sugg
     """Suggestions of all kinds for the images that there is evidence about."""
     judged = [_judged(dataset, image, one) for image, one in sorted(evidence.items())]
     sure = _ranks(judged)
-    usual = usual_offsets(judged, len(dataset.names))
+    usual = usual_offsets(judged)
     found: list[Suggestion] = []
     for one in judged:
         copies = list(duplicates(one, dataset))
@@ -85,12 +88,12 @@ def missing(one: Judged, dataset: Dataset, sure: "Ranks") -> Iterator[Suggestion
 
 
 def wrong_classes(one: Judged, dataset: Dataset) -> Iterator[Suggestion]:
-    """Labels whose own box another class fits better: by the difference of the probabilities."""
+    """Labels whose own box another class fits better: by the difference of the probabilities there.
+
+    Not those of a detection near it, which may be of another object.
+    """
     for g in np.flatnonzero(one.counted).tolist():
-        own, n = int(one.labels[g]), int(one.explained.candidate[g])
-        scores = one.evidence.label_scores[g]
-        if n >= 0:
-            scores = (scores + one.scores[n]) / 2
+        own, scores = int(one.labels[g]), one.evidence.label_scores[g]
         others = np.where(np.arange(len(scores)) == own, -1.0, scores)
         other = int(others.argmax())
         difference = float(scores[other] - scores[own])
@@ -100,61 +103,58 @@ def wrong_classes(one: Judged, dataset: Dataset) -> Iterator[Suggestion]:
 
 
 class Offsets(NamedTuple):
-    """The usual displacement of each class's sides, as shares of the box, and its spread."""
+    """How far labels usually are from where the network has them, and the spread: centre x, y, log of width, height."""
 
-    middle: Float[np.ndarray, "k 4"]
-    spread: Float[np.ndarray, "k 4"]
-
-
-def usual_offsets(judged: list[Judged], classes: int) -> Offsets:
-    """The median and the scaled median absolute deviation of each class; of all where it has few labels."""
-    pairs = [(labels, offsets.mean(axis=1)) for one in judged for _, labels, offsets in [opinions(one)]]
-    labels = np.concatenate([np.zeros(0, np.int64), *(some for some, _ in pairs)])
-    offsets = np.concatenate([np.zeros((0, 4)), *(some for _, some in pairs)])
-    middle, spread = np.zeros((classes, 4)), np.full((classes, 4), LEAST_OFF / 2)
-    for k in range(classes):
-        own = offsets[labels == k] if (labels == k).sum() >= 10 else offsets
-        if len(own):
-            middle[k] = np.median(own, axis=0)
-            spread[k] = np.maximum(1.4826 * np.median(np.abs(own - middle[k]), axis=0), 0.02)
-    return Offsets(middle, spread)
+    middle: Float[np.ndarray, " 4"]
+    spread: Float[np.ndarray, " 4"]
 
 
-def opinions(one: Judged) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Float[np.ndarray, "m v 4"]]:
-    """Of labels that stand for a candidate: their places, class ids, and how far each opinion moves each side.
+def usual_offsets(judged: list[Judged]) -> Offsets:
+    """The median of all labels, and the median absolute deviation, scaled to a standard deviation."""
+    offsets = np.concatenate([np.zeros((1, 4)), *(opinions(one)[1] for one in judged)])
+    middle = np.median(offsets, axis=0)
+    return Offsets(middle, np.maximum(1.4826 * np.median(np.abs(offsets - middle), axis=0), LEAST_SPREAD))
 
-    Opinions are the candidate's box and where each view and stage moves the label's own box. Displacements are shares
-    of the label's width and height.
+
+def opinions(one: Judged) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, "m 4"]]:
+    """The places of labels that stand for a candidate, and how far they are from where the network has the object.
+
+    Half of that is the candidate's box, half the mean of where each view and stage moves the label's own box. Centres
+    are displaced by shares of the label's sides, sides by the logarithm of their ratio.
     """
     places = np.flatnonzero((one.explained.candidate >= 0) & one.counted)
-    boxes = one.boxes[places]
-    where = np.concatenate(
-        [one.evidence.boxes[one.explained.candidate[places]][:, None], one.evidence.label_boxes[places]], axis=1
-    )
-    sides = (boxes[:, 2:] - boxes[:, :2]).clip(min=1e-6)
-    return places, one.labels[places], (where - boxes[:, None]) / np.tile(sides, 2)[:, None]
+    boxes, candidates = one.boxes[places], one.evidence.boxes[one.explained.candidate[places]]
+    where = (candidates + one.evidence.label_boxes[places].mean(axis=1)) / 2
+    sides, others = (((b[:, 2:] - b[:, :2]).clip(min=1e-6)) for b in (boxes, where))
+    centres = (where[:, :2] + where[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2 / sides
+    return places, np.concatenate([centres, np.log(others / sides)], axis=1)
 
 
 def loose_boxes(one: Judged, dataset: Dataset, usual: Offsets) -> Iterator[Suggestion]:
-    """Labels that all opinions move the same way, further than is usual for their class."""
-    places, labels, every = opinions(one)
-    for g, own, offsets in zip(places.tolist(), labels.tolist(), every, strict=True):
+    """Labels that the network moves further than others: by the most unusual of the four displacements.
+
+    The spread is measured on the other labels: where annotators, or the network, place a side loosely in general, a
+    large displacement of it is no sign of a fault.
+    """
+    places, offsets = opinions(one)
+    for g, off in zip(places.tolist(), np.abs(offsets - usual.middle), strict=True):
         n = int(one.explained.candidate[g])
         certainty = float(one.scores[n].max())
-        mean = offsets.mean(axis=0)
-        off = np.abs(mean - usual.middle[own])
+        worst = int((off / usual.spread).argmax())
+        unusual = float(off[worst] / usual.spread[worst])
         if off.max() < LEAST_OFF:
             continue
-        unusual = float(np.sqrt(np.mean((off / usual.spread[own]) ** 2)))
-        value = certainty * (1 - np.exp(-unusual / 5))
-        why = f"moved by {100 * off.max():.0f} % of a side, {unusual:.1f} times the usual; {_iou_words(one, g, n)}"
+        value = certainty**0.5 * (1 - math.exp(-unusual / UNUSUAL))
+        what = ("moved sideways", "moved up or down", "of another width", "of another height")[worst]
+        why = f"{what}, {unusual:.1f} times the usual; IoU {float(one.explained.overlaps[g, n]):.2f} with"
+        why += f" {dataset.names[int(one.scores[n].argmax())]} {certainty:.2f}"
         yield Suggestion(
             Kind.LOOSE_BOX,
             one.image,
             int(one.rows[g]),
             _box(one.evidence.boxes[n]),
-            own,
-            float(value),
+            int(one.labels[g]),
+            value,
             why,
         )
 
@@ -217,10 +217,6 @@ class Ranks(NamedTuple):
 
 def _ranks(judged: list[Judged]) -> Ranks:
     return Ranks(np.sort(np.concatenate([np.zeros(0), *(one.evidence.objectness for one in judged)])))
-
-
-def _iou_words(one: Judged, g: int, n: int) -> str:
-    return f"IoU {one.explained.overlaps[g, n]:.2f} with a box of score {float(one.scores[n].max()):.2f}"
 
 
 def _box(box: Float[np.ndarray, " 4"]) -> tuple[float, float, float, float]:
