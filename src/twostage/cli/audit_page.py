@@ -68,7 +68,7 @@ def _figure(audit: "Audit", one: "Suggestion", number: int) -> str:
     if label is None:
         heading = f"add {suggested}"
     elif one.box is None:
-        heading = f"remove {label}?"
+        heading = f"{label}: a copy?" if one.other is not None else f"{label}: nothing found"
     else:
         heading = f"{label}: move the box" if suggested == label else f"{label}: {suggested}?"
     note = f"{data.file_name(one.image)}. {one.why}"

@@ -63,7 +63,7 @@ class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
         if (self.next > 0) != (self.unlabelled is not None):
             missing, given = ("unlabelled", "next") if self.next else ("next", "unlabelled")
             raise UsageError(f"{given} is given without {missing}: --next 20 --unlabelled FOLDER")
-        for name in ("model", "minutes"):
+        for name in ("model", "minutes", "seed"):
             if self.folds is None and getattr(self, name) != getattr(AuditOptions, name):
                 raise UsageError(f"{name} is for training: give it with --folds, or leave it out")
 

@@ -29,7 +29,7 @@ def crop(dataset: Dataset, suggestion: Suggestion, image: UInt8[np.ndarray, "h w
     rows = range(*dataset.offsets[suggestion.image : suggestion.image + 2].tolist())
     for row in rows:
         if row != suggestion.row:
-            dashed(draw, (dataset.boxes[row] - origin) * factor, OTHER, dash=(2, 4), width=1)
+            dashed(draw, (dataset.boxes[row] - origin) * factor, OTHER, dash=(3, 3), width=1)
     if suggestion.row is not None:
         solid(draw, (dataset.boxes[suggestion.row] - origin) * factor, LABEL)
     if suggestion.box is not None and suggestion.kind != Kind.WRONG_CLASS:  # whose box is the label's
@@ -67,8 +67,8 @@ def dashed(
     draw: ImageDraw.ImageDraw,
     box: Float[np.ndarray, " 4"],
     colour: tuple[int, int, int],
-    dash: tuple[int, int] = (8, 5),
-    width: int = 3,
+    dash: tuple[int, int] = (12, 5),
+    width: int = 4,
 ) -> None:
     """A box in a dashed line on a dark one; `dash` are the pixels of a dash and of a gap."""
     x1, y1, x2, y2 = np.round(box).tolist()
