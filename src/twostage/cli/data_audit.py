@@ -125,6 +125,8 @@ def _stopped(options: AuditOptions) -> bool:
 
 def _judges(options: AuditOptions, dataset: "Dataset") -> "tuple[Iterator[Judge], Detector]":
     """Detectors with the images that they judge, each loaded when it is needed; and the first of them."""
+    import numpy as np
+
     from twostage.inspection.audit import Judge
     from twostage.training.cross_fitting import FoldDetector, cross_fit, fold_detectors, is_folds_run
 
@@ -133,14 +135,15 @@ def _judges(options: AuditOptions, dataset: "Dataset") -> "tuple[Iterator[Judge]
     elif options.weights is not None and is_folds_run(Path(options.weights)):
         folds = fold_detectors(Path(options.weights), dataset)
     else:
-        folds = [FoldDetector(Path(str(options.weights)), range(len(dataset)))]  # type: ignore[arg-type]
-        _warn_learned(str(options.weights), dataset)
+        assert options.weights is not None
+        folds = [FoldDetector(Path(options.weights), np.arange(len(dataset)))]
+        _warn_learned(options.weights, dataset)
     first = _loaded(options, str(folds[0].weights), dataset)
 
     def judges() -> "Iterator[Judge]":
         for number, fold in enumerate(folds):
             detector = _loaded(options, str(fold.weights), dataset) if number else first
-            yield Judge(detector.runner, [int(image) for image in fold.images])
+            yield Judge(detector.runner, fold.images.tolist())
 
     return judges(), first
 

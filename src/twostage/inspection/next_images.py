@@ -6,7 +6,7 @@ worth is the sum over its candidates, as in Brust, Käding and Denzler 2019 (sec
 Images are then taken one by one, and what resembles one that was taken is worth less.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,18 @@ class NextImage:
 
 def next_images(evidence: Mapping[int, Evidence], count: int) -> list[NextImage]:
     """At most so many images, the most worth labelling first; `evidence` is about images without labels."""
-    left = {image: _worth(image, one) for image, one in sorted(evidence.items())}
-    signatures = {image: _signature(one) for image, one in evidence.items()}
+    images = [_worth(image, one) for image, one in sorted(evidence.items())]
+    if not images:
+        return []
+    worth = np.array([one.worth for one in images])
+    signatures = np.stack([_signature(evidence[one.image]) for one in images])
+    nearest, left = np.zeros(len(images)), np.ones(len(images), dtype=bool)
     chosen: list[NextImage] = []
-    while left and len(chosen) < count:
-        taken = [signatures[one.image] for one in chosen]
-        best = max(left, key=lambda image: left[image].worth * (1 - ALIKE * _nearness(signatures[image], taken)))
-        chosen.append(left.pop(best))
+    for _ in range(min(count, len(images))):
+        best = int(np.where(left, worth * (1 - ALIKE * nearest), -np.inf).argmax())
+        left[best] = False
+        chosen.append(images[best])
+        nearest = np.maximum(nearest, _nearness(signatures, signatures[best]))
     return chosen
 
 
@@ -64,7 +69,6 @@ def _signature(one: Evidence) -> Float[np.ndarray, " k"]:
     return ((one.scores + one.mirrored) / 2).sum(axis=0)
 
 
-def _nearness(own: Float[np.ndarray, " k"], taken: Sequence[Float[np.ndarray, " k"]]) -> float:
-    """From 0 to 1, how much of an image's expected objects the nearest of those taken has too."""
-    shared = [np.minimum(own, other).sum() / max(1e-6, np.maximum(own, other).sum()) for other in taken]
-    return float(max(shared, default=0.0))
+def _nearness(every: Float[np.ndarray, "m k"], one: Float[np.ndarray, " k"]) -> Float[np.ndarray, " m"]:
+    """From 0 to 1, how much of each image's expected objects another image has too."""
+    return np.minimum(every, one).sum(axis=1) / np.maximum(every, one).sum(axis=1).clip(min=1e-6)
