@@ -51,7 +51,7 @@ class Evidence(NamedTuple):
 
     A candidate is a region that overlaps no better one by an IoU above 0.5, whatever its class. `scores` are its
     probabilities, `mirrored` the highest ones, class by class, of the mirrored view at its place (0 where that has no
-    box), `objectness` the RPN's probability (1 without an RPN). Of a label: `label_scores` at its own box, the mean of
+    box), `objectness` the RPN's probability (0 without an RPN). Of a label: `label_scores` at its own box, the mean of
     the views, `label_boxes` where each view and stage moves it.
     """
 
@@ -119,16 +119,16 @@ def view_evidence(
 
 def merged(plain: ViewEvidence, mirrored: ViewEvidence) -> Evidence:
     """The candidates of the image as it is, with what the mirrored view says about each, and both views of labels."""
-    sure = np.ones(len(plain.boxes)) if plain.objectness is None else plain.objectness
+    sure = np.zeros(len(plain.boxes)) if plain.objectness is None else plain.objectness
     foreground = plain.scores.max(axis=1, initial=0.0)
     # Those that the head calls background come last, ordered by the RPN.
     rank = foreground + 1e-3 * sure
-    competes = (foreground >= LOWEST) | ((sure >= SURE) if plain.objectness is not None else False)
+    competes = (foreground >= LOWEST) | (sure >= SURE)
     kept = nms(
         torch.from_numpy(plain.boxes)[None].float(),
         torch.from_numpy(rank)[None].float(),
         None,
-        torch.from_numpy(np.asarray(competes))[None],
+        torch.from_numpy(competes)[None],
         iou=SAME,
         top=min(MOST, max(1, len(rank))),
     )

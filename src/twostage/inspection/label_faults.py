@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from twostage.data.dataset import Dataset
-from twostage.inspection.evidence import SAME, Evidence
+from twostage.inspection.evidence import SAME, SURE, Evidence
 from twostage.inspection.explained import Explained, explain, iou_of
 from twostage.inspection.suggestion import Kind, Suggestion
 
@@ -76,12 +76,12 @@ def missing(one: Judged, dataset: Dataset, sure: "Ranks") -> Iterator[Suggestion
         label = int(one.scores[n].argmax())
         score, objectness = float(one.scores[n, label]), float(evidence.objectness[n])
         rank = sure.of(objectness)
-        if score < FAINT and objectness < SAME:
+        if score < FAINT and objectness < SURE:
             continue
         overlap = float(explained.overlaps[:, n].max(initial=0.0))
         value = (0.95 * score + 0.05 * rank) * (1 - overlap) ** 0.5
         what = f"{dataset.names[label]} {score:.2f} (mirrored {float(evidence.mirrored[n, label]):.2f})"
-        why = f"{what}, RPN {objectness:.2f}, no label there"
+        why = f"{what}, {f'RPN {objectness:.2f}, ' if objectness else ''}no label there"
         if score < FAINT:
             why = f"the RPN is sure ({objectness:.2f}), the head is not ({score:.2f}); no label there"
         yield Suggestion(Kind.MISSING, one.image, None, _box(evidence.boxes[n]), label, value, why)

@@ -59,7 +59,7 @@ def _worth(image: int, one: Evidence) -> NextImage:
     unsure = 1 - (ordered[:, -1] - ordered[:, -2])
     views = np.abs(one.scores - one.mirrored).max(axis=1, initial=0.0)
     unsure, views = unsure[seen].sum(), views[seen].sum()
-    stages = one.objectness[~seen & (one.objectness >= SURE) & (one.objectness < 1)].sum()
+    stages = one.objectness[~seen & (one.objectness >= SURE)].sum()
     why = f"unsure classes {unsure:.1f}, views that differ {views:.1f}, RPN sure and head not {stages:.1f}"
     return NextImage(image, float(unsure + views + stages), int((foreground >= SURE).sum()), why)
 
