@@ -233,8 +233,8 @@ def _write(options: AuditOptions, found: "Audit", to_label: list[ToLabel]) -> No
 
     data, first = found.dataset, found.first(options.most)
     title = f"Label audit: {options.data.resolve().name}, {data.split}"
-    judge = f"{options.folds} detectors, cross-fitted" if options.folds else str(options.weights)
-    lead = f"{len(data)} images with {len(data.labels)} labels, judged by {judge}. Nothing in the data set was changed."
+    judge = f"{options.folds} detectors, cross-fitted" if options.folds else options.weights
+    lead = f"{len(data)} images with {len(data.labels)} labels, judged by {judge}. The data set was not changed."
     write_json(options.out / "suggestions.json", found.to_dict())
     write_text(options.out / "cvat.xml", cvat_xml(data, first, title))
     write_text(

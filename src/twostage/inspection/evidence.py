@@ -1,7 +1,7 @@
 """What a two-stage detector computes about an image and its labels: the evidence that a label audit ranks by.
 
 The image is predicted as it is and mirrored. In both views the head scores the RPN's proposals, and the labels' own
-boxes, which take the place of proposals. Letters: G labels, P regions, N candidates, K classes, V opinions about a box.
+boxes, which take the place of proposals. Letters: G labels, P regions, N candidates, K classes, V views and stages.
 """
 
 from collections.abc import Callable, Sequence

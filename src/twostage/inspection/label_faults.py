@@ -1,9 +1,9 @@
 """From the evidence about labels to suggestions: the rules of the label audit, one per kind.
 
 As in ObjectLab (Tkachenko, Thyagarajan and Mueller 2023) there are overlooked, badly located and swapped labels, each
-with a score of its own. Here the evidence is more than a list of detections: the head also judges the label's own box,
-the RPN's objectness stands beside the head's score, and a mirrored view beside the image (`inspection.evidence`).
-Letters: G labels, N candidates, K classes, V opinions about a box.
+with a score of its own; as in Schubert et al. 2024 both stages of a two-stage detector judge them. The head also judges
+the label's own box, the RPN's objectness stands beside the head's score, and a mirrored view beside the image
+(`inspection.evidence`). Letters: G labels, N candidates, K classes.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 For a detection the uncertainty is that of its class, the gap between the best two of the probabilities (margin
 sampling), its change in the mirror image, and a proposal the RPN is sure of and the head calls background. An image's
-worth is the sum over its candidates, as in Brust, Käding and Denzler 2019 (section 3.2): crowded images teach more.
+worth is the sum over its candidates, as in Brust, Käding and Denzler 2019: crowded images teach more.
 Images are then taken one by one, and what resembles one that was taken is worth less.
 """
 
