@@ -48,7 +48,7 @@ class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
     unlabelled: str | None = option(None, "Images without labels: a folder, a file or a pattern.", group="Data")
     image_prefix: str = option(
         "/data/local-files/?d=",
-        "What label_studio.json puts before the names of images (default: Label Studio's local storage).",
+        "What label_studio.json puts before the names of images: the address of Label Studio's local storage.",
         group="Output",
     )
     out: Path = option(
