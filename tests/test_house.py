@@ -142,7 +142,13 @@ def test_import_of_the_package_is_cheap() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], ["--version"], *([verb, "--help"] for verb in ("train", "eval", "predict", "inspect", "demo"))],
+    [
+        [],
+        ["--help"],
+        ["--version"],
+        ["data", "audit", "--help"],
+        *([verb, "--help"] for verb in ("train", "eval", "predict", "inspect", "demo")),
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not modules_loaded_by(f"from twostage.cli import main; assert main({arguments!r}) == 0") & HEAVY

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from twostage.cli import verb
+from twostage.cli.data_audit import AuditOptions
 from twostage.cli.data_check import CheckOptions
 from twostage.cli.data_proposals import ProposalsOptions
 from twostage.cli.eval import EvalOptions
@@ -35,6 +36,10 @@ IDLE: list[tuple[type, dict[str, Any], str]] = [
         }.items()
     ),
     (CheckOptions, {"data": DATA, "remove": True}, "remove"),
+    *(
+        (AuditOptions, {"data": DATA, "weights": "w", "out": Path("new"), name: value}, name)
+        for name, value in {"model": "m", "minutes": 1.0, "seed": 1, "next": 2, "unlabelled": "images"}.items()
+    ),
     *(
         (ProposalsOptions, {"data": DATA, "source": ("sliding_window",), name: value}, name)
         for name, value in {
@@ -102,6 +107,10 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
     "data view": (["data", "view", "{scenes}", "--out", "{out}/view.html"], set()),
     "data convert": (["data", "convert", "{scenes}", "--to", "voc", "--out", "{out}"], set()),
     "data split": (["data", "split", "{scenes}", "--out", "{out}"], set()),
+    "data audit": (
+        ["data", "audit", "{scenes}", "--weights", "{weights}", "--out", "{out}", "--most", "1"],
+        {"model", "minutes", "seed", "unlabelled"},
+    ),
     "data proposals": (
         ["data", "proposals", "{scenes}", "--source", "{weights}", "--out", "{out}"],
         {"width", "quiet"},

@@ -44,6 +44,7 @@ _GROUPS = {
             "convert": "Convert a data set to another layout, without loss.",
             "proposals": "Compute region proposals and their recall.",
             "split": "Split a data set into new splits, stratified by class.",
+            "audit": "List labels that are probably wrong, and images to label next.",
         },
     ),
     "weights": (

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 from torch import nn
 
 from twostage.atomic import write_text
@@ -41,6 +42,7 @@ Validations = Sequence[tuple[float, dict[str, float]]]
 FOLDS = 3  # where the data have no validation split and nothing is given
 MOST = 200  # images that are cross-validated without being asked for
 LAST = "all"  # the folder of the run on all images
+PARTS = "folds.json"  # the names of the images that each fold is scored on
 
 
 class Training(NamedTuple):
@@ -123,15 +125,26 @@ def fold_splits(images: Dataset, folds: int, seed: int) -> list[Splits]:
 
     Raises UsageError with fewer images than folds.
     """
+    splits = []
+    for part in fold_parts(images, folds, seed):
+        val = select_images(images, part)
+        splits.append(Splits(select_images(images, np.setdiff1d(np.arange(len(images)), part)), val, val))
+    return splits
+
+
+def fold_parts(images: Dataset, folds: int, seed: int) -> list[Int64[np.ndarray, " _"]]:
+    """The images that each fold's run does not learn from, by their indices. Raises as `fold_splits`."""
     if len(images) < folds:
         raise UsageError(f"folds is {folds}, more than the {len(images)} images: give fewer.")
     order = stratified_order(images, seed)
-    splits = []
-    for number in range(folds):
-        part = np.sort(order[number::folds])
-        val = select_images(images, part)
-        splits.append(Splits(select_images(images, np.setdiff1d(order, part)), val, val))
-    return splits
+    return [np.sort(order[number::folds]) for number in range(folds)]
+
+
+def keep_parts(root: Path, folds: Sequence[Splits]) -> None:
+    """Write which images each fold does not learn from, by their names: labels, and with them the folds, may change."""
+    parts = [splits.val for splits in folds if splits.val is not None]
+    names = [[part.file_name(index) for index in range(len(part))] for part in parts]
+    write_text(root / PARTS, json.dumps({"folds": names}, indent=1) + "\n")
 
 
 def best_share(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
@@ -166,6 +179,7 @@ def mean_of_defined(values: Iterable[float]) -> float:
 
 def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
     _, root, processes, images, _ = training
+    processes.on_main(lambda: keep_parts(root, folds))
     results = []
     for number, splits in enumerate(folds, 1):
         assert splits.val is not None
