@@ -276,3 +276,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     Image.fromarray(np.zeros((200, 300, 3), np.uint8)).save(picture)
     assert main(["predict", str(picture), *call]) == 0
     assert json.loads(capsys.readouterr().out)["images"][0]["width"] == 300
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
+def test_an_image_of_a_pixel_is_mirrored(size: tuple[int, int]) -> None:
+    """Its reversed view has a negative stride, and numpy calls it contiguous."""
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
+    found = detector.predict(np.zeros((*size, 3), np.uint8), conf=0.0, views=TestTimeAugmentation(flip=True))
+    assert found.size == size

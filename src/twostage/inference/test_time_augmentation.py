@@ -226,7 +226,8 @@ def _scaled(config: AnyImageConfig, factor: float) -> AnyImageConfig:
 def _part(image: np.ndarray, window: Window, flip: bool) -> UInt8[np.ndarray, "h w 3"]:
     top, left, height, width = window
     part = image[top : top + height, left : left + width]
-    return np.ascontiguousarray(part[:, ::-1] if flip else part)
+    # A copy also of a single pixel, whose reversed view counts as contiguous and has a negative stride.
+    return (part[:, ::-1] if flip else part).copy()
 
 
 def _on_image(detections: Detections, window: Window, flip: bool, size: tuple[int, int]) -> ViewDetections:

@@ -19,6 +19,8 @@ from twostage.models.proposals.rpn import RPN, AnchorPredictions, Proposals
 from twostage.ops.boxes import iou, precise
 from twostage.ops.nms import nms
 
+_BLOCK = 2048  # boxes at once: overlaps of all with all that are left would take gigabytes at low thresholds
+
 
 class Fate(IntEnum):
     """The step that dropped a box, in the order of the steps; `KEPT` at the end."""
@@ -125,12 +127,14 @@ def suppressors(
     """
     if not len(left):
         return torch.full((len(boxes),), -1)
-    overlaps = iou(precise(boxes), precise(boxes[left]))
-    if groups is not None:
-        overlaps = overlaps.masked_fill(groups[:, None] != groups[left][None], -1.0)
-    above = overlaps > threshold
-    first = torch.where(above.any(dim=1), above.to(torch.int8).argmax(dim=1), overlaps.argmax(dim=1))
-    better = left[first]
+    first = []
+    for some in torch.arange(len(boxes)).split(_BLOCK):
+        overlaps = iou(precise(boxes[some]), precise(boxes[left]))
+        if groups is not None:
+            overlaps = overlaps.masked_fill(groups[some, None] != groups[left][None], -1.0)
+        above = overlaps > threshold
+        first.append(torch.where(above.any(dim=1), above.to(torch.int8).argmax(dim=1), overlaps.argmax(dim=1)))
+    better = left[torch.cat(first)]
     better[left] = left
     return better
 
