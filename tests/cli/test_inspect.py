@@ -44,7 +44,7 @@ def test_with_its_data_set_the_page_has_the_objects_and_why_they_are_missed(
     (number,) = [one["id"] for one in truth["images"] if one["file_name"] == image.name]
     assert result["objects"] == sum(one["image_id"] == number for one in truth["annotations"])
     assert len(result["missed"]) == result["objects"], "random weights find nothing"
-    assert {"label", "box", "cause"} == set(result["missed"][0])
+    assert {"label", "box", "cause", "words", "detail"} == set(result["missed"][0])
     assert result["bytes"] == out.stat().st_size
     data = data_of(out)
     assert len(data["truth"]["missed"]) == result["objects"]

@@ -284,3 +284,19 @@ def test_families_without_an_rpn(family: str, scene: np.ndarray) -> None:
     miss = miss_of(trace, torch.tensor([10.0, 10, 190, 12]))
     assert miss is not None
     assert miss.cause == (Cause.NO_ANCHOR if family == "retinanet_tiny_fpn" else Cause.NO_PROPOSAL)
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_what_soft_nms_has_weakened_is_found_at_a_lower_threshold(scene: np.ndarray, method: str) -> None:
+    detector = lively(FASTER, **(FIELDS | {"soft_nms": method, "max_det": 200}))
+    trace, post = detector.trace(scene), detector.config.postprocess
+    boxes, kept = trace.to_image(trace.pairs.boxes), 0
+    for place in (trace.pairs.fate == Fate.SUPPRESSED).nonzero()[:, 0].tolist():
+        objects = Objects.of(boxes[place][None].numpy(), np.array([int(trace.pairs.labels[place])]))
+        for miss in account(trace, objects, post).misses.values():
+            assert miss.cause == Cause.CLASS_NMS
+            assert miss.changes[0].field == "postprocess.score_threshold"
+            assert method == "linear" or not any(change.field == "postprocess.nms" for change in miss.changes)
+            change = remedy(detector.runner, trace, objects, 0, miss, post)
+            kept += change is not None and change.field == "postprocess.score_threshold"
+    assert kept

@@ -217,9 +217,10 @@ def test_a_trace_shows_in_a_notebook(detectors: Callable[..., Detector], scene: 
 
     trace = detectors("faster_rcnn_tiny_fpn").trace(scene.image)
     shown = trace._repr_html_()
-    assert shown == inline(page(trace))
+    post = replace(trace.config.postprocess, score_threshold=0.5, soft_nms_min_score=None)
+    assert shown == inline(page(trace, post)), "from the score at which detections are shown"
     assert shown.startswith("<iframe ")
-    assert html.unescape(shown.partition('srcdoc="')[2].removesuffix('"></iframe>')) == page(trace)
+    assert html.unescape(shown.partition('srcdoc="')[2].removesuffix('"></iframe>')) == page(trace, post)
 
 
 def test_a_trace_with_a_target_shows_its_objects_in_a_notebook(

@@ -172,3 +172,17 @@ def test_no_detection(scene: np.ndarray) -> None:
 def test_names_are_those_of_the_detector(scene: np.ndarray) -> None:
     detector = Detector.build(FASTER, NAMES, device="cpu")
     assert detector.trace(scene).names == tuple(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "words"),
+    [
+        ([[1.0, 2, 30, 40]], [7], "the class id of box 0 is 7; there are 0 to 4"),
+        ([[1.0, 2, 30, 40]], [-1], "the class id of box 0 is -1"),
+        ([[30.0, 2, 1, 40]], [0], "box 0 is .*give finite x1 < x2"),
+        ([[1.0, 2, float("nan"), 40]], [0], "box 0 is .*give finite x1 < x2"),
+    ],
+)
+def test_what_are_no_objects_is_refused(scene: np.ndarray, boxes: list, labels: list, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        lively(FASTER).trace(scene, (np.array(boxes, np.float32), np.array(labels)))

@@ -24,7 +24,7 @@ _VERBS = {
     "train": "Train a detector on a data set.",
     "eval": "Evaluate a detector, or a file of results, on a data set.",
     "predict": "Detect objects in images.",
-    "inspect": "Write an HTML page with every stage of a prediction.",
+    "inspect": "Write an HTML page: every stage of a prediction, or why a data set's objects are missed.",
     "export": "Export a detector for ONNX Runtime, OpenVINO or torch, with proof.",
     "lineage": "Train R-CNN, SPPnet, Fast and Faster R-CNN on your data, and compare them.",
     "ablate": "Run the papers' ablations on your data, and compare with their tables.",

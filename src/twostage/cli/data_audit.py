@@ -87,7 +87,7 @@ def audit(options: AuditOptions) -> Outcome:
         _new_out(options)
     with images_bar("labels", quiet=options.quiet) as after_image:
         found = audit(dataset, judges, after_image)
-    to_label = list(_to_label(options, detector)) if options.next else []
+    to_label = list(_to_label(options, detector, dataset)) if options.next else []
     _write(options, found, to_label)
     print("\n".join(_lines(found, to_label)))
     print(f"\nOpen {options.out / _PAGE} in a browser; cvat.xml and label_studio.json beside it are for import.")
@@ -199,8 +199,9 @@ def _warn_learned(weights: str, dataset: "Dataset") -> None:
         )
 
 
-def _to_label(options: AuditOptions, detector: "Detector") -> Iterator[ToLabel]:
-    """The images to label next, with the boxes found in them; unreadable ones are left out with a warning."""
+def _to_label(options: AuditOptions, detector: "Detector", dataset: "Dataset") -> Iterator[ToLabel]:
+    """The images to label next, with the boxes found in them; those of the data set are left out, and with a warning
+    those that cannot be read."""
     import numpy as np
 
     from twostage.data.images import read_image
@@ -211,16 +212,23 @@ def _to_label(options: AuditOptions, detector: "Detector") -> Iterator[ToLabel]:
     assert options.unlabelled is not None
     none = LabelBoxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     runner = require_stages(detector.runner)
+    known = {dataset.path(index).resolve() for index in range(len(dataset))}
     names: list[str] = []
     seen: dict[int, Evidence] = {}
+    labelled = 0
     for item in expand(options.unlabelled):
+        if item.path is not None and Path(item.path).resolve() in known:
+            labelled += 1
+            continue
         if item.image is None or item.path is None:
             log.warning("Left out: %s", item.error)
             continue
         seen[len(names)] = evidence(runner, item.image, none)
         names.append(item.path)
+    if labelled:
+        print(f"Left out of {options.unlabelled}: {labelled} images that the data set has already")
     if not names:
-        raise DataError(f"--unlabelled {options.unlabelled}: no image can be read.")
+        raise DataError(f"--unlabelled {options.unlabelled}: no image that can be read and is not in the data set.")
     for one in next_images(seen, options.next):
         found = seen[one.image]
         sure = ((found.scores + found.mirrored) / 2).max(axis=1, initial=0.0) >= 0.5

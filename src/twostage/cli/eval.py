@@ -51,11 +51,11 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
     )
     why: bool = option(
         False,
-        "Say why each missed object was missed, and what other settings are worth here; a page under --out.",
+        "Say why each missed object was missed, and what other settings are worth (boxes); a page under --out.",
         group="Why",
     )
     tune: Path | None = option(
-        None, "New file for a configuration (--config) with the settings that pay on this split.", group="Why"
+        None, "New file for a configuration (--config) with the settings that raise AP of boxes here.", group="Why"
     )
     out: Path | None = option(None, "New folder for the numbers, the plots and the detections.", group="Output")
 
@@ -169,7 +169,7 @@ def _why(
     post = detector.postprocess(options.conf, options.iou, most_of(detector, options.max_det))
     found: dict[str, Any] = {}
     if options.why:
-        why = explained(detector, dataset, results, post, quiet=options.quiet)
+        why = explained(detector, dataset, results, post, measured_with=post, quiet=options.quiet)
         print("\n".join(["", *why.lines()]))
         found = {"why": why.to_dict()}
         if out is not None:

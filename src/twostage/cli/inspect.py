@@ -25,12 +25,16 @@ class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions, QuietOpti
     source: Path = option(help="Image file, or a data set, whose missed objects are explained.")
     _: KW_ONLY
     weights: str = option(help=WEIGHTS, group="Model")
-    conf: float = option(CONF, "Lowest score of a detection when the page opens.", group="Detections", low=0, high=1)
+    conf: float = option(
+        CONF, "Lowest score of a detection: what is found, and what is missed.", group="Detections", low=0, high=1
+    )
     data: Path | None = option(
         None, "Data set with the image's objects: shows what anchors learn, and why objects are missed.", group="Data"
     )
     split: str | None = option(
-        None, "Split of --data that has the image (default: any), or of the data set (default: val).", group="Data"
+        None,
+        "Split of --data that has the image (default: any), or of the data set (default: val, else test).",
+        group="Data",
     )
     out: Path = option(help="The page: a new HTML file.", group="Output")
 
@@ -80,7 +84,9 @@ def _of_data_set(options: InspectOptions, detector: "Detector") -> Outcome:
     dataset = open_dataset(options.source, split=split, **reading)  # type: ignore[arg-type]
     post = detector.postprocess(options.conf, options.iou, options.max_det)
     results = detector.detect_dataset(dataset, conf=options.conf, iou=options.iou, max_det=options.max_det)
-    why = explained(detector, dataset, results, post, quiet=options.quiet)
+    # AP is that of all detections, also of those too weak to be shown.
+    every = detector.postprocess(None, options.iou, options.max_det)
+    why = explained(detector, dataset, results, post, measured_with=every, quiet=options.quiet)
     print("\n".join(["", *why.lines()]))
     write_misses_page(options.out, f"{detector.name} on {options.source.resolve().name}, {split}", why, results)
     print(f"\nOpen {options.out} in a browser.")
@@ -120,7 +126,7 @@ def _write(
         result |= {"objects": int(truth.objects.counted.sum()), "missed": _missed(truth, explained, detector.names)}
         print(f"{len(explained.misses)} of {result['objects']} objects missed")
         for one in result["missed"]:
-            print(f"  {one['label']}: {one['cause']}")
+            print(f"  {one['label']} at {', '.join(f'{x:.0f}' for x in one['box'])}: {one['words']}")
     print(f"Open {options.out} in a browser.")
     settings = {"precision": detector.precision, "device": str(detector.device), "conf": config.score_threshold}
     return Outcome({**result, "settings": {**settings, "iou": config.nms, "max_det": config.max_det}})
@@ -128,8 +134,16 @@ def _write(
 
 def _missed(truth: Truth, explained: "Account", names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The missed objects with their causes, one after the other."""
+    from twostage.inspection.ledger import in_words
+
     boxes, labels = truth.objects.boxes.tolist(), truth.objects.labels.tolist()
     return [
-        {"label": names[labels[place]], "box": boxes[place], "cause": str(miss.cause)}
+        {
+            "label": names[labels[place]],
+            "box": boxes[place],
+            "cause": str(miss.cause),
+            "words": in_words(miss, names),
+            "detail": miss.detail,
+        }
         for place, miss in explained.misses.items()
     ]

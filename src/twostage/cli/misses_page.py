@@ -36,22 +36,27 @@ def write_misses_page(path: Path, title: str, why: "Why", results: "Results") ->
         {
             "title": title,
             "lead": f"{len(seen.missed)} of {counted} objects are missed ({run}).",
-            "settings_note": f"Each measured on this split, AP {why.worth.now.AP:.4f} with the present settings; the "
-            "best other value of each.",
+            "settings_note": _settings_note(why.worth.now.AP),
         },
         tiles=[
             tile(f"{seen.recall:.3f}" if counted else "-", "recall", first=True),
             tile(len(seen.missed), "missed objects"),
             tile(kept, "that one setting keeps"),
-            tile(len(seen.missed) - kept, "that need training"),
+            tile(len(seen.missed) - kept, "that no setting tried keeps"),
         ],
         causes=_table(*cause_rows(seen, why.costs)),
         funnel=_table(*funnel_rows(seen)),
-        settings=_table(*setting_rows(why.worth)),
+        settings=_table(*setting_rows(why.worth)) if why.worth.now.AP >= 0 else [],
         types=_table(*tide_rows(why.tide)),
         key=[_KEY],
         images=_figures(seen, results),
     )
+
+
+def _settings_note(now: float) -> str:
+    if now < 0:
+        return "No object to find, and so nothing to measure settings on."
+    return f"Each measured on this split, AP of boxes {now:.4f} at present; the best other value of each."
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:
@@ -96,7 +101,9 @@ def _figure(seen: "Ledger", image: int, missed: Sequence["MissedObject"], result
                 break
         box = data.boxes[one.row] * scale
         shapes += [_rect(box, "missed"), f'<text x="{box[0] + 3:.0f}" y="{max(12, box[1] + 13):.0f}">{number}</text>']
-        change = "needs training" if one.change is None else f"{flag_of(one.change)} keeps it"
+        change = (
+            "no setting tried keeps it: needs training" if one.change is None else f"{flag_of(one.change)} keeps it"
+        )
         label = data.names[int(data.labels[one.row])]
         lines.append(f"<li>{html.escape(f'{label}: {in_words(one.miss, data.names)}; {change}')}</li>")
     source = f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"

@@ -49,9 +49,16 @@ class Why:
 
 
 def explained(
-    detector: "Detector", dataset: "Dataset", results: "Results", post: "PostprocessConfig", *, quiet: bool
+    detector: "Detector",
+    dataset: "Dataset",
+    results: "Results",
+    post: "PostprocessConfig",
+    *,
+    measured_with: "PostprocessConfig",
+    quiet: bool,
 ) -> Why:
-    """The account of a data set of which the detector's `results` are given."""
+    """The account of a data set of which the detector's `results` are given, and what settings are worth with another
+    post-processing: AP needs the weak detections that are not shown."""
     from twostage.evaluation.tide import tide
     from twostage.inspection.ledger import ledger
     from twostage.inspection.settings import candidates, worth
@@ -60,7 +67,7 @@ def explained(
     with images_bar("missed objects", quiet=quiet) as after_image:
         seen = ledger(runner, dataset, post, after_image)
     with images_bar("settings", quiet=quiet) as after_image:
-        measured = worth(runner, dataset, post, list(candidates(runner.config, post)), after_image)
+        measured = worth(runner, dataset, measured_with, list(candidates(runner.config, measured_with)), after_image)
     types = tide(dataset, results, max_detections=max(MOST, post.max_det))
     return Why(seen, seen.costs(results), types, measured)
 
@@ -112,7 +119,10 @@ def tide_rows(tide: "Tide") -> Rows:
 
 def settings_lines(worth: "Worth") -> Iterator[str]:
     """The best other value of each setting, measured."""
-    yield f"Settings, each measured on this split (AP {worth.now.AP:.4f} now); the best other value of each:"
+    if worth.now.AP < 0:
+        yield "No object to find, and so nothing to measure settings on."
+        return
+    yield f"Settings, each measured on this split (AP of boxes {worth.now.AP:.4f} now); the best other value of each:"
     yield from table(*setting_rows(worth))
 
 

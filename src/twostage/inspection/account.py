@@ -1,7 +1,8 @@
 """The account of an image's objects: how far any box of each came, and why those that were missed were missed.
 
-Every missed object has one cause, that of the furthest step that a box with an IoU of at least 0.5 with it reached.
-Letters: G objects, A anchors, P regions, C pairs of a region and a class above the threshold.
+Every missed object has one cause, that of the furthest step that a box with an IoU of at least 0.5 with it reached;
+boxes that were counted for other objects do not count for it. Letters: G objects, A anchors, P regions, C pairs of a
+region and a class above the threshold.
 """
 
 from collections.abc import Mapping

@@ -118,6 +118,22 @@ def pair_fates(above: AboveThreshold, config: PostprocessConfig) -> PairFates:
     return PairFates(*(column[above.valid[0, :count]] for column in every_pair))
 
 
+def decayed_scores(pairs: PairFates, config: PostprocessConfig) -> Float[Tensor, " c"]:
+    """The score that soft-NMS leaves of each pair; without it 0 of those that are suppressed."""
+    count = len(pairs.fate)
+    one = torch.zeros(1, dtype=torch.bool)
+    every = AboveThreshold(
+        *(pairs.boxes[None], pairs.scores[None], pairs.labels[None]),
+        torch.arange(count)[None],
+        ~one.expand(1, count),
+        one,
+    )
+    kept = suppress(every, replace(config, max_det=max(1, count), soft_nms_min_score=0.0))
+    scores = torch.zeros(count)
+    scores[kept.proposals[0][kept.valid[0]]] = kept.scores[0][kept.valid[0]]
+    return scores
+
+
 def suppressors(
     boxes: Float[Tensor, "m 4"], left: Int[Tensor, " s"], groups: Int[Tensor, " m"] | None, threshold: float
 ) -> Int[Tensor, " m"]:

@@ -25,7 +25,7 @@ from twostage.models.heads.postprocess import PostprocessConfig
 class MissedObject(NamedTuple):
     """A missed object of a data set: its image, its row, and the smallest change of one setting that keeps it.
 
-    `change` was tried; None where no single setting keeps it: that needs training.
+    `change` was tried; None where no setting that was tried keeps it: that needs training.
     """
 
     image: int
@@ -96,7 +96,7 @@ class Ledger:
             "recall": self.recall,
             "stages": self.funnel(),
             "causes": {
-                str(cause): {"objects": count, "need_training": needs[cause], **costs.get(cause, {})}
+                str(cause): {"objects": count, "not_kept": needs[cause], **costs.get(cause, {})}
                 for cause, count in counts.items()
             },
             "objects": [self._object(one) for one in self.missed],

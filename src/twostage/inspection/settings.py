@@ -65,7 +65,13 @@ def candidates(config: DetectorConfig, post: PostprocessConfig) -> Iterator[dict
     if isinstance(config, OneStageConfig):
         ranges["retinanet.top"] = (config.retinanet.top, _around(config.retinanet.top))
     for field, (now, values) in ranges.items():
-        yield from ({field: value} for value in values if value != now)
+        # The nearest first: of values with the same AP it is taken.
+        others = [value for value in values if value != now]
+        yield from ({field: value} for value in (others if isinstance(now, str) else _nearest(others, now)))
+
+
+def _nearest(values: Sequence[float], now: float) -> list[float]:
+    return sorted(values, key=lambda value: abs(value - now))
 
 
 def _around(value: int) -> tuple[int, ...]:

@@ -32,6 +32,8 @@ from twostage.models.one_stage import OneStage, OneStageStages
 from twostage.models.two_stage import Stages, TwoStage
 from twostage.weights.fit import Unfilled
 
+_SHOWN = 0.5  # the score from which detections are shown in a notebook, as `twostage inspect` does
+
 Target = tuple[Float[np.ndarray, "g 4"], Int[np.ndarray, " g"]]
 """The objects of an image: boxes (xyxy pixels), and their class ids 0..K-1."""
 
@@ -42,7 +44,7 @@ class Trace:
 
     `stages` are those of the forward pass on the CPU: maps, predictions of every anchor, proposals, predictions of
     every region, detections. Their boxes are on the pixels of `batch`, the resized image on its canvas; `to_image`
-    brings boxes to those of `image`. `detections` are what `predict` gives.
+    brings boxes to those of `image`. `detections` are what `predict` gives with the model's own threshold as `conf`.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -107,7 +109,9 @@ class Trace:
         """For notebooks: the inspector page in a frame."""
         from twostage.inspection.page.html import inline, page
 
-        return inline(page(self))
+        post = self.config.postprocess
+        shown = replace(post, score_threshold=max(_SHOWN, post.score_threshold), soft_nms_min_score=None)
+        return inline(page(self, shown))
 
 
 @torch.inference_mode()
@@ -125,7 +129,7 @@ def trace(
     """
     config = runner.config
     batch = make_batch([image], config)
-    targets = None if target is None else targets_of(target, batch)
+    targets = None if target is None else targets_of(target, batch, len(names))
     size, model = (image.shape[0], image.shape[1]), steps_of(runner, len(names))
     stages = runner.stages(batch)
     none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), tuple(names), size)
@@ -158,9 +162,18 @@ def on_cpu(stages: AnyStages) -> AnyStages:
     return cast(AnyStages, tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, stages))
 
 
-def targets_of(target: Target, batch: Batch) -> Targets:
-    """Objects on the pixels of an image as targets on those of the batch."""
-    boxes, labels = target
+def targets_of(target: Target, batch: Batch, num_classes: int) -> Targets:
+    """Objects on the pixels of an image as targets on those of the batch. Raises UsageError for what are no objects."""
+    boxes, labels = (np.asarray(part) for part in target)
+    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+        raise UsageError(f"target: {boxes.shape} boxes and {labels.shape} class ids; give [g, 4] and one id for each.")
+    for place, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
+        x1, y1, x2, y2 = box
+        if not (x1 < x2 and y1 < y2 and np.isfinite(box).all()):
+            raise UsageError(f"target: box {place} is {box}; give finite x1 < x2 and y1 < y2, in pixels.")
+        if label not in range(num_classes):
+            raise UsageError(f"target: the class id of box {place} is {label}; there are 0 to {num_classes - 1}.")
     _, factors, _ = batch.before
     there = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4) / factors.flip(1).repeat(1, 2)
     return stack_targets([there], [torch.as_tensor(labels, dtype=torch.int64)], [0])

@@ -31,12 +31,12 @@ def tune(
 ) -> Tuned:
     """Greedy: the single setting that gains most, then the best of the others together with it, and so on.
 
-    A value that costs less time goes first among those that gain the same. `after_image` is called with the number of
-    images that are done and that of all, once for every pass over the data.
+    Of values that gain the same the one nearest to the present is taken: times differ from run to run. `after_image` is
+    called with the number of images that are done and that of all, once for every pass over the data.
     """
     singles = worth(runner, dataset, post, list(candidates(runner.config, post)), after_image)
     best: dict[str, Setting] = {}
-    for one in sorted(singles.others, key=lambda one: (-one.AP, one.milliseconds)):
+    for one in sorted(singles.others, key=lambda one: -one.AP):
         (field,) = one.fields
         if one.AP - singles.now.AP >= LEAST:
             best.setdefault(field, one)
@@ -47,7 +47,7 @@ def tune(
     while rest:
         trials = [{**steps[-1].fields, **one.fields} for one in rest]
         found = worth(runner, dataset, post, trials, after_image).others
-        place, ahead = max(enumerate(found), key=lambda pair: (pair[1].AP, -pair[1].milliseconds))
+        place, ahead = max(enumerate(found), key=lambda pair: pair[1].AP)
         if ahead.AP - steps[-1].AP < LEAST:
             break
         steps.append(ahead)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from twostage.inspection.account import HIT, View
 from twostage.inspection.causes import Cause, Change, Miss
-from twostage.inspection.fates import Fate
+from twostage.inspection.fates import Fate, decayed_scores
 from twostage.models.config import TwoStageConfig
 from twostage.models.one_stage import OneStageStages
 from twostage.ops.boxes import iou
 
+_THRESHOLD = "postprocess.score_threshold"
 _TRIED = 3  # boxes of an object for which a setting is proposed
 
 
@@ -47,13 +48,18 @@ def _among_pairs(view: View, box: Float[Tensor, "4"], label: int) -> Miss | None
             over = iou(pairs.boxes[furthest][:, None], pairs.boxes[pairs.by[furthest]][:, None])[:, 0, 0]
             needed = sorted(_above(float(value)) for value in over)[:_TRIED]
             by = pairs.by[best]
+            weakened = decayed_scores(pairs, config)[furthest]
+            lower = sorted((_below(float(score)) for score in weakened if score > 0), reverse=True)[:_TRIED]
             detail |= {
                 "by_box": view.pair_boxes[by].tolist(),
                 "by_label": int(pairs.labels[by]),
                 "by_score": _score(view, pairs.scores[by]),
                 "by_iou": float(iou(pairs.boxes[best][None], pairs.boxes[by][None])[0, 0]),
             }
-            return Miss(Cause.CLASS_NMS, detail, _changes("postprocess.nms", needed, config.nms))
+            changes = () if config.soft_nms == "off" else _changes(_THRESHOLD, lower, config.score_threshold)
+            if config.soft_nms != "gaussian":  # which has no threshold of overlap
+                changes += _changes("postprocess.nms", needed, config.nms)
+            return Miss(Cause.CLASS_NMS, detail, changes)
         case _:
             rank = int(pairs.rank[furthest].min()) + 1
             more = _changes("postprocess.max_det", [rank], config.max_det)
@@ -109,7 +115,7 @@ def _among_regions(view: View, box: Float[Tensor, "4"], label: int) -> Miss | No
 def _judged(view: View, detail: dict[str, Any], label: int, scores: Float[Tensor, " k"], own: list[float]) -> Miss:
     """Of a box that is in place but below the threshold: what it was seen as instead."""
     config = view.config
-    changes = tuple(Change("postprocess.score_threshold", _below(score), config.score_threshold) for score in own)
+    changes = tuple(Change(_THRESHOLD, _below(score), config.score_threshold) for score in own)
     scored = view.trace.scored
     softmax = scored is not None and isinstance(view.trace.config, TwoStageConfig)
     background = max(0.0, 1 - float(scores.sum())) if softmax else 0.5
