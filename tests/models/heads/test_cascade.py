@@ -74,7 +74,7 @@ def test_one_stage_is_a_plain_head(make_batch: Callable[..., Batch]) -> None:
     with torch.no_grad():
         stages = model.stages(batch)
         first = stages.predictions[0]
-        coder, config = model.head.heads[0].coder, model.config.postprocess
+        coder, config = model.head.box_heads[0].coder, model.config.postprocess
         scored = probabilities(first.logits, first.deltas, stages.proposals, coder, config)
         plain = best_boxes(scored, batch.sizes, config)
     torch.testing.assert_close(stages.detections.boxes, plain.boxes)
