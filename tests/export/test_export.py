@@ -52,7 +52,7 @@ def original(weights: Callable[..., Path]) -> Callable[..., Detector]:
     return lambda name=FASTER, **fields: Detector.load(weights(name, **fields), device="cpu")
 
 
-def same(found: Detections, expected: Detections) -> None:
+def assert_same(found: Detections, expected: Detections) -> None:
     assert found.size == expected.size
     assert len(found) == len(expected) > 0
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)
@@ -81,7 +81,7 @@ def test_the_file_finds_what_the_detector_finds(
     assert len({tuple(each.class_ids) for each in expected}) > 1
     for batch in (1, 3):
         for a, b in zip(file.predict(photos, conf=0.1, batch=batch), expected, strict=True):
-            same(a, b)
+            assert_same(a, b)
             assert a.path == b.path
 
 
@@ -139,7 +139,7 @@ def test_thresholds_are_followed_as_far_as_the_file_can(
     few = file.predict(pixels[0], conf=middle)
     assert len(few) == (whole.scores > middle).sum() > 0
     np.testing.assert_array_equal(few.boxes, whole.boxes[: len(few)])
-    same(file.predict(pixels[0], conf=least, max_det=5), whole[:5])
+    assert_same(file.predict(pixels[0], conf=least, max_det=5), whole[:5])
     for given, flag, words in (
         ({"conf": least / 2}, f"--conf {least / 2:g}", f"{least:g}, and goes no lower"),
         ({"iou": own.nms / 2}, f"--iou {own.nms / 2:g}", f"exported with {own.nms}"),
@@ -241,7 +241,7 @@ def test_pixels_are_resized_in_the_file(exported: Callable, original: Callable, 
     expected = list(detector.predict(pixels, conf=0.1))
     for batch in (1, 3):
         for a, b in zip(file.predict(pixels, conf=0.1, batch=batch), expected, strict=True):
-            same(a, b)
+            assert_same(a, b)
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def test_stages_are_those_of_the_detector(opened: Callable, original: Callable, 
         kept = expected.detections.valid
         assert torch.equal(found.detections.valid, kept)
         assert torch.equal(found.detections.proposals[kept], expected.detections.proposals[kept])
-    same(file.predict(photos[0], conf=0.1), detector.predict(photos[0], conf=0.1))
+    assert_same(file.predict(photos[0], conf=0.1), detector.predict(photos[0], conf=0.1))
 
 
 @pytest.mark.slow
@@ -592,7 +592,7 @@ def test_a_file_that_differs_ends_in_exit_code_5_and_is_kept_with_its_certificat
 def test_every_family(opened: Callable, original: Callable, photos: list[Path], name: str, form: str) -> None:
     """Also on the images of the export itself, at each batch size."""
     found, expected = (each.predict(photos[0], conf=0.1) for each in (opened(form, name), original(name)))
-    same(found, expected)
+    assert_same(found, expected)
     certificate = json.loads((opened(form, name)._exported.path.parent / "certificate.json").read_text())
     for each in certificate["batches"]:
         assert each["matched"] == each["expected"] == each["found"] > 50
@@ -621,7 +621,7 @@ def test_every_family(opened: Callable, original: Callable, photos: list[Path], 
 def test_other_settings(exported: Callable, original: Callable, photos: list[Path], fields: dict, form: str) -> None:
     file = Detector.load(exported(FASTER, "--format", form, **fields) / FILES[form])
     for a, b in zip(file.predict(photos, conf=0.1), original(FASTER, **fields).predict(photos, conf=0.1), strict=True):
-        same(a, b)
+        assert_same(a, b)
 
 
 @pytest.mark.slow
@@ -632,7 +632,7 @@ def test_options_of_the_call_are_part_of_the_file(weights: Callable, tmp_path: P
     post = file.config.postprocess
     assert (post.score_threshold, post.max_det, post.nms, post.soft_nms) == (0.3, 7, 0.4, "off")
     assert file.config.image.size == 64
-    same(
+    assert_same(
         file.predict(pixels[0], conf=0.3),
         Detector.load(weights(FASTER), device="cpu", size=64, soft_nms="off").predict(
             pixels[0], conf=0.3, iou=0.4, max_det=7

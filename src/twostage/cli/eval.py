@@ -168,10 +168,11 @@ def _why(
     """Print the account of the missed objects and what settings are worth, and write those that pay; for the JSON."""
     post = detector.postprocess(options.conf, options.iou, most_of(detector, options.max_det))
     found: dict[str, Any] = {}
+    measured = None
     if options.why:
         why = explained(detector, dataset, results, post, measured_with=post, quiet=options.quiet)
         print("\n".join(["", *why.lines()]))
-        found = {"why": why.to_dict()}
+        found, measured = {"why": why.to_dict()}, why.worth
         if out is not None:
             title = f"{detector.name} on {options.data.resolve().name}, {dataset.split}"
             write_misses_page(out / "why.html", title, why, results)
@@ -181,7 +182,7 @@ def _why(
         from twostage.inspection.tune import tune
 
         with images_bar("settings", quiet=options.quiet) as after_image:
-            tuned = tune(detector.runner, dataset, post, after_image)
+            tuned = tune(detector.runner, dataset, post, after_image, measured)
         write_tuned(options.tune, tuned, f"{options.data} ({dataset.split})", str(options.weights))
         print("\n".join(["", *tuned_lines(tuned), f"Written: {options.tune}"]))
         found["tuned"] = [one._asdict() for one in tuned.steps]

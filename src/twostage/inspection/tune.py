@@ -28,13 +28,15 @@ def tune(
     dataset: Dataset,
     post: PostprocessConfig,
     after_image: Callable[[int, int], None] = lambda done, all: None,
+    singles: Worth | None = None,
 ) -> Tuned:
     """Greedy: the single setting that gains most, then the best of the others together with it, and so on.
 
     Of values that gain the same the one nearest to the present is taken: times differ from run to run. `after_image` is
-    called with the number of images that are done and that of all, once for every pass over the data.
+    called with the number of images that are done and that of all, once for every pass over the data. `singles` are the
+    single settings where they were measured already.
     """
-    singles = worth(runner, dataset, post, list(candidates(runner.config, post)), after_image)
+    singles = singles or worth(runner, dataset, post, list(candidates(runner.config, post)), after_image)
     best: dict[str, Setting] = {}
     for one in sorted(singles.others, key=lambda one: -one.AP):
         (field,) = one.fields
