@@ -33,11 +33,11 @@ def held(detector: Detector, weights: Path, seen: Ledger) -> tuple[int, int]:
     """How many changes are proposed, and how many keep their object in a detector that is loaded with them."""
     kept = proposed = 0
     for one in seen.missed:
-        if one.change is None:
+        if not one.remedy.keeps:
             continue
         proposed += 1
-        field, data = one.change.field, seen.dataset
-        fields = {"postprocess.score_threshold": CONF, field: one.change.value}
+        data = seen.dataset
+        fields = {"postprocess.score_threshold": CONF, **{field: value for field, value, _ in one.remedy.changes}}
         other = Detector.load(weights, device="cpu", **fields)
         found = other.predict(data.image(one.image), conf=other.config.postprocess.score_threshold)
         own = found.boxes[found.class_ids == data.labels[one.row]]

@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from twostage.detector import Detector
+from twostage.inspection.account import Objects
+from twostage.inspection.causes import Cause, Change, Miss
+from twostage.inspection.remedy import remedy
 
 Shell = Callable[..., Any]
 
@@ -51,3 +57,16 @@ def test_a_file_without_stages_is_refused_by_name(
     answer = shell("inspect", photos[0], "--weights", file, "--out", tmp_path / "page.html")
     assert answer.code == 2
     assert f"{file}: gives detections and no stages. Export it again with --with-stages." in answer.messages
+
+
+@pytest.mark.slow
+def test_of_an_exported_file_only_settings_of_the_last_step_are_tried(
+    exported: Callable[..., Path], photos: list[Path]
+) -> None:
+    (file,) = exported("faster_rcnn_tiny_fpn", "--format", "onnx", "--with-stages").glob("*.onnx")
+    detector = Detector.load(file)
+    trace, post = detector.trace(photos[0]), detector.config.postprocess
+    objects = Objects.of(np.array([[10.0, 10, 60, 60]]), np.array([0]))
+    for change, tried in ((Change("rpn.nms", 0.8, 0.7), 0), (Change("postprocess.nms", 0.6, 0.5), 1)):
+        miss = Miss(Cause.RPN_NMS, {"anchor_iou": 0.6}, (change,))
+        assert len(remedy(detector.runner, trace, objects, 0, miss, post).changes) == tried

@@ -1,7 +1,6 @@
 """Every missed object has one cause, the right one; and a setting that is said to keep it does."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from twostage.evaluation.results import Accumulator
 from twostage.inspection.account import Objects, account
 from twostage.inspection.causes import Account, Cause, Miss, Step
 from twostage.inspection.fates import Fate
-from twostage.inspection.ledger import in_words
-from twostage.inspection.rerun import remedy, with_value
 from twostage.inspection.trace import Trace
 
 FASTER = "faster_rcnn_tiny_fpn"
@@ -225,47 +222,6 @@ def test_no_step_is_reached_without_a_box(trace: Trace) -> None:
 FAMILIES = ["faster_rcnn_tiny", "mask_rcnn_tiny_fpn", "cascade_rcnn_tiny_fpn", "retinanet_tiny_fpn", "rcnn_tiny"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [FASTER, *FAMILIES])
-def test_a_setting_that_keeps_an_object_keeps_it_in_a_detector_with_it(
-    name: str, scene: np.ndarray, tmp_path: Path
-) -> None:
-    """The detector is loaded anew with the other value, and predicts from the image on."""
-    saved = lively(name, **(FIELDS | {"max_det": 200}))
-    saved.save(tmp_path / "w.safetensors")
-    detector = Detector.load(tmp_path / "w.safetensors", device="cpu")
-    trace, post = detector.trace(scene), detector.config.postprocess
-    pairs = [trace.above_threshold(with_value(post, "postprocess.score_threshold", 0.05)), trace.pairs]
-    boxes = [trace.to_image(pairs[0].boxes[0][pairs[0].valid[0]]), trace.to_image(pairs[1].boxes)]
-    labels = [pairs[0].labels[0][pairs[0].valid[0]], pairs[1].labels]
-    if trace.anchors is not None:
-        boxes.append(trace.to_image(trace.anchors.boxes))
-        labels.append(torch.arange(len(boxes[-1])) % len(NAMES))
-    generator = torch.Generator().manual_seed(0)
-    picked = [torch.randperm(len(some), generator=generator)[:25] for some in boxes]
-    planted = zip(
-        torch.cat([some[rows] for some, rows in zip(boxes, picked, strict=True)]),
-        torch.cat([some[rows] for some, rows in zip(labels, picked, strict=True)]).tolist(),
-        strict=True,
-    )
-    kept = set()
-    for box, label in planted:
-        if (box[2:] - box[:2]).min() < 3:
-            continue
-        objects = Objects.of(box[None].numpy(), np.array([label]))
-        misses = account(trace, objects, post).misses
-        change = remedy(detector.runner, trace, objects, 0, misses[0], post) if misses else None
-        if change is None:
-            continue
-        kept.add(change.field)
-        assert in_words(misses[0], NAMES).startswith(str(misses[0].cause))
-        other = Detector.load(tmp_path / "w.safetensors", device="cpu", **{change.field: change.value})
-        found = other.predict(scene, conf=other.config.postprocess.score_threshold)
-        own = found.boxes[found.class_ids == label]
-        assert (box_iou(torch.from_numpy(own), box[None]) >= 0.5).any(), change
-    assert kept
-
-
 @pytest.mark.parametrize("count", [0, 5000])
 def test_many_objects_and_none(trace: Trace, count: int) -> None:
     generator = np.random.default_rng(0)
@@ -284,19 +240,3 @@ def test_families_without_an_rpn(family: str, scene: np.ndarray) -> None:
     miss = miss_of(trace, torch.tensor([10.0, 10, 190, 12]))
     assert miss is not None
     assert miss.cause == (Cause.NO_ANCHOR if family == "retinanet_tiny_fpn" else Cause.NO_PROPOSAL)
-
-
-@pytest.mark.parametrize("method", ["linear", "gaussian"])
-def test_what_soft_nms_has_weakened_is_found_at_a_lower_threshold(scene: np.ndarray, method: str) -> None:
-    detector = lively(FASTER, **(FIELDS | {"soft_nms": method, "max_det": 200}))
-    trace, post = detector.trace(scene), detector.config.postprocess
-    boxes, kept = trace.to_image(trace.pairs.boxes), 0
-    for place in (trace.pairs.fate == Fate.SUPPRESSED).nonzero()[:, 0].tolist():
-        objects = Objects.of(boxes[place][None].numpy(), np.array([int(trace.pairs.labels[place])]))
-        for miss in account(trace, objects, post).misses.values():
-            assert miss.cause == Cause.CLASS_NMS
-            assert miss.changes[0].field == "postprocess.score_threshold"
-            assert method == "linear" or not any(change.field == "postprocess.nms" for change in miss.changes)
-            change = remedy(detector.runner, trace, objects, 0, miss, post)
-            kept += change is not None and change.field == "postprocess.score_threshold"
-    assert kept

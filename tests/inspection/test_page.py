@@ -14,9 +14,10 @@ from inspecting import FAMILIES, target_of
 from twostage.data.scenes import Scene
 from twostage.detector import Detector
 from twostage.inspection.account import Objects, account
-from twostage.inspection.causes import Account, Cause, Miss
+from twostage.inspection.causes import Account, Cause, Change, Miss
 from twostage.inspection.fates import pair_fates
 from twostage.inspection.page.html import assembled, page
+from twostage.inspection.remedy import Remedy
 from twostage.inspection.trace import Trace
 from twostage.models.heads.postprocess import PostprocessConfig
 
@@ -289,6 +290,24 @@ def test_missed_objects_are_listed_with_their_cause(
     faster.tab.click("#truth")
     assert faster("inspector.state.truth") is False
     assert faster.tab.get_attribute("#truth", "aria-pressed") == "false"
+
+
+def test_a_missed_object_has_what_keeps_it_or_why_it_needs_training(
+    opened: Callable[..., Opened], traces: Callable[[str], Trace], scene: Scene
+) -> None:
+    trace = traces("faster_rcnn_tiny_fpn")
+    objects, post = Objects.of(*target_of(scene)), trace.config.postprocess
+    found = account(trace, objects, post)
+    first, *others = found.misses
+    change = Change("rpn.nms", 0.8, 0.7)
+    remedies = {first: Remedy((change,), None)} | {place: Remedy((change,), found.misses[place]) for place in others}
+    at = opened(page(trace, post, objects, found, remedies))
+    rows = at.tab.locator(".row[data-kind=truth]")
+    rows.nth(0).click()
+    assert "Found in a trial with rpn.nms = 0.8 (now 0.7)." in at.text("#details")
+    at.tab.keyboard.press("Escape")
+    rows.nth(1).click()
+    assert f"Needs training: with rpn.nms=0.8 it is {found.misses[others[0]].cause}" in at.text("#details")
 
 
 def test_the_settings_of_the_last_step_run_again(faster: Opened, traces: Callable[[str], Trace]) -> None:

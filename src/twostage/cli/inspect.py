@@ -1,5 +1,6 @@
 """`twostage inspect`: a page with every stage of one image's prediction, or with the missed objects of a data set."""
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from twostage.cli.verb import Outcome, verb
 from twostage.common_options import WEIGHTS, DetectionOptions, DetectorOptions, LayoutOptions, QuietOptions
 from twostage.errors import UsageError
 from twostage.options import option
+from twostage.progress import images_bar
 
 if TYPE_CHECKING:
     from twostage.detector import Detector
     from twostage.inspection.causes import Account
+    from twostage.inspection.remedy import Remedy
     from twostage.inspection.trace import Trace
     from twostage.models.heads.postprocess import PostprocessConfig
 
@@ -112,18 +115,28 @@ def _write(
     from twostage.inspection.account import account
     from twostage.inspection.fates import Fate, pair_fates
     from twostage.inspection.page.html import page
+    from twostage.inspection.remedy import Remedy, remedy
 
     explained = None if truth is None else account(trace, truth.objects, config)
     objects = None if truth is None else truth.objects
+    remedies: dict[int, Remedy] = {}
+    if objects is not None and explained is not None:
+        with images_bar("missed objects", quiet=options.quiet) as after_object:
+            for place, miss in explained.misses.items():
+                remedies[place] = remedy(detector.runner, trace, objects, place, miss, config)
+                after_object(len(remedies), len(explained.misses))
     title = f"{options.source.name}, {detector.name}"
-    write_text(options.out, page(trace, config, objects, explained, title=title))
+    write_text(options.out, page(trace, config, objects, explained, remedies, title=title))
     count = int((pair_fates(trace.above_threshold(config), config).fate == Fate.KEPT).sum())
     height, width = trace.image.shape[:2]
     print(f"{options.source}  {width} x {height}: {count} detection{'s' * (count != 1)}")
     result: dict[str, Any] = {"out": options.out, "path": str(options.source), "width": width, "height": height}
     result |= {"detections": count, "bytes": options.out.stat().st_size}
     if truth is not None and explained is not None:
-        result |= {"objects": int(truth.objects.counted.sum()), "missed": _missed(truth, explained, detector.names)}
+        result |= {
+            "objects": int(truth.objects.counted.sum()),
+            "missed": _missed(truth, explained, remedies, detector.names),
+        }
         print(f"{len(explained.misses)} of {result['objects']} objects missed")
         for one in result["missed"]:
             print(f"  {one['label']} at {', '.join(f'{x:.0f}' for x in one['box'])}: {one['words']}")
@@ -132,9 +145,12 @@ def _write(
     return Outcome({**result, "settings": {**settings, "iou": config.nms, "max_det": config.max_det}})
 
 
-def _missed(truth: Truth, explained: "Account", names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The missed objects with their causes, one after the other."""
-    from twostage.inspection.ledger import in_words
+def _missed(
+    truth: Truth, explained: "Account", remedies: Mapping[int, "Remedy"], names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The missed objects with their causes and what would have kept them."""
+    from twostage.cli.why import remedy_in_words
+    from twostage.inspection.words import cause_in_words, remedy_to_dict
 
     boxes, labels = truth.objects.boxes.tolist(), truth.objects.labels.tolist()
     return [
@@ -142,8 +158,9 @@ def _missed(truth: Truth, explained: "Account", names: tuple[str, ...]) -> list[
             "label": names[labels[place]],
             "box": boxes[place],
             "cause": str(miss.cause),
-            "words": in_words(miss, names),
+            "words": f"{cause_in_words(miss, names)}; {remedy_in_words(miss, remedies[place], names)}",
             "detail": miss.detail,
+            **remedy_to_dict(miss, remedies[place], names),
         }
         for place, miss in explained.misses.items()
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.cli.page import tile, write_page
-from twostage.cli.why import cause_rows, flag_of, funnel_rows, setting_rows, tide_rows
+from twostage.cli.why import cause_rows, funnel_rows, remedy_in_words, setting_rows, tide_rows
 
 if TYPE_CHECKING:
     from twostage.cli.why import Why
@@ -29,7 +29,7 @@ def write_misses_page(path: Path, title: str, why: "Why", results: "Results") ->
     seen = why.ledger
     counted, post = int(seen.counted.sum()), seen.config
     run = f"score from {post.score_threshold:g}, at most {post.max_det} detections in an image, IoU 0.5"
-    kept = sum(one.change is not None for one in seen.missed)
+    kept = sum(one.remedy.keeps for one in seen.missed)
     write_page(
         path,
         "misses_page.html",
@@ -41,8 +41,8 @@ def write_misses_page(path: Path, title: str, why: "Why", results: "Results") ->
         tiles=[
             tile(f"{seen.recall:.3f}" if counted else "-", "recall", first=True),
             tile(len(seen.missed), "missed objects"),
-            tile(kept, "that one setting keeps"),
-            tile(len(seen.missed) - kept, "that no setting tried keeps"),
+            tile(kept, "that settings keep"),
+            tile(len(seen.missed) - kept, "that need training"),
         ],
         causes=_table(*cause_rows(seen, why.costs)),
         funnel=_table(*funnel_rows(seen)),
@@ -80,7 +80,7 @@ def _figure(seen: "Ledger", image: int, missed: Sequence["MissedObject"], result
     """An image with its missed objects, numbered, and a line on each."""
     from PIL import Image
 
-    from twostage.inspection.ledger import in_words
+    from twostage.inspection.words import cause_in_words
 
     data = seen.dataset
     picture = Image.fromarray(data.image(image))
@@ -101,11 +101,9 @@ def _figure(seen: "Ledger", image: int, missed: Sequence["MissedObject"], result
                 break
         box = data.boxes[one.row] * scale
         shapes += [_rect(box, "missed"), f'<text x="{box[0] + 3:.0f}" y="{max(12, box[1] + 13):.0f}">{number}</text>']
-        change = (
-            "no setting tried keeps it: needs training" if one.change is None else f"{flag_of(one.change)} keeps it"
-        )
+        mend = remedy_in_words(one.miss, one.remedy, data.names)
         label = data.names[int(data.labels[one.row])]
-        lines.append(f"<li>{html.escape(f'{label}: {in_words(one.miss, data.names)}; {change}')}</li>")
+        lines.append(f"<li>{html.escape(f'{label}: {cause_in_words(one.miss, data.names)}; {mend}')}</li>")
     source = f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"
     name = html.escape(data.file_name(image))
     return (

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from twostage.detector import Detector
     from twostage.evaluation.results import Results
     from twostage.evaluation.tide import Tide
-    from twostage.inspection.causes import Cause, Change
+    from twostage.inspection.causes import Cause, Change, Miss
     from twostage.inspection.ledger import Ledger
+    from twostage.inspection.remedy import Remedy
     from twostage.inspection.settings import Worth
     from twostage.inspection.tune import Tuned
     from twostage.models.heads.postprocess import PostprocessConfig
@@ -84,7 +85,8 @@ def ledger_lines(ledger: "Ledger", costs: Costs) -> Iterator[str]:
     if missed:
         yield ""
         yield from table(*cause_rows(ledger, costs))
-        yield "AP50 lost: points gained if these objects were not asked for. A setting keeps: tried, one at a time."
+        yield "AP50 lost: points gained if these objects were not asked for. Settings keep: found in a trial with one"
+        yield "or two values changed; the others need training."
     yield ""
     yield "Objects with a box of IoU 0.5 at each step, in percent: the ceiling of recall there"
     yield from table(*funnel_rows(ledger))
@@ -95,10 +97,10 @@ def cause_rows(ledger: "Ledger", costs: Costs) -> Rows:
     counted = int(ledger.counted.sum())
     rows = []
     for cause, count in ledger.causes().items():
-        kept = sum(one.miss.cause == cause and one.change is not None for one in ledger.missed)
+        kept = sum(one.miss.cause == cause and one.remedy.keeps for one in ledger.missed)
         cost = costs.get(cause, {}).get("AP50")
         rows.append((str(cause), count, f"{count / counted:.3f}", _points(cost), kept))
-    return ("cause", "objects", "recall lost", "AP50 lost", "a setting keeps"), rows
+    return ("cause", "objects", "recall lost", "AP50 lost", "settings keep"), rows
 
 
 def funnel_rows(ledger: "Ledger") -> Rows:
@@ -149,6 +151,16 @@ def flag_of(change: "Change") -> str:
     if change.field in _FLAGS:
         return f"{_FLAGS[change.field]} {change.value:g}"
     return f"--set model.{change.field}={change.value:g}"
+
+
+def remedy_in_words(miss: "Miss", remedy: "Remedy", names: Sequence[str]) -> str:
+    """What keeps a missed object, or why it needs training."""
+    from twostage.inspection.words import reason_in_words
+
+    if not remedy.keeps:
+        return f"needs training: {reason_in_words(miss, remedy, names)}"
+    flags = " ".join(flag_of(change) for change in remedy.changes)
+    return f"{flags} keeps it" if len(remedy.changes) == 1 else f"{flags} together keep it"
 
 
 def tuned_lines(tuned: "Tuned") -> Iterator[str]:

@@ -4,7 +4,7 @@ Letters: B objects of all images, of which some are not counted (crowds, difficu
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,22 +16,20 @@ from twostage.evaluation.coco import SIZES, coco_scores
 from twostage.evaluation.results import Results
 from twostage.inference.runner import Runner
 from twostage.inspection.account import Objects, account
-from twostage.inspection.causes import Cause, Change, Miss, Step
-from twostage.inspection.rerun import remedy
+from twostage.inspection.causes import Cause, Miss, Step
+from twostage.inspection.remedy import Remedy, remedy
 from twostage.inspection.trace import trace
+from twostage.inspection.words import remedy_to_dict
 from twostage.models.heads.postprocess import PostprocessConfig
 
 
 class MissedObject(NamedTuple):
-    """A missed object of a data set: its image, its row, and the smallest change of one setting that keeps it.
-
-    `change` was tried; None where no setting that was tried keeps it: that needs training.
-    """
+    """A missed object of a data set: its image, its row, why it was missed, and what would have kept it."""
 
     image: int
     row: int
     miss: Miss
-    change: Change | None
+    remedy: Remedy
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +89,12 @@ class Ledger:
 
     def to_dict(self, costs: dict[Cause, dict[str, float]]) -> dict[str, Any]:
         """A dictionary {"recall", "stages", "causes", "objects"}."""
-        counts, needs = self.causes(), Counter(one.miss.cause for one in self.missed if one.change is None)
+        counts, needs = self.causes(), Counter(one.miss.cause for one in self.missed if not one.remedy.keeps)
         return {
             "recall": self.recall,
             "stages": self.funnel(),
             "causes": {
-                str(cause): {"objects": count, "not_kept": needs[cause], **costs.get(cause, {})}
+                str(cause): {"objects": count, "need_training": needs[cause], **costs.get(cause, {})}
                 for cause, count in counts.items()
             },
             "objects": [self._object(one) for one in self.missed],
@@ -115,7 +113,7 @@ class Ledger:
             "truth": data.boxes[one.row].tolist(),
             "cause": str(one.miss.cause),
             **detail,
-            "change": None if one.change is None else one.change._asdict(),
+            **remedy_to_dict(one.miss, one.remedy, data.names),
         }
 
 
@@ -146,27 +144,3 @@ def ledger(
             missed.append(MissedObject(index, first + place, miss, remedy(runner, seen, objects, place, miss, config)))
         after_image(index + 1, len(dataset))
     return Ledger(dataset, config, counted, reached, anchor_iou, tuple(missed))
-
-
-def in_words(miss: Miss, names: Sequence[str]) -> str:
-    """The cause of a miss with its numbers, as one phrase."""
-    detail = miss.detail
-    words = str(miss.cause)
-    match miss.cause:
-        case Cause.NO_ANCHOR:
-            words += f" (the best anchor has IoU {detail['anchor_iou']:.2f})"
-        case Cause.BELOW_TOP_K:
-            words += f" (rank {detail['rank']} of its level)" if "rank" in detail else ""
-        case Cause.BELOW_TOP_N | Cause.BEYOND_MAX_DET:
-            words += f" (rank {detail['rank']})"
-        case Cause.RPN_NMS | Cause.CLASS_NMS:
-            words += f" (by a box of score {detail['by_score']:.2f} at IoU {detail['by_iou']:.2f})"
-        case Cause.BACKGROUND | Cause.BELOW_THRESHOLD:
-            words += f" (score {detail['score']:.3f})"
-        case Cause.OTHER_CLASS:
-            words += f" ({names[detail['seen_as']]} {detail['seen_score']:.2f}, itself {detail['score']:.3f})"
-        case Cause.REFINED_AWAY:
-            words += f" (IoU {detail['iou']:.2f} to {detail['refined_iou']:.2f})"
-        case _:
-            pass
-    return words

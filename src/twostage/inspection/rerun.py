@@ -15,8 +15,6 @@ from twostage.inference.exported import ExportedModel
 from twostage.inference.predictor import to_arrays
 from twostage.inference.prepare import PreparedModel
 from twostage.inference.runner import Runner
-from twostage.inspection.account import Objects, View
-from twostage.inspection.causes import Change, Miss
 from twostage.inspection.trace import Trace, finished
 from twostage.models.build import Model
 from twostage.models.config import DetectorConfig
@@ -71,28 +69,6 @@ def _own(module: nn.Module) -> Any:
     fast = copy.copy(module)
     fast._modules = dict(module._modules)
     return fast
-
-
-def remedy(
-    runner: Runner, trace: Trace, objects: Objects, place: int, miss: Miss, post: PostprocessConfig
-) -> Change | None:
-    """The smallest of a miss's changes with which the object is found, tried; None where none of them does it."""
-    for change in miss.changes:
-        if can_rerun(runner, change.field) and is_found(runner, trace, objects, place, change, post):
-            return change
-    return None
-
-
-def is_found(
-    runner: Runner, trace: Trace, objects: Objects, place: int, change: Change, post: PostprocessConfig
-) -> bool:
-    """Whether the object at this place is found with another value of a setting."""
-    if change.field.startswith(TAIL):
-        view = View(trace, objects, with_value(post, change.field, change.value))
-    else:
-        assert isinstance(runner, PreparedModel)
-        view = View(rerun(runner, trace, {change.field: change.value}), objects, post)
-    return place in view.owner.tolist()
 
 
 @torch.inference_mode()

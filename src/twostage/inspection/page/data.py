@@ -6,7 +6,7 @@ image. Truth is on the pixels of the image.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from twostage.inspection.page.anchors import anchors_data, level_name
 from twostage.inspection.page.columns import column
 from twostage.inspection.page.grids import Shapes
 from twostage.inspection.page.regions import masks_data, pairs_data, regions_data
+from twostage.inspection.remedy import Remedy
 from twostage.inspection.trace import Trace
+from twostage.inspection.words import cause_in_words, remedy_to_dict
 from twostage.models.config import OneStageConfig, StagewiseConfig, TwoStageConfig
 from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.models.rcnn import WarpConfig
@@ -37,13 +39,14 @@ def page_data(
     config: PostprocessConfig,
     objects: Objects | None = None,
     account: Account | None = None,
+    remedies: Mapping[int, Remedy] | None = None,
     *,
     title: str = "",
 ) -> Json:
     """The data of a trace as plain values (`columns.column` for numbers).
 
     `config` is the post-processing that the page begins with. `objects` are those of the image, `account` says why some
-    of them were missed under `config`.
+    of them were missed under `config`, and `remedies` what would have kept those, where it was tried.
     """
     maps = _maps(trace)
     anchors = anchors_data(trace)
@@ -64,7 +67,7 @@ def page_data(
         "regions": regions_data(trace, shapes),
         "pairs": pairs_data(trace, config),
         "masks": masks_data(trace),
-        "truth": None if objects is None else _truth(objects, account, trace.names),
+        "truth": None if objects is None else _truth(objects, account, remedies or {}, trace.names),
     }
 
 
@@ -151,9 +154,10 @@ def _strength(features: Tensor) -> Json:
     return column(np.clip((mean - low) / max(high - low, 1e-9), 0, 1) * 255, "u1")
 
 
-def _truth(objects: Objects, account: Account | None, names: Sequence[str]) -> Json:
+def _truth(objects: Objects, account: Account | None, remedies: Mapping[int, Remedy], names: Sequence[str]) -> Json:
     """The objects of the image, those that were missed with their cause."""
-    missed = {} if account is None else {str(place): _miss(one, names) for place, one in account.misses.items()}
+    misses = {} if account is None else account.misses
+    missed = {str(place): _miss(one, remedies.get(place), names) for place, one in misses.items()}
     return {
         "boxes": column(objects.boxes, "f4"),
         "labels": column(objects.labels, "i2"),
@@ -162,9 +166,7 @@ def _truth(objects: Objects, account: Account | None, names: Sequence[str]) -> J
     }
 
 
-def _miss(miss: Miss, names: Sequence[str]) -> Json:
-    from twostage.inspection.ledger import in_words  # brings COCO's evaluation
-
-    change = miss.changes[0]._asdict() if miss.changes else None
+def _miss(miss: Miss, remedy: Remedy | None, names: Sequence[str]) -> Json:
     places = {name: value for name, value in miss.detail.items() if name in ("region", "anchor")}
-    return {"cause": str(miss.cause), "words": in_words(miss, names), "change": change, **places}
+    tried = None if remedy is None else remedy_to_dict(miss, remedy, names)
+    return {"cause": str(miss.cause), "words": cause_in_words(miss, names), "remedy": tried, **places}

@@ -131,11 +131,13 @@ function targetLine(data, anchor) {
   return note(`The anchor's target in training: ${ANCHOR_TARGETS[code & 3]}${code & 4 ? ", sampled" : ""}${best}.`);
 }
 
-/** The setting that would keep the box of a missed object. */
+/** What keeps a missed object, or why it needs training. */
 function missNote(data, chain) {
-  const change = chain.truth === undefined ? null : data.truth.missed[chain.truth]?.change;
-  if (!change) return null;
-  return note(`The box that came furthest passes with ${change.field} = ${change.value} (now ${change.now}).`);
+  const remedy = chain.truth === undefined ? null : data.truth.missed[chain.truth]?.remedy;
+  if (!remedy) return null;
+  if (remedy.needs_training) return note(`Needs training: ${remedy.needs_training}.`);
+  const values = remedy.changes.map(({ field, value, now }) => `${field} = ${value} (now ${now})`);
+  return note(`Found in a trial with ${values.join(" and ")}.`);
 }
 
 /** The classes of a region as bars, best first. */

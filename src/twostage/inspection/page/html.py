@@ -15,6 +15,7 @@ from twostage.inspection.account import Objects
 from twostage.inspection.account import account as account_of
 from twostage.inspection.causes import Account
 from twostage.inspection.page.data import page_data
+from twostage.inspection.remedy import Remedy
 from twostage.inspection.trace import Trace
 from twostage.models.heads.postprocess import PostprocessConfig
 
@@ -28,6 +29,7 @@ def page(
     config: PostprocessConfig | None = None,
     objects: Objects | None = None,
     account: Account | None = None,
+    remedies: Mapping[int, Remedy] | None = None,
     *,
     title: str = "",
 ) -> str:
@@ -38,7 +40,7 @@ def page(
         objects = _objects_of(trace, trace.targets)
         account = account_of(trace, objects, config)
     title = title or (Path(trace.detections.path).name if trace.detections.path else "image")
-    return assembled(page_data(trace, config, objects, account, title=title))
+    return assembled(page_data(trace, config, objects, account, remedies, title=title))
 
 
 def _objects_of(trace: Trace, targets: Targets) -> Objects:
