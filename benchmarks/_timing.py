@@ -17,7 +17,7 @@ from twostage.inference.timing import Times
 from twostage.inference.timing import interleaved as compare
 from twostage.ops.cpu.choice import LIMITS
 
-__all__ = ["Times", "arguments", "compare", "finish", "hardware", "table", "versus"]
+__all__ = ["Times", "arguments", "compare", "finish", "hardware", "limited", "table", "versus"]
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -43,9 +43,13 @@ def hardware() -> str:
     )
 
 
+def limited() -> list[str]:
+    """The variables that limit the process to fewer instructions than the processor has, with their values."""
+    return [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+
+
 def _limit() -> str:
-    """The instruction set that the process is limited to from outside, if it is."""
-    given = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    given = limited()
     return f", **limited by {' '.join(given)}**" if given else ""
 
 

@@ -1,13 +1,13 @@
 """Exported detectors beside torchvision's in eager float32, and what their environment and their start cost.
 
     python benchmarks/bench_export.py --out benchmarks/results/export.md
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+        python benchmarks/bench_export.py --out benchmarks/results/avx2/export.md
 
 Faster R-CNN with ResNet-50 and a pyramid, photos stretched to 800 x 1066, batch 1: all start from the same tensors
 and the same calibrated random weights (`_calibrated.py`), interleaved in one process. int8 has ranges of twenty photos.
 The small model predicts whole files, read and decoded, by `Detector.predict` and, where the line says predict.py, by
-the program beside the export. Cold starts are whole processes, from the command to the printed detections. ONNX Runtime
-and OpenVINO choose their instructions by the processor, and no variable limits them: AVX2 is measured on a processor
-that has no more.
+the program beside the export. Cold starts are whole processes, from the command to the printed detections.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from _pictures import photos, small_data, small_files, whence
-from _timing import Times, arguments, compare, finish, hardware, table, versus
+from _timing import Times, arguments, compare, finish, hardware, limited, table, versus
 from bench_inference import FASTER, SHAPE, agreement, found_by, found_by_peer, ours, peer
 
 from twostage import Detector
@@ -40,23 +40,31 @@ SMALL = "faster_rcnn_lite0_fpn"
 
 
 def exported(detector: Detector, folder: Path, images: list[Any]) -> dict[str, ExportedModel]:
-    """The detector in every runtime and precision that this machine is built for; int8 has the ranges of the images."""
+    """The detector in every runtime and precision that this machine is built for; int8 has the ranges of the images.
+
+    Where the process is limited to fewer instructions only OpenVINO in fp32 and int8: no variable limits ONNX Runtime,
+    and OpenVINO fails in a precision that the processor has and the limit excludes.
+    """
     import onnx
 
     weights = folder / "weights.safetensors"
     detector.save(weights)
     path = write(Source(detector, load_weights(weights)[0], weights), folder, Form()).path
-    models = {"ONNX Runtime fp32": ExportedModel.open(path)}
-    session, signature = models["ONNX Runtime fp32"].session, models["ONNX Runtime fp32"].signature
+    reference = ExportedModel.open(path)
     batches = [make_batch([image], detector.config) for image in images]
-    ranges = [{name: x.contiguous().numpy() for name, x in inputs_of(batch, signature).items()} for batch in batches]
-    onnx.save(quantised(onnx.load(path), ranges), folder / "int8.onnx")
-    models["ONNX Runtime int8"] = ExportedModel.open(folder / "int8.onnx")
-    whole, metadata = openvino_model(path), {KEY: json.dumps(session.metadata)}
+    ranges = [
+        {name: x.contiguous().numpy() for name, x in inputs_of(batch, reference.signature).items()} for batch in batches
+    ]
+    models = {}
+    if not limited():
+        onnx.save(quantised(onnx.load(path), ranges), folder / "int8.onnx")
+        models |= {"ONNX Runtime fp32": reference, "ONNX Runtime int8": ExportedModel.open(folder / "int8.onnx")}
+    whole, metadata = openvino_model(path), {KEY: json.dumps(reference.session.metadata)}
     for name, model in (("fp32", whole), ("int8", quantised(whole, ranges))):
         save_openvino(model, folder / f"{name}.xml", metadata)
         models[f"OpenVINO {name}"] = ExportedModel.open(folder / f"{name}.xml")
-    if "BF16" in import_openvino("").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    has_bf16 = "BF16" in import_openvino("").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if has_bf16 and not limited():
         models["OpenVINO bf16"] = ExportedModel.open(folder / "fp32.xml", precision="bf16")
     return models
 
@@ -89,6 +97,7 @@ def of_small(folder: Path, repeats: int) -> list[list[str]]:
     alone = {
         f"predict.py, {name}": Predictor(detectors[name].runner.path, threads=torch.get_num_threads())
         for name in ("ONNX Runtime fp32", "OpenVINO fp32", "OpenVINO int8")
+        if name in detectors
     }
     cases: dict[str, Callable[[], object]] = {name: partial(_predict, each, files) for name, each in detectors.items()}
     cases |= {name: partial(_predict_alone, each, files) for name, each in alone.items()}
@@ -139,7 +148,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as large, tempfile.TemporaryDirectory() as small:
         rows, says = of_resnet50(Path(large), given.repeats)
         of_files = of_small(Path(small), given.repeats)
-        starts = of_start(Path(small), min(7, given.repeats))
+        starts = [] if limited() else of_start(Path(small), min(7, given.repeats))
     finish(
         "\n\n".join(
             [
@@ -151,12 +160,15 @@ def main() -> None:
                 *says,
                 f"## {SMALL} at 320 pixels: files per second, decoding included",
                 table(["", "files a second", "file, MB"], of_files),
-                "## From the command to the first detection",
-                table(["", "milliseconds", "share"], starts),
+                *_section("From the command to the first detection", ["", "milliseconds", "share"], starts),
             ]
         ),
         given.out,
     )
+
+
+def _section(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"## {title}", table(header, rows)] if rows else []
 
 
 def _versions() -> str:
