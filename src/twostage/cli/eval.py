@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from twostage.cli.classes import selected
 from twostage.cli.loading import PredictionOptions, load_detector, most_of
 from twostage.cli.misses_page import write_misses_page
 from twostage.cli.together import follows, together
@@ -109,7 +110,7 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
 def eval(options: EvalOptions) -> Outcome:
     """Evaluate a detector, or a file of results, on a data set: COCO and VOC metrics, per class.
 
-    A results file needs neither the images nor the model.
+    Classes are matched by name; one without objects has no AP. A results file needs neither the images nor the model.
     """
     return _of_file(options) if options.weights is None else _of_detector(options, options.weights)
 
@@ -128,8 +129,7 @@ def _of_file(options: EvalOptions) -> Outcome:
 
 
 def _of_detector(options: EvalOptions, weights: str) -> Outcome:
-    """In all processes of torchrun. A detector of fewer classes is evaluated on those alone."""
-    from twostage.data.dataset import select_classes
+    """In all processes of torchrun."""
     from twostage.inference.precision import choose_precision
 
     with together() as processes:
@@ -139,9 +139,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
         with processes.sync_errors():
             dataset = _open(options)
             detector = load_detector(weights, options, device=str(device), precision=precision)
-            if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
-                print(f"Evaluated on the detector's classes only: {', '.join(detector.names)}")
-                dataset = select_classes(dataset, detector.names)
+            dataset = selected(dataset, detector.names)
         out = processes.on_main(lambda: _new_folder(options))
         results = detector.detect_dataset(
             dataset,

@@ -59,7 +59,8 @@ class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions, QuietOpti
 def inspect(options: InspectOptions) -> Outcome:
     """Write one HTML page with every stage of the prediction of an image; it opens in any browser without a server.
 
-    Of a data set the page says why its objects are missed, what settings are worth, and shows the worst images.
+    Of a data set the page says why its objects are missed, what settings are worth, and shows the worst images. Classes
+    are matched by name.
     """
     detector = load_detector(options.weights, options)
     if options.is_data_set:
@@ -73,6 +74,7 @@ def inspect(options: InspectOptions) -> Outcome:
 
 
 def _of_data_set(options: InspectOptions, detector: "Detector") -> Outcome:
+    from twostage.cli.classes import selected
     from twostage.cli.misses_page import write_misses_page
     from twostage.cli.why import explained
     from twostage.data.recognise import evaluation_split, find_layout, open_dataset
@@ -81,7 +83,7 @@ def _of_data_set(options: InspectOptions, detector: "Detector") -> Outcome:
     split = options.split or evaluation_split(layout)
     print(f"{layout}; inspected on {split!r}")
     reading = {"images": options.images, "voc_offset": options.voc_offset, "boxes": options.boxes}
-    dataset = open_dataset(options.source, split=split, **reading)  # type: ignore[arg-type]
+    dataset = selected(open_dataset(options.source, split=split, **reading), detector.names)  # type: ignore[arg-type]
     post = detector.postprocess(options.conf, options.iou, options.max_det)
     results = detector.detect_dataset(dataset, conf=options.conf, iou=options.iou, max_det=options.max_det)
     # AP is that of all detections, also of those too weak to be shown.
