@@ -11,7 +11,7 @@ from twostage.cli.audit_page import ToLabel, write_audit_page
 from twostage.cli.classes import matched
 from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import SEED, WEIGHTS, DataOptions, DetectorOptions, QuietOptions
+from twostage.common_options import SEED, WEIGHTS_FOR_DATA, DataOptions, DetectorOptions, QuietOptions
 from twostage.errors import DataError, UsageError
 from twostage.folders import new_folder
 from twostage.options import option
@@ -33,8 +33,8 @@ _PAGE = "index.html"
 class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
     weights: str | None = option(
         None,
-        f"{WEIGHTS} Or the folder of `twostage train --folds`: each fold's detector judges the images it has not "
-        "learned from.",
+        f"{WEIGHTS_FOR_DATA} Or the folder of `twostage train --folds`: each fold's detector judges the images it has "
+        "not learned from.",
         group="Model",
     )
     folds: int | None = option(
@@ -73,9 +73,8 @@ class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
 def audit(options: AuditOptions) -> Outcome:
     """List labels that are probably wrong: missing ones, wrong classes, loose boxes, duplicates. DATA is not changed.
 
-    Two stages, and the mirrored image, disagree where labels are wrong. Classes are matched by name. --out gets a page
-    (index.html), the list (suggestions.json), and pre-annotations for CVAT (cvat.xml) and Label Studio
-    (label_studio.json).
+    Two stages, and the mirrored image, disagree where labels are wrong. --out gets a page (index.html), the list
+    (suggestions.json), and pre-annotations for CVAT (cvat.xml) and Label Studio (label_studio.json).
     """
     from twostage.inspection.audit import audit
     from twostage.inspection.evidence import require_stages

@@ -11,7 +11,7 @@ from twostage.cli.misses_page import write_misses_page
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
 from twostage.cli.why import explained, tuned_lines
-from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, QuietOptions, WorkersOptions
+from twostage.common_options import PROPOSALS, WEIGHTS_FOR_DATA, DataOptions, QuietOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
 from twostage.options import option
@@ -37,7 +37,7 @@ _COMPUTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
-    weights: str | None = option(None, WEIGHTS, group="Model")
+    weights: str | None = option(None, WEIGHTS_FOR_DATA, group="Model")
     predictions: Path | None = option(
         None, "COCO results file or folder of VOC results, instead of --weights.", group="Model"
     )
@@ -110,7 +110,7 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
 def eval(options: EvalOptions) -> Outcome:
     """Evaluate a detector, or a file of results, on a data set: COCO and VOC metrics, per class.
 
-    Classes are matched by name; one without objects has no AP. A results file needs neither the images nor the model.
+    A results file needs neither the images nor the model.
     """
     return _of_file(options) if options.weights is None else _of_detector(options, options.weights)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from twostage.cli.inspect_truth import Truth, truth_of
 from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import WEIGHTS, DetectionOptions, DetectorOptions, LayoutOptions, QuietOptions
+from twostage.common_options import WEIGHTS_FOR_DATA, DetectionOptions, DetectorOptions, LayoutOptions, QuietOptions
 from twostage.errors import UsageError
 from twostage.options import option
 
@@ -24,7 +24,7 @@ CONF = 0.5  # as predict's
 class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions, QuietOptions):
     source: Path = option(help="Image file, or a data set, whose missed objects are explained.")
     _: KW_ONLY
-    weights: str = option(help=WEIGHTS, group="Model")
+    weights: str = option(help=WEIGHTS_FOR_DATA, group="Model")
     conf: float = option(
         CONF, "Lowest score of a detection: what is found, and what is missed.", group="Detections", low=0, high=1
     )
@@ -59,8 +59,7 @@ class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions, QuietOpti
 def inspect(options: InspectOptions) -> Outcome:
     """Write one HTML page with every stage of the prediction of an image; it opens in any browser without a server.
 
-    Of a data set the page says why its objects are missed, what settings are worth, and shows the worst images. Classes
-    are matched by name.
+    Of a data set the page says why its objects are missed, what settings are worth, and shows the worst images.
     """
     detector = load_detector(options.weights, options)
     if options.is_data_set:

@@ -178,8 +178,8 @@ def match_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     if other := [name for name in dataset.names if name not in names]:
         raise UsageError(
             f"{dataset.root}: the detector does not have its class{'es' * (len(other) > 1)} {', '.join(other)}. "
-            f"{nearest(other[0], names)} Rename what is the same class in the data, or take a detector of all its "
-            "classes."
+            f"{nearest(other[0], names)} Rename what is the same class in the data, or take a detector that has all "
+            "classes of the data."
         )
     place = np.array([names.index(name) for name in dataset.names], dtype=np.int64)
     category_ids = -1 - np.arange(len(names), dtype=np.int64)
