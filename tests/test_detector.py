@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from twostage import Detections, Detector
 from twostage.cli import main
-from twostage.data.dataset import Dataset
+from twostage.data.dataset import Dataset, select_classes
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, UsageError
@@ -223,6 +223,16 @@ def test_evaluate_scores_what_detect_dataset_detects(detector: Detector, val: Da
     assert report.metrics == expected.metrics
     assert report.to_dict() == expected.to_dict()
     assert "segm_AP" in report.metrics
+
+
+def test_evaluate_matches_classes_by_name(detector: Detector, val: Dataset) -> None:
+    expected = detector.evaluate(val, workers=0).to_dict()
+    other = select_classes(val, val.names[::-1])
+    found = detector.evaluate(other, workers=0)
+    assert found.to_dict() == expected
+    assert found.dataset.names == detector.names
+    with pytest.raises(UsageError, match="match_classes"):
+        detector.detect_dataset(other)
 
 
 # --- a backbone of one's own

@@ -14,6 +14,7 @@ MAX_DET = "Maximum number of detections per image."
 SEED = "Seed of all random choices."
 PRECISION = "Arithmetic of the forward pass; auto: bf16 where a short trial is faster in it, else fp32."
 WEIGHTS = "Weights file, or a name from `twostage weights list`."
+WEIGHTS_FOR_DATA = f"{WEIGHTS} Its classes and those of the data set are matched by name."
 BOXES = (
     "How boxes are written: auto (as the format has them; an error if all look otherwise), format (without that look), "
     "or xywh, xyxy, cxcywh, yxyx, yxhw, xxyy, each also with -fractions, -percent, -thousandths."

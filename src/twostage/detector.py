@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from twostage.data.dataset import Dataset
+from twostage.data.dataset import Dataset, match_classes
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.workers import default_workers
 from twostage.detections import Detections
@@ -287,7 +287,8 @@ class Detector:
     def evaluate(self, dataset: Dataset, *, metric: str = "all", **options: Unpack[EvaluateKeywords]) -> "Report":
         """The metrics on a split (`evaluation.evaluate`); `options` are those of `detect_dataset`.
 
-        The data set is opened from files (`data.recognise.open_dataset`) or made in memory.
+        The data set is opened from files (`data.recognise.open_dataset`) or made in memory. Its classes are matched by
+        name (`data.dataset.match_classes`); raises UsageError for one that the detector does not have.
         """
         from twostage.evaluation.evaluate import evaluate  # with OpenCV, which prediction does without
 
@@ -295,6 +296,7 @@ class Detector:
             raise UsageError(
                 f"dataset is {type(dataset).__name__}: give a Dataset, as data.recognise.open_dataset does."
             )
+        dataset = match_classes(dataset, self.names)
         results = self.detect_dataset(dataset, **options)
         conf = options.get("conf")
         floor = self.config.postprocess.score_threshold if conf is None else conf
@@ -320,13 +322,13 @@ class Detector:
 
         `proposals`, or a file of them, take the place of the RPN's or the source's. `views` as in `predict`, one image
         after the other, without `workers`. Several `processes` (`distributed.process_group`) share the images; the main
-        one gets all detections. Raises UsageError where the data set's classes are not the detector's:
-        `data.dataset.select_classes` chooses from a data set that has more.
+        one gets all detections. Raises UsageError where the data set's classes are not the detector's, in its order:
+        `data.dataset.match_classes` makes them so, `select_classes` chooses from a data set that has more.
         """
         if dataset.names != self.names:
             raise UsageError(
-                f"{dataset.root}: its classes are {', '.join(dataset.names)}, those of the detector "
-                f"{', '.join(self.names)}. Evaluate on data with the same classes in the same order."
+                f"{dataset.root}: its classes are {', '.join(dataset.names) or 'none'}, those of the detector "
+                f"{', '.join(self.names)}. data.dataset.match_classes(dataset, detector.names) matches them by name."
             )
         postprocess, config = self.postprocess(conf, iou, max_det), self.config
         if not views.plain:

@@ -61,6 +61,11 @@ def test_folds_judge_what_they_have_not_learned_and_can_judge_again(shell, scene
     assert shell(*asked).code == 2  # finished: not written again
     (out / "index.html").unlink()
     assert shell(*asked).code == 0  # stopped: gone on with
+    other = next(iter((out / "folds" / "fold-2" / "weights").glob("*.safetensors")))
+    names = Detector.load(other).names
+    Detector.build("faster_rcnn_tiny_fpn", names[::-1], device="cpu").save(other)
+    answer = shell("data", "audit", scenes, "--weights", out / "folds", "--size", 64, "--out", tmp_path / "mixed")
+    assert (answer.code, f"{other}: its classes are {', '.join(names[::-1])}" in answer.messages) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_tools
 
+from twostage.data.dataset import match_classes
 from twostage.data.flat import FlatStrings
 from twostage.errors import DataError
 from twostage.evaluation.results import Accumulator, Results
@@ -34,6 +35,19 @@ def test_reads_ids_and_corners(tmp_path, dataset):
     assert results.scores.tolist() == [0.236, 1.0]
     np.testing.assert_allclose(results.boxes, [[258.15, 41.29, 606.41, 285.07], [1, 2, 4, 6]])
     assert results.masks is None
+
+
+def test_detections_of_classes_that_the_files_lack_are_not_written(tmp_path, dataset):
+    """There is no id for them: other tools, and the reader here, would refuse the file."""
+    masks = [mask_tools.encode(np.full((30, 40), number, dtype=np.uint8, order="F")) for number in (0, 1, 1)]
+    corners = np.array([[1, 2, 4, 6], [2, 3, 4, 5], [0, 0, 9, 9]], dtype=np.float64)
+    results = Results(np.array([0, 0, 1]), corners, np.array([0.9, 0.8, 0.7]), np.array([2, 1, 0]), masks)
+    matched = match_classes(dataset, ["cat", "bird", "dog"])
+    rows = results.to_coco(matched)
+    assert [(row["image_id"], row["category_id"], row["score"]) for row in rows] == [(42, 18, 0.9), (7, 3, 0.7)]
+    assert [mask_tools.area(row["segmentation"]) for row in rows] == [0, 30 * 40]
+    again = Results.from_coco(write(tmp_path / "r.json", rows), dataset)
+    assert again.class_ids.tolist() == [0, 1], "in the data set's own order"
 
 
 def test_names_in_an_entry_decide_over_its_ids(tmp_path, dataset):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.cli.audit_page import ToLabel, write_audit_page
+from twostage.cli.classes import matched
 from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import SEED, WEIGHTS, DataOptions, DetectorOptions, QuietOptions
+from twostage.common_options import SEED, WEIGHTS_FOR_DATA, DataOptions, DetectorOptions, QuietOptions
 from twostage.errors import DataError, UsageError
 from twostage.folders import new_folder
 from twostage.options import option
@@ -32,8 +33,8 @@ _PAGE = "index.html"
 class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
     weights: str | None = option(
         None,
-        f"{WEIGHTS} Or the folder of `twostage train --folds`: each fold's detector judges the images it has not "
-        "learned from.",
+        f"{WEIGHTS_FOR_DATA} Or the folder of `twostage train --folds`: each fold's detector judges the images it has "
+        "not learned from.",
         group="Model",
     )
     folds: int | None = option(
@@ -83,6 +84,7 @@ def audit(options: AuditOptions) -> Outcome:
         _new_out(options)
     judges, detector = _judges(options, dataset)
     require_stages(detector.runner)
+    dataset = matched(dataset, detector.names)
     if options.folds is None:
         _new_out(options)
     with images_bar("labels", quiet=options.quiet) as after_image:
@@ -138,11 +140,16 @@ def _judges(options: AuditOptions, dataset: "Dataset") -> "tuple[Iterator[Judge]
         assert options.weights is not None
         folds = [FoldDetector(Path(options.weights), np.arange(len(dataset)))]
         _warn_learned(options.weights, dataset)
-    first = _loaded(options, str(folds[0].weights), dataset)
+    first = load_detector(str(folds[0].weights), options)
 
     def judges() -> "Iterator[Judge]":
         for number, fold in enumerate(folds):
-            detector = _loaded(options, str(fold.weights), dataset) if number else first
+            detector = load_detector(str(fold.weights), options) if number else first
+            if detector.names != first.names:
+                raise UsageError(
+                    f"{fold.weights}: its classes are {', '.join(detector.names)}, those of the first fold "
+                    f"{', '.join(first.names)}. Train all folds on the same data."
+                )
             yield Judge(detector.runner, fold.images.tolist())
 
     return judges(), first
@@ -168,16 +175,6 @@ def _training(options: AuditOptions) -> Any:
         quiet=options.quiet,
         **where,
     )
-
-
-def _loaded(options: AuditOptions, weights: str, dataset: "Dataset") -> "Detector":
-    detector = load_detector(weights, options)
-    if detector.names != dataset.names:
-        raise UsageError(
-            f"{dataset.root}: its classes are {', '.join(dataset.names)}, those of the detector "
-            f"{', '.join(detector.names)}. Audit with a detector of the same classes in the same order."
-        )
-    return detector
 
 
 def _warn_learned(weights: str, dataset: "Dataset") -> None:

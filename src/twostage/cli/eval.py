@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from twostage.cli.classes import selected
 from twostage.cli.loading import PredictionOptions, load_detector, most_of
 from twostage.cli.misses_page import write_misses_page
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
 from twostage.cli.why import explained, tuned_lines
-from twostage.common_options import PROPOSALS, WEIGHTS, DataOptions, QuietOptions, WorkersOptions
+from twostage.common_options import PROPOSALS, WEIGHTS_FOR_DATA, DataOptions, QuietOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
 from twostage.options import option
@@ -36,7 +37,7 @@ _COMPUTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
-    weights: str | None = option(None, WEIGHTS, group="Model")
+    weights: str | None = option(None, WEIGHTS_FOR_DATA, group="Model")
     predictions: Path | None = option(
         None, "COCO results file or folder of VOC results, instead of --weights.", group="Model"
     )
@@ -128,8 +129,7 @@ def _of_file(options: EvalOptions) -> Outcome:
 
 
 def _of_detector(options: EvalOptions, weights: str) -> Outcome:
-    """In all processes of torchrun. A detector of fewer classes is evaluated on those alone."""
-    from twostage.data.dataset import select_classes
+    """In all processes of torchrun."""
     from twostage.inference.precision import choose_precision
 
     with together() as processes:
@@ -139,9 +139,7 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
         with processes.sync_errors():
             dataset = _open(options)
             detector = load_detector(weights, options, device=str(device), precision=precision)
-            if dataset.names != detector.names and set(detector.names) <= set(dataset.names):
-                print(f"Evaluated on the detector's classes only: {', '.join(detector.names)}")
-                dataset = select_classes(dataset, detector.names)
+            dataset = selected(dataset, detector.names)
         out = processes.on_main(lambda: _new_folder(options))
         results = detector.detect_dataset(
             dataset,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from twostage.atomic import write_json
+from twostage.cli.classes import selected
 from twostage.cli.loading import collecting_later
 from twostage.cli.verb import Outcome, verb
 from twostage.cli.weights_compare import FEW, PHOTOS, read_photos
@@ -131,7 +132,7 @@ class _Data(NamedTuple):
 
 
 def _calibration(options: ExportOptions, source: "Source") -> _Data:
-    """The splits of the data set. Raises UsageError where its classes are not the detector's."""
+    """The splits of the data set; the detector is scored on the second. Raises UsageError as `selected`."""
     from twostage.data.recognise import default_splits, evaluation_split, find_layout, open_dataset
 
     assert options.calibrate is not None
@@ -140,12 +141,7 @@ def _calibration(options: ExportOptions, source: "Source") -> _Data:
     names = default_splits(layout)[0] or val_name, val_name
     print(f"{layout}; ranges from {names[0]!r}, AP on {names[1]!r}")
     train, val = (open_dataset(options.calibrate, split=name) for name in names)
-    if val.names != source.detector.names:
-        raise UsageError(
-            f"{options.calibrate}: its classes are {', '.join(val.names)}, those of the detector "
-            f"{', '.join(source.detector.names)}. Calibrate on data with the same classes in the same order."
-        )
-    return _Data(train, val)
+    return _Data(train, selected(val, source.detector.names))
 
 
 def _quality(written: "Written", source: "Source", data: _Data, allowed: float) -> "Quality":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twostage.cli.inspect_truth import Truth, truth_of
 from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import WEIGHTS, DetectionOptions, DetectorOptions, LayoutOptions, QuietOptions
+from twostage.common_options import WEIGHTS_FOR_DATA, DetectionOptions, DetectorOptions, LayoutOptions, QuietOptions
 from twostage.errors import UsageError
 from twostage.options import option
 from twostage.progress import images_bar
@@ -27,7 +27,7 @@ CONF = 0.5  # as predict's
 class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions, QuietOptions):
     source: Path = option(help="Image file, or a data set, whose missed objects are explained.")
     _: KW_ONLY
-    weights: str = option(help=WEIGHTS, group="Model")
+    weights: str = option(help=WEIGHTS_FOR_DATA, group="Model")
     conf: float = option(
         CONF, "Lowest score of a detection: what is found, and what is missed.", group="Detections", low=0, high=1
     )
@@ -76,6 +76,7 @@ def inspect(options: InspectOptions) -> Outcome:
 
 
 def _of_data_set(options: InspectOptions, detector: "Detector") -> Outcome:
+    from twostage.cli.classes import selected
     from twostage.cli.misses_page import write_misses_page
     from twostage.cli.why import explained
     from twostage.data.recognise import evaluation_split, find_layout, open_dataset
@@ -84,7 +85,7 @@ def _of_data_set(options: InspectOptions, detector: "Detector") -> Outcome:
     split = options.split or evaluation_split(layout)
     print(f"{layout}; inspected on {split!r}")
     reading = {"images": options.images, "voc_offset": options.voc_offset, "boxes": options.boxes}
-    dataset = open_dataset(options.source, split=split, **reading)  # type: ignore[arg-type]
+    dataset = selected(open_dataset(options.source, split=split, **reading), detector.names)  # type: ignore[arg-type]
     post = detector.postprocess(options.conf, options.iou, options.max_det)
     results = detector.detect_dataset(dataset, conf=options.conf, iou=options.iou, max_det=options.max_det)
     # AP is that of all detections, also of those too weak to be shown.

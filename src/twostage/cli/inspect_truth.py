@@ -27,32 +27,31 @@ def truth_of(options: "InspectOptions", data: Path, names: Sequence[str]) -> Tru
 
     Raises DataError where the data set does not have the image, UsageError where it has none of the classes.
     """
-    from twostage.inspection.account import Objects
+    import numpy as np
+
+    from twostage.data.dataset import match_classes, select_classes, select_images
 
     dataset, index = _find(options, data)
     _require_size(options.source, dataset, index)
-    found = dataset.objects(index)
-    label_of = {name: place for place, name in enumerate(names)}
-    labels = [label_of.get(dataset.names[label], -1) for label in found.labels]
-    if labels and not set(dataset.names) & set(names):
+    labels = dataset.objects(index).labels
+    shared = [name for name in dataset.names if name in names]
+    if len(labels) and not shared:
         raise UsageError(
             f"{data}: its classes are {', '.join(dataset.names)}, those of the detector {', '.join(names)}: none is "
             "the same. Give the data set that the detector was trained on, or one like it."
         )
-    known = [place for place, label in enumerate(labels) if label >= 0]
-    if len(known) < len(labels):
-        other = {dataset.names[found.labels[place]] for place, label in enumerate(labels) if label < 0}
+    if other := {dataset.names[label] for label in labels} - set(shared):
         print(f"Left out: objects of classes that the detector does not have: {', '.join(sorted(other))}")
-    return _truth(Objects, found, known, labels)
+    image = select_images(dataset, np.array([index]))
+    return _truth(match_classes(select_classes(image, shared), names).objects(0))
 
 
-def _truth(objects: "type[Objects]", found: Any, known: list[int], labels: list[int]) -> Truth:
-    import numpy as np
+def _truth(found: Any) -> Truth:
+    from twostage.inspection.account import Objects
 
-    counted = ~(found.crowd | found.difficult)[known]
-    boxes, ids = found.boxes[known], np.array([labels[place] for place in known], dtype=np.int64)
-    learned = ~found.crowd[known]
-    return Truth(objects.of(boxes, ids, counted), (boxes[learned], ids[learned]))
+    learned = ~found.crowd
+    objects = Objects.of(found.boxes, found.labels, learned & ~found.difficult)
+    return Truth(objects, (found.boxes[learned], found.labels[learned]))
 
 
 def _find(options: "InspectOptions", data: Path) -> tuple["Dataset", int]:

@@ -33,7 +33,8 @@ class Dataset:
     """M images with B objects of K classes; the objects of image i are rows `offsets[i]` to `offsets[i + 1]`.
 
     `sizes` are upright (height, width). `labels` are class ids 0..K-1 in the order of `names`; `category_ids` are those
-    of the COCO file, or class id + 1. `image_ids` are those of the COCO file, or the 1-based position in sorted order.
+    of the COCO file, or class id + 1, and negative for classes that only a detector has (`match_classes`). `image_ids`
+    are those of the COCO file, or the 1-based position in sorted order.
     `areas` are COCO's `area` (of the mask, where there is one), else the box's. `faults` are the repairs made, what
     `on_error="skip"` left out, and notes. `pixels` are those of images in memory, None for an image in a file; () where
     all are in files. `fields` are those of the files that are not read here, None where there are none.
@@ -165,6 +166,32 @@ def select_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])[dataset.offsets],
         fields=dataset.fields and dataset.fields.select(classes=chosen.tolist(), objects=np.flatnonzero(keep).tolist()),
         **{**_columns(dataset, np.flatnonzero(keep)), "labels": labels[keep]},
+    )
+
+
+def match_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set with a detector's classes in the detector's order, matched by name; its objects stay the same.
+
+    A class that it lacks becomes one without objects, and gets a negative category id. Raises UsageError with the
+    classes that are not among `names`; `select_classes` leaves them out.
+    """
+    if other := [name for name in dataset.names if name not in names]:
+        raise UsageError(
+            f"{dataset.root}: the detector does not have its class{'es' * (len(other) > 1)} {', '.join(other)}. "
+            f"{nearest(other[0], names)} Rename what is the same class in the data, or take a detector that has all "
+            "classes of the data."
+        )
+    place = np.array([names.index(name) for name in dataset.names], dtype=np.int64)
+    category_ids = -1 - np.arange(len(names), dtype=np.int64)
+    category_ids[place] = dataset.category_ids
+    texts = dict(zip(dataset.names, dataset.fields.classes, strict=True)) if dataset.fields else {}
+    of_classes = tuple(texts.get(name, other_fields.NONE) for name in names)
+    return replace(
+        dataset,
+        names=tuple(names),
+        category_ids=category_ids,
+        labels=place[dataset.labels],
+        fields=dataset.fields and replace(dataset.fields, classes=of_classes),
     )
 
 

@@ -108,12 +108,17 @@ class Results:
         return gathered.results()
 
     def to_coco(self, dataset: Dataset) -> list[dict[str, Any]]:
-        """Entries of a COCO results file, not rounded, so that other tools compute the same metrics from them."""
+        """Entries of a COCO results file, not rounded, so that other tools compute the same metrics from them.
+
+        Detections of a class that the data set's files do not have are left out: there is no id for it, and no AP.
+        """
         xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         columns = (dataset.image_ids[self.images], dataset.category_ids[self.class_ids], xywh, self.scores)
+        known = np.flatnonzero(columns[1] >= 0)
         keys = ("image_id", "category_id", "bbox", "score")
-        rows = [dict(zip(keys, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
-        for row, rle in zip(rows, self.masks or [], strict=False):
+        rows = [dict(zip(keys, row, strict=True)) for row in zip(*(c[known].tolist() for c in columns), strict=True)]
+        masks = self.masks and [self.masks[number] for number in known.tolist()]
+        for row, rle in zip(rows, masks or [], strict=False):
             counts = rle["counts"]
             row["segmentation"] = {**rle, "counts": counts.decode() if isinstance(counts, bytes) else counts}
         return rows
