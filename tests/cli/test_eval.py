@@ -4,11 +4,17 @@ import contextlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from detectors import lively
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from twostage.cli.why import Why, settings_note
+from twostage.inspection.settings import MaskScores, Setting, Worth
 
 KEYS = {
     "AP",
@@ -184,6 +190,46 @@ def test_why_and_tune(shell: Callable, scenes: Path, weights: Path, tmp_path: Pa
     expected = answer.json["tuned"][-1]["AP"] if answer.json["tuned"] else answer.json["metrics"]["AP"]
     assert again.json["metrics"]["AP"] == pytest.approx(expected, abs=1e-9)
     assert shell(*words, "--tune", tuned).code == 2, "nothing is overwritten"
+
+
+@pytest.mark.slow
+def test_why_and_tune_of_masks(shell: Callable, scenes: Path, tmp_path: Path) -> None:
+    """TIDE's types and what settings are worth are of masks too, in the table, the JSON, the page and the file."""
+    from twostage.data.recognise import open_dataset
+    from twostage.evaluation.results import Results
+    from twostage.evaluation.tide import tide
+
+    detector = tmp_path / "masks.safetensors"
+    lively("mask_rcnn_tiny_fpn", score_threshold=0.1).save(detector)
+    words = ("eval", scenes, "--weights", detector, "--device", "cpu", "--workers", 0)
+    out, tuned = tmp_path / "out", tmp_path / "tuned.yaml"
+    answer = shell(*words, "--why", "--tune", tuned, "--out", out, "--json")
+    assert answer.code == 0, answer.messages
+    why = answer.json["why"]
+    dataset = open_dataset(scenes, split="val", repair=False)
+    results = Results.from_coco(out / "results.json", dataset)
+    for masks, found in ((False, why["tide"]), (True, why["tide"]["segm"])):
+        expected = tide(dataset, results, masks=masks)
+        assert found["counts"] == expected.counts
+        assert found["AP50"] == pytest.approx(expected.ap50, abs=1e-9)
+        assert found["dAP"] == pytest.approx(expected.dap, abs=1e-9)
+    assert why["tide"]["counts"] != why["tide"]["segm"]["counts"]
+    assert all({"AP", "AP50", "gain"} == set(row["segm"]) for row in why["settings"])
+    page = (out / "why.html").read_text()
+    scores = f"of masks {answer.json['segm']['metrics']['AP']:.4f} now"
+    for text in (answer.messages, page):
+        assert all(words in text for words in ("mask errors", "mask AP50 lost", "mask points", scores))
+    assert "of masks" in tuned.read_text()
+    assert all("segm" in step for step in answer.json["tuned"])
+
+
+def test_settings_of_an_exported_file_are_said_to_be_of_boxes_alone() -> None:
+    """Such a file computes masks for its own settings alone, of which TIDE has them."""
+    now = Setting({}, 0.5, 0.7, 1.0)
+    why = Why(None, {}, None, cast(Any, "of masks"), Worth(now, ()))  # type: ignore[arg-type]
+    assert "of boxes alone, as an exported file computes no masks for other settings" in settings_note(why)
+    assert "alone" not in settings_note(replace(why, mask_tide=None))
+    assert "alone" not in settings_note(replace(why, worth=Worth(now._replace(segm=MaskScores(0.4, 0.6)), ())))
 
 
 @pytest.mark.parametrize(

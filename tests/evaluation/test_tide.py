@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twostage.data.dataset import Dataset
+from twostage.data.flat import RLE, FlatMasks, Mask
 from twostage.data.recognise import open_dataset
 from twostage.errors import DataError
 from twostage.evaluation.coco import coco_scores
@@ -388,6 +389,42 @@ def drawn_dataset(make_dataset, seed):
     return make_dataset(boxes, labels, names=("a", "b", "c", "d"))
 
 
+def ellipses(boxes, sizes):
+    """The mask of the ellipse inside each box, of an image of that height and width each."""
+    masks = []
+    for (x1, y1, x2, y2), (height, width) in zip(boxes, sizes, strict=True):
+        y, x = np.mgrid[:height, :width] + 0.5
+        mask = ((x - (x1 + x2) / 2) / (x2 - x1)) ** 2 + ((y - (y1 + y2) / 2) / (y2 - y1)) ** 2 <= 0.25
+        masks.append(coco_mask.encode(np.asfortranarray(mask[:, :, None], dtype=np.uint8))[0])
+    return masks
+
+
+def with_ellipses(dataset, results):
+    """Every object and detection as an ellipse."""
+    truth = ellipses(dataset.boxes.astype(float), dataset.sizes[dataset.image_indices])
+    found = ellipses(results.boxes, dataset.sizes[results.images])
+    flat = FlatMasks.of([Mask(RLE, rle["counts"]) for rle in truth])
+    return replace(dataset, masks=flat), replace(results, masks=found)
+
+
+def shifted(dataset, seed):
+    """The masks of the objects, moved by some pixels, some twice, some not at all, some where nothing is."""
+    draw = Random(seed).random
+    gathered = Accumulator()
+    for i in range(len(dataset)):
+        objects, masks = dataset.objects(i), []
+        for (x1, y1, x2, y2), rle in zip(objects.boxes.tolist(), dataset.masks_of(i), strict=True):
+            for _ in range((0, 1, 1, 1, 2)[int(draw() * 5)]):
+                far = 0 if draw() < 0.5 else 0.8 if draw() < 0.9 else 5
+                step = int((x2 - x1) * far * (draw() - 0.5)), int((y2 - y1) * far * (draw() - 0.5))
+                moved = np.roll(coco_mask.decode(rle), step[::-1], axis=(0, 1))
+                masks.append(coco_mask.encode(np.asfortranarray(moved[:, :, None]))[0])
+        scores = np.array([draw() for _ in masks])
+        boxes = coco_mask.toBbox(masks).reshape(-1, 4)
+        gathered.add(i, boxes, scores, np.zeros(len(masks), np.int64), masks)
+    return gathered.results()
+
+
 # Computed by tidecv 1.0.1, in points of 100: AP50, dAP of TYPES, of false positives and false negatives; then counts.
 TIDECV = {
     "drawn": (
@@ -402,11 +439,18 @@ TIDECV = {
         (28.3145, 8.4155, 11.8172, 2.0907, 1.3870, 2.5315, 9.2211, 29.7713, 19.3801),
         (87, 165, 55, 109, 68, 218),
     ),
+    "drawn masks": (
+        (35.6075, 7.0959, 12.9578, 0.6595, 1.0291, 6.2585, 14.1110, 18.6004, 29.9671),
+        (12, 29, 4, 20, 23, 50),
+    ),
+    "nuclei's masks": (
+        (43.7076, 0.0, 28.5863, 0.0, 2.2684, 1.4835, 10.9063, 19.6587, 25.1114),
+        (0, 480, 0, 202, 60, 391),
+    ),
 }
 
 
-def assert_equal_to_tidecv(dataset, name):
-    out = tide(dataset, perturbed(dataset, 7))
+def assert_equal_to_tidecv(out, name):
     values, counts = TIDECV[name]
     np.testing.assert_allclose([100 * v for v in (out.ap50, *out.dap.values())], values, rtol=0, atol=1e-4)
     assert list(out.dap) == [*TYPES, *SPECIAL]
@@ -414,9 +458,22 @@ def assert_equal_to_tidecv(dataset, name):
 
 
 def test_random_boxes_equal_tidecv(make_dataset):
-    assert_equal_to_tidecv(drawn_dataset(make_dataset, 7), "drawn")
+    dataset = drawn_dataset(make_dataset, 7)
+    assert_equal_to_tidecv(tide(dataset, perturbed(dataset, 7)), "drawn")
+
+
+def test_random_masks_equal_tidecv(make_dataset):
+    dataset = drawn_dataset(make_dataset, 7)
+    dataset, results = with_ellipses(dataset, perturbed(dataset, 7))
+    assert_equal_to_tidecv(tide(dataset, results, masks=True), "drawn masks")
+
+
+def test_real_masks_equal_tidecv(real_data):
+    dataset = open_dataset(real_data / "nuclei", split="val")
+    assert_equal_to_tidecv(tide(dataset, shifted(dataset, 7), masks=True), "nuclei's masks")
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_real_boxes_equal_tidecv(real_data, split):
-    assert_equal_to_tidecv(open_dataset(real_data / "blood-cells", split=split), split)
+    dataset = open_dataset(real_data / "blood-cells", split=split)
+    assert_equal_to_tidecv(tide(dataset, perturbed(dataset, 7)), split)

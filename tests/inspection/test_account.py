@@ -17,7 +17,10 @@ from twostage.evaluation.results import Accumulator
 from twostage.inspection.account import Objects, account
 from twostage.inspection.causes import Account, Cause, Miss, Step
 from twostage.inspection.fates import Fate
+from twostage.inspection.remedy import remedy
 from twostage.inspection.trace import Trace
+from twostage.inspection.words import cause_in_words
+from twostage.ops.boxes import clip
 
 FASTER = "faster_rcnn_tiny_fpn"
 # Suppressed boxes may overlap the better one by less than the half from which a box counts as an object's.
@@ -217,6 +220,83 @@ def test_no_step_is_reached_without_a_box(trace: Trace) -> None:
     for earlier, later in ((Step.DECODED, Step.RANKED), (Step.RANKED, Step.DISTINCT_PROPOSAL)):
         assert order.index(earlier) < order.index(later)
         assert not (found.reached[later] & ~found.reached[earlier]).any()
+
+
+def retinanet(scene: np.ndarray, first: float, second: float) -> tuple[Detector, Trace]:
+    """One whose scores for the first two classes are near these, with few candidates; and its trace of the scene."""
+    made = lively("retinanet_tiny_fpn", score_threshold=0.2, max_det=20000, **{"retinanet.top": 15, "nms": 0.9})
+    with torch.no_grad():
+        made.model.head.classes.weight.mul_(0.05)  # type: ignore[union-attr,operator]
+        bias = made.model.head.classes.bias.view(-1, len(NAMES))  # type: ignore[union-attr,operator]
+        bias[:] = torch.tensor([first, second, *[1e-4] * (len(NAMES) - 2)]).logit()
+    return made, made.trace(scene)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cause"),
+    [(0.01, 0.9, Cause.OTHER_CLASS), (0.01, 0.3, Cause.BACKGROUND), (0.4, 0.9, Cause.OTHER_CLASS)],
+)
+def test_a_box_that_retinanet_ranks_for_another_class_was_ranked(
+    scene: np.ndarray, first: float, second: float, cause: Cause
+) -> None:
+    """Only candidates of the second class; objects of the first in their place. More of them keep the object where its
+    own score is above the threshold, and with a lower threshold otherwise."""
+    fields = ["retinanet.top", "postprocess.score_threshold"][: 1 if first > 0.2 else 2]
+    detector, trace = retinanet(scene, first, second)
+    candidates = trace.stages.proposals
+    assert set(candidates.labels[candidates.valid].tolist()) == {1}  # type: ignore[union-attr]
+    kept = 0
+    for box in trace.to_image(clip(candidates.boxes, trace.batch.sizes)[0])[:6]:
+        if (box[2:] - box[:2]).min() < 3:
+            continue
+        objects = Objects.of(box[None].numpy(), np.array([0]))
+        found = account(trace, objects, trace.config.postprocess)
+        (miss,) = found.misses.values()
+        assert miss.cause == cause
+        assert miss.detail["score"] == pytest.approx(first, abs=0.15)
+        assert found.reached[Step.RANKED][0]
+        assert not found.reached[Step.SCORED][0]
+        if cause == Cause.OTHER_CLASS:
+            assert (miss.detail["seen_as"], miss.detail["seen_score"]) == (1, pytest.approx(second, abs=0.15))
+        tried = remedy(detector.runner, trace, objects, 0, miss, trace.config.postprocess)
+        assert [change.field for change in tried.changes] == fields
+        kept += tried.keeps
+    assert kept > 0
+
+
+@pytest.mark.parametrize("score", [0.1, 0.5])
+def test_retinanets_anchors_below_top_k_have_their_rank(scene: np.ndarray, score: float) -> None:
+    """Of objects that no candidate is near. More candidates keep what is above the threshold, and others with a lower
+    one."""
+    fields = ["retinanet.top", "postprocess.score_threshold"][: 1 if score > 0.2 else 2]
+    detector, trace = retinanet(scene, score, score)
+    candidates = trace.to_image(clip(trace.stages.proposals.boxes, trace.batch.sizes)[0])
+    predictions = trace.stages.anchors
+    assert predictions is not None
+    coder = trace.config.retinanet.coder  # type: ignore[union-attr]
+    first, seen = 0, 0
+    for level, (logits, deltas, anchors) in enumerate(
+        zip(predictions.logits, predictions.deltas, predictions.anchors, strict=True)
+    ):
+        boxes = trace.to_image(clip(coder.decode(deltas, anchors[None]), trace.batch.sizes)[0])
+        large = ((boxes[:, 2:] - boxes[:, :2]) > 4).all(dim=1)
+        ranks = logits[0].argsort(descending=True, stable=True).argsort() + 1
+        for place in (large & far_from(boxes, candidates)).nonzero()[:4, 0].tolist():
+            objects = Objects.of(boxes[place][None].numpy(), np.array([1]))
+            found = account(trace, objects, trace.config.postprocess)
+            (miss,) = found.misses.values()
+            assert miss.cause == Cause.BELOW_TOP_K
+            assert not found.reached[Step.RANKED][0]
+            assert cause_in_words(miss, NAMES) == f"ranked below top-k (rank {miss.detail['rank']} of its level)"
+            assert miss.detail["iou"] >= 0.5
+            tried = remedy(detector.runner, trace, objects, 0, miss, trace.config.postprocess)
+            assert (tried.keeps, [change.field for change in tried.changes]) == (True, fields)
+            if miss.detail["anchor"] == first + place:
+                seen += 1
+                assert miss.detail["level"] == level
+                assert miss.detail["rank"] == int(ranks[place * len(NAMES) + 1]) > 15
+        first += len(anchors)
+    assert seen
 
 
 FAMILIES = ["faster_rcnn_tiny", "mask_rcnn_tiny_fpn", "cascade_rcnn_tiny_fpn", "retinanet_tiny_fpn", "rcnn_tiny"]

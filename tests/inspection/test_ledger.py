@@ -1,6 +1,7 @@
 """The account of a data set adds up, and every AP of a setting is the one that evaluation gives with it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from detectors import lively
 
 from twostage.data.dataset import Dataset, select_images, without_objects
+from twostage.data.flat import RLE, FlatMasks, Mask
 from twostage.data.scenes import HARD, NAMES, make_scene
 from twostage.detector import Detector
 from twostage.evaluation.coco import coco_scores
@@ -15,6 +17,7 @@ from twostage.inspection.causes import Cause, Step
 from twostage.inspection.ledger import Ledger, ledger
 from twostage.inspection.settings import candidates, worth
 from twostage.inspection.tune import LEAST, tune
+from twostage.ops.masks import decode, encode
 
 FASTER = "faster_rcnn_tiny_fpn"
 FIELDS = {"score_threshold": 0.1, "max_det": 20, "max_size": 160}
@@ -95,8 +98,6 @@ def test_a_stricter_run_misses_more(seen: Ledger, detector: Detector, dataset: D
 
 
 def test_crowds_and_difficult_objects_have_no_account(detector: Detector, dataset: Dataset) -> None:
-    from dataclasses import replace
-
     difficult = replace(dataset, difficult=np.ones(len(dataset.labels), dtype=bool))
     none = ledger(detector.runner, difficult, detector.config.postprocess)
     assert (len(none.missed), none.recall) == (0, -1.0)
@@ -119,6 +120,36 @@ def test_every_ap_is_that_of_an_evaluation_with_the_setting(detector: Detector, 
         expected = coco_scores(dataset, results, max_detections=limits).summary()
         assert pytest.approx(expected["AP"], abs=1e-9) == one.AP, one.fields
         assert pytest.approx(expected["AP50"], abs=1e-9) == one.AP50, one.fields
+
+
+def test_every_ap_of_masks_is_that_of_an_evaluation_with_the_setting(tmp_path: Path) -> None:
+    """Of objects whose boxes are those of some detections, and whose masks are 4 pixels beside theirs."""
+    lively("mask_rcnn_tiny_fpn", **FIELDS).save(tmp_path / "w.safetensors")
+    detector = Detector.load(tmp_path / "w.safetensors", device="cpu")
+    images = [make_scene(0, 0, number, style=HARD).image for number in range(3)]
+    samples, masks = [], []
+    for image in images:
+        some = detector.predict(image, conf=0.1)[::2]
+        assert some.masks is not None
+        samples.append((image, some.boxes, some.class_ids.tolist()))
+        moved = np.roll(decode(some.masks), 4, axis=2)
+        masks += [Mask(RLE, rle["counts"]) for rle in encode(moved)]
+    dataset = replace(Dataset.from_samples(samples, list(NAMES)), masks=FlatMasks.of(masks))
+    post = detector.postprocess(None, None, 100)
+    trials = [{"postprocess.nms": 0.7}, {"rpn.nms": 0.9}, {"proposals.keep_test": 10}]
+    found = worth(detector.runner, dataset, post, trials)
+    assert len({one.segm for one in (found.now, *found.others)}) == 4
+    for one in (found.now, *found.others):
+        other = Detector.load(tmp_path / "w.safetensors", device="cpu", **{"postprocess.max_det": 100, **one.fields})
+        expected = coco_scores(dataset, other.detect_dataset(dataset, workers=0), masks=True).summary()
+        assert one.segm is not None
+        assert one.segm == pytest.approx((expected["AP"], expected["AP50"]), abs=1e-9)
+        assert one.segm.AP != one.AP
+    rows = found.to_list()
+    assert [row["segm"]["gain"] for row in rows] == [one.segm.AP - found.now.segm.AP for one in found.others]  # type: ignore[union-attr]
+    without = worth(detector.runner, replace(dataset, masks=None), post, trials[:1])
+    assert (without.now.segm, without.now.AP) == (None, found.now.AP)
+    assert "segm" not in without.to_list()[0]
 
 
 @pytest.mark.slow

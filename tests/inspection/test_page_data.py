@@ -127,6 +127,20 @@ def bilinear(features: torch.Tensor, y: float, x: float) -> torch.Tensor:
     return upper * (1 - v) + lower * v
 
 
+@pytest.mark.parametrize("name", ["fast_rcnn_tiny", "faster_rcnn_tiny_fpn"])
+def test_without_maps_regions_are_read_where_they_are_with_them(
+    name: str, detectors: Callable[..., Detector], scene: Scene
+) -> None:
+    """As of an exported file, which gives no maps and whose layers are not prepared."""
+    detector = detectors(name)
+    trace = detector.trace(scene.image[:150])
+    post = trace.config.postprocess
+    without = page_data(replace(trace, stages=trace.stages._replace(maps=()), model=detector.model), post)
+    assert without["maps"] == []
+    assert without["regions"]["grids"][0] is not None
+    assert without["regions"]["grids"] == page_data(trace, post)["regions"]["grids"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("fast_rcnn_tiny", None), ("sppnet_tiny_5_scales", "bins"), ("rcnn_tiny", "window")]
 )

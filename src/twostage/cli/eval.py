@@ -52,7 +52,7 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
     )
     why: bool = option(
         False,
-        "Say why each missed object was missed, and what other settings are worth (boxes); a page under --out.",
+        "Say why each missed object was missed (by its box), and what other settings are worth; a page under --out.",
         group="Why",
     )
     tune: Path | None = option(
@@ -183,7 +183,7 @@ def _why(
             tuned = tune(detector.runner, dataset, post, after_image, measured)
         write_tuned(options.tune, tuned, f"{options.data} ({dataset.split})", str(options.weights))
         print("\n".join(["", *tuned_lines(tuned), f"Written: {options.tune}"]))
-        found["tuned"] = [one._asdict() for one in tuned.steps]
+        found["tuned"] = [one.to_dict() for one in tuned.steps]
     return found
 
 

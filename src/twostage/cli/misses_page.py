@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.cli.page import tile, write_page
-from twostage.cli.why import cause_rows, funnel_rows, remedy_in_words, setting_rows, tide_rows
+from twostage.cli.why import cause_rows, funnel_rows, remedy_in_words, setting_rows, settings_note, tide_rows
 
 if TYPE_CHECKING:
     from twostage.cli.why import Why
@@ -28,7 +28,7 @@ def write_misses_page(path: Path, title: str, why: "Why", results: "Results") ->
     """Write the page, one file without any request."""
     seen = why.ledger
     counted, post = int(seen.counted.sum()), seen.config
-    run = f"score from {post.score_threshold:g}, at most {post.max_det} detections in an image, IoU 0.5"
+    run = f"score from {post.score_threshold:g}, at most {post.max_det} detections in an image, box IoU 0.5"
     kept = sum(one.remedy.keeps for one in seen.missed)
     write_page(
         path,
@@ -36,7 +36,8 @@ def write_misses_page(path: Path, title: str, why: "Why", results: "Results") ->
         {
             "title": title,
             "lead": f"{len(seen.missed)} of {counted} objects are missed ({run}).",
-            "settings_note": _settings_note(why.worth.now.AP),
+            "settings_note": settings_note(why),
+            "tide_note": "" if why.mask_tide is None else "Of boxes, and of masks beside them.",
         },
         tiles=[
             tile(f"{seen.recall:.3f}" if counted else "-", "recall", first=True),
@@ -47,16 +48,10 @@ def write_misses_page(path: Path, title: str, why: "Why", results: "Results") ->
         causes=_table(*cause_rows(seen, why.costs)),
         funnel=_table(*funnel_rows(seen)),
         settings=_table(*setting_rows(why.worth)) if why.worth.now.AP >= 0 else [],
-        types=_table(*tide_rows(why.tide)),
+        types=_table(*tide_rows(why.tide, why.mask_tide)),
         key=[_KEY],
         images=_figures(seen, results),
     )
-
-
-def _settings_note(now: float) -> str:
-    if now < 0:
-        return "No object to find, and so nothing to measure settings on."
-    return f"Each measured on this split, AP of boxes {now:.4f} at present; the best other value of each."
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:

@@ -16,8 +16,11 @@ _MAX_DET = "postprocess.max_det"  # an option of every verb that predicts, which
 def write_tuned(path: Path, tuned: "Tuned", data: str, weights: str) -> None:
     """Write the values that pay as a configuration file (`--config`), with what they gained."""
     before, after = tuned.singles.now, tuned.steps[-1] if tuned.steps else tuned.singles.now
+    masks = ""
+    if before.segm is not None and after.segm is not None:
+        masks = f" of boxes, {before.segm.AP:.4f} to {after.segm.AP:.4f} of masks"
     comment = [
-        f"Settings of {weights} that pay on {data}: AP {before.AP:.4f} to {after.AP:.4f},",
+        f"Settings of {weights} that pay on {data}: AP {before.AP:.4f} to {after.AP:.4f}{masks},",
         f"{after.milliseconds - before.milliseconds:+.1f} ms an image. Chosen there: confirm on other images.",
         "twostage eval DATA --weights W --config THIS; predict and export take it too.",
     ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from twostage.inspection.causes import Cause, Change, Miss
     from twostage.inspection.ledger import Ledger
     from twostage.inspection.remedy import Remedy
-    from twostage.inspection.settings import Worth
+    from twostage.inspection.settings import Setting, Worth
     from twostage.inspection.tune import Tuned
     from twostage.models.heads.postprocess import PostprocessConfig
 
@@ -27,26 +27,33 @@ MOST = 100  # detections that AP counts by COCO's definition
 
 @dataclass(frozen=True)
 class Why:
-    """The account of a data set, what its causes cost, TIDE's types, and what settings are worth."""
+    """The account of a data set, what its causes cost, TIDE's types, and what settings are worth.
+
+    All is of boxes; TIDE and what settings are worth are of masks as well where data set and detector have them.
+    """
 
     ledger: "Ledger"
     costs: Costs
     tide: "Tide"
+    mask_tide: "Tide | None"
     worth: "Worth"
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry "why" of the JSON."""
+        """The entry "why" of the JSON; what is of masks is under "segm"."""
+        tide = self.tide.to_dict() | ({} if self.mask_tide is None else {"segm": self.mask_tide.to_dict()})
         settings = {"settings": self.worth.to_list()}
-        return {**self.ledger.to_dict(self.costs), "tide": self.tide.to_dict(), **settings}  # type: ignore[arg-type]
+        return {**self.ledger.to_dict(self.costs), "tide": tide, **settings}  # type: ignore[arg-type]
 
     def lines(self) -> Iterator[str]:
         """The same to be read."""
         yield from ledger_lines(self.ledger, self.costs)
         yield ""
         yield "TIDE's types of error (Bolya et al. 2020), every detection counted:"
-        yield from table(*tide_rows(self.tide))
+        yield from table(*tide_rows(self.tide, self.mask_tide))
         yield ""
-        yield from settings_lines(self.worth)
+        yield settings_note(self)
+        if self.worth.now.AP >= 0:
+            yield from table(*setting_rows(self.worth))
 
 
 def explained(
@@ -69,15 +76,17 @@ def explained(
         seen = ledger(runner, dataset, post, after_image)
     with images_bar("settings", quiet=quiet) as after_image:
         measured = worth(runner, dataset, measured_with, list(candidates(runner.config, measured_with)), after_image)
-    types = tide(dataset, results, max_detections=max(MOST, post.max_det))
-    return Why(seen, seen.costs(results), types, measured)
+    most = max(MOST, post.max_det)
+    masks = dataset.masks is not None and results.masks is not None
+    mask_tide = tide(dataset, results, masks=True, max_detections=most) if masks else None
+    return Why(seen, seen.costs(results), tide(dataset, results, max_detections=most), mask_tide, measured)
 
 
 def ledger_lines(ledger: "Ledger", costs: Costs) -> Iterator[str]:
     """The causes with what they cost, and the funnel."""
     missed, counted = len(ledger.missed), int(ledger.counted.sum())
     post = ledger.config
-    run = f"score from {post.score_threshold:g}, at most {post.max_det} detections an image, IoU 0.5"
+    run = f"score from {post.score_threshold:g}, at most {post.max_det} detections an image, box IoU 0.5"
     if not counted:
         yield "No object to find, and so none that was missed."
         return
@@ -113,30 +122,54 @@ def funnel_rows(ledger: "Ledger") -> Rows:
     return ("", *steps), shown
 
 
-def tide_rows(tide: "Tide") -> Rows:
-    """TIDE's types of error, with what each costs."""
-    rows = [(name.replace("_", " "), tide.counts[name], _points(_defined(tide.dap[name]))) for name in tide.dap]
-    return ("type", "errors", "AP50 lost"), rows
+def tide_rows(tide: "Tide", mask_tide: "Tide | None") -> Rows:
+    """TIDE's types of error, with what each costs; of masks beside those of boxes."""
+    both = [tide] if mask_tide is None else [tide, mask_tide]
+    rows = [
+        (
+            name.replace("_", " "),
+            *(cell for one in both for cell in (one.counts[name], _points(_defined(one.dap[name])))),
+        )
+        for name in tide.dap
+    ]
+    of_masks = () if mask_tide is None else ("mask errors", "mask AP50 lost")
+    return ("type", "errors", "AP50 lost", *of_masks), rows
 
 
-def settings_lines(worth: "Worth") -> Iterator[str]:
-    """The best other value of each setting, measured."""
-    if worth.now.AP < 0:
-        yield "No object to find, and so nothing to measure settings on."
-        return
-    yield f"Settings, each measured on this split (AP of boxes {worth.now.AP:.4f} now); the best other value of each:"
-    yield from table(*setting_rows(worth))
+def settings_note(why: Why) -> str:
+    """What the table of settings shows."""
+    now = why.worth.now
+    if now.AP < 0:
+        return "No object to find, and so nothing to measure settings on."
+    scores, best, alone = f"AP of boxes {now.AP:.4f}", "best other value of each", ""
+    if now.segm is not None:
+        scores += f", of masks {_share(now.segm.AP)}"
+        best = "other value of each with the best AP of boxes"
+    elif why.mask_tide is not None:
+        alone = ", of boxes alone, as an exported file computes no masks for other settings"
+    return f"Settings, each measured on this split{alone} ({scores} now); the {best}:"
 
 
 def setting_rows(worth: "Worth") -> Rows:
-    """The best other value of each setting, the best first."""
-    now = worth.now
+    """The best other value of each setting, by AP of boxes, the best first."""
     best: dict[str, tuple[object, ...]] = {}
     for one in sorted(worth.others, key=lambda one: -one.AP):
         ((field, value),) = one.fields.items()
-        row = (field, value, f"{one.AP:.4f}", _points(one.AP - now.AP), f"{one.milliseconds - now.milliseconds:+.1f}")
-        best.setdefault(field, row)
-    return ("setting", "value", "AP", "points", "ms an image"), list(best.values())
+        best.setdefault(field, (field, value, *_scores(one, worth.now)))
+    return ("setting", "value", *_scores_head(worth.now)), list(best.values())
+
+
+def _scores_head(now: "Setting") -> tuple[str, ...]:
+    return ("AP", "points", *(("mask AP", "mask points") if now.segm is not None else ()), "ms an image")
+
+
+def _scores(one: "Setting", now: "Setting") -> tuple[str, ...]:
+    """What a setting reaches, and how far that is from the present ones."""
+    masks: tuple[str, ...] = ()
+    if one.segm is not None and now.segm is not None:
+        gain = one.segm.AP - now.segm.AP if now.segm.AP >= 0 else None
+        masks = (_share(one.segm.AP), _points(gain))
+    return f"{one.AP:.4f}", _points(one.AP - now.AP), *masks, f"{one.milliseconds - now.milliseconds:+.1f}"
 
 
 _FLAGS = {
@@ -167,20 +200,24 @@ def tuned_lines(tuned: "Tuned") -> Iterator[str]:
     """The settings that pay together, in the order in which they were taken."""
     now = tuned.singles.now
     if not tuned.steps:
-        yield "No other setting gains a tenth of a point of AP here."
+        yield "No other setting gains a tenth of a point of AP of boxes here."
         return
-    yield "Settings that pay together:"
+    yield f"Settings that pay together{', chosen by AP of boxes' if now.segm is not None else ''}:"
     rows: list[tuple[object, ...]] = []
     before: dict[str, Any] = {}
     for one in tuned.steps:
         new = ", ".join(f"{field}={value}" for field, value in one.fields.items() if field not in before)
-        rows.append((new, f"{one.AP:.4f}", _points(one.AP - now.AP), f"{one.milliseconds - now.milliseconds:+.1f}"))
+        rows.append((new, *_scores(one, now)))
         before = one.fields
-    yield from table(("with", "AP", "points", "ms an image"), rows)
+    yield from table(("with", *_scores_head(now)), rows)
 
 
 def _defined(value: float) -> float | None:
     return None if value == -1 else value
+
+
+def _share(value: float) -> str:
+    return "-" if value < 0 else f"{value:.4f}"
 
 
 def _points(share: float | None) -> str:

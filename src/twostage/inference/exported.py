@@ -119,7 +119,7 @@ class ExportedModel:
         """Every stage of a prediction but the maps. Raises UsageError for a file that does not show them."""
         if "proposal_boxes" not in self.signature.outputs:
             raise UsageError(f"{self.path}: gives detections and no stages. Export it again with --with-stages.")
-        return stages_of(self._outputs(batch))
+        return stages_of(self._outputs(batch), batch)
 
     def split(self, batch: Batch) -> list[Batch]:
         """The whole batch: a runtime divides its work itself."""

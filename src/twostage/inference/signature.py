@@ -18,7 +18,8 @@ from twostage.models.heads.retinanet import Candidates
 from twostage.models.image import ImageConfig
 from twostage.models.one_stage import OneStageStages
 from twostage.models.proposals.rpn import AnchorPredictions, Proposals
-from twostage.models.two_stage import Stages
+from twostage.models.two_stage import Stages, as_proposals
+from twostage.ops.boxes import gather_boxes
 
 IMAGES = ("images", "sizes")
 ORIGINALS = ("original_sizes", "factors", "extents")
@@ -60,7 +61,7 @@ def signature_of(config: DetectorConfig, *, masks: bool, stages: bool = False) -
     anchor_logits     [n, a] float32         objectness; of RetinaNet [n, a * k], the classes of an anchor together
     anchor_deltas     [n, a, 4] float32      anchors_inside [n, a] bool: which of them may propose
     proposal_boxes    [n, p, 4] float32      with proposal_scores, proposal_anchors and proposal_valid [n, p]; of
-                                             RetinaNet its candidates, with proposal_labels
+                                             RetinaNet its candidates, with proposal_labels, level after level
     region_boxes      [s, n, p, 4] float32   what each stage of a cascade, or the only one, reads and predicts, with
                                              region_logits [s, n, p, k + 1] and region_deltas [s, n, p, kd, 4]
     """
@@ -145,8 +146,8 @@ def stage_outputs_of(stages: AnyStages) -> dict[str, Tensor]:
     return out | dict(zip(OF_REGIONS, map(torch.stack, zip(*stages.predictions, strict=True)), strict=True))
 
 
-def stages_of(out: Mapping[str, Tensor]) -> AnyStages:
-    """The stages of a graph's outputs, without maps."""
+def stages_of(out: Mapping[str, Tensor], batch: Batch) -> AnyStages:
+    """The stages of a graph's outputs, without maps. `batch` has what the graph takes and does not give again."""
     anchors = None
     if OF_ANCHORS[0] in out:
         boxes, logits, deltas, inside, counts = (out[name] for name in OF_ANCHORS)
@@ -163,7 +164,21 @@ def stages_of(out: Mapping[str, Tensor]) -> AnyStages:
     if "proposal_labels" in out:
         assert anchors is not None
         candidates = Candidates(proposal_boxes, scores, out["proposal_labels"], index, valid)
-        return OneStageStages((), anchors, candidates, detections_of(out))
+        return OneStageStages((), anchors, *_best_first(candidates, detections_of(out)))
     predictions = tuple(BoxPredictions(*stage) for stage in zip(*(out[name] for name in OF_REGIONS), strict=True))
     proposals = Proposals(proposal_boxes, scores, index, valid, out["overflow"])
-    return Stages((), anchors, proposals, predictions, detections_of(out))
+    if batch.proposals is not None:  # with their scores, which the graph does not take
+        proposals = as_proposals(batch.proposals, batch.sizes)
+    return Stages((), anchors, proposals._replace(originals=batch.originals), predictions, detections_of(out))
+
+
+def _best_first(candidates: Candidates, detections: BatchDetections) -> tuple[Candidates, BatchDetections]:
+    """Candidates in the order of their scores, and the detections with their places in it.
+
+    Runtimes list them level by level (`ops.best`, `fits`).
+    """
+    scores = candidates.scores.where(candidates.valid, -torch.inf)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    boxes, *columns = candidates
+    ranked = Candidates(gather_boxes(boxes, order), *(column.gather(1, order) for column in columns))
+    return ranked, detections._replace(proposals=order.argsort(dim=1).gather(1, detections.proposals))

@@ -19,7 +19,7 @@ from twostage.inspection.fates import Fate, PairFates, pair_fates
 from twostage.inspection.trace import Trace
 from twostage.models.heads.postprocess import PostprocessConfig
 from twostage.models.one_stage import OneStage, OneStageStages
-from twostage.ops.boxes import clip, iou
+from twostage.ops.boxes import clip, iou, precise
 
 HIT = 0.5  # the IoU from which a box counts as one of an object
 _BLOCK = 32  # objects at once: their overlaps with all anchors of a large image would take gigabytes
@@ -80,6 +80,14 @@ class View:
         return self._on_image(coder.decode(deltas, torch.cat(stages.anchors.anchors)))
 
     @cached_property
+    def pair_logits(self) -> Float[Tensor, "a k"]:
+        """Of a single stage: of each anchor and class; -inf of anchors on padding, which give no candidates."""
+        predictions = self.trace.stages.anchors
+        assert predictions is not None
+        logits, inside = (torch.cat(part, dim=1)[0] for part in (predictions.logits, predictions.inside))
+        return precise(logits).unflatten(0, (len(inside), -1)).masked_fill(~inside[:, None], -torch.inf)
+
+    @cached_property
     def regions(self) -> Float[Tensor, "p 4"]:
         """The proposals, or the candidates of a single stage; those that are padding are empty."""
         proposals = self.trace.stages.proposals
@@ -137,8 +145,7 @@ def reached(view: View) -> dict[Step, Bool[np.ndarray, " g"]]:
             which |= {Step.RANKED: fates.fate >= Fate.SUPPRESSED, Step.DISTINCT_PROPOSAL: fates.fate >= Fate.CUT}
         steps |= _hits(view.decoded, objects, which)
     if view.one_stage:
-        labels = view.trace.stages.proposals.labels[0]  # type: ignore[union-attr]
-        steps |= _hits(view.regions, objects, {Step.RANKED: None}, labels)
+        steps |= _hits(view.regions, objects, {Step.RANKED: None})
     else:
         steps |= _hits(view.regions, objects, {Step.REGION: None})
         refined = torch.zeros(len(objects.labels), dtype=torch.bool)

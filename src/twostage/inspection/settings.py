@@ -20,16 +20,31 @@ from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfi
 from twostage.models.heads.postprocess import PostprocessConfig
 
 
+class MaskScores(NamedTuple):
+    """The same of masks as of boxes."""
+
+    AP: float
+    AP50: float
+
+
 class Setting(NamedTuple):
     """Values of the configuration by their paths, and what they are worth.
 
-    `milliseconds` are those of everything behind the feature maps, per image, in the median.
+    AP and AP50 are of boxes; `segm` is None without masks, and of an exported file, which computes them for its own
+    settings alone. `milliseconds` are those of everything behind the feature maps, per image, in the median.
     """
 
     fields: dict[str, Any]
     AP: float
     AP50: float
     milliseconds: float
+    segm: MaskScores | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without masks no "segm"."""
+        values = self._asdict()
+        segm = values.pop("segm")
+        return values if segm is None else {**values, "segm": segm._asdict()}
 
 
 class Worth(NamedTuple):
@@ -39,11 +54,16 @@ class Worth(NamedTuple):
     others: tuple[Setting, ...]
 
     def to_list(self) -> list[dict[str, Any]]:
-        """A dictionary for each, with the gain in AP and the milliseconds more."""
+        """A dictionary for each, with the gain in AP, also of masks, and the milliseconds more."""
         rows = []
         for one in self.others:
-            gain, more = one.AP - self.now.AP, one.milliseconds - self.now.milliseconds
-            rows.append({"fields": one.fields, "AP": one.AP, "AP50": one.AP50, "gain": gain, "milliseconds": more})
+            row = one.to_dict() | {
+                "gain": one.AP - self.now.AP,
+                "milliseconds": one.milliseconds - self.now.milliseconds,
+            }
+            if one.segm is not None and self.now.segm is not None:
+                row["segm"]["gain"] = one.segm.AP - self.now.segm.AP
+            rows.append(row)
         return rows
 
 
@@ -85,25 +105,33 @@ def worth(
     trials: Sequence[Mapping[str, Any]],
     after_image: Callable[[int, int], None] = lambda done, all: None,
 ) -> Worth:
-    """AP of the boxes with the present settings and with each of the trials that this detector can follow.
+    """AP of boxes and masks with the present settings and with each of the trials that this detector can follow.
 
-    An exported file follows those of the last step.
+    An exported file follows those of the last step, without masks.
     """
     possible = [{}, *(dict(trial) for trial in trials if all(can_rerun(runner, field) for field in trial))]
     found = [Accumulator() for _ in possible]
     taken: list[list[float]] = [[] for _ in possible]
     for index in range(len(dataset)):
         seen = trace(runner, dataset.image(index), dataset.names)
+        distinct: dict[bytes, dict[str, Any]] = {}  # most settings give most masks of an image again: each is kept once
         for trial, gathered, times in zip(possible, found, taken, strict=True):
             begun = time.perf_counter()
             one = detect_again(runner, seen, post, trial)
             times.append(1e3 * (time.perf_counter() - begun))
-            gathered.add(index, one["boxes"], one["scores"], one["class_ids"])
+            masks = one["masks"] if dataset.masks is not None else None
+            shared = None if masks is None else [distinct.setdefault(rle["counts"], rle) for rle in masks]
+            gathered.add(index, one["boxes"], one["scores"], one["class_ids"], shared)
         after_image(index + 1, len(dataset))
     rows = []
     for trial, gathered, times in zip(possible, found, taken, strict=True):
         most = max(MAX_DETECTIONS[-1], trial.get("postprocess.max_det", post.max_det))
         limits = MAX_DETECTIONS if most == MAX_DETECTIONS[-1] else (*MAX_DETECTIONS, most)
-        scores = coco_scores(dataset, gathered.results(), max_detections=limits).summary()
-        rows.append(Setting(trial, scores["AP"], scores["AP50"], float(np.median(times)) if times else 0.0))
+        results = gathered.results()
+        scores = coco_scores(dataset, results, max_detections=limits).summary()
+        segm = None
+        if results.masks is not None:
+            of_masks = coco_scores(dataset, results, masks=True, max_detections=limits).summary()
+            segm = MaskScores(of_masks["AP"], of_masks["AP50"])
+        rows.append(Setting(trial, scores["AP"], scores["AP50"], float(np.median(times)) if times else 0.0, segm))
     return Worth(rows[0], tuple(rows[1:]))

@@ -10,8 +10,8 @@ from torch import Tensor
 from twostage.inspection.account import HIT, View
 from twostage.inspection.causes import Cause, Change, Miss
 from twostage.inspection.fates import Fate, decayed_scores
-from twostage.models.config import TwoStageConfig
-from twostage.models.one_stage import OneStageStages
+from twostage.models.config import OneStageConfig, TwoStageConfig
+from twostage.models.heads.retinanet import Candidates
 from twostage.ops.boxes import iou
 
 _THRESHOLD = "postprocess.score_threshold"
@@ -21,7 +21,7 @@ _TRIED = 3  # boxes of an object for which a setting is proposed
 def why(view: View, place: int, anchor_iou: float) -> Miss:
     """The cause for the object at this place, from the last step backwards: the first that has boxes of it."""
     box, label = view.objects.boxes[place], int(view.objects.labels[place])
-    found = _among_pairs(view, box, label) or _among_regions(view, box, label) or _among_anchors(view, box)
+    found = _among_pairs(view, box, label) or _among_regions(view, box, label) or _among_anchors(view, box, label)
     if found is None:
         found = Miss(Cause.NO_PROPOSAL if view.anchors is None else Cause.NO_ANCHOR, {})
     return found._replace(detail={"anchor_iou": anchor_iou, **found.detail})
@@ -96,7 +96,7 @@ def _among_regions(view: View, box: Float[Tensor, "4"], label: int) -> Miss | No
             "score": float(own),
             "region": int(region),
         }
-        return _judged(view, detail, label, scores[region], [float(x) for x in scores[hits[:_TRIED], label]])
+        return _judged(view, detail, label, scores[region], scores[hits[:_TRIED], label].tolist())
     before = iou(view.regions, box[None])[:, 0]
     nearest = int(before.argmax())
     if before[nearest] < HIT:
@@ -129,31 +129,58 @@ def _judged(view: View, detail: dict[str, Any], label: int, scores: Float[Tensor
 
 
 def _among_candidates(view: View, box: Float[Tensor, "4"], label: int) -> Miss | None:
-    """Of the candidates of a single stage, or else of its anchors."""
-    stages = view.trace.stages
-    assert isinstance(stages, OneStageStages)
-    labels = stages.proposals.labels[0]
+    """Of the candidates of a single stage: of its class, or else of others, as their boxes were ranked too."""
+    candidates = view.trace.stages.proposals
+    assert isinstance(candidates, Candidates)
+    labels, anchors = candidates.labels[0], candidates.anchors[0]
     overlap = iou(view.regions, box[None])[:, 0]
-    hits = ((overlap >= HIT) & (labels == label)).nonzero()[:, 0]
-    classes = len(view.trace.names)
-    logits = torch.cat(stages.anchors.logits, dim=1)[0].unflatten(0, (-1, classes)).float()
-    if len(hits):
-        score = stages.proposals.scores[0][hits].sigmoid()
-        best = int(hits[score.argmax()])
-        anchor = int(stages.proposals.anchors[0][best])
-        detail = {"box": view.regions[best].tolist(), "iou": float(overlap[best]), "score": float(score.max())}
-        own = score.sort(descending=True).values[:_TRIED].tolist()
-        return _judged(view, detail, label, logits[anchor].sigmoid(), own)
-    return None
+    hits = (overlap >= HIT).nonzero()[:, 0]
+    own = hits[labels[hits] == label]
+    hits = own if len(own) else hits
+    if not len(hits):
+        return None
+    scores = view.pair_logits[anchors[hits]].sigmoid()
+    order = scores[:, label].argsort(descending=True, stable=True)
+    best, scores = hits[order[0]], scores[order]
+    score = float(scores[0, label])
+    detail = {"box": view.regions[best].tolist(), "iou": float(overlap[best]), "score": score, "region": int(best)}
+    if len(own):
+        return _judged(view, detail, label, scores[0], scores[:_TRIED, label].tolist())
+    changes = _more_candidates(view, anchors[hits].unique(), label)
+    if score <= view.config.score_threshold:
+        return _judged(view, detail, label, scores[0], [])._replace(changes=changes)
+    seen = {"seen_as": int(labels[best]), "seen_score": float(candidates.scores[0, best].sigmoid())}
+    return Miss(Cause.OTHER_CLASS, detail | seen, changes)
 
 
-def _among_anchors(view: View, box: Float[Tensor, "4"]) -> Miss | None:
+def _more_candidates(view: View, anchors: Int[Tensor, " h"], label: int) -> tuple[Change, ...]:
+    """More candidates of each level, as many as the best of these anchors' pairs with the class need."""
+    config = view.trace.config
+    assert isinstance(config, OneStageConfig)
+    best = anchors[view.pair_logits[anchors, label].argsort(descending=True)][:_TRIED]
+    needed = sorted(_rank_of_pair(view, anchor, label)[1] for anchor in best.tolist())
+    return _changes("retinanet.top", needed, config.retinanet.top)
+
+
+def _rank_of_pair(view: View, anchor: int, label: int) -> tuple[int, int]:
+    """Of a single stage the level of an anchor, and the rank of its pair with a class there, from 1."""
+    predictions = view.trace.stages.anchors
+    assert predictions is not None
+    ends = torch.tensor([len(level) for level in predictions.anchors]).cumsum(dim=0)
+    level = int(torch.searchsorted(ends, anchor, right=True))
+    first = int(ends[level - 1]) if level else 0
+    pairs, place = view.pair_logits[first : ends[level]].flatten(), (anchor - first) * view.pair_logits.shape[1] + label
+    ahead = int((pairs > pairs[place]).sum() + (pairs[:place] == pairs[place]).sum())
+    return level, ahead + 1
+
+
+def _among_anchors(view: View, box: Float[Tensor, "4"], label: int) -> Miss | None:
     """Of decoded anchors."""
     if view.decoded is None:
         return None
     overlap = iou(view.decoded, box[None])[:, 0]
     if view.one_stage:
-        return _unranked_pair(view, overlap)
+        return _unranked_pairs(view, overlap, label)
     fates, config = view.trace.anchors, view.trace.config
     assert fates is not None
     assert isinstance(config, TwoStageConfig)
@@ -199,17 +226,23 @@ def _among_anchors(view: View, box: Float[Tensor, "4"]) -> Miss | None:
             )
 
 
-def _unranked_pair(view: View, overlap: Float[Tensor, " a"]) -> Miss | None:
-    """Of a single stage: the anchors' boxes, none of which is among the best pairs of its level."""
-    stages = view.trace.stages
-    assert isinstance(stages, OneStageStages)
-    hits = (overlap >= HIT) & torch.cat(stages.anchors.inside, dim=1)[0]
-    if not hits.any():
+def _unranked_pairs(view: View, overlap: Float[Tensor, " a"], label: int) -> Miss | None:
+    """Of a single stage: the anchors' boxes, none of which is a candidate of any class."""
+    logits = view.pair_logits[:, label]
+    hits = ((overlap >= HIT) & (logits > -torch.inf)).nonzero()[:, 0]
+    if not len(hits):
         return None
-    best = int(overlap.where(hits, -1.0).argmax())
-    top = view.trace.config.retinanet.top  # type: ignore[union-attr]
-    detail = {"box": view.decoded[best].tolist(), "iou": float(overlap[best])}  # type: ignore[index]
-    return Miss(Cause.BELOW_TOP_K, detail, _changes("retinanet.top", [2 * top, 4 * top], top))
+    best = int(hits[logits[hits].argmax()])
+    level, rank = _rank_of_pair(view, best, label)
+    detail = {
+        "box": view.decoded[best].tolist(),  # type: ignore[index]
+        "iou": float(overlap[best]),
+        "score": float(logits[best].sigmoid()),
+        "level": level,
+        "rank": rank,
+        "anchor": best,
+    }
+    return Miss(Cause.BELOW_TOP_K, detail, _more_candidates(view, hits, label))
 
 
 def _ahead(scores: Float[Tensor, " a"], among: Bool[Tensor, " a"], place: Int[Tensor, ""]) -> int:

@@ -55,4 +55,4 @@ def reason_in_words(cause: Miss, remedy: Remedy, names: Sequence[str]) -> str:
     if cause.cause == Cause.NO_ANCHOR:
         far = cause.detail["anchor_iou"] < HIT
         return "no anchor reaches it (see data stats)" if far else "the RPN moves its anchors elsewhere"
-    return _NO_SETTING[cause.cause]
+    return _NO_SETTING.get(cause.cause, "no setting brings it back")

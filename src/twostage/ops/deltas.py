@@ -87,7 +87,7 @@ class BoxCoder:
         boxes = self.decode(deltas, anchors)
         if self.edges == "half_open":
             return clip(boxes, sizes)
-        pixels = torch.as_tensor(pixel, dtype=boxes.dtype, device=boxes.device).expand(len(boxes), 1, 2)
+        pixels = torch.as_tensor(pixel, dtype=boxes.dtype, device=boxes.device).expand(boxes.shape[0], 1, 2)
         if self.edges == "inclusive":
             boxes = with_pixel(boxes, -pixels)
         return with_pixel(clip(boxes, sizes - pixels[:, 0].flip(1)), pixels)

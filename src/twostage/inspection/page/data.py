@@ -19,7 +19,7 @@ from twostage.inspection.account import Objects
 from twostage.inspection.causes import Account, Miss
 from twostage.inspection.page.anchors import anchors_data, level_name
 from twostage.inspection.page.columns import column
-from twostage.inspection.page.grids import Shapes
+from twostage.inspection.page.grids import Shapes, map_shapes
 from twostage.inspection.page.regions import masks_data, pairs_data, regions_data
 from twostage.inspection.remedy import Remedy
 from twostage.inspection.trace import Trace
@@ -49,8 +49,9 @@ def page_data(
     of them were missed under `config`, and `remedies` what would have kept those, where it was tried.
     """
     maps = _maps(trace)
-    anchors = anchors_data(trace)
-    shapes: Shapes = [(one["rows"], one["columns"]) for one in maps or (anchors or {}).get("levels", ())]
+    shapes: Shapes = [(one["rows"], one["columns"]) for one in maps]
+    if not trace.stages.maps:  # of an exported file
+        shapes = map_shapes(trace.model.backbone, trace.batch.canvas)
     height, width = trace.image.shape[:2]
     factors = trace.batch.before.factors[0].float()
     return {
@@ -63,7 +64,7 @@ def page_data(
         "source": _source(trace),
         "settings": _settings(trace, config),
         "maps": maps,
-        "anchors": anchors,
+        "anchors": anchors_data(trace),
         "regions": regions_data(trace, shapes),
         "pairs": pairs_data(trace, config),
         "masks": masks_data(trace),

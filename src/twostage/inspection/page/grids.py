@@ -4,11 +4,13 @@ All by the arithmetic of the operators themselves. Letters: P regions, b bins al
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from twostage.inspection.page.columns import column
 from twostage.models.rcnn import WarpedRegions
@@ -19,6 +21,13 @@ from twostage.ops.roi_sampling import Grid, Spans, locate, sample_places
 
 Json = dict[str, Any]
 Shapes = Sequence[tuple[int, int]]
+
+
+def map_shapes(backbone: nn.Module, canvas: tuple[int, int]) -> Shapes:
+    """The rows and columns of a backbone's maps of a canvas, found without computing the maps (device "meta")."""
+    state = {name: x.to("meta") for name, x in chain(backbone.named_parameters(), backbone.named_buffers())}
+    maps = functional_call(backbone, state, torch.empty(1, 3, *canvas, device="meta"))
+    return [(x.shape[2], x.shape[3]) for x in maps]
 
 
 def grid_data(regions: nn.Module, boxes: Float[Tensor, "p 4"], shapes: Shapes, image: tuple[int, int]) -> Json | None:
