@@ -68,7 +68,8 @@ def test_the_page_of_an_exported_file_is_that_of_its_weights(
     shell: Shell,
     tmp_path: Path,
 ) -> None:
-    """All but the maps, which an exported file does not give; also why objects are missed."""
+    """Also why objects are missed. All but the maps, which an exported file does not give, and the settings that keep
+    objects, most of which cannot be tried there."""
     (file,) = exported(name, "--format", "onnx", "--with-stages", **fields).glob("*.onnx")
     photo = next(path for path in photos if path.stem == "wide")
     data = annotated(photo, tmp_path / "data")
@@ -83,6 +84,8 @@ def test_the_page_of_an_exported_file_is_that_of_its_weights(
     assert own.pop("maps") == []
     assert wanted.pop("maps")
     assert any(own["truth"]["missed"].values())
+    for one in (*own["truth"]["missed"].values(), *wanted["truth"]["missed"].values()):
+        del one["remedy"]
     assert differences(own, wanted) == []
 
 
