@@ -7,7 +7,8 @@
 Faster R-CNN with ResNet-50 and a pyramid, photos stretched to 800 x 1066, batch 1: all start from the same tensors
 and the same calibrated random weights (`_calibrated.py`), interleaved in one process. int8 has ranges of twenty photos.
 The small model predicts whole files, read and decoded, by `Detector.predict` and, where the line says predict.py, by
-the program beside the export. Cold starts are whole processes, from the command to the printed detections.
+the program beside the export, as many files at once as threads. Cold starts are whole processes, from the command to
+the printed detections.
 """
 
 import json
@@ -32,8 +33,9 @@ from twostage.export.quantise import quantised
 from twostage.export.write import Form, Source, write
 from twostage.inference.exported import ExportedModel
 from twostage.inference.predictor import make_batch
+from twostage.inference.runtimes import KEY, import_openvino
 from twostage.inference.signature import inputs_of
-from twostage.inference.standalone import KEY, Predictor, import_openvino
+from twostage.inference.standalone import Predictor, side_by_side
 from twostage.weights.file import load_weights
 
 SMALL = "faster_rcnn_lite0_fpn"
@@ -94,13 +96,14 @@ def of_small(folder: Path, repeats: int) -> list[list[str]]:
         name: model if isinstance(model, Detector) else Detector(model, SMALL, data.names)
         for name, model in models.items()
     }
+    threads = torch.get_num_threads()
     alone = {
-        f"predict.py, {name}": Predictor(detectors[name].runner.path, threads=torch.get_num_threads())
+        f"predict.py, {name}": Predictor(detectors[name].runner.path, threads=threads, at_once=threads)
         for name in ("ONNX Runtime fp32", "OpenVINO fp32", "OpenVINO int8")
         if name in detectors
     }
     cases: dict[str, Callable[[], object]] = {name: partial(_predict, each, files) for name, each in detectors.items()}
-    cases |= {name: partial(_predict_alone, each, files) for name, each in alone.items()}
+    cases |= {name: partial(_predict_alone, each, files, threads) for name, each in alone.items()}
     times = compare(cases, repeats=repeats)
     return [[name, f"{1e3 * len(files) / times[name].median:.1f}", _size(folder, name)] for name in cases]
 
@@ -109,8 +112,9 @@ def _predict(detector: Detector, files: list[Path]) -> int:
     return sum(len(found) for found in detector.predict(files, conf=0.5))
 
 
-def _predict_alone(predictor: Predictor, files: list[Path]) -> int:
-    return sum(len(predictor.predict(file, conf=0.5)["scores"]) for file in files)
+def _predict_alone(predictor: Predictor, files: list[Path], at_once: int) -> int:
+    predict = partial(predictor.predict, conf=0.5)
+    return sum(len(found.result()["scores"]) for found in side_by_side(predict, files, at_once))
 
 
 def _size(folder: Path, name: str) -> str:

@@ -58,6 +58,8 @@ def test_every_name_that_is_read_is_there(tree: ast.Module) -> None:
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in annotations]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)} | set(defined(tree.body))
     for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            bound.add(node.name)
         if isinstance(node, ast.FunctionDef | ast.Lambda):
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
             bound |= {each.arg for each in every if each is not None}

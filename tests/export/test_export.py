@@ -600,7 +600,8 @@ def test_every_family(opened: Callable, original: Callable, photos: list[Path], 
         assert (each["masks"] is None) == (found.masks is None)
         assert each["masks"] is None or each["masks"]["median"] == 0
     if name == "fast_rcnn_tiny":
-        from twostage.inference.standalone import FileError, Predictor
+        from twostage.inference.runtimes import FileError
+        from twostage.inference.standalone import Predictor
 
         with pytest.raises(FileError, match="a Fast R-CNN takes proposals from elsewhere"):
             Predictor(opened(form, name)._exported.path)

@@ -16,7 +16,7 @@ from twostage.export.onnx_file import OPSET
 from twostage.export.onnx_operators import TRANSLATIONS
 from twostage.export.openvino_file import openvino_model
 from twostage.export.program import quiet
-from twostage.inference.standalone import import_openvino
+from twostage.inference.runtimes import import_openvino
 from twostage.ops.best import best
 from twostage.ops.nms import nms
 from twostage.ops.roi_align import roi_align

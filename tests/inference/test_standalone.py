@@ -137,16 +137,18 @@ def test_half_an_image_is_named(tmp_path: Path) -> None:
         standalone.read(path)
 
 
-def test_metadata_of_others_and_of_later_versions_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    with pytest.raises(standalone.FileError, match=r"metadata lacks names, inputs"):
-        standalone.read_metadata(path, f'{{"format": {standalone.FORMAT}}}')
-    for damaged in ("{oops", "[1]", "3"):
-        with pytest.raises(standalone.FileError, match=r"model\.onnx: its 'twostage-export' metadata is damaged"):
-            standalone.read_metadata(path, damaged)
-    for text in (None, ""):
-        with pytest.raises(standalone.FileError, match=r"model\.onnx: was not written by `twostage export`"):
-            standalone.read_metadata(path, text)
-    later = f'{{"format": {standalone.FORMAT + 1}, "version": "9.1"}}'
-    with pytest.raises(standalone.FileError, match=r"in format 2 by twostage 9\.1; this reads format 1"):
-        standalone.read_metadata(path, later)
+def test_calls_side_by_side_are_in_order_and_none_is_far_ahead() -> None:
+    begun: list[int] = []
+
+    def double(number: int) -> int:
+        begun.append(number)
+        if number == 3:
+            raise ValueError("three")
+        return 2 * number
+
+    results: list[object] = []
+    for done in standalone.side_by_side(double, range(20), 4):
+        results.append(done.exception() or done.result())
+        assert len(begun) <= len(results) + 4
+    assert str(results[3]) == "three"
+    assert [one for place, one in enumerate(results) if place != 3] == [2 * n for n in range(20) if n != 3]

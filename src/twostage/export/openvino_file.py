@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from twostage.errors import MissingError, TwostageError
-from twostage.inference.standalone import PackageError, import_openvino
+from twostage.inference.runtimes import PackageError, import_openvino
 
 INSTALL = "pip install 'twostage[export]'"
 

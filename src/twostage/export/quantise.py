@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from twostage.errors import MissingError
 from twostage.export.program import quiet
-from twostage.inference.standalone import import_openvino
+from twostage.inference.runtimes import import_openvino
 
 log = logging.getLogger("twostage.export")
 

@@ -16,8 +16,8 @@ from twostage.errors import MissingError, UsageError
 from twostage.export.bundle import bundle
 from twostage.export.program import exported_program, quiet
 from twostage.inference.predictor import make_batch
+from twostage.inference.runtimes import FORMAT, KEY
 from twostage.inference.signature import Signature, inputs_of
-from twostage.inference.standalone import FORMAT, KEY
 from twostage.models.config import TwoStageConfig
 from twostage.weights.file import Card, sha256
 

@@ -17,9 +17,9 @@ from twostage.device import choose_device
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.inference.graphs import AnyStages
 from twostage.inference.precision import choose_precision
+from twostage.inference.runtimes import KEY as ABOUT
+from twostage.inference.runtimes import FileError, PackageError, Session, open_session, read_metadata
 from twostage.inference.signature import Signature, detections_of, inputs_of, stages_of
-from twostage.inference.standalone import KEY as ABOUT
-from twostage.inference.standalone import FileError, PackageError, Session, open_session, read_metadata
 from twostage.models.config import DetectorConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import OwnSizeConfig

@@ -14,11 +14,12 @@ of the image, turned upright by its EXIF tag.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import SimpleNamespace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,161 +28,21 @@ from PIL import Image, ImageDraw, ImageOps
 from twostage.data.interpolation import antialiased, bilinear
 from twostage.data.resize_geometry import interpolation_steps, resize_factors, resized_extent, resized_shape
 from twostage.data.uint8_resize import by_opencv, by_pillow
+from twostage.inference.runtimes import FileError, PackageError, cores, open_session
 from twostage.ops.paste import paste
 
-KEY = "twostage-export"  # of the metadata of an exported file
-FORMAT = 1
-_KEYS = (
-    "names",
-    "inputs",
-    "outputs",
-    "pixels",
-    "resize",
-    "divisor",
-    "thresholds",
-    "mask",
-    "precision",
-    "weights",
-    "card",
-)
-
-
-class FileError(Exception):
-    """A model or image cannot be used; the message says which, why, and how to fix it."""
-
-    exit_code = 3
-
-
-class PackageError(Exception):
-    """A package is not installed; the message has the command that brings it."""
-
-    exit_code = 4
-
-
-@runtime_checkable
-class Session(Protocol):
-    """A model in its runtime."""
-
-    metadata: dict[str, Any]
-
-    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """The outputs of the model by their names."""
-        ...
-
-
-class OnnxSession:
-    """A .onnx file in ONNX Runtime, on the CPU."""
-
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise PackageError(f"{path}: onnxruntime is not installed: pip install onnxruntime") from None
-        onnxruntime.disable_telemetry_events()
-        onnxruntime.set_default_logger_severity(3)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common base
-            raise FileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}). Export it again.") from None
-        self.metadata = read_metadata(path, self._session.get_modelmeta().custom_metadata_map.get(KEY))
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """See `Session`."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
-
-
-class OpenVINOSession:
-    """A .xml file, with its .bin beside it, in OpenVINO on the CPU; `precision` is fp32 or bf16."""
-
-    def __init__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> None:
-        openvino = import_openvino(path)
-        if not path.with_suffix(".bin").is_file():
-            raise FileError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it: copy both.")
-        core = openvino.Core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise FileError(f"{path}: OpenVINO has no bf16 on this CPU: use fp32.")
-        hints: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-        }
-        if threads:
-            hints["INFERENCE_NUM_THREADS"] = threads
-        try:
-            model = core.read_model(path)
-            text = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
-            self.metadata = read_metadata(path, text)
-            self._model = core.compile_model(model, "CPU", hints)
-        except RuntimeError as error:
-            raise FileError(f"{path}: OpenVINO cannot read it ({_last_line(error)}). Export it again.") from None
-        self._outputs = [output.get_any_name() for output in self._model.outputs]
-        self._idle: SimpleQueue[Any] = SimpleQueue()
-
-    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """See `Session`."""
-        # Each of several threads has a request of its own; a new one for every call would prepare its memory anew.
-        try:
-            request = self._idle.get_nowait()
-        except Empty:
-            request = self._model.create_infer_request()
-        found = request.infer(dict(inputs))
-        outputs = {name: np.array(found[name]) for name in self._outputs}  # the request will write there again
-        self._idle.put(request)
-        return outputs
-
-
-def import_openvino(needed_by: object) -> Any:
-    """The package, without its telemetry: that sends an event at every import. Raises PackageError without it."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # what is None cannot be imported
-    try:
-        import openvino
-    except ImportError:
-        raise PackageError(f"{needed_by}: openvino is not installed: pip install openvino") from None
-    return openvino
-
-
-def read_metadata(path: Path, text: str | None) -> dict[str, Any]:
-    """The entry of an exported file. Raises FileError for a file without one, or of another version."""
-    if not text:
-        raise FileError(f"{path}: was not written by `twostage export`: it has no {KEY!r} metadata. Export it again.")
-    try:
-        metadata = json.loads(text)
-        version, lacking = metadata.get("format"), [key for key in _KEYS if key not in metadata]
-    except (ValueError, AttributeError, RecursionError):
-        raise FileError(f"{path}: its {KEY!r} metadata is damaged. Export it again.") from None
-    if version == FORMAT and lacking:
-        raise FileError(f"{path}: its {KEY!r} metadata lacks {', '.join(lacking)}. Export it again.")
-    if version != FORMAT:
-        raise FileError(
-            f"{path}: was exported in format {metadata.get('format')} by twostage {metadata.get('version')}; this "
-            f"reads format {FORMAT}. Export it again, or take the predict.py that was written beside it."
-        )
-    return metadata
-
-
-def open_session(path: Path, threads: int | None = None, precision: str = "fp32") -> Session:
-    """An exported file in its runtime. Raises FileError or PackageError."""
-    if not path.is_file():
-        raise FileError(f"{path}: no such file. Give the model.onnx or model.xml that `twostage export` wrote.")
-    suffix = path.suffix.lower()
-    if suffix == ".onnx":
-        if precision != "fp32":
-            raise FileError(f"{path}: ONNX Runtime computes it as it was exported, not in {precision}. Leave that out.")
-        return OnnxSession(path, threads)
-    if suffix == ".xml":
-        return OpenVINOSession(path, threads, precision)
-    raise FileError(f"{path}: neither a .onnx nor a .xml file.")
+_AT_ONCE = 4  # images at most: each has feature maps of its own
 
 
 class Predictor:
-    """An exported detector: images in, detections on their own pixels out."""
+    """An exported detector: images in, detections on their own pixels out. Several threads may call `predict`: with
+    `at_once` of them more images are done in a second, and each takes longer."""
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, precision: str = "fp32") -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, precision: str = "fp32", at_once: int = 1
+    ) -> None:
         """Raises FileError for a file that is no export, PackageError where its runtime is not installed."""
-        self.session = open_session(Path(path), threads, precision)
+        self.session = open_session(Path(path), threads, precision, at_once)
         self.about = self.session.metadata
         self.names: list[str] = self.about["names"]
         if "proposals" in self.about["inputs"]:
@@ -330,8 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads of the runtime (default: its own choice)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16: OpenVINO only")
     given = parser.parse_args(arguments)
+    at_once = min(_AT_ONCE, given.threads or cores(), len(given.images))
     try:
-        predictor = Predictor(given.model or _beside(), threads=given.threads, precision=given.precision)
+        predictor = Predictor(
+            given.model or _beside(), threads=given.threads, precision=given.precision, at_once=at_once
+        )
     except (FileError, PackageError) as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -341,11 +205,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             print(f"--save {given.save}: cannot be made ({error.strerror})", file=sys.stderr)
             return 2
+
+    def predicted(path: str) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        pixels = read(path)
+        return pixels, predictor.predict(pixels, given.conf)
+
     results, code = [], 0
-    for path in given.images:
+    for path, done in zip(given.images, side_by_side(predicted, given.images, at_once), strict=True):
         try:
-            pixels = read(path)
-            found = predictor.predict(pixels, given.conf)
+            pixels, found = done.result()
         except FileError as error:
             print(error, file=sys.stderr)
             code = error.exit_code
@@ -362,6 +230,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def side_by_side(function: Callable[[Any], Any], items: Sequence[Any], at_once: int) -> Iterator[Future[Any]]:
+    """The calls of a function in order, several of them at once and none far ahead: images are large."""
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(at_once) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > at_once:
+                yield waiting.popleft()
+        yield from waiting
+
+
 def _line(result: Mapping[str, Any]) -> str:
     """`photo.jpg  640 x 480: cat 0.98 [12, 30, 200, 310], dog 0.75 [...]`."""
     rows = (f"{d['label']} {d['score']:.2f} [{', '.join(f'{x:.0f}' for x in d['box'])}]" for d in result["detections"])
@@ -374,11 +253,6 @@ def _beside() -> Path:
     if not found:
         raise FileError(f"{folder}: no model.onnx or model.xml here. Give one with --model.")
     return found[0]
-
-
-def _last_line(error: Exception) -> str:
-    """OpenVINO's errors begin with places in its sources."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
 
 
 def _first_line(error: Exception) -> str:
