@@ -486,6 +486,7 @@ def test_a_file_of_others_is_named(shell: Callable, photos: list[Path], tmp_path
     code, _, messages = shell("predict", photos[0], "--weights", path)
     assert code == 3
     assert f"{path}: was not written by `twostage export`" in messages
+    assert "Export it again" not in messages  # which nobody can who did not write it
     assert shell("predict", photos[0], "--weights", tmp_path / "nowhere.onnx").code == 4
 
 

@@ -20,7 +20,14 @@ from twostage.inference.graphs import AnyStages
 from twostage.inference.precision import choose_precision
 from twostage.inference.signature import Signature, detections_of, inputs_of, stages_of
 from twostage.inference.standalone import KEY as ABOUT
-from twostage.inference.standalone import FileError, PackageError, Session, open_session, read_metadata
+from twostage.inference.standalone import (
+    UNREADABLE,
+    FileError,
+    PackageError,
+    Session,
+    open_session,
+    read_metadata,
+)
 from twostage.models.config import DetectorConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import OwnSizeConfig
@@ -42,7 +49,7 @@ class TorchSession:
                 warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
                 program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # a damaged archive raises nearly anything
-            raise FileError(f"{path}: torch cannot read it ({str(error)[:200]!r}). Export it again.") from None
+            raise FileError(f"{path}: torch cannot read it ({str(error)[:200]!r}). {UNREADABLE}") from None
         self.metadata = read_metadata(path, extra[ABOUT])
         self._module = program.module()
 

@@ -31,6 +31,7 @@ from twostage.ops.paste import paste
 
 KEY = "twostage-export"  # of the metadata of an exported file
 FORMAT = 1
+UNREADABLE = "It is damaged, or another program wrote it: export the detector again with twostage."
 _KEYS = (
     "names",
     "inputs",
@@ -85,7 +86,7 @@ class OnnxSession:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base
-            raise FileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}). Export it again.") from None
+            raise FileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}). {UNREADABLE}") from None
         self.metadata = read_metadata(path, self._session.get_modelmeta().custom_metadata_map.get(KEY))
         self._outputs = [output.name for output in self._session.get_outputs()]
 
@@ -116,7 +117,7 @@ class OpenVINOSession:
             self.metadata = read_metadata(path, text)
             self._model = core.compile_model(model, "CPU", hints)
         except RuntimeError as error:
-            raise FileError(f"{path}: OpenVINO cannot read it ({_last_line(error)}). Export it again.") from None
+            raise FileError(f"{path}: OpenVINO cannot read it ({_last_line(error)}). {UNREADABLE}") from None
         self._outputs = [output.get_any_name() for output in self._model.outputs]
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
@@ -146,7 +147,10 @@ def import_openvino(needed_by: object) -> Any:
 def read_metadata(path: Path, text: str | None) -> dict[str, Any]:
     """The entry of an exported file. Raises FileError for a file without one, or of another version."""
     if not text:
-        raise FileError(f"{path}: was not written by `twostage export`: it has no {KEY!r} metadata. Export it again.")
+        raise FileError(
+            f"{path}: was not written by `twostage export`: it has no {KEY!r} metadata with classes, thresholds and "
+            "resizing. Models of other programs cannot be used here: export the detector with twostage."
+        )
     try:
         metadata = json.loads(text)
         version, lacking = metadata.get("format"), [key for key in _KEYS if key not in metadata]

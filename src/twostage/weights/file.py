@@ -119,7 +119,7 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except (SafetensorError, OSError, struct.error) as error:
         mend = "It may have been cut short: copy it again."
         if path.suffix != ".safetensors":
-            mend = "Pickled weights (.pth, .pt) can run code when read and are not opened here."
+            mend = "Pickles (.pth, .pt, .pkl) are read by `twostage weights convert FILE --out NEW.safetensors`."
         raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None
 
 
