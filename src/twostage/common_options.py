@@ -75,10 +75,10 @@ class NewDataOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeOptions(Options):
-    """The image size that sizes of objects are computed for."""
+    """The image size that sizes of objects are computed for; by default that of the default model."""
 
-    size: int = option(800, "Shortest side of images in training, in pixels.", group="Images", low=1)
-    max_size: int = option(1333, "Longest side of images in training, in pixels.", group="Images", low=1)
+    size: int = option(320, "Shortest side of images in training, in pixels.", group="Images", low=1)
+    max_size: int = option(640, "Longest side of images in training, in pixels.", group="Images", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -19,17 +19,17 @@ from twostage.data.workers import default_workers
 from twostage.detections import Detections
 from twostage.device import PRECISIONS, choose_device
 from twostage.distributed import SINGLE_PROCESS, Processes
-from twostage.errors import DataError, UsageError
+from twostage.errors import UsageError
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split, detect_split_augmented, propose_split
 from twostage.inference.exported import ExportedModel
 from twostage.inference.keywords import EvaluateKeywords, PredictKeywords, class_names, required
 from twostage.inference.precision import choose_precision
-from twostage.inference.predictor import detect_images
 from twostage.inference.prepare import PreparedModel, forward_hooks, prepare
 from twostage.inference.runner import Runner
-from twostage.inference.sources import Item, expand, is_one_image
-from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
+from twostage.inference.sources import expand, is_one_image
+from twostage.inference.stream import detect_stream
+from twostage.inference.test_time_augmentation import TestTimeAugmentation
 from twostage.inspection.trace import Target, Trace, trace
 from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.build import Model, build, with_backbone
@@ -261,14 +261,16 @@ class Detector:
         At most `batch` images go through the model together, those of one shape, on a CPU no more than keep it busy;
         apart from rounding no detection depends on it. `conf` is the lowest score kept, `iou` the overlap above which
         the last NMS drops a box, `max_det` the maximum number of detections per image; None is the model's value.
-        `views` are those of test-time augmentation; `batch` then counts views. Images that cannot be read are left out
-        by the iterator, which then ends with a DataError that names them all.
+        `views` are those of test-time augmentation; `batch` then counts views. Images that cannot be read, or that an
+        exported file cannot take, are left out by the iterator, which then ends with a DataError that names them all.
         """
         if self._exported is not None and conf == CONF:  # the default is no lower than the file's
             conf = max(conf, self.config.postprocess.score_threshold)
         postprocess = self.postprocess(conf, iou, max_det)
         batch = required("batch", batch, Count)
-        stream = self._stream(expand(source), postprocess, batch, views)
+        stream = detect_stream(
+            self.runner, expand(source), self.names, postprocess=postprocess, batch=batch, views=views
+        )
         return next(iter(stream)) if is_one_image(source) else stream
 
     def trace(self, source: Source | Iterable[Source], target: Target | None = None) -> Trace:
@@ -379,21 +381,3 @@ class Detector:
         if max_det is not None:
             given["max_det"] = required("max_det", max_det, Count)
         return replace(self.config.postprocess, **given)
-
-    def _stream(
-        self, items: Iterator[Item], postprocess: PostprocessConfig, batch: int, views: TestTimeAugmentation
-    ) -> Iterator[Detections]:
-        unreadable: list[DataError] = []
-        while group := list(islice(items, batch)):
-            unreadable += [item.error for item in group if item.error]
-            readable = [(item.image, item.path) for item in group if item.image is not None]
-            if readable and views.plain:
-                images, paths = zip(*readable, strict=True)
-                yield from detect_images(self.runner, images, self.names, postprocess=postprocess, paths=paths)
-                continue
-            for image, path in readable:
-                yield detect_augmented(
-                    self.runner, image, self.names, postprocess=postprocess, views=views, batch=batch, path=path
-                )
-        if unreadable:
-            raise DataError("\n".join(str(error) for error in unreadable))

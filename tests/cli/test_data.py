@@ -4,9 +4,14 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from twostage.common_options import ResizeOptions
+from twostage.models.zoo import named
+from twostage.training.options import TrainOptions
 
 
 @pytest.fixture
@@ -38,6 +43,14 @@ def test_fix_writes_a_copy_that_is_checked(shell: Callable, faulty: Path, tmp_pa
     assert answer.json["fixed"]["out"] == str(tmp_path / "mended")
     assert shell("data", "check", faulty).code == 3
     assert shell("data", "check", tmp_path / "mended").code == 0
+
+
+def test_check_takes_the_image_size_of_the_default_model() -> None:
+    image, default = (
+        named(TrainOptions(Path("data")).model).image,
+        {field.name: field.default for field in fields(ResizeOptions)},
+    )
+    assert (default["size"], default["max_size"]) == (image.size, image.max_size)
 
 
 def test_nothing_to_fix(shell: Callable, scenes: Path, tmp_path: Path) -> None:

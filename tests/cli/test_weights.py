@@ -36,6 +36,10 @@ def test_info(shell: Callable, weights: Path) -> None:
     of_file = shell("weights", "info", weights, "--json").json
     assert (of_file["model"], of_file["detector"]) == ("faster_rcnn_tiny_fpn", True)
     assert of_file["names"][0] == "circle"
+    lines = shell("weights", "info", weights).output.splitlines()
+    (rpn,) = (line for line in lines if line.startswith("model.rpn "))
+    assert ", nms 0.7, " in rpn  # by the path of `--set model.rpn.nms=0.7`
+    assert "'" not in rpn
     of_name = shell("weights", "info", "vgg16-imagenet").output
     assert "https://download.pytorch.org/models/vgg16-397923af.pth" in of_name
     of_zoo = shell("weights", "info", "faster_rcnn_resnet50_c4-detectron2-1x", "--json").json

@@ -130,22 +130,13 @@ def test_notes_on_objects_and_classes(make_coco: Callable[..., Path]) -> None:
     assert report.ok
     expected = {
         "tiny-box", "whole-image-box", "duplicate-box", "crowd-objects", "background-images", "unused-class",
-        "similar-class-names", "category-id-gaps", "anchor-reach",
+        "similar-class-names", "category-id-gaps",
     }  # fmt: skip
     assert codes(report) == expected
     assert [f.object for f in of_code(report, "duplicate-box")] == ["dog [5, 5, 14, 14]"]
     assert [f.object for f in of_code(report, "whole-image-box")] == ["dog [0, 0, 60, 40]"]
     assert "2 of 4 classes" in of_code(report, "unused-class")[0].message
     assert "'Cat', 'cat', 'CAT '" in of_code(report, "similar-class-names")[0].message
-
-
-def test_anchors_reach_boxes_of_their_own_shape(make_coco: Callable[..., Path]) -> None:
-    rows = [
-        {"id": i, "image_id": 1, "category_id": 3, "bbox": b, "area": 1, "iscrowd": 0}
-        for i, b in enumerate([[0, 0, 32, 32], [0, 0, 50, 2]])
-    ]
-    report = check(make_coco(rows), resize=Resize(size=40))
-    assert of_code(report, "anchor-reach")[0].message.startswith("50.0 % of objects")
 
 
 def test_rare_classes_and_splits_with_other_classes(make_coco: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from twostage.cli import main
+from twostage.data.dataset import Dataset
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.detections import Detections
@@ -380,6 +383,23 @@ def test_a_file_that_takes_pixels_passes_at_every_batch_size(exported: Callable)
 
 
 @pytest.mark.slow
+def test_an_image_too_small_for_a_torch_file_is_named_and_the_others_are_predicted(
+    exported: Callable, shell: Callable, photos: list[Path], tmp_path: Path
+) -> None:
+    model = exported(FASTER, "--format", "torch") / "model.pt2"
+    strip = tmp_path / "strip.png"
+    Image.new("RGB", (900, 6)).save(strip)
+    for batch in (1, 4):
+        code, output, messages = shell("predict", photos[0], strip, photos[1], "--weights", model, "--batch", batch)
+        assert code == 3
+        assert re.search(rf"^twostage: {re.escape(str(strip))} \(900 x 6 pixels\): \d+ x 32 after res", messages, re.M)
+        assert [line.split("  ")[0] for line in output.splitlines()[:-1]] == [str(photos[0]), str(photos[1])]
+    detector = Detector.load(model)
+    with pytest.raises(DataError, match=r"strip\.png \(900 x 6 pixels\): "):
+        detector.detect_dataset(Dataset.from_samples([(strip, [], [])], detector.names), workers=0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["predict", "eval"])
 def test_verbs_take_a_file_with_few_places_as_it_is(
     exported: Callable, shell: Callable, photos: list[Path], tmp_path: Path, verb: str
@@ -387,6 +407,18 @@ def test_verbs_take_a_file_with_few_places_as_it_is(
     model = exported(FASTER, "--format", "onnx") / "model.onnx"
     source = photos[0] if verb == "predict" else write_scenes(tmp_path / "scenes", train=1, val=1)
     assert shell(verb, source, "--weights", model).code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_bench_names_the_precision_of_the_file(
+    exported: Callable, shell: Callable, photos: list[Path], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one that `auto` chooses for weights on this machine."""
+    monkeypatch.setattr("twostage.inference.precision.choose_precision", lambda *_: "bf16")
+    model = exported(FASTER, "--format", form) / FILES[form]
+    _, output, _ = shell("bench", photos[0], "--weights", model, "--seconds", 0.001, "--batch", 1)
+    assert output.startswith(f"{model}, fp32 on cpu: ")
 
 
 def spoiled(folder: Path, change: Callable[[bytes], bytes], tmp_path: Path, name: str) -> Path:
@@ -454,6 +486,7 @@ def test_a_file_of_others_is_named(shell: Callable, photos: list[Path], tmp_path
     code, _, messages = shell("predict", photos[0], "--weights", path)
     assert code == 3
     assert f"{path}: was not written by `twostage export`" in messages
+    assert "Export it again" not in messages  # which nobody can who did not write it
     assert shell("predict", photos[0], "--weights", tmp_path / "nowhere.onnx").code == 4
 
 

@@ -102,6 +102,13 @@ def test_the_last_run_ends_where_the_folds_were_best_in_the_same_schedule(
     assert last["lr"] > 2 * fold["lr"]  # which has come to the end of the cosine
 
 
+def test_an_exported_file_is_refused_before_the_folds_are_written(options: TrainOptions, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(DataError, match="an exported file, which holds a program"):
+        train(replace(options, weights=str(tmp_path / "model.onnx"), folds=3))
+    assert not options.out.exists()
+
+
 def test_the_weights_hold_the_means_of_the_folds(options: TrainOptions) -> None:
     result = train(options)
     assert load_weights(Path(result["weights"]))[0].metrics == result["metrics"]

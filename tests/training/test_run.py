@@ -272,14 +272,16 @@ def test_early_stopping_ends_a_run_that_does_not_improve(options: TrainOptions) 
     assert result["epochs"] < 50
 
 
+@pytest.mark.parametrize(("other", "cased"), [("cat", False), ("Star", True)])
 def test_weights_of_other_classes_keep_what_fits(
-    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    options: TrainOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: str, cased: bool
 ) -> None:
-    start = Detector.build("faster_rcnn_tiny_fpn", ["dog", "cat"], device="cpu")
+    start = Detector.build("faster_rcnn_tiny_fpn", ["dog", other], device="cpu")
     start.save(tmp_path / "start.safetensors")
     with caplog.at_level(logging.INFO, "twostage"):
         result = train(replace(options, weights=str(tmp_path / "start.safetensors"), epochs=1, lr=1e-12, ema=0.0))
-    assert "In both: none; new: circle, square, triangle, star, cross; left out: dog, cat" in (caplog.text)
+    assert f"In both: none; new: circle, square, triangle, star, cross; left out: dog, {other}" in caplog.text
+    assert ("Upper and lower case" in caplog.text) is cased
     assert re.search(r"head +6 of 8 +yes +head.classes$", caplog.text, re.MULTILINE)
     _, state = load_weights(Path(result["weights"]))
     torch.testing.assert_close(state["rpn.objectness.weight"], start.model.rpn.objectness.weight, atol=1e-6, rtol=0)

@@ -144,7 +144,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
 def test_other_files_are_refused_unread(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.pth"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"model\.pth: not a readable safetensors file.*Pickled weights"):
+    with pytest.raises(DataError, match=r"model\.pth: not a readable safetensors file.*Pickles .*weights convert"):
         load_weights(path)
 
 
@@ -163,7 +163,7 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))
 
     torch.save({"a": Trap()}, tmp_path / "model.pth")
-    with pytest.raises(DataError, match="Pickled weights"):
+    with pytest.raises(DataError, match="Pickles "):
         load_weights(tmp_path / "model.pth")
     assert not (tmp_path / "sprung").exists()
 

@@ -96,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     # Pillow warns above 89 megapixels and refuses images above 179, which is reported with the file's name.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+    # torch, of several processes: the two names of one memory layout of a 1 x 1 convolution.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     try:
         return int(application()(tokens) or 0)
     except BrokenPipeError:

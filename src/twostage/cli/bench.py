@@ -65,12 +65,18 @@ def bench(options: BenchOptions) -> Outcome:
     from twostage.environment import environment
     from twostage.inference.peer import PEERS
     from twostage.inference.precision import choose_precision
+    from twostage.weights.file import is_exported
 
     folder = new_folder(options.out, "--out") if options.out else None
     device = choose_device(options.device)
+    precision = choose_precision(device, options.precision)
+    detector = None
+    if options.weights is not None and is_exported(Path(options.weights)):  # has its own device and precision
+        detector = _detector(options, precision)
+        device, precision = detector.device, detector.precision
     machine = environment()
     about = {
-        "precision": choose_precision(device, options.precision),
+        "precision": precision,
         "device": str(device),
         "processor": machine["cpu"]["name"],
         "instruction_set": machine["cpu"]["capability"],
@@ -82,7 +88,7 @@ def bench(options: BenchOptions) -> Outcome:
         f"{options.model or options.weights or MODEL}, {about['precision']} on {device}: {gpu}{about['processor']}, "
         f"{about['instruction_set']}, {threads}; {options.seconds:g} seconds"
     )
-    detector = _detector(options, about["precision"])
+    detector = detector or _detector(options, precision)
     files = _files(options, detector)
     batches = [[files[i % len(files)] for i in range(size)] for size in dict.fromkeys(options.batch)]
     rows = [_Row(some, [read_image(file) for file in some]) for some in batches]

@@ -27,9 +27,10 @@ def info(options: InfoOptions) -> Outcome:
     if origin:
         path = Path(origin["file"])
     metadata = {**origin, **(_of_file(path) if path.exists() or not origin else {})}
-    width = max(map(len, metadata))
-    for key, value in metadata.items():
-        print(f"{key:{width}}  {_line(value)}")
+    rows = _rows(metadata)
+    width = max(map(len, rows))
+    for key, text in rows.items():
+        print(f"{key:{width}}  {text}")
     return Outcome(metadata)
 
 
@@ -78,11 +79,29 @@ def _of_card(card: "Card") -> dict[str, Any]:
     }
 
 
+def _rows(metadata: dict[str, Any]) -> dict[str, str]:
+    """What is printed; each component of the configuration by its path, as in `--set model.rpn.nms=0.6`."""
+    rows = {key: _line(value) for key, value in metadata.items() if key not in ("metrics", "config")}
+    if metadata.get("metrics"):
+        rows["metrics"] = _line(
+            {name: f"{value:.4f}" if value >= 0 else "-" for name, value in metadata["metrics"].items()}
+        )
+    return rows | {f"model.{name}": _line(part) for name, part in metadata.get("config", {}).items()}
+
+
 def _line(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {part}" for key, part in value.items()) or "none"
-    if isinstance(value, tuple):
+        kind = f"{value['type'].removesuffix('Config')}: " if "type" in value else ""
+        return kind + (", ".join(f"{key} {_part(part)}" for key, part in value.items() if key != "type") or "none")
+    if isinstance(value, tuple) and not any(isinstance(part, tuple) for part in value):
         return ", ".join(map(str, value))
     if value is None:
         return "not known"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _part(value: Any) -> str:
+    """A value in a line of several."""
+    if isinstance(value, dict):
+        return f"({_line(value)})"
+    return "none" if value is None else str(value) if isinstance(value, tuple) else _line(value)

@@ -13,8 +13,6 @@ from twostage.data.images import EXTENSIONS_OF, Header
 from twostage.data.resize import Resize
 
 PLAIN_MODES = {"RGB", "L", "P", "1"}
-# The common modern anchors (FPN, section 4.1): one size a level, three ratios; the IoU from which a proposal counts.
-ANCHOR_SIZES, ANCHOR_RATIOS, REACHED = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0), 0.5
 IMBALANCE = 20  # how many times more frequent the most frequent class is than the rarest
 
 
@@ -73,7 +71,7 @@ def image_notes(datasets: Sequence[Dataset], header_of: Callable[[str], Header])
 
 
 def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
-    """Images without objects, crowds, difficult objects, boxes that are tiny, repeated or the whole image, anchors."""
+    """Images without objects, crowds, difficult objects, boxes that are tiny, repeated or the whole image."""
     split, empty = f"split {dataset.split}", int((np.diff(dataset.offsets) == 0).sum())
     if empty:
         message = f"{empty} of {len(dataset)} images ({100 * empty / len(dataset):.0f} %) have no objects"
@@ -97,11 +95,6 @@ def object_notes(dataset: Dataset, resize: Resize) -> Iterator[Fault]:
             box = ", ".join(f"{v:g}" for v in dataset.boxes[row].tolist())
             where = f"{dataset.names[dataset.labels[row]]} [{box}]"
             yield fault(code, dataset.file_name(int(image[row])), where, message, "Check it")
-    if len(sides):
-        reached = anchor_reach(resized, ANCHOR_SIZES)
-        message = f"{100 * reached:.1f} % of objects match an anchor (IoU {REACHED}) {at}"
-        fix = "Nothing to do" if reached >= 0.95 else "Try another --size or other anchor sizes"
-        yield fault("anchor-reach", dataset.root, split, message, fix)
 
 
 def _repeated(image: Int64[np.ndarray, " b"], dataset: Dataset) -> Bool[np.ndarray, " b"]:
@@ -118,12 +111,3 @@ def resized_sides(dataset: Dataset, resize: Resize) -> Float64[np.ndarray, "b 2"
     shapes = np.array([resize.shape(int(h), int(w)) for h, w in dataset.sizes], dtype=np.float64).reshape(-1, 2)
     sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
     return np.asarray(sides * (shapes / dataset.sizes)[dataset.image_indices, ::-1])
-
-
-def anchor_reach(sides: Float64[np.ndarray, "b 2"], sizes: Sequence[float]) -> float:
-    """The share of objects that overlap an anchor on the same centre by `REACHED`; sizes times `ANCHOR_RATIOS`."""
-    each, ratios = (v.ravel() for v in np.meshgrid(np.array(sizes, float), np.array(ANCHOR_RATIOS)))
-    anchors = np.column_stack([each / np.sqrt(ratios), each * np.sqrt(ratios)])
-    shared = np.minimum(sides[:, None], anchors).prod(axis=2)
-    best = (shared / (sides.prod(axis=1)[:, None] + anchors.prod(axis=1) - shared)).max(axis=1)
-    return float((best >= REACHED).mean())

@@ -93,7 +93,6 @@ CODES: dict[str, tuple[Severity, str]] = {
     "class-imbalance": ("note", "a class is far rarer than another"),
     "crowd-objects": ("note", "objects marked iscrowd"),
     "difficult-objects": ("note", "objects marked difficult"),
-    "anchor-reach": ("note", "how many objects have the size and shape of an anchor"),
     "stale-extras": ("note", "an annotation file was changed after twostage.json was written; its entry is ignored"),
     "unannotated-images": ("note", "images without an annotation file, taken as images without objects"),
 }

@@ -45,7 +45,9 @@ def exported_program(model: Model, *, stages: bool = False) -> tuple[ExportedPro
 def require_exportable(model: Model) -> None:
     """Raises UsageError with the reason where a model cannot be exported, MissingError where torch is too old."""
     if "prefer_deferred_runtime_asserts_over_guards" not in inspect.signature(torch.export.export).parameters:
-        raise MissingError(f"torch {torch.__version__} is too old to export: pip install --upgrade 'torch>=2.9'")
+        raise MissingError(
+            f"torch {torch.__version__} is too old to export: pip install --upgrade 'torch>=2.9' torchvision"
+        )
     config = model.config
     if isinstance(config, StagewiseConfig):
         raise UsageError(

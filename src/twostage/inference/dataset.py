@@ -12,7 +12,7 @@ from twostage.data.stuff import Stuff
 from twostage.distributed import SINGLE_PROCESS, Processes
 from twostage.errors import UsageError
 from twostage.evaluation.results import Accumulator
-from twostage.inference.predictor import on_originals, to_arrays
+from twostage.inference.predictor import naming, on_originals, to_arrays
 from twostage.inference.prepare import PreparedModel
 from twostage.inference.runner import Runner
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented
@@ -57,7 +57,10 @@ def detect_split(
     gathered = Accumulator()
     for loaded in batches:
         indices = loaded.indices.tolist()
-        arrays = to_arrays(detect(loaded), loaded.batch, model.config)
+        height, width = loaded.batch.before.sizes[0].tolist()
+        with naming(dataset.file_name(indices[0]), (height, width)):
+            detections = detect(loaded)
+        arrays = to_arrays(detections, loaded.batch, model.config)
         for index, one in zip(indices, arrays, strict=True):
             gathered.add(index, one["boxes"], one["scores"], one["class_ids"], one["masks"])
     return gathered

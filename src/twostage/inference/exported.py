@@ -1,6 +1,7 @@
 """A file of `twostage export` in the place of a prepared model: the same batches in, the same detections out."""
 
 import shlex
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from twostage.errors import DataError, MissingError, UsageError
 from twostage.inference.graphs import AnyStages
 from twostage.inference.precision import choose_precision
 from twostage.inference.runtimes import KEY as ABOUT
-from twostage.inference.runtimes import FileError, PackageError, Session, open_session, read_metadata
+from twostage.inference.runtimes import UNREADABLE, FileError, PackageError, Session, open_session, read_metadata
 from twostage.inference.signature import Signature, detections_of, inputs_of, stages_of
 from twostage.models.config import DetectorConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
@@ -36,9 +37,12 @@ class TorchSession:
         try:
             if not zipfile.is_zipfile(path):  # torch would log a traceback
                 raise ValueError("it is no archive")
-            program = torch.export.load(path, extra_files=extra)
+            with warnings.catch_warnings():
+                # torch before 2.12: its own buffers, which nothing writes to.
+                warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+                program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # a damaged archive raises nearly anything
-            raise FileError(f"{path}: torch cannot read it ({str(error)[:200]!r}). Export it again.") from None
+            raise FileError(f"{path}: torch cannot read it ({str(error)[:200]!r}). {UNREADABLE}") from None
         self.metadata = read_metadata(path, extra[ABOUT])
         self._module = program.module()
 
@@ -51,8 +55,8 @@ class TorchSession:
         except AssertionError as error:  # a guard of the program
             height, width = inputs["images"].shape[2:]
             raise DataError(
-                f"a canvas of {height} x {width} pixels is too small for a .pt2 file, which needs two cells of the "
-                f"coarsest map ({error}). Take an ONNX file, or larger images."
+                f"{width} x {height} after resizing and padding is too small for a .pt2 file, which needs two cells of "
+                f"the coarsest map on each side ({error}). Export with --format onnx, or enlarge the image."
             ) from None
         return {name: tensor.numpy() for name, tensor in zip(self.metadata["outputs"], found, strict=True)}
 

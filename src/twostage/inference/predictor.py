@@ -1,7 +1,8 @@
 """One prediction: images in, boxes on their own pixels out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from twostage.data.batch import Batch, Originals, canvas_shape, stack_images
 from twostage.detections import Detections
+from twostage.errors import DataError
 from twostage.inference.runner import Runner
 from twostage.models.config import DetectorConfig, OneStageConfig, TwoStageConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
@@ -106,7 +108,7 @@ def detect_images(
     """Detections in several images; those that have one canvas go through the model together.
 
     `image` replaces the model's own rule of resizing. Features near the border of an image depend on the padding beside
-    it: with canvases of their own no image changes another.
+    it: with canvases of their own no image changes another. Raises DataError for an image that the model cannot take.
     """
     rule = image or model.config.image
     originals = [(pixels.shape[0], pixels.shape[1]) for pixels in images]
@@ -114,9 +116,21 @@ def detect_images(
     for i, shape in enumerate(originals):
         by_canvas.setdefault(canvas_shape(*rule.resizing.shape(*shape), rule.divisor), []).append(i)
     arrays: dict[int, dict[str, Any]] = {}
+    paths = paths or [None] * len(images)
     for some in by_canvas.values():
-        arrays |= zip(some, predict_arrays(model, [images[i] for i in some], postprocess, rule), strict=True)
+        with naming(paths[some[0]], originals[some[0]]):
+            arrays |= zip(some, predict_arrays(model, [images[i] for i in some], postprocess, rule), strict=True)
     return [
         Detections(names=names, size=size, image=pixels, path=path, **arrays[i])
-        for i, (pixels, size, path) in enumerate(zip(images, originals, paths or [None] * len(images), strict=True))
+        for i, (pixels, size, path) in enumerate(zip(images, originals, paths, strict=True))
     ]
+
+
+@contextmanager
+def naming(path: str | None, size: tuple[int, int]) -> Iterator[None]:
+    """Within it a DataError of the model names the image: its path, and its height and width."""
+    try:
+        yield
+    except DataError as error:
+        height, width = size
+        raise DataError(f"{path or 'image'} ({width} x {height} pixels): {error}") from None

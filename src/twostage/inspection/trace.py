@@ -20,7 +20,7 @@ from twostage.detections import Detections
 from twostage.errors import UsageError
 from twostage.inference.exported import ExportedModel
 from twostage.inference.graphs import AnyStages
-from twostage.inference.predictor import make_batch, on_originals, to_arrays
+from twostage.inference.predictor import make_batch, naming, on_originals, to_arrays
 from twostage.inference.prepare import PreparedModel
 from twostage.inference.runner import Runner
 from twostage.inspection.fates import AnchorFates, PairFates, anchor_fates, pair_fates
@@ -131,7 +131,8 @@ def trace(
     batch = make_batch([image], config)
     targets = None if target is None else targets_of(target, batch, len(names))
     size, model = (image.shape[0], image.shape[1]), steps_of(runner, len(names))
-    stages = runner.stages(batch)
+    with naming(path, size):
+        stages = runner.stages(batch)
     none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), tuple(names), size)
     begun = Trace(image, tuple(names), config, batch, stages, replace(none, path=path, image=image), model, targets)
     return finished(begun, runner, stages)

@@ -25,7 +25,7 @@ from twostage.training.folder import RunFolder
 from twostage.training.options import RANDOM, TrainOptions
 from twostage.training.recipe import recipe_name
 from twostage.weights.classes import with_class_rows
-from twostage.weights.file import KEY, OF_DATA, Card, load_tensors, load_weights, read_card
+from twostage.weights.file import KEY, OF_DATA, Card, load_tensors, load_weights, read_card, require_weights
 from twostage.weights.fit import as_backbone, load_fitting, of_deeper_network
 from twostage.weights.named import find_weights
 from twostage.weights.published import PUBLISHED
@@ -85,7 +85,7 @@ def require_start(options: TrainOptions) -> None:
         raise UsageError(f"model is {options.model}. {NOT_TRAINED}")
     choose_device(options.device)
     if (given := _given_weights(options)) is not None:
-        find_weights(given, offline=options.offline)
+        require_weights(find_weights(given, offline=options.offline))
 
 
 def starting_model(
@@ -221,17 +221,14 @@ def _of_classes(
     """
     if card.names == names:
         return state, frozenset()
-    kept, fresh, left = (
-        ", ".join(some) or "none"
-        for some in (
-            [name for name in names if name in card.names],
-            [name for name in names if name not in card.names],
-            [name for name in card.names if name not in names],
-        )
-    )
+    kept = [name for name in names if name in card.names]
+    fresh = [name for name in names if name not in card.names]
+    left = [name for name in card.names if name not in names]
+    alike = {name.casefold() for name in fresh} & {name.casefold() for name in left}
     log.warning(
         "%s has other classes than the data set. In both: %s; new: %s; left out: %s. Rows of those in both are kept "
-        "where the head is loaded (see the table). Upper and lower case differ.",
-        *(path, kept, fresh, left),
+        "where the head is loaded (see the table).%s",
+        *(path, *(", ".join(some) or "none" for some in (kept, fresh, left))),
+        " Upper and lower case count." if alike else "",
     )
     return with_class_rows(model, state, card.names, names)

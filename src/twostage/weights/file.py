@@ -107,19 +107,14 @@ def head_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header entries and tensors of any safetensors file. Raises as `load_weights`."""
-    require_file(path)
-    if is_exported(path):
-        raise DataError(
-            f"{path}: an exported file, which holds a program and no weights by their names: give the weights file "
-            "that it was exported from."
-        )
+    require_weights(path)
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         mend = "It may have been cut short: copy it again."
         if path.suffix != ".safetensors":
-            mend = "Pickled weights (.pth, .pt) can run code when read and are not opened here."
+            mend = "Pickles (.pth, .pt, .pkl) are read by `twostage weights convert FILE --out NEW.safetensors`."
         raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None
 
 
@@ -132,6 +127,16 @@ def sha256(path: Path) -> str:
     """Of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_weights(path: Path) -> None:
+    """As `require_file`; and DataError for an exported file, which has no weights to begin from."""
+    require_file(path)
+    if is_exported(path):
+        raise DataError(
+            f"{path}: an exported file, which holds a program and no weights by their names: give the weights file "
+            "that it was exported from."
+        )
 
 
 def require_file(path: Path) -> None:
