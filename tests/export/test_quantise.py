@@ -51,8 +51,7 @@ def choose(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
 
 def test_where_int8_costs_little_all_is_int8(choose: Callable) -> None:
     quality, built = choose(lambda _: Score(0.497, None), 0.5)
-    assert built[-1] == []
-    assert all(each == [] for each in built)
+    assert built == [[]]  # once: ranges take a minute
     assert (quality.before, quality.after, tuple(quality.float_parts)) == (0.5, 0.497, ())
     assert quality.passed
     assert quality.lost == pytest.approx(0.3)

@@ -38,14 +38,17 @@ class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
         group="Model",
     )
     folds: int | None = option(
-        None, "Train so many detectors, each on the other folds, to judge each fold's labels.", group="Model", low=2
+        None,
+        "Train this many detectors; each judges the labels of a fold it has not learned from.",
+        group="Model",
+        low=2,
     )
     model: str = option("faster_rcnn_lite0_fpn", "With --folds: the model in the zoo.", group="Model")
     minutes: float = option(5.0, "With --folds: minutes of training for each.", group="Model", low=0.01)
     seed: int = option(0, SEED, group="Run", low=0)
     split: str | None = option(None, "Split to audit (default: train, else trainval).", group="Data")
     most: int = option(50, "Suggestions of each kind on the page and in the files for tools.", group="Output", low=1)
-    next: int = option(0, "Also choose so many of the --unlabelled images to label next.", group="Output", low=0)
+    next: int = option(0, "Also choose this many of the --unlabelled images to label next.", group="Output", low=0)
     unlabelled: str | None = option(None, "Images without labels: a folder, a file or a pattern.", group="Data")
     image_prefix: str = option(
         "/data/local-files/?d=",

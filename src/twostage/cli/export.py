@@ -44,7 +44,9 @@ class ExportOptions(ModelOptions, OfflineOptions, DetectionOptions):
         0.5, "Points of AP (of 100) that int8 may lose; parts that lose more stay in float32.", group="int8", low=0
     )
     out: Path | None = option(None, "New folder (default: NAME-FORMAT, after the weights file).", group="Output")
-    images: tuple[str, ...] = option((), f"{PHOTOS} None: those of --calibrate, else generated scenes.", group="Images")
+    images: tuple[str, ...] = option(
+        (), f"{PHOTOS} Without: those of --calibrate, else generated scenes.", group="Images"
+    )
     count: int = option(FEW, "Photos to compare on, at most.", group="Images", low=1)
 
     def __post_init__(self) -> None:

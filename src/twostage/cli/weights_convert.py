@@ -42,7 +42,7 @@ class WeightsConvertOptions(FieldsOptions):
     config: Path | None = option(
         None,
         "Configuration of these weights: config.yaml of detectron2 and Detectron, .py of mmdetection, .yml of "
-        "py-faster-rcnn and simple-faster-rcnn. None: published defaults.",
+        "py-faster-rcnn and simple-faster-rcnn. Without: published defaults.",
     )
     key: str | None = option(None, "Entry of the file that holds the weights, such as model_ema.")
     model: str | None = option(None, "Model of a torchvision detector (default: by its weights).", group="Model")

@@ -58,19 +58,22 @@ def with_float_parts(
     """
     parts = parts_of(names)
     kept: tuple[str, ...] = ()
+    built: tuple[str, ...] = ()
     best = score_of(build(()), dataset)
     log.info("int8: AP %.4f, before %.4f", best.box, before.box)
     while best.below(before) > allowed and len(kept) < len(parts):
         tried = {}
         for part in parts:
             if part not in kept:
-                tried[part] = score_of(build(_layers(parts, (*kept, part))), dataset)
-                log.info("with %s in float32: AP %.4f", " and ".join((*kept, part)), tried[part].box)
+                built = (*kept, part)
+                tried[part] = score_of(build(_layers(parts, built)), dataset)
+                log.info("with %s in float32: AP %.4f", " and ".join(built), tried[part].box)
         part = min(tried, key=lambda name: tried[name].below(before))
         if tried[part].below(before) >= best.below(before):
             break
         kept, best = (*kept, part), tried[part]
-    build(_layers(parts, kept))
+    if built != kept:
+        build(_layers(parts, kept))
     return Quality(dataset.root.name, len(dataset), before.box, best.box, before.mask, best.mask, kept, allowed)
 
 

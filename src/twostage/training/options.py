@@ -100,8 +100,8 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     weight_decay: float | None = option(None, "Weight decay.", group="Schedule", low=0)
     layer_decay: float | None = option(
         None,
-        "Layer-wise decay of the learning rate: the last stage of the backbone has so much of it, each stage before so "
-        "much of that (1: all alike).",
+        "Layer-wise decay of the learning rate: the factor for the last stage of the backbone, and again for each "
+        "stage before it (1: the same rate for all).",
         group="Schedule",
         above=0,
         high=1,
@@ -149,8 +149,9 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
     )
     folds: int | None = option(
         None,
-        "Cross-validation: so many runs on all images but a part, scored on it, then one on all (default: 3 where the "
-        "data have no split to validate on and at most 200 images; none with --val-split none).",
+        "Cross-validation: this many runs, each on all images but one part and scored on that part, then a run on all "
+        "images (default: 3 where the data have no split to validate on and at most 200 images; none with --val-split "
+        "none).",
         group="Validation",
         low=2,
     )
