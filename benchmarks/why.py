@@ -1,8 +1,8 @@
 """The account of missed objects, held against whole predictions, and what a trace costs.
 
-    python benchmarks/why.py runs/cells/weights/best.safetensors --out benchmarks/results/why.md
+    python benchmarks/why.py runs/cells/weights/best.safetensors --data blood-cells --out benchmarks/results/why.md
 
-On the test split of blood-cells, at a score of 0.5: the causes add up to what recall lacks; every change of a setting
+On the test split of blood-cells, at a score of 0.5: the causes add up to what recall lacks; every change of settings
 that is said to keep an object is tried with a detector that is loaded with it, from the image on; and so is every AP of
 the table of settings, by evaluation, to 1e-9. Times are medians (minima), interleaved in one process, of one photo.
 """
