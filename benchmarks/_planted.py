@@ -27,14 +27,16 @@ class Planted:
 def plant(dataset: Dataset, seed: int, share: float = SHARE) -> Planted:
     """Of all objects a share is removed, as many get another class, and as many are shifted by a third of a side.
 
-    No object has two faults. A class is changed to one of the others, each as likely; a box is shifted left, right, up
-    or down, where the image has room for it.
+    No object has two faults. A class is changed to one of the others, each as likely, and not where there is one class;
+    a box is shifted left, right, up or down, where the image has room for it.
     """
     random = generator(seed, len(dataset.labels))
     count = round(share * len(dataset.labels))
     removed, wrong, loose = random.permutation(len(dataset.labels))[: 3 * count].reshape(3, count)
     labels, boxes = dataset.labels.copy(), dataset.boxes.copy()
-    labels[wrong] = (labels[wrong] + random.integers(1, len(dataset.names), count)) % len(dataset.names)
+    if len(dataset.names) == 1:
+        wrong = wrong[:0]
+    labels[wrong] = (labels[wrong] + random.integers(1, len(dataset.names), len(wrong))) % len(dataset.names)
     image = dataset.image_indices
     for row in loose.tolist():
         height, width = dataset.sizes[image[row]].tolist()

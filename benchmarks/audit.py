@@ -1,31 +1,33 @@
 """The label audit beside ranking by score alone, on labels with planted faults.
 
-    OMP_NUM_THREADS=1 python benchmarks/audit.py --seeds 0 1 2 --processor-time --work WORK --out benchmarks/results
+    OMP_NUM_THREADS=1 python benchmarks/audit.py blood-cells scenes-hard nuclei --seeds 0 1 2 --processor-time \\
+        --work WORK --out benchmarks/results
 
-Of the labels of blood-cells' trainval 5 % are removed, 5 % get another class, and 5 % are shifted by a third of a side
+Of the labels 5 % are removed, 5 % get another class where there is one, and 5 % are shifted by a third of a side
 (`_planted.py`). Detectors are cross-fitted: each fold's labels are judged by one that learned from the other folds,
 faults included. Reported is the precision among the first N suggestions of each kind, N the number planted. Faults that
-were in the data before count as wrong suggestions; but this data set lacks labels, so that for missing ones there is a
-second row: there the objects of `unlabelled_blood_cells.json` count too, of which each was looked at. --look lists
-suggestions that were not planted. The rules were chosen on seed 10. With --processor-time the minutes
-are those in which the process computed. WORK keeps the detectors: what is there is not trained again.
+were in the data before count as wrong suggestions; but blood-cells lacks labels, so that for missing ones there is a
+second row: there the objects of `unlabelled_blood_cells.json` count too, of which each was looked at. Generated scenes
+lack none. --look lists suggestions that were not planted. The rules were chosen on seed 10. With --processor-time the
+minutes are those in which the process computed. WORK keeps the detectors: what is there is not trained again.
 """
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from _planted import SHARE, Planted, plant
-from _rows import read_rows, write_rows
+from _rows import keep_rows, read_rows, write_section
 from _timing import table as markdown
+from train_from_scratch import folder_of
 
 from twostage.data.dataset import Dataset, select_images
 from twostage.data.recognise import open_dataset
@@ -36,15 +38,14 @@ from twostage.ops.boxes import iou
 from twostage.training import TrainOptions
 from twostage.training.cross_fitting import FoldDetector, cross_fit, fold_detectors, is_folds_run
 
-SPLIT, SIZE = "trainval", 320
 HIT = 0.5  # IoU from which a suggested box is that of a removed label
 MATCHED = (0.1, 0.3, 0.5)  # IoUs from which the baseline takes a detection for a label's
-KINDS = (Kind.MISSING, Kind.WRONG_CLASS, Kind.LOOSE_BOX)
 OURS, BASELINE = "data audit", "score alone"
 LOOKED = Path(__file__).parent / "unlabelled_blood_cells.json"
 OR_BEFORE = "missing, or unlabelled before"
+KINDS = (Kind.MISSING, OR_BEFORE, Kind.WRONG_CLASS, Kind.LOOSE_BOX)
 TITLE = "The label audit, on planted faults"
-NOTES = """\
+BLOOD_CELLS = """\
 **Missing, planted only**: no ranking can reach 0.7 here. The data set lacks hundreds of labels, and what was
 removed competes with what never had one. All suggestions among the first 197 of any ranking and seed that
 were not planted, and on which no label of the original lies, were looked at, those of all rankings mixed: 282
@@ -66,6 +67,26 @@ stands for the label 0.955, by the mean with the label's own box 0.970, by the l
 centre and size, over all classes, 0.879; by the most unusual of these four 0.909; with half the weight on the
 candidate's box 0.955, and with a value that stays below 1, 0.939 (taken). Weighing by how well the opinions
 agree lowered it (0.879 to 0.818)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is audited: the split, the size of its images for the detectors, the minutes that each of them learns.
+
+    `notes` are what was seen beside the numbers.
+    """
+
+    split: str
+    size: int
+    minutes: float
+    notes: str = ""
+
+
+TASKS = {
+    "blood-cells": Task("trainval", 320, 2, BLOOD_CELLS),
+    "scenes-hard": Task("train", 256, 1.5),
+    "nuclei": Task("train", 256, 1),
+}
 
 
 class Places(NamedTuple):
@@ -139,18 +160,21 @@ def by_score(dataset: Dataset, found: Sequence[Found], matched: float) -> Rankin
     )
 
 
-def precisions(ranking: Ranking, planted: Planted, before: Places) -> dict[str, float]:
-    """By kind the share of the first N suggestions that are right, N the number planted."""
+def precisions(ranking: Ranking, planted: Planted, before: Places | None) -> dict[str, float]:
+    """By kind the share of the first N suggestions that are right, N the number planted.
+
+    With `before`, where objects lacked a label before, those of missing labels are counted with them as well.
+    """
     count = len(planted.removed_boxes)
     removed = Places(planted.removed_images, planted.removed_boxes)
-    either = Places(*(np.concatenate(pair) for pair in zip(removed, before, strict=True)))
     first = ranking.missing[:count]
-    return {
-        Kind.MISSING: sum(on_places(first, removed)) / count,
-        OR_BEFORE: sum(on_places(first, either)) / count,
-        Kind.WRONG_CLASS: _share(ranking.wrong_class, planted.wrong_class),
-        Kind.LOOSE_BOX: _share(ranking.loose_box, planted.loose_box),
-    }
+    shares: dict[str, float] = {Kind.MISSING: sum(on_places(first, removed)) / count}
+    if before is not None:
+        either = Places(*(np.concatenate(pair) for pair in zip(removed, before, strict=True)))
+        shares[OR_BEFORE] = sum(on_places(first, either)) / count
+    if len(planted.wrong_class):
+        shares[Kind.WRONG_CLASS] = _share(ranking.wrong_class, planted.wrong_class)
+    return {**shares, Kind.LOOSE_BOX: _share(ranking.loose_box, planted.loose_box)}
 
 
 def _share(rows: Sequence[int], planted: np.ndarray) -> float:
@@ -169,9 +193,11 @@ def on_places(suggested: Sequence[tuple[int, np.ndarray]], places: Places) -> li
     return hits
 
 
-def unlabelled_before(dataset: Dataset) -> Places:
-    """Objects that had no label before anything was planted, found by looking at suggestions."""
-    known = json.loads(LOOKED.read_text(encoding="utf-8")) if LOOKED.exists() else []
+def unlabelled_before(name: str, dataset: Dataset) -> Places | None:
+    """Objects that had no label before anything was planted, found by looking at suggestions; None if not looked at."""
+    if name != "blood-cells":
+        return None
+    known = json.loads(LOOKED.read_text(encoding="utf-8"))
     index = {dataset.file_name(image): image for image in range(len(dataset))}
     boxes = np.array([one["box"] for one in known], dtype=np.float32).reshape(-1, 4)
     return Places(np.array([index[one["file"]] for one in known], dtype=np.int64), boxes)
@@ -186,16 +212,16 @@ def to_look_at(dataset: Dataset, rankings: Sequence[Ranking], planted: Planted) 
     return [{"file": dataset.file_name(image), "box": [round(float(x), 1) for x in box]} for image, box in seen]
 
 
-def folds_of(dataset: Dataset, work: Path, seed: int, given: argparse.Namespace) -> list[FoldDetector]:
+def folds_of(dataset: Dataset, task: Task, work: Path, seed: int, folds: int) -> list[FoldDetector]:
     """The detectors of a seed, trained unless they are there."""
     if is_folds_run(work):
         return fold_detectors(work, dataset)
     options = TrainOptions(
         dataset.root,
-        folds=given.folds,
-        minutes=given.minutes,
+        folds=folds,
+        minutes=task.minutes,
         seed=seed,
-        size=SIZE,
+        size=task.size,
         workers=0,
         quiet=True,
         out=work,
@@ -206,65 +232,69 @@ def folds_of(dataset: Dataset, work: Path, seed: int, given: argparse.Namespace)
 def table(rows: Sequence[dict]) -> str:
     """Precision by kind, seed by seed, and the mean."""
     lines = []
-    for kind in (Kind.MISSING, OR_BEFORE, *KINDS[1:]):
+    for kind in (kind for kind in KINDS if kind in rows[0]):
         for who in dict.fromkeys(row["who"] for row in rows):
-            some = [row for row in rows if row["who"] == who]
-            values = [row[kind] for row in some]
+            values = [row[kind] for row in rows if row["who"] == who]
             lines.append([kind, who, *(f"{value:.3f}" for value in values), f"{statistics.mean(values):.3f}"])
     seeds = dict.fromkeys(row["seed"] for row in rows)
     return markdown(["kind", "ranked by", *(f"seed {seed}" for seed in seeds), "mean"], lines)
 
 
 def main() -> None:
-    """Seed by seed; the table is written after each, and goes on from what it has."""
+    """Seed by seed; the table of a data set is written after each, and goes on from what it has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of training for each fold")
+    parser.add_argument("--minutes", type=float, help="of training for each fold, instead of the task's own")
     parser.add_argument("--processor-time", action="store_true", help="count the minutes that the process computes")
     parser.add_argument("--work", type=Path, required=True, help="folder for the detectors, kept")
     parser.add_argument("--out", type=Path, help="folder for audit.md and .json; what it has is not run again")
     parser.add_argument(
-        "--look", type=Path, help="folder for sN.json: missing objects that were suggested, not planted"
+        "--look", type=Path, help="folder for NAME-sN.json: missing objects that were suggested, not planted"
     )
     given = parser.parse_args()
-    if "TWOSTAGE_DATA" not in os.environ:
-        raise SystemExit("set TWOSTAGE_DATA to the folder that holds data/blood-cells.")
     if given.processor_time:
         time.perf_counter = time.process_time
-    clean = open_dataset(Path(os.environ["TWOSTAGE_DATA"]) / "data" / "blood-cells", split=SPLIT)
     rows = read_rows(given.out, "audit")
-    for seed in given.seeds:
-        if any(row["seed"] == seed for row in rows):
+    for name, seed in product(given.tasks, given.seeds):
+        if any((row["data"], row["seed"]) == (name, seed) for row in rows):
             continue
+        task = replace(TASKS[name], minutes=given.minutes or TASKS[name].minutes)
+        clean = open_dataset(folder_of(name, given.work), split=task.split)
         planted = plant(clean, seed)
-        folds = folds_of(planted.dataset, given.work / f"s{seed}", seed, given)
+        folds = folds_of(planted.dataset, task, given.work / f"{name}-s{seed}", seed, given.folds)
         rankings = {OURS: by_audit(planted.dataset, folds)}
         found = list(detections(planted.dataset, folds))
         rankings |= {f"{BASELINE}, IoU {iou:g}": by_score(planted.dataset, found, iou) for iou in MATCHED}
         for who, ranking in rankings.items():
-            scores = precisions(ranking, planted, unlabelled_before(clean))
-            rows.append({"seed": seed, "who": who, "planted": len(planted.loose_box), **scores})
+            scores = precisions(ranking, planted, unlabelled_before(name, clean))
+            rows.append({"data": name, "seed": seed, "who": who, "planted": len(planted.loose_box), **scores})
             print(json.dumps(rows[-1]), flush=True)
         if given.look:
             unknown = to_look_at(planted.dataset, list(rankings.values()), planted)
-            (given.look / f"s{seed}.json").write_text(json.dumps(unknown) + "\n", encoding="utf-8")
+            (given.look / f"{name}-s{seed}.json").write_text(json.dumps(unknown) + "\n", encoding="utf-8")
         if given.out:
-            write_rows(given.out, "audit", rows, TITLE, about(clean, given), f"{table(rows)}\n\n{NOTES}")
-    print(table(rows))
+            keep_rows(given.out, "audit", rows)
+            own = f"{table([row for row in rows if row['data'] == name])}\n\n{task.notes}".rstrip()
+            write_section(given.out / "audit.md", TITLE, name, about(name, task, clean, given), own)
+    for name in given.tasks:
+        print(table([row for row in rows if row["data"] == name]))
 
 
-def about(clean: Dataset, given: argparse.Namespace) -> str:
+def about(name: str, task: Task, clean: Dataset, given: argparse.Namespace) -> str:
     """What was done, for the page of results."""
     clock = "of processor time" if given.processor_time else "of wall time"
+    another = f"{SHARE:.0%} get another class, " if len(clean.names) > 1 else ""
+    of_class = "; labels with a detection of another class by its score" if len(clean.names) > 1 else ""
     return (
-        f"`python benchmarks/audit.py`: blood-cells' {SPLIT}, {len(clean)} images with {len(clean.labels)} labels, of "
-        f"which {SHARE:.0%} are removed, {SHARE:.0%} get another class, and {SHARE:.0%} are shifted by a third of a "
-        f"side. Precision among the first N suggestions of each kind, N = {round(SHARE * len(clean.labels))} planted. "
-        f"{given.folds} detectors of the default model at {SIZE} px, cross-fitted, {given.minutes:g} minutes {clock} "
-        "each on one thread. Score alone: detections without a label by score; labels with a detection of another "
-        "class by its score; labels by 1 - IoU with the best-scored detection of their class; each where a detection "
-        "is a label's from this IoU on. Faults that were in the labels before count as wrong suggestions."
+        f"`python benchmarks/audit.py {name}`: {task.split} of {name}, {len(clean)} images with {len(clean.labels)} "
+        f"labels, of which {SHARE:.0%} are removed, {another}and {SHARE:.0%} are shifted by a third of a side. "
+        f"Precision among the first N suggestions of each kind, N = {round(SHARE * len(clean.labels))} planted. "
+        f"{given.folds} detectors of the default model at {task.size} px, cross-fitted, {task.minutes:g} minutes "
+        f"{clock} each on one thread. Score alone: detections without a label by score{of_class}; labels by 1 - IoU "
+        "with the best-scored detection of their class; each where a detection is a label's from this IoU on. Faults "
+        "that were in the labels before count as wrong suggestions."
     )
 
 

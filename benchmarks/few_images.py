@@ -151,7 +151,7 @@ def table(rows: list[dict]) -> str:
             if not some:
                 continue
             steps = round(statistics.mean(row["steps"] for row in some))
-            cells = [_spread([row[m] for row in some]) if m in some[0] else "" for m in ("AP", "AP50", "segm_AP")]
+            cells = [spread([row[m] for row in some]) if m in some[0] else "" for m in ("AP", "AP50", "segm_AP")]
             spent = f"{minutes:g} of {threads} thread{'s' * (threads > 1)}{clock}"
             lines.append([task, images, spent, who, f"{steps} of {some[0]['batch']}", *cells, str(len(some))])
     return markdown(["task", "images", "minutes", "detector", "steps", "AP", "AP50", "mask AP", "seeds"], lines)
@@ -161,9 +161,10 @@ def _setting(row: dict) -> tuple[str, str, float, int, str]:
     return row["task"], row["images"], row["minutes"], row["threads"], row.get("clock", "")
 
 
-def _spread(values: list[float]) -> str:
-    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
+def spread(values: list[float]) -> str:
+    """The mean (smallest to largest)."""
+    around = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{around}"
 
 
 def main() -> None:
