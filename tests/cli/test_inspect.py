@@ -44,14 +44,15 @@ def test_with_its_data_set_the_page_has_the_objects_and_why_they_are_missed(
     (number,) = [one["id"] for one in truth["images"] if one["file_name"] == image.name]
     assert result["objects"] == sum(one["image_id"] == number for one in truth["annotations"])
     assert len(result["missed"]) == result["objects"], "random weights find nothing"
-    assert {"label", "box", "cause", "words", "detail", "changes", "needs_training"} == set(result["missed"][0])
+    remedy_keys = {"changes", "needs_training", "reason"}
+    assert {"label", "box", "cause", "words", "detail", *remedy_keys} == set(result["missed"][0])
     assert result["bytes"] == out.stat().st_size
     data = data_of(out)
     assert len(data["truth"]["missed"]) == result["objects"]
     for place, one in enumerate(result["missed"]):
-        remedy = {"changes": one["changes"], "needs_training": one["needs_training"]}
+        remedy = {key: one[key] for key in remedy_keys}
         assert data["truth"]["missed"][str(place)]["remedy"] == remedy
-        assert bool(one["changes"]) != bool(one["needs_training"])
+        assert bool(one["changes"]) != bool(one["reason"])
     assert data["anchors"]["learned"] is not None
 
 

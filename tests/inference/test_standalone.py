@@ -152,3 +152,11 @@ def test_calls_side_by_side_are_in_order_and_none_is_far_ahead() -> None:
         assert len(begun) <= len(results) + 4
     assert str(results[3]) == "three"
     assert [one for place, one in enumerate(results) if place != 3] == [2 * n for n in range(20) if n != 3]
+
+
+@pytest.mark.parametrize("threads", ["0", "-1"])
+def test_threads_below_one_are_refused(threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        standalone.main(["photo.jpg", "--threads", threads])
+    assert stopped.value.code == 2
+    assert f"argument --threads: {threads} is below 1" in capsys.readouterr().err

@@ -77,14 +77,14 @@ def test_it_is_written_as_json_and_in_words(seen: Ledger, detector: Detector, da
     assert content["recall"] == seen.recall
     assert set(content["stages"]) == {"all", *dataset.names, "small", "medium", "large"}
     assert list(content["stages"]["all"]) == [str(step) for step in Step]
-    needing = sum(one["needs_training"] is not None for one in content["objects"])
+    needing = sum(one["needs_training"] for one in content["objects"])
     assert sum(cause["need_training"] for cause in content["causes"].values()) == needing
     assert sum(cause["objects"] for cause in content["causes"].values()) == len(content["objects"]) == len(seen.missed)
     for one, missed in zip(content["objects"], seen.missed, strict=True):
         assert one["cause"] == missed.miss.cause
         assert one["label"] == dataset.names[dataset.labels[missed.row]]
         np.testing.assert_allclose(one["truth"], dataset.boxes[missed.row])
-        assert bool(one["changes"]) != bool(one["needs_training"])
+        assert bool(one["changes"]) != bool(one["reason"])
         assert [change["field"] for change in one["changes"]] == (
             [change.field for change in missed.remedy.changes] if missed.remedy.keeps else []
         )

@@ -300,14 +300,15 @@ def test_a_missed_object_has_what_keeps_it_or_why_it_needs_training(
     found = account(trace, objects, post)
     first, *others = found.misses
     change = Change("rpn.nms", 0.8, 0.7)
-    remedies = {first: Remedy((change,), None)} | {place: Remedy((change,), found.misses[place]) for place in others}
+    end = Miss(Cause.REFINED_AWAY, {"anchor_iou": 0.6, "iou": 0.61, "refined_iou": 0.4})
+    remedies = {first: Remedy((change,), None)} | {place: Remedy((change,), end) for place in others}
     at = opened(page(trace, post, objects, found, remedies))
     rows = at.tab.locator(".row[data-kind=truth]")
     rows.nth(0).click()
     assert "Found in a trial with rpn.nms = 0.8 (now 0.7)." in at.text("#details")
     at.tab.keyboard.press("Escape")
     rows.nth(1).click()
-    assert f"Needs training: with rpn.nms=0.8 it is {found.misses[others[0]].cause}" in at.text("#details")
+    assert "Needs training: with rpn.nms=0.8 it is refined away (IoU 0.61 to 0.40)." in at.text("#details")
 
 
 def test_the_settings_of_the_last_step_run_again(faster: Opened, traces: Callable[[str], Trace]) -> None:

@@ -95,21 +95,31 @@ def detail(**more: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("cause", "tried", "expected"),
     [
-        (Miss(Cause.REFINED_AWAY, detail()), None, "no setting undoes a refinement"),
-        (Miss(Cause.NO_PROPOSAL, detail()), None, "no setting brings other proposals"),
-        (Miss(Cause.OTHER_OBJECT, detail()), None, "it has no detection of its own"),
-        (Miss(Cause.NO_ANCHOR, detail()), None, "the RPN moves its anchors elsewhere"),
-        (Miss(Cause.NO_ANCHOR, detail(anchor_iou=0.3)), None, "no anchor reaches it (see data stats)"),
-        (Miss(Cause.RPN_NMS, detail(), (Change("rpn.nms", 0.8, 0.7),)), None, "an exported file keeps its rpn.nms"),
+        (Miss(Cause.REFINED_AWAY, detail()), None, "needs training: no setting undoes a refinement"),
+        (Miss(Cause.NO_PROPOSAL, detail()), None, "needs training: no setting brings other proposals"),
+        (Miss(Cause.OTHER_OBJECT, detail()), None, "needs training: it has no detection of its own"),
+        (Miss(Cause.NO_ANCHOR, detail()), None, "needs training: the RPN moves its anchors elsewhere"),
+        (Miss(Cause.NO_ANCHOR, detail(anchor_iou=0.3)), None, "needs training: no anchor reaches it (see data stats)"),
+        (
+            Miss(Cause.RPN_NMS, detail(), (Change("rpn.nms", 0.8, 0.7),)),
+            None,
+            "not tried: an exported file keeps its rpn.nms",
+        ),
+        (
+            Miss(Cause.BELOW_TOP_K, detail(), (Change("rpn.top_test", 900, 300),)),
+            Miss(Cause.BELOW_TOP_N, detail(), (Change("proposals.keep_test", 700, 300),)),
+            "no trial keeps it: with rpn.top_test=900 it is cut by top-n (rank 7)",
+        ),
         (
             Miss(Cause.BELOW_TOP_K, detail(), (Change("rpn.top_test", 900, 300),)),
             Miss(Cause.REFINED_AWAY, detail()),
-            "with rpn.top_test=900 it is refined away (IoU 0.61 to 0.40)",
+            "needs training: with rpn.top_test=900 it is refined away (IoU 0.61 to 0.40)",
         ),
     ],
     ids=lambda value: str(value.cause) if isinstance(value, Miss) else None,
 )
-def test_what_needs_training_says_why(cause: Miss, tried: Miss | None, expected: str) -> None:
+def test_what_is_not_kept_says_why(cause: Miss, tried: Miss | None, expected: str) -> None:
     found = Remedy(() if tried is None else cause.changes, tried or cause)
     assert reason_in_words(cause, found, NAMES) == expected
-    assert remedy_to_dict(cause, found, NAMES) == {"changes": [], "needs_training": expected}
+    training = expected.startswith("needs training")
+    assert remedy_to_dict(cause, found, NAMES) == {"changes": [], "needs_training": training, "reason": expected}

@@ -102,12 +102,7 @@ def bench(options: BenchOptions) -> Outcome:
         for row in rows:
             if not row.begun:
                 row.calls.clear()
-    missing = []
-    for row in rows:
-        wanted = (*peers, *([] if detector.is_exported else [_STAGES]))
-        cases = [f", {name}" for name in wanted if not row.calls.get(name)]
-        cases += [", peak memory"] if row.peak is None and rows[0].peak else []
-        missing += [f"batch {len(row.files)}{case}" for case in (cases if row.calls.get(_OURS) else [""])]
+    missing = _not_measured(rows, (*peers, *([] if detector.is_exported else [_STAGES])))
     if missing and not stopped:
         over = f"{options.seconds:g} seconds were over; use --seconds {2 * options.seconds:g}"
         _say(f"\nnot measured: {'; '.join(missing)}: {over}")
@@ -125,15 +120,30 @@ def bench(options: BenchOptions) -> Outcome:
         "batches": [row.summary() for row in rows if row.calls.get(_OURS)],
     }
     if folder:
-        from twostage.atomic import write_json
-        from twostage.evaluation.plots import plot_stages, save_figure
-
-        write_json(folder / "bench.json", {**result, "environment": machine})
-        bars = {f"batch {row['batch']}": row["stages"] for row in result["batches"] if row["stages"]}
-        if bars:
-            save_figure(plot_stages(bars), folder / "stages.png")
-        _say(f"Saved to {folder}")
+        _save(folder, {**result, "environment": machine})
     return Outcome(result, stopped)
+
+
+def _not_measured(rows: list["_Row"], cases: tuple[str, ...]) -> list[str]:
+    """The batches, or the cases of them, that have no time."""
+    missing = []
+    for row in rows:
+        lacking = [f", {name}" for name in cases if not row.calls.get(name)]
+        lacking += [", peak memory"] if row.peak is None and rows[0].peak else []
+        missing += [f"batch {len(row.files)}{case}" for case in (lacking if row.calls.get(_OURS) else [""])]
+    return missing
+
+
+def _save(folder: Path, result: dict[str, Any]) -> None:
+    """The numbers, and a plot of the stages."""
+    from twostage.atomic import write_json
+    from twostage.evaluation.plots import plot_stages, save_figure
+
+    write_json(folder / "bench.json", result)
+    bars = {f"batch {row['batch']}": row["stages"] for row in result["batches"] if row["stages"]}
+    if bars:
+        save_figure(plot_stages(bars), folder / "stages.png")
+    _say(f"Saved to {folder}")
 
 
 def _detector(options: BenchOptions, precision: str) -> "Detector":

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
     from twostage.detector import Detector
     from twostage.inspection.audit import Audit, Judge
+    from twostage.training.cross_fitting import FoldDetector
 
 log = logging.getLogger("twostage.cli")
 
@@ -132,7 +133,6 @@ def _judges(options: AuditOptions, dataset: "Dataset") -> "tuple[Iterator[Judge]
     """Detectors with the images that they judge, each loaded when it is needed; and the first of them."""
     import numpy as np
 
-    from twostage.inspection.audit import Judge
     from twostage.training.cross_fitting import FoldDetector, cross_fit, fold_detectors, is_folds_run
 
     if options.folds is not None:
@@ -145,17 +145,20 @@ def _judges(options: AuditOptions, dataset: "Dataset") -> "tuple[Iterator[Judge]
         _warn_learned(options.weights, dataset)
     first = load_detector(str(folds[0].weights), options)
 
-    def judges() -> "Iterator[Judge]":
-        for number, fold in enumerate(folds):
-            detector = load_detector(str(fold.weights), options) if number else first
-            if detector.names != first.names:
-                raise UsageError(
-                    f"{fold.weights}: its classes are {', '.join(detector.names)}, those of the first fold "
-                    f"{', '.join(first.names)}. Train all folds on the same data."
-                )
-            yield Judge(detector.runner, fold.images.tolist())
+    return _in_turn(options, folds, first), first
 
-    return judges(), first
+
+def _in_turn(options: AuditOptions, folds: "Sequence[FoldDetector]", first: "Detector") -> "Iterator[Judge]":
+    from twostage.inspection.audit import Judge
+
+    for number, fold in enumerate(folds):
+        detector = load_detector(str(fold.weights), options) if number else first
+        if detector.names != first.names:
+            raise UsageError(
+                f"{fold.weights}: its classes are {', '.join(detector.names)}, those of the first fold "
+                f"{', '.join(first.names)}. Train all folds on the same data."
+            )
+        yield Judge(detector.runner, fold.images.tolist())
 
 
 def _training(options: AuditOptions) -> Any:

@@ -43,7 +43,7 @@ def write_misses_page(path: Path, title: str, why: "Why", results: "Results") ->
             tile(f"{seen.recall:.3f}" if counted else "-", "recall", first=True),
             tile(len(seen.missed), "missed objects"),
             tile(kept, "that settings keep"),
-            tile(len(seen.missed) - kept, "that need training"),
+            tile(sum(one.remedy.needs_training for one in seen.missed), "that need training"),
         ],
         causes=_table(*cause_rows(seen, why.costs)),
         funnel=_table(*funnel_rows(seen)),

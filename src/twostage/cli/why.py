@@ -94,8 +94,8 @@ def ledger_lines(ledger: "Ledger", costs: Costs) -> Iterator[str]:
     if missed:
         yield ""
         yield from table(*cause_rows(ledger, costs))
-        yield "AP50 lost: points gained if these objects were not asked for. Settings keep: found in a trial with one"
-        yield "or two values changed; the others need training."
+        yield "AP50 lost: points gained if these objects were not asked for. Settings keep: found in a trial with other"
+        yield "values. Need training: no setting acts on the cause at which they end."
     yield ""
     yield "Objects with a box of IoU 0.5 at each step, in percent: the ceiling of recall there"
     yield from table(*funnel_rows(ledger))
@@ -106,10 +106,11 @@ def cause_rows(ledger: "Ledger", costs: Costs) -> Rows:
     counted = int(ledger.counted.sum())
     rows = []
     for cause, count in ledger.causes().items():
-        kept = sum(one.miss.cause == cause and one.remedy.keeps for one in ledger.missed)
+        remedies = [one.remedy for one in ledger.missed if one.miss.cause == cause]
+        kept, training = sum(one.keeps for one in remedies), sum(one.needs_training for one in remedies)
         cost = costs.get(cause, {}).get("AP50")
-        rows.append((str(cause), count, f"{count / counted:.3f}", _points(cost), kept))
-    return ("cause", "objects", "recall lost", "AP50 lost", "settings keep"), rows
+        rows.append((str(cause), count, f"{count / counted:.3f}", _points(cost), kept, training))
+    return ("cause", "objects", "recall lost", "AP50 lost", "settings keep", "need training"), rows
 
 
 def funnel_rows(ledger: "Ledger") -> Rows:
@@ -187,11 +188,11 @@ def flag_of(change: "Change") -> str:
 
 
 def remedy_in_words(miss: "Miss", remedy: "Remedy", names: Sequence[str]) -> str:
-    """What keeps a missed object, or why it needs training."""
+    """What keeps a missed object, or why nothing does."""
     from twostage.inspection.words import reason_in_words
 
     if not remedy.keeps:
-        return f"needs training: {reason_in_words(miss, remedy, names)}"
+        return reason_in_words(miss, remedy, names)
     flags = " ".join(flag_of(change) for change in remedy.changes)
     return f"{flags} keeps it" if len(remedy.changes) == 1 else f"{flags} together keep it"
 

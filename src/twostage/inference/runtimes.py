@@ -91,9 +91,10 @@ class OpenVINOSession:
             raise FileError(f"{path}: OpenVINO has no bf16 on this CPU: use fp32.")
         hints: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": at_once,
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         }
+        if at_once > 1:
+            hints["NUM_STREAMS"] = at_once
         if threads:
             hints["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -167,8 +168,8 @@ def open_session(path: Path, threads: int | None = None, precision: str = "fp32"
 
 
 def cores() -> int:
-    """Processors that the system shows."""
-    return os.cpu_count() or 1
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _said(error: Exception, line: int = 0) -> str:

@@ -191,6 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads of the runtime (default: its own choice)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16: OpenVINO only")
     given = parser.parse_args(arguments)
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"argument --threads: {given.threads} is below 1")
     at_once = min(_AT_ONCE, given.threads or cores(), len(given.images))
     try:
         predictor = Predictor(

@@ -89,7 +89,7 @@ class Ledger:
 
     def to_dict(self, costs: dict[Cause, dict[str, float]]) -> dict[str, Any]:
         """A dictionary {"recall", "stages", "causes", "objects"}."""
-        counts, needs = self.causes(), Counter(one.miss.cause for one in self.missed if not one.remedy.keeps)
+        counts, needs = self.causes(), Counter(one.miss.cause for one in self.missed if one.remedy.needs_training)
         return {
             "recall": self.recall,
             "stages": self.funnel(),

@@ -25,45 +25,57 @@ class Remedy(NamedTuple):
 
     @property
     def keeps(self) -> bool:
-        """Whether the object is found with these changes; otherwise it needs training."""
+        """Whether the object is found with these changes."""
         return self.miss is None
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether it ends at a cause on which no setting acts."""
+        return self.miss is not None and not self.miss.changes
 
 
 def remedy(runner: Runner, trace: Trace, objects: Objects, place: int, miss: Miss, post: PostprocessConfig) -> Remedy:
-    """The smallest change of one setting with which a missed object is found, else changes of two settings.
+    """The smallest change of one setting with which a missed object is found, else changes of several settings.
 
-    Every change is tried. Where none keeps the object: the trial in which a box of it came furthest.
+    Every change is tried. Where one does not suffice, the setting that acts on the next cause is changed as well, and
+    so on. Where nothing keeps the object: the trial in which a box of it came furthest.
     """
-    now = View(trace, objects, post)
-    singles = _trials(runner, now, place, Remedy((), miss))
-    for one, _ in singles:
+    now, nothing = View(trace, objects, post), Remedy((), miss)
+    singles = []
+    for change in _possible(runner, nothing):
+        one, view = _trial(runner, now, place, nothing, change)
         if one.keeps:
             return one
-    pairs = [pair for one, view in singles for pair, _ in _trials(runner, view, place, one, most=1)]
-    for pair in pairs:
-        if pair.keeps:
-            return pair
-    tried = [*(one for one, _ in singles), *pairs]
-    return max(tried, key=_progress, default=Remedy((), miss))
+        singles.append((one, view))
+    tried = []
+    for one, view in singles:
+        tried.append(_followed(runner, view, place, one))
+        if tried[-1].keeps:
+            return tried[-1]
+    return max(tried, key=_progress, default=nothing)
 
 
-def _trials(
-    runner: Runner, view: View, place: int, before: Remedy, most: int | None = None
-) -> list[tuple[Remedy, View]]:
-    """The changes that the cause proposes, each tried on top of those before: up to the first that keeps the object."""
-    found: list[tuple[Remedy, View]] = []
+def _possible(runner: Runner, before: Remedy) -> list[Change]:
+    """The changes that the cause proposes, of settings that can be tried and were not changed before."""
+    fields = {change.field for change in before.changes}
+    changes = () if before.miss is None else before.miss.changes
+    return [change for change in changes if change.field not in fields and can_rerun(runner, change.field)]
+
+
+def _followed(runner: Runner, view: View, place: int, tried: Remedy) -> Remedy:
+    """With the smallest change for each next cause, until the object is found or no setting is left."""
+    while changes := _possible(runner, tried):
+        tried, view = _trial(runner, view, place, tried, changes[0])
+    return tried
+
+
+def _trial(runner: Runner, view: View, place: int, before: Remedy, change: Change) -> tuple[Remedy, View]:
+    """What becomes of the object with one more change."""
     assert before.miss is not None
-    fields = [change.field for change in before.changes]
-    for change in before.miss.changes[:most]:
-        if change.field in fields or not can_rerun(runner, change.field):
-            continue
-        other = _changed(runner, view, change)
-        missed = place not in other.owner.tolist()
-        after = why(other, place, before.miss.detail["anchor_iou"]) if missed else None
-        found.append((Remedy((*before.changes, change), after), other))
-        if not missed:
-            break
-    return found
+    other = _changed(runner, view, change)
+    missed = place not in other.owner.tolist()
+    after = why(other, place, before.miss.detail["anchor_iou"]) if missed else None
+    return Remedy((*before.changes, change), after), other
 
 
 def _changed(runner: Runner, view: View, change: Change) -> View:

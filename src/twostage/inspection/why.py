@@ -96,7 +96,7 @@ def _among_regions(view: View, box: Float[Tensor, "4"], label: int) -> Miss | No
             "score": float(own),
             "region": int(region),
         }
-        return _judged(view, detail, label, scores[region], scores[hits[:_TRIED], label].tolist())
+        return _judged(view, detail, label, scores[region], _lower(view, scores[hits[:_TRIED], label].tolist()))
     before = iou(view.regions, box[None])[:, 0]
     nearest = int(before.argmax())
     if before[nearest] < HIT:
@@ -112,10 +112,15 @@ def _among_regions(view: View, box: Float[Tensor, "4"], label: int) -> Miss | No
     return Miss(Cause.REFINED_AWAY, detail)
 
 
-def _judged(view: View, detail: dict[str, Any], label: int, scores: Float[Tensor, " k"], own: list[float]) -> Miss:
+def _lower(view: View, scores: list[float]) -> tuple[Change, ...]:
+    """Thresholds below these scores."""
+    return _changes(_THRESHOLD, [_below(score) for score in scores], view.config.score_threshold)
+
+
+def _judged(
+    view: View, detail: dict[str, Any], label: int, scores: Float[Tensor, " k"], changes: tuple[Change, ...]
+) -> Miss:
     """Of a box that is in place but below the threshold: what it was seen as instead."""
-    config = view.config
-    changes = tuple(Change(_THRESHOLD, _below(score), config.score_threshold) for score in own)
     scored = view.trace.scored
     softmax = scored is not None and isinstance(view.trace.config, TwoStageConfig)
     background = max(0.0, 1 - float(scores.sum())) if softmax else 0.5
@@ -145,10 +150,10 @@ def _among_candidates(view: View, box: Float[Tensor, "4"], label: int) -> Miss |
     score = float(scores[0, label])
     detail = {"box": view.regions[best].tolist(), "iou": float(overlap[best]), "score": score, "region": int(best)}
     if len(own):
-        return _judged(view, detail, label, scores[0], scores[:_TRIED, label].tolist())
+        return _judged(view, detail, label, scores[0], _lower(view, scores[:_TRIED, label].tolist()))
     changes = _more_candidates(view, anchors[hits].unique(), label)
     if score <= view.config.score_threshold:
-        return _judged(view, detail, label, scores[0], [])._replace(changes=changes)
+        return _judged(view, detail, label, scores[0], changes)
     seen = {"seen_as": int(labels[best]), "seen_score": float(candidates.scores[0, best].sigmoid())}
     return Miss(Cause.OTHER_CLASS, detail | seen, changes)
 

@@ -39,17 +39,27 @@ def cause_in_words(miss: Miss, names: Sequence[str]) -> str:
 
 
 def remedy_to_dict(cause: Miss, remedy: Remedy, names: Sequence[str]) -> dict[str, Any]:
-    """A dictionary {"changes", "needs_training"}: the changes that keep a missed object, or why it needs training."""
+    """A dictionary {"changes", "needs_training", "reason"}: the changes that keep a missed object, or why none does."""
     kept = [change._asdict() for change in remedy.changes] if remedy.keeps else []
-    return {"changes": kept, "needs_training": None if remedy.keeps else reason_in_words(cause, remedy, names)}
+    reason = None if remedy.keeps else reason_in_words(cause, remedy, names)
+    return {"changes": kept, "needs_training": remedy.needs_training, "reason": reason}
 
 
 def reason_in_words(cause: Miss, remedy: Remedy, names: Sequence[str]) -> str:
     """Why no setting keeps a missed object."""
     assert remedy.miss is not None
+    ahead = "no trial keeps it"
+    if remedy.needs_training:
+        ahead = "needs training"
+    elif not remedy.changes:
+        ahead = "not tried"
     if remedy.changes:
         values = " and ".join(f"{change.field}={change.value:g}" for change in remedy.changes)
-        return f"with {values} it is {cause_in_words(remedy.miss, names)}"
+        return f"{ahead}: with {values} it is {cause_in_words(remedy.miss, names)}"
+    return f"{ahead}: {_why_untried(cause)}"
+
+
+def _why_untried(cause: Miss) -> str:
     if cause.changes:
         return f"an exported file keeps its {cause.changes[0].field}"
     if cause.cause == Cause.NO_ANCHOR:

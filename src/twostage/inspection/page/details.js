@@ -131,11 +131,11 @@ function targetLine(data, anchor) {
   return note(`The anchor's target in training: ${ANCHOR_TARGETS[code & 3]}${code & 4 ? ", sampled" : ""}${best}.`);
 }
 
-/** What keeps a missed object, or why it needs training. */
+/** What keeps a missed object, or why nothing does. */
 function missNote(data, chain) {
   const remedy = chain.truth === undefined ? null : data.truth.missed[chain.truth]?.remedy;
   if (!remedy) return null;
-  if (remedy.needs_training) return note(`Needs training: ${remedy.needs_training}.`);
+  if (remedy.reason) return note(`${remedy.reason[0].toUpperCase()}${remedy.reason.slice(1)}.`);
   const values = remedy.changes.map(({ field, value, now }) => `${field} = ${value} (now ${now})`);
   return note(`Found in a trial with ${values.join(" and ")}.`);
 }
