@@ -16,8 +16,8 @@ PRECISION = "Arithmetic of the forward pass; auto: bf16 where a short trial is f
 WEIGHTS = "Weights file, or a name from `twostage weights list`."
 WEIGHTS_FOR_DATA = f"{WEIGHTS} Its classes and those of the data set are matched by name."
 BOXES = (
-    "How boxes are written: auto (as the format has them; an error if all look otherwise), format (without that look), "
-    "or xywh, xyxy, cxcywh, yxyx, yxhw, xxyy, each also with -fractions, -percent, -thousandths."
+    "How boxes are written: auto (as the format has them; an error if together they look otherwise), format (the same, "
+    "unchecked), or xywh, xyxy, cxcywh, yxyx, yxhw, xxyy, each also with -fractions, -percent, -thousandths."
 )
 PROPOSALS = "File of `twostage data proposals`, used instead of the model's own proposals."
 
@@ -53,7 +53,9 @@ class TrainDataOptions(LayoutOptions):
 
     data: Path | None = option(None, "Data set in VOC, COCO, YOLO, labelme or VIA layout (required without --resume).")
     _: KW_ONLY
-    train_split: str | None = option(None, "Training split (default: train, else trainval).", group="Data")
+    train_split: str | None = option(
+        None, "Training split (default: train, else trainval, else the only one).", group="Data"
+    )
     val_split: str | None = option(
         None, "Validation split, or none (default: val, else valid, else test).", group="Data"
     )

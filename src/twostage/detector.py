@@ -60,7 +60,8 @@ class Detector:
     tried in several forms on a CPU, at the first image of a size, and the fastest is kept (`ops.cpu.choice`). Made by
     `load`, `build` or `from_state_dict`. Several threads may predict with one detector at the same time.
 
-    A file of `twostage export` predicts and is evaluated in the same way; it has no `model` to train, trace or save.
+    A file of `twostage export` predicts and is evaluated in the same way; it has no `model` to train or save, and is
+    traced only where it was exported with its stages.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
     model: str = option("faster_rcnn_lite0_fpn", "With --folds: the model in the zoo.", group="Model")
     minutes: float = option(5.0, "With --folds: minutes of training for each.", group="Model", low=0.01)
     seed: int = option(0, SEED, group="Run", low=0)
-    split: str | None = option(None, "Split to audit (default: train, else trainval).", group="Data")
+    split: str | None = option(None, "Split to audit (default: train, else trainval, else the first).", group="Data")
     most: int = option(50, "Suggestions of each kind on the page and in the files for tools.", group="Output", low=1)
     next: int = option(0, "Also choose this many of the --unlabelled images to label next.", group="Output", low=0)
     unlabelled: str | None = option(None, "Images without labels: a folder, a file or a pattern.", group="Data")

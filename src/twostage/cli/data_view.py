@@ -21,7 +21,7 @@ _LONGEST = 960  # pixels of an image on the page
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions(DataOptions):
-    split: str | None = option(None, "Split to show (default: train, else trainval).", group="Data")
+    split: str | None = option(None, "Split to show (default: train, else trainval, else the first).", group="Data")
     order: Literal["spread", "smallest", "crowded"] = option(
         "spread", "Images evenly over the split, with the smallest objects, or with the most.", group="Data"
     )

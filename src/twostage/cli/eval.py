@@ -42,7 +42,9 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
         None, "COCO results file or folder of VOC results, instead of --weights.", group="Model"
     )
     proposals: Path | None = option(None, PROPOSALS, group="Model")
-    split: str | None = option(None, "Split to evaluate on (default: val, else valid, else test).", group="Data")
+    split: str | None = option(
+        None, "Split to evaluate on (default: val, else valid, else test, else the only one).", group="Data"
+    )
     on_error: Literal["default", "fail", "skip"] = option(
         "default", "Faulty boxes: take them as written (default), stop (fail), or leave them out (skip).", group="Data"
     )

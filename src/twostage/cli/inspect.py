@@ -36,7 +36,8 @@ class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions, QuietOpti
     )
     split: str | None = option(
         None,
-        "Split of --data that has the image (default: any), or of the data set (default: val, else test).",
+        "Split of --data that has the image (default: any), or of the data set (default: val, else valid, else test, "
+        "else the only one).",
         group="Data",
     )
     out: Path = option(help="The page: a new HTML file.", group="Output")

@@ -37,6 +37,9 @@ class CompareOptions(TrainDataOptions, RunOptions):
     weights: Path | None = option(
         None, "Backbone of an earlier run to start from, instead of training one first.", group="Model"
     )
+    val_split: str | None = option(
+        None, "Split that detectors are compared on (default: val, else valid, else test).", group="Data"
+    )
     size: int = option(384, "Shortest side of the image, for networks that take all of it.", group="Images", low=32)
     windows: int = option(500, "Proposals per image, in training and at test.", group="Proposals", low=1)
     learn_images: int = option(200, "Images on which the SVMs and box regressors are fitted.", group="Proposals", low=1)
