@@ -138,7 +138,7 @@ class ExportedModel:
         """The error where more is wanted than predictions."""
         weights = self.session.metadata["weights"]["file"]
         return UsageError(
-            f"{self.path}: an exported file predicts and is evaluated, and nothing else: load the weights that it was "
+            f"{self.path}: an exported file has no network to train, save or change: load the weights that it was "
             f"exported from, {weights}."
         )
 
