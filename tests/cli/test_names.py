@@ -1,0 +1,48 @@
+"""File names whose bytes are no text, as archives from elsewhere leave them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from twostage.data.convert import convert
+
+
+@pytest.fixture(scope="module")
+def latin(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes in YOLO's layout, in a folder and with first images whose names are in Latin-1."""
+    folder = tmp_path_factory.mktemp("names") / os.fsdecode("jardin bot\xe9".encode("latin-1"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("the names of this file system are text")
+    convert(scenes, folder / "yolo", "yolo")
+    for file in [*folder.rglob("000000.*")]:
+        file.rename(file.with_name(os.fsdecode("fl\xe9".encode("latin-1")) + file.suffix))
+    return folder / "yolo"
+
+
+@pytest.mark.parametrize(
+    ("verb", "out"),
+    [
+        (["eval", "--why"], "numbers"),
+        (["inspect"], "page.html"),
+        (["data", "audit"], "audit"),
+        (["data", "view"], "page.html"),
+        (["data", "proposals", "--source", "sliding_window"], "proposals"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_data_with_such_names(shell, latin: Path, weights: Path, tmp_path: Path, verb: list[str], out: str) -> None:
+    words = verb[: 2 if verb[0] == "data" else 1]
+    judge = [] if words in (["data", "view"], ["data", "proposals"]) else ["--weights", weights]
+    answer = shell(*words, latin, *verb[len(words) :], *judge, "--out", tmp_path / out, "--json")
+    assert answer.code == 0, answer.messages
+    for page in tmp_path.rglob("*.html"):
+        assert r"\udce9" in page.read_text(encoding="utf-8")
+
+
+def test_an_image_of_such_a_name(shell, latin: Path, weights: Path, tmp_path: Path) -> None:
+    (image,) = (latin / "images" / "val").glob("fl*")
+    answer = shell("inspect", image, "--weights", weights, "--data", latin, "--out", tmp_path / "page.html", "--json")
+    assert answer.code == 0, answer.messages
