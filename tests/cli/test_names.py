@@ -1,5 +1,6 @@
 """File names whose bytes are no text, as archives from elsewhere leave them."""
 
+import io
 import os
 from pathlib import Path
 
@@ -46,3 +47,19 @@ def test_an_image_of_such_a_name(shell, latin: Path, weights: Path, tmp_path: Pa
     (image,) = (latin / "images" / "val").glob("fl*")
     answer = shell("inspect", image, "--weights", weights, "--data", latin, "--out", tmp_path / "page.html", "--json")
     assert answer.code == 0, answer.messages
+
+
+def test_such_names_on_standard_input(shell, latin: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (image,) = (latin / "images" / "val").glob("fl*")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(f"{image}\n")), encoding="utf-8"))
+    answer = shell("predict", "-", "--weights", weights, "--json")
+    assert answer.code == 0, answer.messages
+    assert [one["path"] for one in answer.json["images"]] == [str(image)]
+
+
+def test_an_image_on_standard_input_is_no_list_of_names(shell, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jpeg = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(jpeg), encoding="utf-8"))
+    answer = shell("predict", "-", "--weights", weights)
+    assert answer.code == 3
+    assert "Standard input holds no paths" in answer.messages
