@@ -182,9 +182,11 @@ _FLAGS = {
 
 def flag_of(change: "Change") -> str:
     """A change of a setting as it is written on the command line."""
+    from twostage.inspection.words import number
+
     if change.field in _FLAGS:
-        return f"{_FLAGS[change.field]} {change.value:g}"
-    return f"--set model.{change.field}={change.value:g}"
+        return f"{_FLAGS[change.field]} {number(change.value)}"
+    return f"--set model.{change.field}={number(change.value)}"
 
 
 def remedy_in_words(miss: "Miss", remedy: "Remedy", names: Sequence[str]) -> str:
