@@ -56,6 +56,14 @@ class Why:
             yield from table(*setting_rows(self.worth))
 
 
+def require_stages(detector: "Detector") -> None:
+    """Raises UsageError for an exported file that does not show its stages: before the images are predicted."""
+    from twostage.inference.exported import ExportedModel
+
+    if isinstance(detector.runner, ExportedModel):
+        detector.runner.require_stages()
+
+
 def explained(
     detector: "Detector",
     dataset: "Dataset",
