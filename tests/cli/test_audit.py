@@ -6,8 +6,10 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from twostage.data.scenes import NAMES
 from twostage.detector import Detector
 from twostage.inference.sources import Item
 
@@ -114,6 +116,15 @@ def test_frames_of_a_video_are_left_out_of_the_images_to_label(
     assert answer.code == 0, answer.messages
     assert [one["file"] for one in answer.json["next"]] == [str(file)]
     assert "walk.mp4: its 2 frames" in answer.messages
+
+
+def test_weights_of_a_training_that_diverged_are_refused(shell, scenes: Path, tmp_path: Path) -> None:
+    detector = Detector.build("faster_rcnn_tiny_fpn", NAMES, device="cpu", size=64, choose_forms=False)
+    torch.nn.init.constant_(detector.model.head.classes.bias, float("nan"))
+    detector.save(tmp_path / "w.safetensors")
+    words = ("data", "audit", scenes, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out", "--json")
+    answer = shell(*words)
+    assert (answer.code, "scores are no numbers (NaN)" in answer.messages) == (3, True)
 
 
 def test_one_stage_and_other_classes_are_refused(shell, scenes: Path, tmp_path: Path) -> None:
