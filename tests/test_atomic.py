@@ -54,6 +54,18 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path, mask: int) -> Non
     assert modes[0] == modes[1]
 
 
+def test_the_umask_of_the_process_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of all threads: two that ask for it by setting it to 0 at the same time leave it at 0."""
+    monkeypatch.setattr(os, "umask", failing(1))
+    write_text(tmp_path / "ours", "x")
+    assert names(tmp_path) == ["ours"]
+
+
+def test_bytes_of_a_name_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.html", "<b>caf\udce9.jpg</b>")
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == r"<b>caf\udce9.jpg</b>"
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
 def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from twostage import Detections, Detector
 from twostage.cli import main
 from twostage.data.dataset import Dataset, select_classes
+from twostage.data.proposals import write_proposals
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, UsageError
 from twostage.evaluation.evaluate import evaluate
 from twostage.inference.predictor import make_batch
+from twostage.inference.test_time_augmentation import TestTimeAugmentation
 
 SMALL = {"size": 64, "max_size": 64, "rpn_top_test": 60, "rpn_keep_test": 40, "score_threshold": 0.0, "max_det": 20}
 
@@ -233,6 +235,51 @@ def test_evaluate_matches_classes_by_name(detector: Detector, val: Dataset) -> N
     assert found.dataset.names == detector.names
     with pytest.raises(UsageError, match="match_classes"):
         detector.detect_dataset(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch is 0, and must be a whole number of at least 1"),
+        ({"batch": -1}, "batch is -1, and"),
+        ({"batch": 0, "views": TestTimeAugmentation(flip=True)}, "batch is 0, and"),
+        ({"workers": -1}, "workers is -1, and must be a whole number of at least 0"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_refused(detector: Detector, val: Dataset, options: dict, message: str) -> None:
+    """-1 image at a time would be none at all."""
+    with pytest.raises(UsageError, match=message):
+        detector.detect_dataset(val, **options)
+    if "views" not in options:
+        with pytest.raises(UsageError, match=message):
+            detector.propose_dataset(val, **options)
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_detected(
+    detector: Detector, val: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Detector, "detect_dataset", lambda *_, **__: pytest.fail("all images were detected"))
+    with pytest.raises(UsageError, match="No metric 'AP50'"):
+        detector.evaluate(val, metric="AP50")
+
+
+def test_a_file_of_proposals_may_be_named_by_a_text(detector: Detector, val: Dataset, tmp_path: Path) -> None:
+    proposals = detector.propose_dataset(val, workers=0)
+    write_proposals(tmp_path / "p.safetensors", [(val, proposals)], 40)
+    found = detector.detect_dataset(val, workers=0, proposals=str(tmp_path / "p.safetensors"))
+    expected = detector.detect_dataset(val, workers=0, proposals=tmp_path / "p.safetensors")
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+
+
+# --- metrics in a weights file
+
+
+def test_a_metric_that_is_no_number_is_refused(detector: Detector, tmp_path: Path) -> None:
+    """A file with it could not be loaded."""
+    with pytest.raises(UsageError, match="metrics: AP is nan"):
+        detector.save(tmp_path / "w.safetensors", metrics={"AP": float("nan")})
+    assert not (tmp_path / "w.safetensors").exists()
 
 
 # --- a backbone of one's own

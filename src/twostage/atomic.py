@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
         # Only the start of the name: the system limits its length, and the random part is added.
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent))
         written = beside / path.name
+        mode = _mode_of_new_files(beside)
         yield written
         with written.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(written, 0o666 & ~_umask())  # noqa: PTH101
+        os.chmod(written, mode)  # noqa: PTH101
         os.replace(written, path)  # noqa: PTH105
     except OSError as error:
         raise TwostageError(f"{path}: cannot be written: {error.strerror or error}.") from None
@@ -48,8 +50,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` for UTF-8 text."""
-    write_bytes(path, content.encode())
+    """`write_bytes` for UTF-8 text. Bytes of a file's name that are no text are escaped, as on the console."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,7 +79,10 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _mode_of_new_files(folder: Path) -> int:
+    """The permissions of new files, from one: `os.umask` gives the mask only by changing it, for all threads."""
+    new = folder / "new"
+    new.touch()
+    mode = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    return mode

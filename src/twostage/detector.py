@@ -33,7 +33,7 @@ from twostage.inference.test_time_augmentation import TestTimeAugmentation
 from twostage.inspection.trace import Target, Trace, trace
 from twostage.models.backbones.provided import ProvidedBackbone, ProvidedConfig
 from twostage.models.build import Model, build, with_backbone
-from twostage.models.component import Count, Share
+from twostage.models.component import Count, CountFromZero, Share
 from twostage.models.config import DetectorConfig, OneStageConfig
 from twostage.models.configure import configure
 from twostage.models.heads.postprocess import PostprocessConfig
@@ -229,8 +229,9 @@ class Detector:
         return cls(built, found.model, names, device=device, precision=precision, choose_forms=choose_forms)
 
     def save(self, path: str | Path, *, metrics: Mapping[str, float] | None = None) -> None:
-        """Write the weights file; it is complete or not there at all."""
-        card = Card(self.name, self.names, self.model.config, dict(metrics or {}))
+        """Write the weights file; it is complete or not there at all. Raises UsageError for a metric of NaN."""
+        numbers = {name: required(f"metrics: {name}", value, float) for name, value in (metrics or {}).items()}
+        card = Card(self.name, self.names, self.model.config, numbers)
         save_weights(Path(path), self.model.state_dict(), card)
 
     @overload
@@ -291,10 +292,12 @@ class Detector:
         """The metrics on a split (`evaluation.evaluate`); `options` are those of `detect_dataset`.
 
         The data set is opened from files (`data.recognise.open_dataset`) or made in memory. Its classes are matched by
-        name (`data.dataset.match_classes`); raises UsageError for one that the detector does not have.
+        name (`data.dataset.match_classes`); raises UsageError for one that the detector does not have, and for an
+        unknown metric.
         """
-        from twostage.evaluation.evaluate import evaluate  # with OpenCV, which prediction does without
+        from twostage.evaluation.evaluate import evaluate, require_metric  # with OpenCV, which prediction does without
 
+        require_metric(metric)
         if not isinstance(dataset, Dataset):
             raise UsageError(
                 f"dataset is {type(dataset).__name__}: give a Dataset, as data.recognise.open_dataset does."
@@ -318,7 +321,7 @@ class Detector:
         iou: float | None = None,
         max_det: int | None = None,
         processes: Processes = SINGLE_PROCESS,
-        proposals: Path | ProposalSet | None = None,
+        proposals: str | Path | ProposalSet | None = None,
         views: TestTimeAugmentation = ONE_VIEW,
     ) -> Results:
         """Detections of every image of a split, for evaluation; the model's own thresholds where none are given.
@@ -333,6 +336,7 @@ class Detector:
                 f"{dataset.root}: its classes are {', '.join(dataset.names) or 'none'}, those of the detector "
                 f"{', '.join(self.names)}. data.dataset.match_classes(dataset, detector.names) matches them by name."
             )
+        batch, workers = required("batch", batch, Count), required("workers", workers, CountFromZero | None)
         postprocess, config = self.postprocess(conf, iou, max_det), self.config
         if not views.plain:
             if proposals is not None:
@@ -345,7 +349,8 @@ class Detector:
             workers = default_workers(on_cpu=self.device.type == "cpu", sharing=processes.local_world)
         read: Callable[[Dataset], ProposalSet] | None = None
         if proposals is not None:
-            read = partial(read_proposals, proposals) if isinstance(proposals, Path) else lambda _: proposals
+            some = proposals if isinstance(proposals, ProposalSet) else Path(proposals)
+            read = partial(read_proposals, some) if isinstance(some, Path) else lambda _: some
         given = None
         if not isinstance(config, OneStageConfig):
             given = of_split(dataset, config.proposals, read, count=config.proposals.keep_test)
@@ -367,6 +372,7 @@ class Detector:
         `after_image` is called with the number of images that are done and that of all. Raises UsageError where the
         detector has no RPN.
         """
+        batch, workers = required("batch", batch, Count), required("workers", workers, CountFromZero | None)
         if workers is None:
             workers = default_workers(on_cpu=self.device.type == "cpu")
         return propose_split(self.prepared, dataset, batch=batch, workers=workers, after_image=after_image)

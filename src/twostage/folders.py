@@ -94,6 +94,8 @@ def whole_folder(path: Path, flag: str) -> Iterator[Path]:
     path = path.absolute()
     if path == Path.cwd():
         raise UsageError(f"{flag} {path}: is the folder you are in, which cannot be replaced: choose another one")
+    if os.path.ismount(path):
+        raise UsageError(f"{flag} {path}: is a mount point, which cannot be replaced: choose a folder in it")
     new_folder(path, flag)
     prefix = f".{path.name[:40]}."
     lock = FileLock(path.with_name(f"{prefix}lock"), timeout=0)
@@ -116,5 +118,6 @@ def whole_folder(path: Path, flag: str) -> Iterator[Path]:
                 path.rmdir()
             raise
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):  # Windows removes no open file; there the lock itself does when it is released
+            Path(lock.lock_file).unlink()
         lock.release()

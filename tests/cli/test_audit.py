@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from twostage.data.scenes import NAMES
 from twostage.detector import Detector
+from twostage.inference.sources import Item
 
 FILES = {"index.html", "suggestions.json", "cvat.xml", "label_studio.json"}
 
@@ -83,6 +88,43 @@ def test_options_that_contradict_each_other(shell, scenes: Path, tmp_path: Path,
     assert answer.code == 2
     assert message in answer.messages
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_path_of_unlabelled_images_is_an_error_before_the_audit(
+    shell, scenes: Path, weights: Path, tmp_path: Path
+) -> None:
+    answer = shell(
+        *("data", "audit", scenes, "--weights", weights, "--out", tmp_path / "out"),
+        *("--next", 2, "--unlabelled", tmp_path / "absent"),
+    )
+    assert (answer.code, "absent: does not exist" in answer.messages) == (3, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_frames_of_a_video_are_left_out_of_the_images_to_label(
+    shell, scenes: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no files that a labelling tool could open."""
+    frame, file = np.zeros((60, 80, 3), np.uint8), tmp_path / "new.png"
+    Image.fromarray(frame).save(file)
+    items = [Item(frame, f"{tmp_path}/walk.mp4#{number}") for number in range(2)] + [Item(frame, str(file))]
+    monkeypatch.setattr("twostage.inference.sources.expand", lambda _: iter(items))
+    answer = shell(
+        *("data", "audit", scenes, "--weights", weights, "--out", tmp_path / "out", "--json"),
+        *("--next", 3, "--unlabelled", tmp_path),
+    )
+    assert answer.code == 0, answer.messages
+    assert [one["file"] for one in answer.json["next"]] == [str(file)]
+    assert "walk.mp4: its 2 frames" in answer.messages
+
+
+def test_weights_of_a_training_that_diverged_are_refused(shell, scenes: Path, tmp_path: Path) -> None:
+    detector = Detector.build("faster_rcnn_tiny_fpn", NAMES, device="cpu", size=64, choose_forms=False)
+    torch.nn.init.constant_(detector.model.head.classes.bias, float("nan"))
+    detector.save(tmp_path / "w.safetensors")
+    words = ("data", "audit", scenes, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out", "--json")
+    answer = shell(*words)
+    assert (answer.code, "scores are no numbers (NaN)" in answer.messages) == (3, True)
 
 
 def test_one_stage_and_other_classes_are_refused(shell, scenes: Path, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_card(shell: Callable, weights: Path, tmp_path: Path) -> None:
         ["weights", "get", "resnet50-imagenet", "--offline"],
         ["predict", "{picture}", "--weights", "faster_rcnn_resnet50_fpn-coco", "--offline"],
         ["train", "{scenes}", "--model", "faster_rcnn_resnet50_fpn", "--weights", "resnet50-imagenet", "--offline"],
+        ["data", "audit", "{scenes}", "--weights", "faster_rcnn_resnet50_fpn-coco", "--out", "a", "--offline"],
     ],
     ids=lambda words: words[0],
 )

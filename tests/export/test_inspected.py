@@ -111,12 +111,35 @@ def annotated(photo: Path, folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_file_without_stages_is_refused_by_name(
-    exported: Callable[..., Path], photos: list[Path], shell: Shell, tmp_path: Path
+    exported: Callable[..., Path],
+    photos: list[Path],
+    shell: Shell,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (file,) = exported("faster_rcnn_tiny_fpn", "--format", "onnx").glob("*.onnx")
     answer = shell("inspect", photos[0], "--weights", file, "--out", tmp_path / "page.html")
     assert answer.code == 2
-    assert f"{file}: gives detections and no stages. Export it again with --with-stages." in answer.messages
+    message = f"{file}: gives detections and no stages. Export it again with --with-stages."
+    assert message in answer.messages
+    data = annotated(photos[0], tmp_path / "data")
+    # Before the images are predicted, which may take hours.
+    monkeypatch.setattr(Detector, "detect_dataset", lambda *_, **__: pytest.fail("all images were detected"))
+    for words in (("inspect", data, "--out", tmp_path / "page.html"), ("eval", data, "--why")):
+        answer = shell(*words, "--weights", file)
+        assert (answer.code, message in answer.messages) == (2, True)
+
+
+@pytest.mark.slow
+def test_the_default_threshold_is_no_lower_than_that_of_the_file(
+    exported: Callable[..., Path], photos: list[Path], shell: Shell, tmp_path: Path
+) -> None:
+    """Of an image and of a data set."""
+    (file,) = exported("faster_rcnn_tiny_fpn", "--with-stages", "--conf", "0.6").glob("*.onnx")
+    data = annotated(photos[0], tmp_path / "data")
+    for source in (photos[0], data):
+        answer = shell("inspect", source, "--weights", file, "--out", tmp_path / f"{source.name}.html")
+        assert answer.code == 0, answer.messages
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from twostage.cli import main
@@ -14,6 +15,8 @@ from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.export import accuracy
 from twostage.export.accuracy import Score, parts_of, with_float_parts
+from twostage.export.write import Form, calibration_inputs
+from twostage.inference.signature import Signature
 
 FIRST = [f"backbone.body.{k}/Conv" for k in range(4)]
 LAYERS = [*FIRST, "backbone.body.4/Conv", "backbone.laterals.0/Conv", "rpn.conv/Conv", "head.body.fc6/MatMul"]
@@ -137,3 +140,12 @@ def test_data_of_other_classes_is_refused(weights: Callable, scenes: Path, tmp_p
     assert code == 2
     assert "the detector does not have its classes circle, square, triangle, star, cross. Known: a, b." in messages
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("images", "count", "expected"), [(9, 5, [0, 2, 4, 6, 8]), (5, 3, [0, 2, 4]), (2, 9, [0, 1])])
+def test_ranges_are_of_images_from_all_of_the_data(images: int, count: int, expected: list[int]) -> None:
+    """Not of the first ones alone: files are often sorted by class or by day."""
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", choose_forms=False)
+    data = Dataset.from_samples([(np.full((4, 4, 3), k, np.uint8), [], []) for k in range(images)], ["a"])
+    inputs = calibration_inputs(detector, Signature(("pixels",), ()), Form(pixels=True), data, count)
+    assert [int(one["pixels"][0, 0, 0, 0]) for one in inputs] == expected

@@ -1,5 +1,6 @@
 """The predictor without torch: its images are those of training and prediction, to the bit or nearly."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -152,6 +153,47 @@ def test_calls_side_by_side_are_in_order_and_none_is_far_ahead() -> None:
         assert len(begun) <= len(results) + 4
     assert str(results[3]) == "three"
     assert [one for place, one in enumerate(results) if place != 3] == [2 * n for n in range(20) if n != 3]
+
+
+def test_no_picture_takes_the_place_of_another() -> None:
+    taken: dict[str, int] = {}
+    given = ["photo", "photo-2", "Photo", "photo", "other", "photo-2"]
+    names = [standalone.free_name(name, taken) for name in given]
+    assert names == ["photo", "photo-2", "Photo-3", "photo-4", "other", "photo-2-2"]
+
+
+def found_in_any(name: str) -> type:
+    """A predictor that finds one object of a class in every image."""
+    found = {"boxes": np.array([[1, 1, 9, 9]]), "scores": np.array([0.9]), "class_ids": np.array([0]), "masks": None}
+
+    class One:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def predict(self, *_: object) -> dict[str, object]:
+            return {**found, "labels": [name]}
+
+    return One
+
+
+def test_a_class_that_the_console_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pipe on Windows, whose code page lacks most letters."""
+    image, written = tmp_path / "a.png", io.BytesIO()
+    Image.new("RGB", (20, 20)).save(image)
+    monkeypatch.setattr(standalone, "Predictor", found_in_any("\u7ea2"))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="cp1252", write_through=True))
+    assert standalone.main([str(image), "--model", "m.onnx"]) == 0
+    assert rb"\u7ea2 0.90" in written.getvalue()
+
+
+def test_a_picture_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "found" / "a.png").mkdir(parents=True)
+    monkeypatch.setattr(standalone, "Predictor", found_in_any("cat"))
+    assert standalone.main([str(tmp_path / "a.png"), "--model", "m.onnx", "--save", str(tmp_path / "found")]) == 1
+    assert f"{tmp_path / 'found' / 'a.png'}: cannot be written (Is a directory)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("threads", ["0", "-1"])

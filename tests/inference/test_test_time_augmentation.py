@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from twostage.cli import main
+from twostage.data.batch import Batch
+from twostage.data.dataset import Dataset
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.detections import Detections
 from twostage.detector import Detector
-from twostage.errors import UsageError
+from twostage.errors import DataError, UsageError
 from twostage.inference import test_time_augmentation as module
+from twostage.inference.prepare import PreparedModel
 from twostage.inference.test_time_augmentation import TestTimeAugmentation, detect_augmented, fuse, windows
+from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import ImageConfig
 from twostage.ops import masks as rle_masks
 
@@ -40,7 +44,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     asked: list[tuple[int, int, int]] = []
 
     def seeing(
-        model: object, images: list[np.ndarray], names: tuple[str, ...], *, postprocess: object, image: ImageConfig
+        model: object, images: list[np.ndarray], names: tuple[str, ...], *, image: ImageConfig, **_: object
     ) -> list[Detections]:
         asked.extend((*pixels.shape[:2], image.size) for pixels in images)
         return [one(pixels, names) for pixels in images]
@@ -284,3 +288,29 @@ def test_an_image_of_a_pixel_is_mirrored(size: tuple[int, int]) -> None:
     detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu")
     found = detector.predict(np.zeros((*size, 3), np.uint8), conf=0.0, views=TestTimeAugmentation(flip=True))
     assert found.size == size
+
+
+def test_an_image_of_which_no_view_can_be_taken_is_named_and_the_others_are_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without views: an exported file may refuse small images."""
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu", size=64, max_size=64, choose_forms=False)
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for file, height in zip(files, (60, 6, 60), strict=True):
+        Image.new("RGB", (64, height)).save(file)
+    detect = PreparedModel.detect
+
+    def large_alone(self: PreparedModel, batch: Batch, config: PostprocessConfig) -> BatchDetections:
+        if int(batch.sizes.min()) < 32:
+            raise DataError("too small")
+        return detect(self, batch, config)
+
+    monkeypatch.setattr(PreparedModel, "detect", large_alone)
+    views = TestTimeAugmentation(flip=True)
+    found = []
+    with pytest.raises(DataError, match=r"1\.png \(64 x 6 pixels\): too small"):
+        found.extend(detector.predict(list(map(str, files)), views=views))
+    assert [one.path for one in found] == [str(files[0]), str(files[2])]
+    data = Dataset.from_samples([(file, [], []) for file in files], detector.names)
+    with pytest.raises(DataError, match=r"1\.png \(64 x 6 pixels\): too small"):
+        detector.detect_dataset(data, views=views)

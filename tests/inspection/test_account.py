@@ -9,12 +9,13 @@ from detectors import lively
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from twostage.atomic import to_json
 from twostage.data.dataset import Dataset
 from twostage.data.scenes import HARD, NAMES, make_scene
 from twostage.detector import Detector
 from twostage.evaluation.coco import coco_scores
 from twostage.evaluation.results import Accumulator
-from twostage.inspection.account import Objects, account
+from twostage.inspection.account import Objects, View, account
 from twostage.inspection.causes import Account, Cause, Miss, Step
 from twostage.inspection.fates import Fate
 from twostage.inspection.remedy import remedy
@@ -320,3 +321,27 @@ def test_families_without_an_rpn(family: str, scene: np.ndarray) -> None:
     miss = miss_of(trace, torch.tensor([10.0, 10, 190, 12]))
     assert miss is not None
     assert miss.cause == (Cause.NO_ANCHOR if family == "retinanet_tiny_fpn" else Cause.NO_PROPOSAL)
+
+
+@pytest.mark.parametrize(
+    ("part", "cause"),
+    [
+        ("head", Cause.REFINED_AWAY),
+        ("head.classes", Cause.BACKGROUND),
+        ("rpn.objectness", Cause.BELOW_TOP_K),
+    ],
+)
+def test_the_account_of_a_model_that_diverged_has_only_numbers(scene: np.ndarray, part: str, cause: Cause) -> None:
+    """JSON has no NaN."""
+    made = lively(FASTER, **FIELDS)
+    sound = made.trace(scene)
+    view = View(sound, Objects.of(np.zeros((0, 4)), np.zeros(0, np.int64)), made.config.postprocess)
+    moved = part == "head.classes"  # whose boxes are as before
+    box = view.refined(0)[:1] if moved else view.regions[:1]
+    with torch.no_grad():
+        for name, parameter in made.model.named_parameters():
+            if name.startswith(part):
+                parameter.fill_(torch.nan)
+    found = account(made.trace(scene), Objects.of(box.numpy(), np.array([0])), made.config.postprocess)
+    assert found.misses[0].cause == cause
+    to_json(found.misses[0].detail)

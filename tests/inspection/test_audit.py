@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from twostage.data.dataset import Dataset
+from twostage.data.flat import FlatStrings
 from twostage.data.scenes import NAMES, make_scene
 from twostage.detector import Detector
 from twostage.errors import UsageError
@@ -372,6 +374,12 @@ def test_the_page_escapes_names_and_holds_every_crop(hostile: Dataset, tmp_path:
     assert len(pictures) == 4
     assert all(base64.b64decode(one).startswith(b"\xff\xd8") for one in pictures)
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_label_studio_asks_for_the_bytes_of_a_name_that_is_no_text(hostile: Dataset) -> None:
+    other = replace(hostile, files=FlatStrings.of(["caf\udce9.jpg", "b.jpg", "c.jpg"]))
+    tasks = label_studio(other, suggestions(other), prefix="/data/?d=")
+    assert tasks[0]["data"]["image"] == "/data/?d=caf%E9.jpg"
 
 
 def test_images_to_label_next_are_unsure_and_different() -> None:

@@ -17,6 +17,7 @@ from twostage.inspection.causes import Cause, Step
 from twostage.inspection.ledger import Ledger, ledger
 from twostage.inspection.settings import candidates, worth
 from twostage.inspection.tune import LEAST, tune
+from twostage.models.configure import configure
 from twostage.ops.masks import decode, encode
 
 FASTER = "faster_rcnn_tiny_fpn"
@@ -174,6 +175,14 @@ def test_families_have_the_settings_that_they_read(name: str, dataset: Dataset) 
     found = worth(detector.runner, some, detector.config.postprocess, [{"postprocess.nms": 0.9}])
     results = detector.detect_dataset(some, workers=0, iou=0.9)
     assert pytest.approx(coco_scores(some, results).summary()["AP"], abs=1e-9) == found.others[0].AP
+
+
+def test_few_proposals_are_not_tried_with_none(detector: Detector) -> None:
+    """A quarter of 3 would be 0, which no detector takes."""
+    config = configure(detector.config, {"proposals.keep_test": 3, "rpn.top_test": 1})
+    tried = [value for trial in candidates(config, config.postprocess) for value in trial.items()]
+    assert [value for field, value in tried if field == "proposals.keep_test"] == [1, 6, 12]
+    assert [value for field, value in tried if field == "rpn.top_test"] == [2, 4]
 
 
 def test_without_objects_keeps_the_others(dataset: Dataset) -> None:

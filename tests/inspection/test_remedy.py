@@ -8,6 +8,7 @@ import torch
 from detectors import lively
 from torchvision.ops import box_iou
 
+from twostage.cli.why import flag_of
 from twostage.data.scenes import HARD, NAMES, make_scene
 from twostage.detector import Detector
 from twostage.inspection.account import Objects, account
@@ -115,6 +116,11 @@ def detail(**more: object) -> dict[str, object]:
             Miss(Cause.REFINED_AWAY, detail()),
             "needs training: with rpn.top_test=900 it is refined away (IoU 0.61 to 0.40)",
         ),
+        (
+            Miss(Cause.BELOW_TOP_K, detail(), (Change("retinanet.top", 1234567, 1000),)),
+            Miss(Cause.REFINED_AWAY, detail()),
+            "needs training: with retinanet.top=1234567 it is refined away (IoU 0.61 to 0.40)",
+        ),
     ],
     ids=lambda value: str(value.cause) if isinstance(value, Miss) else None,
 )
@@ -123,3 +129,18 @@ def test_what_is_not_kept_says_why(cause: Miss, tried: Miss | None, expected: st
     assert reason_in_words(cause, found, NAMES) == expected
     training = expected.startswith("needs training")
     assert remedy_to_dict(cause, found, NAMES) == {"changes": [], "needs_training": training, "reason": expected}
+
+
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [
+        (Change("retinanet.top", 1234567, 1000), "--set model.retinanet.top=1234567"),
+        (Change("postprocess.max_det", 1234567, 100), "--max-det 1234567"),
+        (Change("postprocess.score_threshold", 0.0123, 0.05), "--conf 0.0123"),
+        (Change("postprocess.min_box_size", 0.00099, 0.01), "--set model.postprocess.min_box_size=0.00099"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_change_is_written_as_the_command_line_reads_it(change: Change, flag: str) -> None:
+    """A rank of six digits and an exponent is no whole number there."""
+    assert flag_of(change) == flag

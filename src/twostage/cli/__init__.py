@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # File names may hold bytes that are not text, or characters outside the console's code page.
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as Python itself reads the names of files
     # Pillow warns above 89 megapixels and refuses images above 179, which is reported with the file's name.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     # torch, of several processes: the two names of one memory layout of a 1 x 1 convolution.

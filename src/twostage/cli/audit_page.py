@@ -92,8 +92,7 @@ def _next(to_label: Sequence[ToLabel]) -> Iterator[str]:
 def _captioned(picture: bytes, heading: str, value: str, note: str) -> str:
     """A picture with its caption; texts are escaped here."""
     data = base64.b64encode(picture).decode()
-    # Names of files need not be text.
-    heading, note = (html.escape(text.encode("utf-8", "replace").decode()) for text in (heading, note))
+    heading, note = html.escape(heading), html.escape(note)
     return (
         f'<figure><img loading="lazy" alt="{heading}" src="data:image/jpeg;base64,{data}">'
         f"<figcaption><i>{heading}</i> {value}: {note}</figcaption></figure>"

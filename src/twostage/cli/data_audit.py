@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from twostage.progress import images_bar
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
     from twostage.detector import Detector
+    from twostage.inference.sources import Item
     from twostage.inspection.audit import Audit, Judge
     from twostage.training.cross_fitting import FoldDetector
 
@@ -80,9 +82,11 @@ def audit(options: AuditOptions) -> Outcome:
     Two stages, and the mirrored image, disagree where labels are wrong. --out gets a page (index.html), the list
     (suggestions.json), and pre-annotations for CVAT (cvat.xml) and Label Studio (label_studio.json).
     """
+    from twostage.inference.sources import expand
     from twostage.inspection.audit import audit
     from twostage.inspection.evidence import require_stages
 
+    unlabelled = expand(options.unlabelled or ())  # a wrong path is an error now, not after the audit
     dataset = _open(options)
     if options.folds is not None:
         _new_out(options)
@@ -93,7 +97,7 @@ def audit(options: AuditOptions) -> Outcome:
         _new_out(options)
     with images_bar("labels", quiet=options.quiet) as after_image:
         found = audit(dataset, judges, after_image)
-    to_label = list(_to_label(options, detector, dataset)) if options.next else []
+    to_label = list(_to_label(options, unlabelled, detector, dataset)) if options.next else []
     _write(options, found, to_label)
     print("\n".join(_lines(found, to_label)))
     print(f"\nOpen {options.out / _PAGE} in a browser; cvat.xml and label_studio.json beside it are for import.")
@@ -142,7 +146,7 @@ def _judges(options: AuditOptions, dataset: "Dataset") -> "tuple[Iterator[Judge]
     else:
         assert options.weights is not None
         folds = [FoldDetector(Path(options.weights), np.arange(len(dataset)))]
-        _warn_learned(options.weights, dataset)
+        _warn_learned(options.weights, dataset, offline=options.offline)
     first = load_detector(str(folds[0].weights), options)
 
     return _in_turn(options, folds, first), first
@@ -183,13 +187,13 @@ def _training(options: AuditOptions) -> Any:
     )
 
 
-def _warn_learned(weights: str, dataset: "Dataset") -> None:
+def _warn_learned(weights: str, dataset: "Dataset", *, offline: bool) -> None:
     """Warn where the weights were trained on the labels that they are to judge."""
     from twostage.data.duplicates import may_share
     from twostage.weights.file import is_exported, load_weights
     from twostage.weights.named import find_weights
 
-    file = find_weights(weights)
+    file = find_weights(weights, offline=offline)
     if is_exported(file):
         return  # the audit itself refuses it
     origin = load_weights(file)[0].origin
@@ -202,32 +206,40 @@ def _warn_learned(weights: str, dataset: "Dataset") -> None:
         )
 
 
-def _to_label(options: AuditOptions, detector: "Detector", dataset: "Dataset") -> Iterator[ToLabel]:
+def _to_label(
+    options: AuditOptions, unlabelled: "Iterator[Item]", detector: "Detector", dataset: "Dataset"
+) -> Iterator[ToLabel]:
     """The images to label next, with the boxes found in them; those of the data set are left out, and with a warning
-    those that cannot be read."""
+    those that cannot be read, and videos."""
     import numpy as np
 
     from twostage.data.images import read_image
-    from twostage.inference.sources import expand
     from twostage.inspection.evidence import Evidence, LabelBoxes, evidence, require_stages
     from twostage.inspection.next_images import next_images
 
-    assert options.unlabelled is not None
     none = LabelBoxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     runner = require_stages(detector.runner)
     known = {dataset.path(index).resolve() for index in range(len(dataset))}
     names: list[str] = []
     seen: dict[int, Evidence] = {}
     labelled = 0
-    for item in expand(options.unlabelled):
+    videos: Counter[str] = Counter()
+    for item in unlabelled:
         if item.path is not None and Path(item.path).resolve() in known:
             labelled += 1
             continue
         if item.image is None or item.path is None:
             log.warning("Left out: %s", item.error)
             continue
+        if not Path(item.path).is_file():
+            videos[item.path.rpartition("#")[0]] += 1
+            continue
         seen[len(names)] = evidence(runner, item.image, none)
         names.append(item.path)
+    for video, frames in videos.items():
+        log.warning(
+            "Left out: %s: its %d frames are no files that could be labelled: save them as images.", video, frames
+        )
     if labelled:
         print(f"Left out of {options.unlabelled}: {labelled} images that the data set has already")
     if not names:

@@ -10,7 +10,7 @@ from twostage.cli.loading import PredictionOptions, load_detector, most_of
 from twostage.cli.misses_page import write_misses_page
 from twostage.cli.together import follows, together
 from twostage.cli.verb import Outcome, verb
-from twostage.cli.why import explained, tuned_lines
+from twostage.cli.why import explained, require_stages, tuned_lines
 from twostage.common_options import PROPOSALS, WEIGHTS_FOR_DATA, DataOptions, QuietOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
 from twostage.folders import new_folder
@@ -141,6 +141,8 @@ def _of_detector(options: EvalOptions, weights: str) -> Outcome:
         with processes.sync_errors():
             dataset = _open(options)
             detector = load_detector(weights, options, device=str(device), precision=precision)
+            if options.why or options.tune:
+                require_stages(detector)
             dataset = selected(dataset, detector.names)
         out = processes.on_main(lambda: _new_folder(options))
         results = detector.detect_dataset(

@@ -70,25 +70,32 @@ def inspect(options: InspectOptions) -> Outcome:
         return _of_data_set(options, detector)
     truth = None if options.data is None else truth_of(options, options.data, detector.names)
     trace = _traced(detector, options, truth)
-    conf = options.conf
-    if detector.is_exported and conf == CONF:  # as `Detector.predict`
-        conf = max(conf, detector.config.postprocess.score_threshold)
-    return _write(options, detector, trace, detector.postprocess(conf, options.iou, options.max_det), truth)
+    config = detector.postprocess(_conf(options, detector), options.iou, options.max_det)
+    return _write(options, detector, trace, config, truth)
+
+
+def _conf(options: InspectOptions, detector: "Detector") -> float:
+    """The lowest score, as `Detector.predict`: by default no lower than that of an exported file."""
+    if detector.is_exported and options.conf == CONF:
+        return max(options.conf, detector.config.postprocess.score_threshold)
+    return options.conf
 
 
 def _of_data_set(options: InspectOptions, detector: "Detector") -> Outcome:
     from twostage.cli.classes import selected
     from twostage.cli.misses_page import write_misses_page
-    from twostage.cli.why import explained
+    from twostage.cli.why import explained, require_stages
     from twostage.data.recognise import evaluation_split, find_layout, open_dataset
 
+    require_stages(detector)
     layout = find_layout(options.source)
     split = options.split or evaluation_split(layout)
     print(f"{layout}; inspected on {split!r}")
     reading = {"images": options.images, "voc_offset": options.voc_offset, "boxes": options.boxes}
     dataset = selected(open_dataset(options.source, split=split, **reading), detector.names)  # type: ignore[arg-type]
-    post = detector.postprocess(options.conf, options.iou, options.max_det)
-    results = detector.detect_dataset(dataset, conf=options.conf, iou=options.iou, max_det=options.max_det)
+    conf = _conf(options, detector)
+    post = detector.postprocess(conf, options.iou, options.max_det)
+    results = detector.detect_dataset(dataset, conf=conf, iou=options.iou, max_det=options.max_det)
     # AP is that of all detections, also of those too weak to be shown.
     every = detector.postprocess(None, options.iou, options.max_det)
     why = explained(detector, dataset, results, post, measured_with=every, quiet=options.quiet)

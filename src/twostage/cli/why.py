@@ -56,6 +56,14 @@ class Why:
             yield from table(*setting_rows(self.worth))
 
 
+def require_stages(detector: "Detector") -> None:
+    """Raises UsageError for an exported file that does not show its stages: before the images are predicted."""
+    from twostage.inference.exported import ExportedModel
+
+    if isinstance(detector.runner, ExportedModel):
+        detector.runner.require_stages()
+
+
 def explained(
     detector: "Detector",
     dataset: "Dataset",
@@ -182,9 +190,11 @@ _FLAGS = {
 
 def flag_of(change: "Change") -> str:
     """A change of a setting as it is written on the command line."""
+    from twostage.inspection.words import number
+
     if change.field in _FLAGS:
-        return f"{_FLAGS[change.field]} {change.value:g}"
-    return f"--set model.{change.field}={change.value:g}"
+        return f"{_FLAGS[change.field]} {number(change.value)}"
+    return f"--set model.{change.field}={number(change.value)}"
 
 
 def remedy_in_words(miss: "Miss", remedy: "Remedy", names: Sequence[str]) -> str:

@@ -132,9 +132,7 @@ def evaluate(
     class, AP counts so many. Raises UsageError for an unknown metric, DataError for
     missing masks.
     """
-    known = ("all", "coco", "voc07", "voc12")
-    if metric not in known:
-        raise UsageError(f"No metric {metric!r}. {nearest(metric, known)}")
+    require_metric(metric)
     _check_range("image", results.images, len(dataset))
     _check_range("class", results.class_ids, len(dataset.names))
     both = dataset.masks is not None and results.masks is not None
@@ -166,6 +164,13 @@ def evaluate(
         confusion=confusion_matrix(dataset, results, conf=conf),
         curves=None if coco is None else class_curves(dataset, results, coco),
     )
+
+
+def require_metric(metric: str) -> None:
+    """Raises UsageError for an unknown metric."""
+    known = ("all", "coco", "voc07", "voc12")
+    if metric not in known:
+        raise UsageError(f"No metric {metric!r}. {nearest(metric, known)}")
 
 
 def _images_above(dataset: Dataset, limit: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from twostage import __version__
@@ -138,8 +139,8 @@ def calibration_inputs(
     detector: Detector, signature: Signature, form: Form, dataset: Dataset, count: int
 ) -> list[dict[str, Any]]:
     """What the model takes for so many images of a data set, at equal steps through it."""
-    step = max(1, len(dataset) // count)
-    images = [dataset.image(index) for index in range(0, len(dataset), step)][:count]
+    places = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    images = (dataset.image(index) for index in places.tolist())  # read one by one: photos take much memory
     if form.pixels:
         return [{"pixels": image[None]} for image in images]
     batches = (make_batch([image], detector.config) for image in images)

@@ -78,7 +78,8 @@ def detect_split_augmented(
     gathered = Accumulator()
     for index in range(processes.rank, len(dataset), processes.world):
         image = dataset.image(index)
-        one = detect_augmented(model, image, dataset.names, postprocess=config, views=views, batch=batch)
+        path = dataset.file_name(index)
+        one = detect_augmented(model, image, dataset.names, postprocess=config, views=views, batch=batch, path=path)
         gathered.add(index, one.boxes, one.scores, one.class_ids, one.masks)
     return gathered
 

@@ -121,9 +121,13 @@ class ExportedModel:
 
     def stages(self, batch: Batch) -> AnyStages:
         """Every stage of a prediction but the maps. Raises UsageError for a file that does not show them."""
+        self.require_stages()
+        return stages_of(self._outputs(batch), batch)
+
+    def require_stages(self) -> None:
+        """Raises UsageError for a file that does not show its stages."""
         if "proposal_boxes" not in self.signature.outputs:
             raise UsageError(f"{self.path}: gives detections and no stages. Export it again with --with-stages.")
-        return stages_of(self._outputs(batch), batch)
 
     def split(self, batch: Batch) -> list[Batch]:
         """The whole batch: a runtime divides its work itself."""

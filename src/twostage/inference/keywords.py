@@ -30,7 +30,7 @@ class EvaluateKeywords(TypedDict, total=False):
     iou: float | None
     max_det: int | None
     processes: Processes
-    proposals: Path | ProposalSet | None
+    proposals: str | Path | ProposalSet | None
     views: TestTimeAugmentation
 
 

@@ -12,6 +12,7 @@ of the image, turned upright by its EXIF tag.
 """
 
 import argparse
+import io
 import json
 import sys
 from collections import deque
@@ -193,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.threads is not None and given.threads < 1:
         parser.error(f"argument --threads: {given.threads} is below 1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names need not be text, or in the code page of a console
+        sys.stdout.reconfigure(errors="backslashreplace")
     at_once = min(_AT_ONCE, given.threads or cores(), len(given.images))
     try:
         predictor = Predictor(
@@ -213,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return pixels, predictor.predict(pixels, given.conf)
 
     results, code = [], 0
+    taken: dict[str, int] = {}
     for path, done in zip(given.images, side_by_side(predicted, given.images, at_once), strict=True):
         try:
             pixels, found = done.result()
@@ -224,12 +228,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.json:
             print(_line(results[-1]))
         if given.save:
-            number = sum(Path(each["path"]).stem == Path(path).stem for each in results)
-            name = Path(path).stem + (f"-{number}" if number > 1 else "")
-            draw(pixels, found).save(given.save / f"{name}.png")
+            drawn = given.save / f"{free_name(Path(path).stem, taken)}.png"
+            try:
+                draw(pixels, found).save(drawn)
+            except OSError as error:
+                print(f"{drawn}: cannot be written ({error.strerror or error})", file=sys.stderr)
+                return 1
     if given.json:
         print(json.dumps({"images": results}))
     return code
+
+
+def free_name(name: str, taken: dict[str, int]) -> str:
+    """The name, or with the first number that is free: photo, photo-2. `taken` are those before, by lower case, as
+    macOS and Windows take Photo.png and photo.png for one file, with the last number that was tried."""
+    free, key = name, name.casefold()
+    while free.casefold() in taken:
+        taken[key] += 1
+        free = f"{name}-{taken[key]}"
+    taken[free.casefold()] = 1
+    return free
 
 
 def side_by_side(function: Callable[[Any], Any], items: Sequence[Any], at_once: int) -> Iterator[Future[Any]]:

@@ -1,6 +1,6 @@
 """The detections of a stream of images, which a wrong image does not end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from twostage.detections import Detections
@@ -30,14 +30,11 @@ def detect_stream(
     while group := list(islice(items, batch)):
         refused += [item.error for item in group if item.error]
         readable = [item for item in group if item.image is not None]
-        if not views.plain:
-            for item in readable:
-                assert item.image is not None
-                yield detect_augmented(
-                    model, item.image, names, postprocess=postprocess, views=views, batch=batch, path=item.path
-                )
-            continue
-        for one in _detections_or_errors(model, readable, names, postprocess):
+        if views.plain:
+            found: Iterable[Detections | DataError] = _detections_or_errors(model, readable, names, postprocess)
+        else:
+            found = (_augmented_or_error(model, item, names, postprocess, views, batch) for item in readable)
+        for one in found:
             if isinstance(one, DataError):
                 refused.append(one)
             else:
@@ -58,3 +55,21 @@ def _detections_or_errors(
             return [error]
     # One of them is refused: each by itself.
     return [one for item in items for one in _detections_or_errors(model, [item], names, postprocess)]
+
+
+def _augmented_or_error(
+    model: Runner,
+    item: Item,
+    names: tuple[str, ...],
+    postprocess: PostprocessConfig,
+    views: TestTimeAugmentation,
+    batch: int,
+) -> Detections | DataError:
+    """The detections of an image from several views, or the reason why there are none."""
+    assert item.image is not None
+    try:
+        return detect_augmented(
+            model, item.image, names, postprocess=postprocess, views=views, batch=batch, path=item.path
+        )
+    except DataError as error:
+        return error

@@ -112,6 +112,7 @@ def detect_augmented(
     """Detections of an image from all views together; without `proposals`, which are of several passes.
 
     At most `batch` views of one size go through the model together. There are at most `max_det` detections a tile.
+    Raises DataError for an image of which the model cannot take a view.
     """
     height, width = image.shape[:2]
     # The mean is over the best box of each view; weak detections count too, as evidence of how many views have one.
@@ -121,7 +122,7 @@ def detect_augmented(
     elif postprocess.soft_nms != "off":  # applied once: a neighbour whose score falls twice is lost
         config = replace(postprocess, soft_nms="off", nms=max(postprocess.nms, COPIES))
     most = postprocess.max_det * max(1, len(list(windows(height, width, views))) - 1)
-    by_view = list(_detect_views(model, image, names, config, views, batch))
+    by_view = list(_detect_views(model, image, names, config, views, batch, path))
     boxes, scores, class_ids = (
         np.concatenate([getattr(one, name) for one in by_view]) for name in ("boxes", "scores", "class_ids")
     )
@@ -202,6 +203,7 @@ def _detect_views(
     postprocess: PostprocessConfig,
     views: TestTimeAugmentation,
     batch: int,
+    path: str | None,
 ) -> Iterator[ViewDetections]:
     height, width = image.shape[:2]
     for scale in views.scales:
@@ -209,7 +211,8 @@ def _detect_views(
         pairs = product(windows(height, width, views), (False, True) if views.flip else (False,))
         while some := list(islice(pairs, batch)):
             parts = [_part(image, window, flip) for window, flip in some]
-            detections = detect_images(model, parts, names, postprocess=postprocess, image=image_config)
+            paths = [path] * len(parts)
+            detections = detect_images(model, parts, names, postprocess=postprocess, image=image_config, paths=paths)
             for (window, flip), one in zip(some, detections, strict=True):
                 yield _on_image(one, window, flip, (height, width))
 

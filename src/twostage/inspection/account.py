@@ -94,20 +94,21 @@ class View:
         return self._on_image(proposals.boxes[0]).where(proposals.valid[0][:, None], 0.0)
 
     def refined(self, label: int) -> Float[Tensor, "p 4"]:
-        """The regions moved by the deltas of a class."""
+        """The regions moved by the deltas of a class; empty where a model that diverged gives no numbers."""
         if self.one_stage:
             return self.regions
         scored = self.trace.scored
         assert scored is not None
         each = torch.arange(scored.scores.shape[1])[None]
         boxes = scored.boxes(each, torch.full_like(each, label), self.trace.batch.sizes)[0]
-        return self.trace.to_image(boxes).where(scored.regions.valid[0][:, None], 0.0)
+        return self.trace.to_image(boxes).where(scored.regions.valid[0][:, None], 0.0).nan_to_num(0.0)
 
     def scores(self) -> Float[Tensor, "p k"]:
-        """The final score of every region for every class, from 0 to 1."""
+        """The final score of every region for every class, from 0 to 1; 0 where it is no number."""
         scored = self.trace.scored
         assert scored is not None
-        return scored.scores[0].sigmoid() if scored.logits else scored.scores[0]
+        scores = scored.scores[0].sigmoid() if scored.logits else scored.scores[0]
+        return scores.nan_to_num(0.0)
 
     def _on_image(self, boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
         return self.trace.to_image(clip(boxes, self.trace.batch.sizes[0]) if self.one_stage else boxes)

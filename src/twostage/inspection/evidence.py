@@ -14,7 +14,7 @@ from torch import Tensor
 
 from twostage.data.batch import Batch, GivenProposals
 from twostage.data.dataset import Dataset
-from twostage.errors import UsageError
+from twostage.errors import DataError, UsageError
 from twostage.inference.predictor import make_batch, on_originals
 from twostage.inference.prepare import PreparedModel
 from twostage.inference.runner import Runner
@@ -89,7 +89,10 @@ class LabelBoxes(NamedTuple):
 def view_evidence(
     runner: PreparedModel, image: UInt8[np.ndarray, "h w 3"], labels: LabelBoxes, *, mirror: bool
 ) -> ViewEvidence:
-    """The evidence of the image as it is, or of its mirror image; boxes are those of the image in both cases."""
+    """The evidence of the image as it is, or of its mirror image; boxes are those of the image in both cases.
+
+    Raises DataError where the scores are not finite.
+    """
     width = image.shape[1]
     pixels = image[:, ::-1].copy() if mirror else image  # a copy even of one column: torch reads no reversed one
     there = _mirrored(labels.boxes, width) if mirror else labels.boxes
@@ -106,6 +109,11 @@ def view_evidence(
         boxes = _boxes(scored, scores.argmax(dim=1), on_device)
         label_scores, label_boxes = _of_labels(runner, maps, on_device, LabelBoxes(there, labels.labels))
     valid = proposals.valid[0].cpu().numpy()
+    if not (scores.cpu()[valid].isfinite().all() and label_scores.isfinite().all()):
+        raise DataError(
+            "The detector's scores are no numbers (NaN), as after a training that diverged: nothing can be judged by "
+            "them. Give other weights."
+        )
     objectness = None if model.rpn is None or batch.proposals is not None else proposals.scores[0].float().sigmoid()
     back: Callable[[np.ndarray], np.ndarray] = (lambda b: _mirrored(b, width)) if mirror else (lambda b: b)
     return ViewEvidence(

@@ -80,7 +80,7 @@ def label_studio(
         name = dataset.file_name(index)
         tasks.append(
             {
-                "data": {"image": prefix + (quote(name) if prefix else name), "file": name},
+                "data": {"image": prefix + (quote(name, errors="surrogateescape") if prefix else name), "file": name},
                 "annotations": [{"result": labels}],
                 "predictions": [
                     {

@@ -95,7 +95,7 @@ def _nearest(values: Sequence[float], now: float) -> list[float]:
 
 
 def _around(value: int) -> tuple[int, ...]:
-    return value // 4, value // 2, 2 * value, 4 * value
+    return tuple(dict.fromkeys((max(1, value // 4), max(1, value // 2), 2 * value, 4 * value)))
 
 
 def worth(

@@ -200,7 +200,7 @@ def _among_anchors(view: View, box: Float[Tensor, "4"], label: int) -> Miss | No
     detail = {
         "box": view.decoded[best].tolist(),
         "iou": float(overlap[best]),
-        "score": float(fates.scores[best].sigmoid()),
+        "score": _objectness(fates.scores[best]),
         "level": int(fates.level[best]),
         "rank": int(fates.rank[best]) + 1,
         "anchor": int(best),
@@ -218,7 +218,7 @@ def _among_anchors(view: View, box: Float[Tensor, "4"], label: int) -> Miss | No
             by = fates.by[best]
             detail |= {
                 "by_box": view.decoded[by].tolist(),
-                "by_score": float(fates.scores[by].sigmoid()),
+                "by_score": _objectness(fates.scores[by]),
                 "by_iou": float(iou(fates.boxes[best][None], fates.boxes[by][None])[0, 0]),
             }
             return Miss(Cause.RPN_NMS, detail, _changes("rpn.nms", needed, rpn.nms))
@@ -229,6 +229,11 @@ def _among_anchors(view: View, box: Float[Tensor, "4"], label: int) -> Miss | No
                 detail | {"rank": ahead + 1},
                 _changes("proposals.keep_test", [ahead + 1], proposals.keep_test),
             )
+
+
+def _objectness(logit: Float[Tensor, ""]) -> float:
+    """The probability of an anchor; 0 where it is no number."""
+    return float(logit.sigmoid().nan_to_num(0.0))
 
 
 def _unranked_pairs(view: View, overlap: Float[Tensor, " a"], label: int) -> Miss | None:

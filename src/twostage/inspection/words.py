@@ -38,6 +38,11 @@ def cause_in_words(miss: Miss, names: Sequence[str]) -> str:
     return words
 
 
+def number(value: float) -> str:
+    """A value of a setting as it is written on the command line: a rank above a million with all its digits."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def remedy_to_dict(cause: Miss, remedy: Remedy, names: Sequence[str]) -> dict[str, Any]:
     """A dictionary {"changes", "needs_training", "reason"}: the changes that keep a missed object, or why none does."""
     kept = [change._asdict() for change in remedy.changes] if remedy.keeps else []
@@ -54,7 +59,7 @@ def reason_in_words(cause: Miss, remedy: Remedy, names: Sequence[str]) -> str:
     elif not remedy.changes:
         ahead = "not tried"
     if remedy.changes:
-        values = " and ".join(f"{change.field}={change.value:g}" for change in remedy.changes)
+        values = " and ".join(f"{change.field}={number(change.value)}" for change in remedy.changes)
         return f"{ahead}: with {values} it is {cause_in_words(remedy.miss, names)}"
     return f"{ahead}: {_why_untried(cause)}"
 

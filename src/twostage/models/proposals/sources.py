@@ -87,7 +87,8 @@ def propose(
     """
     place = made_in_cache((folder or cache_folder("proposals")) / source.key)
     boxes: list[np.ndarray] = []
-    which = hashlib.sha256(f"{dataset.root.absolute()}\n{dataset.split}".encode()).hexdigest()[:16]
+    name = f"{dataset.root.absolute()}\n{dataset.split}".encode(errors="surrogateescape")  # paths need not be text
+    which = hashlib.sha256(name).hexdigest()[:16]
     with _locked(place / f".{which}.lock", dataset.split), ThreadPoolExecutor(threads or _cores()) as pool:
         try:
             for one in pool.map(lambda i: _of_image(source, dataset.source(i), place), range(len(dataset))):

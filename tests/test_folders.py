@@ -1,0 +1,42 @@
+"""Output folders that are complete or not there."""
+
+from pathlib import Path
+
+import pytest
+
+from twostage.errors import UsageError
+from twostage.folders import whole_folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_is_there_when_it_is_complete(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out", "--out") as folder:
+        (folder / "a.txt").write_text("x")
+        assert names(tmp_path / "out") == []
+    assert names(tmp_path / "out") == ["a.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_open_lock_that_cannot_be_removed_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows no open file can be."""
+
+    def refuse(self: Path, **_: object) -> None:
+        raise PermissionError(13, "in use", str(self))
+
+    with whole_folder(tmp_path / "out", "--out") as folder:
+        (folder / "a.txt").write_text("x")
+        monkeypatch.setattr(Path, "unlink", refuse)
+    assert names(tmp_path / "out") == ["a.txt"]
+
+
+def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be replaced, as of a container's volume."""
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path)
+    with (
+        pytest.raises(UsageError, match="is a mount point, which cannot be replaced: choose a folder in it"),
+        whole_folder(tmp_path, "--out"),
+    ):
+        pytest.fail("the work began")
