@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from twostage.errors import UsageError
-from twostage.folders import whole_folder
+from twostage.folders import require_new_file, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -40,3 +40,21 @@ def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: p
         whole_folder(tmp_path, "--out"),
     ):
         pytest.fail("the work began")
+
+
+def test_a_new_file_may_be_in_folders_that_are_made_with_it(tmp_path: Path) -> None:
+    require_new_file(tmp_path / "a" / "b" / "page.html", "--out")
+    assert names(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.html").touch()
+    with pytest.raises(UsageError, match=r"page\.html: exists already"):
+        require_new_file(tmp_path / "page.html", "--out")
+    with pytest.raises(UsageError, match=r"--out .*page.html is a file, not a folder"):
+        require_new_file(tmp_path / "page.html" / "other.html", "--out")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UsageError, match=r"cannot be written to: name a file elsewhere"):
+        require_new_file(tmp_path / "new" / "page.html", "--out")

@@ -54,6 +54,16 @@ def require_new(path: Path, flag: str) -> None:
         raise UsageError(f"{flag} {path}: is not empty, and nothing is overwritten: choose a new folder")
 
 
+def require_new_file(path: Path, flag: str) -> None:
+    """Raises UsageError if `path`, the value of `flag`, exists, or could not be written: before the work, not after."""
+    if os.path.exists(path):  # noqa: PTH110  Path.exists raises where a folder may not be entered
+        raise UsageError(f"{flag} {path}: exists already, and nothing is overwritten: name a new file")
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))  # noqa: PTH110
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "cannot be written to" if folder.is_dir() else "is a file, not a folder"
+        raise UsageError(f"{flag} {path}: {folder} {why}: name a file elsewhere")
+
+
 def next_folder(parent: Path, name: str) -> Path:
     """Make and return the first folder `parent/name-N` that does not exist yet, N from 1."""
     number = 1

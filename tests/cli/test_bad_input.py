@@ -134,6 +134,7 @@ def test_repairable_boxes_do_not_stop_training_and_are_listed(
         (["predict", "{picture}", "--weights", "{weights}", "--conf", "2"], 2, ["conf is 2"]),
         (["predict", "{picture}", "--weights", "{weights}", "--format", "yolo"], 2, ["format is 'yolo'"]),
         (["predict", "{picture}", "--weights", "{weights}", "--save", "{scenes}"], 2, ["is not empty"]),
+        (["inspect", "{picture}", "--weights", "{weights}", "--out", "{picture}/x.html"], 2, ["not a folder"]),
         (["data", "check", "nowhere"], 3, ["nowhere: does not exist"]),
         (["demo", "--minutes", "0"], 2, ["minutes is 0"]),
         (["demo", "--out", "{scenes}"], 2, ["is not empty"]),

@@ -18,7 +18,9 @@ import torch
 import yaml
 
 from twostage.cli.demo import longer
+from twostage.detections import Detections
 from twostage.inference.precision import choose_precision
+from twostage.inference.results import ResultsWriter
 
 QUICK = ["--model", "faster_rcnn_tiny_fpn", "--size", "64", "--batch", "4", "--workers", "0", "--device", "cpu"]
 
@@ -98,6 +100,24 @@ def test_predict_saves_images_and_results(shell: Callable, scenes: Path, weights
     entries = json.loads((out / "coco.json").read_text())
     assert len(entries) == sum(len(image["detections"]) for image in images)
     assert {entry["image_id"] for entry in entries} <= set(range(1, len(images) + 1))
+
+
+def test_predict_keeps_the_results_before_ctrl_c(
+    shell: Callable, scenes: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = ResultsWriter.add
+
+    def stop_at_the_second(writer: ResultsWriter, detections: Detections) -> dict[str, Any]:
+        if list(writer.folder.glob("*.jpg")):
+            raise KeyboardInterrupt
+        return add(writer, detections)
+
+    monkeypatch.setattr(ResultsWriter, "add", stop_at_the_second)
+    out = tmp_path / "found"
+    answer = shell("predict", scenes / "val", "--weights", weights, "--device", "cpu", "--save", out)
+    assert answer.code == 130
+    (kept,) = json.loads((out / "results.json").read_text())["images"]
+    assert [kept["picture"]] == [path.name for path in out.glob("*.jpg")]
 
 
 def test_predict_numbers_images_of_one_name(shell: Callable, scenes: Path, weights: Path, tmp_path: Path) -> None:

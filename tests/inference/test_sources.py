@@ -123,6 +123,8 @@ def test_an_unreadable_image_carries_its_error_and_the_rest_goes_on(folder, ahea
         ("{folder}/*.txt", "1 files, none of them an image"),
         ("{folder}/empty", "contains no images"),
         (["{folder}/a.jpg", "{folder}/absent.jpg"], "absent.jpg: does not exist"),
+        ("iVBORw0KGgo" * 500, "iVBORw0KGgo.*: 5500 characters are too long for a path.*b64decode"),
+        ("a\0.jpg", "is not a path"),
     ],
 )
 def test_wrong_paths_are_told_before_any_work(folder, source, words):

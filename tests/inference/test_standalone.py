@@ -196,9 +196,17 @@ def test_a_picture_that_cannot_be_written_is_named(
     assert f"{tmp_path / 'found' / 'a.png'}: cannot be written (Is a directory)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("threads", ["0", "-1"])
-def test_threads_below_one_are_refused(threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--threads", "0", "0 is below 1"),
+        ("--threads", "-1", "-1 is below 1"),
+        ("--conf", "2", "2 is not from 0 to 1"),
+        ("--conf", "nan", "nan is not from 0 to 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(flag: str, value: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        standalone.main(["photo.jpg", "--threads", threads])
+        standalone.main(["photo.jpg", flag, value])
     assert stopped.value.code == 2
-    assert f"argument --threads: {threads} is below 1" in capsys.readouterr().err
+    assert f"argument {flag}: {words}" in capsys.readouterr().err

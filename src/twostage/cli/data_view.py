@@ -11,6 +11,7 @@ from twostage.cli.page import figure, tile, write_page
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import DataOptions
 from twostage.errors import UsageError, nearest
+from twostage.folders import require_new_file
 from twostage.options import option
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ def view(options: ViewOptions) -> Outcome:
     from twostage.data.layout import Options
     from twostage.data.recognise import default_splits, find_layout, opener
 
-    if options.out.exists():
-        raise UsageError(f"--out {options.out}: exists already, and nothing is overwritten: name a new file")
+    require_new_file(options.out, "--out")
     layout = find_layout(options.data)
     split = options.split or default_splits(layout)[0] or layout.splits[0]
     dataset = opener(layout, Options(options.images, options.voc_offset, "skip", boxes=options.boxes))(split)

@@ -13,7 +13,7 @@ from twostage.cli.verb import Outcome, verb
 from twostage.cli.why import explained, require_stages, tuned_lines
 from twostage.common_options import PROPOSALS, WEIGHTS_FOR_DATA, DataOptions, QuietOptions, WorkersOptions
 from twostage.errors import ThresholdError, UsageError, nearest
-from twostage.folders import new_folder
+from twostage.folders import new_folder, require_new_file
 from twostage.options import option
 from twostage.progress import images_bar
 
@@ -85,8 +85,8 @@ class EvalOptions(PredictionOptions, DataOptions, WorkersOptions, QuietOptions):
         if (self.why or self.tune) and (self.weights is None or self.proposals or not self.views.plain):
             given = "a results file" if self.weights is None else "--proposals" if self.proposals else "several views"
             raise UsageError(f"why and tune follow a detector's own prediction through its steps: not with {given}")
-        if self.tune is not None and self.tune.exists():
-            raise UsageError(f"--tune {self.tune}: exists already, and nothing is overwritten: name a new file")
+        if self.tune is not None:
+            require_new_file(self.tune, "--tune")
         self.thresholds()
 
     def thresholds(self) -> dict[str, float]:

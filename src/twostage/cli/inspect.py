@@ -10,6 +10,7 @@ from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import WEIGHTS_FOR_DATA, DetectionOptions, DetectorOptions, LayoutOptions, QuietOptions
 from twostage.errors import UsageError
+from twostage.folders import require_new_file
 from twostage.options import option
 from twostage.progress import images_bar
 
@@ -44,8 +45,7 @@ class InspectOptions(DetectorOptions, DetectionOptions, LayoutOptions, QuietOpti
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out.exists():
-            raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
+        require_new_file(self.out, "--out")
         of_data = ("split", "images", "voc_offset", "boxes")
         idle = [name for name in of_data if getattr(self, name) != getattr(InspectOptions, name)]
         if self.data is None and idle and not self.is_data_set:

@@ -73,9 +73,11 @@ def predict(options: PredictOptions) -> Outcome:
     except DataError as error:
         # Raised at the end, with all unreadable images: the results of the others are complete.
         failure = error
+    finally:
+        if writer:  # also of the images before Ctrl-C
+            writer.close()
     print(f"{len(images)} image{'s' * (len(images) != 1)} in {detector.precision} on {detector.device}")
     if writer:
-        writer.close()
         print(f"Saved to {options.save}")
     return Outcome({"images": images, "settings": settings}, failure)
 

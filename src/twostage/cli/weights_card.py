@@ -6,7 +6,7 @@ from pathlib import Path
 from twostage.atomic import write_text
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import WEIGHTS
-from twostage.errors import UsageError
+from twostage.folders import require_new_file
 from twostage.options import Options, option
 
 
@@ -18,8 +18,8 @@ class CardOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out is not None and self.out.exists():
-            raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
+        if self.out is not None:
+            require_new_file(self.out, "--out")
 
 
 @verb(CardOptions)

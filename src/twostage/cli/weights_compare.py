@@ -10,6 +10,7 @@ from twostage.atomic import write_json
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import WEIGHTS
 from twostage.errors import DataError, ThresholdError, UsageError
+from twostage.folders import require_new_file
 from twostage.options import Options, option
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class CompareOptions(Options):
         foreign = self.other.suffix not in (".json", ".safetensors")
         if not foreign and (self.config is not None or self.key is not None):
             raise UsageError(f"config and key are of a checkpoint of another project, and {self.other} is none")
-        if self.out is not None and self.out.exists():
-            raise UsageError(f"--out {self.out}: exists already, and nothing is overwritten: name a new file")
+        if self.out is not None:
+            require_new_file(self.out, "--out")
 
 
 @verb(CompareOptions)

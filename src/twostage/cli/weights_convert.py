@@ -8,7 +8,7 @@ from twostage.cli.verb import Outcome, verb
 from twostage.cli.weights_compare import ask_reference, read_photos, say
 from twostage.common_options import FieldsOptions
 from twostage.errors import DataError, UsageError
-from twostage.folders import CERTIFICATE
+from twostage.folders import CERTIFICATE, require_new_file
 from twostage.options import option
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ class WeightsConvertOptions(FieldsOptions):
         if self.model is not None and (self.source not in ("auto", "torchvision") or self.config is not None):
             raise UsageError("--model is for torchvision's weights, which show less: leave it out")
         for path in (self.out, *([self.out.with_suffix(CERTIFICATE)] if self.images else [])):
-            if path.exists():
-                raise UsageError(f"--out {path}: exists already, and nothing is overwritten: name a new file")
+            require_new_file(path, "--out")
 
 
 @verb(WeightsConvertOptions)

@@ -4,6 +4,7 @@ Paths are checked at once, so that a wrong one fails before any work; images are
 that cannot be decoded does not end the stream: its item carries the error.
 """
 
+import errno
 import glob
 import logging
 import sys
@@ -118,6 +119,16 @@ def _of_path(source: str | Path) -> list[_Job]:
         raise DataError("'' is not a path. Name an image, a folder or a pattern.")
     if "://" in text and text.split("://")[0] in ("http", "https", "ftp", "rtsp", "rtmp", "s3", "gs"):
         raise UsageError(f"{text}: nothing is downloaded here. Fetch it first (curl -LO '{text}') and give the file.")
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(
+                f"{text[:40]}...: {len(text)} characters are too long for a path. An image in base64 is given as "
+                "bytes: base64.b64decode(text)."
+            ) from None
+    except ValueError:  # with a zero byte
+        raise DataError(f"{text[:40]!r} is not a path. Name an image, a folder or a pattern.") from None
     if path.is_dir():
         return _together(_in_folder(path))
     if path.exists():

@@ -194,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.threads is not None and given.threads < 1:
         parser.error(f"argument --threads: {given.threads} is below 1")
+    if given.conf is not None and not 0 <= given.conf <= 1:
+        parser.error(f"argument --conf: {given.conf:g} is not from 0 to 1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # names need not be text, or in the code page of a console
         sys.stdout.reconfigure(errors="backslashreplace")
     at_once = min(_AT_ONCE, given.threads or cores(), len(given.images))
