@@ -53,11 +53,11 @@ def set_trainable(model: Model, parts: Collection[str]) -> None:
 
 
 def whole_stages(model: Model, loaded: Collection[str]) -> int:
-    """How many of the backbone's first stages consist of loaded tensors alone."""
+    """How many of the backbone's first stages consist of loaded tensors alone, but for buffers that no file holds."""
     name_of = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
     for count, stage in enumerate(backbone_stages(model)):
         tensors = [t for module in stage for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-        if not all(name_of[id(tensor)] in loaded for tensor in tensors):
+        if not all(name_of[id(tensor)] in loaded for tensor in tensors if id(tensor) in name_of):
             return count
     return len(backbone_stages(model))
 
