@@ -288,6 +288,19 @@ def test_weights_of_other_classes_keep_what_fits(
     assert state["head.classes.weight"].shape[0] == 6
 
 
+def test_class_weights_follow_their_classes(options: TrainOptions, tmp_path: Path) -> None:
+    """Of fewer classes in another order; those that are given win."""
+    names = ["circle", "square", "triangle", "star", "cross"]
+    start = Detector.build("faster_rcnn_tiny_fpn", names, device="cpu", class_weights=(1, 2, 3, 4, 5))
+    start.save(tmp_path / "start.safetensors")
+    options = replace(options, weights=str(tmp_path / "start.safetensors"), epochs=1, names=("cross", "square"))
+    card, _ = load_weights(Path(train(options)["weights"]))
+    assert card.config.box_head.class_weights == (5, 2)
+    fields = {**options.model_fields, "class_weights": (7, 8)}
+    card, _ = load_weights(Path(train(replace(options, out=tmp_path / "given", model_fields=fields))["weights"]))
+    assert card.config.box_head.class_weights == (7, 8)
+
+
 def test_random_weights_are_normalised_by_groups_and_a_detector_passes_its_fields_on(
     options: TrainOptions, few: Path, tmp_path: Path
 ) -> None:

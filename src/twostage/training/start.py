@@ -24,7 +24,7 @@ from twostage.models.zoo import named
 from twostage.training.folder import RunFolder
 from twostage.training.options import RANDOM, TrainOptions
 from twostage.training.recipe import recipe_name
-from twostage.weights.classes import with_class_rows
+from twostage.weights.classes import with_class_rows, with_class_weights
 from twostage.weights.file import KEY, OF_DATA, Card, load_tensors, load_weights, read_card, require_weights
 from twostage.weights.fit import as_backbone, load_fitting, of_deeper_network
 from twostage.weights.named import find_weights
@@ -165,7 +165,9 @@ def _from_weights(
         log.warning(
             "%s is a %s: %s takes the tensors that fit. Did you mean --model %s?", path, card.model, name, card.model
         )
-    config = card.config if card is not None and card.model == name else named(name)
+    config = named(name)
+    if card is not None and card.model == name:
+        config = with_class_weights(card.config, card.names, names)
     config = configure(with_backbone(config, options.backbone if backbone is None else backbone), given)
     model = build(_with_data_classes(config, given, stuff), len(names), backbone)
     if card is None and isinstance(config.backbone, TimmConfig) and not next(iter(state)).startswith("net."):
