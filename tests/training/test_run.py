@@ -21,7 +21,7 @@ from twostage.cli import main
 from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.training import TrainOptions, step, train
-from twostage.training.folder import RunFolder
+from twostage.training.folder import RunFolder, read_options
 from twostage.weights.file import load_tensors, load_weights
 
 pytestmark = pytest.mark.slow
@@ -74,10 +74,18 @@ def test_config_repeats_the_run(options: TrainOptions, unbroken: Callable, tmp_p
     assert_same_weights(Path(first["out"]), Path(second["out"]))
 
 
+def test_config_repeats_a_run_whose_backbone_is_not_trained(options: TrainOptions, tmp_path: Path) -> None:
+    options = replace(options, learn=("rpn", "head"), epochs=1, val_split="none")
+    first = Path(train(options)["out"])
+    train(replace(read_options(first), out=tmp_path / "again", quiet=True))
+    assert_same_weights(first, tmp_path / "again")
+
+
 @pytest.mark.parametrize(
     ("changes", "epochs"),
     [
         ({}, 0),
+        ({"learn": ("rpn", "head")}, 1),
         ({}, 1),
         ({"optimizer": "sgd", "ema": 0.0}, 1),
         ({"accumulate": 2, "precision": "bf16"}, 1),

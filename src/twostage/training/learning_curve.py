@@ -111,8 +111,6 @@ def _on_parts(
     options: TrainOptions, folder: Path, splits: Splits, processes: Processes, backbone: nn.Module | None, root: Path
 ) -> list[tuple[int, float]]:
     """The number of images and the AP of the run on each part, begun, gone on with, or done before."""
-    if "backbone" not in options.learn:  # what is recorded of it does not apply
-        options = replace(options, freeze=None)
     order = stratified_order(splits.train, options.seed)
     found = []
     for part in PARTS:
