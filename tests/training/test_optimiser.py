@@ -62,7 +62,8 @@ def test_a_step_moves_early_layers_less(optimizer: str, scenes: Path, tmp_path: 
 
 
 class Turning(nn.Module):
-    """A network of two stages, of which the first has a table that is computed, and not saved: rotary embeddings."""
+    """A network of two stages, of which the first has two tables, one of them computed and not saved, as rotary
+    embeddings are."""
 
     channels, strides = (8,), (16,)
 
@@ -70,12 +71,13 @@ class Turning(nn.Module):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 8, 16, 16), nn.Conv2d(8, 8, 1)
         self.first.register_buffer("table", torch.ones(8), persistent=False)
+        self.first.embedding = nn.Parameter(torch.zeros(1, 8, 1, 1))
 
     def get_stages(self) -> list[list[nn.Module]]:
         return [[self.first], [self.second]]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x) * self.first.table[:, None, None])
+        return self.second(self.first(x) * self.first.table[:, None, None] + self.first.embedding)
 
 
 def test_a_stage_is_whole_without_the_buffers_that_no_file_holds() -> None:
@@ -85,3 +87,13 @@ def test_a_stage_is_whole_without_the_buffers_that_no_file_holds() -> None:
     assert whole_stages(model, loaded) == 1
     assert whole_stages(model, list(model.state_dict())) == 2
     assert whole_stages(model, loaded[1:]) == 0
+
+
+def test_tables_of_positions_are_not_decayed() -> None:
+    model = build(named("faster_rcnn_tiny"), 2, Turning())
+    groups = build_optimizer(model, SCRATCH).param_groups
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    decayed, others = ({name_of[id(p)] for p in group["params"]} for group in groups)
+    assert decayed | others == set(name_of.values())
+    assert decayed == {name for name in name_of.values() if name.endswith(".weight")}
+    assert "backbone.module.first.embedding" in others

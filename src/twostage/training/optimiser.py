@@ -77,15 +77,20 @@ def train_mode(model: Model, parts: Collection[str], stages: int) -> None:
 
 
 def build_optimizer(model: Model, recipe: Recipe) -> Optimizer:
-    """SGD or AdamW; biases and normalisation are not decayed. `rate` of a group is its factor of the learning rate."""
+    """SGD or AdamW; `rate` of a group is its factor of the learning rate.
+
+    The weights of layers alone are decayed, not biases, normalisation, and a transformer's tokens and tables of
+    positions (Liu et al. 2021, Swin; Li et al. 2022, ViTDet, in their code).
+    """
     learning = [p for p in model.parameters() if p.requires_grad]
+    decayed = {id(p) for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")}
     rates = _rates(model, recipe.layer_decay)
     groups: list[dict[str, Any]] = []
     for rate in sorted({rates.get(id(p), 1.0) for p in learning}, reverse=True):
         some = [p for p in learning if rates.get(id(p), 1.0) == rate]
         groups += [
-            {"params": [p for p in some if p.ndim > 1], "weight_decay": recipe.weight_decay, "rate": rate},
-            {"params": [p for p in some if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
+            {"params": [p for p in some if id(p) in decayed], "weight_decay": recipe.weight_decay, "rate": rate},
+            {"params": [p for p in some if id(p) not in decayed], "weight_decay": 0.0, "rate": rate},
         ]
     if recipe.optimizer == "sgd":
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=can_fuse(learning))
