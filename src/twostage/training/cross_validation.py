@@ -22,6 +22,7 @@ from torch import nn
 
 from twostage.atomic import write_text
 from twostage.data.dataset import Dataset, select_images
+from twostage.data.duplicates import same_images
 from twostage.data.layout import Options
 from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.data.stratified import stratified_order
@@ -123,7 +124,7 @@ def fold_folder(root: Path, number: int) -> Path:
 def fold_splits(images: Dataset, folds: int, seed: int) -> list[Splits]:
     """All images but a part, and that part, for each fold: about the same classes in each, sizes differ by at most one.
 
-    Raises UsageError with fewer images than folds.
+    Files of equal content go to the same part, which may then be larger. Raises UsageError with fewer images than folds.
     """
     return [_splits(images, part) for part in fold_parts(images, folds, seed)]
 
@@ -154,10 +155,18 @@ def _splits(images: Dataset, part: Int64[np.ndarray, " _"]) -> Splits:
 
 def fold_parts(images: Dataset, folds: int, seed: int) -> list[Int64[np.ndarray, " _"]]:
     """The images that each fold's run does not learn from, by their indices. Raises as `fold_splits`."""
-    if len(images) < folds:
-        raise UsageError(f"folds is {folds}, more than the {len(images)} images: give fewer.")
+    first = np.arange(len(images))
+    for places in same_images([images]):
+        copies = [index for _, index in places]
+        first[copies] = min(copies)
     order = stratified_order(images, seed)
-    return [np.sort(order[number::folds]) for number in range(folds)]
+    distinct = order[first[order] == order]
+    if len(distinct) < folds:
+        raise UsageError(f"folds is {folds}, more than the {len(distinct)} images, copies not counted: give fewer.")
+    fold_of = np.empty(len(images), dtype=np.int64)
+    fold_of[distinct] = np.arange(len(distinct)) % folds
+    # Of two copies in different folds one would be learned, and the other scored.
+    return [np.flatnonzero(fold_of[first] == number) for number in range(folds)]
 
 
 def keep_parts(root: Path, folds: Sequence[Splits]) -> None:
