@@ -124,7 +124,7 @@ def fold_folder(root: Path, number: int) -> Path:
 def fold_splits(images: Dataset, folds: int, seed: int) -> list[Splits]:
     """All images but a part, and that part, for each fold: about the same classes in each, sizes differ by at most one.
 
-    Files of equal content go to the same part, which may then be larger. Raises UsageError with fewer images than folds.
+    Files of equal content go to the same part, which is then larger. Raises UsageError with fewer images than folds.
     """
     return [_splits(images, part) for part in fold_parts(images, folds, seed)]
 
@@ -138,8 +138,8 @@ def resumed_splits(root: Path | None, images: Dataset, folds: int, seed: int) ->
     names = json.loads((root / PARTS).read_text(encoding="utf-8"))["folds"]
     if (count := sum(map(len, names))) != len(images):
         raise DataError(
-            f"{images.root}: the split {images.split!r} has {len(images)} images now, and had {count} when the folds of "
-            f"{root} were made. Bring the data back, or begin a new run."
+            f"{images.root}: the split {images.split!r} has {len(images)} images now, and had {count} when the folds "
+            f"of {root} were made. Bring the data back, or begin a new run."
         )
     index_of = {images.file_name(index): index for index in range(len(images))}
     if index_of.keys() != {name for part in names for name in part} or len(index_of) < count:
