@@ -103,7 +103,7 @@ class Processes:
         return cast(T, self.broadcast(value))
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Copy the main process's buffers to all: in training each process keeps batch statistics of its own."""
+        """Copy the main process's buffers to all: after a step each process has the statistics of its own images."""
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)

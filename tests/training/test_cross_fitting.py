@@ -11,6 +11,7 @@ from twostage.data.dataset import Dataset, select_images
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.training import train
 from twostage.training.cross_fitting import cross_fit, fold_detectors, is_folds_run
+from twostage.training.cross_validation import fold_parts
 from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
 
@@ -44,6 +45,23 @@ def test_each_fold_judges_what_it_has_not_learned(images: Dataset, tmp_path: Pat
     written = [fold.weights.stat().st_mtime_ns for fold in folds]
     again = cross_fit(images, TrainOptions(resume=tmp_path / "run", quiet=True))
     assert [fold.weights.stat().st_mtime_ns for fold in again] == written
+
+
+def test_labels_mended_before_it_goes_on_leave_the_folds_as_they_were(
+    images: Dataset, tmp_path: Path, second_run_stops: list[str]
+) -> None:
+    """Else the first fold would judge what it has learned."""
+    with pytest.raises(KeyboardInterrupt):
+        cross_fit(images, options(tmp_path / "run", folds=2))
+    first = json.loads((tmp_path / "run" / "folds.json").read_text())
+    mended = replace(images, labels=np.array([0, 0, 1, 1]))
+    assert sorted(fold_parts(mended, 2, 0)[0]) != sorted(fold_parts(images, 2, 0)[0])
+    folds = cross_fit(mended, TrainOptions(resume=tmp_path / "run", quiet=True))
+    assert second_run_stops == ["fold-1", "fold-2", "fold-2"]
+    assert [[mended.file_name(int(index)) for index in fold.images] for fold in folds] == first["folds"]
+    other = Dataset.from_samples([(np.zeros((64, 64, 3), np.uint8), [[8, 8, 40, 40]], [0])] * 5, ["a", "b"])
+    with pytest.raises(DataError, match="has 5 images now, and had 4 when the folds"):
+        cross_fit(other, TrainOptions(resume=tmp_path / "run", quiet=True))
 
 
 def test_a_cross_validated_training_judges_by_the_names_of_its_images(images: Dataset, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors import safe_open
 
 from twostage.data.dataset import Dataset
@@ -18,7 +19,7 @@ from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, UsageError
 from twostage.training import batch_size, cross_validation, run, train
-from twostage.training.cross_validation import at_best_share, best_share, fold_splits, mean_of_defined
+from twostage.training.cross_validation import at_best_share, best_share, fold_parts, fold_splits, mean_of_defined
 from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
 
@@ -58,6 +59,21 @@ def test_every_image_is_in_one_fold_and_every_class_in_as_many_as_can_be(
     for k in set(labels) - {-1}:
         counts = [int((one.val.labels == k).sum()) for one in splits]
         assert max(counts) - min(counts) <= 1
+
+
+def test_copies_of_an_image_are_in_the_same_fold(tmp_path: Path) -> None:
+    """Else the score would be of images that were learned."""
+    paths = [tmp_path / f"{number}.png" for number in range(9)]
+    for number, path in enumerate(paths):  # two of each of the first three
+        Image.fromarray(np.full((8, 8, 3), 20 * (number % 3 if number < 6 else number), np.uint8)).save(path)
+    dataset = Dataset.from_samples([(path, [[0, 0, 5, 5]], [0]) for path in paths], ["a"])
+    for folds in (2, 3, 6):
+        parts = [part.tolist() for part in fold_parts(dataset, folds, 0)]
+        assert sorted(index for part in parts for index in part) == list(range(9))
+        assert all(parts)
+        assert all((number in part) == (number + 3 in part) for part in parts for number in range(3))
+    with pytest.raises(UsageError, match="more than the 6 images, copies not counted"):
+        fold_parts(dataset, 7, 0)
 
 
 def test_the_best_share_is_that_of_the_mean_of_all_folds() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,27 @@ def test_a_broken_curve_goes_on(options: TrainOptions, second_run_stops: list[st
     quarter, half = (str(n) for n in whole["learning_curve"]["images"][:2])
     assert second_run_stops == [quarter, half, half, quarter, half]
     assert again["learning_curve"] == whole["learning_curve"]
+
+
+@pytest.mark.parametrize("folds", [None, 2])
+def test_a_broken_curve_goes_on_with_the_images_where_they_are(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int | None
+) -> None:
+    """--images is not given again, as for any resumed run; the data may have moved."""
+    data, images = tmp_path / "data", tmp_path / "images"
+    shutil.copytree(options.data / "annotations", data / "annotations")
+    for split in ("train", "val"):
+        shutil.copytree(options.data / split, images, dirs_exist_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("twostage.training.learning_curve.begin_or_resume", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(options, data=data, images=images, folds=folds, curve=True))
+    moved = data.rename(tmp_path / "moved")
+    assert "learning_curve" in train(TrainOptions(moved, resume=options.out, quiet=True))
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_curve_needs_a_quarter_of_the_images(options: TrainOptions, few: Path) -> None:

@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectors import make_model
+from torch import Tensor, nn
 
+from twostage.models.build import build
+from twostage.models.zoo import named
 from twostage.training import train
-from twostage.training.optimiser import backbone_stages, build_optimizer, freeze
+from twostage.training.optimiser import backbone_stages, build_optimizer, freeze, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.recipe import SCRATCH
 from twostage.weights.file import load_tensors
@@ -56,3 +59,41 @@ def test_a_step_moves_early_layers_less(optimizer: str, scenes: Path, tmp_path: 
     body = [value for name, value in moved.items() if name.startswith("backbone.body.") and before[name].ndim == 4]
     assert max(body) < 1e-7 < 1e-5 < moved["rpn.objectness.weight"]
     assert torch.isfinite(after["rpn.objectness.weight"]).all()
+
+
+class Turning(nn.Module):
+    """A network of two stages, of which the first has two tables, one of them computed and not saved, as rotary
+    embeddings are."""
+
+    channels, strides = (8,), (16,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 16, 16), nn.Conv2d(8, 8, 1)
+        self.first.register_buffer("table", torch.ones(8), persistent=False)
+        self.first.embedding = nn.Parameter(torch.zeros(1, 8, 1, 1))
+
+    def get_stages(self) -> list[list[nn.Module]]:
+        return [[self.first], [self.second]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.first.table[:, None, None] + self.first.embedding)
+
+
+def test_a_stage_is_whole_without_the_buffers_that_no_file_holds() -> None:
+    """Those of SwinV2, DINOv3 and EVA-02 in timm."""
+    model = build(named("faster_rcnn_tiny"), 2, Turning())
+    loaded = [name for name in model.state_dict() if "first" in name]
+    assert whole_stages(model, loaded) == 1
+    assert whole_stages(model, list(model.state_dict())) == 2
+    assert whole_stages(model, loaded[1:]) == 0
+
+
+def test_tables_of_positions_are_not_decayed() -> None:
+    model = build(named("faster_rcnn_tiny"), 2, Turning())
+    groups = build_optimizer(model, SCRATCH).param_groups
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    decayed, others = ({name_of[id(p)] for p in group["params"]} for group in groups)
+    assert decayed | others == set(name_of.values())
+    assert decayed == {name for name in name_of.values() if name.endswith(".weight")}
+    assert "backbone.module.first.embedding" in others

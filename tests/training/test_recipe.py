@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from twostage.training.options import TrainOptions
-from twostage.training.recipe import FINETUNE, PAPER, SCRATCH, epochs_of, recipe_name, resolve
+from twostage.training.recipe import FINETUNE, PAPER, RECIPES, SCRATCH, Recipe, epochs_of, recipe_name, resolve
+from twostage.training.schedule import factor
 
 
 def test_rate_is_scaled_linearly_with_the_images_of_an_update(options: TrainOptions) -> None:
@@ -31,6 +32,13 @@ def test_options_win_over_the_recipe(options: TrainOptions) -> None:
     given = replace(options, optimizer="sgd", schedule="multistep", ema=0.0, flip=0.0, epochs=3)
     chosen = resolve(given, SCRATCH, pretrained=0, bf16=False)
     assert (chosen.optimizer, chosen.schedule, chosen.ema, chosen.flip, chosen.epochs) == ("sgd", "multistep", 0, 0, 3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values())
+def test_the_rate_falls_by_either_schedule_of_any_recipe(options: TrainOptions, recipe: Recipe) -> None:
+    for kind in ("multistep", "cosine"):
+        chosen = resolve(replace(options, schedule=kind), recipe, pretrained=0, bf16=False)
+        assert factor(99, 100, kind=kind, warmup=0, milestones=chosen.milestones) <= 0.11
 
 
 def test_few_images_are_passed_over_more_often(options: TrainOptions) -> None:

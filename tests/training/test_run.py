@@ -21,7 +21,7 @@ from twostage.cli import main
 from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.training import TrainOptions, step, train
-from twostage.training.folder import RunFolder
+from twostage.training.folder import RunFolder, read_options
 from twostage.weights.file import load_tensors, load_weights
 
 pytestmark = pytest.mark.slow
@@ -74,10 +74,18 @@ def test_config_repeats_the_run(options: TrainOptions, unbroken: Callable, tmp_p
     assert_same_weights(Path(first["out"]), Path(second["out"]))
 
 
+def test_config_repeats_a_run_whose_backbone_is_not_trained(options: TrainOptions, tmp_path: Path) -> None:
+    options = replace(options, learn=("rpn", "head"), epochs=1, val_split="none")
+    first = Path(train(options)["out"])
+    train(replace(read_options(first), out=tmp_path / "again", quiet=True))
+    assert_same_weights(first, tmp_path / "again")
+
+
 @pytest.mark.parametrize(
     ("changes", "epochs"),
     [
         ({}, 0),
+        ({"learn": ("rpn", "head")}, 1),
         ({}, 1),
         ({"optimizer": "sgd", "ema": 0.0}, 1),
         ({"accumulate": 2, "precision": "bf16"}, 1),
@@ -286,6 +294,19 @@ def test_weights_of_other_classes_keep_what_fits(
     _, state = load_weights(Path(result["weights"]))
     torch.testing.assert_close(state["rpn.objectness.weight"], start.model.rpn.objectness.weight, atol=1e-6, rtol=0)
     assert state["head.classes.weight"].shape[0] == 6
+
+
+def test_class_weights_follow_their_classes(options: TrainOptions, tmp_path: Path) -> None:
+    """Of fewer classes in another order; those that are given win."""
+    names = ["circle", "square", "triangle", "star", "cross"]
+    start = Detector.build("faster_rcnn_tiny_fpn", names, device="cpu", class_weights=(1, 2, 3, 4, 5))
+    start.save(tmp_path / "start.safetensors")
+    options = replace(options, weights=str(tmp_path / "start.safetensors"), epochs=1, names=("cross", "square"))
+    card, _ = load_weights(Path(train(options)["weights"]))
+    assert card.config.box_head.class_weights == (5, 2)
+    fields = {**options.model_fields, "class_weights": (7, 8)}
+    card, _ = load_weights(Path(train(replace(options, out=tmp_path / "given", model_fields=fields))["weights"]))
+    assert card.config.box_head.class_weights == (7, 8)
 
 
 def test_random_weights_are_normalised_by_groups_and_a_detector_passes_its_fields_on(

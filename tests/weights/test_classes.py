@@ -3,10 +3,12 @@ import torch
 from detectors import fields_of, make_model
 from torch import Tensor, nn
 
+from twostage.models.configure import configure
 from twostage.models.heads.box import BoxHead
 from twostage.models.heads.mask import MaskHead
 from twostage.models.heads.retinanet import RetinaNetHead
-from twostage.weights.classes import with_class_rows
+from twostage.models.zoo import named
+from twostage.weights.classes import with_class_rows, with_class_weights
 from twostage.weights.fit import load_fitting
 
 GIVEN, WANTED = ("dog", "cat", "bird"), ("cat", "fox", "bird", "dog")
@@ -95,3 +97,12 @@ def test_layers_with_rows_of_new_classes_are_named() -> None:
     assert partly == {"head.classes.weight", "head.classes.bias", "head.deltas.weight", "head.deltas.bias"}
     _, partly = with_class_rows(model, state, ("dog", "cat"), ("cat", "dog"))
     assert not partly
+
+
+def test_the_weight_of_a_class_in_the_loss_goes_with_the_class() -> None:
+    fields = {"class_weights": (2.0, 3.0, 4.0)}
+    for model in ("faster_rcnn_tiny", "cascade_rcnn_tiny_fpn"):
+        config = configure(named(model), fields)
+        assert with_class_weights(config, GIVEN, WANTED).box_head.class_weights == (3.0, 1.0, 4.0, 2.0)
+    for model in ("faster_rcnn_tiny", "retinanet_tiny_fpn"):
+        assert with_class_weights(named(model), GIVEN, WANTED) == named(model)

@@ -1,5 +1,6 @@
 """Which images are in which batch: a function of seed and epoch, so that training can resume at any step."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -49,7 +50,8 @@ def training_plans(
 
 def images_per_epoch(images: int, repeats: Float64[np.ndarray, " m"] | None) -> int:
     """How many images an epoch has, each counted as often as it comes."""
-    return images if repeats is None else int(np.ceil(repeats.sum()))
+    # An exact sum does not depend on the order of the images, which each epoch has anew.
+    return images if repeats is None else math.ceil(math.fsum(repeats))
 
 
 def epoch_order(

@@ -22,11 +22,12 @@ from torch import nn
 
 from twostage.atomic import write_text
 from twostage.data.dataset import Dataset, select_images
+from twostage.data.duplicates import same_images
 from twostage.data.layout import Options
 from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
-from twostage.errors import TwostageError, UsageError
+from twostage.errors import DataError, TwostageError, UsageError
 from twostage.training.folder import RunFolder, claimed_root, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
@@ -84,7 +85,7 @@ def cross_validate(
                     *(options.data, options.folds, NONE),
                 )
             assert options.folds is not None
-            folds = fold_splits(images, options.folds, options.seed)
+            folds = resumed_splits(options.resume, images, options.folds, options.seed)
             require_parts(options, folds[0].train)
         root = processes.on_main(lambda: claimed_root(options, held))
         return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
@@ -123,21 +124,49 @@ def fold_folder(root: Path, number: int) -> Path:
 def fold_splits(images: Dataset, folds: int, seed: int) -> list[Splits]:
     """All images but a part, and that part, for each fold: about the same classes in each, sizes differ by at most one.
 
-    Raises UsageError with fewer images than folds.
+    Files of equal content go to the same part, which is then larger. Raises UsageError with fewer images than folds.
     """
-    splits = []
-    for part in fold_parts(images, folds, seed):
-        val = select_images(images, part)
-        splits.append(Splits(select_images(images, np.setdiff1d(np.arange(len(images)), part)), val, val))
-    return splits
+    return [_splits(images, part) for part in fold_parts(images, folds, seed)]
+
+
+def resumed_splits(root: Path | None, images: Dataset, folds: int, seed: int) -> list[Splits]:
+    """The same for the training in the folder `root`: the parts that were written there, since labels, and with them
+    new parts, may have changed. Raises DataError where the number of images has.
+    """
+    if root is None or not (root / PARTS).exists():
+        return fold_splits(images, folds, seed)
+    names = json.loads((root / PARTS).read_text(encoding="utf-8"))["folds"]
+    if (count := sum(map(len, names))) != len(images):
+        raise DataError(
+            f"{images.root}: the split {images.split!r} has {len(images)} images now, and had {count} when the folds "
+            f"of {root} were made. Bring the data back, or begin a new run."
+        )
+    index_of = {images.file_name(index): index for index in range(len(images))}
+    if index_of.keys() != {name for part in names for name in part} or len(index_of) < count:
+        return fold_splits(images, folds, seed)  # of another place, where paths are written otherwise, or not unique
+    return [_splits(images, np.sort([index_of[name] for name in part])) for part in names]
+
+
+def _splits(images: Dataset, part: Int64[np.ndarray, " _"]) -> Splits:
+    """All images but a part, and that part."""
+    val = select_images(images, part)
+    return Splits(select_images(images, np.setdiff1d(np.arange(len(images)), part)), val, val)
 
 
 def fold_parts(images: Dataset, folds: int, seed: int) -> list[Int64[np.ndarray, " _"]]:
     """The images that each fold's run does not learn from, by their indices. Raises as `fold_splits`."""
-    if len(images) < folds:
-        raise UsageError(f"folds is {folds}, more than the {len(images)} images: give fewer.")
+    first = np.arange(len(images))
+    for places in same_images([images]):
+        copies = [index for _, index in places]
+        first[copies] = min(copies)
     order = stratified_order(images, seed)
-    return [np.sort(order[number::folds]) for number in range(folds)]
+    distinct = order[first[order] == order]
+    if len(distinct) < folds:
+        raise UsageError(f"folds is {folds}, more than the {len(distinct)} images, copies not counted: give fewer.")
+    fold_of = np.empty(len(images), dtype=np.int64)
+    fold_of[distinct] = np.arange(len(distinct)) % folds
+    # Of two copies in different folds one would be learned, and the other scored.
+    return [np.flatnonzero(fold_of[first] == number) for number in range(folds)]
 
 
 def keep_parts(root: Path, folds: Sequence[Splits]) -> None:

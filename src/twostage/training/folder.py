@@ -81,7 +81,7 @@ class RunFolder:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last]
 
     def add_row(self, row: dict[str, float]) -> None:
-        """A row of metrics.csv, and the curves over all of them."""
+        """A row of metrics.csv."""
         self.rows.append(row)
         if not self.writes:
             return

@@ -7,11 +7,13 @@ import numpy as np
 
 from twostage.data.batch import Batch, Targets
 from twostage.data.dataset import Dataset
+from twostage.data.names import name_parts
 from twostage.drawing import draw_boxes, draw_pair, save_picture, tile
 from twostage.evaluation.results import Results
 from twostage.ops.paste import paste
 
 SHOWN = 8
+_LONGEST = 60  # characters of a file's name, of which file systems allow 255 bytes
 
 
 def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple[str, ...]) -> None:
@@ -44,5 +46,5 @@ def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: 
             masks = (dataset.masks_of(index) or None, [results.masks[int(row)] for row in np.flatnonzero(mine)])
         truth = (objects.boxes, objects.labels)
         pair = draw_pair(dataset.image(index), truth, detections, dataset.names, masks=masks)
-        name = "-".join(Path(dataset.file_name(index)).with_suffix("").parts)
-        save_picture(pair, folder / f"{name}.jpg")
+        name = "-".join(name_parts(dataset, index))  # the path may be absolute
+        save_picture(pair, folder / f"{Path(name).stem[-_LONGEST:]}.jpg")

@@ -25,8 +25,8 @@ from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.evaluation.plots import plot_learning_curve, save_figure
 from twostage.folders import claimed
-from twostage.training.cross_validation import fold_folder, fold_splits, images_to_fold, mean_of_defined
-from twostage.training.folder import read_options
+from twostage.training.cross_validation import fold_folder, images_to_fold, mean_of_defined, resumed_splits
+from twostage.training.folder import read_options, resumed_options
 from twostage.training.options import TrainOptions
 from twostage.training.recipe import RECIPES, epochs_of, recipe_name
 from twostage.training.splits import Splits, open_splits
@@ -80,15 +80,17 @@ def add_learning_curve(
     Returns the result with "learning_curve". Can be resumed.
     """
     root = Path(result["out"])
-    free = ("images", "device", "workers", "offline", "quiet")
-    recorded = replace(read_options(root), **{name: getattr(options, name) for name in free})
+    # What a resumed training was not given again is as it was recorded.
+    recorded = read_options(root) if options.resume is None else resumed_options(options, root)
+    free = ("data", "images", "proposals", "device", "workers", "offline")
+    here = {**{name: getattr(recorded, name) for name in free}, "quiet": options.quiet}
     with process_group() as processes, ExitStack() as held:
         processes.on_main(lambda: held.enter_context(claimed(root / "state")))
         with processes.sync_errors():
             scored = _scored_runs(root, recorded, splits)
         curves = []
         for folder, one in scored.items():
-            own = replace(read_options(folder), **{name: getattr(options, name) for name in free}, curve=False)
+            own = replace(read_options(folder), **here, curve=False)
             ap = result["metrics"]["AP"] if folder == root else (result_of(folder) or {})["metrics"]["AP"]
             curves.append([*_on_parts(own, folder, one, processes, backbone, root), (len(one.train), ap)])
         images = tuple(round(fmean(count for count, _ in runs)) for runs in zip(*curves, strict=True))
@@ -103,7 +105,7 @@ def _scored_runs(root: Path, recorded: TrainOptions, splits: Splits | None) -> d
     """The folder and the splits of the runs that were validated: the training itself, or its folds."""
     if recorded.folds is None:
         return {root: splits or open_splits(recorded)}
-    folds = fold_splits(images_to_fold(recorded, splits), recorded.folds, recorded.seed)
+    folds = resumed_splits(root, images_to_fold(recorded, splits), recorded.folds, recorded.seed)
     return {fold_folder(root, number): one for number, one in enumerate(folds, 1)}
 
 
@@ -111,8 +113,6 @@ def _on_parts(
     options: TrainOptions, folder: Path, splits: Splits, processes: Processes, backbone: nn.Module | None, root: Path
 ) -> list[tuple[int, float]]:
     """The number of images and the AP of the run on each part, begun, gone on with, or done before."""
-    if "backbone" not in options.learn:  # what is recorded of it does not apply
-        options = replace(options, freeze=None)
     order = stratified_order(splits.train, options.seed)
     found = []
     for part in PARTS:

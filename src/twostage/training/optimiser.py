@@ -53,11 +53,11 @@ def set_trainable(model: Model, parts: Collection[str]) -> None:
 
 
 def whole_stages(model: Model, loaded: Collection[str]) -> int:
-    """How many of the backbone's first stages consist of loaded tensors alone."""
+    """How many of the backbone's first stages consist of loaded tensors alone, but for buffers that no file holds."""
     name_of = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
     for count, stage in enumerate(backbone_stages(model)):
         tensors = [t for module in stage for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-        if not all(name_of[id(tensor)] in loaded for tensor in tensors):
+        if not all(name_of[id(tensor)] in loaded for tensor in tensors if id(tensor) in name_of):
             return count
     return len(backbone_stages(model))
 
@@ -77,15 +77,20 @@ def train_mode(model: Model, parts: Collection[str], stages: int) -> None:
 
 
 def build_optimizer(model: Model, recipe: Recipe) -> Optimizer:
-    """SGD or AdamW; biases and normalisation are not decayed. `rate` of a group is its factor of the learning rate."""
+    """SGD or AdamW; `rate` of a group is its factor of the learning rate.
+
+    The weights of layers alone are decayed, not biases, normalisation, and a transformer's tokens and tables of
+    positions (Liu et al. 2021, Swin; Li et al. 2022, ViTDet, in their code).
+    """
     learning = [p for p in model.parameters() if p.requires_grad]
+    decayed = {id(p) for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")}
     rates = _rates(model, recipe.layer_decay)
     groups: list[dict[str, Any]] = []
     for rate in sorted({rates.get(id(p), 1.0) for p in learning}, reverse=True):
         some = [p for p in learning if rates.get(id(p), 1.0) == rate]
         groups += [
-            {"params": [p for p in some if p.ndim > 1], "weight_decay": recipe.weight_decay, "rate": rate},
-            {"params": [p for p in some if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
+            {"params": [p for p in some if id(p) in decayed], "weight_decay": recipe.weight_decay, "rate": rate},
+            {"params": [p for p in some if id(p) not in decayed], "weight_decay": 0.0, "rate": rate},
         ]
     if recipe.optimizer == "sgd":
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=can_fuse(learning))

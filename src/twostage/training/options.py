@@ -87,7 +87,7 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
         group="Schedule",
         low=1,
     )
-    accumulate: int = option(1, "Steps whose gradients are summed before one update.", group="Schedule", low=1)
+    accumulate: int = option(1, "Batches whose gradients are averaged for one update.", group="Schedule", low=1)
     optimizer: Literal["sgd", "adamw"] | None = option(None, "Optimizer.", group="Schedule")
     lr: float | None = option(
         None, "Learning rate (default: the recipe's, scaled with the batch).", group="Schedule", above=0

@@ -106,7 +106,6 @@ SCRATCH = replace(
     base_batch_size=8,
     optimizer="adamw",
     schedule="cosine",
-    milestones=(),
     warmup=50,
     weight_decay=0.05,
     clip=10.0,

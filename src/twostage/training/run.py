@@ -175,7 +175,8 @@ def _session(
     if options.resume is None:
         # A resumed run does not read the weights again, which say how much is frozen, and may be on another device, or
         # with other processes that share a batch.
-        options = replace(options, freeze=recipe.freeze, precision=recipe.precision, batch=recipe.batch)
+        frozen = recipe.freeze if "backbone" in options.learn else None  # of a backbone that is frozen as a whole
+        options = replace(options, freeze=frozen, precision=recipe.precision, batch=recipe.batch)
     session = Session(
         options=options,
         model=model,

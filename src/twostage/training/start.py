@@ -24,7 +24,7 @@ from twostage.models.zoo import named
 from twostage.training.folder import RunFolder
 from twostage.training.options import RANDOM, TrainOptions
 from twostage.training.recipe import recipe_name
-from twostage.weights.classes import with_class_rows
+from twostage.weights.classes import with_class_rows, with_class_weights
 from twostage.weights.file import KEY, OF_DATA, Card, load_tensors, load_weights, read_card, require_weights
 from twostage.weights.fit import as_backbone, load_fitting, of_deeper_network
 from twostage.weights.named import find_weights
@@ -35,6 +35,9 @@ from twostage.weights.timm import timm_tensors
 log = logging.getLogger("twostage.training")
 
 _NORM = {"norm", "backbone.norm.kind", "backbone_norm_kind"}  # the names of a backbone's kind of normalisation
+
+_NETWORK = ("depth", "variant", "name")  # the fields of a backbone that say which network it is
+_MAPS = ("first", "last", "dilated", "single")  # and those of the maps that a model takes from it
 
 
 class Start(NamedTuple):
@@ -157,7 +160,8 @@ def _from_weights(
     stuff: Callable[[], Stuff | None],
     backbone: nn.Module | None,
 ) -> Start:
-    """Load the tensors that fit; a detector of other classes keeps the rows of those in common."""
+    """Load the tensors that fit; a detector of other classes keeps the rows of those in common, another model's the
+    layers of a backbone that both have."""
     name, given = options.model, options.given_fields
     metadata, state = load_tensors(path)
     card = read_card(path, metadata[KEY]) if KEY in metadata else None
@@ -165,7 +169,10 @@ def _from_weights(
         log.warning(
             "%s is a %s: %s takes the tensors that fit. Did you mean --model %s?", path, card.model, name, card.model
         )
-    config = card.config if card is not None and card.model == name else named(name)
+    config = named(name)
+    if card is not None:
+        same = card.model == name
+        config = with_class_weights(card.config, card.names, names) if same else _with_layers_of(card.config, config)
     config = configure(with_backbone(config, options.backbone if backbone is None else backbone), given)
     model = build(_with_data_classes(config, given, stuff), len(names), backbone)
     if card is None and isinstance(config.backbone, TimmConfig) and not next(iter(state)).startswith("net."):
@@ -187,6 +194,19 @@ def _from_weights(
             f"{path}: none of its {len(state)} tensors fits {name}. Choose {made_for} by --model, or other weights."
         )
     return Start(model, frozenset(loaded), partly, _licence(options, card, config))
+
+
+def _with_layers_of(given: DetectorConfig, config: DetectorConfig) -> DetectorConfig:
+    """The configuration with what the layers of the backbone compute, and the pixels that they read, as in another one.
+
+    Where both have the same network its tensors fit, and are those of its normalisation, strides, mean and deviation.
+    """
+    own, theirs = config.backbone, given.backbone
+    if type(own) is not type(theirs) or any(getattr(own, f, None) != getattr(theirs, f, None) for f in _NETWORK):
+        return config
+    maps = {name: getattr(own, name) for name in _MAPS if hasattr(own, name)}
+    image = replace(config.image, mean=given.image.mean, std=given.image.std)
+    return replace(config, backbone=replace(theirs, **maps), image=image)  # type: ignore[arg-type]
 
 
 def _licence(options: TrainOptions, card: Card | None, config: DetectorConfig) -> str:

@@ -4,10 +4,12 @@ The layers that have rows per class are those of class scores, of boxes unless t
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.heads.box import BoxHead
 from twostage.models.heads.mask import MaskHead
 from twostage.models.heads.retinanet import RetinaNetHead
@@ -48,6 +50,21 @@ def with_class_rows(
             if len(common) < len(wanted):
                 partly.add(name)
     return changed, frozenset(partly)
+
+
+def with_class_weights(config: DetectorConfig, given: Sequence[str], wanted: Sequence[str]) -> DetectorConfig:
+    """The configuration of a detector of the classes `given`, with the weights of the classes `wanted` in its loss.
+
+    A class keeps its own; a new one has 1.
+    """
+    if not isinstance(config, TwoStageConfig):
+        return config
+    own = config.box_head.class_weights
+    if own is None or len(own) != len(given):  # a wrong number is refused where the head is built
+        return config
+    weight_of = dict(zip(given, own, strict=True))
+    weights = tuple(weight_of.get(name, 1.0) for name in wanted)
+    return replace(config, box_head=replace(config.box_head, class_weights=weights))
 
 
 def _class_layers(model: nn.Module) -> dict[str, _Rows]:
