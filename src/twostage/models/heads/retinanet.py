@@ -171,9 +171,11 @@ class RetinaNetHead(nn.Module):
             positive, truth = matches >= 0, matches.clamp(min=0)
             labels = targets.labels.gather(1, truth)
             goal = config.coder.encode(gather_boxes(targets.boxes, truth), anchors)
-            one_hot = torch.zeros(*labels.shape, k, device=labels.device)
+            one_hot = torch.zeros(*labels.shape, k, dtype=torch.float32, device=labels.device)
             one_hot.scatter_(2, labels[..., None], positive[..., None].float())
-            weight = 1 / mean(positive.sum().float()).clamp(min=1)
+            # The mean over processes is below 1 where few of them have an object.
+            count = mean(positive.sum().float())
+            weight = 1 / count.where(count > 0, 1.0)
         logits = torch.cat(predictions.logits, dim=1).unflatten(1, (-1, k))
         focal = binary_focal(logits, one_hot, config.focal_gamma, config.focal_alpha).sum(dim=2)
         deltas = torch.cat(predictions.deltas, dim=1).float()
