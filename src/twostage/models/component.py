@@ -16,6 +16,9 @@ Positive = Annotated[float, Within(1e-3)]
 Count = Annotated[int, Within(1)]
 CountFromZero = Annotated[int, Within(0)]
 Share = Annotated[float, Within(0, 1)]
+IoULimit = Annotated[
+    float, Within(1e-3, 1)
+]  # an IoU from which on: with 0 every box would match, in images of no object too
 NotNegative = Annotated[float, Within(0)]
 Quad = tuple[Positive, Positive, Positive, Positive]
 

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import group_norm
 from torchvision.ops import FrozenBatchNorm2d
 
+from twostage.errors import UsageError
 from twostage.models.backbones.norm import FrozenBatchNorm, GroupNorm, NormConfig, conv_norm, norm_layer
 
 
@@ -37,6 +38,11 @@ def test_groups_divide_the_channels(channels: int, groups: int) -> None:
     """528 and 720 are channels of EfficientNet-Lite2."""
     norm = norm_layer(NormConfig("group"))(channels)
     assert norm.num_groups == groups
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"norm\.groups is 5, which does not divide the 24 channels"):
+        norm_layer(NormConfig("group", groups=5))(24)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from twostage.data.batch import Targets
 from twostage.errors import UsageError
-from twostage.models.component import NotNegative, Quad, Share
+from twostage.models.component import IoULimit, NotNegative, Quad
 from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions, Head, StageConfig, StagePredictions
 from twostage.models.heads.mask import MaskHead, with_mean_masks
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, Scored, probabilities
@@ -35,7 +35,7 @@ class CascadeConfig:
     (detectron2) or logits (mmdetection).
     """
 
-    ious: tuple[Share, ...] = (0.5, 0.6, 0.7)
+    ious: tuple[IoULimit, ...] = (0.5, 0.6, 0.7)
     delta_weights: tuple[Quad, ...] = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
     loss_weights: tuple[NotNegative, ...] = (1.0, 0.5, 0.25)  # mmdetection's; detectron2 has 1, 1, 1
     masks: Literal["every", "first"] = "every"

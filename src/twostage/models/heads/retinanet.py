@@ -15,7 +15,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import Conv2d, NormConfig, conv_tower, init_convs, norm_layer
-from twostage.models.component import Count, CountFromZero, NotNegative, Quad, Share, short
+from twostage.models.component import Count, CountFromZero, IoULimit, NotNegative, Quad, Share, short
 from twostage.models.heads.postprocess import (
     AboveThreshold,
     BatchDetections,
@@ -44,8 +44,8 @@ class RetinaNetConfig:
     delta_weights: Quad = short((1.0, 1.0, 1.0, 1.0), "rpn_delta_weights")
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
-    positive_iou: Share = short(0.5, "rpn_positive_iou")
-    negative_iou: Share = short(0.4, "rpn_negative_iou")
+    positive_iou: IoULimit = short(0.5, "rpn_positive_iou")
+    negative_iou: IoULimit = short(0.4, "rpn_negative_iou")
     box_loss_weight: NotNegative = short(1.0, "rpn_lambda")
     beta: NotNegative = short(1 / 9, "rpn_beta")  # smooth L1 turns from quadratic to linear here
     focal_gamma: NotNegative = short(2.0, "focal_gamma")

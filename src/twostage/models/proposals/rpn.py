@@ -19,7 +19,7 @@ from torch.nn.functional import linear, pad
 
 from twostage.data.batch import Originals, Targets
 from twostage.models.backbones.norm import Conv2d, conv_norm, window_of
-from twostage.models.component import Count, NotNegative, Positive, Quad, Share, short
+from twostage.models.component import Count, IoULimit, NotNegative, Positive, Quad, Share, short
 from twostage.models.fused import side_by_side
 from twostage.models.losses import ReduceMean, box_loss, no_reduce, objectness_loss, one_over_sampled
 from twostage.models.proposals.anchors import AnchorConfig, Anchors
@@ -94,8 +94,8 @@ class RPNConfig:
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
     edges: Edges = short("half_open", "edges")
-    positive_iou: Share = 0.7
-    negative_iou: Share = 0.3
+    positive_iou: IoULimit = 0.7
+    negative_iou: IoULimit = 0.3
     cross_boundary: bool = True  # False: anchors that cross the image's border are left out of training
     batch: Count = 256
     positive_fraction: Share = 0.5
