@@ -176,11 +176,20 @@ def conv_norm(
     """
     if isinstance(conv, FusedConv) and norm is None:
         return conv(x, activation, add)
-    hooked = conv._forward_hooks or conv._forward_pre_hooks or (norm is not None and norm._forward_hooks)
+    hooked = any(is_hooked(module) for module in (conv, norm) if module is not None)
     if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm) and not hooked:
         scale, shift = norm.scale_and_shift()
         weight = conv.weight * scale[:, None, None, None]
         y = convolve(x, weight, shift, window_of(conv))
     else:
         y = conv(x) if norm is None else norm(conv(x))
+        # What a hook has kept stays as it is; the view that a backward hook returns may not be changed in place at all.
+        y = y.clone() if hooked else y
     return activate(y if add is None else y + add, activation)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks of its own look at a module, which then has to be called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
