@@ -286,6 +286,8 @@ class BoxHead(Head):
         modes = [(module, module.training) for module in self.body.modules()]
         self.body.eval()  # ranking without dropout and without updating running statistics
         logits = self(features.each(Tensor.detach), boxes).logits
+        # Autocast keeps its copies of weights, and those made here have no gradient (pytorch issue 112583).
+        torch.clear_autocast_cache()
         for module, training in modes:  # frozen modules were in evaluation mode
             module.training = training
         config = self.config
