@@ -41,6 +41,21 @@ def test_pinned_memory_reaches_the_device() -> None:
     assert torch.equal(targets.to("cuda").boxes.cpu(), targets.boxes)
 
 
+@pytest.mark.parametrize(("device", "overlaps"), [("cpu", False), ("meta", True)])
+def test_copies_to_the_cpu_are_waited_for(monkeypatch: pytest.MonkeyPatch, device: str, overlaps: bool) -> None:
+    """torch returns from a non-blocking copy to the CPU before the values are there."""
+    asked = []
+    own = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *args: object, non_blocking: bool = False) -> torch.Tensor:
+        asked.append(non_blocking)
+        return own(tensor, *args, non_blocking=non_blocking)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    assert stack_images([torch.rand(3, 20, 30)]).to(device).images.device.type == device
+    assert asked == [overlaps] * 2
+
+
 def test_maps_of_stuff_grow_with_the_canvas_by_what_is_not_known() -> None:
     """Several processes put their images on the largest canvas of all."""
     targets = stack_targets([torch.rand(2, 4)], [torch.tensor([1, 0])], [7])

@@ -15,7 +15,7 @@ from twostage.models.build import build
 from twostage.models.component import from_dict, leaves, to_dict
 from twostage.models.config import DetectorConfig, TwoStageConfig
 from twostage.models.configure import configure
-from twostage.models.heads.box import BoxHeadConfig
+from twostage.models.heads.box import BoxHeadConfig, StageConfig
 from twostage.models.heads.cascade import CascadeConfig
 from twostage.models.heads.hybrid_task_cascade import HTCConfig
 from twostage.models.heads.mask import MaskConfig
@@ -112,6 +112,7 @@ def test_round_trip_through_json(name: str) -> None:
         ({"cascade": CascadeConfig()}, "give a stage"),
         ({"htc": HTCConfig()}, "htc needs a cascade"),
         ({"semantic": SemanticConfig()}, "semantic needs htc"),
+        ({"stage": StageConfig(background_iou=(0.5, 0.1))}, r"region_background_iou is \(0.5, 0.1\): give the lower"),
         ({"mask": MaskConfig(tower=None)}, "needs box_head.body of Res5Config"),
         ({"mask": MaskConfig(), "box_head": BoxHeadConfig(edges="caffe")}, "box_head.edges needs a single"),
     ],
@@ -245,6 +246,9 @@ WRONG: list[tuple[str, Any]] = [
     ("std", [0.2, 0.2, 0]),
     ("box_delta_weights", [10, 10, 5, 0]),
     ("region_background_iou", 0.5),
+    ("region_positive_iou", 0),
+    ("rpn_positive_iou", 0),
+    ("rpn_negative_iou", 0),
     ("rpn_channels", 0),
     ("candidates", -1),
 ]

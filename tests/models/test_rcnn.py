@@ -1,20 +1,33 @@
 """R-CNN's regions: warped windows, each through the network alone."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from detectors import make_model
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from twostage.models.rcnn import warp
+from twostage.errors import UsageError
+from twostage.models.build import build
+from twostage.models.rcnn import WarpConfig, warp
 from twostage.models.regions.pooling import RegionFeatures
+from twostage.models.zoo import ZOO
 
 BOXES = torch.tensor([[10.0, 12, 40, 60], [0, 0, 90, 70], [50, 30, 58, 36], [70, 50, 90, 70]])
 
 
 def image_of(height: int = 70, width: int = 90) -> torch.Tensor:
     return torch.rand(3, height, width)
+
+
+@pytest.mark.parametrize("context", [20, 48])
+def test_a_context_that_leaves_no_pixel_for_the_box_is_refused(context: int) -> None:
+    config = replace(ZOO["rcnn_tiny"], regions=WarpConfig(size=40, context=context))
+    with pytest.raises(UsageError, match=rf"context is {context} .* windows of 40 pixels"):
+        build(config, 2)
 
 
 def test_a_window_without_context_is_the_box_resized() -> None:

@@ -8,7 +8,7 @@ from twostage.models.zoo import ZOO
 from twostage.parity.agreement import FLOAT32
 from twostage.parity.conventions import Convention, conventions
 from twostage.parity.diagnosis import compare, diagnose
-from twostage.parity.divergence import first_divergence
+from twostage.parity.divergence import first_difference, first_divergence
 from twostage.parity.variants import Pixels, Variant, detect
 
 # What is planted, and where two models first differ.
@@ -50,6 +50,18 @@ def test_a_planted_fault_is_named(variant: Variant, photos: list[Pixels], name: 
     place = first_divergence(faulty, variant.build(), photos[0])
     assert place is not None
     assert place.place == FAULTS[name]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_side_without_finite_values_is_a_difference(value: float) -> None:
+    """As of a file with a tensor of NaN, whose detections are then none."""
+    trace = {"image": torch.arange(3.0), "maps.level0": torch.arange(3.0), "detections.scores": torch.zeros(0)}
+    other = {**trace, "maps.level0": torch.tensor([0.0, value, 2.0])}
+    for sides in ((trace, other), (other, trace)):
+        place = first_difference(*sides)
+        assert place is not None
+        assert place.place == "maps.level0"
+    assert first_difference(other, other) is None
 
 
 def test_two_faults_are_both_named(variant: Variant, photos: list[Pixels]) -> None:

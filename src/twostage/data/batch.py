@@ -63,7 +63,9 @@ class _OnDevice:
 
     def to(self: Stacked, device: torch.device | str) -> Stacked:
         """The same on another device; from pinned memory the copy overlaps with computation."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        # On its way to the CPU it is waited for: nothing else keeps the CPU from reading what has not yet arrived.
+        overlaps = torch.device(device).type != "cpu"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=overlaps))
 
     def pin_memory(self: Stacked) -> Stacked:
         """The same in page-locked memory, from which copies to a GPU overlap with computation."""

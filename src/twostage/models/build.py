@@ -126,6 +126,7 @@ def anchors_of(config: TwoStageConfig | OneStageConfig, strides: tuple[int, ...]
 def _require_consistent(config: TwoStageConfig) -> None:
     """Raises UsageError where components contradict each other, or need one that is not there."""
     rpn, tower = config.rpn, config.mask.tower if config.mask is not None else None
+    low, high = (0.0, 1.0) if config.stage is None else config.stage.background_iou
     faults = {
         "rpn and anchors belong together: give both or neither.": (rpn is None) != (config.anchors is None),
         "proposals.source is 'network', and there is no rpn.": rpn is None and config.proposals.source == "network",
@@ -142,6 +143,9 @@ def _require_consistent(config: TwoStageConfig) -> None:
         "a mask head without a tower needs box_head.body of Res5Config.": config.mask is not None
         and tower is None
         and not isinstance(config.box_head.body, Res5Config),
+        f"region_background_iou is ({low:g}, {high:g}): give the lower IoU first; no region would be background.": (
+            low >= high
+        ),
         "proposal_gradient needs roi=align: RoIPool rounds corners to whole cells and has no gradient for them.": (
             rpn is not None and rpn.proposal_gradient and isinstance(config.roi, RoIPoolConfig)
         ),
@@ -157,6 +161,12 @@ def _stagewise(config: StagewiseConfig, num_classes: int, body: nn.Module) -> Tw
     backbone: nn.Module
     regions: nn.Module
     if isinstance(config.regions, WarpConfig):
+        size, context = config.regions.size, config.regions.context
+        if 2 * context >= size:
+            raise UsageError(
+                f"regions.context is {context} on each side of windows of {size} pixels (regions.size), which leaves "
+                "none for the box: give less than half of the size."
+            )
         backbone, regions, bins = WholeImage(), WarpedRegions(config.regions, body), config.regions.bins**2
     else:
         backbone, regions = ImageScales(body, config.regions.sizes), PyramidRegions(config.regions, stride)

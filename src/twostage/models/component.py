@@ -16,6 +16,8 @@ Positive = Annotated[float, Within(1e-3)]
 Count = Annotated[int, Within(1)]
 CountFromZero = Annotated[int, Within(0)]
 Share = Annotated[float, Within(0, 1)]
+# An IoU that separates boxes: from 0 on every box would match, in images without objects too.
+IoULimit = Annotated[float, Within(1e-3, 1)]
 NotNegative = Annotated[float, Within(0)]
 Quad = tuple[Positive, Positive, Positive, Positive]
 

@@ -115,6 +115,11 @@ def _sample(values: Tensor) -> Tensor:
 def _difference(a: Tensor, b: Tensor) -> float:
     if len(a) != len(b):
         return 1.0
+    # A NaN on one side would compare as no difference, and one on both sides is the same.
+    finite = a.isfinite() & b.isfinite()
+    if not (finite | (a == b) | (a.isnan() & b.isnan())).all():
+        return 1.0
+    a, b = a[finite], b[finite]
     if not len(a):
         return 0.0
     return float((a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp(min=1e-12))

@@ -116,6 +116,20 @@ def test_resnext101_has_torchvisions_names() -> None:
             assert_loads_exactly(resnet.resnet(config), common(net, ("conv1", "bn1", *STAGES)))
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ResNetConfig(18, first=4, last=3), "first is 4 and backbone.last is 3"),
+        (ResNetConfig(18, dilated=True), "dilated: .*backbone.first is 1"),
+        (ResNetConfig(18, first=3, last=3, dilated=True), "dilated: .*backbone.first is 3"),
+    ],
+)
+def test_stages_that_contradict_each_other(config: ResNetConfig, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config.build()
+    assert config.with_single_map().build().strides == (16,)
+
+
 def test_a_network_without_bottlenecks_has_no_stride_in_their_1x1() -> None:
     with pytest.raises(UsageError, match="ResNet-18 has no bottlenecks"):
         ResNetConfig(18, stride_in_1x1=True).build()

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 from torch.nn.functional import group_norm
 from torchvision.ops import FrozenBatchNorm2d
 
-from twostage.models.backbones.norm import FrozenBatchNorm, GroupNorm, NormConfig, conv_norm, norm_layer
+from twostage.errors import UsageError
+from twostage.models.backbones.norm import ConvNorm, FrozenBatchNorm, GroupNorm, NormConfig, conv_norm, norm_layer
 
 
 def with_statistics(norm: nn.Module, seed: int = 0) -> nn.Module:
@@ -18,6 +19,25 @@ def with_statistics(norm: nn.Module, seed: int = 0) -> nn.Module:
 
 def image() -> Tensor:
     return torch.randn(2, 8, 11, 9, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm(4), nn.BatchNorm2d(4), None])
+def test_hooks_of_every_kind_are_called(norm: nn.Module | None) -> None:
+    """As tools that explain predictions set them (Grad-CAM)."""
+    layer = ConvNorm(nn.Conv2d(8, 4, 3, bias=norm is None), norm, "relu").eval()
+    seen: dict[str, Tensor] = {}
+    modules = [(layer[0], "conv"), *([] if norm is None else [(norm, "norm")])]
+    for module, name in modules:
+        module.register_forward_pre_hook(lambda _m, x, k=f"{name} input": seen.update({k: x[0]}))
+        module.register_forward_hook(lambda _m, _x, y, k=f"{name} output": seen.update({k: y}))
+        module.register_full_backward_pre_hook(lambda _m, g, k=f"{name} output's gradient": seen.update({k: g[0]}))
+        module.register_full_backward_hook(lambda _m, g, _o, k=f"{name} input's gradient": seen.update({k: g[0]}))
+    expected = layer(image().requires_grad_())
+    expected.sum().backward()
+    assert len(seen) == 4 * len(modules)
+    last = seen[f"{modules[-1][1]} output"]
+    assert (last < 0).any()  # before the activation
+    torch.testing.assert_close(last.relu(), expected)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 1e-3])
@@ -37,6 +57,11 @@ def test_groups_divide_the_channels(channels: int, groups: int) -> None:
     """528 and 720 are channels of EfficientNet-Lite2."""
     norm = norm_layer(NormConfig("group"))(channels)
     assert norm.num_groups == groups
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"norm\.groups is 5, which does not divide the 24 channels"):
+        norm_layer(NormConfig("group", groups=5))(24)
 
 
 @pytest.mark.parametrize(

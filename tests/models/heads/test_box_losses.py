@@ -104,6 +104,21 @@ def test_hard_examples_have_the_highest_loss(batch: Batch, targets: Targets) -> 
         assert hard[image][taken].min() >= hard[image][left].max()
 
 
+def test_ranking_hard_examples_leaves_autocast_no_copies_of_weights(
+    batch: Batch, targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to torch 2.10 the loss would reuse those made without a gradient, and the head would learn nothing."""
+    made = model(region_sampling="ohem")
+    cleared, own = [], torch.clear_autocast_cache
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(True) or own())
+    monkeypatch.setattr(made.rpn, "samples_few", lambda _maps: False)  # the RPN clears them too
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = made(batch, targets)
+        assert cleared  # before the end of autocast, which clears them as well
+    gradients = torch.autograd.grad(losses["class"] + losses["box"], list(made.head.parameters()))
+    assert all(gradient.any() for gradient in gradients)
+
+
 def test_class_weights_of_another_number_are_refused() -> None:
     with pytest.raises(UsageError, match="give at least one class a weight above 0"):
         make_model("faster_rcnn_tiny_fpn", 3, class_weights=[0, 0, 0])

@@ -1,12 +1,14 @@
 """Cascade R-CNN: boxes refined stage by stage, thresholds that rise, probabilities averaged."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from detectors import make_model
 
 from twostage.data.batch import Batch, Targets
+from twostage.data.coverage import Coverage
 from twostage.errors import UsageError
 from twostage.models.heads.box import BoxHeadConfig
 from twostage.models.heads.cascade import CascadeConfig, refine, scale_gradient, stage_configs
@@ -140,6 +142,29 @@ def test_loss_weights_and_gradients_are_fields(
 
     thirds = cascade(cascade_loss_weights=[1, 1, 1], cascade_gradient=1 / 3, norm="frozen").train()
     torch.testing.assert_close(gradient(thirds), gradient(plain) / 3, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["cascade_mask_rcnn_tiny_fpn", "hybrid_task_cascade_tiny_fpn"])
+def test_the_gradient_of_masks_is_not_scaled(
+    name: str, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """detectron2's modeling/roi_heads/cascade_rcnn.py scales the features of its box heads alone."""
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [3, 1])
+    sides = targets.boxes.shape[:2]
+    targets = replace(targets, masks=Coverage(targets.boxes, torch.full((*sides, 8, 8), 255, dtype=torch.uint8)))
+
+    def gradients(factor: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        fields = {"semantic_classes": 0} if name.startswith("hybrid") else {}
+        model = make_model(name, 3, cascade_gradient=factor, norm="frozen", **fields).train()
+        losses = model(batch, targets)
+        last = [model.backbone.outputs[0][0].weight]
+        return {each: torch.autograd.grad(losses[each], last, retain_graph=True)[0] for each in ("class_1", "mask_1")}
+
+    plain, third = gradients(1.0), gradients(1 / 3)
+    assert plain["mask_1"].any()
+    torch.testing.assert_close(third["class_1"], plain["class_1"] / 3, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(third["mask_1"], plain["mask_1"], rtol=1e-4, atol=1e-7)
 
 
 def test_scaled_gradient() -> None:

@@ -90,6 +90,42 @@ def test_losses_by_their_formulas(make_batch: Callable[..., Batch], make_targets
     torch.testing.assert_close(losses["box"], far / positive.sum())
 
 
+def test_processes_with_fewer_positives_than_they_are_learn_as_one(
+    make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    """The mean of their losses is the loss of the whole batch; the processes that have no image left have no loss."""
+    model = net().train()
+    batch, targets = make_batch(*SIZES), make_targets(SIZES, [1, 0])
+    whole = model(batch, targets)
+    counts: list[torch.Tensor] = []
+    model(batch, targets, mean=lambda number: counts.append(number) or number)
+    processes = 4 * float(counts[0])
+
+    def part(image: int) -> dict[str, torch.Tensor]:
+        """The losses of a process with one of the images."""
+        own = slice(image, image + 1)
+        some = Targets(targets.boxes[own], targets.labels[own], targets.valid[own], targets.seeds[own])
+        return model(Batch(batch.images[own], batch.sizes[own]), some, mean=lambda _: counts[0] / processes)
+
+    first, second = part(0), part(1)
+    for name, loss in whole.items():
+        torch.testing.assert_close((first[name] + second[name]) / processes, loss, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_losses_do_not_depend_on_the_default_dtype(
+    dtype: torch.dtype, make_batch: Callable[..., Batch], make_targets: Callable[..., Targets]
+) -> None:
+    model, batch, targets = net().train(), make_batch(*SIZES), make_targets(SIZES, [3, 1])
+    expected = model(batch, targets)
+    torch.set_default_dtype(dtype)
+    try:
+        losses = model(batch, targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert losses == expected
+
+
 def test_detections_are_what_suppression_leaves_of_the_best_pairs(make_batch: Callable[..., Batch]) -> None:
     model = net(rpn_top_test=200, score_threshold=0.05, nms=0.5).eval()
     batch = make_batch(*SIZES)

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool
 
+from twostage.models.regions import pooling
 from twostage.models.regions.pooling import AlignedRegions, PooledRegions, RegionFeatures, RoIAlignConfig, RoIPoolConfig
 
 STRIDES = (4, 8, 16, 32)
@@ -42,6 +43,21 @@ def test_single_map_aligned() -> None:
 def test_the_limit_of_samples_is_above_what_c4_needs_at_its_own_size() -> None:
     """1333 px at stride 16 are 84 cells, 6 for each of 14 bins."""
     assert RoIAlignConfig().max_samples >= -(-1333 // 16 // 14)
+
+
+def test_without_a_limit_of_samples_devices_of_fixed_shapes_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imported detectors have none: RoIAlign's operator refuses that on a GPU."""
+    limits = []
+
+    def align(features: list[Tensor], boxes: Tensor, *_: Tensor, max_samples: int | None, **_options: object) -> Tensor:
+        limits.append(max_samples)
+        return boxes.new_zeros(*boxes.shape[:2], 6, 7, 7)
+
+    monkeypatch.setattr(pooling, "roi_align", align)
+    regions = AlignedRegions(RoIAlignConfig(sampling_ratio=0, max_samples=None), STRIDES)
+    for device in ("cpu", "meta"):
+        regions(RegionFeatures([m.to(device) for m in maps()]), boxes().to(device))
+    assert limits == [None, RoIAlignConfig().max_samples]
 
 
 def test_roi_pool_equals_torchvision() -> None:

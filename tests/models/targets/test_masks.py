@@ -66,3 +66,15 @@ def test_each_image_reads_its_own_objects() -> None:
     boxes = both.frames[None, :1].repeat(2, 1, 1)
     cells = mask_targets(boxes, torch.zeros(2, 1, dtype=torch.int64), batch, 14)
     assert not torch.equal(cells[0], cells[1])
+
+
+def test_targets_do_not_depend_on_the_default_dtype() -> None:
+    one = Coverage(torch.tensor([[[40.0, 40, 60, 60]]]), torch.full((1, 1, 112, 112), 255, dtype=torch.uint8))
+    boxes, truth = torch.tensor([[[30.0, 40, 70, 60]]]), torch.tensor([[0]])
+    expected = mask_targets(boxes, truth, one, 8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        cells = mask_targets(boxes, truth, one, 8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(cells, expected)

@@ -51,7 +51,7 @@ def _points(regions: AlignedRegions, boxes: Float[Tensor, "p 4"], shapes: Shapes
     """{"kind": "points", "bins", "scales" and "offset": cell = pixel * scale - offset, "levels", "samples": of a bin
     along y and x, "y", "x": positions on the map, region after region and bin after bin}."""
     sampled, levels = regions.sampled(boxes[None])
-    grid: Grid = regions.grid
+    grid: Grid = regions.grid_on(boxes.device)
     located = locate(sampled, levels, shapes, grid, [0] * len(shapes))
     y, x = (_places(span, bins) for span, bins in zip((located.y, located.x), grid.size, strict=True))
     samples = torch.stack([located.y.samples, located.x.samples], dim=1)

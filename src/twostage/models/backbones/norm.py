@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from twostage.errors import UsageError
 from twostage.models.component import Count, NotNegative, short
 from twostage.models.fused import FusedConv
 from twostage.ops.convolution import convolve
@@ -136,14 +137,24 @@ def init_convs(module: nn.Module) -> None:
 
 
 def norm_layer(config: NormConfig) -> Norm:
-    """The constructor of such layers."""
+    """The constructor of such layers. It raises UsageError for a number of groups that does not divide the channels."""
     if config.kind == "frozen":
         return partial(FrozenBatchNorm, eps=config.eps)
     if config.kind == "batch":
         return partial(nn.BatchNorm2d, eps=config.eps)
     if config.kind == "layer":
         return partial(LayerNorm, eps=config.eps)
-    return lambda channels: GroupNorm(config.groups or _groups(channels), channels, eps=config.eps)
+    return partial(_group_norm, config)
+
+
+def _group_norm(config: NormConfig, channels: int) -> GroupNorm:
+    groups = config.groups or _groups(channels)
+    if channels % groups:
+        raise UsageError(
+            f"norm.groups is {groups}, which does not divide the {channels} channels of a layer: give a number that "
+            "divides those of all layers, or none, for at most 32 groups of at least 8 channels."
+        )
+    return GroupNorm(groups, channels, eps=config.eps)
 
 
 def _groups(channels: int) -> int:
@@ -165,11 +176,20 @@ def conv_norm(
     """
     if isinstance(conv, FusedConv) and norm is None:
         return conv(x, activation, add)
-    hooked = conv._forward_hooks or conv._forward_pre_hooks or (norm is not None and norm._forward_hooks)
+    hooked = any(is_hooked(module) for module in (conv, norm) if module is not None)
     if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm) and not hooked:
         scale, shift = norm.scale_and_shift()
         weight = conv.weight * scale[:, None, None, None]
         y = convolve(x, weight, shift, window_of(conv))
     else:
         y = conv(x) if norm is None else norm(conv(x))
+        # What a hook has kept stays as it is; the view that a backward hook returns may not be changed in place at all.
+        y = y.clone() if hooked else y
     return activate(y if add is None else y + add, activation)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks of its own look at a module, which then has to be called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

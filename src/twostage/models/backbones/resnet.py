@@ -36,12 +36,13 @@ class ResNetConfig(BackboneConfig):
     norm: NormConfig = field(default_factory=NormConfig)
 
     def build(self) -> nn.Module:
-        """The network. Raises UsageError for values that ResNet-18 and 34, without bottlenecks, cannot have."""
+        """The network. Raises UsageError for stages that contradict each other, and for values that ResNet-18 and 34,
+        without bottlenecks, cannot have."""
         return resnet(self)
 
     def with_single_map(self) -> BackboneConfig:
         """Up to stage 3."""
-        return replace(self, first=3, last=3)
+        return replace(self, first=3, last=3, dilated=False)
 
 
 class Block(NamedTuple):
@@ -176,6 +177,16 @@ def bottleneck(*, stride_in_1x1: bool = False, groups: int = 1, width_per_group:
 
 def resnet(config: ResNetConfig) -> ResNet:
     """The network of a configuration. Raises as `ResNetConfig.build`."""
+    if config.first > config.last:
+        raise UsageError(
+            f"backbone.first is {config.first} and backbone.last is {config.last}: the maps are those of the stages "
+            "from the first to the last. Give a first stage that is not behind it."
+        )
+    if config.dilated and config.first < 4:
+        raise UsageError(
+            f"backbone.dilated: stage 4 has then the stride of stage 3, and backbone.first is {config.first}: each map "
+            "needs twice the stride of the one before. Give backbone.first=4, or leave dilated out."
+        )
     own = {name: getattr(config, name) for name in ("stride_in_1x1", "groups", "width_per_group")}
     if config.depth >= 50:
         block = bottleneck(**own)

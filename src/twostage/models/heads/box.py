@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from twostage.data.batch import Targets
 from twostage.errors import UsageError
-from twostage.models.component import Count, NotNegative, Quad, Share, short
+from twostage.models.component import Count, IoULimit, NotNegative, Quad, Share, short
 from twostage.models.heads.bodies import BodyConfig, TwoMLPConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, Scored, best_boxes, probabilities
 from twostage.models.losses import (
@@ -76,7 +76,7 @@ class BoxHeadConfig:
 class StageConfig:
     """What a box head that stands alone, or one stage of a cascade, matches and regresses with."""
 
-    positive_iou: Share = short(0.5, "region_positive_iou")
+    positive_iou: IoULimit = short(0.5, "region_positive_iou")
     background_iou: tuple[Share, Share] = short((0.0, 0.5), "region_background_iou")
     delta_weights: Quad = short((10.0, 10.0, 5.0, 5.0), "box_delta_weights")  # deltas divided by 0.1, 0.1, 0.2, 0.2
     class_agnostic: bool = short(False, "class_agnostic")
@@ -286,6 +286,8 @@ class BoxHead(Head):
         modes = [(module, module.training) for module in self.body.modules()]
         self.body.eval()  # ranking without dropout and without updating running statistics
         logits = self(features.each(Tensor.detach), boxes).logits
+        # Autocast keeps its copies of weights, and those made here have no gradient (pytorch issue 112583).
+        torch.clear_autocast_cache()
         for module, training in modes:  # frozen modules were in evaluation mode
             module.training = training
         config = self.config

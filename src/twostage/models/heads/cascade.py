@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from twostage.data.batch import Targets
 from twostage.errors import UsageError
-from twostage.models.component import NotNegative, Quad, Share
+from twostage.models.component import IoULimit, NotNegative, Quad
 from twostage.models.heads.box import BoxHead, BoxHeadConfig, BoxPredictions, Head, StageConfig, StagePredictions
 from twostage.models.heads.mask import MaskHead, with_mean_masks
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig, Scored, probabilities
@@ -35,12 +35,13 @@ class CascadeConfig:
     (detectron2) or logits (mmdetection).
     """
 
-    ious: tuple[Share, ...] = (0.5, 0.6, 0.7)
+    ious: tuple[IoULimit, ...] = (0.5, 0.6, 0.7)
     delta_weights: tuple[Quad, ...] = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
     loss_weights: tuple[NotNegative, ...] = (1.0, 0.5, 0.25)  # mmdetection's; detectron2 has 1, 1, 1
     masks: Literal["every", "first"] = "every"
     scores: Literal["probabilities", "logits"] = "probabilities"
-    gradient: NotNegative = 1.0  # factor of each stage's gradient to the maps; detectron2 has 1/3
+    # Factor of the gradient of each stage's box head to the maps; detectron2 has 1/3, and 1 for masks, as here.
+    gradient: NotNegative = 1.0
 
 
 class Cascade(Head):
@@ -92,10 +93,11 @@ class Cascade(Head):
     ) -> Losses:
         """The weighted losses of every stage; each learns from boxes sampled from those of the stage before."""
         losses: Losses = {}
-        features = scale_gradient(self.fuse_features(maps), self.config.gradient)
+        features = self.fuse_features(maps)
+        scaled = scale_gradient(features, self.config.gradient)
         boxes, valid = proposals.boxes, proposals.valid
         for k, (head, weight) in enumerate(zip(self.box_heads, self.config.loss_weights, strict=True)):
-            out = head.compute_losses(features, boxes, valid, with_stage_seed(targets, k), sampler, mean)
+            out = head.compute_losses(scaled, boxes, valid, with_stage_seed(targets, k), sampler, mean)
             boxes, valid = refine(head, out.predictions, sizes), out.targets.valid
             stage = dict(out.losses)
             if k < len(self.mask):

@@ -126,11 +126,11 @@ class HybridTaskCascade(Head):
             x = self.semantic.features(maps)
             losses["semantic"] = self.semantic.loss_weight * self.semantic.loss(x, targets.stuff, mean)
             features = RegionFeatures(maps, self.semantic.embedding(x))
-        features = scale_gradient(features, self.cascade.config.gradient)
+        scaled = scale_gradient(features, self.cascade.config.gradient)
         boxes, valid = proposals.boxes, proposals.valid
         for k, (head, weight) in enumerate(zip(self.box_heads, self.cascade.config.loss_weights, strict=True)):
             own = with_stage_seed(targets, k)
-            out = head.compute_losses(features, boxes, valid, own, sampler, mean)
+            out = head.compute_losses(scaled, boxes, valid, own, sampler, mean)
             boxes, valid = refine(head, out.predictions, sizes), out.targets.valid
             goal = out.targets
             if self.config.interleaved:

@@ -15,7 +15,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from twostage.data.batch import Targets
 from twostage.models.backbones.norm import Conv2d, NormConfig, conv_tower, init_convs, norm_layer
-from twostage.models.component import Count, CountFromZero, NotNegative, Quad, Share, short
+from twostage.models.component import Count, CountFromZero, IoULimit, NotNegative, Quad, Share, short
 from twostage.models.heads.postprocess import (
     AboveThreshold,
     BatchDetections,
@@ -44,8 +44,8 @@ class RetinaNetConfig:
     delta_weights: Quad = short((1.0, 1.0, 1.0, 1.0), "rpn_delta_weights")
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
-    positive_iou: Share = short(0.5, "rpn_positive_iou")
-    negative_iou: Share = short(0.4, "rpn_negative_iou")
+    positive_iou: IoULimit = short(0.5, "rpn_positive_iou")
+    negative_iou: IoULimit = short(0.4, "rpn_negative_iou")
     box_loss_weight: NotNegative = short(1.0, "rpn_lambda")
     beta: NotNegative = short(1 / 9, "rpn_beta")  # smooth L1 turns from quadratic to linear here
     focal_gamma: NotNegative = short(2.0, "focal_gamma")
@@ -171,9 +171,11 @@ class RetinaNetHead(nn.Module):
             positive, truth = matches >= 0, matches.clamp(min=0)
             labels = targets.labels.gather(1, truth)
             goal = config.coder.encode(gather_boxes(targets.boxes, truth), anchors)
-            one_hot = torch.zeros(*labels.shape, k, device=labels.device)
+            one_hot = torch.zeros(*labels.shape, k, dtype=torch.float32, device=labels.device)
             one_hot.scatter_(2, labels[..., None], positive[..., None].float())
-            weight = 1 / mean(positive.sum().float()).clamp(min=1)
+            # The mean over processes is below 1 where few of them have an object.
+            count = mean(positive.sum().float())
+            weight = 1 / count.where(count > 0, 1.0)
         logits = torch.cat(predictions.logits, dim=1).unflatten(1, (-1, k))
         focal = binary_focal(logits, one_hot, config.focal_gamma, config.focal_alpha).sum(dim=2)
         deltas = torch.cat(predictions.deltas, dim=1).float()

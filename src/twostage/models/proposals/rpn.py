@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from twostage.data.batch import Originals, Targets
-from twostage.models.backbones.norm import Conv2d, conv_norm, window_of
-from twostage.models.component import Count, NotNegative, Positive, Quad, Share, short
+from twostage.models.backbones.norm import Conv2d, conv_norm, is_hooked, window_of
+from twostage.models.component import Count, IoULimit, NotNegative, Positive, Quad, Share, short
 from twostage.models.fused import side_by_side
 from twostage.models.losses import ReduceMean, box_loss, no_reduce, objectness_loss, one_over_sampled
 from twostage.models.proposals.anchors import AnchorConfig, Anchors
@@ -94,8 +94,8 @@ class RPNConfig:
     delta_clamp: NotNegative = short(CLAMP, "delta_clamp")
     delta_clamp_two_sided: bool = short(False, "delta_clamp_two_sided")
     edges: Edges = short("half_open", "edges")
-    positive_iou: Share = 0.7
-    negative_iou: Share = 0.3
+    positive_iou: IoULimit = 0.7
+    negative_iou: IoULimit = 0.3
     cross_boundary: bool = True  # False: anchors that cross the image's border are left out of training
     batch: Count = 256
     positive_fraction: Share = 0.5
@@ -194,7 +194,7 @@ class RPN(nn.Module):
             and isinstance(conv, nn.Conv2d)
             and conv.weight.shape[2:] == (3, 3)
             and window_of(conv) == Window(padding=(1, 1))
-            and not any(_is_hooked(module) for module in (self, conv, self.objectness, self.deltas))
+            and not any(is_hooked(module) for module in (self, conv, self.objectness, self.deltas))
         )
 
     def predict_at(
@@ -341,12 +341,6 @@ class RPN(nn.Module):
             locations = inside.sum(dim=1) / self.anchors.per_position[0]
             box_weight = 1 / (locations * images)
         return class_weight, box_weight
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def best_of_each_level(

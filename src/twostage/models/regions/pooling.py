@@ -18,6 +18,8 @@ from twostage.ops.roi_sampling import Grid
 
 Maps = Sequence[Float[Tensor, "n _ _ _"]]
 
+_ON_DEVICES = 8  # samples per bin along each axis where shapes are fixed, and the configuration has no limit
+
 
 class RegionFeatures(NamedTuple):
     """What regions are pooled from: the maps of a pyramid, and the embedding of a semantic branch or None."""
@@ -35,7 +37,7 @@ class RoIAlignConfig:
     """RoIAlign (Mask R-CNN, section 3), each box from the level of its size (FPN, section 4.2)."""
 
     size: Count = 7
-    # Points per bin along each axis; 0: as many as it has pixels, at most `max_samples` (None, on a CPU only: all).
+    # Points per bin along each axis; 0: as many as it has pixels, at most `max_samples`. None: all, on a GPU at most 8.
     sampling_ratio: CountFromZero = short(2, "roi_sampling_ratio")
     max_samples: Count | None = short(8, "roi_max_samples")
     aligned: bool = short(False, "roi_aligned")
@@ -69,7 +71,7 @@ class AlignedRegions(nn.Module):
 
     def pool(self, maps: Maps, boxes: Float[Tensor, "n p 4"]) -> Float[Tensor, "n p c s s"]:
         """Features of each box from these maps."""
-        scales, _, ratio, aligned, most = self.grid
+        scales, _, ratio, aligned, most = self.grid_on(boxes.device)
         return roi_align(
             maps,
             *self.sampled(boxes),
@@ -80,12 +82,13 @@ class AlignedRegions(nn.Module):
             max_samples=most,
         )
 
-    @property
-    def grid(self) -> Grid:
-        """How boxes are sampled."""
-        config = self.config
+    def grid_on(self, device: torch.device) -> Grid:
+        """How boxes are sampled on a device."""
+        config, most = self.config, self.config.max_samples
         scales = [1 / stride for stride in self.strides]
-        return Grid(scales, (self.size, self.size), config.sampling_ratio, config.aligned, config.max_samples)
+        if most is None and device.type != "cpu":
+            most = _ON_DEVICES
+        return Grid(scales, (self.size, self.size), config.sampling_ratio, config.aligned, most)
 
     def sampled(self, boxes: Float[Tensor, "n p 4"]) -> tuple[Float[Tensor, "n p 4"], Int[Tensor, "n p"]]:
         """The boxes as they are sampled, and the level of each."""

@@ -28,7 +28,7 @@ def mask_targets(
     low, high = frames[..., :2], frames[..., 2:]
     # Corners of the box in the frame's coordinates from -1 to 1; the frame of an empty mask has no area.
     corners = 2 * (boxes.view(n, s, 2, 2) - low[:, :, None]) / (high - low).clamp(min=1e-3)[:, :, None] - 1
-    steps = (torch.arange(size * _POINTS, device=boxes.device) + 0.5) / (size * _POINTS)
+    steps = (torch.arange(size * _POINTS, dtype=boxes.dtype, device=boxes.device) + 0.5) / (size * _POINTS)
     x, y = (corners[..., :1, k] + (corners[..., 1:, k] - corners[..., :1, k]) * steps for k in (0, 1))
     points = torch.stack(torch.broadcast_tensors(x[:, :, None, :], y[:, :, :, None]), dim=-1)
     sampled = grid_sample(

@@ -31,7 +31,7 @@ def match(
     A box is positive when its best IoU is at least `positive`, negative when that lies in [low, high) of `negative`,
     ignored otherwise. `keep_best` also makes the boxes positive that overlap a ground truth most, ties included, even
     below the threshold; otherwise small objects get no positives. Such a box is assigned to the ground truth that it
-    overlaps most itself. An image without ground truth has only negatives. Boxes that are not `usable` are ignored: the
+    overlaps most itself. An image without ground truth has no positives. Boxes that are not `usable` are ignored: the
     best box of a ground truth is the best usable one, as in py-faster-rcnn.
     """
     boxes = boxes.expand(len(truth), -1, -1)
