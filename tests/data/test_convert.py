@@ -143,6 +143,22 @@ def test_images_of_like_names_are_told_apart(make_coco: Callable[..., Path], mak
             assert written.path(index).read_bytes() == (root / "train" / names[number - 1]).read_bytes()
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_network_share_in_a_name_does_not_lead_out_of_the_new_folder(
+    make_coco: Callable[..., Path], make_image: Any, tmp_path: Path, kind: str
+) -> None:
+    """`//share/a.jpg` is an absolute path too, and its label file was written beside the image."""
+    elsewhere = make_image(tmp_path / "share" / "a.jpg").with_suffix(".txt")
+    elsewhere.write_text("a caption")
+    root = make_coco([annotation(1)], images=1)
+    path = root / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"1.jpg"', json.dumps(f"/{tmp_path}/share/a.jpg")))
+    written = opened(convert(root, tmp_path / "out", kind).path)
+    assert_same(opened(root), written)
+    assert written.path(0).is_relative_to(tmp_path / "out")
+    assert elsewhere.read_text() == "a caption"
+
+
 def test_one_image_in_two_splits_stays_one_file_in_voc(make_voc: Callable[..., Path], tmp_path: Path) -> None:
     source = make_voc({"a": [("dog", (2, 3, 20, 30))], "b": []}, train=["a"], trainval=["a", "b"])
     root = convert(source, tmp_path / "out", "voc").path

@@ -48,7 +48,9 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
 
 def name_parts(dataset: Dataset, index: int) -> list[str]:
     """The parts of an image's path, without the folders in which the formats keep images."""
-    parts = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
+    # Two slashes at the beginning, of a network share, are a part of their own.
+    named = PurePosixPath(dataset.file_name(index).replace("\\", "/"))
+    parts = [part for part in named.parts if part.strip("/") not in ("", "..")]
     while len(parts) > 1 and (parts[0] in ("images", dataset.split) or parts[0].endswith(":")):
         del parts[0]
     parts = parts or ["image"]
