@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from twostage.errors import UsageError
-from twostage.folders import whole_folder
+from twostage.folders import require_replaceable, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -39,4 +39,27 @@ def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: p
         pytest.raises(UsageError, match="is a mount point, which cannot be replaced: choose a folder in it"),
         whole_folder(tmp_path, "--out"),
     ):
+        pytest.fail("the work began")
+
+
+def test_of_a_link_the_folder_itself_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with whole_folder(tmp_path / "out", "--out") as folder:
+        (folder / "a.txt").write_text("x")
+    assert (tmp_path / "out").is_symlink()
+    assert names(tmp_path / "disk") == ["a.txt"]
+
+
+def test_a_link_to_the_folder_one_is_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="is the folder you are in"):
+        require_replaceable(tmp_path / "out", "--out")
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"out: cannot be made \("), whole_folder(tmp_path / "out", "--out"):
         pytest.fail("the work began")

@@ -54,6 +54,21 @@ def require_new(path: Path, flag: str) -> None:
         raise UsageError(f"{flag} {path}: is not empty, and nothing is overwritten: choose a new folder")
 
 
+def require_replaceable(path: Path, flag: str) -> None:
+    """As `require_new`, and UsageError for a folder that `whole_folder` cannot replace; call it before long work."""
+    real = _without_links(path)
+    if real == Path.cwd():
+        raise UsageError(f"{flag} {path}: is the folder you are in, which cannot be replaced: choose another one")
+    if os.path.ismount(real):
+        raise UsageError(f"{flag} {path}: is a mount point, which cannot be replaced: choose a folder in it")
+    require_new(real, flag)
+
+
+def _without_links(path: Path) -> Path:
+    """The folder itself: a link to it cannot be replaced by a folder. Of links in a circle one is left."""
+    return Path(os.path.realpath(path))
+
+
 def next_folder(parent: Path, name: str) -> Path:
     """Make and return the first folder `parent/name-N` that does not exist yet, N from 1."""
     number = 1
@@ -88,15 +103,11 @@ def claimed(path: Path) -> Iterator[None]:
 def whole_folder(path: Path, flag: str) -> Iterator[Path]:
     """A temporary folder to fill, renamed to `path`, the value of `flag`, on success and removed on failure.
 
-    Temporary folders that killed processes left beside it are removed too. Raises UsageError as `new_folder`, and if
-    another process is writing the same folder.
+    Temporary folders that killed processes left beside it are removed too. Raises UsageError as `require_replaceable`,
+    and if another process is writing the same folder.
     """
-    path = path.absolute()
-    if path == Path.cwd():
-        raise UsageError(f"{flag} {path}: is the folder you are in, which cannot be replaced: choose another one")
-    if os.path.ismount(path):
-        raise UsageError(f"{flag} {path}: is a mount point, which cannot be replaced: choose a folder in it")
-    new_folder(path, flag)
+    require_replaceable(path, flag)
+    path = new_folder(_without_links(path), flag)
     prefix = f".{path.name[:40]}."
     lock = FileLock(path.with_name(f"{prefix}lock"), timeout=0)
     try:
