@@ -12,6 +12,7 @@ from twostage.evaluation.results import Results
 from twostage.ops.paste import paste
 
 SHOWN = 8
+_LONGEST = 60  # characters, of at most four bytes
 
 
 def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple[str, ...]) -> None:
@@ -44,5 +45,11 @@ def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: 
             masks = (dataset.masks_of(index) or None, [results.masks[int(row)] for row in np.flatnonzero(mine)])
         truth = (objects.boxes, objects.labels)
         pair = draw_pair(dataset.image(index), truth, detections, dataset.names, masks=masks)
-        name = "-".join(Path(dataset.file_name(index)).with_suffix("").parts)
-        save_picture(pair, folder / f"{name}.jpg")
+        save_picture(pair, folder / f"{_name(dataset.file_name(index))}.jpg")
+
+
+def _name(file_name: str) -> str:
+    """The parts of a path as the name of one file, of which a system takes 255 bytes: of a longer one the end."""
+    path = Path(file_name).with_suffix("")
+    # Images outside of the data set have absolute paths, and a file called `/-data-a.jpg` lies in the root folder.
+    return "-".join(part for part in path.parts if part != path.anchor)[-_LONGEST:]
