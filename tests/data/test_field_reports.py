@@ -465,6 +465,17 @@ def test_labelmes_folders_and_other_json(make_image: Callable[..., Path], tmp_pa
     assert len(dataset) == 2
 
 
+def test_labelmes_copies_of_jupyter_and_macos_are_left_out(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    for name in "abc":
+        make_image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text(labelled("cat", path=f"{name}.png"))
+        (tmp_path / f"._{name}.json").write_bytes(APPLE_DOUBLE)
+    make_image(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png")
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.json").write_text(labelled("cat"))
+    dataset = open_dataset(tmp_path, split="all")
+    assert [dataset.path(i).name for i in range(len(dataset))] == ["a.png", "b.png", "c.png"]
+
+
 def test_one_file_of_labelme_names_its_folder(make_image: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(labelled("cat"))
     with pytest.raises(DataError, match="Name its folder"):
@@ -503,3 +514,35 @@ def test_an_image_that_via_has_twice_has_the_regions_of_both(make_image: Callabl
     (tmp_path / "via.json").write_text(json.dumps(images))
     dataset = open_dataset(tmp_path, split="via")
     assert (len(dataset), len(dataset.labels)) == (1, 2)
+
+
+# Hidden files that nobody made: Jupyter's copies, and what macOS writes beside each file on a disk of another kind
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \x00\x02"
+
+
+def test_a_copy_of_jupyter_is_no_image_without_objects(make_yolo: MakeYolo, make_image: Callable[..., Path]) -> None:
+    root = make_yolo({"a": "0 0.5 0.5 0.2 0.2\n"})
+    make_image(root / "images" / "train" / ".ipynb_checkpoints" / "a-checkpoint.png")
+    dataset = open_dataset(root, split="train")
+    assert [dataset.path(i).name for i in range(len(dataset))] == ["a.png"]
+
+
+def test_files_of_macos_are_no_splits(make_voc: MakeVoc, make_coco: MakeCoco) -> None:
+    voc = make_voc({"a": [("cat", (1, 1, 9, 9))]})
+    (voc / "ImageSets" / "Main" / "._train.txt").write_bytes(APPLE_DOUBLE)
+    assert find_layout(voc).splits == ("train",)
+    coco = make_coco([annotation(1)])
+    (coco / "annotations" / "instances_train.json").rename(coco / "train" / "_annotations.coco.json")
+    (coco / "annotations").rmdir()
+    (coco / "train" / ".__annotations.coco.json").write_bytes(APPLE_DOUBLE)
+    assert len(open_dataset(coco, split="train")) == 2
+
+
+# Lists of Windows' editor, which begin with the mark of their encoding
+
+
+def test_a_mark_before_the_first_name_of_a_list_is_no_part_of_it(make_voc: MakeVoc) -> None:
+    root = make_voc({"a": [("cat", (1, 1, 9, 9))], "b": []})
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes("\ufeffa\r\nb\r\n".encode())
+    assert len(open_dataset(root, split="train")) == 2

@@ -64,7 +64,8 @@ def _annotation_files(folder: Path) -> list[Path]:
     """The COCO files in a folder: `instances*.json` if there are any, without captions and keypoints, else all."""
     if not folder.is_dir():
         return []
-    files = [p for p in sorted(folder.glob("*.json")) if p.is_file() and _looks_like_coco(p)]
+    plain = (p for p in sorted(folder.glob("*.json")) if p.is_file() and not p.name.startswith("."))
+    files = [p for p in plain if _looks_like_coco(p)]
     return [p for p in files if p.stem.startswith("instances")] or files
 
 

@@ -1,7 +1,7 @@
 """Files and folders, as the readers of data sets need them."""
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +39,12 @@ def require_regular(path: Path) -> None:
 def subfolders(root: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones."""
     return [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+
+
+def below(folder: Path, pattern: str) -> Iterator[Path]:
+    """What is in a folder and its folders and matches, without what is hidden: Jupyter keeps copies in hidden ones."""
+    found = folder.rglob(pattern)
+    return (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def has_files(folder: Path, extensions: Set[str]) -> bool:

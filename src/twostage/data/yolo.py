@@ -22,7 +22,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.extras import Extras, read_extras
 from twostage.data.faults import FaultyDataError, unusable
 from twostage.data.fields import unpack
-from twostage.data.files import display_path, exists, require_regular
+from twostage.data.files import below, display_path, exists, require_regular
 from twostage.data.flat import NO_MASK, POLYGONS, unpack_polygons
 from twostage.data.found_images import find_images
 from twostage.data.images import EXTENSIONS
@@ -124,8 +124,7 @@ def _image_files(
     for entry in named if isinstance(named, list) else [named]:
         place = entry if isinstance(entry, Path) else _resolve(str(entry), document, path)
         if place.is_dir():
-            found = (p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-            files.update(dict.fromkeys(found, ""))
+            files.update(dict.fromkeys((p for p in below(place, "*") if p.suffix.lower() in EXTENSIONS), ""))
             continue
         names = _listed(place)
         where = find_images(names, [place.parent])
