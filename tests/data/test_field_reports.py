@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twostage.data import Kind
 from twostage.data.check import check
 from twostage.data.convert import convert
 from twostage.data.fix import fix_dataset
@@ -367,6 +368,34 @@ def test_one_unknown_text_id_leaves_the_others_known(make_coco: MakeCoco) -> Non
 def test_the_largest_id_leaves_room_for_others(make_coco: MakeCoco) -> None:
     root = make_coco([annotation(2**63 - 1), {k: v for k, v in annotation(1).items() if k != "id"}])
     assert len(set(open_dataset(root, split="train").annotation_ids.tolist())) == 2
+
+
+def test_ids_near_the_largest_leave_room_too(make_coco: MakeCoco) -> None:
+    root = make_coco([annotation(2**63 - 2)] * 3)
+    assert len(set(open_dataset(root, split="train").annotation_ids.tolist())) == 3
+
+
+@pytest.mark.parametrize("to", ["voc", "yolo"])
+def test_ids_that_are_hashes_of_63_bits_survive(make_coco: MakeCoco, tmp_path: Path, to: Kind) -> None:
+    root = make_coco([annotation(2**63 - 5), annotation(2**62 + 1)])
+    written = open_dataset(convert(root, tmp_path / to, to).path, split="train")
+    assert written.annotation_ids.tolist() == [2**63 - 5, 2**62 + 1]
+
+
+def test_text_ids_get_numbers_beside_the_largest(make_coco: MakeCoco) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0]["id"], document["images"][1]["id"] = 2**63 - 1, "second"
+
+    root = rewrite(make_coco([annotation(1, image=2**63 - 1), annotation(2, image="second")]), change)  # type: ignore[arg-type]
+    assert open_dataset(root, split="train").image_ids.tolist() == [2**63 - 1, 1]
+
+
+def test_half_a_letter_in_a_name_is_read_where_no_image_is_needed(make_coco: MakeCoco) -> None:
+    """JSON can hold it, and no file system."""
+    root = rewrite(make_coco([annotation(1)]), lambda document: document["images"][0].update(file_name="\ud800.jpg"))
+    assert open_dataset(root, split="train", require_images=False).file_name(0) == "\ud800.jpg"
+    with pytest.raises(DataError, match="unreadable-image"):
+        open_dataset(root, split="train")
 
 
 # Other units, areas and outlines
