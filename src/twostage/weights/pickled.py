@@ -154,7 +154,7 @@ def convert_detector(
 ) -> None:
     """A torchvision detector's pickle as a weights file of ours.
 
-    Raises UsageError for an unknown model and for names that are not different, DataError where the weights are not that
+    Raises UsageError for an unknown model, or names that are not different, DataError where the weights are not that
     model's or of other classes.
     """
     require_different(names)
