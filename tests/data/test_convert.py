@@ -184,6 +184,19 @@ def test_names_of_splits_that_yolo_does_not_have(make_voc: Callable[..., Path], 
         convert(several, tmp_path / "no", "yolo")
 
 
+def test_a_split_without_images_is_refused_for_yolo_before_images_are_copied(
+    make_coco: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_coco([annotation(1)])
+    path = root / "annotations" / "instances_train.json"
+    empty = json.loads(path.read_text()) | {"images": [], "annotations": []}
+    path.with_name("instances_val.json").write_text(json.dumps(empty))
+    assert convert(root, tmp_path / "voc", "voc").splits == {"train": (2, 1), "val": (0, 0)}
+    monkeypatch.setattr("shutil.copyfile", lambda *_: pytest.fail("images were copied"))
+    with pytest.raises(DataError, match=r"the split 'val' has no images, and YOLO's layout cannot hold that"):
+        convert(root, tmp_path / "yolo", "yolo")
+
+
 def test_a_failed_conversion_leaves_nothing(make_coco: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
     source = make_coco(RICH)
     before = sorted(tmp_path.iterdir())

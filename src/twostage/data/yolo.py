@@ -31,7 +31,7 @@ from twostage.data.names import nested_names
 from twostage.data.notation import Notation
 from twostage.data.yolo_config import SPLIT_KEYS
 from twostage.data.yolo_rows import Rows
-from twostage.errors import UsageError
+from twostage.errors import DataError, UsageError
 
 log = logging.getLogger("twostage.data")
 
@@ -224,9 +224,14 @@ def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
 def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
     """Write data.yaml, and labels/<split>/*.txt for splits whose images have these names; the file of each image.
 
-    Raises UsageError for a split that YOLO has no key for.
+    Raises UsageError for a split that YOLO has no key for, DataError for one without images.
     """
     for dataset in datasets:
+        if not len(dataset):
+            raise DataError(
+                f"{dataset.root}: the split {dataset.split!r} has no images, and YOLO's layout cannot hold that. "
+                "Remove the split, or convert to COCO or VOC."
+            )
         if dataset.split not in SPLIT_KEYS:
             raise UsageError(f"data.yaml has no key for the split {dataset.split!r}; it has {', '.join(SPLIT_KEYS)}.")
     splits = {dataset.split: f"images/{dataset.split}" for dataset in datasets}
