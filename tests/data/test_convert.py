@@ -128,6 +128,31 @@ def test_a_box_far_outside_its_image_survives(make_coco: Callable[..., Path], tm
     assert_same(opened(source), opened(convert(source, tmp_path / "out", kind).path))
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_boxes_of_a_pixel_and_less_are_trained_on_after_a_conversion(
+    make_coco: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """VOC's files cannot tell a pixel from none; twostage.json can."""
+    thin = [annotation(1, bbox=[5, 5, 1, 10]), annotation(2, bbox=[5, 5, 0.5, 10]), annotation(3, bbox=[5, 5, 9, 1])]
+    dataset = open_dataset(convert(make_coco(thin), tmp_path / "out", kind).path, split="train")
+    np.testing.assert_allclose(dataset.boxes, [[5, 5, 6, 15], [5, 5, 5.5, 15], [5, 5, 14, 6]], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_long_names_are_cut(make_coco: Callable[..., Path], make_image: Any, tmp_path: Path, kind: str) -> None:
+    """In VOC's layout folders become parts of the name, of which a system takes 255 bytes."""
+    images = [make_image(tmp_path / ("x" * 200) / ("나" * 40) / f"{name}.jpg", seed=ord(name)) for name in "ab"]
+    root = make_coco([annotation(1), annotation(2, image=2)])
+    path = root / "annotations" / "instances_train.json"
+    text = (
+        path.read_text().replace('"1.jpg"', json.dumps(str(images[0]))).replace('"2.jpg"', json.dumps(str(images[1])))
+    )
+    path.write_text(text)
+    written = opened(convert(root, tmp_path / "out", kind).path)
+    assert_same(opened(root), written)
+    assert {written.path(index).name[-5:] for index in range(2)} == {"a.jpg", "b.jpg"}
+
+
 def test_images_of_like_names_are_told_apart(make_coco: Callable[..., Path], make_image: Any, tmp_path: Path) -> None:
     names = ["a/x.jpg", "b/x.jpg", "X.png", "no suffix", "line\nbreak.jpg", "한국 🙂.jpg", " .jpg"]
     root = make_coco([annotation(i, image=i) for i in range(1, 8)])

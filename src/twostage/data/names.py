@@ -10,6 +10,9 @@ from twostage.data.images import EXTENSIONS, read_header
 # Not allowed in XML or in a list of lines.
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
+_LONGEST = 200  # bytes of a name without suffix and number; most systems take 255 in all
+_KEPT = 50  # characters of a longer one, of at most four bytes
+
 
 def nested_names(datasets: Sequence[Dataset], by_stem: bool) -> list[list[str]]:
     """Names for the images of splits that each have their own folder; subfolders are kept.
@@ -64,6 +67,8 @@ def _free(name: str, taken: set[str], *, by_stem: bool) -> str:
     """The name, with a number if it is taken. Case is ignored, as on some file systems."""
     path = PurePosixPath(name)
     stem = path.stem.strip() or "image"
+    if len(stem.encode("utf-8", "surrogatepass")) > _LONGEST:
+        stem = stem[-_KEPT:]
     number = 1
     while True:
         tail = "" if number == 1 else f"-{number}"
