@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from twostage.atomic import write_text
 from twostage.errors import UsageError
 from twostage.folders import require_replaceable, whole_folder
 
@@ -63,3 +64,15 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "out")
     with pytest.raises(UsageError, match=r"out: cannot be made \("), whole_folder(tmp_path / "out", "--out"):
         pytest.fail("the work began")
+
+
+def test_a_drive_without_modes_of_its_own_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a memory card that another user has mounted: chmod is not permitted there."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.chmod", refuse)
+    with whole_folder(tmp_path / "out", "--out") as folder:
+        write_text(folder / "a.txt", "x")
+    assert names(tmp_path / "out") == ["a.txt"]

@@ -19,10 +19,16 @@ CERTIFICATE = ".certificate.json"  # what a certificate's name ends with, beside
 
 
 def cache_folder(name: str) -> Path:
-    """The cache folder `name` under $TWOSTAGE_HOME, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage."""
+    """The cache folder `name` under $TWOSTAGE_HOME, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage.
+
+    Raises TwostageError for a user without a home folder, as in some containers.
+    """
     home = os.environ.get("TWOSTAGE_HOME")
     root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "twostage"
-    return root.expanduser() / name
+    try:
+        return root.expanduser() / name
+    except RuntimeError:
+        raise TwostageError(f"{root}: there is no home folder. Set TWOSTAGE_HOME to a folder for the cache.") from None
 
 
 def made_in_cache(path: Path) -> Path:
@@ -120,7 +126,8 @@ def whole_folder(path: Path, flag: str) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
         try:
             yield beside
-            beside.chmod(path.stat().st_mode)
+            with suppress(OSError):  # drives of other systems keep one mode for all files
+                beside.chmod(path.stat().st_mode)
             path.rmdir()
             beside.rename(path)
         except BaseException:
