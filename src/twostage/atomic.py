@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield written
         with written.open("rb+") as file:
             os.fsync(file.fileno())
-        with suppress(OSError):  # drives of other systems keep one mode for all files
+        with suppress(PermissionError):  # drives of other systems keep one mode for all files
             os.chmod(written, mode)  # noqa: PTH101
         os.replace(written, path)  # noqa: PTH105
     except OSError as error:

@@ -126,7 +126,7 @@ def whole_folder(path: Path, flag: str) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
         try:
             yield beside
-            with suppress(OSError):  # drives of other systems keep one mode for all files
+            with suppress(PermissionError):  # drives of other systems keep one mode for all files
                 beside.chmod(path.stat().st_mode)
             path.rmdir()
             beside.rename(path)
