@@ -6,7 +6,7 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from twostage import drawing, fonts
-from twostage.drawing import colour_of, draw_boxes, draw_pair, tile
+from twostage.drawing import colour_of, draw_boxes, draw_pair, save_picture, tile
 from twostage.errors import MissingError, UsageError
 
 
@@ -127,6 +127,22 @@ def test_pair_and_tile_keep_every_image():
     assert all(len(pixels_of(sheet, colour_of(k))) == (20 + k) * 30 for k in range(5))
     with pytest.raises(UsageError, match="at least one"):
         tile([])
+
+
+@pytest.mark.parametrize("shape", [(1, 30000), (20, 4000), (9000, 2)])
+def test_thin_images_are_enlarged_no_further_than_memory_and_files_hold(tmp_path, shape):
+    none = np.zeros((0, 4)), np.zeros(0, np.int64)
+    pair = draw_pair(grey(*shape), none, (*none, np.zeros(0)), ("cat",))
+    save_picture(pair, tmp_path / "pair.jpg")
+    assert Image.open(tmp_path / "pair.jpg").size == pair.size
+
+
+@pytest.mark.parametrize(("suffix", "most"), [("jpg", 65500), ("webp", 16383)])
+def test_a_picture_is_no_larger_than_its_format_holds(tmp_path, suffix, most):
+    picture = Image.new("RGB", (70000, 20))
+    save_picture(picture, tmp_path / f"a.{suffix}")
+    assert Image.open(tmp_path / f"a.{suffix}").width == most
+    assert picture.width == 70000
 
 
 def test_letters_of_many_languages_are_drawn():

@@ -39,6 +39,7 @@ class Some:
         ({"epochs": 0}, "epochs is 0, and must be at least 1"),
         ({"epochs": 2**31}, "epochs is 2147483648, and must be below 2147483648"),
         ({"lr": "1e-3"}, "lr is '1e-3', and must be a number"),
+        ({"lr": 10**400}, "lr is 1000"),
         ({"lr": float("nan")}, "lr is nan, and must be a finite number"),
         ({"flip": None}, "flip is None, and must be a number"),
         ({"flip": 2}, "flip is 2, and must be at most 1"),

@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield written
         with written.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(written, mode)  # noqa: PTH101
+        with suppress(PermissionError):  # drives of other systems keep one mode for all files
+            os.chmod(written, mode)  # noqa: PTH101
         os.replace(written, path)  # noqa: PTH105
     except OSError as error:
         raise TwostageError(f"{path}: cannot be written: {error.strerror or error}.") from None

@@ -32,6 +32,8 @@ _HUES: tuple[Colour, ...] = (
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 # If labels cover more than this share of the image, a legend replaces them.
 _CROWDED = 0.25
+_LONGEST = 8192  # pixels, to which images are enlarged at most
+_HELD = {"JPEG": 65500, "MPO": 65500, "WEBP": 16383}  # pixels of a side that a format can hold
 
 
 class _Label(NamedTuple):
@@ -66,14 +68,15 @@ def draw_boxes(
     """A copy of the image with one box and one label per object; `boxes` are xyxy pixels, `masks` COCO RLEs.
 
     `class_ids` determine the colours (by default each distinct label has its own). An image whose shortest side is
-    below `min_side` is first enlarged by a whole factor, so that labels can be read. Labels are placed inside the image
-    and apart from each other if possible; if they would cover too much, a legend that counts the classes replaces them.
+    below `min_side` is first enlarged by a whole factor, so that labels can be read, but to no more than 8192 pixels.
+    Labels are placed inside the image and apart from each other if possible; if they would cover too much, a legend
+    that counts the classes replaces them.
     """
     picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
     if class_ids is None:
         known = sorted(set(labels))
         class_ids = np.array([known.index(label) for label in labels], dtype=np.int64)
-    factor = max(1, -(-min_side // max(1, min(picture.size))))
+    factor = max(1, min(-(-min_side // max(1, min(picture.size))), _LONGEST // max(1, *picture.size)))
     # A copy where the factor is 1.
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     colours = [colour_of(int(c)) for c in class_ids]
@@ -140,7 +143,8 @@ def tile(pictures: Sequence[Image.Image], *, titles: Sequence[str] | None = None
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Save atomically in the format of the suffix; missing folders are made.
 
-    Raises UsageError for a suffix of no image format.
+    A picture with a longer side than the format can hold (JPEG 65500 pixels, WebP 16383) is made smaller. Raises
+    UsageError for a suffix of no image format.
     """
     path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
@@ -148,8 +152,12 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         raise UsageError(
             f"{path}: cannot save an image as {path.suffix or 'a file without suffix'!r}; use .jpg, .png or .webp."
         )
+    picture = picture.convert("RGB")
+    most = _HELD.get(kind, max(picture.size))
+    if max(picture.size) > most:
+        picture.thumbnail((most, most))
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))
+    picture.save(buffer, kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))
     atomic.write_bytes(path, buffer.getvalue())
 
 

@@ -19,10 +19,16 @@ CERTIFICATE = ".certificate.json"  # what a certificate's name ends with, beside
 
 
 def cache_folder(name: str) -> Path:
-    """The cache folder `name` under $TWOSTAGE_HOME, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage."""
+    """The cache folder `name` under $TWOSTAGE_HOME, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage.
+
+    Raises TwostageError for a user without a home folder, as in some containers.
+    """
     home = os.environ.get("TWOSTAGE_HOME")
     root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "twostage"
-    return root.expanduser() / name
+    try:
+        return root.expanduser() / name
+    except RuntimeError:
+        raise TwostageError(f"{root}: there is no home folder. Set TWOSTAGE_HOME to a folder for the cache.") from None
 
 
 def made_in_cache(path: Path) -> Path:
@@ -64,6 +70,21 @@ def require_new_file(path: Path, flag: str) -> None:
         raise UsageError(f"{flag} {path}: {folder} {why}: name a file elsewhere")
 
 
+def require_replaceable(path: Path, flag: str) -> None:
+    """As `require_new`, and UsageError for a folder that `whole_folder` cannot replace; call it before long work."""
+    real = _without_links(path)
+    if real == Path.cwd():
+        raise UsageError(f"{flag} {path}: is the folder you are in, which cannot be replaced: choose another one")
+    if os.path.ismount(real):
+        raise UsageError(f"{flag} {path}: is a mount point, which cannot be replaced: choose a folder in it")
+    require_new(real, flag)
+
+
+def _without_links(path: Path) -> Path:
+    """The folder itself: a link to it cannot be replaced by a folder. Of links in a circle one is left."""
+    return Path(os.path.realpath(path))
+
+
 def next_folder(parent: Path, name: str) -> Path:
     """Make and return the first folder `parent/name-N` that does not exist yet, N from 1."""
     number = 1
@@ -98,15 +119,11 @@ def claimed(path: Path) -> Iterator[None]:
 def whole_folder(path: Path, flag: str) -> Iterator[Path]:
     """A temporary folder to fill, renamed to `path`, the value of `flag`, on success and removed on failure.
 
-    Temporary folders that killed processes left beside it are removed too. Raises UsageError as `new_folder`, and if
-    another process is writing the same folder.
+    Temporary folders that killed processes left beside it are removed too. Raises UsageError as `require_replaceable`,
+    and if another process is writing the same folder.
     """
-    path = path.absolute()
-    if path == Path.cwd():
-        raise UsageError(f"{flag} {path}: is the folder you are in, which cannot be replaced: choose another one")
-    if os.path.ismount(path):
-        raise UsageError(f"{flag} {path}: is a mount point, which cannot be replaced: choose a folder in it")
-    new_folder(path, flag)
+    require_replaceable(path, flag)
+    path = new_folder(_without_links(path), flag)
     prefix = f".{path.name[:40]}."
     lock = FileLock(path.with_name(f"{prefix}lock"), timeout=0)
     try:
@@ -119,7 +136,8 @@ def whole_folder(path: Path, flag: str) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
         try:
             yield beside
-            beside.chmod(path.stat().st_mode)
+            with suppress(PermissionError):  # drives of other systems keep one mode for all files
+                beside.chmod(path.stat().st_mode)
             path.rmdir()
             beside.rename(path)
         except BaseException:

@@ -4,6 +4,7 @@ Values come from Python, JSON, YAML and weights files.
 """
 
 import os
+from contextlib import suppress
 from math import inf, isfinite
 from numbers import Integral, Real
 from pathlib import Path
@@ -32,7 +33,8 @@ def coerce(value: Any, kind: Any) -> Any:
     if isinstance(value, Integral) and not isinstance(value, bool) and kind is int:
         return int(value)
     if isinstance(value, Real) and not isinstance(value, bool) and kind is float:
-        return float(value)
+        with suppress(OverflowError):  # a whole number of any length, as JSON and YAML hold them
+            return float(value)
     if isinstance(value, str) and kind is Path:
         return Path(value)
     return os.fspath(value) if isinstance(value, os.PathLike) and kind is str else value

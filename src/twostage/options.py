@@ -92,10 +92,10 @@ def _numbers(value: Any) -> Iterator[Number]:
 
 def _check_range(each: Field[Any], number: Number) -> None:
     low, above, high = (each.metadata.get(key) for key in ("low", "above", "high"))
-    if not math.isfinite(number):
-        raise UsageError(f"{each.name} is {number}, and must be a finite number")
     if isinstance(number, int) and abs(number) >= 2**31:
         raise UsageError(f"{each.name} is {number}, and must be below {2**31}")
+    if not math.isfinite(number):
+        raise UsageError(f"{each.name} is {number}, and must be a finite number")
     if low is not None and number < low:
         raise UsageError(f"{each.name} is {number:g}, and must be at least {low:g}")
     if above is not None and number <= above:

@@ -233,3 +233,40 @@ def test_formats_without_effect_are_refused(
 def test_a_null_list_is_not_reported_as_missing(shell: Callable, broken: Callable, tmp_path: Path) -> None:
     answer = shell("train", broken(lambda document: document.update(images=None)), *TINY, "--out", tmp_path / "run")
     assert_refused(answer, 3, "'images' is None, not a list", out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "function"),
+    [
+        (["data", "check", "{scenes}", "--fix", "{full}"], "twostage.data.check.check"),
+        (["data", "stats", "{scenes}", "--out", "{full}"], "twostage.data.stats.stats"),
+        (
+            ["data", "proposals", "{scenes}", "--source", "sliding_window", "--out", "{full}"],
+            "twostage.models.proposals.sources.propose",
+        ),
+        (["data", "get", "voc2007", "--out", "{here}"], "twostage.download.download"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
+    shell, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], function: str
+) -> None:
+    full, here = tmp_path / "full", tmp_path / "here"
+    full.mkdir()
+    (full / "mine.txt").touch()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(function, lambda *_, **__: pytest.fail("the work began"))
+    answer = shell(*(word.format(scenes=scenes, full=full, here=here) for word in words))
+    assert answer.code == 2, answer.messages
+    assert "choose" in answer.messages
+    assert not list(here.iterdir())
+
+
+def test_a_source_of_proposals_that_is_missing_is_found_before_the_work(
+    shell, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twostage.models.proposals.sources.propose", lambda *_, **__: pytest.fail("the work began"))
+    answer = shell("data", "proposals", scenes, "--source", "sliding_window", "gone.safetensors")
+    assert answer.code == 4
+    assert "gone.safetensors: no such file" in answer.messages

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from twostage.data.convert import convert
 
@@ -63,3 +64,23 @@ def test_an_image_on_standard_input_is_no_list_of_names(shell, weights: Path, mo
     answer = shell("predict", "-", "--weights", weights)
     assert answer.code == 3
     assert "Standard input holds no paths" in answer.messages
+
+
+def test_weights_and_proposals_of_such_a_name(shell, scenes: Path, weights: Path, tmp_path: Path) -> None:
+    """Training writes them; safetensors and torch open only names in UTF-8."""
+    folder = tmp_path / os.fsdecode(b"mod\xe8les")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("the names of this file system are text")
+    (folder / "own.safetensors").write_bytes(weights.read_bytes())
+    answer = shell("weights", "info", folder / "own.safetensors", "--json")
+    assert answer.code == 0, answer.messages
+    torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "net.pth")
+    (tmp_path / "net.pth").rename(folder / "net.pth")
+    answer = shell("weights", "convert", folder / "net.pth", "--out", folder / "net.safetensors", "--json")
+    assert answer.code == 0, answer.messages
+    answer = shell("data", "proposals", scenes, "--source", "sliding_window", "--out", folder / "found")
+    assert answer.code == 0, answer.messages
+    answer = shell("data", "proposals", scenes, "--source", folder / "found" / "sliding_window.safetensors", "--json")
+    assert answer.code == 0, answer.messages

@@ -123,3 +123,9 @@ def test_a_conversion_with_missing_options(shell: Callable, tmp_path: Path, word
     assert answer.code == 2
     assert message in answer.messages
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_the_folder_one_is_in_is_no_new_file(shell: Callable, tmp_path: Path) -> None:
+    answer = shell("weights", "convert", tmp_path / "a.pth", "--images", "photos", "--out", ".")
+    assert answer.code == 2
+    assert "--out .: exists already" in answer.messages

@@ -128,6 +128,31 @@ def test_a_box_far_outside_its_image_survives(make_coco: Callable[..., Path], tm
     assert_same(opened(source), opened(convert(source, tmp_path / "out", kind).path))
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_boxes_of_a_pixel_and_less_are_trained_on_after_a_conversion(
+    make_coco: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """VOC's files cannot tell a pixel from none; twostage.json can."""
+    thin = [annotation(1, bbox=[5, 5, 1, 10]), annotation(2, bbox=[5, 5, 0.5, 10]), annotation(3, bbox=[5, 5, 9, 1])]
+    dataset = open_dataset(convert(make_coco(thin), tmp_path / "out", kind).path, split="train")
+    np.testing.assert_allclose(dataset.boxes, [[5, 5, 6, 15], [5, 5, 5.5, 15], [5, 5, 14, 6]], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_long_names_are_cut(make_coco: Callable[..., Path], make_image: Any, tmp_path: Path, kind: str) -> None:
+    """In VOC's layout folders become parts of the name, of which a system takes 255 bytes."""
+    images = [make_image(tmp_path / ("x" * 200) / ("나" * 40) / f"{name}.jpg", seed=ord(name)) for name in "ab"]
+    root = make_coco([annotation(1), annotation(2, image=2)])
+    path = root / "annotations" / "instances_train.json"
+    text = (
+        path.read_text().replace('"1.jpg"', json.dumps(str(images[0]))).replace('"2.jpg"', json.dumps(str(images[1])))
+    )
+    path.write_text(text)
+    written = opened(convert(root, tmp_path / "out", kind).path)
+    assert_same(opened(root), written)
+    assert {written.path(index).name[-5:] for index in range(2)} == {"a.jpg", "b.jpg"}
+
+
 def test_images_of_like_names_are_told_apart(make_coco: Callable[..., Path], make_image: Any, tmp_path: Path) -> None:
     names = ["a/x.jpg", "b/x.jpg", "X.png", "no suffix", "line\nbreak.jpg", "한국 🙂.jpg", " .jpg"]
     root = make_coco([annotation(i, image=i) for i in range(1, 8)])
@@ -141,6 +166,22 @@ def test_images_of_like_names_are_told_apart(make_coco: Callable[..., Path], mak
         assert_same(opened(root), written)
         for index, number in enumerate(written.image_ids):
             assert written.path(index).read_bytes() == (root / "train" / names[number - 1]).read_bytes()
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_network_share_in_a_name_does_not_lead_out_of_the_new_folder(
+    make_coco: Callable[..., Path], make_image: Any, tmp_path: Path, kind: str
+) -> None:
+    """`//share/a.jpg` is an absolute path too, and its label file was written beside the image."""
+    elsewhere = make_image(tmp_path / "share" / "a.jpg").with_suffix(".txt")
+    elsewhere.write_text("a caption")
+    root = make_coco([annotation(1)], images=1)
+    path = root / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"1.jpg"', json.dumps(f"/{tmp_path}/share/a.jpg")))
+    written = opened(convert(root, tmp_path / "out", kind).path)
+    assert_same(opened(root), written)
+    assert written.path(0).is_relative_to(tmp_path / "out")
+    assert elsewhere.read_text() == "a caption"
 
 
 def test_one_image_in_two_splits_stays_one_file_in_voc(make_voc: Callable[..., Path], tmp_path: Path) -> None:
@@ -166,6 +207,19 @@ def test_names_of_splits_that_yolo_does_not_have(make_voc: Callable[..., Path], 
     (several / "ImageSets" / "Main" / "val.txt").write_text("a\n")
     with pytest.raises(UsageError, match="the same name"):
         convert(several, tmp_path / "no", "yolo")
+
+
+def test_a_split_without_images_is_refused_for_yolo_before_images_are_copied(
+    make_coco: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_coco([annotation(1)])
+    path = root / "annotations" / "instances_train.json"
+    empty = json.loads(path.read_text()) | {"images": [], "annotations": []}
+    path.with_name("instances_val.json").write_text(json.dumps(empty))
+    assert convert(root, tmp_path / "voc", "voc").splits == {"train": (2, 1), "val": (0, 0)}
+    monkeypatch.setattr("shutil.copyfile", lambda *_: pytest.fail("images were copied"))
+    with pytest.raises(DataError, match=r"the split 'val' has no images, and YOLO's layout cannot hold that"):
+        convert(root, tmp_path / "yolo", "yolo")
 
 
 def test_a_failed_conversion_leaves_nothing(make_coco: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twostage.data import Kind
 from twostage.data.check import check
 from twostage.data.convert import convert
 from twostage.data.fix import fix_dataset
@@ -369,6 +370,34 @@ def test_the_largest_id_leaves_room_for_others(make_coco: MakeCoco) -> None:
     assert len(set(open_dataset(root, split="train").annotation_ids.tolist())) == 2
 
 
+def test_ids_near_the_largest_leave_room_too(make_coco: MakeCoco) -> None:
+    root = make_coco([annotation(2**63 - 2)] * 3)
+    assert len(set(open_dataset(root, split="train").annotation_ids.tolist())) == 3
+
+
+@pytest.mark.parametrize("to", ["voc", "yolo"])
+def test_ids_that_are_hashes_of_63_bits_survive(make_coco: MakeCoco, tmp_path: Path, to: Kind) -> None:
+    root = make_coco([annotation(2**63 - 5), annotation(2**62 + 1)])
+    written = open_dataset(convert(root, tmp_path / to, to).path, split="train")
+    assert written.annotation_ids.tolist() == [2**63 - 5, 2**62 + 1]
+
+
+def test_text_ids_get_numbers_beside_the_largest(make_coco: MakeCoco) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0]["id"], document["images"][1]["id"] = 2**63 - 1, "second"
+
+    root = rewrite(make_coco([annotation(1, image=2**63 - 1), annotation(2, image="second")]), change)  # type: ignore[arg-type]
+    assert open_dataset(root, split="train").image_ids.tolist() == [2**63 - 1, 1]
+
+
+def test_half_a_letter_in_a_name_is_read_where_no_image_is_needed(make_coco: MakeCoco) -> None:
+    """JSON can hold it, and no file system."""
+    root = rewrite(make_coco([annotation(1)]), lambda document: document["images"][0].update(file_name="\ud800.jpg"))
+    assert open_dataset(root, split="train", require_images=False).file_name(0) == "\ud800.jpg"
+    with pytest.raises(DataError, match="unreadable-image"):
+        open_dataset(root, split="train")
+
+
 # Other units, areas and outlines
 
 
@@ -465,6 +494,17 @@ def test_labelmes_folders_and_other_json(make_image: Callable[..., Path], tmp_pa
     assert len(dataset) == 2
 
 
+def test_labelmes_copies_of_jupyter_and_macos_are_left_out(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    for name in "abc":
+        make_image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text(labelled("cat", path=f"{name}.png"))
+        (tmp_path / f"._{name}.json").write_bytes(APPLE_DOUBLE)
+    make_image(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png")
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.json").write_text(labelled("cat"))
+    dataset = open_dataset(tmp_path, split="all")
+    assert [dataset.path(i).name for i in range(len(dataset))] == ["a.png", "b.png", "c.png"]
+
+
 def test_one_file_of_labelme_names_its_folder(make_image: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(labelled("cat"))
     with pytest.raises(DataError, match="Name its folder"):
@@ -503,3 +543,35 @@ def test_an_image_that_via_has_twice_has_the_regions_of_both(make_image: Callabl
     (tmp_path / "via.json").write_text(json.dumps(images))
     dataset = open_dataset(tmp_path, split="via")
     assert (len(dataset), len(dataset.labels)) == (1, 2)
+
+
+# Hidden files that nobody made: Jupyter's copies, and what macOS writes beside each file on a disk of another kind
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \x00\x02"
+
+
+def test_a_copy_of_jupyter_is_no_image_without_objects(make_yolo: MakeYolo, make_image: Callable[..., Path]) -> None:
+    root = make_yolo({"a": "0 0.5 0.5 0.2 0.2\n"})
+    make_image(root / "images" / "train" / ".ipynb_checkpoints" / "a-checkpoint.png")
+    dataset = open_dataset(root, split="train")
+    assert [dataset.path(i).name for i in range(len(dataset))] == ["a.png"]
+
+
+def test_files_of_macos_are_no_splits(make_voc: MakeVoc, make_coco: MakeCoco) -> None:
+    voc = make_voc({"a": [("cat", (1, 1, 9, 9))]})
+    (voc / "ImageSets" / "Main" / "._train.txt").write_bytes(APPLE_DOUBLE)
+    assert find_layout(voc).splits == ("train",)
+    coco = make_coco([annotation(1)])
+    (coco / "annotations" / "instances_train.json").rename(coco / "train" / "_annotations.coco.json")
+    (coco / "annotations").rmdir()
+    (coco / "train" / ".__annotations.coco.json").write_bytes(APPLE_DOUBLE)
+    assert len(open_dataset(coco, split="train")) == 2
+
+
+# Lists of Windows' editor, which begin with the mark of their encoding
+
+
+def test_a_mark_before_the_first_name_of_a_list_is_no_part_of_it(make_voc: MakeVoc) -> None:
+    root = make_voc({"a": [("cat", (1, 1, 9, 9))], "b": []})
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes("\ufeffa\r\nb\r\n".encode())
+    assert len(open_dataset(root, split="train")) == 2

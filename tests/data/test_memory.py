@@ -191,6 +191,7 @@ def test_wrong_values_are_named_by_sample(sample: tuple[Any, ...], message: str)
         ((IMAGE, [[1, 2, 3], [1]], [0]), r"sample 1: boxes are"),
         ((IMAGE, BOX, [0, 1]), r"sample 1: 1 boxes and 2 labels"),
         ((IMAGE, BOX, 0), r"sample 1: labels and masks must be lists"),
+        ((IMAGE, BOX, np.array(0.0)), r"sample 1: 1 boxes and no list of labels"),
         ((IMAGE, BOX, [0], []), r"sample 1: 1 boxes and 0 masks"),
     ],
 )  # fmt: skip
@@ -215,3 +216,17 @@ def test_probabilities_are_no_mask() -> None:
     with pytest.raises(DataError, match=r"values other than 0 and 1.*mask > 0\.5"):
         Dataset.from_samples([(np.zeros((64, 64, 3), np.uint8), [[0, 0, 9, 9]], [0], soft)], ["a"])
     Dataset.from_samples([(np.zeros((64, 64, 3), np.uint8), [[0, 0, 9, 9]], [0], soft > 0.2)], ["a"])
+
+
+def test_images_may_be_on_several_drives(
+    make_image: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of Windows, whose paths have no folder in common then."""
+
+    def refuse(paths: set[str]) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    paths = [make_image(tmp_path / f"{name}.png") for name in "ab"]
+    monkeypatch.setattr("os.path.commonpath", refuse)
+    dataset = Dataset.from_samples([(path, [[1, 2, 9, 9]], [0]) for path in paths], NAMES)
+    assert [dataset.path(i) for i in range(2)] == paths

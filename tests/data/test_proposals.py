@@ -143,6 +143,13 @@ def test_shares_of_several_processes_come_together() -> None:
     np.testing.assert_array_equal(found.offsets, whole.offsets)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_as_windows_shell_writes_it(dataset: Dataset, tmp_path: Path, encoding: str) -> None:
+    path = written(tmp_path, entries())
+    path.write_text(path.read_text(), encoding=encoding)
+    assert len(read_proposals(path, dataset).boxes) == len(entries())
+
+
 @pytest.mark.parametrize("content", ["{", "{}", '[1, "x"]', "[" * 100000])
 def test_what_is_no_list_of_proposals(dataset: Dataset, tmp_path: Path, content: str) -> None:
     with pytest.raises(DataError, match=r"p\.json"):

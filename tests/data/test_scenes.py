@@ -94,3 +94,13 @@ def test_places_that_are_taken_or_cannot_be_written_are_named(tmp_path: Path) ->
         write_scenes(tmp_path, train=1, val=1)
     with pytest.raises(TwostageError, match="file"):
         write_scenes(tmp_path / "file" / "scenes", train=1, val=1)
+
+
+def test_scenes_that_are_interrupted_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> Scene:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twostage.data.scenes.make_scene", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / "scenes", train=1, val=1)
+    assert not list(tmp_path.iterdir())

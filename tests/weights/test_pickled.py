@@ -103,3 +103,9 @@ def test_a_backbone(tmp_path: Path) -> None:
     _, tensors = load_tensors(tmp_path / "a.safetensors")
     assert tensors.keys() == state.keys()
     assert all(torch.equal(tensors[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(("names", "message"), [(("cat", "cat"), "'cat' comes twice"), (("cat", ""), "one is empty")])
+def test_a_detector_of_classes_that_no_file_may_have(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        convert_detector(tmp_path / "a.pth", tmp_path / "a.safetensors", "faster_rcnn_resnet50_fpn", names)

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import foreign_states
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from torchvision.models import get_weight
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from twostage.errors import UsageError
+from twostage.errors import TwostageError, UsageError
 from twostage.folders import cache_folder
 from twostage.models.backbones.resnet import ResNetConfig
 from twostage.models.build import build
@@ -171,3 +172,13 @@ def test_where_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder("weights").as_posix().endswith("/cache/twostage/weights")
     monkeypatch.setenv("TWOSTAGE_HOME", "/mine")
     assert cache_folder("weights").as_posix().endswith("/mine/weights")
+
+
+def test_without_a_home_folder_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TWOSTAGE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(TwostageError, match="Set TWOSTAGE_HOME to a folder"):
+        cache_folder("weights")

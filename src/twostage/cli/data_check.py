@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import DataOptions, ResizeOptions
 from twostage.errors import DataError, UsageError
+from twostage.folders import require_replaceable
 from twostage.options import option
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def check(options: CheckOptions) -> Outcome:
     from twostage.data.fix import fix_dataset
     from twostage.data.resize import Resize
 
+    if options.fix is not None:
+        require_replaceable(options.fix, "--fix")
     resize = Resize(size=options.size, max_size=options.max_size)
     report = check(
         options.data,

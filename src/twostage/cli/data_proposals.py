@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from twostage.cli.loading import load_detector
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import DataOptions, DetectorOptions, RunOptions, WorkersOptions
-from twostage.errors import UsageError, nearest
+from twostage.errors import MissingError, UsageError, nearest
 from twostage.folders import whole_folder
 from twostage.options import option
 from twostage.weights.published import PUBLISHED
@@ -90,7 +91,10 @@ def proposals(options: ProposalsOptions) -> Outcome:
     from twostage.data.proposals import is_proposals_file
     from twostage.data.recognise import find_layout, opener
 
-    files = [name for name in options.source if name not in (*_COMPUTED, *PUBLISHED) and Path(name).is_file()]
+    files = [name for name in options.source if name not in (*_COMPUTED, *PUBLISHED)]
+    for name in files:  # before hours of work for the other sources
+        if not Path(name).exists():
+            raise MissingError(f"source: {name}: no such file of proposals or weights. Check the path.")
     stored = [name for name in files if is_proposals_file(Path(name))]
     options.require_used([name for name in options.source if name not in (*_COMPUTED, *stored)])
     layout = find_layout(options.data)
@@ -99,18 +103,20 @@ def proposals(options: ProposalsOptions) -> Outcome:
     print(layout)
     summaries: dict[str, Any] = {}
     computed: dict[str, dict[str, tuple[ProposalSet, ProposalRecall]]] = {}
-    for split, dataset in datasets.items():
-        computed[split], summaries[split] = {}, {}
-        for source in options.source:
-            proposals, seconds = _timed(source, dataset, options)
-            recall = _recall(proposals, dataset, options.counts)
-            computed[split][source] = proposals, recall
-            summaries[split][source] = _summary(proposals, recall, seconds, dataset)
-        print("\n".join(_lines(split, len(dataset), summaries[split])))
     result = {"path": options.data, "splits": summaries}
-    if options.out:
-        with whole_folder(options.out, "--out") as folder:
+    # Made before the work, which may take hours.
+    with whole_folder(options.out, "--out") if options.out else nullcontext() as folder:
+        for split, dataset in datasets.items():
+            computed[split], summaries[split] = {}, {}
+            for source in options.source:
+                proposals, seconds = _timed(source, dataset, options)
+                recall = _recall(proposals, dataset, options.counts)
+                computed[split][source] = proposals, recall
+                summaries[split][source] = _summary(proposals, recall, seconds, dataset)
+            print("\n".join(_lines(split, len(dataset), summaries[split])))
+        if folder is not None:
             _save(folder, datasets, computed, options.keep, result)
+    if options.out:
         print(f"\nSaved to {options.out}")
     return Outcome(result)
 

@@ -11,7 +11,7 @@ from twostage.cli.anchor_tables import anchor_lines, size_lines
 from twostage.cli.table import table
 from twostage.cli.verb import Outcome, verb
 from twostage.common_options import DataOptions, ModelOptions
-from twostage.folders import whole_folder
+from twostage.folders import require_replaceable, whole_folder
 from twostage.options import option
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def stats(options: StatsOptions) -> Outcome:
     from twostage.models.zoo import named
 
     config = configure(named(options.model), options.given_fields)
+    if options.out:
+        require_replaceable(options.out, "--out")
     layout = find_layout(options.data)
     open_split = opener(layout, Options(options.images, options.voc_offset, "skip", boxes=options.boxes))
     train_split = options.train_split or _train_split(layout)

@@ -107,8 +107,8 @@ def _pair(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set model.{text}: no value given, write --set model.{key}=VALUE")
     try:
         read = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set model.{text}: the value cannot be read ({error})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such date, too many digits or brackets
+        raise UsageError(f"--set model.{text[:80]}: the value cannot be read ({error})") from error
     # YAML 1.1 reads 1e-3 as a string; the number is meant.
     if isinstance(read, str):
         with contextlib.suppress(ValueError):

@@ -74,7 +74,8 @@ class WeightsConvertOptions(FieldsOptions):
             raise UsageError("--model needs --names: the classes in order, or `coco`")
         if self.model is not None and (self.source not in ("auto", "torchvision") or self.config is not None):
             raise UsageError("--model is for torchvision's weights, which show less: leave it out")
-        for path in (self.out, *([self.out.with_suffix(CERTIFICATE)] if self.images else [])):
+        certificate = self.out.parent / f"{self.out.stem}{CERTIFICATE}"  # `with_suffix` refuses the folder `.`
+        for path in (self.out, *([certificate] if self.images else [])):
             require_new_file(path, "--out")
 
 

@@ -64,10 +64,11 @@ class Builder:
 
     `place(image, source)` returns the annotation file and the object in it for messages; `source` is the number that
     the reader gave the object. Boxes are written in `notation`; `first` is the number of their first pixel, 1 where
-    coordinates include the last one: a box no wider or no higher than that has no area. Without `options.repair`, boxes
-    of finite numbers stay as annotated, as the tools that define the metrics read them. `file_names` and `stated`, the
-    annotations' (height, width) or 0, are those of the images added so far; the `excluded` ones cannot be used.
-    `common` and `class_fields` are the other fields of the file and of its classes (`data.fields`).
+    coordinates include the last one: a box no wider or no higher than that has no area, unless it is `exact`. Without
+    `options.repair`, boxes of finite numbers stay as annotated, as the tools that define the metrics read them.
+    `file_names` and `stated`, the annotations' (height, width) or 0, are those of the images added so far; the
+    `excluded` ones cannot be used. `common` and `class_fields` are the other fields of the file and of its classes
+    (`data.fields`).
     """
 
     root: Path
@@ -277,8 +278,9 @@ class Builder:
         usable = ~np.isin(table["image"], list(self.excluded))
         finite = (np.abs(boxes) < FARTHEST).all(axis=1)  # NaN is not
         sides = boxes[:, 2:] - boxes[:, :2]
-        inverted = finite & (sides < self.first).any(axis=1)
-        thin = finite & ~inverted & (sides <= self.first).any(axis=1)
+        least = np.where(table["exact"], 0, self.first)[:, None]
+        inverted = finite & (sides < least).any(axis=1)
+        thin = finite & ~inverted & (sides <= least).any(axis=1)
         limits = np.stack([width, height, width, height], axis=1)
         clipped = np.clip(boxes, 0, limits)
         # In float32, as it will be stored, a sliver has no area left.

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,8 @@ def _annotation_files(folder: Path) -> list[Path]:
     """The COCO files in a folder: `instances*.json` if there are any, without captions and keypoints, else all."""
     if not folder.is_dir():
         return []
-    files = [p for p in sorted(folder.glob("*.json")) if p.is_file() and _looks_like_coco(p)]
+    plain = (p for p in sorted(folder.glob("*.json")) if p.is_file() and not p.name.startswith("."))
+    files = [p for p in plain if _looks_like_coco(p)]
     return [p for p in files if p.stem.startswith("instances")] or files
 
 
@@ -185,7 +185,7 @@ def _add_annotations(
     used: set[int] = set()
     filled = {"iscrowd": 0, "area": 0, "id": 0}
     taken = {a["id"] for a in annotations if isinstance(a, dict) and is_id(a.get("id"))}
-    free = (number for number in count(1 + max(taken - {coco_ids.LARGEST_ID}, default=0)) if number not in taken)
+    free = coco_ids.free_ids(taken)
     for position, record in enumerate(annotations):
         where = f"annotations[{position}]"
         try:

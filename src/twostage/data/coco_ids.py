@@ -1,6 +1,7 @@
 """Ids in COCO files: whole numbers by the format; some tools write text, or give the address of an image alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, count
 from typing import Any, TypeGuard
 
 from twostage.data.faults import Fault, fault
@@ -11,6 +12,12 @@ LARGEST_ID = 2**63 - 1
 def is_id(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number that an id may be."""
     return type(value) is int and 0 <= value <= LARGEST_ID
+
+
+def free_ids(taken: Collection[int]) -> Iterator[int]:
+    """Ids that are not taken, without end: those after the largest one, then, as no id is larger than that, others."""
+    after = range(1 + max((0, *taken)), LARGEST_ID + 1)
+    return (number for number in chain(after, count(1)) if number not in taken)
 
 
 def known_id(record: Any, key: str) -> int | None:
@@ -80,7 +87,7 @@ def _numbers(texts: Sequence[str], taken: set[int]) -> dict[str, int]:
         own = {text: int(text) for text in different}
         if len({*own.values(), *taken}) == len(different) + len(taken):
             return own
-    return {text: number for number, text in enumerate(different, start=1 + max(taken, default=0))}
+    return dict(zip(different, free_ids(taken), strict=False))
 
 
 def _with(record: Any, key: str, numbers: Mapping[str, int]) -> Any:

@@ -11,11 +11,11 @@ may have changed.
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from twostage.data.builder import Builder
+from twostage.data.coco_ids import free_ids, is_id
 from twostage.data.dataset import Dataset
 from twostage.data.faults import unusable
 from twostage.data.fields import pack, unpack
@@ -53,13 +53,12 @@ class Extras:
         self._files = files
         self._class_fields = class_fields or {}
         self.common = common
-        self._image_ids = count(1 + max((entry["id"] for entry in files.values()), default=0))
-        objects = (one for entry in files.values() for one in entry["objects"])
-        self._object_ids = count(1 + max((one["id"] for one in objects), default=0))
+        self._image_ids = free_ids({entry["id"] for entry in files.values()})
+        self._object_ids = free_ids({one["id"] for entry in files.values() for one in entry["objects"]})
 
     def classes(self, names: Sequence[str]) -> dict[str, int]:
         """Category ids by name: the stored ones in their order, then new ones for the other classes found."""
-        free = count(1 + max(self._categories.values(), default=0))
+        free = free_ids(self._categories.values())
         return {**self._categories, **{name: next(free) for name in names if name not in self._categories}}
 
     def class_fields(self, names: Iterable[str]) -> list[str]:
@@ -216,7 +215,7 @@ def _wrong(document: Mapping[str, Any], split: str) -> str:
     classes, splits = document.get("classes"), document.get("splits")
     if not isinstance(classes, list) or not isinstance(splits, dict):
         return "it has no list of classes, or no splits"
-    if not all(isinstance(c, dict) and _is_id(c.get("id")) and isinstance(c.get("name"), str) for c in classes):
+    if not all(isinstance(c, dict) and is_id(c.get("id")) and isinstance(c.get("name"), str) for c in classes):
         return "a class lacks a whole id or a name"
     if not (_has_fields(document) and all(map(_has_fields, classes)) and isinstance(_common(document, split), dict)):
         return "the fields of a split or a class are no object"
@@ -227,7 +226,7 @@ def _wrong(document: Mapping[str, Any], split: str) -> str:
         return f"the split {split!r} is no object"
     for name, entry in files.items():
         objects = entry.get("objects") if isinstance(entry, dict) else None
-        if not isinstance(objects, list) or not _is_id(entry.get("id")) or not isinstance(entry.get("sha256"), str):
+        if not isinstance(objects, list) or not is_id(entry.get("id")) or not isinstance(entry.get("sha256"), str):
             return f"{name} lacks a sha256, a whole id or a list of objects"
         if not _has_fields(entry):
             return f"the fields of {name} are no object"
@@ -238,7 +237,7 @@ def _wrong(document: Mapping[str, Any], split: str) -> str:
 
 
 def _is_object(one: Any) -> bool:
-    if not isinstance(one, dict) or not _is_id(one.get("id")):
+    if not isinstance(one, dict) or not is_id(one.get("id")):
         return False
     box, flags = one.get("box"), (one.get("iscrowd"), one.get("difficult"))
     numbers: list[Any] = [one.get("area"), *box] if isinstance(box, list) and len(box) == 4 else [None]
@@ -252,7 +251,3 @@ def _common(document: Mapping[str, Any], split: str) -> Any:
 
 def _has_fields(record: Mapping[str, Any]) -> bool:
     return isinstance(record.get("fields", {}), dict)
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**62

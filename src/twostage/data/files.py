@@ -1,7 +1,8 @@
 """Files and folders, as the readers of data sets need them."""
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,18 @@ def is_file(path: Path) -> bool:
         return False
 
 
+@contextmanager
+def text_name(path: Path) -> Iterator[str | Path]:
+    """A name of a file for libraries that open only names in UTF-8: of any other file that of its open descriptor."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield path
+
+
 def display_path(path: str | Path, root: Path) -> str:
     """A path for messages: relative to the root of the data set if it is inside."""
     path = Path(path)
@@ -39,6 +52,12 @@ def require_regular(path: Path) -> None:
 def subfolders(root: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones."""
     return [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+
+
+def below(folder: Path, pattern: str) -> Iterator[Path]:
+    """What is in a folder and its folders and matches, without what is hidden: Jupyter keeps copies in hidden ones."""
+    found = folder.rglob(pattern)
+    return (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def has_files(folder: Path, extensions: Set[str]) -> bool:

@@ -1,6 +1,5 @@
 """Strings and masks as flat arrays: forked workers share their memory; lists of objects would be copied."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +15,7 @@ NONE, POLYGONS, RLE = 0, 1, 2
 
 @dataclass(frozen=True)
 class FlatStrings:
-    """A tuple of strings in one array of bytes, in the file system's encoding so that any file name survives."""
+    """A tuple of strings in one array of bytes; those that are no text, as names of files need not be, survive too."""
 
     offsets: Int64[np.ndarray, " m1"]
     data: UInt8[np.ndarray, " _"]
@@ -24,13 +23,13 @@ class FlatStrings:
     @classmethod
     def of(cls, strings: Sequence[str]) -> "FlatStrings":
         """The strings, concatenated."""
-        return cls(*_flatten([os.fsencode(s) for s in strings]))
+        return cls(*_flatten([s.encode("utf-8", "surrogatepass") for s in strings]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> str:
-        return os.fsdecode(self.data[self.offsets[index] : self.offsets[index + 1]].tobytes())
+        return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes().decode("utf-8", "surrogatepass")
 
 
 class Mask(NamedTuple):

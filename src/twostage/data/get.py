@@ -13,7 +13,7 @@ from twostage.atomic import write_text
 from twostage.data.published import Archive, PublishedData
 from twostage.download import download, verify
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
-from twostage.folders import claimed, require_new, whole_folder
+from twostage.folders import claimed, require_replaceable, whole_folder
 
 log = logging.getLogger("twostage.data")
 
@@ -30,7 +30,7 @@ def get(one: PublishedData, out: Path, *, splits: tuple[str, ...] = (), offline:
     """
     archives = one.needed(splits)
     out = out.absolute()
-    require_new(out, "--out")
+    require_replaceable(out, "--out")
     beside = out.with_name(f"{out.name}.archives")
     with _kept(beside):
         _bring_all(archives, beside, offline=offline)

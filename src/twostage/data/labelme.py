@@ -16,7 +16,7 @@ from twostage.data.builder import Builder
 from twostage.data.dataset import Dataset
 from twostage.data.faults import FaultyDataError, fault, unusable
 from twostage.data.fields import pack, renamed
-from twostage.data.files import display_path, is_file, load_json, subfolders
+from twostage.data.files import below, display_path, is_file, load_json, subfolders
 from twostage.data.images import EXTENSIONS
 from twostage.data.layout import Format, Layout, OpenSplit, Options
 from twostage.errors import DataError
@@ -48,7 +48,8 @@ def detect(path: Path) -> Layout | None:
 
 
 def _holds_labelme(folder: Path) -> bool:
-    return any(map(_looks_like_labelme, islice(sorted(folder.glob("*.json")), 3)))
+    plain = (path for path in sorted(folder.glob("*.json")) if not path.name.startswith("."))
+    return any(map(_looks_like_labelme, islice(plain, 3)))
 
 
 def _looks_like_labelme(path: Path) -> bool:
@@ -80,7 +81,7 @@ def open_splits(layout: Layout, options: Options) -> OpenSplit:
 def _files(folder: Path) -> dict[Path, _File]:
     """The files of a folder and its folders; other JSON is left out."""
     files = {}
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted(below(folder, "*.json")):
         if not _looks_like_labelme(path):
             continue
         try:
@@ -134,8 +135,8 @@ def _add_bare(builder: Builder, folder: Path, taken: set[Path], places: list[str
     stems = {path.with_suffix("") for path in taken}
     bare = [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in EXTENSIONS and path.with_suffix("") not in stems and not path.name.startswith(".")
+        for path in sorted(below(folder, "*"))
+        if path.suffix.lower() in EXTENSIONS and path.with_suffix("") not in stems
     ]
     for path in bare:
         places.append(display_path(path.with_suffix(".json"), builder.root))

@@ -47,7 +47,7 @@ def dataset_from_samples(
         raise UsageError("there are no samples. Give at least one (image, boxes, labels).")
     pixels = {sample.path: sample.pixels for sample in checked if sample.pixels is not None}
     folders = {str(Path(sample.path).parent) for sample in checked if sample.pixels is None}
-    root = Path(os.path.commonpath(folders)) if folders else ROOT
+    root = _common(folders) if folders else ROOT
 
     def header_of(path: str) -> Header:
         if path not in pixels:
@@ -70,6 +70,14 @@ def dataset_from_samples(
     return replace(dataset, pixels=tuple(pixels.get(dataset.paths[i]) for i in range(len(dataset))))
 
 
+def _common(folders: set[str]) -> Path:
+    """The folder that they are all in."""
+    try:
+        return Path(os.path.commonpath(folders))
+    except ValueError:  # of several drives of Windows
+        return ROOT
+
+
 def _check(index: int, sample: Any) -> _Sample:
     """The parts of a sample. Raises UsageError for wrong types, shapes and lengths."""
     if not isinstance(sample, tuple | list) or len(sample) not in (3, 4):
@@ -90,8 +98,8 @@ def _check(index: int, sample: Any) -> _Sample:
     except TypeError:
         raise UsageError(f"sample {index}: labels and masks must be lists or arrays, one entry per box.") from None
     for what, entries in (("labels", ids), ("masks", given)):
-        if entries is not None and (isinstance(entries, int) or len(entries) != len(rows)):
-            count = "no list" if isinstance(entries, int) else len(entries)
+        if entries is not None and (not isinstance(entries, list) or len(entries) != len(rows)):
+            count = len(entries) if isinstance(entries, list) else "no list of"
             raise UsageError(f"sample {index}: {len(rows)} boxes and {count} {what}. Give one for every box.")
     path, pixels = _image(index, image)
     return _Sample(path, pixels, rows.astype(np.float64), ids, given)

@@ -10,6 +10,9 @@ from twostage.data.images import EXTENSIONS, read_header
 # Not allowed in XML or in a list of lines.
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
+_LONGEST = 200  # bytes of a name without suffix and number; most systems take 255 in all
+_KEPT = 50  # characters of a longer one, of at most four bytes
+
 
 def nested_names(datasets: Sequence[Dataset], by_stem: bool) -> list[list[str]]:
     """Names for the images of splits that each have their own folder; subfolders are kept.
@@ -48,7 +51,9 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
 
 def name_parts(dataset: Dataset, index: int) -> list[str]:
     """The parts of an image's path, without the folders in which the formats keep images."""
-    parts = [p for p in PurePosixPath(dataset.file_name(index).replace("\\", "/")).parts if p not in ("..", "/")]
+    # Two slashes at the beginning, of a network share, are a part of their own.
+    named = PurePosixPath(dataset.file_name(index).replace("\\", "/"))
+    parts = [part for part in named.parts if part.strip("/") not in ("", "..")]
     while len(parts) > 1 and (parts[0] in ("images", dataset.split) or parts[0].endswith(":")):
         del parts[0]
     parts = parts or ["image"]
@@ -62,6 +67,8 @@ def _free(name: str, taken: set[str], *, by_stem: bool) -> str:
     """The name, with a number if it is taken. Case is ignored, as on some file systems."""
     path = PurePosixPath(name)
     stem = path.stem.strip() or "image"
+    if len(stem.encode("utf-8", "surrogatepass")) > _LONGEST:
+        stem = stem[-_KEPT:]
     number = 1
     while True:
         tail = "" if number == 1 else f"-{number}"

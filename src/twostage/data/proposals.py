@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from twostage.atomic import write_bytes
 from twostage.data.dataset import Dataset
+from twostage.data.files import text_name
 from twostage.errors import DataError, MissingError, UsageError
 
 log = logging.getLogger("twostage.data")
@@ -103,7 +104,7 @@ def is_proposals_file(path: Path) -> bool:
     if path.suffix == ".json":
         return True
     try:
-        with safe_open(path, "np") as file:
+        with text_name(path) as name, safe_open(name, "np") as file:
             return KEY in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
@@ -160,7 +161,7 @@ def warn_few_proposals(proposals: ProposalSet, dataset: Dataset, wanted: int) ->
 
 def _read_own(path: Path, dataset: Dataset) -> ProposalSet:
     try:
-        with safe_open(path, "np") as file:
+        with text_name(path) as name, safe_open(name, "np") as file:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise DataError(
@@ -197,7 +198,7 @@ def _read_own(path: Path, dataset: Dataset) -> ProposalSet:
 
 def _read_json(path: Path, dataset: Dataset) -> ProposalSet:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a readable JSON file ({error}).") from None
     if not isinstance(entries, list):

@@ -75,8 +75,9 @@ def write_scenes(folder: str | Path, *, train: int = 600, val: int = 100, seed: 
         (part / "stuff" / "names.txt").write_text("\n".join([*NAMES, "ground"]) + "\n", encoding="utf-8")
         part.rename(folder)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise TwostageError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # Ctrl-C passes here too
     return folder
 
 

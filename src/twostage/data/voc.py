@@ -85,7 +85,7 @@ def _lists(folder: Path) -> dict[str, tuple[Path, ...]]:
 
     Where there are only such, as VoTT writes them, a split has those of all classes.
     """
-    lists = {p.stem: p for p in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
+    lists = {p.stem: p for p in sorted(folder.glob("*.txt")) if not p.name.startswith(".")} if folder.is_dir() else {}
     whole = {
         stem: p for stem, p in lists.items() if stem.rpartition("_")[2] == stem or stem.rpartition("_")[2] not in lists
     }
@@ -266,7 +266,7 @@ def _listed(path: Path, known: set[str]) -> list[str]:
     """The names in a list; lists of a single class have -1, 0 or 1 after each. Raises FaultyDataError."""
     try:
         require_regular(path)
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         message = f"cannot be read: {error.strerror or error}"
         raise unusable(path, "unreadable-file", message, "Check that it is a file you may read") from error

@@ -22,7 +22,7 @@ from twostage.data.dataset import Dataset
 from twostage.data.extras import Extras, read_extras
 from twostage.data.faults import FaultyDataError, unusable
 from twostage.data.fields import unpack
-from twostage.data.files import display_path, exists, require_regular
+from twostage.data.files import below, display_path, exists, require_regular
 from twostage.data.flat import NO_MASK, POLYGONS, unpack_polygons
 from twostage.data.found_images import find_images
 from twostage.data.images import EXTENSIONS
@@ -31,7 +31,7 @@ from twostage.data.names import nested_names
 from twostage.data.notation import Notation
 from twostage.data.yolo_config import SPLIT_KEYS
 from twostage.data.yolo_rows import Rows
-from twostage.errors import UsageError
+from twostage.errors import DataError, UsageError
 
 log = logging.getLogger("twostage.data")
 
@@ -124,8 +124,7 @@ def _image_files(
     for entry in named if isinstance(named, list) else [named]:
         place = entry if isinstance(entry, Path) else _resolve(str(entry), document, path)
         if place.is_dir():
-            found = (p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-            files.update(dict.fromkeys(found, ""))
+            files.update(dict.fromkeys((p for p in below(place, "*") if p.suffix.lower() in EXTENSIONS), ""))
             continue
         names = _listed(place)
         where = find_images(names, [place.parent])
@@ -225,9 +224,14 @@ def splits_of(datasets: Sequence[Dataset]) -> list[Dataset]:
 def write(root: Path, datasets: Sequence[Dataset], names: Names) -> list[list[Path]]:
     """Write data.yaml, and labels/<split>/*.txt for splits whose images have these names; the file of each image.
 
-    Raises UsageError for a split that YOLO has no key for.
+    Raises UsageError for a split that YOLO has no key for, DataError for one without images.
     """
     for dataset in datasets:
+        if not len(dataset):
+            raise DataError(
+                f"{dataset.root}: the split {dataset.split!r} has no images, and YOLO's layout cannot hold that. "
+                "Remove the split, or convert to COCO or VOC."
+            )
         if dataset.split not in SPLIT_KEYS:
             raise UsageError(f"data.yaml has no key for the split {dataset.split!r}; it has {', '.join(SPLIT_KEYS)}.")
     splits = {dataset.split: f"images/{dataset.split}" for dataset in datasets}

@@ -25,7 +25,7 @@ from twostage.weights.importers.python_config import read_python_config
 from twostage.weights.importers.simple_faster_rcnn import from_simple_faster_rcnn, is_simple_faster_rcnn
 from twostage.weights.importers.torchvision import from_torchvision, import_torchvision, is_torchvision
 from twostage.weights.importers.yaml_config import read_yaml_config
-from twostage.weights.pickled import Checkpoint, coco_names, origin_of, read_checkpoint
+from twostage.weights.pickled import Checkpoint, coco_names, origin_of, read_checkpoint, require_different
 
 log = logging.getLogger("twostage.weights")
 
@@ -246,10 +246,7 @@ def _names(given: tuple[str, ...], stored: tuple[str, ...], num_classes: int) ->
         said = f"{len(names)} names are given" if names else "the file does not name them"
         classes = f"{num_classes} class{'es' * (num_classes != 1)}"
         raise UsageError(f"the weights have {classes}, and {said}: give --names with {num_classes}, in order")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or "" in names:
-        wrong = f"{twice[0]!r} comes twice" if twice else "one is empty"
-        raise UsageError(f"the names of the classes have to be different, and {wrong}: give --names, each once")
+    require_different(names)
     return names, origin
 
 

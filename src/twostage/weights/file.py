@@ -20,6 +20,7 @@ from torch import Tensor
 
 from twostage import __version__
 from twostage.atomic import replacing
+from twostage.data.files import text_name
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.kinds import coerce, matches
 from twostage.models.component import UnknownFieldError, from_dict, to_dict
@@ -109,7 +110,7 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header entries and tensors of any safetensors file. Raises as `load_weights`."""
     require_weights(path)
     try:
-        with safe_open(path, "pt") as file:
+        with text_name(path) as opened, safe_open(opened, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         mend = "It may have been cut short: copy it again."

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from twostage.data.files import text_name
 from twostage.errors import DataError
 from twostage.weights.file import require_file
 
@@ -55,7 +56,8 @@ def load_pickle(path: Path) -> Any:
         start = file.read(len(_LEGACY))
     try:
         if start.startswith(_ZIP) or start == _LEGACY:
-            return _of_torch(path, mapped=start.startswith(_ZIP))
+            with text_name(path) as name:
+                return _of_torch(name, mapped=start.startswith(_ZIP))
         with path.open("rb") as file:
             return _plain(_Plain(file, encoding="latin1").load(), {})
     except Exception as error:  # a broken pickle may raise anything
@@ -67,7 +69,7 @@ def load_pickle(path: Path) -> Any:
         ) from None
 
 
-def _of_torch(path: Path, *, mapped: bool) -> Any:
+def _of_torch(path: str | Path, *, mapped: bool) -> Any:
     """A file of torch.save. Mapped, what is not used of it (optimizer states) is not read."""
     inert: list[Any] = [Inert]
     for full in torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else ():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twostage.errors import DataError, nearest
+from twostage.errors import DataError, UsageError, nearest
 from twostage.models.build import build
 from twostage.models.configure import configure
 from twostage.models.zoo import named
@@ -154,8 +154,10 @@ def convert_detector(
 ) -> None:
     """A torchvision detector's pickle as a weights file of ours.
 
-    Raises UsageError for an unknown model, DataError where the weights are not that model's or of other classes.
+    Raises UsageError for an unknown model, or names that are not different, DataError where the weights are not that
+    model's or of other classes.
     """
+    require_different(names)
     config = configure(named(model), fields)
     state = from_torchvision(read_pickle(path), len(names))
     detector = build(config, len(names))
@@ -163,6 +165,14 @@ def convert_detector(
     found = origin_of(path, "torchvision", origin)
     card = Card(model, tuple(names), config, dict(metrics or {}), licence, origin=found)
     save_weights(out, detector.state_dict(), card)
+
+
+def require_different(names: Sequence[str]) -> None:
+    """Raises UsageError for classes that no weights file may have: two of one name, or one without a name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        wrong = f"{twice[0]!r} comes twice" if twice else "one is empty"
+        raise UsageError(f"the names of the classes have to be different, and {wrong}: give --names, each once")
 
 
 def origin_of(path: Path, project: str, more: Mapping[str, str] | None = None) -> dict[str, str]:

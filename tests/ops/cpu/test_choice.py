@@ -140,10 +140,11 @@ def test_the_first_form_may_fail_too() -> None:
 
 
 def test_without_a_home_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless(_: str) -> Path:
+    def homeless(_: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(choice, "cache_folder", homeless)
+    monkeypatch.delenv("TWOSTAGE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
     made = choice.choices()
     made.choose("conv 1", NAMES, lambda: {"plain": takes(0)}, lasting=True)
     made.save()

@@ -23,6 +23,12 @@ def test_what_only_running_gives_leaves_the_value_of_the_base(tmp_path: Path, va
     assert read_model["test_cfg"] == {"max_per_img": 7}
 
 
+def test_a_file_of_windows_editor_begins_with_a_mark(tmp_path: Path) -> None:
+    assert read(tmp_path, "x = 1")["x"] == 1
+    (tmp_path / "own.py").write_text("x = 2", encoding="utf-8-sig")
+    assert read_python_config(tmp_path / "own.py") == {"x": 2}
+
+
 def test_dictionaries_within_dictionaries(tmp_path: Path) -> None:
     text = "more = dict(depth=101)\nmodel = dict(backbone=dict(**more, groups=2), neck={**more, 'n': -1 / 2})\n"
     model = read(tmp_path, text)["model"]

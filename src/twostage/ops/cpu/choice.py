@@ -103,7 +103,7 @@ def choices() -> Choices:
     """The decisions for this machine in its present `state`."""
     try:
         folder = cache_folder("forms")
-    except RuntimeError:  # no home folder: nothing is kept
+    except TwostageError:  # no home folder: nothing is kept
         folder = Path(os.devnull)
     return _choices(*state(), folder)
 

@@ -18,7 +18,7 @@ def read_python_config(path: Path) -> dict[str, Any]:
     no Python, and for one that changes `model` or a pipeline otherwise than by assigning it.
     """
     try:
-        return _of_text(path.read_text(encoding="utf-8"), path.parent)
+        return _of_text(path.read_text(encoding="utf-8-sig"), path.parent)
     except (OSError, SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read as a configuration in Python ({error}).") from None
 
