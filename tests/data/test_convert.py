@@ -97,6 +97,14 @@ def test_voc_keeps_classes_without_objects(make_coco: Callable[..., Path], tmp_p
     assert opened(convert(source, tmp_path / "out", "voc").path).names == ("dog", "cat")
 
 
+def test_decimals_are_written_as_they_were_read(make_coco: Callable[..., Path], tmp_path: Path) -> None:
+    """Not as the nearest float32, which has 17 digits."""
+    source = make_coco([annotation(1, bbox=[10.1, 20.2, 30.3, 4.7])])
+    root = convert(source, tmp_path / "out", "coco").path
+    (written,) = json.loads((root / "annotations" / "instances_train.json").read_text())["annotations"]
+    assert written["bbox"] == [10.1, 20.2, 30.3, 4.7]
+
+
 boxes = st.tuples(*[st.floats(-5, 70, width=32)] * 4)
 
 

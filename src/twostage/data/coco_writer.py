@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,13 @@ def _document(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
 def _written_annotations(dataset: Dataset, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
     image = dataset.image_indices
     for row in range(len(dataset.labels)):
-        x1, y1, x2, y2 = dataset.boxes[row].tolist()
+        # The shortest decimals of float32: 1000.3 is not written as 1000.2999877929688.
+        x1, y1, x2, y2 = (Decimal(str(corner)) for corner in dataset.boxes[row])
         entry = {
             "id": int(dataset.annotation_ids[row]),
             "image_id": int(dataset.image_ids[image[row]]),
             "category_id": categories[dataset.labels[row]],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "bbox": [float(number) for number in (x1, y1, x2 - x1, y2 - y1)],
             "area": float(dataset.areas[row]),
             "iscrowd": int(dataset.crowd[row]),
         }
