@@ -109,6 +109,13 @@ def test_an_exported_file_is_refused_before_the_folds_are_written(options: Train
     assert not options.out.exists()
 
 
+def test_what_is_wrong_with_the_first_run_leaves_no_folder(options: TrainOptions) -> None:
+    """With what is wrong put right, the same --out is taken."""
+    with pytest.raises(UsageError, match=r"freeze is 9"):
+        train(replace(options, freeze=9))
+    assert not options.out.exists()
+
+
 def test_the_weights_hold_the_means_of_the_folds(options: TrainOptions) -> None:
     result = train(options)
     assert load_weights(Path(result["weights"]))[0].metrics == result["metrics"]

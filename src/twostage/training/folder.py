@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from twostage.atomic import sweep, write_text
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
 from twostage.environment import environment
-from twostage.errors import DataError, MissingError, UsageError
+from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
 from twostage.folders import claimed, new_folder, next_folder
 from twostage.run_config import CONFIG, read_config, resumed, to_yaml
@@ -156,12 +158,25 @@ def _origin(session: Session) -> dict[str, Any]:
 
 
 def claimed_root(options: TrainOptions, held: ExitStack) -> Path:
-    """The folder of a training of several runs, locked by this process, with the options of all."""
+    """The folder of a training of several runs, locked by this process, with the options of all.
+
+    Where an error ends the training before its first run has begun, it is removed, and its name is free again.
+    """
     folder = RunFolder.create(options) if options.resume is None else RunFolder(options.resume)
-    held.enter_context(claimed(folder.state.parent))
+    lock = held.enter_context(ExitStack())
+    lock.enter_context(claimed(folder.state.parent))
     if options.resume is None:
         folder.begin(options)
+        held.push(partial(_remove_unbegun, folder.path, lock))
     return folder.path
+
+
+def _remove_unbegun(root: Path, lock: ExitStack, kind: type[BaseException] | None, *_: object) -> None:
+    """Remove the folder of a training that an error has ended before any of its runs has a state."""
+    if kind is None or not issubclass(kind, TwostageError) or any(root.glob("*/state/*.safetensors")):
+        return
+    lock.close()  # Windows does not remove files that are open
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def read_options(folder: Path) -> TrainOptions:
