@@ -196,9 +196,12 @@ def train_split_of(folder: Path, images: int) -> Path:
     return data
 
 
-def test_a_broken_cross_validation_goes_on(options: TrainOptions, second_run_stops: list[str]) -> None:
+def test_a_broken_cross_validation_goes_on(
+    options: TrainOptions, second_run_stops: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(options)
+    assert f"Continue with: twostage train --resume {options.out}\n" in caplog.text
     again = train(TrainOptions(resume=options.out, quiet=True))
     assert second_run_stops == ["fold-1", "fold-2", "fold-2", "all"]
     assert again["metrics"] == train(replace(options, out=options.out.with_name("whole")))["metrics"]

@@ -69,9 +69,12 @@ def test_folds_have_a_curve_each(options: TrainOptions) -> None:
     assert curve["AP"][-1] == pytest.approx(result["metrics"]["AP"])
 
 
-def test_a_broken_curve_goes_on(options: TrainOptions, second_run_stops: list[str]) -> None:
+def test_a_broken_curve_goes_on(
+    options: TrainOptions, second_run_stops: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(replace(options, curve=True))
+    assert f"Continue with: twostage train --resume {options.out}\n" in caplog.text
     again = train(TrainOptions(resume=options.out, quiet=True))
     whole = train(replace(options, curve=True, out=options.out.with_name("whole")))
     quarter, half = (str(n) for n in whole["learning_curve"]["images"][:2])

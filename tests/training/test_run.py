@@ -115,6 +115,23 @@ def stop_after(options: TrainOptions, epochs: int) -> None:
             train(options)
 
 
+@pytest.mark.parametrize("within", ["a step", "the plots"])
+def test_a_stopped_run_names_once_the_command_that_goes_on(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, within: str
+) -> None:
+    if within == "a step":
+        stop_after(options, epochs=1)
+    else:
+        monkeypatch.setattr(RunFolder, "draw", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(options)
+    assert caplog.text.count(f"Continue with: twostage train --resume {options.out}\n") == 1
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def assert_same_weights(a: Path, b: Path) -> None:
     first, second = (load_file(folder / "weights" / "last.safetensors") for folder in (a, b))
     assert first.keys() == second.keys()

@@ -27,7 +27,7 @@ from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.errors import TwostageError, UsageError
-from twostage.training.folder import RunFolder, claimed_root, read_options, resumed_options
+from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
 from twostage.training.start import require_start, with_default_weights
@@ -87,6 +87,7 @@ def cross_validate(
             folds = fold_splits(images, options.folds, options.seed)
             require_parts(options, folds[0].train)
         root = processes.on_main(lambda: claimed_root(options, held))
+        held.enter_context(naming_resume(f"twostage train --resume {root}"))
         return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
 
 

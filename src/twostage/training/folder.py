@@ -3,9 +3,10 @@
 import csv
 import io
 import json
+import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from twostage.training.state import Progress, save_state
 from twostage.training.step import Session
 from twostage.training.validate import Validation
 from twostage.weights.file import Card, save_weights
+
+log = logging.getLogger("twostage.training")
 
 # Where a run computes and where its data lie do not change its result.
 FREE = ("data", "images", "proposals", "device", "workers", "quiet", "offline", "resume")
@@ -155,6 +158,16 @@ def _origin(session: Session) -> dict[str, Any]:
         "steps": session.progress.step,
         "seed": options.seed,
     }
+
+
+@contextmanager
+def naming_resume(command: str) -> Iterator[None]:
+    """Where Ctrl-C ends what is inside, log the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("Continue with: %s", command)
+        raise
 
 
 def claimed_root(options: TrainOptions, held: ExitStack) -> Path:

@@ -32,7 +32,7 @@ from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.training.batch_size import fitted
 from twostage.training.ema import EMA
 from twostage.training.extra_samples import repeats_of, require_pasting
-from twostage.training.folder import RunFolder, require_same_images, resumed_options
+from twostage.training.folder import RunFolder, naming_resume, require_same_images, resumed_options
 from twostage.training.inputs import Given, given_proposals, stuff_maps
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
@@ -105,6 +105,8 @@ def run(
         session.progress.until = until
         with processes.sync_errors():
             _begin_or_go_on(session, folder)
+        if root is None:
+            held.enter_context(naming_resume(f"twostage train --resume {folder.path}"))
         session.ddp_model = processes.wrap_ddp(session.model)
         with processes.sync_errors():
             given = given_proposals(options, splits, session.model.config)
@@ -253,7 +255,7 @@ def _learn(run: Run) -> None:
                 _save(run)
             if session.processes.any(session.stop.is_set()):
                 _save(run)
-                log.warning("Stopped and saved. Continue with: twostage train --resume %s", run.resumed_by)
+                log.warning("Stopped and saved.")
                 session.processes.end_all(KeyboardInterrupt())
 
 
