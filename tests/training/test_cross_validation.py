@@ -18,7 +18,7 @@ from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, UsageError
 from twostage.training import batch_size, cross_validation, run, train
-from twostage.training.cross_validation import at_best_share, best_share, fold_splits, mean_of_defined
+from twostage.training.cross_validation import at_best_share, best_share, classes_of_one_fold, fold_splits, mean_of_defined
 from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
 
@@ -58,6 +58,16 @@ def test_every_image_is_in_one_fold_and_every_class_in_as_many_as_can_be(
     for k in set(labels) - {-1}:
         counts = [int((one.val.labels == k).sum()) for one in splits]
         assert max(counts) - min(counts) <= 1
+
+
+def test_classes_that_one_fold_alone_has_are_named() -> None:
+    """Three images in three folds; what is difficult in the last is not learned from it."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    samples = [(pixels, [[0, 0, 4, 4]] * len(labels), labels) for labels in ([0, 1, 2], [0], [0, 1])]
+    images = Dataset.from_samples(samples, ["everywhere", "difficult elsewhere", "once"])
+    assert classes_of_one_fold(fold_splits(images, 3, 0)) == ["once"]
+    images = replace(images, difficult=np.array([False, False, False, False, False, True]))
+    assert classes_of_one_fold(fold_splits(images, 3, 0)) == ["difficult elsewhere", "once"]
 
 
 def test_the_best_share_is_that_of_the_mean_of_all_folds() -> None:

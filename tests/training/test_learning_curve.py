@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_parts_are_validated_as_often_as_the_whole(options: TrainOptions) -> Non
     rows = [(folder / "metrics.csv").read_text() for folder in (out, out / "curve" / "4")]
     counts = [sum(bool(row["AP"]) for row in csv.DictReader(text.splitlines())) for text in rows]
     assert counts == [4, 4]
+
+
+def test_a_curve_needs_objects_to_be_scored_on(options: TrainOptions, tmp_path: Path) -> None:
+    """AP is -1 without them, and no number of images changes that."""
+    data = tmp_path / "data"
+    shutil.copytree(options.data, data)
+    file = data / "annotations" / "instances_val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    with pytest.raises(UsageError, match="'val' of .* has no object that counts"):
+        train(replace(options, data=data, curve=True))
+    assert not options.out.exists()
 
 
 def test_a_curve_needs_a_validation(options: TrainOptions) -> None:

@@ -86,6 +86,12 @@ def cross_validate(
             assert options.folds is not None
             folds = fold_splits(images, options.folds, options.seed)
             require_parts(options, folds[0].train)
+            if alone := classes_of_one_fold(folds):
+                log.warning(
+                    "In the images of one fold alone: %s. Its run has none of them to learn from, so the mean AP is too "
+                    "low. Label more images with them.",
+                    ", ".join(alone),
+                )
         root = processes.on_main(lambda: claimed_root(options, held))
         held.enter_context(naming_resume(f"twostage train --resume {root}"))
         return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
@@ -139,6 +145,16 @@ def fold_parts(images: Dataset, folds: int, seed: int) -> list[Int64[np.ndarray,
         raise UsageError(f"folds is {folds}, more than the {len(images)} images: give fewer.")
     order = stratified_order(images, seed)
     return [np.sort(order[number::folds]) for number in range(folds)]
+
+
+def classes_of_one_fold(folds: Sequence[Splits]) -> list[str]:
+    """The classes that some fold is scored on and its run has no object of to learn from."""
+    found: set[str] = set()
+    for train, val, _ in folds:
+        assert val is not None
+        learned, counted = (one.labels[~(one.crowd | one.difficult)] for one in (train, val))
+        found |= {train.names[label] for label in np.setdiff1d(counted, learned)}
+    return sorted(found)
 
 
 def keep_parts(root: Path, folds: Sequence[Splits]) -> None:

@@ -91,7 +91,7 @@ def run(
                 options = resumed_options(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
             splits = with_classes(splits, options.names) if splits else open_splits(options)
-            require_parts(options, splits.train)
+            require_parts(options, splits.train, splits.val)
             session = _session(options, splits.train, processes, backbone, bf16)
             if session.learns_masks:
                 require_masks(splits, options.on_error)
