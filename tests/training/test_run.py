@@ -299,6 +299,7 @@ def test_weights_of_other_classes_keep_what_fits(
         result = train(replace(options, weights=str(tmp_path / "start.safetensors"), epochs=1, lr=1e-12, ema=0.0))
     assert f"In both: none; new: circle, square, triangle, star, cross; left out: dog, {other}" in caplog.text
     assert ("Upper and lower case" in caplog.text) is cased
+    assert "Rows of those in both" not in caplog.text
     assert re.search(r"head +6 of 8 +yes +head.classes$", caplog.text, re.MULTILINE)
     _, state = load_weights(Path(result["weights"]))
     torch.testing.assert_close(state["rpn.objectness.weight"], start.model.rpn.objectness.weight, atol=1e-6, rtol=0)

@@ -152,7 +152,7 @@ def _origin(session: Session) -> dict[str, Any]:
         "split": data.split,
         "images": len(data),
         "objects": len(data.boxes),
-        "started from": Path(options.weights).name if options.weights else "random weights",
+        "started from": Path(options.initial_weights).name if options.initial_weights else "random weights",
         "recipe": recipe_name(options),
         "optimizer": f"{recipe.optimizer}, learning rate {recipe.lr:g}, {recipe.batch} images per step",
         "steps": session.progress.step,

@@ -160,8 +160,9 @@ def _session(
         processes=processes.world,
     )
     log.info(
-        "%s from %s, recipe %s: %s, learning rate %g, %d images per step",
-        *(options.model, options.weights or "random weights", recipe_name(options)),
+        "%s%s from %s, recipe %s: %s, learning rate %g, %d images per step",
+        *(options.model, f" with {options.backbone}" if options.backbone else ""),
+        *(options.initial_weights or "random weights", recipe_name(options)),
         *(recipe.optimizer, recipe.lr, recipe.batch),
     )
     freeze(model, recipe.freeze)
