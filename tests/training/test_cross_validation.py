@@ -18,7 +18,13 @@ from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, UsageError
 from twostage.training import batch_size, cross_validation, run, train
-from twostage.training.cross_validation import at_best_share, best_share, classes_of_one_fold, fold_splits, mean_of_defined
+from twostage.training.cross_validation import (
+    at_best_share,
+    best_share,
+    classes_of_one_fold,
+    fold_splits,
+    mean_of_defined,
+)
 from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
 

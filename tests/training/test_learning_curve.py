@@ -109,7 +109,7 @@ def test_a_curve_needs_objects_to_be_scored_on(options: TrainOptions, tmp_path: 
     shutil.copytree(options.data, data)
     file = data / "annotations" / "instances_val.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
-    with pytest.raises(UsageError, match="'val' of .* has no object that counts"):
+    with pytest.raises(UsageError, match=r"'val' of .* has no object that counts"):
         train(replace(options, data=data, curve=True))
     assert not options.out.exists()
 

@@ -25,7 +25,8 @@ def train(
 
     `data` is the path of a data set, an open `Dataset` or one made in memory (then `val` is the data set to validate
     on, or None), or the `TrainOptions` of the run; `options` are its fields: `train("my-data", epochs=12)`.
-    With `folds`, or without a validation split and few images, it is cross-validated and then trained on all images.
+    With `folds`, or where a path has few images and no split to validate on, it is cross-validated and then trained on
+    all images.
     `backbone` takes the place of the model's own: a module (`models.build`), or a network of timm, "timm:NAME".
 
     Returns {"out", "weights", "epochs", "steps", "seconds", "metrics"}: the run folder, its best weights, what was

@@ -88,8 +88,8 @@ def cross_validate(
             require_parts(options, folds[0].train)
             if alone := classes_of_one_fold(folds):
                 log.warning(
-                    "In the images of one fold alone: %s. Its run has none of them to learn from, so the mean AP is too "
-                    "low. Label more images with them.",
+                    "In the images of one fold alone: %s. Its run has none of them to learn from, so the mean AP is "
+                    "too low. Label more images with them.",
                     ", ".join(alone),
                 )
         root = processes.on_main(lambda: claimed_root(options, held))
