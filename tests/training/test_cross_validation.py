@@ -13,19 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from twostage.data.dataset import Dataset
+from twostage.data.dataset import Dataset, select_images
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, UsageError
 from twostage.training import batch_size, cross_validation, run, train
 from twostage.training.cross_validation import (
     at_best_share,
+    begun_folds,
     best_share,
     classes_of_one_fold,
     fold_splits,
+    keep_parts,
     mean_of_defined,
 )
 from twostage.training.options import TrainOptions
+from twostage.training.splits import Splits
 from twostage.weights.file import load_weights
 
 
@@ -64,6 +67,26 @@ def test_every_image_is_in_one_fold_and_every_class_in_as_many_as_can_be(
     for k in set(labels) - {-1}:
         counts = [int((one.val.labels == k).sum()) for one in splits]
         assert max(counts) - min(counts) <= 1
+
+
+def test_folds_of_a_begun_training_follow_the_names_of_its_images(tmp_path: Path) -> None:
+    """Whatever was done to the labels, and in whatever order the images come."""
+    samples = [(np.zeros((4, 4, 3), np.uint8), [[0, 0, 3, 3]], [k % 2]) for k in range(6)]
+    images = Dataset.from_samples(samples, ["a", "b"])
+    assert names_of(begun_folds(tmp_path, images, 3, 0)) == names_of(fold_splits(images, 3, 0))
+    folds = fold_splits(images, 3, 0)
+    keep_parts(tmp_path, folds)
+    mended = replace(images, labels=np.array([0, 0, 0, 0, 1, 1]))
+    assert names_of(fold_splits(mended, 3, 0)) != names_of(folds)
+    turned = select_images(mended, np.arange(6)[::-1].copy())
+    assert names_of(begun_folds(tmp_path, turned, 3, 0)) == names_of(folds)
+    with pytest.raises(DataError, match="image_5 is gone since the training in"):
+        begun_folds(tmp_path, select_images(images, np.arange(5)), 3, 0)
+
+
+def names_of(folds: list[Splits]) -> list[set[str]]:
+    """The images that each fold is scored on."""
+    return [{one.val.file_name(index) for index in range(len(one.val))} for one in folds]
 
 
 def test_classes_that_one_fold_alone_has_are_named() -> None:

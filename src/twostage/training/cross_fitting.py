@@ -18,7 +18,7 @@ from twostage.data.dataset import Dataset
 from twostage.distributed import process_group
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.run_config import CONFIG
-from twostage.training.cross_validation import PARTS, fold_folder, fold_splits, keep_parts
+from twostage.training.cross_validation import PARTS, begun_folds, fold_folder, fold_splits, keep_parts
 from twostage.training.folder import RunFolder, claimed_root, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE
@@ -47,7 +47,10 @@ def cross_fit(images: Dataset, options: TrainOptions) -> list[FoldDetector]:
             require_start(options)
         if options.folds is None:
             raise UsageError("folds is not given: choose the number of detectors to train, as folds=3.")
-        folds = fold_splits(images, options.folds, options.seed)
+        if options.resume is None:
+            folds = fold_splits(images, options.folds, options.seed)
+        else:
+            folds = begun_folds(options.resume, images, options.folds, options.seed)
         root = processes.on_main(lambda: claimed_root(options, held))
         processes.on_main(lambda: keep_parts(root, folds))
         for number, splits in enumerate(folds, 1):

@@ -26,7 +26,7 @@ from twostage.data.layout import Options
 from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
-from twostage.errors import TwostageError, UsageError
+from twostage.errors import DataError, TwostageError, UsageError
 from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
@@ -84,7 +84,10 @@ def cross_validate(
                     *(options.data, options.folds, NONE),
                 )
             assert options.folds is not None
-            folds = fold_splits(images, options.folds, options.seed)
+            if options.resume is None:
+                folds = fold_splits(images, options.folds, options.seed)
+            else:
+                folds = begun_folds(options.resume, images, options.folds, options.seed)
             require_parts(options, folds[0].train)
             if alone := classes_of_one_fold(folds):
                 log.warning(
@@ -132,8 +135,30 @@ def fold_splits(images: Dataset, folds: int, seed: int) -> list[Splits]:
 
     Raises UsageError with fewer images than folds.
     """
+    return _splits_of(images, fold_parts(images, folds, seed))
+
+
+def begun_folds(root: Path, images: Dataset, folds: int, seed: int) -> list[Splits]:
+    """The folds of a training that was begun in `root`, by the names of their images.
+
+    Labels that were mended since would give other folds, and runs would be scored on images that they have learned.
+    Raises DataError where the images are others than then.
+    """
+    if not (root / PARTS).exists():  # stopped before they were chosen
+        return fold_splits(images, folds, seed)
+    names = json.loads((root / PARTS).read_text(encoding="utf-8"))["folds"]
+    place = {images.file_name(index): index for index in range(len(images))}
+    if changed := sorted(place.keys() ^ {name for part in names for name in part}):
+        raise DataError(
+            f"{images.root}: {changed[0]} is {'new' if changed[0] in place else 'gone'} since the training in {root} "
+            "was begun. Bring back the images that it was begun with, or begin a new one."
+        )
+    return _splits_of(images, [np.sort(np.array([place[name] for name in part])) for part in names])
+
+
+def _splits_of(images: Dataset, parts: Iterable[Int64[np.ndarray, " _"]]) -> list[Splits]:
     splits = []
-    for part in fold_parts(images, folds, seed):
+    for part in parts:
         val = select_images(images, part)
         splits.append(Splits(select_images(images, np.setdiff1d(np.arange(len(images)), part)), val, val))
     return splits

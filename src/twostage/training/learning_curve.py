@@ -25,7 +25,7 @@ from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.evaluation.plots import plot_learning_curve, save_figure
 from twostage.folders import claimed
-from twostage.training.cross_validation import fold_folder, fold_splits, images_to_fold, mean_of_defined
+from twostage.training.cross_validation import begun_folds, fold_folder, images_to_fold, mean_of_defined
 from twostage.training.folder import naming_resume, read_options
 from twostage.training.options import TrainOptions
 from twostage.training.recipe import RECIPES, epochs_of, recipe_name
@@ -104,7 +104,7 @@ def _scored_runs(root: Path, recorded: TrainOptions, splits: Splits | None) -> d
     """The folder and the splits of the runs that were validated: the training itself, or its folds."""
     if recorded.folds is None:
         return {root: splits or open_splits(recorded)}
-    folds = fold_splits(images_to_fold(recorded, splits), recorded.folds, recorded.seed)
+    folds = begun_folds(root, images_to_fold(recorded, splits), recorded.folds, recorded.seed)
     return {fold_folder(root, number): one for number, one in enumerate(folds, 1)}
 
 
