@@ -241,6 +241,10 @@ def test_a_broken_cross_validation_goes_on(
     with pytest.raises(KeyboardInterrupt):
         train(options)
     assert f"Continue with: twostage train --resume {options.out}\n" in caplog.text
+    with pytest.raises(UsageError, match=f"Resume that: --resume {options.out}"):
+        train(TrainOptions(resume=options.out / "fold-1"))
+    with pytest.raises(UsageError, match=r"Leave it out, or begin a new run\.$"):
+        train(TrainOptions(resume=options.out, epochs=5))
     again = train(TrainOptions(resume=options.out, quiet=True))
     assert second_run_stops == ["fold-1", "fold-2", "fold-2", "all"]
     assert again["metrics"] == train(replace(options, out=options.out.with_name("whole")))["metrics"]

@@ -38,7 +38,7 @@ def train(
     from twostage.data.dataset import Dataset
     from twostage.ops.cpu.memory import release_freed_memory
     from twostage.training.alternating import alternate
-    from twostage.training.cross_validation import cross_validate, needs_cross_validation
+    from twostage.training.cross_validation import cross_validate, needs_cross_validation, require_not_part
     from twostage.training.folder import read_options
     from twostage.training.learning_curve import add_learning_curve
     from twostage.training.run import run
@@ -78,6 +78,8 @@ def train(
         raise UsageError(
             f"data is {type(data).__name__}: give a path or a Dataset. Dataset.from_samples makes one of samples."
         )
+    if run_options.resume is not None:
+        require_not_part(run_options.resume)
     recorded_options = run_options if run_options.resume is None else read_options(run_options.resume)
     several = run_options.resume is None and needs_cross_validation(run_options, splits)
     try:

@@ -118,6 +118,13 @@ def needs_cross_validation(options: TrainOptions, splits: Splits | None) -> bool
     return False
 
 
+def require_not_part(folder: Path) -> None:
+    """Raises UsageError for the folder of a fold, which alone does not say which images its run learns from."""
+    root = folder.absolute().parent
+    if (root / PARTS).exists():
+        raise UsageError(f"{folder}: a run of the cross-validation in {root}. Resume that: --resume {root}")
+
+
 def images_to_fold(options: TrainOptions, splits: Splits | None) -> Dataset:
     """All images to learn from, given or opened."""
     return (
