@@ -14,13 +14,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from twostage.data.dataset import Dataset
+from twostage.data.dataset import Dataset, select_images
 from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.errors import DataError, UsageError
 from twostage.training import batch_size, cross_validation, run, train
-from twostage.training.cross_validation import at_best_share, best_share, fold_parts, fold_splits, mean_of_defined
+from twostage.training.cross_validation import (
+    at_best_share,
+    best_share,
+    classes_of_one_fold,
+    fold_parts,
+    fold_splits,
+    keep_parts,
+    mean_of_defined,
+    resumed_splits,
+)
 from twostage.training.options import TrainOptions
+from twostage.training.splits import Splits
 from twostage.weights.file import load_weights
 
 
@@ -76,6 +86,36 @@ def test_copies_of_an_image_are_in_the_same_fold(tmp_path: Path) -> None:
         fold_parts(dataset, 7, 0)
 
 
+def test_folds_of_a_begun_training_follow_the_names_of_its_images(tmp_path: Path) -> None:
+    """Whatever was done to the labels, and in whatever order the images come."""
+    samples = [(np.zeros((4, 4, 3), np.uint8), [[0, 0, 3, 3]], [k % 2]) for k in range(6)]
+    images = Dataset.from_samples(samples, ["a", "b"])
+    assert names_of(resumed_splits(tmp_path, images, 3, 0)) == names_of(fold_splits(images, 3, 0))
+    folds = fold_splits(images, 3, 0)
+    keep_parts(tmp_path, folds)
+    mended = replace(images, labels=np.array([0, 0, 0, 0, 1, 1]))
+    assert names_of(fold_splits(mended, 3, 0)) != names_of(folds)
+    turned = select_images(mended, np.arange(6)[::-1].copy())
+    assert names_of(resumed_splits(tmp_path, turned, 3, 0)) == names_of(folds)
+    with pytest.raises(DataError, match="has 5 images now, and had 6 when the folds"):
+        resumed_splits(tmp_path, select_images(images, np.arange(5)), 3, 0)
+
+
+def names_of(folds: list[Splits]) -> list[set[str]]:
+    """The images that each fold is scored on."""
+    return [{one.val.file_name(index) for index in range(len(one.val))} for one in folds]
+
+
+def test_classes_that_one_fold_alone_has_are_named() -> None:
+    """Three images in three folds; what is difficult in the last is not learned from it."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    samples = [(pixels, [[0, 0, 4, 4]] * len(labels), labels) for labels in ([0, 1, 2], [0], [0, 1])]
+    images = Dataset.from_samples(samples, ["everywhere", "difficult elsewhere", "once"])
+    assert classes_of_one_fold(fold_splits(images, 3, 0)) == ["once"]
+    images = replace(images, difficult=np.array([False, False, False, False, False, True]))
+    assert classes_of_one_fold(fold_splits(images, 3, 0)) == ["difficult elsewhere", "once"]
+
+
 def test_the_best_share_is_that_of_the_mean_of_all_folds() -> None:
     """The first fold alone would choose 0.5, the second 1; together 0.75 is best."""
     first, second = [(0.5, 0.6), (0.75, 0.55), (1.0, 0.3)], [(0.5, 0.2), (0.75, 0.45), (1.0, 0.5)]
@@ -122,6 +162,13 @@ def test_an_exported_file_is_refused_before_the_folds_are_written(options: Train
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(DataError, match="an exported file, which holds a program"):
         train(replace(options, weights=str(tmp_path / "model.onnx"), folds=3))
+    assert not options.out.exists()
+
+
+def test_what_is_wrong_with_the_first_run_leaves_no_folder(options: TrainOptions) -> None:
+    """With what is wrong put right, the same --out is taken."""
+    with pytest.raises(UsageError, match=r"freeze is 9"):
+        train(replace(options, freeze=9))
     assert not options.out.exists()
 
 
@@ -205,9 +252,16 @@ def train_split_of(folder: Path, images: int) -> Path:
     return data
 
 
-def test_a_broken_cross_validation_goes_on(options: TrainOptions, second_run_stops: list[str]) -> None:
+def test_a_broken_cross_validation_goes_on(
+    options: TrainOptions, second_run_stops: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(options)
+    assert f"Continue with: twostage train --resume {options.out}\n" in caplog.text
+    with pytest.raises(UsageError, match=f"Resume that: --resume {options.out}"):
+        train(TrainOptions(resume=options.out / "fold-1"))
+    with pytest.raises(UsageError, match=r"Leave it out, or begin a new run\.$"):
+        train(TrainOptions(resume=options.out, epochs=5))
     again = train(TrainOptions(resume=options.out, quiet=True))
     assert second_run_stops == ["fold-1", "fold-2", "fold-2", "all"]
     assert again["metrics"] == train(replace(options, out=options.out.with_name("whole")))["metrics"]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from twostage.errors import MissingError
+from twostage.detector import Detector
+from twostage.errors import DataError, MissingError
 from twostage.training import train
 from twostage.training.options import TrainOptions
 from twostage.weights import named
-from twostage.weights.file import load_tensors
+from twostage.weights.file import load_tensors, load_weights
 from twostage.weights.named import find_weights
 from twostage.weights.publishers.packages import PRETRAINED
 
@@ -49,9 +50,24 @@ def test_a_run_begins_from_the_weights_of_the_package(
     assert table["backbone, stages 2 to 4"][-2:] == ["yes", "none"]
 
 
-def test_random_weights_on_request(options: TrainOptions) -> None:
-    train(replace(options, weights="none"))
+def test_random_weights_on_request(options: TrainOptions, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "twostage"):
+        result = train(replace(options, weights="none"))
+    assert "faster_rcnn_lite0_fpn from random weights, recipe scratch" in caplog.text
+    assert load_weights(Path(result["weights"]))[0].origin["started from"] == "random weights"
     assert yaml.safe_load((options.out / "config.yaml").read_text())["freeze"] == 0
+
+
+def test_a_detector_around_another_backbone_is_refused(options: TrainOptions, tmp_path: Path) -> None:
+    """Its pyramid and its heads fit; the backbone would be random, with frozen statistics that were never measured."""
+    tiny = tmp_path / "tiny.safetensors"
+    Detector.build("faster_rcnn_tiny_fpn", ["a"], device="cpu").save(tiny)
+    with pytest.raises(DataError, match=r"fits the backbone of faster_rcnn_lite0_fpn.*Choose faster_rcnn_tiny_fpn by"):
+        train(replace(options, weights=str(tiny)))
+    around = replace(options, model="faster_rcnn_tiny_fpn", backbone="timm:test_convnext", weights=str(tiny))
+    with pytest.raises(DataError, match=r"the backbone of timm:test_convnext.*Leave out --backbone"):
+        train(around)
+    assert not options.out.exists()
 
 
 def test_the_package_that_is_missing_is_named_with_both_ways_on(

@@ -70,9 +70,12 @@ def test_folds_have_a_curve_each(options: TrainOptions) -> None:
     assert curve["AP"][-1] == pytest.approx(result["metrics"]["AP"])
 
 
-def test_a_broken_curve_goes_on(options: TrainOptions, second_run_stops: list[str]) -> None:
+def test_a_broken_curve_goes_on(
+    options: TrainOptions, second_run_stops: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(replace(options, curve=True))
+    assert f"Continue with: twostage train --resume {options.out}\n" in caplog.text
     again = train(TrainOptions(resume=options.out, quiet=True))
     whole = train(replace(options, curve=True, out=options.out.with_name("whole")))
     quarter, half = (str(n) for n in whole["learning_curve"]["images"][:2])
@@ -119,6 +122,17 @@ def test_parts_are_validated_as_often_as_the_whole(options: TrainOptions) -> Non
     rows = [(folder / "metrics.csv").read_text() for folder in (out, out / "curve" / "4")]
     counts = [sum(bool(row["AP"]) for row in csv.DictReader(text.splitlines())) for text in rows]
     assert counts == [4, 4]
+
+
+def test_a_curve_needs_objects_to_be_scored_on(options: TrainOptions, tmp_path: Path) -> None:
+    """AP is -1 without them, and no number of images changes that."""
+    data = tmp_path / "data"
+    shutil.copytree(options.data, data)
+    file = data / "annotations" / "instances_val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    with pytest.raises(UsageError, match=r"'val' of .* has no object that counts"):
+        train(replace(options, data=data, curve=True))
+    assert not options.out.exists()
 
 
 def test_a_curve_needs_a_validation(options: TrainOptions) -> None:

@@ -123,6 +123,23 @@ def stop_after(options: TrainOptions, epochs: int) -> None:
             train(options)
 
 
+@pytest.mark.parametrize("within", ["a step", "the plots"])
+def test_a_stopped_run_names_once_the_command_that_goes_on(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, within: str
+) -> None:
+    if within == "a step":
+        stop_after(options, epochs=1)
+    else:
+        monkeypatch.setattr(RunFolder, "draw", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(options)
+    assert caplog.text.count(f"Continue with: twostage train --resume {options.out}\n") == 1
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def assert_same_weights(a: Path, b: Path) -> None:
     first, second = (load_file(folder / "weights" / "last.safetensors") for folder in (a, b))
     assert first.keys() == second.keys()
@@ -290,6 +307,7 @@ def test_weights_of_other_classes_keep_what_fits(
         result = train(replace(options, weights=str(tmp_path / "start.safetensors"), epochs=1, lr=1e-12, ema=0.0))
     assert f"In both: none; new: circle, square, triangle, star, cross; left out: dog, {other}" in caplog.text
     assert ("Upper and lower case" in caplog.text) is cased
+    assert "Rows of those in both" not in caplog.text
     assert re.search(r"head +6 of 8 +yes +head.classes$", caplog.text, re.MULTILINE)
     _, state = load_weights(Path(result["weights"]))
     torch.testing.assert_close(state["rpn.objectness.weight"], start.model.rpn.objectness.weight, atol=1e-6, rtol=0)

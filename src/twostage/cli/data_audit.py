@@ -138,9 +138,11 @@ def _judges(options: AuditOptions, dataset: "Dataset") -> "tuple[Iterator[Judge]
     import numpy as np
 
     from twostage.training.cross_fitting import FoldDetector, cross_fit, fold_detectors, is_folds_run
+    from twostage.training.folder import naming_resume
 
     if options.folds is not None:
-        folds = cross_fit(dataset, _training(options))
+        with naming_resume("the same command"):
+            folds = cross_fit(dataset, _training(options))
     elif options.weights is not None and is_folds_run(Path(options.weights)):
         folds = fold_detectors(Path(options.weights), dataset)
     else:

@@ -25,7 +25,8 @@ def train(
 
     `data` is the path of a data set, an open `Dataset` or one made in memory (then `val` is the data set to validate
     on, or None), or the `TrainOptions` of the run; `options` are its fields: `train("my-data", epochs=12)`.
-    With `folds`, or without a validation split and few images, it is cross-validated and then trained on all images.
+    With `folds`, or where a path has few images and no split to validate on, it is cross-validated and then trained on
+    all images.
     `backbone` takes the place of the model's own: a module (`models.build`), or a network of timm, "timm:NAME".
 
     Returns {"out", "weights", "epochs", "steps", "seconds", "metrics"}: the run folder, its best weights, what was
@@ -37,7 +38,7 @@ def train(
     from twostage.data.dataset import Dataset
     from twostage.ops.cpu.memory import release_freed_memory
     from twostage.training.alternating import alternate
-    from twostage.training.cross_validation import cross_validate, needs_cross_validation
+    from twostage.training.cross_validation import cross_validate, needs_cross_validation, require_not_part
     from twostage.training.folder import read_options
     from twostage.training.learning_curve import add_learning_curve
     from twostage.training.run import run
@@ -77,6 +78,8 @@ def train(
         raise UsageError(
             f"data is {type(data).__name__}: give a path or a Dataset. Dataset.from_samples makes one of samples."
         )
+    if run_options.resume is not None:
+        require_not_part(run_options.resume)
     recorded_options = run_options if run_options.resume is None else read_options(run_options.resume)
     several = run_options.resume is None and needs_cross_validation(run_options, splits)
     try:

@@ -28,7 +28,7 @@ from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, TwostageError, UsageError
-from twostage.training.folder import RunFolder, claimed_root, read_options, resumed_options
+from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
 from twostage.training.start import require_start, with_default_weights
@@ -87,7 +87,14 @@ def cross_validate(
             assert options.folds is not None
             folds = resumed_splits(options.resume, images, options.folds, options.seed)
             require_parts(options, folds[0].train)
+            if alone := classes_of_one_fold(folds):
+                log.warning(
+                    "In the images of one fold alone: %s. Its run has none of them to learn from, so the mean AP is "
+                    "too low. Label more images with them.",
+                    ", ".join(alone),
+                )
         root = processes.on_main(lambda: claimed_root(options, held))
+        held.enter_context(naming_resume(f"twostage train --resume {root}"))
         return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
 
 
@@ -107,6 +114,13 @@ def needs_cross_validation(options: TrainOptions, splits: Splits | None) -> bool
         if train is not None and val is None:
             return len(opener(layout, Options(options.images, options.voc_offset, "skip"))(train)) <= MOST
     return False
+
+
+def require_not_part(folder: Path) -> None:
+    """Raises UsageError for the folder of a fold, which alone does not say which images its run learns from."""
+    root = folder.absolute().parent
+    if (root / PARTS).exists():
+        raise UsageError(f"{folder}: a run of the cross-validation in {root}. Resume that: --resume {root}")
 
 
 def images_to_fold(options: TrainOptions, splits: Splits | None) -> Dataset:
@@ -167,6 +181,16 @@ def fold_parts(images: Dataset, folds: int, seed: int) -> list[Int64[np.ndarray,
     fold_of[distinct] = np.arange(len(distinct)) % folds
     # Of two copies in different folds one would be learned, and the other scored.
     return [np.flatnonzero(fold_of[first] == number) for number in range(folds)]
+
+
+def classes_of_one_fold(folds: Sequence[Splits]) -> list[str]:
+    """The classes that some fold is scored on and its run has no object of to learn from."""
+    found: set[str] = set()
+    for train, val, _ in folds:
+        assert val is not None
+        learned, counted = (one.labels[~(one.crowd | one.difficult)] for one in (train, val))
+        found |= {train.names[label] for label in np.setdiff1d(counted, learned)}
+    return sorted(found)
 
 
 def keep_parts(root: Path, folds: Sequence[Splits]) -> None:

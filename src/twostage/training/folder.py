@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from twostage.atomic import sweep, write_text
 from twostage.data.dataset import Dataset
 from twostage.data.loader import Loaded
 from twostage.environment import environment
-from twostage.errors import DataError, MissingError, UsageError
+from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
 from twostage.folders import claimed, new_folder, next_folder
 from twostage.run_config import CONFIG, read_config, resumed, to_yaml
@@ -24,6 +27,8 @@ from twostage.training.state import Progress, save_state
 from twostage.training.step import Session
 from twostage.training.validate import Validation
 from twostage.weights.file import Card, save_weights
+
+log = logging.getLogger("twostage.training")
 
 # Where a run computes and where its data lie do not change its result.
 FREE = ("data", "images", "proposals", "device", "workers", "quiet", "offline", "resume")
@@ -147,7 +152,7 @@ def _origin(session: Session) -> dict[str, Any]:
         "split": data.split,
         "images": len(data),
         "objects": len(data.boxes),
-        "started from": Path(options.weights).name if options.weights else "random weights",
+        "started from": Path(options.initial_weights).name if options.initial_weights else "random weights",
         "recipe": recipe_name(options),
         "optimizer": f"{recipe.optimizer}, learning rate {recipe.lr:g}, {recipe.batch} images per step",
         "steps": session.progress.step,
@@ -155,13 +160,36 @@ def _origin(session: Session) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def naming_resume(command: str) -> Iterator[None]:
+    """Where Ctrl-C ends what is inside, log the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("Continue with: %s", command)
+        raise
+
+
 def claimed_root(options: TrainOptions, held: ExitStack) -> Path:
-    """The folder of a training of several runs, locked by this process, with the options of all."""
+    """The folder of a training of several runs, locked by this process, with the options of all.
+
+    Where an error ends the training before its first run has begun, it is removed, and its name is free again.
+    """
     folder = RunFolder.create(options) if options.resume is None else RunFolder(options.resume)
-    held.enter_context(claimed(folder.state.parent))
+    lock = held.enter_context(ExitStack())
+    lock.enter_context(claimed(folder.state.parent))
     if options.resume is None:
         folder.begin(options)
+        held.push(partial(_remove_unbegun, folder.path, lock))
     return folder.path
+
+
+def _remove_unbegun(root: Path, lock: ExitStack, kind: type[BaseException] | None, *_: object) -> None:
+    """Remove the folder of a training that an error has ended before any of its runs has a state."""
+    if kind is None or not issubclass(kind, TwostageError) or any(root.glob("*/state/*.safetensors")):
+        return
+    lock.close()  # Windows does not remove files that are open
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def read_options(folder: Path) -> TrainOptions:
@@ -174,7 +202,9 @@ def read_options(folder: Path) -> TrainOptions:
 
 def resumed_options(options: TrainOptions, folder: Path) -> TrainOptions:
     """The options of the run in `folder`, with those given now. Raises UsageError for one that would change it."""
-    return resumed(options, read_options(folder), FREE, f"begin a new run with --weights {RunFolder(folder).last}")
+    last = RunFolder(folder).last  # which a training of several runs does not have
+    otherwise = f"begin a new run with --weights {last}" if last.exists() else "begin a new run"
+    return resumed(options, read_options(folder), FREE, otherwise)
 
 
 def require_same_images(progress: Progress, train: Dataset) -> None:

@@ -54,12 +54,18 @@ def set_trainable(model: Model, parts: Collection[str]) -> None:
 
 def whole_stages(model: Model, loaded: Collection[str]) -> int:
     """How many of the backbone's first stages consist of loaded tensors alone, but for buffers that no file holds."""
+    stages = stage_tensors(model)
+    return next((count for count, names in enumerate(stages) if not names <= set(loaded)), len(stages))
+
+
+def stage_tensors(model: Model) -> list[set[str]]:
+    """The names of the tensors of each stage of the backbone that weights files hold."""
     name_of = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    for count, stage in enumerate(backbone_stages(model)):
-        tensors = [t for module in stage for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-        if not all(name_of[id(tensor)] in loaded for tensor in tensors if id(tensor) in name_of):
-            return count
-    return len(backbone_stages(model))
+    floating = (
+        (t for module in stage for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+        for stage in backbone_stages(model)
+    )
+    return [{name_of[id(t)] for t in tensors if id(t) in name_of} for tensors in floating]
 
 
 def train_mode(model: Model, parts: Collection[str], stages: int) -> None:

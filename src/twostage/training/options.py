@@ -205,3 +205,8 @@ class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions,
                     raise UsageError(f"{name} is {getattr(self, name)}, and without validation it has no effect")
         if self.size is not None and self.max_size is not None and self.size > self.max_size:
             raise UsageError(f"size is {self.size} and max_size {self.max_size}: the shortest side comes first")
+
+    @property
+    def initial_weights(self) -> str | None:
+        """The weights to load; None where the run begins from random ones."""
+        return None if self.weights == RANDOM else self.weights

@@ -32,7 +32,7 @@ from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.training.batch_size import fitted
 from twostage.training.ema import EMA
 from twostage.training.extra_samples import repeats_of, require_pasting
-from twostage.training.folder import RunFolder, require_same_images, resumed_options
+from twostage.training.folder import RunFolder, naming_resume, require_same_images, resumed_options
 from twostage.training.inputs import Given, given_proposals, stuff_maps
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
@@ -91,7 +91,7 @@ def run(
                 options = resumed_options(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
             splits = with_classes(splits, options.names) if splits else open_splits(options)
-            require_parts(options, splits.train)
+            require_parts(options, splits.train, splits.val)
             session = _session(options, splits.train, processes, backbone, bf16)
             if session.learns_masks:
                 require_masks(splits, options.on_error)
@@ -105,6 +105,8 @@ def run(
         session.progress.until = until
         with processes.sync_errors():
             _begin_or_go_on(session, folder)
+        if root is None:
+            held.enter_context(naming_resume(f"twostage train --resume {folder.path}"))
         session.ddp_model = processes.wrap_ddp(session.model)
         with processes.sync_errors():
             given = given_proposals(options, splits, session.model.config)
@@ -158,8 +160,9 @@ def _session(
         processes=processes.world,
     )
     log.info(
-        "%s from %s, recipe %s: %s, learning rate %g, %d images per step",
-        *(options.model, options.weights or "random weights", recipe_name(options)),
+        "%s%s from %s, recipe %s: %s, learning rate %g, %d images per step",
+        *(options.model, f" with {options.backbone}" if options.backbone else ""),
+        *(options.initial_weights or "random weights", recipe_name(options)),
         *(recipe.optimizer, recipe.lr, recipe.batch),
     )
     freeze(model, recipe.freeze)
@@ -254,7 +257,7 @@ def _learn(run: Run) -> None:
                 _save(run)
             if session.processes.any(session.stop.is_set()):
                 _save(run)
-                log.warning("Stopped and saved. Continue with: twostage train --resume %s", run.resumed_by)
+                log.warning("Stopped and saved.")
                 session.processes.end_all(KeyboardInterrupt())
 
 

@@ -100,11 +100,16 @@ def may_fold(options: TrainOptions) -> bool:
     return options.scheme == "joint" and not options.patience and options.proposals is None
 
 
-def require_parts(options: TrainOptions, train: Dataset) -> None:
-    """Raises UsageError where a learning curve would have a quarter of too few images."""
+def require_parts(options: TrainOptions, train: Dataset, val: Dataset | None = None) -> None:
+    """Raises UsageError where a learning curve would have a quarter of too few images, or no AP for want of objects."""
     if options.curve and len(train) < LEAST:
         raise UsageError(
             f"curve trains on a quarter of the images that a run learns from, and these are {len(train)}: leave it out."
+        )
+    if options.curve and val is not None and bool((val.crowd | val.difficult).all()):
+        raise UsageError(
+            f"curve compares AP, and the split {val.split!r} of {val.root} has no object that counts: leave it out, or "
+            "choose another split to validate on."
         )
 
 
@@ -166,14 +171,17 @@ def _log(dataset: Dataset) -> None:
         log.info("%s", format_faults(notes, most=10))
     log.info(
         "%s: %d images, %d objects of %s",
-        *(dataset.split, len(dataset), len(dataset.labels), ", ".join(dataset.names)),
+        *(dataset.split, len(dataset), len(dataset.labels), ", ".join(dataset.names) or "no class"),
     )
 
 
 def _require_objects(train: Dataset) -> None:
     learnable = ~(train.crowd | train.difficult)
     if not learnable.any():
-        raise DataError(f"{train.root}: the split {train.split!r} has no object to learn from.")
+        raise DataError(
+            f"{train.root}: the split {train.split!r} has no object to learn from. Label objects in its images, or "
+            "choose another split."
+        )
     counts = np.bincount(train.labels[learnable], minlength=len(train.names)).tolist()
     lacking = [name for name, count in zip(train.names, counts, strict=True) if not count]
     if lacking:

@@ -22,6 +22,7 @@ from twostage.models.configure import configure
 from twostage.models.stagewise import NOT_TRAINED
 from twostage.models.zoo import named
 from twostage.training.folder import RunFolder
+from twostage.training.optimiser import stage_tensors
 from twostage.training.options import RANDOM, TrainOptions
 from twostage.training.recipe import recipe_name
 from twostage.weights.classes import with_class_rows, with_class_weights
@@ -87,8 +88,8 @@ def require_start(options: TrainOptions) -> None:
     if isinstance(configure(config, options.given_fields), StagewiseConfig):
         raise UsageError(f"model is {options.model}. {NOT_TRAINED}")
     choose_device(options.device)
-    if (given := _given_weights(options)) is not None:
-        require_weights(find_weights(given, offline=options.offline))
+    if options.initial_weights is not None:
+        require_weights(find_weights(options.initial_weights, offline=options.offline))
 
 
 def starting_model(
@@ -113,8 +114,8 @@ def starting_model(
                 "Restore the data, or begin a new run with --weights."
             )
         return Start(build(card.config, len(names), backbone), licence=card.licence)
-    if (weights := _given_weights(options)) is not None:
-        path = find_weights(weights, offline=options.offline)
+    if options.initial_weights is not None:
+        path = find_weights(options.initial_weights, offline=options.offline)
         return _from_weights(path, options, names, stuff, backbone)
     config = with_backbone(named(options.model), options.backbone if backbone is None else backbone)
     config = _with_stuff(configure(config, given), stuff)
@@ -131,11 +132,6 @@ def starting_model(
         log.info("GroupNorm replaces frozen statistics; --set model.norm=batch for another.")
         config = configure(config, {"norm": "group"})
     return Start(build(config, len(names), backbone))
-
-
-def _given_weights(options: TrainOptions) -> str | None:
-    """The weights to load, if any."""
-    return None if options.weights == RANDOM else options.weights
 
 
 def _with_net(network: str, model: str) -> str:
@@ -193,6 +189,13 @@ def _from_weights(
         raise DataError(
             f"{path}: none of its {len(state)} tensors fits {name}. Choose {made_for} by --model, or other weights."
         )
+    if card is not None and backbone is None and not any(stage & set(loaded) for stage in stage_tensors(model)):
+        # The recipe, and frozen statistics, would be those of a pretrained backbone.
+        mend = f"Choose {card.model} by --model" if options.backbone is None else "Leave out --backbone"
+        raise DataError(
+            f"{path}: none of its tensors fits the backbone of {options.backbone or name}, which would be random. "
+            f"{mend}, or give other weights."
+        )
     return Start(model, frozenset(loaded), partly, _licence(options, card, config))
 
 
@@ -246,9 +249,9 @@ def _of_classes(
     left = [name for name in card.names if name not in names]
     alike = {name.casefold() for name in fresh} & {name.casefold() for name in left}
     log.warning(
-        "%s has other classes than the data set. In both: %s; new: %s; left out: %s. Rows of those in both are kept "
-        "where the head is loaded (see the table).%s",
+        "%s has other classes than the data set. In both: %s; new: %s; left out: %s.%s%s",
         *(path, *(", ".join(some) or "none" for some in (kept, fresh, left))),
+        " Rows of those in both are kept where the head is loaded (see the table)." if kept else "",
         " Upper and lower case count." if alike else "",
     )
     return with_class_rows(model, state, card.names, names)

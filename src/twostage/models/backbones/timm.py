@@ -5,8 +5,10 @@ only; the last becomes four (the simple feature pyramid of Li et al. 2022, "Expl
 for Object Detection", section 3).
 """
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -135,7 +137,19 @@ def _timm() -> Any:
 
 
 def _create(name: str, **options: Any) -> Any:
-    return _timm().create_model(name, features_only=True, **options)
+    timm = _timm()
+    with _errors_only(logging.getLogger("timm")):  # it warns of every tensor of a classifier, which is left out
+        return timm.create_model(name, features_only=True, **options)
+
+
+@contextmanager
+def _errors_only(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _any_size(name: str) -> tuple[dict[str, Any], list[int]]:
