@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from twostage.data.recognise import open_dataset
 from twostage.data.scenes import write_scenes
 from twostage.data.split import split as deal_out
 from twostage.data.stuff import find_stuff
+from twostage.data.write import write_dataset
 from twostage.errors import DataError, TwostageError, UsageError
 
 LAYOUTS = ("coco", "voc", "yolo")
@@ -144,6 +146,22 @@ def test_boxes_of_a_pixel_and_less_are_trained_on_after_a_conversion(
     thin = [annotation(1, bbox=[5, 5, 1, 10]), annotation(2, bbox=[5, 5, 0.5, 10]), annotation(3, bbox=[5, 5, 9, 1])]
     dataset = open_dataset(convert(make_coco(thin), tmp_path / "out", kind).path, split="train")
     np.testing.assert_allclose(dataset.boxes, [[5, 5, 6, 15], [5, 5, 5.5, 15], [5, 5, 14, 6]], atol=1e-5)
+
+
+def test_a_box_of_voc_that_begins_and_ends_at_the_same_pixel_stays_a_mistake(
+    make_voc: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also where twostage.json has its box."""
+    voc = make_voc({"a": [("dog", (5, 5, 5, 20)), ("dog", (2, 3, 20, 30))]})
+    source = opened(voc)
+    root = tmp_path / "out"
+    root.mkdir()
+    write_dataset(root, [replace(source, annotation_ids=source.annotation_ids + 5)], "voc")
+    assert (root / NAME).exists()
+    for place in (voc, root):
+        dataset = open_dataset(place, split="train")
+        assert [fault.code for fault in dataset.faults] == ["zero-area-box"]
+        assert len(dataset.boxes) == 1
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

@@ -36,6 +36,7 @@ class Extra(NamedTuple):
     area: float = math.nan
     mask: Mask = NO_MASK
     box: tuple[float, float, float, float] | None = None
+    no_area: bool = False  # of VOC, where a box that begins and ends at the same pixel is taken for a mistake
     fields: str = ""
 
 
@@ -117,9 +118,13 @@ class Extras:
         `fields` are used where there are no extras.
         """
         extra = kept[number - 1] if number <= len(kept) else Extra(fields=fields)
+        if extra.box is not None:
+            x1, y1, x2, y2 = extra.box
+            exact = not (extra.no_area and builder.first)
+            box = extra.box if exact else (x1 + builder.first, y1 + builder.first, x2, y2)
         builder.add_object(
             image,
-            extra.box or box,
+            box,
             label,
             source=number,
             annotation_id=next(self._object_ids) if extra.id is None else extra.id,
@@ -127,7 +132,7 @@ class Extras:
             difficult=extra.difficult if difficult is None else difficult,
             area=extra.area,
             mask=mask if extra.mask.kind == NONE else extra.mask,
-            exact=exact or extra.box is not None,
+            exact=exact,
             fields=extra.fields,
         )
 
@@ -187,11 +192,17 @@ def _objects(dataset: Dataset, index: int) -> Iterator[dict[str, Any]]:
             "difficult": int(dataset.difficult[row]),
             "area": float(dataset.areas[row]),
             "box": dataset.boxes[row].tolist(),
+            **({"no_area": 1} if _without_area(dataset, row) else {}),
             **(_fields(dataset.fields.objects[row]) if dataset.fields else {}),
         }
         if dataset.masks is not None:
             entry["segmentation"] = write_segmentation(dataset.masks[row], height, width)
         yield entry
+
+
+def _without_area(dataset: Dataset, row: int) -> bool:
+    x1, y1, x2, y2 = dataset.boxes[row].tolist()
+    return dataset.layout == "voc" and min(x2 - x1, y2 - y1) <= 1
 
 
 def _extra(entry: Mapping[str, Any], stated: tuple[int, int]) -> Extra:
@@ -204,6 +215,7 @@ def _extra(entry: Mapping[str, Any], stated: tuple[int, int]) -> Extra:
         entry["area"],
         mask,
         (x1, y1, x2, y2),
+        bool(entry.get("no_area")),
         pack(entry.get("fields", {})),
     )
 
