@@ -80,14 +80,6 @@ def test_a_cross_validated_training_judges_by_the_names_of_its_images(images: Da
     assert [sorted(3 - fold.images) for fold in turned] == [fold.images.tolist() for fold in before]
 
 
-def test_a_training_that_goes_on_keeps_its_folds_where_labels_were_mended(images: Dataset, tmp_path: Path) -> None:
-    """With new folds a detector would judge labels that it has learned."""
-    before = cross_fit(images, options(tmp_path / "run", folds=2))
-    mended = replace(images, labels=np.array([0, 0, 0, 1]))
-    after = cross_fit(mended, TrainOptions(resume=tmp_path / "run", quiet=True))
-    assert [fold.images.tolist() for fold in after] == [fold.images.tolist() for fold in before]
-
-
 def test_other_images_and_unfinished_folds_are_refused(images: Dataset, tmp_path: Path) -> None:
     (tmp_path / "folds.json").write_text(json.dumps({"folds": [["image_0"], ["image_1"]]}))
     with pytest.raises(MissingError, match="fold is not done"):
