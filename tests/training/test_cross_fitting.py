@@ -57,6 +57,8 @@ def test_labels_mended_before_it_goes_on_leave_the_folds_as_they_were(
     mended = replace(images, labels=np.array([0, 0, 1, 1]))
     assert sorted(fold_parts(mended, 2, 0)[0]) != sorted(fold_parts(images, 2, 0)[0])
     folds = cross_fit(mended, TrainOptions(resume=tmp_path / "run", quiet=True))
+    with pytest.raises(UsageError, match=r"the folds of an audit.*Give the command of the audit again"):
+        train(TrainOptions(resume=tmp_path / "run", quiet=True))
     assert second_run_stops == ["fold-1", "fold-2", "fold-2"]
     assert [[mended.file_name(int(index)) for index in fold.images] for fold in folds] == first["folds"]
     other = Dataset.from_samples([(np.zeros((64, 64, 3), np.uint8), [[8, 8, 40, 40]], [0])] * 5, ["a", "b"])

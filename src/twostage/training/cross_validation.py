@@ -28,6 +28,7 @@ from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, TwostageError, UsageError
+from twostage.run_config import CONFIG
 from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
@@ -70,6 +71,7 @@ def cross_validate(
                 options = with_default_weights(options, backbone)
                 require_start(options)
             else:
+                _require_validated(options.resume)
                 options = replace(resumed_options(options, options.resume), out=options.resume)
             images = images_to_fold(options, splits)
             if options.folds is None:
@@ -124,6 +126,15 @@ def require_not_part(folder: Path) -> None:
         raise UsageError(
             f"{folder}: a run of one fold of {root}. Resume that: --resume {root}, or, for the folds of an audit, give "
             "its command again"
+        )
+
+
+def _require_validated(root: Path) -> None:
+    """Raises UsageError for the folds of an audit, whose runs have no AP."""
+    first = fold_folder(root, 1)
+    if (first / CONFIG).exists() and read_options(first).val_split == NONE:
+        raise UsageError(
+            f"{root}: the folds of an audit, which are trained without validation. Give the command of the audit again."
         )
 
 
