@@ -61,6 +61,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(
         require_new_file(tmp_path / "new" / "page.html", "--out")
 
 
+def test_a_drive_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where a path may have no folder that exists."""
+    monkeypatch.setattr("os.path.exists", lambda _: False)
+    with pytest.raises(UsageError, match="there is no drive"):
+        require_new_file(tmp_path / "page.html", "--out")
+
+
 def test_of_a_link_the_folder_itself_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")

@@ -64,7 +64,10 @@ def require_new_file(path: Path, flag: str) -> None:
     """Raises UsageError if `path`, the value of `flag`, exists, or could not be written: before the work, not after."""
     if os.path.exists(path):  # noqa: PTH110  Path.exists raises where a folder may not be entered
         raise UsageError(f"{flag} {path}: exists already, and nothing is overwritten: name a new file")
-    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))  # noqa: PTH110
+    parents = path.absolute().parents
+    folder = next((parent for parent in parents if os.path.exists(parent)), None)  # noqa: PTH110
+    if folder is None:  # Windows
+        raise UsageError(f"{flag} {path}: there is no drive {path.absolute().anchor}: name a file elsewhere")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         why = "cannot be written to" if folder.is_dir() else "is a file, not a folder"
         raise UsageError(f"{flag} {path}: {folder} {why}: name a file elsewhere")
@@ -73,7 +76,7 @@ def require_new_file(path: Path, flag: str) -> None:
 def require_replaceable(path: Path, flag: str) -> None:
     """As `require_new`, and UsageError for a folder that `whole_folder` cannot replace; call it before long work."""
     real = _without_links(path)
-    if real == Path.cwd():
+    if real == _without_links(Path.cwd()):  # on Windows the name of a drive may be a link too
         raise UsageError(f"{flag} {path}: is the folder you are in, which cannot be replaced: choose another one")
     if os.path.ismount(real):
         raise UsageError(f"{flag} {path}: is a mount point, which cannot be replaced: choose a folder in it")

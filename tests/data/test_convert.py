@@ -195,6 +195,20 @@ def test_images_of_like_names_are_told_apart(make_coco: Callable[..., Path], mak
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
+def test_images_of_hidden_names_are_read_from_the_new_data_set(
+    make_coco: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """A folder of YOLO and a list of VOC are read without what is hidden."""
+    root = make_coco([annotation(1), annotation(2, image=2)])
+    path = root / "annotations" / "instances_train.json"
+    for old, new in (("1.jpg", ".1.jpg"), ("2.jpg", ".cache/2.jpg")):
+        (root / "train" / new).parent.mkdir(exist_ok=True)
+        (root / "train" / old).rename(root / "train" / new)
+        path.write_text(path.read_text().replace(json.dumps(old), json.dumps(new)))
+    assert_same(opened(root), opened(convert(root, tmp_path / "out", kind).path))
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
 def test_a_network_share_in_a_name_does_not_lead_out_of_the_new_folder(
     make_coco: Callable[..., Path], make_image: Any, tmp_path: Path, kind: str
 ) -> None:

@@ -237,6 +237,15 @@ def test_few_images_without_a_validation_split_are_cross_validated(
     assert json.loads((Path(result["out"]) / "cross_validation.json").read_text())["folds"] == folds
 
 
+def test_copies_do_not_count_where_the_number_of_folds_is_chosen(options: TrainOptions, tmp_path: Path) -> None:
+    """Three files of two images: three folds, which nobody asked for, would be refused."""
+    data = train_split_of(tmp_path / "data", 3)
+    first, second, _ = sorted((data / "train").glob("*.jpg"))
+    second.write_bytes(first.read_bytes())
+    result = train(replace(options, data=data, folds=None, epochs=1))
+    assert json.loads((Path(result["out"]) / "cross_validation.json").read_text())["folds"] == 2
+
+
 def test_one_image_cannot_be_validated_on_itself(options: TrainOptions, tmp_path: Path) -> None:
     data = train_split_of(tmp_path / "data", 1)
     with pytest.raises(UsageError, match=r"one image to learn from, and none to validate on.*--val-split none"):

@@ -97,3 +97,14 @@ def test_tables_of_positions_are_not_decayed() -> None:
     assert decayed | others == set(name_of.values())
     assert decayed == {name for name in name_of.values() if name.endswith(".weight")}
     assert "backbone.module.first.embedding" in others
+
+
+def test_weights_of_other_names_are_decayed() -> None:
+    """Of a module of the user's, with weight normalisation."""
+    model = make_model("faster_rcnn_tiny_fpn", 2, head_channels=8)
+    model.backbone.own = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 3))
+    model.backbone.memory = nn.LSTM(2, 3)
+    decayed, others = ({id(p) for p in group["params"]} for group in build_optimizer(model, SCRATCH).param_groups)
+    weight = model.backbone.own.parametrizations.weight  # type: ignore[union-attr]
+    assert {id(weight.original1), id(model.backbone.memory.weight_ih_l0)} <= decayed
+    assert {id(model.backbone.own.bias), id(model.backbone.memory.bias_ih_l0)} <= others

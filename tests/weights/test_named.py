@@ -238,6 +238,19 @@ def test_a_damaged_file_of_the_cache_is_made_again_once_it_is_removed(package: P
     assert load_tensors(find_weights(PRETRAINED))[1]
 
 
+def test_a_damaged_file_is_named_to_users_without_a_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    (tmp_path / "a.safetensors").write_bytes(b"cut")
+    monkeypatch.delenv("TWOSTAGE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(DataError, match=r"a\.safetensors: not a readable safetensors file"):
+        load_tensors(tmp_path / "a.safetensors")
+
+
 def test_a_package_that_is_not_installed_is_named_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

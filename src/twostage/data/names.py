@@ -50,10 +50,13 @@ def flat_names(datasets: Sequence[Dataset]) -> list[list[str]]:
 
 
 def name_parts(dataset: Dataset, index: int) -> list[str]:
-    """The parts of an image's path, without the folders in which the formats keep images."""
+    """The parts of an image's path, without the folders in which the formats keep images.
+
+    Dots at the beginning of a part are left out: files with such names are hidden, and readers pass them over.
+    """
     # Two slashes at the beginning, of a network share, are a part of their own.
     named = PurePosixPath(dataset.file_name(index).replace("\\", "/"))
-    parts = [part for part in named.parts if part.strip("/") not in ("", "..")]
+    parts = [plain for part in named.parts if (plain := part.lstrip("./"))]
     while len(parts) > 1 and (parts[0] in ("images", dataset.split) or parts[0].endswith(":")):
         del parts[0]
     parts = parts or ["image"]
@@ -68,7 +71,7 @@ def _free(name: str, taken: set[str], *, by_stem: bool) -> str:
     path = PurePosixPath(name)
     stem = path.stem.strip() or "image"
     if len(stem.encode("utf-8", "surrogatepass")) > _LONGEST:
-        stem = stem[-_KEPT:]
+        stem = stem[-_KEPT:].lstrip(".") or "image"
     number = 1
     while True:
         tail = "" if number == 1 else f"-{number}"

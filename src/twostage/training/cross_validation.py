@@ -28,6 +28,7 @@ from twostage.data.recognise import default_splits, find_layout, opener
 from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, TwostageError, UsageError
+from twostage.run_config import CONFIG
 from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
@@ -70,15 +71,17 @@ def cross_validate(
                 options = with_default_weights(options, backbone)
                 require_start(options)
             else:
+                _require_validated(options.resume)
                 options = replace(resumed_options(options, options.resume), out=options.resume)
             images = images_to_fold(options, splits)
             if options.folds is None:
-                if len(images) == 1:
+                distinct = len(np.unique(_first_copies(images)))
+                if distinct == 1:
                     raise UsageError(
                         f"{options.data}: there is one image to learn from, and none to validate on. Label more, or "
                         f"train on it alone by --val-split {NONE}."
                     )
-                options = replace(options, folds=min(FOLDS, len(images)))
+                options = replace(options, folds=min(FOLDS, distinct))
                 log.info(
                     "%s has no split to validate on: cross-validation with %d folds, then a run on all images. "
                     "--val-split %s trains once.",
@@ -120,7 +123,19 @@ def require_not_part(folder: Path) -> None:
     """Raises UsageError for the folder of a fold, which alone does not say which images its run learns from."""
     root = folder.absolute().parent
     if (root / PARTS).exists():
-        raise UsageError(f"{folder}: a run of the cross-validation in {root}. Resume that: --resume {root}")
+        raise UsageError(
+            f"{folder}: a run of one fold of {root}. Resume that: --resume {root}, or, for the folds of an audit, give "
+            "its command again"
+        )
+
+
+def _require_validated(root: Path) -> None:
+    """Raises UsageError for the folds of an audit, whose runs have no AP."""
+    first = fold_folder(root, 1)
+    if (first / CONFIG).exists() and read_options(first).val_split == NONE:
+        raise UsageError(
+            f"{root}: the folds of an audit, which are trained without validation. Give the command of the audit again."
+        )
 
 
 def images_to_fold(options: TrainOptions, splits: Splits | None) -> Dataset:
@@ -169,10 +184,7 @@ def _splits(images: Dataset, part: Int64[np.ndarray, " _"]) -> Splits:
 
 def fold_parts(images: Dataset, folds: int, seed: int) -> list[Int64[np.ndarray, " _"]]:
     """The images that each fold's run does not learn from, by their indices. Raises as `fold_splits`."""
-    first = np.arange(len(images))
-    for places in same_images([images]):
-        copies = [index for _, index in places]
-        first[copies] = min(copies)
+    first = _first_copies(images)
     order = stratified_order(images, seed)
     distinct = order[first[order] == order]
     if len(distinct) < folds:
@@ -181,6 +193,15 @@ def fold_parts(images: Dataset, folds: int, seed: int) -> list[Int64[np.ndarray,
     fold_of[distinct] = np.arange(len(distinct)) % folds
     # Of two copies in different folds one would be learned, and the other scored.
     return [np.flatnonzero(fold_of[first] == number) for number in range(folds)]
+
+
+def _first_copies(images: Dataset) -> Int64[np.ndarray, " n"]:
+    """For each image the first one whose file has the same content, itself where there is no other."""
+    first = np.arange(len(images))
+    for places in same_images([images]):
+        copies = [index for _, index in places]
+        first[copies] = min(copies)
+    return first
 
 
 def classes_of_one_fold(folds: Sequence[Splits]) -> list[str]:

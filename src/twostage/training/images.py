@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 
 from twostage.data.batch import Batch, Targets
-from twostage.data.dataset import Dataset
-from twostage.data.names import name_parts
+from twostage.data.dataset import Dataset, select_images
+from twostage.data.names import flat_names
 from twostage.drawing import draw_boxes, draw_pair, save_picture, tile
 from twostage.evaluation.results import Results
 from twostage.ops.paste import paste
 
 SHOWN = 8
-_LONGEST = 60  # characters of a file's name, of which file systems allow 255 bytes
 
 
 def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple[str, ...]) -> None:
@@ -37,7 +36,8 @@ def save_training_batch(path: Path, batch: Batch, targets: Targets, names: tuple
 def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: float = 0.5) -> None:
     """Ground truth beside detections above `conf`, for images spread evenly over the split; one file each."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, SHOWN).round().astype(int))
-    for index in chosen.tolist():
+    (names,) = flat_names([select_images(dataset, chosen)])
+    for index, name in zip(chosen.tolist(), names, strict=True):
         objects = dataset.objects(index)
         mine = (results.images == index) & (results.scores >= conf)
         detections = (results.boxes[mine].astype(np.float32), results.class_ids[mine], results.scores[mine])
@@ -46,5 +46,4 @@ def save_predictions(folder: Path, dataset: Dataset, results: Results, *, conf: 
             masks = (dataset.masks_of(index) or None, [results.masks[int(row)] for row in np.flatnonzero(mine)])
         truth = (objects.boxes, objects.labels)
         pair = draw_pair(dataset.image(index), truth, detections, dataset.names, masks=masks)
-        name = "-".join(name_parts(dataset, index))  # the path may be absolute
-        save_picture(pair, folder / f"{Path(name).stem[-_LONGEST:]}.jpg")
+        save_picture(pair, folder / Path(name).with_suffix(".jpg"))

@@ -89,7 +89,8 @@ def build_optimizer(model: Model, recipe: Recipe) -> Optimizer:
     positions (Liu et al. 2021, Swin; Li et al. 2022, ViTDet, in their code).
     """
     learning = [p for p in model.parameters() if p.requires_grad]
-    decayed = {id(p) for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")}
+    # Not only `weight`: weight_ih_l0 of an LSTM, parametrizations.weight.original1 of a normalised one.
+    decayed = {id(p) for name, p in model.named_parameters() if p.ndim > 1 and "weight" in name}
     rates = _rates(model, recipe.layer_decay)
     groups: list[dict[str, Any]] = []
     for rate in sorted({rates.get(id(p), 1.0) for p in learning}, reverse=True):

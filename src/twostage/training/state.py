@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from twostage.errors import DataError
@@ -65,8 +65,9 @@ def save_state(
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     if ema is not None:
         tensors |= {f"average.{name}": t for name, t in ema.model.state_dict().items()}
-    for number, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{slot}": t for slot, t in slots.items() if isinstance(t, Tensor)}
+    for name, parameter in model.named_parameters():
+        slots = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{name}.{slot}": t for slot, t in slots.items() if isinstance(t, Tensor)}
     content = {"progress": asdict(progress), "updates": ema.updates if ema else 0, "scaler": scaler}
     save_tensors(path, tensors, {"twostage-state": json.dumps(content)})
 
@@ -93,13 +94,25 @@ def load_state(
         load_all(ema.model, parts["average"], str(path))
         ema.updates = content["updates"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    place_of = {id(p): place for place, p in enumerate(parameters)}
+    named = dict(model.named_parameters()) | {str(place): p for place, p in enumerate(_numbered(model, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts["optimizer"].items():
-        number, slot = name.split(".", 1)
-        own = parameters[int(number)]
+        whose, slot = name.rsplit(".", 1)
+        own = named[whose]
         # A fused optimizer walks parameter and state side by side in memory: both must be laid out alike. And nothing
         # may stay mapped to the file, which the next state replaces.
         laid_out = torch.empty_like(own).copy_(tensor) if tensor.shape == own.shape else tensor.clone()
-        state.setdefault(int(number), {})[slot] = laid_out
+        state.setdefault(place_of[id(own)], {})[slot] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(**content["progress"]), content["scaler"]
+
+
+def _numbered(model: Model, optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters in the order by which states of before 2026-11-30 number them: all matrices were decayed then."""
+    groups = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
+    order: list[nn.Parameter] = []
+    for decayed, others in zip(groups[::2], groups[1::2], strict=True):  # of one learning rate
+        own = [p for p in model.parameters() if id(p) in decayed | others]
+        order += [*(p for p in own if p.ndim > 1), *(p for p in own if p.ndim <= 1)]
+    return order

@@ -10,6 +10,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from twostage import __version__
 from twostage.atomic import replacing
 from twostage.data.files import text_name
-from twostage.errors import DataError, MissingError, UsageError
+from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.folders import cache_folder
 from twostage.kinds import coerce, matches
 from twostage.models.component import UnknownFieldError, from_dict, to_dict
@@ -115,11 +116,18 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         mend = "It may have been cut short: copy it again."
-        if path.parent == cache_folder("weights"):
+        if _is_in_cache(path):
             mend = "It may have been cut short: remove it, and it is made again."
         if path.suffix != ".safetensors":
             mend = "Pickles (.pth, .pt, .pkl) are read by `twostage weights convert FILE --out NEW.safetensors`."
         raise DataError(f"{path}: not a readable safetensors file ({error}). {mend}") from None
+
+
+def _is_in_cache(path: Path) -> bool:
+    """Whether a weights file was made here, from a package or a download."""
+    with suppress(TwostageError):  # without a home folder there is no cache
+        return path.parent == cache_folder("weights")
+    return False
 
 
 def is_exported(path: Path) -> bool:
