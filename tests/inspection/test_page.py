@@ -94,6 +94,12 @@ def explained(trace: Trace, scene: Scene, config: PostprocessConfig | None = Non
     return page(trace, post, objects, account(trace, objects, post), **options)
 
 
+def data_of(content: str) -> dict[str, Any]:
+    """The data within a page."""
+    data: dict[str, Any] = json.loads(content.partition('id="data">')[2].partition("</script>")[0])
+    return data
+
+
 @pytest.fixture(scope="module")
 def traces(detectors: Callable[..., Detector], scene: Scene) -> Callable[[str], Trace]:
     """Traces with targets, each made once."""
@@ -346,6 +352,18 @@ def test_the_settings_of_proposals_can_only_be_tightened(faster: Opened) -> None
     assert missing + faster("inspector.live().proposals.length") == faster("inspector.live().rpn.kept.length")
 
 
+def test_rounding_does_not_pass_the_ends_of_a_slider(
+    opened: Callable[..., Opened], traces: Callable[[str], Trace]
+) -> None:
+    """Ends of more than three digits: those of many pairs, and of a model's own limit."""
+    data = data_of(page(traces("faster_rcnn_tiny_fpn")))
+    data["pairs"]["floor"], data["settings"]["score"], data["settings"]["rpn"]["nms"] = 0.0124, 0.5, 0.6666
+    at = opened(assembled(data))
+    for name, end in (("set-score", 0.0124), ("set-rpn-nms", 0.6666)):
+        at.slide(name, end)
+    assert at("[inspector.state.settings.score, inspector.state.settings.rpn.nms]") == [0.0124, 0.6666]
+
+
 def test_the_top_k_of_a_single_stage_can_be_tightened(
     opened: Callable[..., Opened], traces: Callable[[str], Trace]
 ) -> None:
@@ -582,5 +600,4 @@ def test_the_page_refers_to_nothing_outside(traces: Callable[[str], Trace]) -> N
 def test_a_page_can_be_made_from_its_own_data(opened: Callable[..., Opened], traces: Callable[[str], Trace]) -> None:
     """The data within the file is all that the page shows."""
     content = page(traces("faster_rcnn_tiny_fpn"))
-    data = json.loads(content.partition('id="data">')[2].partition("</script>")[0])
-    assert assembled(data) == content
+    assert assembled(data_of(content)) == content
