@@ -1,6 +1,7 @@
 """What the detectors of a comparison share: the run folder, the data, selective search's proposals, one backbone."""
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from twostage.training.stagewise.fit import FitSettings
 from twostage.training.stagewise.svm import linear_svc
 from twostage.training.stagewise.train import Bounds, pretrain, train_stages
 from twostage.training.stagewise.tune import TuneSettings
+
+log = logging.getLogger("twostage.experiments")
 
 BACKBONE = "backbone.safetensors"
 PROPOSALS = "proposals.safetensors"
@@ -67,7 +70,7 @@ def comparison(options: O, verb: str) -> Iterator[Setting[O]]:
     train, val, truth = splits
     assert val is not None
     assert truth is not None
-    with claimed(root / "state"):
+    with claimed(root / "state"), _naming_resume(verb, root):
         source = Source("selective_search", seed=options.seed)
         proposals = []
         for split in (train, val):
@@ -77,6 +80,16 @@ def comparison(options: O, verb: str) -> Iterator[Setting[O]]:
         if not file.exists():
             write_proposals(file, list(zip((train, val), proposals, strict=True)), options.windows)
         yield Setting(options, root, train, val, truth, *proposals)
+
+
+@contextmanager
+def _naming_resume(verb: str, root: Path) -> Iterator[None]:
+    """Where Ctrl-C ends what is inside, log the command that goes on; a training inside has named its own before."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("Continue the comparison with: twostage %s --resume %s", verb, root)
+        raise
 
 
 def _checked(options: O, verb: str) -> tuple[O, Path, Splits]:
@@ -89,6 +102,7 @@ def _checked(options: O, verb: str) -> tuple[O, Path, Splits]:
         kept = resumed(options, saved, _FREE, "begin a new run by --out")
         write_text(options.resume / CONFIG, to_yaml(kept))
         return kept, options.resume, _splits(kept)
+    options = replace(options, only=options.only or options.parts)
     splits = _splits(options)
     root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / verb, "run")
     write_text(root / CONFIG, to_yaml(options))
@@ -100,6 +114,11 @@ def _splits(options: CompareOptions) -> Splits:
     splits = open_splits(_of_data(options))
     if splits.val is None:
         raise UsageError("val_split is none: give a split that is not trained on, to compare the detectors on")
+    if bool((splits.val.crowd | splits.val.difficult).all()):
+        raise UsageError(
+            f"val_split: the split {splits.val.split!r} of {splits.val.root} has no object that counts, and the "
+            "detectors are compared by AP: choose another split"
+        )
     return splits
 
 
