@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -293,6 +294,9 @@ def test_missed_objects_are_listed_with_their_cause(
     faster.tab.click(".row[data-kind=truth]")
     assert faster("inspector.state.chain.truth") == next(iter(misses))
     assert "missed: " in faster.text("[data-step=truth]")
+    faster.press("T")  # as the button says, and with Caps Lock
+    assert faster("inspector.state.truth") is False
+    faster.press("t")
     faster.tab.click("#truth")
     assert faster("inspector.state.truth") is False
     assert faster.tab.get_attribute("#truth", "aria-pressed") == "false"
@@ -518,6 +522,15 @@ def test_names_with_markup_are_text(opened: Callable[..., Opened], scene: Scene)
     shown = set(at.tab.locator(".bars .name").all_inner_texts())
     assert shown - {"background"} == set(names)
     assert hostile not in at("inspector.fileOf('svg').then((file) => file.text())")
+
+
+def test_the_svg_is_xml_whatever_the_names_are(opened: Callable[..., Opened], scene: Scene) -> None:
+    names = ["a\x01b", "c\x1fd", "e\uffffd", "\ud800", "<&\"'>"]
+    detector = Detector.build("faster_rcnn_tiny_fpn", names, device="cpu", size=64, max_size=96, score_threshold=0.0)
+    at = opened(page(detector.trace(scene.image)))
+    at("inspector.act.go('detections')")
+    svg = ElementTree.fromstring(at("inspector.fileOf('svg').then((file) => file.text())"))
+    assert svg.findall("{*}text")
 
 
 def test_without_detections_the_page_says_so(
