@@ -21,7 +21,8 @@ from twostage.experiments.options import DETECTORS, AblateOptions, LineageOption
 from twostage.experiments.papers import RATIOS
 from twostage.experiments.run import Row
 from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
-from twostage.run_config import resumed
+from twostage.folders import claimed
+from twostage.run_config import resumed, to_yaml
 
 pytestmark = pytest.mark.slow
 
@@ -154,6 +155,19 @@ def test_ctrl_c_names_the_command_that_goes_on(
     monkeypatch.setattr("twostage.experiments.begin.pretrain", stop)
     assert main(arguments(scenes, tmp_path / "run", "--only", "sppnet")) == 130
     assert f"Continue the comparison with: twostage lineage --resume {tmp_path / 'run'}\n" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_has_keeps_its_configuration(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("twostage.folders._PATIENCE", 0)
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(LineageOptions(scenes, only=("sppnet",))))
+    before = config.read_text()
+    with claimed(tmp_path / "state"):
+        assert main(["lineage", "--resume", str(tmp_path), "--only", "rcnn"]) == 2
+    assert "another run is writing there" in capsys.readouterr().err
+    assert config.read_text() == before
 
 
 def test_a_run_of_other_parts_is_not_resumed(

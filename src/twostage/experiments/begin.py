@@ -71,6 +71,7 @@ def comparison(options: O, verb: str) -> Iterator[Setting[O]]:
     assert val is not None
     assert truth is not None
     with claimed(root / "state"), _naming_resume(verb, root):
+        write_text(root / CONFIG, to_yaml(options))  # of a resumed run too, which may ask for more
         source = Source("selective_search", seed=options.seed)
         proposals = []
         for split in (train, val):
@@ -100,12 +101,10 @@ def _checked(options: O, verb: str) -> tuple[O, Path, Splits]:
     if options.resume is not None:
         saved = read_config(type(options), options.resume)
         kept = resumed(options, saved, _FREE, "begin a new run by --out")
-        write_text(options.resume / CONFIG, to_yaml(kept))
         return kept, options.resume, _splits(kept)
     options = replace(options, only=options.only or options.parts)
     splits = _splits(options)
     root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / verb, "run")
-    write_text(root / CONFIG, to_yaml(options))
     write_text(root / "env.json", json.dumps(environment(), indent=2) + "\n")
     return options, root, splits
 
