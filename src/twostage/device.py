@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("the meta device has no data")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: its backend is not installed
         reason = str(error).splitlines()[0][:200]
         raise UsageError(f"The device {name!r} cannot be used: {reason}. Use 'cpu' or 'auto'.") from None
     return device

@@ -7,6 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 Show = Callable[[int, int | None], None]
 
 
+def on_terminal() -> bool:
+    """Whether standard error is a terminal; a process without a console has none (`pythonw`, `2>&-`)."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def images_bar(title: str, *, quiet: bool) -> AbstractContextManager[Show]:
     """A function to call with the number of finished images and of all images."""
     return _bar(title, "MofNCompleteColumn", quiet=quiet)
@@ -24,7 +29,7 @@ def bytes_bar(title: str) -> AbstractContextManager[Show]:
 
 @contextmanager
 def _bar(title: str, *columns: str, quiet: bool = False) -> Iterator[Show]:
-    if quiet or not sys.stderr.isatty():
+    if quiet or not on_terminal():
         yield lambda done, all: None
         return
     from rich import progress

@@ -18,6 +18,8 @@ from twostage.cli import main
 from twostage.cli.settings import fill
 from twostage.cli.verb import Outcome, verb
 from twostage.errors import DataError, MissingError, ThresholdError, TwostageError, UsageError
+from twostage.progress import images_bar
+from twostage.training.progress import progress_bar
 
 Shell = tuple[int, str, str]
 
@@ -262,14 +264,35 @@ def test_help_starts_in_half_a_second() -> None:
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_causes_no_traceback() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["env"], ["env", "--json"], ["env", "--nope", "--json"]])
+def test_a_closed_pipe_causes_no_traceback(words: list[str], unbuffered: str) -> None:
     """As in `twostage --help | head -1`."""
     read, write = os.pipe()
     os.close(read)
-    run = subprocess.run([sys.executable, "-m", "twostage", "env"], stdout=write, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "twostage", *words]
+    variables = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=variables)
     os.close(write)
+    assert run.returncode == (2 if "--nope" in words else 1)
     assert "Traceback" not in run.stderr
     assert "Exception" not in run.stderr
+
+
+def test_without_standard_error_json_stays_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `2>&-` starts it."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["env", "--nope", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == 2
+
+
+def test_bars_need_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program without a console."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with images_bar("images", quiet=False) as show, progress_bar(quiet=False):
+        show(1, 2)
 
 
 def test_env_prints_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,14 +11,18 @@ from twostage.cli import main
 from twostage.data.dataset import Dataset
 from twostage.data.proposals import ProposalSet, read_proposals
 from twostage.data.recognise import open_dataset
+from twostage.data.scenes import write_scenes
 from twostage.detector import Detector
 from twostage.errors import DataError
 from twostage.evaluation.evaluate import evaluate
+from twostage.experiments.ablate import ablate
 from twostage.experiments.begin import load_or_make
-from twostage.experiments.options import DETECTORS
+from twostage.experiments.options import DETECTORS, AblateOptions, LineageOptions
 from twostage.experiments.papers import RATIOS
 from twostage.experiments.run import Row
 from twostage.experiments.small import load_backbone, rcnn_model, save_backbone
+from twostage.folders import claimed
+from twostage.run_config import resumed, to_yaml
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +136,61 @@ def test_a_resumed_run_can_be_extended(sppnet_run: Path, capsys: pytest.CaptureF
     assert (out / "sppnet" / "weights.safetensors").stat().st_mtime_ns == kept
     assert main(["lineage", "--resume", str(out), "--quiet", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+
+
+def test_a_resumed_run_can_ask_for_all_detectors() -> None:
+    """Named one by one in their order too."""
+    for given, kept in (((), ("sppnet",)), (("fast_rcnn",), ("fast_rcnn",)), (DETECTORS, DETECTORS)):
+        options = LineageOptions(resume=Path("run"), only=given)
+        saved = LineageOptions(Path("data"), only=("sppnet",))
+        assert resumed(options, saved, ("resume", "only"), "").only == kept
+
+
+def test_ctrl_c_names_the_command_that_goes_on(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twostage.experiments.begin.pretrain", stop)
+    assert main(arguments(scenes, tmp_path / "run", "--only", "sppnet")) == 130
+    assert f"Continue the comparison with: twostage lineage --resume {tmp_path / 'run'}\n" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_has_keeps_its_configuration(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("twostage.folders._PATIENCE", 0)
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(LineageOptions(scenes, only=("sppnet",))))
+    before = config.read_text()
+    with claimed(tmp_path / "state"):
+        assert main(["lineage", "--resume", str(tmp_path), "--only", "rcnn"]) == 2
+    assert "another run is writing there" in capsys.readouterr().err
+    assert config.read_text() == before
+
+
+def test_a_run_of_other_parts_is_not_resumed(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is one that all parts were asked for by default."""
+    monkeypatch.setattr("twostage.experiments.begin.pretrain", lambda *_: pytest.fail("not stopped"))
+    out = tmp_path / "run"
+    with pytest.raises(BaseException, match="not stopped"):
+        ablate(AblateOptions(scenes, out=out, windows=20, quiet=True))
+    assert main(["lineage", "--resume", str(out)]) == 3
+    assert "only: 'anchors' is not known" in capsys.readouterr().err
+
+
+def test_a_split_without_an_object_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """AP is undefined there; nothing is trained for it."""
+    data = write_scenes(tmp_path / "scenes", train=2, val=1)
+    (file,) = data.rglob("*val*.json")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "annotations": []}))
+    assert main(arguments(data, tmp_path / "run")) == 2
+    assert "the split 'val'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_detector_killed_before_its_first_step_begins_again(

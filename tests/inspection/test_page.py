@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -92,6 +93,12 @@ def explained(trace: Trace, scene: Scene, config: PostprocessConfig | None = Non
     """The page of a trace with the objects of its scene."""
     objects, post = Objects.of(*target_of(scene)), config or trace.config.postprocess
     return page(trace, post, objects, account(trace, objects, post), **options)
+
+
+def data_of(content: str) -> dict[str, Any]:
+    """The data within a page."""
+    data: dict[str, Any] = json.loads(content.partition('id="data">')[2].partition("</script>")[0])
+    return data
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +294,9 @@ def test_missed_objects_are_listed_with_their_cause(
     faster.tab.click(".row[data-kind=truth]")
     assert faster("inspector.state.chain.truth") == next(iter(misses))
     assert "missed: " in faster.text("[data-step=truth]")
+    faster.press("T")  # as the button says, and with Caps Lock
+    assert faster("inspector.state.truth") is False
+    faster.press("t")
     faster.tab.click("#truth")
     assert faster("inspector.state.truth") is False
     assert faster.tab.get_attribute("#truth", "aria-pressed") == "false"
@@ -344,6 +354,18 @@ def test_the_settings_of_proposals_can_only_be_tightened(faster: Opened) -> None
     assert missing > 0
     assert f"{missing} proposal" in faster.text("#missing")
     assert missing + faster("inspector.live().proposals.length") == faster("inspector.live().rpn.kept.length")
+
+
+def test_rounding_does_not_pass_the_ends_of_a_slider(
+    opened: Callable[..., Opened], traces: Callable[[str], Trace]
+) -> None:
+    """Ends of more than three digits: those of many pairs, and of a model's own limit."""
+    data = data_of(page(traces("faster_rcnn_tiny_fpn")))
+    data["pairs"]["floor"], data["settings"]["score"], data["settings"]["rpn"]["nms"] = 0.0124, 0.5, 0.6666
+    at = opened(assembled(data))
+    for name, end in (("set-score", 0.0124), ("set-rpn-nms", 0.6666)):
+        at.slide(name, end)
+    assert at("[inspector.state.settings.score, inspector.state.settings.rpn.nms]") == [0.0124, 0.6666]
 
 
 def test_the_top_k_of_a_single_stage_can_be_tightened(
@@ -502,6 +524,15 @@ def test_names_with_markup_are_text(opened: Callable[..., Opened], scene: Scene)
     assert hostile not in at("inspector.fileOf('svg').then((file) => file.text())")
 
 
+def test_the_svg_is_xml_whatever_the_names_are(opened: Callable[..., Opened], scene: Scene) -> None:
+    names = ["a\x01b", "c\x1fd", "e\uffffd", "\ud800", "<&\"'>"]
+    detector = Detector.build("faster_rcnn_tiny_fpn", names, device="cpu", size=64, max_size=96, score_threshold=0.0)
+    at = opened(page(detector.trace(scene.image)))
+    at("inspector.act.go('detections')")
+    svg = ElementTree.fromstring(at("inspector.fileOf('svg').then((file) => file.text())"))
+    assert svg.findall("{*}text")
+
+
 def test_without_detections_the_page_says_so(
     opened: Callable[..., Opened], traces: Callable[[str], Trace], scene: Scene
 ) -> None:
@@ -582,5 +613,4 @@ def test_the_page_refers_to_nothing_outside(traces: Callable[[str], Trace]) -> N
 def test_a_page_can_be_made_from_its_own_data(opened: Callable[..., Opened], traces: Callable[[str], Trace]) -> None:
     """The data within the file is all that the page shows."""
     content = page(traces("faster_rcnn_tiny_fpn"))
-    data = json.loads(content.partition('id="data">')[2].partition("</script>")[0])
-    assert assembled(data) == content
+    assert assembled(data_of(content)) == content

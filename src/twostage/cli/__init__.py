@@ -90,6 +90,8 @@ def application() -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (default: the process's) and return the exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stderr is None:  # closed, as by 2>&-: `print` would write messages to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # File names may hold bytes that are not text, or characters outside the console's code page.
@@ -101,10 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torch, of several processes: the two names of one memory layout of a 1 x 1 convolution.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     try:
-        return int(application()(tokens) or 0)
+        code = int(application()(tokens) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # Python's own at the end would report a closed pipe
+        return code
     except BrokenPipeError:
         # Nobody reads the output any more, as in `twostage ... | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         return 1
     except (Exception, KeyboardInterrupt) as error:
         kind, code, message = _kind_code_message(error)
@@ -123,8 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(error, "json_wanted", "--json" in tokens) and not follows():
             from twostage.atomic import to_json
 
-            print(to_json({"error": {"kind": kind, "code": code, "message": message}}))
+            try:
+                print(to_json({"error": {"kind": kind, "code": code, "message": message}}), flush=True)
+            except OSError:  # a closed pipe, or a full disk, which may be the error itself
+                _discard_output()
         return code
+
+
+def _discard_output() -> None:
+    """Send what is still in the buffer of standard output nowhere: to write it failed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _other_options(tokens: Sequence[str], message: str) -> str:

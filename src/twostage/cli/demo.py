@@ -5,7 +5,10 @@ The page is one HTML file with its images embedded, which needs neither a server
 
 import html
 import math
+import os
+import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -176,9 +179,9 @@ def _write_page(
     values = {
         **run,
         **{name: f"{report['metrics'][name]:.3f}" for name in ("AP", "AP50", "AP75")},
-        "command": own_command(),
-        "scenes": folder / "scenes" / "val",
-        "weights": weights,
+        "command": _as_argument(own_command()),
+        "scenes": _as_argument(folder / "scenes" / "val"),
+        "weights": _as_argument(weights),
         "twostage": env["twostage"],
         "torch": env["packages"]["torch"],
         "python": env["python"],
@@ -199,7 +202,8 @@ def _write_page(
         hint=[f"<p>{html.escape(hint)}</p>"] if hint else [],
         images=map(_figure, images),
         plots=map(_figure, plots),
-        classes=(_class_row(name, objects[name], row) for name, row in report["per_class"].items()),
+        # The AP of a class without objects is undefined.
+        classes=(_class_row(name, objects[name], row) for name, row in report["per_class"].items() if objects[name]),
     )
 
 
@@ -212,6 +216,11 @@ def own_command() -> str:
         return str(called.absolute().relative_to(Path.cwd()))
     except ValueError:
         return str(called.absolute())
+
+
+def _as_argument(path: str | Path) -> str:
+    """A path as the shell takes it for one argument, with the quotes that it needs."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def _figure(shown: Shown) -> str:

@@ -1,6 +1,7 @@
 """What the detectors of a comparison share: the run folder, the data, selective search's proposals, one backbone."""
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from twostage.training.stagewise.fit import FitSettings
 from twostage.training.stagewise.svm import linear_svc
 from twostage.training.stagewise.train import Bounds, pretrain, train_stages
 from twostage.training.stagewise.tune import TuneSettings
+
+log = logging.getLogger("twostage.experiments")
 
 BACKBONE = "backbone.safetensors"
 PROPOSALS = "proposals.safetensors"
@@ -67,7 +70,8 @@ def comparison(options: O, verb: str) -> Iterator[Setting[O]]:
     train, val, truth = splits
     assert val is not None
     assert truth is not None
-    with claimed(root / "state"):
+    with claimed(root / "state"), _naming_resume(verb, root):
+        write_text(root / CONFIG, to_yaml(options))  # of a resumed run too, which may ask for more
         source = Source("selective_search", seed=options.seed)
         proposals = []
         for split in (train, val):
@@ -79,6 +83,16 @@ def comparison(options: O, verb: str) -> Iterator[Setting[O]]:
         yield Setting(options, root, train, val, truth, *proposals)
 
 
+@contextmanager
+def _naming_resume(verb: str, root: Path) -> Iterator[None]:
+    """Where Ctrl-C ends what is inside, log the command that goes on; a training inside has named its own before."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("Continue the comparison with: twostage %s --resume %s", verb, root)
+        raise
+
+
 def _checked(options: O, verb: str) -> tuple[O, Path, Splits]:
     """The options of a new or resumed comparison, its folder and its data."""
     selective_search(np.zeros((8, 8, 3), np.uint8))  # raises without the extra
@@ -87,11 +101,10 @@ def _checked(options: O, verb: str) -> tuple[O, Path, Splits]:
     if options.resume is not None:
         saved = read_config(type(options), options.resume)
         kept = resumed(options, saved, _FREE, "begin a new run by --out")
-        write_text(options.resume / CONFIG, to_yaml(kept))
         return kept, options.resume, _splits(kept)
+    options = replace(options, only=options.only or options.parts)
     splits = _splits(options)
     root = new_folder(options.out, "--out") if options.out else next_folder(Path("runs") / verb, "run")
-    write_text(root / CONFIG, to_yaml(options))
     write_text(root / "env.json", json.dumps(environment(), indent=2) + "\n")
     return options, root, splits
 
@@ -100,6 +113,11 @@ def _splits(options: CompareOptions) -> Splits:
     splits = open_splits(_of_data(options))
     if splits.val is None:
         raise UsageError("val_split is none: give a split that is not trained on, to compare the detectors on")
+    if bool((splits.val.crowd | splits.val.difficult).all()):
+        raise UsageError(
+            f"val_split: the split {splits.val.split!r} of {splits.val.root} has no object that counts, and the "
+            "detectors are compared by AP: choose another split"
+        )
     return splits
 
 

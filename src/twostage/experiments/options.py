@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from twostage.common_options import RunOptions, TrainDataOptions
 from twostage.errors import UsageError, nearest
@@ -33,6 +34,8 @@ STUDIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(TrainDataOptions, RunOptions):
+    parts: ClassVar[tuple[str, ...]] = ()  # what a comparison consists of
+    # The default, all parts, is written by none, so that a resumed run can ask for all.
     only: tuple[str, ...] = option((), "", group="Model")
     weights: Path | None = option(
         None, "Backbone of an earlier run to start from, instead of training one first.", group="Model"
@@ -51,21 +54,22 @@ class CompareOptions(TrainDataOptions, RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = type(self).only  # the default: all of them
         for name in self.only:
-            if name not in known:
-                raise UsageError(f"only: {name!r} is not known. {nearest(name, known)}")
+            if name not in self.parts:
+                raise UsageError(f"only: {name!r} is not known. {nearest(name, self.parts)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LineageOptions(CompareOptions):
-    only: tuple[str, ...] = option(DETECTORS, "Detectors to train.", group="Model")
+    parts: ClassVar[tuple[str, ...]] = DETECTORS
+    only: tuple[str, ...] = option((), f"Detectors to train (default: {' '.join(DETECTORS)}).", group="Model")
     timed: int = option(8, "Images on which prediction is timed.", group="Validation", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblateOptions(CompareOptions):
-    only: tuple[str, ...] = option(STUDIES, "Studies to run.", group="Model")
+    parts: ClassVar[tuple[str, ...]] = STUDIES
+    only: tuple[str, ...] = option((), f"Studies to run (default: {' '.join(STUDIES)}).", group="Model")
     minutes: float = option(1.0, _MINUTES, group="Schedule", above=0)
     seeds: int | None = option(
         None, "Runs of each detector, with seeds from --seed on (default: 3).", group="Schedule", low=1

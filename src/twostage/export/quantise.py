@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from twostage.errors import MissingError
 from twostage.export.program import quiet
 from twostage.inference.runtimes import import_openvino
+from twostage.progress import on_terminal
 
 log = logging.getLogger("twostage.export")
 
@@ -42,7 +43,7 @@ def quantised(model: Any, images: Sequence[Inputs], float_layers: Sequence[str] 
     # OpenVINO splits the bias from an ONNX convolution, and renames the rest.
     names = [name for layer in float_layers for name in (layer, f"{layer}/WithoutBiases")]
     log.info("int8: ranges of %d images ...", len(images))
-    bars = log.isEnabledFor(logging.INFO) and sys.stderr.isatty()
+    bars = log.isEnabledFor(logging.INFO) and on_terminal()
     with quiet(), redirect_stdout(sys.stderr if bars else io.StringIO()):
         return nncf.quantize(
             model.clone() if hasattr(model, "clone") else model,

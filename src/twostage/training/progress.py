@@ -1,16 +1,16 @@
 """How far a run is: a bar with rate and time left on a terminal, nothing elsewhere (each epoch logs a line)."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from twostage.progress import on_terminal
 from twostage.training.state import Progress
 
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
     """A function to be called after every step."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not on_terminal():
         yield lambda progress: None
         return
     from rich.console import Console

@@ -24,13 +24,16 @@ function controlsOf(data) {
 
 const thousandths = (value) => Math.round(value * 1000) / 1000;
 
+/** Rounding must not pass the ends of a slider: beyond them boxes are missing from the page. */
+const within = ({ min, max }, value) => Math.min(max, Math.max(min, value));
+
 /** The elements of the sliders; `change(control, value)` is called with every new value. */
 function controlElements(data, controls, change, reset) {
   const one = (control) => {
     const { id, label, min, max, whole } = control;
     const input = h("input", {
       type: "range", id: `set-${id}`, min, max, step: whole ? 1 : "any", disabled: control.off,
-      oninput: () => change(control, whole ? Number(input.value) : thousandths(input.value)),
+      oninput: () => change(control, whole ? Number(input.value) : within(control, thousandths(input.value))),
     });
     const output = h("output", { for: input.id, id: `value-${id}` });
     return h("div", { class: "control" }, h("label", { for: input.id }, label), output, input);

@@ -318,12 +318,13 @@ function toggleTruth() {
 }
 
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
+  const action = KEYS[event.key] ?? KEYS[event.key.toLowerCase()]; // letters with Caps Lock too
+  if (event.ctrlKey || event.metaKey || event.altKey || !action) return;
   const { target } = event, arrow = event.key.startsWith("Arrow");
   if (target.matches("input, summary") && (arrow || event.key === "Enter") && event.key !== "Escape") return;
   if (target.matches("button") && event.key === "Enter") return;
   event.preventDefault();
-  KEYS[event.key]();
+  action();
 }
 
 function start() {

@@ -139,7 +139,11 @@ function placed(labels, scale, height, widthOf) {
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 
-const escaped = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+/** A text in XML, which has no form for most control characters. */
+const escaped = (text) => {
+  const allowed = text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "\ufffd");
+  return allowed.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+};
 
 /** The same shapes as an SVG file in pixels of the image; the picture and the maps are embedded. */
 function svgOf(pictureUri, shapes, { width, height }) {
