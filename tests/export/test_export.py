@@ -164,7 +164,7 @@ def test_a_file_is_no_model_and_its_fields_are_fixed(
     path = exported(FASTER, "--format", form) / FILES[form]
     file = opened(form)
     for use in (lambda: file.model, lambda: file.prepared, lambda: file.save(tmp_path / "a.safetensors")):
-        with pytest.raises(UsageError, match=rf"{FILES[form]}: an exported file has no network to train.*{FASTER}\.safetensors"):
+        with pytest.raises(UsageError, match=rf"{FILES[form]}: an exported file has no network.*{FASTER}\.safetensors"):
             use()
     with pytest.raises(UsageError, match="size is fixed in an exported file"):
         Detector.load(path, size=64)
