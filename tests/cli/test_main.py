@@ -288,11 +288,12 @@ def test_without_standard_error_json_stays_json(
     assert json.loads(capsys.readouterr().out)["error"]["code"] == 2
 
 
-def test_bars_need_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a program without a console."""
+def test_bars_need_no_standard_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program without a console; standard output, which has the results, has no bars in it."""
     monkeypatch.setattr(sys, "stderr", None)
     with images_bar("images", quiet=False) as show, progress_bar(quiet=False):
         show(1, 2)
+    assert capsys.readouterr().out == ""
 
 
 def test_env_prints_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,13 +155,6 @@ def test_calls_side_by_side_are_in_order_and_none_is_far_ahead() -> None:
     assert [one for place, one in enumerate(results) if place != 3] == [2 * n for n in range(20) if n != 3]
 
 
-def test_no_picture_takes_the_place_of_another() -> None:
-    taken: dict[str, int] = {}
-    given = ["photo", "photo-2", "Photo", "photo", "other", "photo-2"]
-    names = [standalone.free_name(name, taken) for name in given]
-    assert names == ["photo", "photo-2", "Photo-3", "photo-4", "other", "photo-2-2"]
-
-
 def found_in_any(name: str) -> type:
     """A predictor that finds one object of a class in every image."""
     found = {"boxes": np.array([[1, 1, 9, 9]]), "scores": np.array([0.9]), "class_ids": np.array([0]), "masks": None}

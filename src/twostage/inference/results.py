@@ -1,12 +1,12 @@
 """Files of predictions, written while they come: drawn images, JSON, COCO results, PASCAL VOC XML."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twostage.atomic import write_json
 from twostage.errors import UsageError, nearest
+from twostage.inference.free_names import free_name
 
 if TYPE_CHECKING:
     from twostage.detections import Detections
@@ -35,8 +35,7 @@ class ResultsWriter:
         self.formats = tuple(formats)
         check_formats(self.formats)
         self.settings = settings
-        self._names: set[str] = set()
-        self._duplicates: Counter[str] = Counter()
+        self._taken: dict[str, int] = {}
         self._images: list[dict[str, Any]] = []
         self._coco: list[dict[str, Any]] = []
 
@@ -44,7 +43,7 @@ class ResultsWriter:
         """Write the files of one image; its results as a dictionary, with the name of the drawn image as `picture`."""
         path = Path(detections.path or "image")
         _, _, frame = path.suffix.partition("#")  # of a video: walk.mp4#12
-        name = self._free_name(f"{path.stem}-{frame}" if frame else path.stem)
+        name = free_name(f"{path.stem}-{frame}" if frame else path.stem, self._taken)
         detections.save(self.folder / f"{name}.jpg")
         if "voc" in self.formats:
             detections.save(self.folder / "voc" / f"{name}.xml")
@@ -64,11 +63,3 @@ class ResultsWriter:
             write_json(self.folder / "results.json", {"images": self._images, **settings})
         if "coco" in self.formats:
             write_json(self.folder / "coco.json", self._coco)
-
-    def _free_name(self, stem: str) -> str:
-        name = stem
-        while name.casefold() in self._names:  # macOS and Windows take Photo.jpg and photo.jpg for one file
-            self._duplicates[stem] += 1
-            name = f"{stem}-{self._duplicates[stem] + 1}"
-        self._names.add(name.casefold())
-        return name

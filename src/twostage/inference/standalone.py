@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw, ImageOps
 from twostage.data.interpolation import antialiased, bilinear
 from twostage.data.resize_geometry import interpolation_steps, resize_factors, resized_extent, resized_shape
 from twostage.data.uint8_resize import by_opencv, by_pillow
+from twostage.inference.free_names import free_name
 from twostage.inference.runtimes import FileError, PackageError, cores, open_session
 from twostage.ops.paste import paste
 
@@ -239,17 +240,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         print(json.dumps({"images": results}))
     return code
-
-
-def free_name(name: str, taken: dict[str, int]) -> str:
-    """The name, or with the first number that is free: photo, photo-2. `taken` are those before, by lower case, as
-    macOS and Windows take Photo.png and photo.png for one file, with the last number that was tried."""
-    free, key = name, name.casefold()
-    while free.casefold() in taken:
-        taken[key] += 1
-        free = f"{name}-{taken[key]}"
-    taken[free.casefold()] = 1
-    return free
 
 
 def side_by_side(function: Callable[[Any], Any], items: Sequence[Any], at_once: int) -> Iterator[Future[Any]]:
