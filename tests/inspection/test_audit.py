@@ -23,7 +23,7 @@ from twostage.inspection.evidence import (
     ViewEvidence,
     evidence,
     merged,
-    require_stages,
+    two_stage_runner,
     view_evidence,
 )
 from twostage.inspection.label_faults import find_faults
@@ -199,7 +199,7 @@ def test_crowds_and_difficult_labels_are_not_doubted_and_explain_what_they_hold(
 def test_evidence_of_both_views_is_on_the_pixels_of_the_image(model: str) -> None:
     """The mirrored view of an image is the plain view of its mirror image, mirrored back."""
     detector = Detector.build(model, NAMES, device="cpu", choose_forms=False)
-    runner = require_stages(detector.runner)
+    runner = two_stage_runner(detector.runner)
     scene = make_scene(1, 2)
     labels = LabelBoxes(np.array(scene.boxes, dtype=np.float32), np.array(scene.labels))
     turned = labels.boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + np.array([192, 0, 192, 0])
@@ -216,7 +216,7 @@ def test_evidence_of_both_views_is_on_the_pixels_of_the_image(model: str) -> Non
 def test_label_scores_are_those_of_the_label_given_as_a_proposal() -> None:
     """The classifier's probabilities at a label's box do not depend on the other labels, nor on their number."""
     detector = Detector.build("faster_rcnn_tiny_fpn", NAMES, device="cpu", choose_forms=False)
-    runner = require_stages(detector.runner)
+    runner = two_stage_runner(detector.runner)
     scene = make_scene(1, 3)
     labels = LabelBoxes(np.array(scene.boxes, dtype=np.float32), np.array(scene.labels))
     every = view_evidence(runner, scene.image, labels, mirror=False).label_scores
@@ -282,7 +282,9 @@ def test_one_pixel() -> None:
     found = audit(data, [Judge(detector.runner, [0])])
     for one in found.suggestions:
         assert min(crop(data, one).size) >= 1
-    assert len(evidence(require_stages(detector.runner), PIXEL, LabelBoxes(data.boxes, data.labels)).label_scores) == 1
+    assert (
+        len(evidence(two_stage_runner(detector.runner), PIXEL, LabelBoxes(data.boxes, data.labels)).label_scores) == 1
+    )
 
 
 def test_a_detector_that_finds_nothing_doubts_labels_and_suggests_none() -> None:

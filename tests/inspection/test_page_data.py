@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,10 @@ from twostage.detector import Detector
 from twostage.inspection.account import Objects, account
 from twostage.inspection.page.columns import column
 from twostage.inspection.page.data import page_data
+from twostage.inspection.page.grids import grid_data
 from twostage.inspection.page.html import in_script, inline, page
 from twostage.inspection.trace import Trace
+from twostage.models.regions.pooling import AlignedRegions, RoIAlignConfig
 
 DTYPES = {"f4": "<f4", "i4": "<i4", "i2": "<i2", "u2": "<u2", "u1": "u1"}
 
@@ -115,6 +118,14 @@ def test_points_of_a_region_average_to_what_roialign_reads(detectors: Callable[.
         )  # [14 * 14, c]
         mean = points.view(7, 2, 7, 2, -1).mean(dim=(1, 3)).permute(2, 0, 1)
         torch.testing.assert_close(mean, wanted[region], rtol=1e-4, atol=1e-4)
+
+
+def test_a_bin_may_have_more_than_255_points() -> None:
+    """One point for each pixel of the map, without a limit, in a box of 2000 columns."""
+    regions = AlignedRegions(RoIAlignConfig(sampling_ratio=0, max_samples=None), (4,))
+    grid = grid_data(regions, torch.tensor([[0.0, 0.0, 8000.0, 80.0]]), [(20, 2000)], (80, 8000))
+    assert grid is not None
+    assert array(grid["samples"]).tolist() == [math.ceil(20 / 7), math.ceil(2000 / 7)]
 
 
 def bilinear(features: torch.Tensor, y: float, x: float) -> torch.Tensor:

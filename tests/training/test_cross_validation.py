@@ -267,7 +267,7 @@ def test_a_broken_cross_validation_goes_on(
     with pytest.raises(KeyboardInterrupt):
         train(options)
     assert f"Continue with: twostage train --resume {options.out}\n" in caplog.text
-    with pytest.raises(UsageError, match=f"Resume that: --resume {options.out}"):
+    with pytest.raises(UsageError, match=f"Resume that: twostage train --resume {options.out}"):
         train(TrainOptions(resume=options.out / "fold-1"))
     with pytest.raises(UsageError, match=r"Leave it out, or begin a new run\.$"):
         train(TrainOptions(resume=options.out, epochs=5))

@@ -84,14 +84,14 @@ def audit(options: AuditOptions) -> Outcome:
     """
     from twostage.inference.sources import expand
     from twostage.inspection.audit import audit
-    from twostage.inspection.evidence import require_stages
+    from twostage.inspection.evidence import two_stage_runner
 
     unlabelled = expand(options.unlabelled or ())  # a wrong path is an error now, not after the audit
     dataset = _open(options)
     if options.folds is not None:
         _new_out(options)
     judges, detector = _judges(options, dataset)
-    require_stages(detector.runner)
+    two_stage_runner(detector.runner)
     dataset = matched(dataset, detector.names)
     if options.folds is None:
         _new_out(options)
@@ -216,11 +216,11 @@ def _to_label(
     import numpy as np
 
     from twostage.data.images import read_image
-    from twostage.inspection.evidence import Evidence, LabelBoxes, evidence, require_stages
+    from twostage.inspection.evidence import Evidence, LabelBoxes, evidence, two_stage_runner
     from twostage.inspection.next_images import next_images
 
     none = LabelBoxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    runner = require_stages(detector.runner)
+    runner = two_stage_runner(detector.runner)
     known = {dataset.path(index).resolve() for index in range(len(dataset))}
     names: list[str] = []
     seen: dict[int, Evidence] = {}

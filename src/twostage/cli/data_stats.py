@@ -1,7 +1,6 @@
 """`twostage data stats`: statistics of a data set, and its hardest images."""
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from twostage.cli.verb import Outcome, verb
 from twostage.common_options import DataOptions, ModelOptions
 from twostage.folders import require_replaceable, whole_folder
 from twostage.options import option
+from twostage.shell import command
 
 if TYPE_CHECKING:
     from twostage.data.dataset import Dataset
@@ -65,7 +65,8 @@ def stats(options: StatsOptions) -> Outcome:
     print("\n" + "\n".join(_model_lines(result, options)))
     left_out = sum(fault.severity == "error" for dataset in datasets.values() for fault in dataset.faults)
     if left_out:
-        print(f"\n{left_out} faulty files or records are not counted: twostage data check {options.data}")
+        check = command("twostage", "data", "check", options.data)
+        print(f"\n{left_out} faulty files or records are not counted: {check}")
     if options.out:
         with whole_folder(options.out, "--out") as folder:
             _save(folder, list(datasets.values()), result)
@@ -112,7 +113,7 @@ def _train_command(options: StatsOptions) -> str:
             words += [f"--{each.name.replace('_', '-')}", str(value)]
     for name, value in options.model_fields.items():
         words += ["--set", f"model.{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join(words)
+    return command(*words)
 
 
 def _lines(stats: "Stats", resize: "Resize") -> Iterator[str]:

@@ -5,10 +5,7 @@ The page is one HTML file with its images embedded, which needs neither a server
 
 import html
 import math
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +18,7 @@ from twostage.cli.verb import Outcome, verb
 from twostage.common_options import OfflineOptions, RunOptions, WorkersOptions
 from twostage.folders import new_folder, next_folder
 from twostage.options import option
+from twostage.shell import command
 from twostage.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -179,9 +177,9 @@ def _write_page(
     values = {
         **run,
         **{name: f"{report['metrics'][name]:.3f}" for name in ("AP", "AP50", "AP75")},
-        "command": _as_argument(own_command()),
-        "scenes": _as_argument(folder / "scenes" / "val"),
-        "weights": _as_argument(weights),
+        "command": command(own_command()),
+        "scenes": command(folder / "scenes" / "val"),
+        "weights": command(weights),
         "twostage": env["twostage"],
         "torch": env["packages"]["torch"],
         "python": env["python"],
@@ -216,11 +214,6 @@ def own_command() -> str:
         return str(called.absolute().relative_to(Path.cwd()))
     except ValueError:
         return str(called.absolute())
-
-
-def _as_argument(path: str | Path) -> str:
-    """A path as the shell takes it for one argument, with the quotes that it needs."""
-    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def _figure(shown: Shown) -> str:

@@ -1,6 +1,5 @@
 """`twostage predict`: detect objects in images."""
 
-import shlex
 from collections import Counter
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from twostage.errors import DataError, UsageError
 from twostage.folders import new_folder
 from twostage.inference.results import ResultsWriter, check_formats
 from twostage.options import option
+from twostage.shell import command
 
 if TYPE_CHECKING:
     from twostage.detections import Detections
@@ -86,12 +86,12 @@ def _with_weights(sources: tuple[str, ...]) -> str:
     """What to do without weights of one's own. None are taken unasked: they would be fetched, and have a licence."""
     from twostage.weights.published import ACCURATE, PUBLISHED, SMALL
 
-    command = shlex.join(["twostage", "predict", *sources[:3], *(["..."] if sources[3:] else []), "--weights"])
+    again = command("twostage", "predict", *sources[:3], *(["..."] if sources[3:] else []), "--weights")
     accurate, small = PUBLISHED[ACCURATE], PUBLISHED[SMALL]
     return (
         "no weights given: --weights takes a file, or the name of published weights, which are fetched once.\n"
-        f"Of COCO's 80 classes ({accurate.number}, {accurate.mib}, {accurate.licence}): {command} {accurate.name}\n"
-        f"Small, for a laptop ({small.number}, {small.mib}): {command} {small.name}\n"
+        f"Of COCO's 80 classes ({accurate.number}, {accurate.mib}, {accurate.licence}): {again} {accurate.name}\n"
+        f"Small, for a laptop ({small.number}, {small.mib}): {again} {small.name}\n"
         "All of them: twostage weights list"
     )
 

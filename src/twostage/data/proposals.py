@@ -19,6 +19,7 @@ from twostage.atomic import write_bytes
 from twostage.data.dataset import Dataset
 from twostage.data.files import text_name
 from twostage.errors import DataError, MissingError, UsageError
+from twostage.shell import command
 
 log = logging.getLogger("twostage.data")
 
@@ -119,7 +120,9 @@ def read_proposals(path: Path, dataset: Dataset) -> ProposalSet:
     DataError for values that are not numbers, boxes without area or entirely outside their image, and missing images.
     """
     if not path.exists():
-        bring = f"twostage data proposals {dataset.root} --source selective_search --out FOLDER"
+        bring = command(
+            "twostage", "data", "proposals", dataset.root, "--source", "selective_search", "--out", "FOLDER"
+        )
         raise MissingError(f"{path}: no such proposals file. Make one: {bring}")
     if not path.is_file():
         raise UsageError(

@@ -27,6 +27,7 @@ from twostage.models.proposals.sources import Source, propose
 from twostage.models.two_stage import TwoStage
 from twostage.progress import images_bar
 from twostage.run_config import CONFIG, NOT_SAVED, read_config, resumed, to_yaml
+from twostage.shell import command
 from twostage.training import train
 from twostage.training.options import TrainOptions
 from twostage.training.splits import Splits, open_splits
@@ -89,7 +90,7 @@ def _naming_resume(verb: str, root: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        log.warning("Continue the comparison with: twostage %s --resume %s", verb, root)
+        log.warning("Continue the comparison with: %s", command("twostage", verb, "--resume", root))
         raise
 
 

@@ -1,6 +1,5 @@
 """A file of `twostage export` in the place of a prepared model: the same batches in, the same detections out."""
 
-import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from twostage.inference.signature import Signature, detections_of, inputs_of, st
 from twostage.models.config import DetectorConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
 from twostage.models.image import OwnSizeConfig
+from twostage.shell import command
 from twostage.weights.file import read_card, require_file
 
 _RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pt2": "torch"}
@@ -185,8 +185,8 @@ class ExportedModel:
     def _fixed(self, name: str, value: Any, can: str) -> UsageError:
         flag = {"conf": "--conf", "max_det": "--max-det", "iou": "--iou"}[name]
         weights, form = self.session.metadata["weights"]["file"], self.session.metadata["file_format"]
-        command = shlex.join(["twostage", "export", "--weights", weights, "--format", form, flag, f"{value:g}"])
-        return UsageError(f"{name} {value:g}: {self.path} was exported with {can}. Export it anew: {command} --out DIR")
+        again = command("twostage", "export", "--weights", weights, "--format", form, flag, f"{value:g}")
+        return UsageError(f"{name} {value:g}: {self.path} was exported with {can}. Export it anew: {again} --out DIR")
 
 
 def _fills(batch: Batch) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from twostage.data.dataset import Dataset
 from twostage.errors import UsageError
 from twostage.inference.runner import Runner
-from twostage.inspection.evidence import data_evidence, require_stages
+from twostage.inspection.evidence import data_evidence, two_stage_runner
 from twostage.inspection.label_faults import find_faults
 from twostage.inspection.suggestion import Kind, Suggestion, ranked
 
@@ -79,7 +79,7 @@ def audit(
         after_image(done, len(dataset))
 
     for judge in judges:
-        runner = require_stages(judge.runner)
+        runner = two_stage_runner(judge.runner)
         if runner.model.num_classes != len(dataset.names):
             raise UsageError(
                 f"{dataset.root}: has {len(dataset.names)} classes, and the detector {runner.model.num_classes}: audit "

@@ -63,7 +63,7 @@ class Evidence(NamedTuple):
     label_boxes: Float[np.ndarray, "g v 4"]
 
 
-def require_stages(runner: Runner) -> PreparedModel:
+def two_stage_runner(runner: Runner) -> PreparedModel:
     """The runner, if it is one of a model with two stages. Raises UsageError for others."""
     if not isinstance(runner, PreparedModel):
         raise UsageError("The audit runs the head on the labels' boxes, and an exported file cannot: give its weights.")

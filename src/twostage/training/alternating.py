@@ -30,6 +30,7 @@ from twostage.models.config import TwoStageConfig
 from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.progress import images_bar
+from twostage.shell import command
 from twostage.training.folder import RunFolder, claimed_root, naming_resume, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.recipe import recipe_name
@@ -97,7 +98,7 @@ def alternate(
             else:
                 options = replace(resumed_options(options, options.resume), out=options.resume)
         root = processes.on_main(lambda: claimed_root(options, held))
-        held.enter_context(naming_resume(f"twostage train --resume {root}"))
+        held.enter_context(naming_resume(command("twostage", "train", "--resume", root)))
         return _all_steps(Training(replace(options, resume=None), root, processes, splits, backbone))
 
 

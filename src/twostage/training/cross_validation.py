@@ -29,6 +29,7 @@ from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.errors import DataError, TwostageError, UsageError
 from twostage.run_config import CONFIG
+from twostage.shell import command
 from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
@@ -97,7 +98,7 @@ def cross_validate(
                     ", ".join(alone),
                 )
         root = processes.on_main(lambda: claimed_root(options, held))
-        held.enter_context(naming_resume(f"twostage train --resume {root}"))
+        held.enter_context(naming_resume(command("twostage", "train", "--resume", root)))
         return _all_runs(Training(replace(options, resume=None), root, processes, images, backbone), folds)
 
 
@@ -123,9 +124,10 @@ def require_not_part(folder: Path) -> None:
     """Raises UsageError for the folder of a fold, which alone does not say which images its run learns from."""
     root = folder.absolute().parent
     if (root / PARTS).exists():
+        resume = command("twostage", "train", "--resume", root)
         raise UsageError(
-            f"{folder}: a run of one fold of {root}. Resume that: --resume {root}, or, for the folds of an audit, give "
-            "its command again"
+            f"{folder}: a run of one fold of {root}. Resume that: {resume}, or, for the folds of an audit, give its "
+            "command again"
         )
 
 

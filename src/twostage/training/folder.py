@@ -20,6 +20,7 @@ from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
 from twostage.folders import claimed, new_folder, next_folder
 from twostage.run_config import CONFIG, read_config, resumed, to_yaml
+from twostage.shell import command
 from twostage.training.images import save_predictions, save_training_batch
 from twostage.training.options import TrainOptions
 from twostage.training.recipe import recipe_name
@@ -61,7 +62,8 @@ class RunFolder:
         folder = cls(path)
         if not folder.state.exists():
             config = path / CONFIG
-            again = f" It stopped before its first step: twostage train --config {config}" if config.exists() else ""
+            again = command("twostage", "train", "--config", config)
+            again = f" It stopped before its first step: {again}" if config.exists() else ""
             raise MissingError(f"{path}: no run to resume: {folder.state} does not exist.{again}")
         return folder
 

@@ -25,6 +25,7 @@ from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.evaluation.plots import plot_learning_curve, save_figure
 from twostage.folders import claimed
+from twostage.shell import command
 from twostage.training.cross_validation import fold_folder, images_to_fold, mean_of_defined, resumed_splits
 from twostage.training.folder import naming_resume, read_options, resumed_options
 from twostage.training.options import TrainOptions
@@ -86,7 +87,7 @@ def add_learning_curve(
     here = {**{name: getattr(recorded, name) for name in free}, "quiet": options.quiet}
     with process_group() as processes, ExitStack() as held:
         processes.on_main(lambda: held.enter_context(claimed(root / "state")))
-        held.enter_context(naming_resume(f"twostage train --resume {root}"))
+        held.enter_context(naming_resume(command("twostage", "train", "--resume", root)))
         with processes.sync_errors():
             scored = _scored_runs(root, recorded, splits)
         curves = []

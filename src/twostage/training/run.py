@@ -29,6 +29,7 @@ from twostage.folders import claimed
 from twostage.inference.precision import choose_precision
 from twostage.models.one_stage import OneStage
 from twostage.ops.cpu.memory import retain_freed_memory
+from twostage.shell import command
 from twostage.training.batch_size import fitted
 from twostage.training.ema import EMA
 from twostage.training.extra_samples import repeats_of, require_pasting
@@ -106,7 +107,7 @@ def run(
         with processes.sync_errors():
             _begin_or_go_on(session, folder)
         if root is None:
-            held.enter_context(naming_resume(f"twostage train --resume {folder.path}"))
+            held.enter_context(naming_resume(command("twostage", "train", "--resume", folder.path)))
         session.ddp_model = processes.wrap_ddp(session.model)
         with processes.sync_errors():
             given = given_proposals(options, splits, session.model.config)
@@ -249,7 +250,8 @@ def _learn(run: Run) -> None:
                 train_until(session, drawn, epoch_end, after_step)
             except (DataError, SystemExit):  # an image, of this process or another, cannot be read
                 _save(run)
-                log.warning("Saved. When that is fixed, continue with: twostage train --resume %s", run.resumed_by)
+                resume = command("twostage", "train", "--resume", run.resumed_by)
+                log.warning("Saved. When that is fixed, continue with: %s", resume)
                 raise
             if _epoch_to_end(session):
                 _end_epoch(run)

@@ -61,7 +61,7 @@ def _points(regions: AlignedRegions, boxes: Float[Tensor, "p 4"], shapes: Shapes
         "scales": list(grid.scales),
         "offset": 0.5 if grid.aligned else 0.0,
         "levels": column(located.level, "u1"),
-        "samples": column(samples, "u1"),
+        "samples": column(samples, "u2"),
         "y": column(y, "f4"),
         "x": column(x, "f4"),
     }
