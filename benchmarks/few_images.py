@@ -17,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -34,17 +34,22 @@ from twostage.data.stratified import stratified_order
 from twostage.detector import Detector
 from twostage.evaluation.evaluate import evaluate
 from twostage.inference.precision import choose_precision
+from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.training import train
 from twostage.training.folder import read_options
+from twostage.training.image_size import with_image_size
+from twostage.training.options import TrainOptions
+from twostage.training.start import with_default_weights
 
 FEW = 15  # minutes with few images
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, at which size, for how many minutes with all images, and what it is scored on.
+    """What is learned, for how many minutes with all images, and what it is scored on.
 
+    `size` is that of the images of the network from nothing; the others have the one that `twostage train` chooses.
     Without a split to be scored on (`test`), every third image is taken from those to be learned, by the seed. With
     `names` only these classes are learned.
     """
@@ -69,8 +74,9 @@ TITLE = "From a pretrained network, with many and with few images"
 ABOUT = (
     "`python benchmarks/few_images.py`: mean AP of the seeds (smallest to largest), after the same minutes of "
     "training. people: the persons in COCO's photographs, of which two thirds are learned and the others scored. "
-    "nuclei-masks: Mask R-CNN. Those of one thread ran two at a time, one on each core, and at times beside other "
-    "work: compare their steps. Minutes of processor time were counted by `--processor-time`."
+    "nuclei-masks: Mask R-CNN. size: pixels of the shorter side. Those of one thread ran two at a time, one on each "
+    "core, and at times beside other work: compare their steps. Minutes of processor time were counted by "
+    "`--processor-time`."
 )
 PEERS = "torchvision, the same lite0"
 LITE = "lite0, pretrained"
@@ -95,7 +101,7 @@ def train_ours(what: dict, who: str, scratch: Path) -> dict:
     started = time.perf_counter()
     model = f"{task.family}_{NETS[who]}"
     minutes, seed = what["minutes"], what["seed"]
-    done = train(learn, model=model, size=task.size, minutes=minutes, seed=seed, out=out, quiet=True)
+    done = train(learn, model=model, size=what["size"], minutes=minutes, seed=seed, out=out, quiet=True)
     spent = time.perf_counter() - started
     scores = evaluate(test, Detector.load(done["weights"]).detect_dataset(test)).metrics
     batch, precision = (getattr(read_options(out), field) for field in ("batch", "precision"))
@@ -106,14 +112,14 @@ def train_ours(what: dict, who: str, scratch: Path) -> dict:
 def train_torchvisions(what: dict, who: str, scratch: Path) -> dict:
     """The row of torchvision's detector."""
     task, learn, test = _data(what, scratch)
-    resize = replace(named(f"{task.family}_{NETS[LITE]}").image.resizing, size=task.size)
+    image = configure(named(f"{task.family}_{NETS[LITE]}"), {"size": what["size"]}).image
     masks, seed, precision = task.family == "mask_rcnn", what["seed"], choose_precision(torch.device("cpu"), "auto")
-    peer = build_peer(len(test.names), task.size, seed, masks=masks, pretrained=PEER_STAGES)
+    peer = build_peer(len(test.names), image.size, seed, masks=masks, pretrained=PEER_STAGES)
     started = time.perf_counter()
     steps = train_peer(
         peer,
         learn,
-        resize,
+        image.resizing,
         minutes=what["minutes"],
         batch=PEER_BATCH,
         seed=seed,
@@ -121,9 +127,19 @@ def train_torchvisions(what: dict, who: str, scratch: Path) -> dict:
         peak=PEER_PEAK,
     )
     spent = time.perf_counter() - started
-    scores = evaluate(test, detect_peer(peer, test, resize)).metrics
+    scores = evaluate(test, detect_peer(peer, test, image.resizing)).metrics
     how = {"batch": PEER_BATCH, "precision": precision, "steps": steps, "seconds": round(spent)}
     return {**what, "who": who, **how, **scores}
+
+
+def size_of(what: dict, who: str) -> int:
+    """The size of the images that a detector learns from; torchvision's has ours."""
+    with tempfile.TemporaryDirectory() as scratch:
+        task, learn, _ = _data(what, Path(scratch))
+        if who not in (LITE, PEERS):
+            return task.size
+        options = TrainOptions(learn.root, model=f"{task.family}_{NETS[LITE]}")
+        return with_image_size(with_default_weights(options), learn).size
 
 
 def _data(what: dict, scratch: Path) -> tuple[Task, Dataset, Dataset]:
@@ -145,16 +161,17 @@ def table(rows: list[dict]) -> str:
     """Mean AP of the seeds (smallest to largest), of boxes and masks."""
     lines = []
     for setting in dict.fromkeys(_setting(row) for row in rows):
+        own = [row for row in rows if _setting(row) == setting]
         task, images, minutes, threads, clock = setting
-        for who in dict.fromkeys(row["who"] for row in rows):
-            some = [row for row in rows if (_setting(row), row["who"]) == (setting, who)]
-            if not some:
-                continue
+        spent = f"{minutes:g} of {threads} thread{'s' * (threads > 1)}{clock}"
+        for who, size in sorted({(row["who"], row["size"]) for row in own}):
+            some = [row for row in own if (row["who"], row["size"]) == (who, size)]
             steps = round(statistics.mean(row["steps"] for row in some))
+            batches = " or ".join(map(str, sorted({row["batch"] for row in some})))
             cells = [spread([row[m] for row in some]) if m in some[0] else "" for m in ("AP", "AP50", "segm_AP")]
-            spent = f"{minutes:g} of {threads} thread{'s' * (threads > 1)}{clock}"
-            lines.append([task, images, spent, who, f"{steps} of {some[0]['batch']}", *cells, str(len(some))])
-    return markdown(["task", "images", "minutes", "detector", "steps", "AP", "AP50", "mask AP", "seeds"], lines)
+            lines.append([task, images, spent, who, str(size), f"{steps} of {batches}", *cells, str(len(some))])
+    heads = ["task", "images", "minutes", "detector", "size", "steps", "AP", "AP50", "mask AP", "seeds"]
+    return markdown(heads, lines)
 
 
 def _setting(row: dict) -> tuple[str, str, float, int, str]:
@@ -186,6 +203,7 @@ def main() -> None:
         minutes = given.minutes or (TASKS[name].minutes if images == "all" else FEW)
         what = {"task": name, "images": images, "minutes": minutes, "threads": torch.get_num_threads(), "seed": seed}
         what |= {"clock": ", processor time"} if given.processor_time else {}
+        what |= {"size": size_of(what, who)}
         if any(row.items() >= {**what, "who": who}.items() for row in rows):
             continue
         with tempfile.TemporaryDirectory() as scratch:

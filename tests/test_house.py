@@ -14,8 +14,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # The rooms from the ground up: a module may import its own floor and those below.
 FLOORS = (
     {
-        *("errors", "options", "common_options", "run_config", "kinds", "atomic", "folders", "environment"),
-        *("download", "progress", "device", "distributed", "fonts", "box_notations"),
+        *("errors", "options", "common_options", "run_config", "kinds", "atomic", "folders", "shell"),
+        *("environment", "download", "progress", "device", "distributed", "fonts", "box_notations"),
     },
     {"ops", "data"},
     {"drawing", "detections"},

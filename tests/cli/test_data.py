@@ -136,6 +136,15 @@ def test_stats_of_a_model_without_anchors(shell: Callable, scenes: Path, model: 
     assert ("IoU 0.5" in answer.messages) is False
 
 
+def test_stats_has_the_size_that_training_chooses(shell: Callable, real_data: Path) -> None:
+    """Nuclei have a median side of 16 pixels at 320."""
+    answer = shell("data", "stats", real_data / "nuclei", "--json")
+    assert answer.json["anchors"]["size"] == 480
+    assert "--model faster_rcnn_lite0_fpn --size 480 " in answer.messages
+    tiny = shell("data", "stats", real_data / "nuclei", "--model", "faster_rcnn_tiny_fpn", "--json")
+    assert tiny.json["anchors"]["size"] == 320
+
+
 def test_stats_without_objects(shell: Callable, scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(scenes, tmp_path / "data")
     path = tmp_path / "data" / "annotations" / "instances_train.json"

@@ -4,28 +4,12 @@ from collections.abc import Callable
 from typing import cast
 
 import numpy as np
-import pytest
 
 from twostage import Dataset
 from twostage.inspection.anchor_reach import AnchorModelConfig, anchor_positions, best_iou, shares, used_objects
-from twostage.inspection.image_sizes import image_sizes, sizes_to_compare
+from twostage.inspection.image_sizes import image_sizes
 from twostage.models.configure import configure
 from twostage.models.zoo import named
-
-
-@pytest.mark.parametrize(
-    ("shape", "size", "expected"),
-    [
-        ((960, 1280), 320, [160, 240, 320, 480, 640]),
-        ((480, 640), 320, [160, 240, 320, 480]),
-        ((480, 640), 800, [400, 480, 600, 800]),
-        ((1, 1), 320, [1, 160, 240, 320]),
-    ],
-)
-def test_sizes_up_to_that_of_the_files(
-    make_blank: Callable[..., Dataset], shape: tuple[int, int], size: int, expected: list[int]
-) -> None:
-    assert sizes_to_compare(make_blank([shape], [[]]), size) == expected
 
 
 def test_rows_of_an_image_of_256_by_512(make_blank: Callable[..., Dataset]) -> None:

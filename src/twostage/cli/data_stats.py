@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +56,15 @@ def stats(options: StatsOptions) -> Outcome:
     open_split = opener(layout, Options(options.images, options.voc_offset, "skip", boxes=options.boxes))
     train_split = options.train_split or _train_split(layout)
     datasets = {split: open_split(split) for split in dict.fromkeys((*layout.splits, train_split))}
+    chosen = _with_suitable_size(options, config, datasets[train_split])
+    config = configure(named(options.model), chosen.given_fields)
     all_stats = [stats(dataset, config.image.resizing) for dataset in datasets.values()]
     result = {"path": options.data, "splits": {one.split: one.to_dict() for one in all_stats}}
     result |= _of_model(datasets[train_split], options.model, config)
     print(layout)
     for one in all_stats:
         print("\n".join(_lines(one, config.image.resizing)))
-    print("\n" + "\n".join(_model_lines(result, options)))
+    print("\n" + "\n".join(_model_lines(result, chosen)))
     left_out = sum(fault.severity == "error" for dataset in datasets.values() for fault in dataset.faults)
     if left_out:
         check = command("twostage", "data", "check", options.data)
@@ -73,6 +75,19 @@ def stats(options: StatsOptions) -> Outcome:
             _save_anchors(folder, datasets[train_split], config, result)
         print(f"\nSaved to {options.out}")
     return Outcome(result)
+
+
+def _with_suitable_size(options: StatsOptions, config: "DetectorConfig", dataset: "Dataset") -> StatsOptions:
+    """The options with the size that `twostage train` chooses for a small pretrained network."""
+    from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
+    from twostage.models.image import ImageConfig
+    from twostage.training.image_size import SIZES, suitable_size
+
+    own = isinstance(config.backbone, EfficientNetLiteConfig) and not SIZES & set(options.given_fields)
+    if not own or not isinstance(config.image, ImageConfig):
+        return options
+    size = suitable_size(config.image, dataset)
+    return replace(options, size=size) if size > config.image.size else options
 
 
 def _train_split(layout: "Layout") -> str:

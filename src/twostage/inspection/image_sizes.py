@@ -23,19 +23,12 @@ FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the model's size
 TINY = (8, 16)  # pixels of the shorter side
 
 
-def sizes_to_compare(dataset: Dataset, size: int) -> list[int]:
-    """Half to twice a model's size; beyond the shorter side of the median image only that side itself.
-
-    Larger images than the files hold have no more detail. The model's own size is always there.
-    """
-    own = round(float(np.median(dataset.sizes.min(axis=1)))) if len(dataset) else size
-    wanted = {max(1, round(factor * size)) for factor in FACTORS}
-    return sorted({min(each, max(own, 1)) for each in wanted if each > size} | {e for e in wanted if e <= size})
-
-
 def image_sizes(dataset: Dataset, config: AnchorModelConfig, used: Bool[np.ndarray, " b"]) -> list[dict[str, Any]]:
-    """A row per size of `sizes_to_compare`; `now` is that of the model, whose pixels are 1 (see `image_size_row`)."""
-    sizes = sizes_to_compare(dataset, config.image.size)
+    """A row for each of `FACTORS`; `now` is that of the model, whose pixels are 1 (see `image_size_row`).
+
+    Images larger than their files have no more detail, but more positions on the maps of the network.
+    """
+    sizes = sorted({max(1, round(factor * config.image.size)) for factor in FACTORS})
     rows = [image_size_row(dataset, configure(config, {"size": size}), used) for size in sizes]
     own = next(row["pixels"] for row in rows if row["size"] == config.image.size)
     return [

@@ -31,6 +31,7 @@ from twostage.errors import DataError, TwostageError, UsageError
 from twostage.run_config import CONFIG
 from twostage.shell import command
 from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
+from twostage.training.image_size import with_image_size
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
 from twostage.training.start import require_start, with_default_weights
@@ -88,6 +89,8 @@ def cross_validate(
                     "--val-split %s trains once.",
                     *(options.data, options.folds, NONE),
                 )
+            if options.resume is None:
+                options = with_image_size(options, images)
             assert options.folds is not None
             folds = resumed_splits(options.resume, images, options.folds, options.seed)
             require_parts(options, folds[0].train)

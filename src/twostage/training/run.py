@@ -34,6 +34,7 @@ from twostage.training.batch_size import fitted
 from twostage.training.ema import EMA
 from twostage.training.extra_samples import repeats_of, require_pasting
 from twostage.training.folder import RunFolder, naming_resume, require_same_images, resumed_options
+from twostage.training.image_size import with_image_size
 from twostage.training.inputs import Given, given_proposals, stuff_maps
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
@@ -92,6 +93,8 @@ def run(
                 options = resumed_options(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
             splits = with_classes(splits, options.names) if splits else open_splits(options)
+            if options.resume is None:
+                options = with_image_size(options, splits.train)
             require_parts(options, splits.train, splits.val)
             session = _session(options, splits.train, processes, backbone, bf16)
             if session.learns_masks:
