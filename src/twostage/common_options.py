@@ -109,6 +109,19 @@ class ModelOptions(FieldsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainModelOptions(ModelOptions):
+    """Those of a model that is to be trained."""
+
+    size: int | None = option(
+        None,
+        "Shortest side of the image, in pixels (default: the model's; with recipe finetune_small up to twice that, for "
+        "small objects).",
+        group="Images",
+        low=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DetectionOptions(Options):
     """Which detections are kept."""
 

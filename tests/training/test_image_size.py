@@ -12,6 +12,7 @@ import pytest
 from twostage.data.dataset import Dataset
 from twostage.models.zoo import named
 from twostage.training import subruns, train
+from twostage.training.cross_fitting import cross_fit
 from twostage.training.folder import read_options
 from twostage.training.image_size import with_image_size
 from twostage.training.options import TrainOptions
@@ -85,7 +86,10 @@ def test_folds_have_the_size_of_all_images(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subruns, "run", stopped)
+    dataset = squares(*([side] for side in sides))
     with pytest.raises(KeyboardInterrupt):
-        train(squares(*([side] for side in sides)), folds=3, out=tmp_path / "run", quiet=True)
-    assert sizes == [size]
-    assert read_options(tmp_path / "run").size == size
+        train(dataset, folds=3, out=tmp_path / "run", quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        cross_fit(dataset, TrainOptions(Path("data"), folds=3, out=tmp_path / "fit", quiet=True))
+    assert sizes == [size, size]
+    assert read_options(tmp_path / "run").size == read_options(tmp_path / "fit").size == size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twostage.cli.anchor_tables import anchor_lines, size_lines
 from twostage.cli.table import table
 from twostage.cli.verb import Outcome, verb
-from twostage.common_options import DataOptions, ModelOptions
+from twostage.common_options import DataOptions, TrainModelOptions
 from twostage.folders import require_replaceable, whole_folder
 from twostage.options import option
 from twostage.shell import command
@@ -26,7 +26,7 @@ _COLUMNS = ("", "min", "5 %", "25 %", "median", "75 %", "95 %", "max")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatsOptions(DataOptions, ModelOptions):
+class StatsOptions(DataOptions, TrainModelOptions):
     model: str = option("faster_rcnn_lite0_fpn", "Model of the zoo: its anchors and its image size.", group="Model")
     train_split: str | None = option(
         None,

@@ -20,6 +20,7 @@ from twostage.errors import DataError, MissingError, UsageError
 from twostage.run_config import CONFIG
 from twostage.training.cross_validation import PARTS, fold_folder, keep_parts, resumed_splits
 from twostage.training.folder import RunFolder, claimed_root, resumed_options
+from twostage.training.image_size import with_image_size
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE
 from twostage.training.start import require_start, with_default_weights
@@ -45,6 +46,7 @@ def cross_fit(images: Dataset, options: TrainOptions) -> list[FoldDetector]:
         else:
             options = with_default_weights(options)
             require_start(options)
+            options = with_image_size(options, images)
         if options.folds is None:
             raise UsageError("folds is not given: choose the number of detectors to train, as folds=3.")
         folds = resumed_splits(options.resume, images, options.folds, options.seed)

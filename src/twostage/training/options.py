@@ -10,11 +10,11 @@ from typing import Any, Literal
 from twostage.common_options import (
     PROPOSALS,
     DetectionOptions,
-    ModelOptions,
     OfflineOptions,
     Precision,
     RunOptions,
     TrainDataOptions,
+    TrainModelOptions,
     WorkersOptions,
 )
 from twostage.errors import UsageError, nearest
@@ -30,7 +30,7 @@ PARTS = ("backbone", "rpn", "head", "boxes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(TrainDataOptions, ModelOptions, DetectionOptions, RunOptions, WorkersOptions, OfflineOptions):
+class TrainOptions(TrainDataOptions, TrainModelOptions, DetectionOptions, RunOptions, WorkersOptions, OfflineOptions):
     """Options of `twostage.training.train`. None stands for the value of the model's recipe, or the help's default.
 
     Raises UsageError for a value out of its range, and for options that contradict each other.
