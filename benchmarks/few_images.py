@@ -164,12 +164,12 @@ def table(rows: list[dict]) -> str:
         own = [row for row in rows if _setting(row) == setting]
         task, images, minutes, threads, clock = setting
         spent = f"{minutes:g} of {threads} thread{'s' * (threads > 1)}{clock}"
-        for who, size in sorted({(row["who"], row["size"]) for row in own}):
-            some = [row for row in own if (row["who"], row["size"]) == (who, size)]
+        for who, as_tiny in sorted({(row["who"], row["size"] == TASKS[task].size) for row in own}):
+            some = [row for row in own if (row["who"], row["size"] == TASKS[task].size) == (who, as_tiny)]
+            sizes, batches = (" or ".join(map(str, sorted({row[f] for row in some}))) for f in ("size", "batch"))
             steps = round(statistics.mean(row["steps"] for row in some))
-            batches = " or ".join(map(str, sorted({row["batch"] for row in some})))
             cells = [spread([row[m] for row in some]) if m in some[0] else "" for m in ("AP", "AP50", "segm_AP")]
-            lines.append([task, images, spent, who, str(size), f"{steps} of {batches}", *cells, str(len(some))])
+            lines.append([task, images, spent, who, sizes, f"{steps} of {batches}", *cells, str(len(some))])
     heads = ["task", "images", "minutes", "detector", "size", "steps", "AP", "AP50", "mask AP", "seeds"]
     return markdown(heads, lines)
 
