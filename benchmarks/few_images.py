@@ -6,10 +6,10 @@
 
 All with the same images and the same minutes of training, in turn; none is validated meanwhile. Fewer images are drawn
 from the training split by the seed. With --processor-time the minutes are those in which the process computed: on one
-thread, what they would be without other work on the machine. Our recipe was chosen on train and val of blood-cells, and
-so were the trained stages and the rate of torchvision's detector (`results/tried.md`). It has the rest of its own fine-
-tuning: fixed statistics, mirrored images, and neither a moving average of the weights nor random scales, which ours
-has.
+thread, what they would be without other work on the machine. Our recipe was chosen on train and val of blood-cells,
+as were the trained stages and the rate of torchvision's detector, and the image size on parts of nuclei's train
+(`results/tried.md`). Torchvision's has the rest of its own fine-tuning: fixed statistics, mirrored images, and neither
+a moving average of the weights nor random scales, which ours has.
 """
 
 import argparse
