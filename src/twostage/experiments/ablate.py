@@ -3,6 +3,7 @@
 import json
 import logging
 import statistics
+from pathlib import Path
 from typing import Any
 
 from twostage.atomic import write_text
@@ -26,7 +27,12 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
         seeds = range(options.seed, options.seed + (options.seeds or SEEDS))
         if not (root / BACKBONE).exists():
             begin_backbone(setting)
-        studies = {name: _summary(name, [_values(setting, name, seed) for seed in seeds]) for name in options.only}
+        shown = [  # those of earlier calls too
+            name
+            for name in options.parts
+            if name in options.only or all(_file(root, name, seed).exists() for seed in seeds)
+        ]
+        studies = {name: _summary(name, [_values(setting, name, seed) for seed in seeds]) for name in shown}
     result = {
         "out": str(root),
         "data": str(setting.train.root),
@@ -47,7 +53,11 @@ def _values(setting: Setting, name: str, seed: int) -> Values:
         log.info("%s, seed %d", ALL[name].title, seed)
         return ALL[name].run(Bench(setting, seed))
 
-    return load_or_make(setting.root / "results" / f"{name}-{seed}.json", run)
+    return load_or_make(_file(setting.root, name, seed), run)
+
+
+def _file(root: Path, name: str, seed: int) -> Path:
+    return root / "results" / f"{name}-{seed}.json"
 
 
 def _summary(name: str, of_seeds: list[Values]) -> dict[str, Any]:

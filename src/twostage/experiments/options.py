@@ -48,7 +48,7 @@ class CompareOptions(TrainDataOptions, RunOptions):
     learn_images: int = option(200, "Images on which the SVMs and box regressors are fitted.", group="Proposals", low=1)
     minutes: float = option(1.5, _MINUTES, group="Schedule", above=0)
     resume: Path | None = option(
-        None, "Run folder to resume; finished parts are kept, and --only may ask for more.", group="Run"
+        None, "Run folder to resume; finished parts are kept and shown, and --only may ask for more.", group="Run"
     )
     out: Path | None = option(None, "New folder (default: the next free one under runs/).", group="Output")
 

@@ -74,9 +74,12 @@ def lineage(options: LineageOptions) -> dict[str, Any]:
         options, root, train, val = setting.options, setting.root, setting.train, setting.val
         backbone = load_or_make(root / "rows" / "backbone.json", lambda: _backbone(setting))
         rows = []
-        for key in options.only:
+        for key in options.parts:
+            file = root / "rows" / f"{key}.json"
+            if key not in options.only and not file.exists():
+                continue
             log.info("%s", key)
-            row = load_or_make(root / "rows" / f"{key}.json", partial(_row, setting, key))
+            row = load_or_make(file, partial(_row, setting, key))
             rows.append(row)
             log.info("%s: AP50 %.3f, voc07 %.3f", row["name"], row["metrics"]["AP50"], row["metrics"]["voc07"])
     result = {
