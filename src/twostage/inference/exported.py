@@ -18,7 +18,7 @@ from twostage.errors import DataError, MissingError, UsageError
 from twostage.inference.graphs import AnyStages
 from twostage.inference.precision import choose_precision
 from twostage.inference.runtimes import KEY as ABOUT
-from twostage.inference.runtimes import UNREADABLE, FileError, PackageError, Session, open_session, read_metadata
+from twostage.inference.runtimes import FileError, PackageError, Session, open_session, read_metadata
 from twostage.inference.signature import Signature, detections_of, inputs_of, stages_of
 from twostage.models.config import DetectorConfig
 from twostage.models.heads.postprocess import BatchDetections, PostprocessConfig
@@ -42,7 +42,10 @@ class TorchSession:
                 warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
                 program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # a damaged archive raises nearly anything
-            raise FileError(f"{path}: torch cannot read it ({str(error)[:200]!r}). {UNREADABLE}") from None
+            raise FileError(
+                f"{path}: torch {torch.__version__} cannot read it ({str(error)[:200]!r}). It was written by a newer "
+                "torch, or by another program, or is damaged: export the detector again with this torch."
+            ) from None
         self.metadata = read_metadata(path, extra[ABOUT])
         self._module = program.module()
 
