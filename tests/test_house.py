@@ -155,7 +155,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_every_training_option_is_read() -> None:
-    """A flag that does nothing is worse than none. The image size is read within `given_fields`."""
+    """A flag that does nothing is worse than none. The longest side is read within `given_fields`."""
     from dataclasses import fields
 
     from twostage.training.options import TrainOptions
@@ -164,5 +164,5 @@ def test_every_training_option_is_read() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in MODULES if room_of(path) == "training")
     recipe = {each.name for each in fields(Recipe)}
     unread = {each.name for each in fields(TrainOptions) if f"options.{each.name}" not in text} - recipe
-    assert unread == {"size", "max_size"}
+    assert unread == {"max_size"}
     assert "options.given_fields" in text

@@ -79,8 +79,8 @@ class NewDataOptions(Options):
 class ResizeOptions(Options):
     """The image size that sizes of objects are computed for; by default that of the default model."""
 
-    size: int = option(320, "Shortest side of images in training, in pixels.", group="Images", low=1)
-    max_size: int = option(640, "Longest side of images in training, in pixels.", group="Images", low=1)
+    size: int = option(320, "Shortest side of the images to check boxes at, in pixels.", group="Images", low=1)
+    max_size: int = option(640, "Longest side of the images to check boxes at, in pixels.", group="Images", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class TrainModelOptions(ModelOptions):
 
     size: int | None = option(
         None,
-        "Shortest side of the image, in pixels (default: the model's; with recipe finetune_small up to twice that, for "
+        "Shortest side of the image, in pixels (default: the model's; small pretrained networks take up to 640, for "
         "small objects).",
         group="Images",
         low=1,

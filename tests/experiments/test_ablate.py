@@ -70,11 +70,15 @@ def test_more_seeds_of_a_run_that_is_done(
     assert main(arguments(scenes, out, "--only", "sampling", "--seeds", "1")) == 0
     first = json.loads(capsys.readouterr().out)["studies"]["sampling"]["cases"][1]["values"]
     monkeypatch.setattr(studies, "_seconds_of_128", lambda bench, images: images / 2)  # the rest need no measurement
+    earlier = dict.fromkeys(studies.ALL["svm"].papers, 50.0)
+    (out / "results" / "svm-0.json").write_text(json.dumps(earlier), encoding="utf-8")
     assert main(["ablate", "--resume", str(out), "--seeds", "3", "--quiet", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     values = result["studies"]["sampling"]["cases"][1]["values"]
     assert len(values) == result["settings"]["seeds"] == 3
     assert values == [*first, 64.0, 64.0]
+    # A study that is not asked for now is shown with the seeds that it has.
+    assert [case["values"] for case in result["studies"]["svm"]["cases"]] == [[50]] * len(earlier)
 
 
 def test_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from twostage.models.zoo import named
 def test_rows_of_an_image_of_256_by_512(make_blank: Callable[..., Dataset]) -> None:
     dataset = make_blank([(256, 512)], [[[0, 0, 10, 40], [0, 0, 30, 30], [50, 50, 150, 150]]])
     config = cast(AnchorModelConfig, configure(named("faster_rcnn_tiny_fpn"), {"size": 128, "max_size": 256}))
-    rows = {row["size"]: row for row in image_sizes(dataset, config, used_objects(dataset))}
+    rows = {row["size"]: row for row in image_sizes(dataset, config, used_objects(dataset), config.image.size)}
     assert list(rows) == [64, 96, 128, 192, 256]
     assert [row["max_size"] for row in rows.values()] == [128, 192, 256, 384, 512]
     assert [row["median_side"] for row in rows.values()] == [7.5, 11.2, 15, 22.5, 30]
@@ -30,7 +30,7 @@ def test_rows_of_an_image_of_256_by_512(make_blank: Callable[..., Dataset]) -> N
 def test_a_model_without_anchors_and_no_objects(make_blank: Callable[..., Dataset]) -> None:
     config = cast(AnchorModelConfig, named("fast_rcnn_tiny"))
     dataset = make_blank([(320, 320)], [[[0, 0, 10, 40]]])
-    (row, *_) = image_sizes(dataset, config, used_objects(dataset))
+    (row, *_) = image_sizes(dataset, config, used_objects(dataset), config.image.size)
     assert (row["below_8"], row["iou50"]) == (1, -1)
-    (row, *_) = image_sizes(dataset, config, np.zeros(1, dtype=bool))
+    (row, *_) = image_sizes(dataset, config, np.zeros(1, dtype=bool), config.image.size)
     assert (row["median_side"], row["below_8"]) == (-1, -1)

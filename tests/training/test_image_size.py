@@ -4,17 +4,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from twostage.data.dataset import Dataset
+from twostage.detector import Detector
+from twostage.models.image import ImageConfig
 from twostage.models.zoo import named
 from twostage.training import subruns, train
 from twostage.training.cross_fitting import cross_fit
 from twostage.training.folder import read_options
-from twostage.training.image_size import with_image_size
+from twostage.training.image_size import suitable_size, with_image_size
 from twostage.training.options import TrainOptions
 from twostage.training.splits import Splits
 from twostage.weights.file import Card, save_weights
@@ -22,14 +24,15 @@ from twostage.weights.file import Card, save_weights
 LITE = TrainOptions(Path("data"), weights="efficientnet_lite0-imagenet")
 
 
-def squares(*images: Sequence[float]) -> Dataset:
-    """Images of 320 x 320 pixels, each with one square of every side."""
+def squares(*images: Sequence[float], labels: Sequence[int] | None = None, names: Sequence[str] = ("a",)) -> Dataset:
+    """Images of 320 x 320 pixels, each with one square of every side; the classes are the same in all images."""
     samples = []
     for sides in images:
         boxes = [[4.0 * place, 8.0, 4.0 * place + side, 8.0 + side] for place, side in enumerate(sides)]
         image = np.full((320, 320, 3), 90, np.uint8)
-        samples.append((image, np.array(boxes).reshape(-1, 4), np.zeros(len(sides), np.int64)))
-    return Dataset.from_samples(samples, ["square"])
+        of_classes = np.zeros(len(sides), np.int64) if labels is None else np.array(labels)
+        samples.append((image, np.array(boxes).reshape(-1, 4), of_classes))
+    return Dataset.from_samples(samples, names)
 
 
 @pytest.mark.parametrize(("side", "size"), [(100, 320), (24, 320), (20, 384), (12.5, 640), (3, 640)])
@@ -43,7 +46,24 @@ def test_it_is_of_the_median_object_that_is_trained_on(caplog: pytest.LogCapture
         assert (
             with_image_size(LITE, replace(squares([16, 90, 90]), difficult=np.array([False, True, True]))).size == 480
         )
-    assert "Image size 480 instead of 320, for small objects." in caplog.text
+    assert "The median object has a side of 16 px at the model's size 320, and 24 px at 480" in caplog.text
+    assert "2.2 times as many pixels" in caplog.text
+
+
+@pytest.mark.parametrize(("large", "size"), [(90, 640), (120, 512), (170, 352), (200, 320)])
+def test_large_objects_of_another_class_stay_within_reach_of_the_anchors(large: float, size: int) -> None:
+    """The largest has 128 px, and an IoU of 0.5 with a square of 181 px."""
+    dataset = squares([12] * 20 + [large], labels=[0] * 20 + [1], names=("small", "large"))
+    assert with_image_size(LITE, dataset).size == size
+
+
+def test_a_few_large_objects_of_a_class_do_not_limit_it() -> None:
+    assert with_image_size(LITE, squares([12] * 19 + [200])).size == 640
+
+
+@pytest.mark.parametrize(("model", "size"), [("faster_rcnn_resnet50_fpn", 800), ("faster_rcnn_vgg16", 640)])
+def test_it_is_640_at_most(model: str, size: int) -> None:
+    assert suitable_size(named(model), (), squares([3])) == size
 
 
 def test_without_objects_it_is_the_models() -> None:
@@ -56,6 +76,11 @@ def test_without_objects_it_is_the_models() -> None:
         {"size": 256},
         {"max_size": 500},
         {"model_fields": {"image.size": 256}},
+        {"model_fields": {"image_size": 256}},
+        {"model_fields": {"image_max_size": 500}},
+        {"model_fields": {"anchor_sizes": [[8], [16], [32], [64]]}},
+        {"model_fields": {"anchors.sizes": [[8], [16], [32], [64]]}},
+        {"backbone": "timm:resnet18"},
         {"recipe": "finetune"},
         {"weights": "none"},
         {"model": "faster_rcnn_tiny_fpn", "weights": None},
@@ -67,18 +92,28 @@ def test_a_size_that_is_given_stays_and_other_recipes_have_their_own(given: dict
     assert with_image_size(options, squares([12])) == options
 
 
-def test_a_detector_keeps_its_size(tmp_path: Path) -> None:
+def test_a_detector_keeps_its_size_and_one_of_another_model_has_none(tmp_path: Path) -> None:
     weights = tmp_path / "detector.safetensors"
     save_weights(weights, {}, Card("faster_rcnn_lite0_fpn", ("square",), named("faster_rcnn_lite0_fpn")))
     options = replace(LITE, weights=str(weights))
     assert with_image_size(options, squares([12])) == options
+    assert with_image_size(replace(options, model="mask_rcnn_lite0_fpn"), squares([12])).size == 640
+
+
+def test_a_run_keeps_the_size_when_it_is_resumed(tmp_path: Path) -> None:
+    """Though its labels have other sizes then."""
+    first = train(squares([18, 18]), epochs=1, val=squares([18]), out=tmp_path / "run", quiet=True)
+    assert read_options(tmp_path / "run").size == 448
+    assert cast(ImageConfig, Detector.load(first["weights"]).model.config.image).size == 448
+    train(squares([30, 30]), val=squares([30]), resume=tmp_path / "run", quiet=True)
+    assert read_options(tmp_path / "run").size == 448
 
 
 @pytest.mark.parametrize(("sides", "size"), [((16, 16, 90), 480), ((16, 90, 90), 320)])
 def test_folds_have_the_size_of_all_images(
     sides: Sequence[float], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not each that of its own, of which the median object may have another size."""
+    """Not each that of its own, of which the median object may have another size; of the classes that are learned."""
     sizes = []
 
     def stopped(options: TrainOptions, splits: Splits, **_: object) -> None:
@@ -86,10 +121,11 @@ def test_folds_have_the_size_of_all_images(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subruns, "run", stopped)
-    dataset = squares(*([side] for side in sides))
+    names = ("small", "large")
+    dataset = squares(*([side, 90] for side in sides), labels=[0, 1], names=names)
     with pytest.raises(KeyboardInterrupt):
-        train(dataset, folds=3, out=tmp_path / "run", quiet=True)
+        train(dataset, folds=3, names=("small",), out=tmp_path / "run", quiet=True)
     with pytest.raises(KeyboardInterrupt):
-        cross_fit(dataset, TrainOptions(Path("data"), folds=3, out=tmp_path / "fit", quiet=True))
+        cross_fit(dataset, TrainOptions(Path("data"), folds=3, names=("small",), out=tmp_path / "fit", quiet=True))
     assert sizes == [size, size]
     assert read_options(tmp_path / "run").size == read_options(tmp_path / "fit").size == size

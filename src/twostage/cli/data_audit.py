@@ -48,6 +48,12 @@ class AuditOptions(DetectorOptions, DataOptions, QuietOptions):
     )
     model: str = option("faster_rcnn_lite0_fpn", "With --folds: the model in the zoo.", group="Model")
     minutes: float = option(5.0, "With --folds: minutes of training for each.", group="Model", low=0.01)
+    size: int | None = option(
+        None,
+        "Shortest side of the image, in pixels (default: the detector's; with --folds what `train` chooses).",
+        group="Images",
+        low=1,
+    )
     seed: int = option(0, SEED, group="Run", low=0)
     split: str | None = option(None, "Split to audit (default: train, else trainval, else the first).", group="Data")
     most: int = option(50, "Suggestions of each kind on the page and in the files for tools.", group="Output", low=1)

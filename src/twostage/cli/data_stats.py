@@ -49,21 +49,23 @@ def stats(options: StatsOptions) -> Outcome:
     from twostage.models.configure import configure
     from twostage.models.zoo import named
 
-    config = configure(named(options.model), options.given_fields)
+    own = configure(named(options.model), options.given_fields)
     if options.out:
         require_replaceable(options.out, "--out")
     layout = find_layout(options.data)
     open_split = opener(layout, Options(options.images, options.voc_offset, "skip", boxes=options.boxes))
     train_split = options.train_split or _train_split(layout)
     datasets = {split: open_split(split) for split in dict.fromkeys((*layout.splits, train_split))}
-    chosen = _with_suitable_size(options, config, datasets[train_split])
+    chosen = _with_suitable_size(options, own, datasets[train_split])
     config = configure(named(options.model), chosen.given_fields)
     all_stats = [stats(dataset, config.image.resizing) for dataset in datasets.values()]
     result = {"path": options.data, "splits": {one.split: one.to_dict() for one in all_stats}}
-    result |= _of_model(datasets[train_split], options.model, config)
+    result |= _of_model(datasets[train_split], options.model, config, own)
     print(layout)
     for one in all_stats:
         print("\n".join(_lines(one, config.image.resizing)))
+    if chosen is not options:
+        print(f"\nFor objects of these sizes `twostage train` chooses --size {chosen.size}.")
     print("\n" + "\n".join(_model_lines(result, chosen)))
     left_out = sum(fault.severity == "error" for dataset in datasets.values() for fault in dataset.faults)
     if left_out:
@@ -81,13 +83,12 @@ def _with_suitable_size(options: StatsOptions, config: "DetectorConfig", dataset
     """The options with the size that `twostage train` chooses for a small pretrained network."""
     from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
     from twostage.models.image import ImageConfig
-    from twostage.training.image_size import SIZES, suitable_size
+    from twostage.training.image_size import suitable_size
 
-    own = isinstance(config.backbone, EfficientNetLiteConfig) and not SIZES & set(options.given_fields)
-    if not own or not isinstance(config.image, ImageConfig):
+    if not isinstance(config.backbone, EfficientNetLiteConfig) or not isinstance(config.image, ImageConfig):
         return options
-    size = suitable_size(config.image, dataset)
-    return replace(options, size=size) if size > config.image.size else options
+    size = suitable_size(config, options.given_fields, dataset)
+    return options if size in (None, config.image.size) else replace(options, size=size)
 
 
 def _train_split(layout: "Layout") -> str:
@@ -96,16 +97,18 @@ def _train_split(layout: "Layout") -> str:
     return default_splits(layout)[0] or layout.splits[0]
 
 
-def _of_model(dataset: "Dataset", model: str, config: "DetectorConfig") -> dict[str, Any]:
-    """The anchors and the image size of a model for a data set; None for what it does not have."""
+def _of_model(dataset: "Dataset", model: str, config: "DetectorConfig", own: "DetectorConfig") -> dict[str, Any]:
+    """The anchors and the image size of a model for a data set; None for what it does not have. `own` has the size of
+    the model, to which others are compared.
+    """
     from twostage.inspection.anchor_reach import has_anchors
     from twostage.inspection.data_report import anchor_report, image_size_report
     from twostage.models.config import StagewiseConfig
 
-    if isinstance(config, StagewiseConfig):
+    if isinstance(config, StagewiseConfig) or isinstance(own, StagewiseConfig):
         return {"anchors": None, "image_sizes": None}
     anchors = anchor_report(dataset, model, config) if has_anchors(config) else None
-    return {"anchors": anchors, "image_sizes": image_size_report(dataset, config)}
+    return {"anchors": anchors, "image_sizes": image_size_report(dataset, config, own.image.size)}
 
 
 def _model_lines(result: Mapping[str, Any], options: StatsOptions) -> Iterator[str]:

@@ -27,12 +27,11 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
         seeds = range(options.seed, options.seed + (options.seeds or SEEDS))
         if not (root / BACKBONE).exists():
             begin_backbone(setting)
-        shown = [  # those of earlier calls too
-            name
-            for name in options.parts
-            if name in options.only or all(_file(root, name, seed).exists() for seed in seeds)
-        ]
-        studies = {name: _summary(name, [_values(setting, name, seed) for seed in seeds]) for name in shown}
+        studies = {}
+        for name in options.parts:  # those of earlier calls too, with the seeds that they have
+            own = [seed for seed in seeds if name in options.only or _file(root, name, seed).exists()]
+            if own:
+                studies[name] = _summary(name, [_values(setting, name, seed) for seed in own])
     result = {
         "out": str(root),
         "data": str(setting.train.root),

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from twostage.inspection.anchor_reach import AnchorModelConfig, AnchorPositions, best_iou, shares
+from twostage.shell import command
 
 GAIN = 0.01  # a share has to grow by so much, and none may fall by more
 OBJECTS_PER_CLUSTER = 10
@@ -36,7 +37,8 @@ class AnchorProposal:
 
     def flags(self) -> str:
         """The same as options of `twostage train`."""
-        return " ".join(f"--set model.{name}='{_text(value)}'" for name, value in self.fields().items())
+        values = (f"model.{name}={_text(value)}" for name, value in self.fields().items())
+        return command(*(word for value in values for word in ("--set", value)))
 
 
 def objects_needed(config: AnchorModelConfig) -> int:

@@ -48,9 +48,9 @@ def anchor_report(dataset: Dataset, model: str, config: AnchorModelConfig) -> di
     }
 
 
-def image_size_report(dataset: Dataset, config: AnchorModelConfig) -> list[dict[str, Any]]:
+def image_size_report(dataset: Dataset, config: AnchorModelConfig, own: int) -> list[dict[str, Any]]:
     """`image_sizes` of the objects that are neither crowd nor difficult."""
-    return image_sizes(dataset, config, used_objects(dataset))
+    return image_sizes(dataset, config, used_objects(dataset), own)
 
 
 def _zoo_row(

@@ -23,16 +23,23 @@ FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the model's size
 TINY = (8, 16)  # pixels of the shorter side
 
 
-def image_sizes(dataset: Dataset, config: AnchorModelConfig, used: Bool[np.ndarray, " b"]) -> list[dict[str, Any]]:
-    """A row for each of `FACTORS`; `now` is that of the model, whose pixels are 1 (see `image_size_row`).
+def image_sizes(
+    dataset: Dataset, config: AnchorModelConfig, used: Bool[np.ndarray, " b"], own: int
+) -> list[dict[str, Any]]:
+    """A row for each of `FACTORS` of `own`, the model's size, whose pixels are 1, and `now` for that of the
+    configuration, which may be larger (see `image_size_row`).
 
     Images larger than their files have no more detail, but more positions on the maps of the network.
     """
-    sizes = sorted({max(1, round(factor * config.image.size)) for factor in FACTORS})
+    sizes = sorted({config.image.size, *(max(1, round(factor * own)) for factor in FACTORS)})
     rows = [image_size_row(dataset, configure(config, {"size": size}), used) for size in sizes]
-    own = next(row["pixels"] for row in rows if row["size"] == config.image.size)
+    unit = next(row["pixels"] for row in rows if row["size"] == own)
     return [
-        {**row, "pixels": round(row["pixels"] / own, 3) if own else UNDEFINED, "now": row["size"] == config.image.size}
+        {
+            **row,
+            "pixels": round(row["pixels"] / unit, 3) if unit else UNDEFINED,
+            "now": row["size"] == config.image.size,
+        }
         for row in rows
     ]
 

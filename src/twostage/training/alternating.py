@@ -31,7 +31,7 @@ from twostage.models.configure import configure
 from twostage.models.zoo import named
 from twostage.progress import images_bar
 from twostage.shell import command
-from twostage.training.folder import RunFolder, claimed_root, naming_resume, resumed_options
+from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.recipe import recipe_name
 from twostage.training.splits import NONE, Splits, open_splits
@@ -147,6 +147,8 @@ def _train(step: Step, training: Training) -> dict[str, Any]:
         minutes=options.minutes and options.minutes / (4 * options.rounds),
         learn=step.learn,
         weights=options.weights if step.begins is None else str(_weights(root / step.begins)),
+        # The labels may have been mended since, and another size be chosen for them.
+        size=options.size if step.proposals is None else read_options(root / step.proposals).size,
         proposals=proposals,
         **without,
     )

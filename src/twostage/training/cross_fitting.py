@@ -18,11 +18,11 @@ from twostage.data.dataset import Dataset
 from twostage.distributed import process_group
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.run_config import CONFIG
-from twostage.training.cross_validation import PARTS, fold_folder, keep_parts, resumed_splits
+from twostage.training.cross_validation import PARTS, fold_folder, images_to_fold, keep_parts, resumed_splits
 from twostage.training.folder import RunFolder, claimed_root, resumed_options
 from twostage.training.image_size import with_image_size
 from twostage.training.options import OF_VALIDATION, TrainOptions
-from twostage.training.splits import NONE
+from twostage.training.splits import NONE, Splits
 from twostage.training.start import require_start, with_default_weights
 from twostage.training.subruns import begin_or_resume, keep_result, result_of
 
@@ -43,7 +43,8 @@ def cross_fit(images: Dataset, options: TrainOptions) -> list[FoldDetector]:
     with process_group() as processes, ExitStack() as held:
         if options.resume is not None:
             options = replace(resumed_options(options, options.resume), out=options.resume)
-        else:
+        images = images_to_fold(options, Splits(images, None, None))
+        if options.resume is None:
             options = with_default_weights(options)
             require_start(options)
             options = with_image_size(options, images)

@@ -33,7 +33,7 @@ from twostage.shell import command
 from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
 from twostage.training.image_size import with_image_size
 from twostage.training.options import OF_VALIDATION, TrainOptions
-from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts
+from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts, with_classes
 from twostage.training.start import require_start, with_default_weights
 from twostage.training.subruns import begin_or_resume, keep_result, result_of
 from twostage.weights.file import load_weights, save_weights
@@ -144,10 +144,10 @@ def _require_validated(root: Path) -> None:
 
 
 def images_to_fold(options: TrainOptions, splits: Splits | None) -> Dataset:
-    """All images to learn from, given or opened."""
-    return (
-        splits or open_splits(replace(options, resume=None, val_split=NONE, folds=None, curve=False, **OF_VALIDATION))
-    ).train
+    """All images to learn from, given or opened, with the classes to learn."""
+    if splits is not None:
+        return with_classes(splits, options.names).train
+    return open_splits(replace(options, resume=None, val_split=NONE, folds=None, curve=False, **OF_VALIDATION)).train
 
 
 def fold_folder(root: Path, number: int) -> Path:

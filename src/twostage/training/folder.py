@@ -205,7 +205,7 @@ def read_options(folder: Path) -> TrainOptions:
 def resumed_options(options: TrainOptions, folder: Path) -> TrainOptions:
     """The options of the run in `folder`, with those given now. Raises UsageError for one that would change it."""
     last = RunFolder(folder).last  # which a training of several runs does not have
-    otherwise = f"begin a new run with --weights {last}" if last.exists() else "begin a new run"
+    otherwise = f"begin a new run with {command('--weights', last)}" if last.exists() else "begin a new run"
     return resumed(options, read_options(folder), FREE, otherwise)
 
 

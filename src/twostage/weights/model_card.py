@@ -11,6 +11,7 @@ from typing import Any
 from twostage.errors import DataError
 from twostage.folders import CERTIFICATE
 from twostage.models.image import ImageConfig
+from twostage.shell import command
 from twostage.weights.file import Card, load_weights, sha256
 
 CODE = "MIT"  # of twostage
@@ -71,7 +72,7 @@ def _rows(head: Sequence[str], rows: Mapping[str, Any]) -> list[str]:
 def _certificate(path: Path, digest: str) -> Iterator[str]:
     """What a certificate says, and whether it is of this file."""
     if not path.exists():
-        yield f"None beside the file. One is made by `{COMPARE} --out {path}`."
+        yield f"None beside the file. One is made by `{COMPARE} {command('--out', path)}`."
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
