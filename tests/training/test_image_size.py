@@ -13,12 +13,12 @@ from twostage.data.dataset import Dataset
 from twostage.detector import Detector
 from twostage.models.image import ImageConfig
 from twostage.models.zoo import named
-from twostage.training import subruns, train
+from twostage.training import run, train
 from twostage.training.cross_fitting import cross_fit
 from twostage.training.folder import read_options
 from twostage.training.image_size import suitable_size, with_image_size
 from twostage.training.options import TrainOptions
-from twostage.training.splits import Splits
+from twostage.training.step import Session
 from twostage.weights.file import Card, save_weights
 
 LITE = TrainOptions(Path("data"), weights="efficientnet_lite0-imagenet")
@@ -109,23 +109,37 @@ def test_a_run_keeps_the_size_when_it_is_resumed(tmp_path: Path) -> None:
     assert read_options(tmp_path / "run").size == 448
 
 
-@pytest.mark.parametrize(("sides", "size"), [((16, 16, 90), 480), ((16, 90, 90), 320)])
-def test_folds_have_the_size_of_all_images(
-    sides: Sequence[float], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "size"), [(0.011, 320), (0.001, 480)])
+def test_a_time_budget_of_few_steps_keeps_the_models(
+    seconds: float, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not each that of its own, of which the median object may have another size; of the classes that are learned."""
+    """1.2 seconds are 250 steps of 2 images, half the recipe's, where one of 4 takes 9.6 milliseconds."""
     sizes = []
 
-    def stopped(options: TrainOptions, splits: Splits, **_: object) -> None:
-        sizes.append(with_image_size(options, splits.train).size)
-        raise KeyboardInterrupt
+    def timed(session: Session, *_: object) -> float:
+        sizes.append(cast(ImageConfig, session.model.config.image).size)
+        return seconds * (sizes[-1] / 320) ** 2
 
-    monkeypatch.setattr(subruns, "run", stopped)
-    names = ("small", "large")
-    dataset = squares(*([side, 90] for side in sides), labels=[0, 1], names=names)
-    with pytest.raises(KeyboardInterrupt):
-        train(dataset, folds=3, names=("small",), out=tmp_path / "run", quiet=True)
-    with pytest.raises(KeyboardInterrupt):
-        cross_fit(dataset, TrainOptions(Path("data"), folds=3, names=("small",), out=tmp_path / "fit", quiet=True))
-    assert sizes == [size, size]
-    assert read_options(tmp_path / "run").size == read_options(tmp_path / "fit").size == size
+    monkeypatch.setattr(run, "seconds_of_step", timed)
+    with caplog.at_level(logging.INFO, "twostage"):
+        done = train(squares([16, 16]), val=squares([16]), minutes=0.02, out=tmp_path / "run", quiet=True)
+    assert sizes == ([480] if size == 480 else [480, 320])
+    assert read_options(tmp_path / "run").size == size
+    assert cast(ImageConfig, Detector.load(done["weights"]).model.config.image).size == size
+    assert ("too short on this machine for larger images: they keep the model's size 320" in caplog.text) == (
+        size == 320
+    )
+    assert caplog.text.count("recipe finetune_small: adamw") == 1
+
+
+@pytest.mark.slow
+def test_folds_have_the_size_of_the_first(tmp_path: Path) -> None:
+    """Not each that of its own images, of which the median object may have another size; of the learned classes."""
+    alone = [with_image_size(LITE, squares(*pair)).size for pair in (([16], [18]), ([16], [90]), ([18], [90]))]
+    assert alone == [480, 320, 320]
+    dataset = squares(*([side, 90] for side in (16, 18, 90)), labels=[0, 1], names=("small", "large"))
+    options: dict[str, Any] = {"folds": 3, "names": ("small",), "epochs": 1, "quiet": True}
+    train(dataset, out=tmp_path / "run", **options)
+    cross_fit(dataset, TrainOptions(Path("data"), out=tmp_path / "fit", **options))
+    for folder in ("run/fold-1", "run/fold-2", "run/fold-3", "run/all", "fit/fold-1", "fit/fold-2", "fit/fold-3"):
+        assert read_options(tmp_path / folder).size == read_options(tmp_path / "run" / "fold-1").size

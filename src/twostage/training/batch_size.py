@@ -24,15 +24,10 @@ ENOUGH = 450  # steps; below, half the batch and twice the steps give a higher A
 _TRIED = 4  # steps of the trial, of which the first is for warm-up
 
 
-def fitted(session: Session, batches: Iterator[Loaded], budget: float, *, workers: int) -> Session:
-    """The session with the batch, and the rate with it, for so many seconds; `batches` have the recipe's.
-
-    With `workers` images are read beside the steps in the run, and not timed.
-
-    A few steps are tried on a copy of the model: the session is as before.
-    """
+def fitted(session: Session, seconds: float, budget: float) -> Session:
+    """The session with the batch, and the rate with it, for a budget of seconds, of which a step takes some now."""
     recipe = session.recipe
-    batch = batch_for(recipe, budget, _seconds_of_step(session, batches, workers), session.processes.world)
+    batch = batch_for(recipe, budget, seconds, session.processes.world)
     if batch == recipe.batch:
         return session
     log.info(
@@ -62,7 +57,16 @@ def for_short_run(recipe: Recipe, batch: int, options: TrainOptions) -> Recipe:
     return replace(recipe, batch=batch, lr=rate, scale=options.scale or (1.0, 1.0))
 
 
-def _seconds_of_step(session: Session, batches: Iterator[Loaded], workers: int) -> float:
+def steps_at_least_batch(recipe: Recipe, budget: float, seconds: float) -> float:
+    """The steps of the recipe's least batch for which there is time, where one of its batch takes so many seconds."""
+    return budget * recipe.batch / (seconds * recipe.least_batch)
+
+
+def seconds_of_step(session: Session, batches: Iterator[Loaded], workers: int) -> float:
+    """The time of a step, tried a few times on a copy of the model: the session is as before.
+
+    With `workers` images are read beside the steps in the run, and not timed.
+    """
     model = copy.deepcopy(session.model)
     tried = replace(
         session,

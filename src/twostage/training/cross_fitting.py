@@ -18,9 +18,15 @@ from twostage.data.dataset import Dataset
 from twostage.distributed import process_group
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.run_config import CONFIG
-from twostage.training.cross_validation import PARTS, fold_folder, images_to_fold, keep_parts, resumed_splits
+from twostage.training.cross_validation import (
+    PARTS,
+    fold_folder,
+    images_to_fold,
+    keep_parts,
+    like_first_fold,
+    resumed_splits,
+)
 from twostage.training.folder import RunFolder, claimed_root, resumed_options
-from twostage.training.image_size import with_image_size
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits
 from twostage.training.start import require_start, with_default_weights
@@ -47,7 +53,6 @@ def cross_fit(images: Dataset, options: TrainOptions) -> list[FoldDetector]:
         if options.resume is None:
             options = with_default_weights(options)
             require_start(options)
-            options = with_image_size(options, images)
         if options.folds is None:
             raise UsageError("folds is not given: choose the number of detectors to train, as folds=3.")
         folds = resumed_splits(options.resume, images, options.folds, options.seed)
@@ -58,6 +63,7 @@ def cross_fit(images: Dataset, options: TrainOptions) -> list[FoldDetector]:
             if result_of(folder) is None:
                 own = replace(options, folds=None, resume=None, val_split=NONE, **OF_VALIDATION)
                 alone = splits._replace(val=None, truth=None)
+                own = like_first_fold(own, folder, root)
                 keep_result(folder, begin_or_resume(own, folder, processes, alone, None, root=root), processes)
         return fold_detectors(root, images)
 

@@ -31,7 +31,6 @@ from twostage.errors import DataError, TwostageError, UsageError
 from twostage.run_config import CONFIG
 from twostage.shell import command
 from twostage.training.folder import RunFolder, claimed_root, naming_resume, read_options, resumed_options
-from twostage.training.image_size import with_image_size
 from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts, with_classes
 from twostage.training.start import require_start, with_default_weights
@@ -89,8 +88,6 @@ def cross_validate(
                     "--val-split %s trains once.",
                     *(options.data, options.folds, NONE),
                 )
-            if options.resume is None:
-                options = with_image_size(options, images)
             assert options.folds is not None
             folds = resumed_splits(options.resume, images, options.folds, options.seed)
             require_parts(options, folds[0].train)
@@ -306,14 +303,19 @@ def _train(training: Training, folder: Path, splits: Splits, *, until: float = 1
     validation = {"val_split": NONE, **OF_VALIDATION} if splits.val is None else {"val_split": None}
     assert options.folds is not None
     minutes = options.minutes and options.minutes / (options.folds + 1)
-    own = replace(options, folds=None, curve=False, minutes=minutes, **validation)
-    first = fold_folder(root, 1)
-    if folder != first:  # a time budget may choose another batch each time
-        chosen = read_options(first)
-        own = replace(own, batch=chosen.batch, scale=chosen.scale)
+    own = like_first_fold(replace(options, folds=None, curve=False, minutes=minutes, **validation), folder, root)
     result = begin_or_resume(own, folder, processes, splits, backbone, root=root, until=until)
     keep_result(folder, result, processes)
     return result
+
+
+def like_first_fold(options: TrainOptions, folder: Path, root: Path) -> TrainOptions:
+    """The options of a run with what the first fold's chose by its objects and its time, where it is another."""
+    first = fold_folder(root, 1)
+    if folder == first:
+        return options
+    chosen = read_options(first)
+    return replace(options, size=chosen.size, batch=chosen.batch, scale=chosen.scale)
 
 
 def _validations(folder: Path) -> Validations:

@@ -28,6 +28,7 @@ log = logging.getLogger("twostage.training")
 LEAST = 24.0  # pixels, of the median of the square roots of the objects' areas
 MOST = 640  # pixels
 STEP = 32  # pixels, the stride of the last map
+ENOUGH = 250  # steps of the least batch; with fewer the model's size gives a higher AP: `benchmarks/results/tried.md`
 _FIXED_BY = {"image.size", "image.max_size", "anchors.sizes"}  # anchors are pixels of the resized image
 
 
@@ -53,6 +54,12 @@ def with_image_size(options: TrainOptions, train: Dataset) -> TrainOptions:
             *(median, config.image.size, larger * median, size, larger**2),
         )
     return replace(options, size=size)  # the model's too, so that parts of the images are trained on at the same
+
+
+def model_size(options: TrainOptions) -> int | None:
+    """The size of the model that the options name, with its fields; None where it resizes by another rule."""
+    image = configure(named(options.model), options.given_fields).image
+    return image.size if isinstance(image, ImageConfig) else None
 
 
 def suitable_size(config: DetectorConfig, given: Collection[str], train: Dataset) -> int | None:

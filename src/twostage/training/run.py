@@ -30,18 +30,18 @@ from twostage.inference.precision import choose_precision
 from twostage.models.one_stage import OneStage
 from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.shell import command
-from twostage.training.batch_size import fitted
+from twostage.training.batch_size import fitted, seconds_of_step, steps_at_least_batch
 from twostage.training.ema import EMA
 from twostage.training.extra_samples import repeats_of, require_pasting
 from twostage.training.folder import RunFolder, naming_resume, require_same_images, resumed_options
-from twostage.training.image_size import with_image_size
+from twostage.training.image_size import ENOUGH, model_size, with_image_size
 from twostage.training.inputs import Given, given_proposals, stuff_maps
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, epochs_of, recipe_name, resolve
 from twostage.training.splits import Splits, open_splits, require_masks, require_parts, with_classes
-from twostage.training.start import require_start, starting_model, with_default_weights
+from twostage.training.start import Start, require_start, starting_model, with_default_weights
 from twostage.training.starting_table import starting_table
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
@@ -93,18 +93,26 @@ def run(
                 options = resumed_options(options, options.resume)
             held.enter_context(reproducible(options.deterministic))
             splits = with_classes(splits, options.names) if splits else open_splits(options)
-            if options.resume is None:
-                options = with_image_size(options, splits.train)
-            require_parts(options, splits.train, splits.val)
-            session = _session(options, splits.train, processes, backbone, bf16)
+            sized = options if options.resume is not None else with_image_size(options, splits.train)
+            require_parts(sized, splits.train, splits.val)
+            session, start = _session(sized, splits.train, processes, backbone, bf16)
             if session.learns_masks:
                 require_masks(splits, options.on_error)
             stuff = stuff_maps(splits, session)
         if session.device.type == "cpu":
             retain_freed_memory()
         if _chooses_batch(options, session):
-            tried = _batches(session, 0, (None, None), stuff[0])
-            session = fitted(session, tried, 60 * (options.minutes or 0), workers=_workers(session))
+            seconds, budget = _seconds_of_step(session, stuff[0]), 60 * (options.minutes or 0)
+            own = model_size(options)
+            if own != model_size(sized) and steps_at_least_batch(session.recipe, budget, seconds) < ENOUGH:
+                log.info("The time is too short on this machine for larger images: they keep the model's size %d.", own)
+                with processes.sync_errors():
+                    sized = replace(options, size=own)
+                    session, start = _session(sized, splits.train, processes, backbone, bf16)
+                seconds = _seconds_of_step(session, stuff[0])
+            session = fitted(session, seconds, budget)
+        options = session.options
+        _log_start(session, start)
         folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
         session.progress.until = until
         with processes.sync_errors():
@@ -150,34 +158,29 @@ def _workers(session: Session) -> int:
     return default_workers(on_cpu=session.device.type == "cpu", sharing=session.processes.local_world)
 
 
+def _seconds_of_step(session: Session, stuff: Stuff | None) -> float:
+    return seconds_of_step(session, _batches(session, 0, (None, None), stuff), _workers(session))
+
+
 def _session(
     options: TrainOptions, train: Dataset, processes: Processes, backbone: nn.Module | None, bf16: bool
-) -> Session:
+) -> tuple[Session, Start]:
     device = processes.device(options.device)
     choose_precision(device, options.precision or "fp32")  # an impossible one is an error before anything is written
-    model, loaded, partly, licence = starting_model(options, train.names, partial(find_stuff, train), backbone)
+    start = starting_model(options, train.names, partial(find_stuff, train), backbone)
+    model = start.model
     recipe = resolve(
         options,
         RECIPES[recipe_name(options)],
-        pretrained=whole_stages(model, loaded),
+        pretrained=whole_stages(model, start.loaded),
         bf16=bf16,
         processes=processes.world,
     )
-    log.info(
-        "%s%s from %s, recipe %s: %s, learning rate %g, %d images per step",
-        *(options.model, f" with {options.backbone}" if options.backbone else ""),
-        *(options.initial_weights or "random weights", recipe_name(options)),
-        *(recipe.optimizer, recipe.lr, recipe.batch),
-    )
     freeze(model, recipe.freeze)
     set_trainable(model, options.learn)
-    if loaded:
-        log.info("%s\n%s", options.weights, starting_table(model, loaded, partly))
     require_pasting(options, recipe, model, train)
     if options.proposals is not None and isinstance(model, OneStage):
         raise UsageError(f"proposals: {options.model} has one stage, which takes none: leave them out")
-    if options.proposals is not None and model.rpn is not None and "rpn" not in options.learn:
-        log.info("The model's own RPN is not trained here: to predict, it must have been trained before.")
     model = model.to(device).to(memory_format=torch.channels_last)
     if options.resume is None:
         # A resumed run does not read the weights again, which say how much is frozen, and may be on another device, or
@@ -198,14 +201,29 @@ def _session(
         device=device,
         stop=threading.Event(),
         processes=processes,
-        licence=licence,
+        licence=start.licence,
     )
     if options.minutes is None:
         epochs = epochs_of(options, recipe, len(train))
         session.progress.total = total = ceil(epochs * session.updates)
         if options.warmup is None:  # short runs would never reach the rate
             session.recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))
-    return session
+    return session, start
+
+
+def _log_start(session: Session, start: Start) -> None:
+    options, recipe = session.options, session.recipe
+    log.info(
+        "%s%s from %s, recipe %s: %s, learning rate %g, %d images per step",
+        *(options.model, f" with {options.backbone}" if options.backbone else ""),
+        *(options.initial_weights or "random weights", recipe_name(options)),
+        *(recipe.optimizer, recipe.lr, recipe.batch),
+    )
+    if start.loaded:
+        log.info("%s\n%s", options.weights, starting_table(session.model, start.loaded, start.partly))
+    own = None if isinstance(session.model, OneStage) else session.model.rpn
+    if options.proposals is not None and own is not None and "rpn" not in options.learn:
+        log.info("The model's own RPN is not trained here: to predict, it must have been trained before.")
 
 
 def _batches(session: Session, workers: int, given: Given, stuff: Stuff | None) -> Iterator[Loaded]:
