@@ -27,11 +27,11 @@ def ablate(options: AblateOptions) -> Outcome:
 
 
 def _lines(study: Mapping[str, Any]) -> Iterator[str]:
-    yield f"\n{study['title']} ({study['unit']}; {study['source']})"
+    yield f"\n{study['title']} ({study['unit']}; {study['source']}; {_seeds(len(study['cases'][0]['values']))})"
     width = max(len(case["case"]) for case in study["cases"])
     for case in study["cases"]:
         papers = "" if case["papers"] is None else f"{case['papers']:8.1f}"
-        spread = f"({case['least']:.1f} to {case['most']:.1f})"
+        spread = f"({case['least']:.1f} to {case['most']:.1f})" if len(case["values"]) > 1 else ""
         yield f"  {case['case']:{width}} {case['mean']:7.1f} {spread:>16} {papers:>8}"
 
 
@@ -40,7 +40,6 @@ def _write_page(result: Mapping[str, Any]) -> Path:
     values = {
         **result["images"],
         "minutes": "a minute" if settings["minutes"] == 1 else f"{settings['minutes']:g} minutes",
-        "seeds": f"{settings['seeds']} seeds" if settings["seeds"] > 1 else "one seed",
         "size": settings["size"],
     }
     studies = map(_study, result["studies"].values())
@@ -51,11 +50,15 @@ def _study(study: Mapping[str, Any]) -> str:
     most = max([1e-9, *(case["mean"] for case in study["cases"])])
     return (
         f"<h2>{html.escape(study['title'])}</h2>\n"
-        f'<p class="soft">{html.escape(study["source"])}</p>\n'
+        f'<p class="soft">{html.escape(study["source"])}; {_seeds(len(study["cases"][0]["values"]))}</p>\n'
         '<div class="scroll"><table>\n'
         f"<tr><th>case</th><th>here, {html.escape(study['unit'])}</th><th>min to max</th><th></th>"
         f"<th>paper</th></tr>\n{chr(10).join(_rows(study, most))}\n</table></div>"
     )
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seeds" if count > 1 else "one seed"
 
 
 def _rows(study: Mapping[str, Any], most: float) -> Iterator[str]:

@@ -65,7 +65,7 @@ def stats(options: StatsOptions) -> Outcome:
     for one in all_stats:
         print("\n".join(_lines(one, config.image.resizing)))
     if chosen is not options:
-        print(f"\nFor objects of these sizes `twostage train` chooses --size {chosen.size}.")
+        print(f"\nFor objects of these sizes `twostage train` chooses --size {chosen.size}, where there is time.")
     print("\n" + "\n".join(_model_lines(result, chosen)))
     left_out = sum(fault.severity == "error" for dataset in datasets.values() for fault in dataset.faults)
     if left_out:

@@ -3,7 +3,6 @@
 import json
 import logging
 import statistics
-from pathlib import Path
 from typing import Any
 
 from twostage.atomic import write_text
@@ -28,10 +27,11 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
         if not (root / BACKBONE).exists():
             begin_backbone(setting)
         studies = {}
-        for name in options.parts:  # those of earlier calls too, with the seeds that they have
-            own = [seed for seed in seeds if name in options.only or _file(root, name, seed).exists()]
-            if own:
-                studies[name] = _summary(name, [_values(setting, name, seed) for seed in own])
+        for name in options.parts:
+            if name in options.only:
+                studies[name] = _summary(name, [_values(setting, name, seed) for seed in seeds])
+            elif earlier := sorted((root / "results").glob(f"{name}-*.json")):
+                studies[name] = _summary(name, [json.loads(file.read_text(encoding="utf-8")) for file in earlier])
     result = {
         "out": str(root),
         "data": str(setting.train.root),
@@ -52,11 +52,7 @@ def _values(setting: Setting, name: str, seed: int) -> Values:
         log.info("%s, seed %d", ALL[name].title, seed)
         return ALL[name].run(Bench(setting, seed))
 
-    return load_or_make(_file(setting.root, name, seed), run)
-
-
-def _file(root: Path, name: str, seed: int) -> Path:
-    return root / "results" / f"{name}-{seed}.json"
+    return load_or_make(setting.root / "results" / f"{name}-{seed}.json", run)
 
 
 def _summary(name: str, of_seeds: list[Values]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _TRIED = 4  # steps of the trial, of which the first is for warm-up
 
 
 def fitted(session: Session, seconds: float, budget: float) -> Session:
-    """The session with the batch, and the rate with it, for a budget of seconds, of which a step takes some now."""
+    """The session with the batch, and the rate with it, for a budget of seconds; `seconds` are those of a step now."""
     recipe = session.recipe
     batch = batch_for(recipe, budget, seconds, session.processes.world)
     if batch == recipe.batch:
@@ -57,9 +57,9 @@ def for_short_run(recipe: Recipe, batch: int, options: TrainOptions) -> Recipe:
     return replace(recipe, batch=batch, lr=rate, scale=options.scale or (1.0, 1.0))
 
 
-def steps_at_least_batch(recipe: Recipe, budget: float, seconds: float) -> float:
-    """The steps of the recipe's least batch for which there is time, where one of its batch takes so many seconds."""
-    return budget * recipe.batch / (seconds * recipe.least_batch)
+def steps_in(recipe: Recipe, budget: float, seconds: float, batch: int) -> float:
+    """The steps of a batch for which there is time, where one of the recipe's batch takes so many seconds."""
+    return budget * recipe.batch / (seconds * batch)
 
 
 def seconds_of_step(session: Session, batches: Iterator[Loaded], workers: int) -> float:

@@ -310,7 +310,8 @@ def _train(training: Training, folder: Path, splits: Splits, *, until: float = 1
 
 
 def like_first_fold(options: TrainOptions, folder: Path, root: Path) -> TrainOptions:
-    """The options of a run with what the first fold's chose by its objects and its time, where it is another."""
+    """The options of a fold's run, after the first with the size, batch and scale that the first one chose by its
+    objects and its time."""
     first = fold_folder(root, 1)
     if folder == first:
         return options

@@ -42,24 +42,26 @@ def with_image_size(options: TrainOptions, train: Dataset) -> TrainOptions:
         return options
     config = configure(named(options.model), options.given_fields)
     size = suitable_size(config, options.given_fields, train)
-    if size is None:
-        return options
-    assert isinstance(config.image, ImageConfig)
-    if size > config.image.size:
-        larger = size / config.image.size
-        median = float(np.median(_sides(config.image, train)))
-        log.info(
-            "The median object has a side of %.0f px at the model's size %d, and %.0f px at %d: images are resized to "
-            "that, with %.1f times as many pixels. --size sets another.",
-            *(median, config.image.size, larger * median, size, larger**2),
-        )
-    return replace(options, size=size)  # the model's too, so that parts of the images are trained on at the same
+    # The model's too, so that parts of the images are trained on at the same.
+    return options if size is None else replace(options, size=size)
 
 
 def model_size(options: TrainOptions) -> int | None:
     """The size of the model that the options name, with its fields; None where it resizes by another rule."""
     image = configure(named(options.model), options.given_fields).image
     return image.size if isinstance(image, ImageConfig) else None
+
+
+def log_larger_size(options: TrainOptions, size: int, train: Dataset) -> None:
+    """Why images are larger than the options' model has them."""
+    image = configure(named(options.model), options.given_fields).image
+    assert isinstance(image, ImageConfig)
+    larger, median = size / image.size, float(np.median(_sides(image, train)))
+    log.info(
+        "The median object has a side of %.0f px at the model's size %d, and %.0f px at %d, to which images are "
+        "resized, with %.1f times as many pixels. --size sets another.",
+        *(median, image.size, larger * median, size, larger**2),
+    )
 
 
 def suitable_size(config: DetectorConfig, given: Collection[str], train: Dataset) -> int | None:
@@ -76,8 +78,9 @@ def suitable_size(config: DetectorConfig, given: Collection[str], train: Dataset
     sides = _sides(image, train)
     if not len(sides):
         return image.size
-    larger = min(LEAST / float(np.median(sides)), _reach(config) / _large(sides, train), MOST / image.size)
-    return image.size if larger <= 1 else math.ceil(larger * image.size / STEP) * STEP
+    wanted = math.ceil(LEAST / float(np.median(sides)) * image.size / STEP) * STEP
+    limit = min(_reach(config) / _large(sides, train) * image.size, MOST)
+    return max(image.size, min(wanted, math.floor(limit / STEP) * STEP))
 
 
 def _sides(image: ImageConfig, train: Dataset) -> Float64[np.ndarray, " b"]:

@@ -30,11 +30,11 @@ from twostage.inference.precision import choose_precision
 from twostage.models.one_stage import OneStage
 from twostage.ops.cpu.memory import retain_freed_memory
 from twostage.shell import command
-from twostage.training.batch_size import fitted, seconds_of_step, steps_at_least_batch
+from twostage.training.batch_size import batch_for, fitted, seconds_of_step, steps_in
 from twostage.training.ema import EMA
 from twostage.training.extra_samples import repeats_of, require_pasting
 from twostage.training.folder import RunFolder, naming_resume, require_same_images, resumed_options
-from twostage.training.image_size import ENOUGH, model_size, with_image_size
+from twostage.training.image_size import ENOUGH, log_larger_size, model_size, with_image_size
 from twostage.training.inputs import Given, given_proposals, stuff_maps
 from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
 from twostage.training.options import TrainOptions
@@ -101,16 +101,22 @@ def run(
             stuff = stuff_maps(splits, session)
         if session.device.type == "cpu":
             retain_freed_memory()
-        if _chooses_batch(options, session):
+        own, size = model_size(options), model_size(sized)
+        small_batch = options.batch is None and session.recipe.least_batch < session.recipe.batch
+        if _can_time_steps(options, session) and (size != own or small_batch):
             seconds, budget = _seconds_of_step(session, stuff[0]), 60 * (options.minutes or 0)
-            own = model_size(options)
-            if own != model_size(sized) and steps_at_least_batch(session.recipe, budget, seconds) < ENOUGH:
-                log.info("The time is too short on this machine for larger images: they keep the model's size %d.", own)
+            batch = options.batch or batch_for(session.recipe, budget, seconds, processes.world)
+            if size != own and steps_in(session.recipe, budget, seconds, batch) < ENOUGH:
+                log.info("There are small objects, but too little time on this machine for larger images.")
+                size = own
                 with processes.sync_errors():
                     sized = replace(options, size=own)
                     session, start = _session(sized, splits.train, processes, backbone, bf16)
                 seconds = _seconds_of_step(session, stuff[0])
-            session = fitted(session, seconds, budget)
+            if small_batch:
+                session = fitted(session, seconds, budget)
+        if size is not None and size != own:
+            log_larger_size(options, size, splits.train)
         options = session.options
         _log_start(session, start)
         folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
@@ -127,12 +133,10 @@ def run(
         return _finish(one)
 
 
-def _chooses_batch(options: TrainOptions, session: Session) -> bool:
-    """Whether the batch follows the machine: in a new run with a time budget, without proposals from elsewhere."""
-    if options.minutes is None or options.batch is not None or options.resume is not None:
-        return False
+def _can_time_steps(options: TrainOptions, session: Session) -> bool:
+    """Whether this is a new run with a time budget, without proposals from elsewhere."""
     own = isinstance(session.model, OneStage) or session.model.rpn is not None
-    return own and options.proposals is None and session.recipe.least_batch < session.recipe.batch
+    return own and options.minutes is not None and options.resume is None and options.proposals is None
 
 
 def _claimed_folder(options: TrainOptions, held: ExitStack) -> Path:
