@@ -216,13 +216,17 @@ def detect_peer(model: FasterRCNN, data: Dataset, resize: Resize) -> Results:
     gathered = Accumulator()
     for loaded in evaluation_batches(data, resize=resize, batch=1, workers=0):
         images, _ = peer_inputs(loaded)
-        for index, image, found in zip(loaded.indices.tolist(), images, model(images), strict=True):
-            height, width = data.sizes[index].tolist()
-            scale = np.array([width / image.shape[2], height / image.shape[1]] * 2)
-            masks = None
-            if "masks" in found:
-                assert (scale == 1).all(), "masks are compared on pictures that are not resized"
-                masks = encode((found["masks"][:, 0] >= 0.5).numpy())
-            boxes = found["boxes"].numpy() * scale
-            gathered.add(index, boxes, found["scores"].numpy(), found["labels"].numpy() - 1, masks)
+        indices = loaded.indices.tolist()
+        for index, found in zip(indices, _detect(model, images, data.sizes[indices].tolist()), strict=True):
+            masks = encode((found["masks"][:, 0] >= 0.5).numpy()) if "masks" in found else None
+            gathered.add(index, found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - 1, masks)
     return gathered.results()
+
+
+def _detect(model: FasterRCNN, images: list[Tensor], sizes: list[list[int]]) -> list[dict[str, Tensor]]:
+    """Its forward pass on images that are resized already, with boxes and masks in images of the given sizes."""
+    resized, _ = model.transform(images)
+    features = model.backbone(resized.tensors)
+    proposals, _ = model.rpn(resized, features)
+    found, _ = model.roi_heads(features, proposals, resized.image_sizes)
+    return model.transform.postprocess(found, resized.image_sizes, [(height, width) for height, width in sizes])
