@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from twostage.errors import DataError
+from twostage.models.backbones.timm import TimmConfig
 from twostage.training import train
 from twostage.training.options import TrainOptions
 from twostage.weights.file import load_weights
@@ -56,3 +57,10 @@ def test_a_file_of_another_network_is_named(
     with pytest.raises(DataError, match=r"own\.safetensors: these are not the tensors of timm's test_resnet"):
         train(options)
     assert "Unexpected keys" not in caplog.text
+
+
+def test_fields_of_the_network_of_timm_are_given_to_its_model(options: TrainOptions) -> None:
+    """Its own `backbone.name`, which the model without it does not have."""
+    fields = {"backbone.name": "test_convnext"}
+    card, _ = load_weights(Path(train(replace(options, weights="none", model_fields=fields))["weights"]))
+    assert card.config.backbone == TimmConfig("test_convnext")

@@ -66,7 +66,7 @@ def log_larger_size(options: TrainOptions, size: int, train: Dataset) -> None:
 
 def suitable_size(config: DetectorConfig, given: Collection[str], train: Dataset) -> int | None:
     """The shorter side of images at which the median object has `LEAST` pixels: at least the model's, at most `MOST`, a
-    multiple of `STEP` between them, and no larger than anchors allow: of every class 90 % of the objects are as small
+    multiple of `STEP` between them, and no larger than anchors allow: of every class 90 % of the objects are so small
     that an anchor can overlap them with an IoU of 0.5, or the size stays.
 
     None where it is fixed, by the names of the fields that are `given` or by a model that resizes by another rule.

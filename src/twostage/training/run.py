@@ -101,7 +101,7 @@ def run(
             stuff = stuff_maps(splits, session)
         if session.device.type == "cpu":
             retain_freed_memory()
-        own, size = model_size(options), model_size(sized)
+        own, size = (None, None) if sized is options else (model_size(options), sized.size)
         small_batch = options.batch is None and session.recipe.least_batch < session.recipe.batch
         if _can_time_steps(options, session) and (size != own or small_batch):
             seconds, budget = _seconds_of_step(session, stuff[0]), 60 * (options.minutes or 0)
