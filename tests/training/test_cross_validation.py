@@ -174,7 +174,27 @@ def test_what_is_wrong_with_the_first_run_leaves_no_folder(options: TrainOptions
 
 def test_the_weights_hold_the_means_of_the_folds(options: TrainOptions) -> None:
     result = train(options)
-    assert load_weights(Path(result["weights"]))[0].metrics == result["metrics"]
+    card, _ = load_weights(Path(result["weights"]))
+    share = json.loads((options.out / "cross_validation.json").read_text())["share"]
+    assert card.metrics == result["metrics"]
+    assert card.origin["metrics"] == (
+        f"means of 2 runs on other parts of the images, each on its rest, after {share:.0%} of it"
+    )
+
+
+def test_the_best_weights_of_one_run_name_what_they_were_measured_on(options: TrainOptions) -> None:
+    card, _ = load_weights(Path(train(replace(options, folds=None))["weights"]))
+    assert card.origin["metrics"] == "on val, 4 images, by which these weights were chosen"
+
+
+def test_ap_chooses_nothing_where_the_rpn_alone_is_trained(
+    options: TrainOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is that of a head that stays random; one step of the last run would be enough for it."""
+    with caplog.at_level(logging.INFO, "twostage"):
+        train(replace(options, learn=("rpn",), eval_every=1))
+    assert json.loads((options.out / "cross_validation.json").read_text())["share"] == 1
+    assert "Cross-validation: AP" not in caplog.text
 
 
 def test_what_stops_a_fold_names_the_folder_of_all_runs(
@@ -225,6 +245,11 @@ def test_folds_are_measured_at_the_share_that_is_best_for_all_and_not_at_their_o
     first = [(0.5, {"AP": 0.6}), (0.75, {"AP": 0.55}), (1.0, {"AP": 0.3})]
     second = [(0.48, {"AP": 0.2}), (0.76, {"AP": 0.45}), (1.0, {"AP": 0.5})]
     assert at_best_share([first, second]) == (0.75, [{"AP": 0.55}, {"AP": 0.45}])
+
+
+def test_with_masks_the_share_is_chosen_by_both_ap_as_in_one_run() -> None:
+    fold = [(0.5, {"AP": 0.50, "segm_AP": 0.30}), (1.0, {"AP": 0.49, "segm_AP": 0.50})]
+    assert at_best_share([fold, fold])[0] == 1.0
 
 
 @pytest.mark.parametrize(("images", "folds"), [(6, 3), (2, 2)])

@@ -272,7 +272,7 @@ def test_every_process_needs_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_recipes_batch_is_raised_to_what_processes_share() -> None:
     def batch_of(processes: int, batch: int | None = None) -> tuple[int, float]:
         options = TrainOptions(Path("data"), batch=batch)
-        recipe = resolve(options, FINETUNE, pretrained=5, bf16=False, processes=processes)
+        recipe = resolve(options, FINETUNE, freezable=5, bf16=False, processes=processes)
         return recipe.batch, recipe.lr
 
     assert batch_of(1) == batch_of(2) == (2, 0.0025)

@@ -124,6 +124,22 @@ def test_parts_are_validated_as_often_as_the_whole(options: TrainOptions) -> Non
     assert counts == [4, 4]
 
 
+def test_parts_of_a_short_training_are_validated_as_often(options: TrainOptions) -> None:
+    """Their many epochs were, and the best of several AP compared with the only one of the whole."""
+    out = Path(train(replace(options, curve=True))["out"])
+    rows = [(folder / "metrics.csv").read_text() for folder in (out, out / "curve" / "4")]
+    counts = [sum(bool(row["AP"]) for row in csv.DictReader(text.splitlines())) for text in rows]
+    assert counts == [1, 1]
+
+
+def test_images_that_come_twice_count_in_the_length_of_each_part(options: TrainOptions) -> None:
+    """Rare classes come more often in the whole, and a part was trained too short."""
+    out = Path(train(replace(options, curve=True, batch=1, epochs=6, repeat_threshold=1.0, val_split=None))["out"])
+    steps = [json.loads((folder / "result.json").read_text())["steps"] for folder in (out / "curve").iterdir()]
+    whole = int(list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))[-1]["step"])
+    assert steps == pytest.approx([whole, whole], rel=0.05)
+
+
 def test_a_curve_needs_objects_to_be_scored_on(options: TrainOptions, tmp_path: Path) -> None:
     """AP is -1 without them, and no number of images changes that."""
     data = tmp_path / "data"

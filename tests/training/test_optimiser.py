@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from twostage.models.build import build
 from twostage.models.zoo import named
 from twostage.training import train
-from twostage.training.optimiser import backbone_stages, build_optimizer, freeze, whole_stages
+from twostage.training.optimiser import backbone_stages, build_optimizer, freezable_stages, freeze, whole_stages
 from twostage.training.options import TrainOptions
 from twostage.training.recipe import SCRATCH
 from twostage.weights.file import load_tensors
@@ -87,6 +87,13 @@ def test_a_stage_is_whole_without_the_buffers_that_no_file_holds() -> None:
     assert whole_stages(model, loaded) == 1
     assert whole_stages(model, list(model.state_dict())) == 2
     assert whole_stages(model, loaded[1:]) == 0
+
+
+def test_a_recipe_fixes_whole_stages_and_never_the_last() -> None:
+    """A network of one stage was frozen as a whole, such as HRNet of timm."""
+    model = build(named("faster_rcnn_tiny"), 2, Turning())
+    assert freezable_stages(model, list(model.state_dict())) == 1
+    assert freezable_stages(model, []) == 0
 
 
 def test_tables_of_positions_are_not_decayed() -> None:

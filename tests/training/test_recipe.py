@@ -13,31 +13,31 @@ from twostage.training.schedule import factor
 
 def test_rate_is_scaled_linearly_with_the_images_of_an_update(options: TrainOptions) -> None:
     # Detectron: 0.02 for 16 images.
-    chosen = resolve(replace(options, batch=4, accumulate=2), FINETUNE, pretrained=5, bf16=False)
+    chosen = resolve(replace(options, batch=4, accumulate=2), FINETUNE, freezable=5, bf16=False)
     assert chosen.lr == pytest.approx(0.01)
 
 
 def test_a_rate_that_is_given_stays(options: TrainOptions) -> None:
-    assert resolve(replace(options, batch=4, lr=0.5), FINETUNE, pretrained=5, bf16=False).lr == 0.5
+    assert resolve(replace(options, batch=4, lr=0.5), FINETUNE, freezable=5, bf16=False).lr == 0.5
 
 
 def test_random_layers_are_not_frozen_unless_asked(options: TrainOptions) -> None:
-    assert resolve(options, FINETUNE, pretrained=5, bf16=False).freeze == 2
-    assert resolve(options, FINETUNE, pretrained=1, bf16=False).freeze == 1
-    assert resolve(options, FINETUNE, pretrained=0, bf16=False).freeze == 0
-    assert resolve(replace(options, freeze=1), FINETUNE, pretrained=0, bf16=False).freeze == 1
+    assert resolve(options, FINETUNE, freezable=5, bf16=False).freeze == 2
+    assert resolve(options, FINETUNE, freezable=1, bf16=False).freeze == 1
+    assert resolve(options, FINETUNE, freezable=0, bf16=False).freeze == 0
+    assert resolve(replace(options, freeze=1), FINETUNE, freezable=0, bf16=False).freeze == 1
 
 
 def test_options_win_over_the_recipe(options: TrainOptions) -> None:
     given = replace(options, optimizer="sgd", schedule="multistep", ema=0.0, flip=0.0, epochs=3)
-    chosen = resolve(given, SCRATCH, pretrained=0, bf16=False)
+    chosen = resolve(given, SCRATCH, freezable=0, bf16=False)
     assert (chosen.optimizer, chosen.schedule, chosen.ema, chosen.flip, chosen.epochs) == ("sgd", "multistep", 0, 0, 3)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values())
 def test_the_rate_falls_by_either_schedule_of_any_recipe(options: TrainOptions, recipe: Recipe) -> None:
     for kind in ("multistep", "cosine"):
-        chosen = resolve(replace(options, schedule=kind), recipe, pretrained=0, bf16=False)
+        chosen = resolve(replace(options, schedule=kind), recipe, freezable=0, bf16=False)
         assert factor(99, 100, kind=kind, warmup=0, milestones=chosen.milestones) <= 0.11
 
 
@@ -87,7 +87,7 @@ def test_small_nets_train_in_bf16_where_the_device_is_built_for_it(options: Trai
         (FINETUNE, True, "auto", "bf16"),
         (SCRATCH, False, "auto", "fp32"),
     ]:
-        assert resolve(replace(options, precision=given), recipe, pretrained=0, bf16=bf16).precision == expected
+        assert resolve(replace(options, precision=given), recipe, freezable=0, bf16=bf16).precision == expected
 
 
 def test_the_papers_numbers() -> None:

@@ -1,6 +1,7 @@
 """What is said of the data before a run."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from twostage import Dataset
 from twostage.data.scenes import write_scenes
-from twostage.errors import DataError
+from twostage.errors import DataError, UsageError
 from twostage.training.options import TrainOptions
 from twostage.training.splits import given_splits, open_splits
 
@@ -31,6 +32,13 @@ def test_classes_with_few_objects_or_none_are_named(caplog: pytest.LogCaptureFix
 def test_without_any_object_there_is_nothing_to_learn() -> None:
     with pytest.raises(DataError, match="'train' has no object to learn from"):
         given_splits(Dataset.from_samples([(np.zeros((20, 20, 3), np.uint8), [], [])], ["cat"]), None)
+
+
+def test_a_mistyped_split_is_named_before_one_to_validate_on_is_missed(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "scenes", train=2, val=1)
+    shutil.rmtree(data / "val")
+    with pytest.raises(UsageError, match=r"has no split 'trian'. Did you mean 'train'"):
+        open_splits(TrainOptions(data, train_split="trian"))
 
 
 @pytest.mark.parametrize(

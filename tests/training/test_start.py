@@ -1,14 +1,21 @@
 """What a run begins from."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from detectors import make_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from twostage.errors import DataError, UsageError
+from twostage.models.build import Model
+from twostage.training import start, train
 from twostage.training.options import TrainOptions
-from twostage.training.start import starting_model
-from twostage.weights.file import Card, save_weights
+from twostage.training.start import starting_model, with_default_weights
+from twostage.weights.file import Card, load_weights, save_weights
 
 MEAN = (0.5, 0.4, 0.3)
 
@@ -40,9 +47,98 @@ def test_fields_that_are_given_win_over_those_of_the_weights(tmp_path: Path) -> 
 
 
 def test_another_network_stays_as_the_model_has_it(tmp_path: Path) -> None:
-    """Lite0's in Lite1, whose first blocks alone take tensors."""
-    first = make_model("faster_rcnn_lite0_fpn", 2, head_channels=8, norm="group")
-    file = tmp_path / "first.safetensors"
-    save_weights(file, first.state_dict(), Card("faster_rcnn_lite0_fpn", ("a", "b"), first.config))
-    options = TrainOptions(Path("data"), model="faster_rcnn_lite1_fpn", weights=str(file))
+    """Lite1's in Lite0, which has places for its first blocks alone."""
+    first = make_model("faster_rcnn_lite1_fpn", 2, head_channels=8, norm="batch")
+    options = replace(_beginning_from(first, "faster_rcnn_lite1_fpn", tmp_path), model="faster_rcnn_lite0_fpn")
     assert starting_model(options, ("a", "b")).model.config.backbone.norm.kind == "frozen"
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_blocks_that_a_shallower_network_leaves_random_are_refused(tmp_path: Path, card: bool) -> None:
+    """They have frozen statistics that were never measured."""
+    first = make_model("faster_rcnn_lite0_fpn", 2, head_channels=8)
+    options = replace(_beginning_from(first, "faster_rcnn_lite0_fpn", tmp_path), model="faster_rcnn_lite1_fpn")
+    if not card:
+        save_file(first.backbone.body.state_dict(), tmp_path / "first.safetensors")
+    with pytest.raises(
+        DataError, match=r"fewer layers than that of faster_rcnn_lite1_fpn.*stages\.1\.2\) would be random"
+    ):
+        starting_model(options, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "message"),
+    [
+        ("frozen", "group", r"has batch normalisation, and the model another.*stages\.0\.0.*Leave out model\.norm"),
+        ("batch", "layer", r"has batch normalisation, and the model another.*Leave out model\.norm"),
+        ("group", "frozen", r"has no batch normalisation, and the model a frozen one.*Take model\.norm=group"),
+    ],
+)
+def test_scale_and_shift_of_another_normalisation_are_refused(
+    tmp_path: Path, file: str, model: str, message: str
+) -> None:
+    """They have the same names and shapes: the first stage counted as loaded whole and was frozen."""
+    first = make_model("faster_rcnn_lite0_fpn", 2, head_channels=8, norm=file)
+    options = replace(_beginning_from(first, "faster_rcnn_lite0_fpn", tmp_path), model_fields={"norm": model})
+    with pytest.raises(UsageError, match=message):
+        starting_model(options, ("a", "b"))
+
+
+def test_the_weights_of_a_package_are_those_of_the_variant_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lite0's were loaded into Lite1."""
+    monkeypatch.setattr(start, "find_weights", lambda name: Path(name))
+    options = TrainOptions(Path("data"), model="faster_rcnn_lite0_fpn", model_fields={"backbone.variant": 1})
+    assert with_default_weights(options).weights == "efficientnet_lite1-imagenet"
+
+
+def test_stages_that_are_frozen_with_random_weights_are_counted(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = TrainOptions(
+        scenes, model="faster_rcnn_tiny_fpn", val_split="none", size=64, epochs=1, batch=8, workers=0
+    )
+    train(replace(options, freeze=2, out=tmp_path / "a", quiet=True))
+    assert "random weights, which stay random: 2. Leave out --freeze" in caplog.text
+    caplog.clear()
+    train(
+        replace(options, freeze=2, weights=str(tmp_path / "a/weights/last.safetensors"), out=tmp_path / "b", quiet=True)
+    )
+    assert "stay random" not in caplog.text
+
+
+class Net(nn.Module):
+    """A network of its own weights, in one stage."""
+
+    channels, strides = (8,), (16,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()
+
+
+def test_a_module_that_is_given_is_named_as_the_origin_and_fine_tuned(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights were called random, and all of it was frozen where it began from weights."""
+    options = {"model": "faster_rcnn_tiny", "size": 64, "epochs": 1, "batch": 8, "workers": 0, "quiet": True}
+    options |= {"val_split": "none", "backbone": Net()}
+    with caplog.at_level(logging.INFO, "twostage"):
+        first = train(scenes, out=tmp_path / "a", **options)
+    assert "from the module's own weights, Net, recipe" in caplog.text
+    assert "random weights" not in caplog.text
+    card, before = load_weights(Path(first["weights"]))
+    assert card.origin["started from"] == "the module's own weights, Net"
+    assert card.licence == "as the training data allow, and that of the weights of Net"
+    second = train(scenes, out=tmp_path / "b", weights=first["weights"], **options)
+    _, after = load_weights(Path(second["weights"]))
+    assert not torch.equal(after["backbone.module.conv.weight"], before["backbone.module.conv.weight"])
+
+
+def _beginning_from(model: Model, name: str, folder: Path) -> TrainOptions:
+    """The options to train the same model from a file of these weights."""
+    file = folder / "first.safetensors"
+    save_weights(file, model.state_dict(), Card(name, ("a", "b"), model.config))
+    return TrainOptions(Path("data"), model=name, weights=str(file))

@@ -12,7 +12,7 @@ from twostage.models.zoo import ZOO
 from twostage.weights.file import Card, save_weights, sha256
 from twostage.weights.model_card import certificate_of, model_card
 
-CARD = Card("faster_rcnn_tiny_fpn", ("cat", "dog"), ZOO["faster_rcnn_tiny_fpn"], {"AP": 0.3214}, "CC0")
+CARD = Card("faster_rcnn_tiny_fpn", ("cat", "dog"), ZOO["faster_rcnn_tiny_fpn"], {"AP": 0.3214, "APl": -1.0}, "CC0")
 
 
 def written(path: Path, card: Card) -> Path:
@@ -26,6 +26,7 @@ def test_what_the_file_holds(tmp_path: Path) -> None:
     assert f"1 tensors of 15 values. SHA-256 {sha256(path)}" in text
     assert "2: cat, dog." in text
     assert "| AP | 0.321 |" in text
+    assert "| APl | - |" in text  # undefined
     assert "| data | pets |" in text
     assert "- weights: CC0" in text
     assert "those of pets" in text

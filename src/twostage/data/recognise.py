@@ -71,11 +71,16 @@ def opener(layout: Layout, options: Options) -> OpenSplit:
     open_split = layout.format.open(layout, options)
 
     def open_known(split: str) -> Dataset:
-        if split not in layout.sources:
-            raise UsageError(f"{layout.root}: has no split {split!r}. {nearest(split, layout.splits)}")
+        require_split(layout, split)
         return open_split(split)
 
     return open_known
+
+
+def require_split(layout: Layout, split: str) -> None:
+    """Raises UsageError where the layout has no split of that name."""
+    if split not in layout.sources:
+        raise UsageError(f"{layout.root}: has no split {split!r}. {nearest(split, layout.splits)}")
 
 
 def _require_used(layout: Layout, options: Options) -> None:

@@ -35,6 +35,7 @@ from twostage.training.options import OF_VALIDATION, TrainOptions
 from twostage.training.splits import NONE, Splits, may_fold, open_splits, require_parts, with_classes
 from twostage.training.start import require_start, with_default_weights
 from twostage.training.subruns import begin_or_resume, keep_result, result_of
+from twostage.training.validate import chosen_by_quality, quality
 from twostage.weights.file import load_weights, save_weights
 
 log = logging.getLogger("twostage.training")
@@ -224,9 +225,9 @@ def keep_parts(root: Path, folds: Sequence[Splits]) -> None:
 
 
 def best_share(curves: Sequence[Sequence[tuple[float, float]]]) -> float:
-    """The share of a run after which the mean AP of several runs was highest.
+    """The share of a run after which the mean quality of several runs was highest (`validate.quality`, an AP).
 
-    Each curve has a share of the run, from 0 to 1, and the AP there, of every validation; a run's own best is not
+    Each curve has a share of the run, from 0 to 1, and the quality there, of every validation; a run's own best is not
     looked for, since what is best for all is what another run may expect. Of equal ones it is the last. Curves whose AP
     is undefined (-1) do not count.
     """
@@ -243,8 +244,13 @@ def at_best_share(folds: Sequence[Validations]) -> tuple[float, list[dict[str, f
 
     Not each fold's own best ones, which are chosen on the very images that they are measured on.
     """
-    share = best_share([[(at, metrics["AP"]) for at, metrics in validations] for validations in folds])
-    return share, [min(validations, key=lambda one: abs(one[0] - share))[1] for validations in folds]
+    share = best_share([[(at, quality(metrics)) for at, metrics in validations] for validations in folds])
+    return share, metrics_at(share, folds)
+
+
+def metrics_at(share: float, folds: Sequence[Validations]) -> list[dict[str, float]]:
+    """The metrics of each fold after a share of its run."""
+    return [min(validations, key=lambda one: abs(one[0] - share))[1] for validations in folds]
 
 
 def mean_of_defined(values: Iterable[float]) -> float:
@@ -254,7 +260,8 @@ def mean_of_defined(values: Iterable[float]) -> float:
 
 
 def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
-    _, root, processes, images, _ = training
+    options, root, processes, images, _ = training
+    by_quality = chosen_by_quality(options)
     processes.on_main(lambda: keep_parts(root, folds))
     results = []
     for number, splits in enumerate(folds, 1):
@@ -264,15 +271,18 @@ def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
             *(number, len(folds), len(splits.train), len(splits.val)),
         )
         results.append(_train(training, fold_folder(root, number), splits))
-    share, there = at_best_share([_validations(fold_folder(root, number)) for number in range(1, len(folds) + 1)])
+    validations = [_validations(fold_folder(root, number)) for number in range(1, len(folds) + 1)]
+    share, there = at_best_share(validations) if by_quality else (1.0, metrics_at(1.0, validations))
     means = {name: mean_of_defined(metrics[name] for metrics in there) for name in results[0]["metrics"]}
     each = [metrics["AP"] for metrics in there]
     if means["AP"] < 0:
         log.warning("Cross-validation: AP has no value, since no image has an object that counts.")
-    else:
+    elif by_quality:
         log.info(
-            "Cross-validation: AP %.3f (%.3f to %.3f), best after %.0f %% of a run.",
-            *(means["AP"], min(ap for ap in each if ap >= 0), max(each), 100 * share),
+            "Cross-validation: AP %.3f (%.3f to %.3f)%s, best after %.0f %% of a run.",
+            *(means["AP"], min(ap for ap in each if ap >= 0), max(each)),
+            f", masks {means['segm_AP']:.3f}" if "segm_AP" in means else "",
+            100 * share,
         )
     log.info("Now on all %d images.", len(images))
     last = _train(training, root / LAST, Splits(images, None, None), until=share)
@@ -281,7 +291,8 @@ def _all_runs(training: Training, folds: Sequence[Splits]) -> dict[str, Any]:
 
     def keep() -> None:
         card, state = load_weights(RunFolder(root / LAST).last)
-        save_weights(weights, state, replace(card, metrics=means))
+        measured = f"means of {len(folds)} runs on other parts of the images, each on its rest, after {share:.0%} of it"
+        save_weights(weights, state, replace(card, metrics=means, origin={**card.origin, "metrics": measured}))
         write_text(root / "cross_validation.json", json.dumps(summary, indent=2) + "\n")
 
     processes.on_main(keep)

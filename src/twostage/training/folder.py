@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from twostage.environment import environment
 from twostage.errors import DataError, MissingError, TwostageError, UsageError
 from twostage.evaluation.plots import plot_history, plot_labels, save_figure
 from twostage.folders import claimed, new_folder, next_folder
+from twostage.models.backbones.provided import ProvidedConfig
 from twostage.run_config import CONFIG, read_config, resumed, to_yaml
 from twostage.shell import command
 from twostage.training.images import save_predictions, save_training_batch
@@ -103,7 +104,7 @@ class RunFolder:
         """The newest weights, and the state to go on from them."""
         if not self.writes:
             return
-        self._save_weights(self.last, session, {})
+        self._save_weights(self.last, session)
         save_state(
             self.state,
             session.model,
@@ -113,10 +114,11 @@ class RunFolder:
             session.scaler.state_dict(),
         )
 
-    def save_best(self, session: Session, metrics: dict[str, float]) -> None:
-        """The weights with the highest AP so far."""
+    def save_best(self, session: Session, val: Dataset, metrics: dict[str, float]) -> None:
+        """The weights with the highest AP so far on the validation split."""
         if self.writes:
-            self._save_weights(self.best, session, metrics)
+            measured = f"on {val.split}, {len(val)} images, by which these weights were chosen"
+            self._save_weights(self.best, session, {"metrics": measured}, metrics)
 
     def with_picture(self, batches: Iterator[Loaded], names: tuple[str, ...]) -> Iterator[Loaded]:
         """The same batches; the first is also drawn, with the targets of the model."""
@@ -137,12 +139,22 @@ class RunFolder:
             save_predictions(self.path / "predictions", val, best.results)
         save_figure(plot_labels(train), self.path / "labels.png")
 
-    def _save_weights(self, path: Path, session: Session, metrics: dict[str, float]) -> None:
+    def _save_weights(
+        self, path: Path, session: Session, of_metrics: Mapping[str, str] = {}, metrics: Mapping[str, float] = {}
+    ) -> None:
         kept = session.evaluated
-        names, licence, origin = session.dataset.names, session.licence, _origin(session)
+        names, licence, origin = session.dataset.names, session.licence, {**_origin(session), **of_metrics}
         save_weights(
             path, kept.state_dict(), Card(session.options.model, names, kept.config, metrics, licence, origin=origin)
         )
+
+
+def started_from(session: Session) -> str:
+    """The initial weights: of a file, of the backbone's module that a Python caller gave, or random."""
+    weights, backbone = session.options.initial_weights, session.model.config.backbone
+    if weights is not None:
+        return Path(weights).name
+    return f"the module's own weights, {backbone.name}" if isinstance(backbone, ProvidedConfig) else "random weights"
 
 
 def _origin(session: Session) -> dict[str, Any]:
@@ -154,7 +166,7 @@ def _origin(session: Session) -> dict[str, Any]:
         "split": data.split,
         "images": len(data),
         "objects": len(data.boxes),
-        "started from": Path(options.initial_weights).name if options.initial_weights else "random weights",
+        "started from": started_from(session),
         "recipe": recipe_name(options),
         "optimizer": f"{recipe.optimizer}, learning rate {recipe.lr:g}, {recipe.batch} images per step",
         "steps": session.progress.step,

@@ -20,7 +20,8 @@ from torch import nn
 
 from twostage.atomic import write_text
 from twostage.data.dataset import Dataset, select_images
-from twostage.data.order import steps_per_epoch
+from twostage.data.order import images_per_epoch, steps_per_epoch
+from twostage.data.rare_classes import repeat_factors
 from twostage.data.stratified import stratified_order
 from twostage.distributed import Processes, process_group
 from twostage.evaluation.plots import plot_learning_curve, save_figure
@@ -131,12 +132,17 @@ def _on_parts(
 
 
 def _schedule(options: TrainOptions, whole: Dataset, part: Dataset) -> dict[str, Any]:
-    """As many steps and validations as with all images, in epochs of a part of them."""
+    """As many steps and validations as with all images, in epochs of a part of them, in which images may come twice."""
     recipe = RECIPES[recipe_name(options)]
-    of_whole, of_part = (steps_per_epoch(len(images), options.batch or recipe.batch) for images in (whole, part))
+    threshold = recipe.repeat_threshold if options.repeat_threshold is None else options.repeat_threshold
+    of_whole, of_part = (
+        steps_per_epoch(images_per_epoch(len(images), repeat_factors(images, threshold)), options.batch or recipe.batch)
+        for images in (whole, part)
+    )
     epochs = None if options.minutes else epochs_of(options, recipe, len(whole))
-    every = {"epochs": epochs, "eval_every": options.eval_every}
-    return {name: value and max(1, round(value * of_whole / of_part)) for name, value in every.items()}
+    every = options.eval_every or (epochs and max(1, round(epochs / recipe.validations)))
+    values = {"epochs": epochs, "eval_every": every}
+    return {name: value and max(1, round(value * of_whole / of_part)) for name, value in values.items()}
 
 
 def _write(root: Path, curve: LearningCurve) -> None:

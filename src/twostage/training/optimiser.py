@@ -58,6 +58,12 @@ def whole_stages(model: Model, loaded: Collection[str]) -> int:
     return next((count for count, names in enumerate(stages) if not names <= set(loaded)), len(stages))
 
 
+def freezable_stages(model: Model, loaded: Collection[str]) -> int:
+    """How many of the backbone's first stages a recipe may fix: those that were loaded whole, since random layers must
+    be trained, and not the last, since a network of one stage would not be fine-tuned."""
+    return min(whole_stages(model, loaded), len(backbone_stages(model)[:-1]))
+
+
 def stage_tensors(model: Model) -> list[set[str]]:
     """The names of the tensors of each stage of the backbone that weights files hold."""
     name_of = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}

@@ -79,7 +79,10 @@ class TrainOptions(TrainDataOptions, TrainModelOptions, DetectionOptions, RunOpt
 
     epochs: int | None = option(None, "Passes over the training split.", group="Schedule", low=1)
     minutes: float | None = option(
-        None, "Wall time from the first training step to the last, instead of --epochs.", group="Schedule", above=0
+        None,
+        "Wall time of all training steps, instead of --epochs; that of validations comes on top.",
+        group="Schedule",
+        above=0,
     )
     batch: int | None = option(
         None,

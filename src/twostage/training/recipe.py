@@ -154,19 +154,19 @@ def epochs_of(options: TrainOptions, recipe: Recipe, images: int) -> int:
     return max(recipe.epochs, ceil(recipe.least_updates * options.accumulate / steps))
 
 
-def resolve(options: TrainOptions, recipe: Recipe, *, pretrained: int, bf16: bool, processes: int = 1) -> Recipe:
+def resolve(options: TrainOptions, recipe: Recipe, *, freezable: int, bf16: bool, processes: int = 1) -> Recipe:
     """The recipe with the values of the options, and its learning rate scaled to the images of an update.
 
-    Of the backbone's stages the first `pretrained` were loaded whole from a file; the recipe freezes no others, since
-    random layers must be trained. `bf16`: whether the device computes faster in it. Each of the `processes` takes an
-    equal share of a batch: the recipe's is raised to a multiple of them. Raises UsageError where a given one is none.
+    Of the backbone's stages the recipe freezes the first `freezable` at most. `bf16`: whether the device computes
+    faster in it. Each of the `processes` takes an equal share of a batch: the recipe's is raised to a multiple of them.
+    Raises UsageError where a given one is none.
     """
     if options.batch is not None and options.batch % processes:
         raise UsageError(f"batch is {options.batch}: {processes} processes cannot share it evenly. Choose a multiple.")
     given: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(recipe)}
     given = {name: value for name, value in given.items() if value is not None}
     given.setdefault("batch", -(-recipe.batch // processes) * processes)
-    given.setdefault("freeze", min(recipe.freeze, pretrained))
+    given.setdefault("freeze", min(recipe.freeze, freezable))
     if options.precision == "auto":
         given["precision"] = "bf16" if bf16 else "fp32"
     given.setdefault("precision", recipe.precision if bf16 else "fp32")

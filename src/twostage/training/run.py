@@ -36,16 +36,16 @@ from twostage.training.extra_samples import repeats_of, require_pasting
 from twostage.training.folder import RunFolder, naming_resume, require_same_images, resumed_options
 from twostage.training.image_size import ENOUGH, log_larger_size, model_size, with_image_size
 from twostage.training.inputs import Given, given_proposals, stuff_maps
-from twostage.training.optimiser import build_optimizer, freeze, set_trainable, whole_stages
+from twostage.training.optimiser import build_optimizer, freezable_stages, freeze, set_trainable
 from twostage.training.options import TrainOptions
 from twostage.training.progress import progress_bar
 from twostage.training.recipe import RECIPES, epochs_of, recipe_name, resolve
 from twostage.training.splits import Splits, open_splits, require_masks, require_parts, with_classes
 from twostage.training.start import Start, require_start, starting_model, with_default_weights
-from twostage.training.starting_table import starting_table
+from twostage.training.starting_table import log_start
 from twostage.training.state import Progress, load_state
 from twostage.training.step import Session, stopping_gently, train_until
-from twostage.training.validate import Validation, validate
+from twostage.training.validate import Validation, chosen_by_quality, quality, validate
 from twostage.weights.file import load_weights
 from twostage.weights.fit import load_all
 
@@ -118,7 +118,7 @@ def run(
         if size is not None and size != own:
             log_larger_size(options, size, splits.train)
         options = session.options
-        _log_start(session, start)
+        log_start(session, start)
         folder = RunFolder(processes.on_main(lambda: _claimed_folder(options, held)), writes=processes.is_main)
         session.progress.until = until
         with processes.sync_errors():
@@ -176,7 +176,7 @@ def _session(
     recipe = resolve(
         options,
         RECIPES[recipe_name(options)],
-        pretrained=whole_stages(model, start.loaded),
+        freezable=freezable_stages(model, start.loaded),
         bf16=bf16,
         processes=processes.world,
     )
@@ -213,21 +213,6 @@ def _session(
         if options.warmup is None:  # short runs would never reach the rate
             session.recipe = replace(recipe, warmup=min(recipe.warmup, total // 10))
     return session, start
-
-
-def _log_start(session: Session, start: Start) -> None:
-    options, recipe = session.options, session.recipe
-    log.info(
-        "%s%s from %s, recipe %s: %s, learning rate %g, %d images per step",
-        *(options.model, f" with {options.backbone}" if options.backbone else ""),
-        *(options.initial_weights or "random weights", recipe_name(options)),
-        *(recipe.optimizer, recipe.lr, recipe.batch),
-    )
-    if start.loaded:
-        log.info("%s\n%s", options.weights, starting_table(session.model, start.loaded, start.partly))
-    own = None if isinstance(session.model, OneStage) else session.model.rpn
-    if options.proposals is not None and own is not None and "rpn" not in options.learn:
-        log.info("The model's own RPN is not trained here: to predict, it must have been trained before.")
 
 
 def _batches(session: Session, workers: int, given: Given, stuff: Stuff | None) -> Iterator[Loaded]:
@@ -360,16 +345,14 @@ def _validate(run: Run) -> dict[str, float]:
     session, progress = run.session, run.session.progress
     scored = _score(run)
     metrics, losses = scored.metrics, scored.losses
-    quality = (metrics["AP"] + metrics.get("segm_AP", metrics["AP"])) / 2
     if metrics["AP"] < 0:
         log.warning("AP has no value: the validation split has no object that counts. The newest weights are kept.")
-    # Where the part that predicts classes is not trained, AP chooses nothing.
-    classifying = {"head", "boxes", *(("rpn",) if isinstance(session.model, OneStage) else ())}
-    newest = metrics["AP"] < 0 or not classifying & set(session.options.learn)
-    if quality > progress.best or newest:
-        progress.best, progress.validations_since_best = quality, 0
+    newest = metrics["AP"] < 0 or not chosen_by_quality(session.options)
+    if quality(metrics) > progress.best or newest:
+        progress.best, progress.validations_since_best = quality(metrics), 0
         run.best = scored
-        run.folder.save_best(session, metrics)
+        assert run.splits.val is not None
+        run.folder.save_best(session, run.splits.val, metrics)
     else:
         progress.validations_since_best += 1
     return {"val_loss": sum(losses.values()), **{f"val_loss_{name}": v for name, v in losses.items()}, **metrics}

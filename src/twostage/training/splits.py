@@ -11,7 +11,7 @@ from twostage.data.faults import UNDECIDED, Fault, FaultyDataError, OnError, for
 from twostage.data.layout import Layout, Options
 from twostage.data.mask_check import mask_faults
 from twostage.data.memory import ROOT
-from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener
+from twostage.data.recognise import check_same_classes, default_splits, find_layout, opener, require_split
 from twostage.errors import DataError, UsageError
 from twostage.training.options import TrainOptions
 
@@ -149,6 +149,8 @@ def _choose(layout: Layout, options: TrainOptions) -> tuple[str, str]:
     default_train, default_val = default_splits(layout)
     train, val = options.train_split or default_train, options.val_split or default_val
     have = ", ".join(layout.splits)
+    if options.train_split is not None:  # before one to validate on is looked for beside it
+        require_split(layout, options.train_split)
     if train is None:
         raise UsageError(
             f"{options.data}: has no split called train or trainval. Choose by --train-split from: {have}."

@@ -14,6 +14,7 @@ from twostage.data.stuff import Stuff
 from twostage.device import choose_device
 from twostage.errors import DataError, MissingError, UsageError
 from twostage.models.backbones.efficientnet_lite import EfficientNetLiteConfig
+from twostage.models.backbones.norm import FrozenBatchNorm
 from twostage.models.backbones.timm import TimmConfig, licence_of
 from twostage.models.build import Model, build, with_backbone
 from twostage.models.component import leaves
@@ -27,7 +28,7 @@ from twostage.training.options import RANDOM, TrainOptions
 from twostage.training.recipe import recipe_name
 from twostage.weights.classes import with_class_rows, with_class_weights
 from twostage.weights.file import KEY, OF_DATA, Card, load_tensors, load_weights, read_card, require_weights
-from twostage.weights.fit import as_backbone, load_fitting, of_deeper_network
+from twostage.weights.fit import as_backbone, load_fitting, of_deeper_network, of_other_norm, of_shallower_network
 from twostage.weights.named import find_weights
 from twostage.weights.published import PUBLISHED
 from twostage.weights.publishers.packages import lite_weights
@@ -60,7 +61,7 @@ def with_default_weights(options: TrainOptions, backbone: nn.Module | None = Non
         return options
     if options.backbone is not None:
         return replace(options, weights=options.backbone)
-    network = named(options.model).backbone
+    network = configure(named(options.model), options.given_fields).backbone
     if not isinstance(network, EfficientNetLiteConfig):
         return options
     name = lite_weights(network.variant)
@@ -131,7 +132,8 @@ def starting_model(
         # large batch (He et al. 2019, "Rethinking ImageNet Pre-training", section 3.1).
         log.info("GroupNorm replaces frozen statistics; --set model.norm=batch for another.")
         config = configure(config, {"norm": "group"})
-    return Start(build(config, len(names), backbone))
+    licence = OF_DATA if backbone is None else f"{OF_DATA}, and that of the weights of {type(backbone).__name__}"
+    return Start(build(config, len(names), backbone), licence=licence)
 
 
 def _with_net(network: str, model: str) -> str:
@@ -183,7 +185,14 @@ def _from_weights(
                 f"{path}: its network has more layers than that of {name}, which has no place for {len(deeper)} of its "
                 f"convolutions ({deeper[0]}). Choose the model that fits, or other weights."
             )
+    _require_norm(model, state, options, path)
     loaded, _ = load_fitting(model, state)
+    if shallower := of_shallower_network(model, loaded):
+        raise DataError(
+            f"{path}: its network has fewer layers than that of {name}, or narrower ones: {len(shallower)} blocks "
+            f"({shallower[0]}) would be random, between others that are not. Choose the model that fits, or other "
+            "weights."
+        )
     if not loaded:
         made_for = "the model it was made for" if card is None else card.model
         raise DataError(
@@ -197,6 +206,28 @@ def _from_weights(
             f"{mend}, or give other weights."
         )
     return Start(model, frozenset(loaded), partly, _licence(options, card, config))
+
+
+def _require_norm(model: Model, state: Mapping[str, Tensor], options: TrainOptions, path: Path) -> None:
+    """Raises UsageError where the backbone's normalisation in a file is of another kind than the model's.
+
+    That of a batch is allowed, whose statistics are measured anew.
+    """
+    unlike = of_other_norm(model, state, set().union(*stage_tensors(model)))
+    if not unlike:
+        return
+    if f"{unlike[0]}.running_mean" in state:
+        kinds = "batch normalisation, and the model another, to whose layers"
+        mend = "Leave out model.norm"
+    elif isinstance(model.get_submodule(unlike[0]), FrozenBatchNorm):
+        kinds = "no batch normalisation, and the model a frozen one, to whose layers"
+        mend = "Take model.norm=group"
+    else:
+        return
+    raise UsageError(
+        f"{path}: its network has {kinds} its tensors do not belong ({unlike[0]} the first of {len(unlike)}). {mend}, "
+        f"or begin from random weights by --weights {RANDOM}."
+    )
 
 
 def _with_layers_of(given: DetectorConfig, config: DetectorConfig) -> DetectorConfig:

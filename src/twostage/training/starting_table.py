@@ -1,14 +1,23 @@
 """What a run begins with, part by part: how many tensors were loaded, what is trained, which layers
 are re-initialised."""
 
+import logging
 from collections.abc import Collection
 from itertools import groupby
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from twostage.models.backbones.provided import ProvidedConfig
 from twostage.models.build import Model
-from twostage.training.optimiser import backbone_stages
+from twostage.models.one_stage import OneStage
+from twostage.training.folder import started_from
+from twostage.training.optimiser import backbone_stages, whole_stages
+from twostage.training.recipe import recipe_name
+from twostage.training.start import Start
+from twostage.training.step import Session
+
+log = logging.getLogger("twostage.training")
 
 _NAMED = 3  # layers of a part that are named
 
@@ -30,6 +39,38 @@ class _Part(NamedTuple):
         word = "yes" if trained == {True} else "partly" if True in trained else "frozen"
         whole = len(fresh) == len(self.tensors)
         return f"{len(self.tensors) - len(fresh)} of {len(self.tensors)}", word, "all" if whole else named or "none"
+
+
+def log_start(session: Session, start: Start) -> None:
+    """What a run begins with, and what is fixed that should not be."""
+    options, recipe = session.options, session.recipe
+    log.info(
+        "%s%s from %s, recipe %s: %s, learning rate %g, %d images per step",
+        *(options.model, f" with {options.backbone}" if options.backbone else ""),
+        *(options.initial_weights or started_from(session), recipe_name(options)),
+        *(recipe.optimizer, recipe.lr, recipe.batch),
+    )
+    if start.loaded:
+        log.info("%s\n%s", options.weights, starting_table(session.model, start.loaded, start.partly))
+    if random := _random_and_frozen(session, start):
+        log.warning(
+            "Frozen stages of the backbone with random weights, which stay random: %d. Leave out --freeze, learn the "
+            "backbone too, or begin from weights.",
+            random,
+        )
+    own = None if isinstance(session.model, OneStage) else session.model.rpn
+    if options.proposals is not None and own is not None and "rpn" not in options.learn:
+        log.info("The model's own RPN is not trained here: to predict, it must have been trained before.")
+
+
+def _random_and_frozen(session: Session, start: Start) -> int:
+    """How many frozen stages were not loaded whole. A module that a Python caller gave has its own weights, and those
+    of a resumed run are in its state."""
+    options, model = session.options, session.model
+    if options.resume is not None or isinstance(model.config.backbone, ProvidedConfig):
+        return 0
+    frozen = session.recipe.freeze if "backbone" in options.learn else len(backbone_stages(model))
+    return max(0, frozen - whole_stages(model, start.loaded))
 
 
 def starting_table(model: Model, loaded: Collection[str], partly: Collection[str] = ()) -> str:

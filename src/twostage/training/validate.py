@@ -1,5 +1,6 @@
 """Validation: losses and detections on the validation split, from one forward pass per image."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,7 +10,10 @@ from twostage.evaluation.evaluate import Report, evaluate
 from twostage.evaluation.results import Accumulator, Results
 from twostage.inference.dataset import batches_of, detect_split
 from twostage.inference.prepare import prepare
+from twostage.models.config import OneStageConfig
 from twostage.models.heads.postprocess import BatchDetections
+from twostage.models.zoo import named
+from twostage.training.options import TrainOptions
 from twostage.training.splits import Splits
 from twostage.training.step import Session
 
@@ -21,6 +25,17 @@ class Validation(NamedTuple):
     losses: dict[str, float]
     report: Report | None
     results: Results
+
+
+def quality(metrics: Mapping[str, float]) -> float:
+    """What weights are chosen by: the boxes' AP, or the mean of the boxes' and the masks'; below 0 without objects."""
+    return (metrics["AP"] + metrics.get("segm_AP", metrics["AP"])) / 2
+
+
+def chosen_by_quality(options: TrainOptions) -> bool:
+    """Whether the part that predicts classes is trained: otherwise AP chooses nothing."""
+    one_stage = isinstance(named(options.model), OneStageConfig)
+    return bool({"head", "boxes", *(("rpn",) if one_stage else ())} & set(options.learn))
 
 
 def validate(

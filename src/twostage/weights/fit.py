@@ -1,7 +1,7 @@
 """Putting tensors into a model: all of them, or those that fit."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from twostage.models.heads.bodies import Res5Head
 
 SHOWN = 40  # tensors of each fault that a message names
 _STAGE = re.compile(r".*?\d\.")  # a name up to its first number: layer1. or stages.2.
+_BLOCK = re.compile(r"(.*?\d\.)(.*?\d+)\.")  # up to its second: layer1.0. or stages.2.1.
 
 
 class Unfilled(TorchFunctionMode):
@@ -80,6 +81,32 @@ def of_deeper_network(model: nn.Module, state: Mapping[str, Tensor]) -> list[str
     own = model.state_dict()
     stages = tuple({found[0] for name in own if (found := _STAGE.match(name))})
     return [name for name, t in state.items() if t.ndim == 4 and name not in own and name.startswith(stages)]
+
+
+def of_shallower_network(model: nn.Module, loaded: Collection[str]) -> list[str]:
+    """The blocks of a model without a loaded convolution in stages that have others: the tensors are of a network with
+    fewer layers, or narrower ones, and random blocks stand between theirs."""
+    blocks: dict[str, dict[str, bool]] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim == 4 and (found := _BLOCK.match(name)):
+            stage = blocks.setdefault(found[1], {})
+            stage[found[0]] = stage.get(found[0], False) or name in loaded
+    return [
+        block.removesuffix(".")
+        for stage in blocks.values()
+        for block, filled in stage.items()
+        if not filled and any(stage.values())
+    ]
+
+
+def of_other_norm(model: nn.Module, state: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
+    """The normalisation layers, of those whose tensors have these names, that have running statistics in the state dict
+    alone or in the model alone: scale and shift have the same names and shapes in batch and in group normalisation, and
+    mean something else."""
+    own = model.state_dict()
+    layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight") and own[name].ndim == 1]
+    statistics = [(layer, f"{layer}.running_mean") for layer in layers if f"{layer}.weight" in state]
+    return sorted(layer for layer, name in statistics if (name in own) != (name in state))
 
 
 def as_backbone(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

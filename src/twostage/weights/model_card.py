@@ -37,7 +37,7 @@ def card_of(path: Path, card: Card, content: str, certificate: Path) -> str:
         f"# {path.name}": [f"A {card.model} of twostage {card.version}. {size}. SHA-256 {digest}."],
         "## Classes": [f"{len(card.names)}: {', '.join(card.names)}."],
         "## Images": [_images(card)],
-        "## Metrics": _rows(("metric", "value"), {name: f"{value:.3f}" for name, value in card.metrics.items()}),
+        "## Metrics": _rows(("metric", "value"), {name: _number(value) for name, value in card.metrics.items()}),
         "## Origin": _rows(("", ""), card.origin),
         "## Licences": [f"- code: {CODE}", f"- weights: {card.licence}", f"- data: {_data(card)}"],
         "## Certificate": list(_certificate(certificate, digest)),
@@ -46,6 +46,10 @@ def card_of(path: Path, card: Card, content: str, certificate: Path) -> str:
         "\n\n".join("\n".join([heading, "", *(lines or ["Not recorded."])]) for heading, lines in sections.items())
         + "\n"
     )
+
+
+def _number(metric: float) -> str:
+    return f"{metric:.3f}" if metric >= 0 else "-"  # -1 stands for undefined
 
 
 def _images(card: Card) -> str:

@@ -29,13 +29,17 @@ def test_maps_are_those_of_timm_with_channels_first(name: str) -> None:
         torch.testing.assert_close(found, same if same.shape[1] == width else same.permute(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("name", ["test_vit", "vit_small_patch14_dinov2"])
+@pytest.mark.parametrize("name", ["test_vit", "vit_small_patch14_dinov2", "vit_small_patch32_224"])
 def test_a_plain_transformer_has_four_maps_of_its_last(name: str) -> None:
     network = TimmNetwork(name).eval()
     assert network.strides == (4, 8, 16, 32)
     maps = network(torch.randn(1, 3, 80, 112))
     assert [tuple(m.shape[2:]) for m in maps] == [(20, 28), (10, 14), (5, 7), (3, 4)]
     assert [m.shape[1] for m in maps] == list(network.channels)
+
+
+def test_tokens_of_a_convolutional_network_stay_as_wide_as_they_are() -> None:
+    assert TimmNetwork("vit_tiny_r_s16_p8_224").strides == (32,)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "mobilenetv3_small_050", "vgg11"])

@@ -8,7 +8,7 @@ for Object Detection", section 3).
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -168,9 +168,10 @@ def _any_size(name: str) -> tuple[dict[str, Any], list[int]]:
                 options = more
                 break
         strides = _strides(_create(name, **options))
-        if len(set(strides)) == 1 and strides[0] not in STRIDES:
-            options["patch_size"] = _PATCH
-            strides = _strides(_create(name, **options))
+        if len(set(strides)) == 1 and strides[0] != _PATCH:
+            with suppress(TypeError, AssertionError):  # of a network whose tokens are those of a convolutional one
+                strides = _strides(_create(name, **options, patch_size=_PATCH))
+                options["patch_size"] = _PATCH
     return options, strides
 
 
