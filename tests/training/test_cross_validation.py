@@ -184,7 +184,13 @@ def test_the_weights_hold_the_means_of_the_folds(options: TrainOptions) -> None:
 
 def test_the_best_weights_of_one_run_name_what_they_were_measured_on(options: TrainOptions) -> None:
     card, _ = load_weights(Path(train(replace(options, folds=None))["weights"]))
-    assert card.origin["metrics"] == "on val, 4 images, by which these weights were chosen"
+    assert card.origin["metrics"] == "on 4 images of val, by which these weights were chosen"
+
+
+def test_the_weights_of_a_fold_name_the_rest_of_the_split(options: TrainOptions) -> None:
+    train(replace(options, learn=("rpn",)))
+    card, _ = load_weights(options.out / "fold-1" / "weights" / "best.safetensors")
+    assert card.origin["metrics"] == f"on {8 - card.origin['images']} images of train that were not learned from"
 
 
 def test_ap_chooses_nothing_where_the_rpn_alone_is_trained(

@@ -46,13 +46,6 @@ def test_fields_that_are_given_win_over_those_of_the_weights(tmp_path: Path) -> 
     assert config.image.mean == (0.1, 0.2, 0.3)
 
 
-def test_another_network_stays_as_the_model_has_it(tmp_path: Path) -> None:
-    """Lite1's in Lite0, which has places for its first blocks alone."""
-    first = make_model("faster_rcnn_lite1_fpn", 2, head_channels=8, norm="batch")
-    options = replace(_beginning_from(first, "faster_rcnn_lite1_fpn", tmp_path), model="faster_rcnn_lite0_fpn")
-    assert starting_model(options, ("a", "b")).model.config.backbone.norm.kind == "frozen"
-
-
 @pytest.mark.parametrize("card", [True, False])
 def test_blocks_that_a_shallower_network_leaves_random_are_refused(tmp_path: Path, card: bool) -> None:
     """They have frozen statistics that were never measured."""
@@ -60,18 +53,33 @@ def test_blocks_that_a_shallower_network_leaves_random_are_refused(tmp_path: Pat
     options = replace(_beginning_from(first, "faster_rcnn_lite0_fpn", tmp_path), model="faster_rcnn_lite1_fpn")
     if not card:
         save_file(first.backbone.body.state_dict(), tmp_path / "first.safetensors")
-    with pytest.raises(
-        DataError, match=r"fewer layers than that of faster_rcnn_lite1_fpn.*stages\.1\.2\) would be random"
-    ):
+    with pytest.raises(DataError, match=r"another than that of faster_rcnn_lite1_fpn.*stages\.1\.2 the first of"):
         starting_model(options, ("a", "b"))
+
+
+def test_a_detector_of_a_deeper_network_is_refused(tmp_path: Path) -> None:
+    """All that Lite0 has is in Lite1, with other blocks in between."""
+    first = make_model("faster_rcnn_lite1_fpn", 2, head_channels=8)
+    options = replace(_beginning_from(first, "faster_rcnn_lite1_fpn", tmp_path), model="faster_rcnn_lite0_fpn")
+    with pytest.raises(DataError, match=r"more layers than that of.*Choose faster_rcnn_lite1_fpn by --model"):
+        starting_model(options, ("a", "b"))
+
+
+def test_heads_may_be_deeper_than_those_of_the_file(tmp_path: Path) -> None:
+    first = make_model("hybrid_task_cascade_tiny_fpn", 2, semantic_classes=3)
+    options = _beginning_from(first, "hybrid_task_cascade_tiny_fpn", tmp_path)
+    options = replace(options, model_fields={"mask.tower.convs": 6, "semantic.classes": 3})
+    loaded = starting_model(options, ("a", "b")).loaded
+    assert {name for name in first.state_dict() if name.startswith("backbone.")} <= loaded
 
 
 @pytest.mark.parametrize(
     ("file", "model", "message"),
     [
-        ("frozen", "group", r"has batch normalisation, and the model another.*stages\.0\.0.*Leave out model\.norm"),
-        ("batch", "layer", r"has batch normalisation, and the model another.*Leave out model\.norm"),
-        ("group", "frozen", r"has no batch normalisation, and the model a frozen one.*Take model\.norm=group"),
+        ("frozen", "group", "has batch normalisation, and the model another"),
+        ("batch", "layer", "has batch normalisation, and the model another"),
+        ("group", "frozen", "has another normalisation, and the model frozen batch normalisation"),
+        ("group", "layer", "has group normalisation, and the model layer"),
     ],
 )
 def test_scale_and_shift_of_another_normalisation_are_refused(
@@ -80,7 +88,7 @@ def test_scale_and_shift_of_another_normalisation_are_refused(
     """They have the same names and shapes: the first stage counted as loaded whole and was frozen."""
     first = make_model("faster_rcnn_lite0_fpn", 2, head_channels=8, norm=file)
     options = replace(_beginning_from(first, "faster_rcnn_lite0_fpn", tmp_path), model_fields={"norm": model})
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=f"{message}.*Change model.norm"):
         starting_model(options, ("a", "b"))
 
 
@@ -91,19 +99,29 @@ def test_the_weights_of_a_package_are_those_of_the_variant_that_is_given(monkeyp
     assert with_default_weights(options).weights == "efficientnet_lite1-imagenet"
 
 
-def test_stages_that_are_frozen_with_random_weights_are_counted(
+@pytest.mark.parametrize("fixed", [{"freeze": 2}, {"learn": ("rpn", "head")}])
+def test_what_is_frozen_with_random_weights_is_named(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, fixed: dict
+) -> None:
+    options = TrainOptions(scenes, model="faster_rcnn_tiny_fpn", val_split="none", size=64, epochs=1, batch=8)
+    options = replace(options, workers=0, quiet=True, **fixed)
+    train(replace(options, out=tmp_path / "a"))
+    assert "random weights, which stay random" in caplog.text
+    caplog.clear()
+    train(replace(options, weights=str(tmp_path / "a/weights/last.safetensors"), out=tmp_path / "b"))
+    assert "stay random" not in caplog.text
+
+
+def test_a_pyramid_that_is_frozen_and_random_is_named(
     scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = TrainOptions(
-        scenes, model="faster_rcnn_tiny_fpn", val_split="none", size=64, epochs=1, batch=8, workers=0
-    )
-    train(replace(options, freeze=2, out=tmp_path / "a", quiet=True))
-    assert "random weights, which stay random: 2. Leave out --freeze" in caplog.text
-    caplog.clear()
-    train(
-        replace(options, freeze=2, weights=str(tmp_path / "a/weights/last.safetensors"), out=tmp_path / "b", quiet=True)
-    )
-    assert "stay random" not in caplog.text
+    """Weights of a classification network have none."""
+    save_file(make_model("faster_rcnn_tiny_fpn", 1).backbone.body.state_dict(), tmp_path / "net.safetensors")
+    options = TrainOptions(scenes, model="faster_rcnn_tiny_fpn", weights=str(tmp_path / "net.safetensors"), size=64)
+    options = replace(options, learn=("rpn", "head"), val_split="none", epochs=1, batch=8, workers=0, quiet=True)
+    train(replace(options, out=tmp_path / "run"))
+    assert "which stay random: " in caplog.text
+    assert "(backbone.laterals.0.0 the first)" in caplog.text
 
 
 class Net(nn.Module):

@@ -147,15 +147,15 @@ def test_a_deeper_network_is_not_taken_for_the_one_that_it_begins_as() -> None:
     """ResNet-34 has every tensor of ResNet-18, and each block after the second belongs elsewhere."""
     model = make_model("faster_rcnn_resnet18_fpn", 1)
     deeper = as_backbone(model, torchvision.models.resnet34().state_dict())
-    assert of_deeper_network(model, deeper)[:2] == [
+    assert of_deeper_network(deeper, model.state_dict())[:2] == [
         "backbone.body.layer1.2.conv1.weight",
         "backbone.body.layer1.2.conv2.weight",
     ]
-    assert not of_deeper_network(model, as_backbone(model, torchvision.models.resnet18().state_dict()))
+    assert not of_deeper_network(as_backbone(model, torchvision.models.resnet18().state_dict()), model.state_dict())
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn_resnet18_fpn", "faster_rcnn_mobilenet_v3_large_fpn"])
 def test_stages_that_a_model_leaves_out_are_no_deeper_network(name: str) -> None:
     model = make_model(name, 1, pyramid="single") if "resnet" in name else make_model(name, 1)
     net = torchvision.models.resnet18() if "resnet" in name else torchvision.models.mobilenet_v3_large()
-    assert not of_deeper_network(model, as_backbone(model, net.state_dict()))
+    assert not of_deeper_network(as_backbone(model, net.state_dict()), model.state_dict())

@@ -64,7 +64,7 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
                 f"backbone: timm's {config.backbone.name} has several maps, and this model has no pyramid for them. "
                 "Choose a *_fpn model."
             )
-    provided = None if backbone is None else ProvidedBackbone(deepcopy(backbone))
+    provided = None if backbone is None else ProvidedBackbone(_copy(backbone))
     if provided is not None and len(provided.channels) > 1 and getattr(config, "neck", None) is None:
         raise UsageError(
             f"backbone: {type(backbone).__name__} returns {len(provided.channels)} maps; this model has no pyramid: "
@@ -90,6 +90,15 @@ def build(config: DetectorConfig, num_classes: int, backbone: nn.Module | None =
         rpn = _rpn(config, channels, strides)
         head = _head(config, channels, region_strides, num_classes)
     return TwoStage(config, num_classes, backbone=net, rpn=rpn, head=head)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A deep copy; that of a `torch.fx.GraphModule` (`create_feature_extractor`) lacks the attributes set on it."""
+    copy = deepcopy(module)
+    for name in ("channels", "strides"):
+        if hasattr(module, name) and not hasattr(copy, name):
+            setattr(copy, name, getattr(module, name))
+    return copy
 
 
 def with_backbone(config: C, backbone: nn.Module | str | None) -> C:

@@ -114,10 +114,14 @@ class RunFolder:
             session.scaler.state_dict(),
         )
 
-    def save_best(self, session: Session, val: Dataset, metrics: dict[str, float]) -> None:
-        """The weights with the highest AP so far on the validation split."""
+    def save_best(self, session: Session, val: Dataset, metrics: dict[str, float], *, chosen: bool) -> None:
+        """The weights with the highest AP so far on the validation split, or the newest where AP has not `chosen`."""
         if self.writes:
-            measured = f"on {val.split}, {len(val)} images, by which these weights were chosen"
+            measured = f"on {len(val)} images of {val.split}"
+            if val.split == session.dataset.split:  # a part of it
+                measured += " that were not learned from"
+            if chosen:
+                measured += ", by which these weights were chosen"
             self._save_weights(self.best, session, {"metrics": measured}, metrics)
 
     def with_picture(self, batches: Iterator[Loaded], names: tuple[str, ...]) -> Iterator[Loaded]:

@@ -352,7 +352,7 @@ def _validate(run: Run) -> dict[str, float]:
         progress.best, progress.validations_since_best = quality(metrics), 0
         run.best = scored
         assert run.splits.val is not None
-        run.folder.save_best(session, run.splits.val, metrics)
+        run.folder.save_best(session, run.splits.val, metrics, chosen=not newest)
     else:
         progress.validations_since_best += 1
     return {"val_loss": sum(losses.values()), **{f"val_loss_{name}": v for name, v in losses.items()}, **metrics}

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,9 @@ def with_default_weights(options: TrainOptions, backbone: nn.Module | None = Non
             f"begin from random weights: --weights {RANDOM}, or --model {_with_net('tiny', options.model)}, "
             "which is made for that"
         ]
-        if network.variant != 0:
+        if network.variant != getattr(named(options.model).backbone, "variant", None):
+            others.insert(0, "leave out model.backbone.variant")
+        elif network.variant != 0:
             others.insert(0, f"--model {_with_net('lite0', options.model)}, whose weights twostage[pretrained] brings")
         raise MissingError(f"{error} (or {'; or '.join(others)})") from None
     return replace(options, weights=name)
@@ -180,19 +182,8 @@ def _from_weights(
         state, partly = _of_classes(model, state, card, names, path)
     else:
         state = as_backbone(model, state)
-        if deeper := of_deeper_network(model, state):
-            raise DataError(
-                f"{path}: its network has more layers than that of {name}, which has no place for {len(deeper)} of its "
-                f"convolutions ({deeper[0]}). Choose the model that fits, or other weights."
-            )
-    _require_norm(model, state, options, path)
+    _require_same_network(model, state, card, options, path)
     loaded, _ = load_fitting(model, state)
-    if shallower := of_shallower_network(model, loaded):
-        raise DataError(
-            f"{path}: its network has fewer layers than that of {name}, or narrower ones: {len(shallower)} blocks "
-            f"({shallower[0]}) would be random, between others that are not. Choose the model that fits, or other "
-            "weights."
-        )
     if not loaded:
         made_for = "the model it was made for" if card is None else card.model
         raise DataError(
@@ -208,26 +199,47 @@ def _from_weights(
     return Start(model, frozenset(loaded), partly, _licence(options, card, config))
 
 
-def _require_norm(model: Model, state: Mapping[str, Tensor], options: TrainOptions, path: Path) -> None:
-    """Raises UsageError where the backbone's normalisation in a file is of another kind than the model's.
-
-    That of a batch is allowed, whose statistics are measured anew.
+def _require_same_network(
+    model: Model, state: Mapping[str, Tensor], card: Card | None, options: TrainOptions, path: Path
+) -> None:
+    """Raises DataError where some of the backbone's tensors fit and it is another network nevertheless, UsageError
+    where its normalisation is of another kind; but that of a batch is allowed, whose statistics are measured anew.
     """
-    unlike = of_other_norm(model, state, set().union(*stage_tensors(model)))
-    if not unlike:
+    name, own, stages = options.model, model.state_dict(), set().union(*stage_tensors(model))
+    if not any(one in state and state[one].shape == own[one].shape for one in stages):
         return
-    if f"{unlike[0]}.running_mean" in state:
-        kinds = "batch normalisation, and the model another, to whose layers"
-        mend = "Leave out model.norm"
-    elif isinstance(model.get_submodule(unlike[0]), FrozenBatchNorm):
-        kinds = "no batch normalisation, and the model a frozen one, to whose layers"
-        mend = "Take model.norm=group"
-    else:
-        return
-    raise UsageError(
-        f"{path}: its network has {kinds} its tensors do not belong ({unlike[0]} the first of {len(unlike)}). {mend}, "
-        f"or begin from random weights by --weights {RANDOM}."
-    )
+    made_for = "the model that fits" if card is None else f"{card.model} by --model"
+    # A detector's heads may have any number of layers; of a network for classification, they have the last stage.
+    if deeper := of_deeper_network(state, own if card is None else stages):
+        raise DataError(
+            f"{path}: its network has more layers than that of {name}, which has no place for {len(deeper)} of its "
+            f"convolutions ({deeper[0]}). Choose {made_for}, or other weights."
+        )
+    if other := of_shallower_network(model, state, stages):
+        raise DataError(
+            f"{path}: its network is another than that of {name}, of which some blocks would be random between others "
+            f"that are not ({other[0]} the first of {len(other)}). Choose {made_for}, or other weights."
+        )
+    if norms := _unlike_norms(model, state, card, stages):
+        raise UsageError(
+            f"{path}: its network has {norms[0]} normalisation, and the model {norms[1]}, for which the scales and "
+            f"shifts of the file were not learned. Change model.norm, or begin from random weights: --weights {RANDOM}"
+        )
+
+
+def _unlike_norms(
+    model: Model, state: Mapping[str, Tensor], card: Card | None, stages: Collection[str]
+) -> tuple[str, str] | None:
+    """The kinds of normalisation of a file and of a model's backbone, where tensors of the same names do not suit."""
+    if unlike := of_other_norm(model, state, stages):
+        if f"{unlike[0]}.running_mean" in state:
+            return "batch", "another"
+        frozen = isinstance(model.get_submodule(unlike[0]), FrozenBatchNorm)
+        return ("another", "frozen batch normalisation") if frozen else None
+    if card is None or type(card.config.backbone) is not type(model.config.backbone):
+        return None
+    kinds = [getattr(getattr(config.backbone, "norm", None), "kind", "") for config in (card.config, model.config)]
+    return (kinds[0], kinds[1]) if set(kinds) == {"group", "layer"} else None
 
 
 def _with_layers_of(given: DetectorConfig, config: DetectorConfig) -> DetectorConfig:

@@ -12,7 +12,7 @@ from twostage.models.backbones.provided import ProvidedConfig
 from twostage.models.build import Model
 from twostage.models.one_stage import OneStage
 from twostage.training.folder import started_from
-from twostage.training.optimiser import backbone_stages, whole_stages
+from twostage.training.optimiser import backbone_stages
 from twostage.training.recipe import recipe_name
 from twostage.training.start import Start
 from twostage.training.step import Session
@@ -54,23 +54,30 @@ def log_start(session: Session, start: Start) -> None:
         log.info("%s\n%s", options.weights, starting_table(session.model, start.loaded, start.partly))
     if random := _random_and_frozen(session, start):
         log.warning(
-            "Frozen stages of the backbone with random weights, which stay random: %d. Leave out --freeze, learn the "
-            "backbone too, or begin from weights.",
-            random,
+            "Frozen layers of the backbone with random weights, which stay random: %d (%s the first). Leave out "
+            "--freeze, learn the backbone too, or begin from weights.",
+            *(len(random), random[0]),
         )
     own = None if isinstance(session.model, OneStage) else session.model.rpn
     if options.proposals is not None and own is not None and "rpn" not in options.learn:
         log.info("The model's own RPN is not trained here: to predict, it must have been trained before.")
 
 
-def _random_and_frozen(session: Session, start: Start) -> int:
-    """How many frozen stages were not loaded whole. A module that a Python caller gave has its own weights, and those
-    of a resumed run are in its state."""
-    options, model = session.options, session.model
-    if options.resume is not None or isinstance(model.config.backbone, ProvidedConfig):
-        return 0
-    frozen = session.recipe.freeze if "backbone" in options.learn else len(backbone_stages(model))
-    return max(0, frozen - whole_stages(model, start.loaded))
+def _random_and_frozen(session: Session, start: Start) -> list[str]:
+    """The frozen layers of the backbone, its pyramid among them, that were not loaded. A module that a Python caller
+    gave has its own weights, and those of a resumed run are in its state."""
+    given = isinstance(session.model.config.backbone, ProvidedConfig)
+    if session.options.resume is not None:
+        return []
+    return list(
+        dict.fromkeys(
+            f"backbone.{_layer(name)}"
+            for name, parameter in session.model.backbone.named_parameters()
+            if not parameter.requires_grad
+            and f"backbone.{name}" not in start.loaded
+            and not (given and "module." in name)
+        )
+    )
 
 
 def starting_table(model: Model, loaded: Collection[str], partly: Collection[str] = ()) -> str:

@@ -75,22 +75,23 @@ def load_fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[st
     return list(fitting), [name for name in own if name not in fitting and not _is_counter(name)]
 
 
-def of_deeper_network(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """The convolutions of a state dict for which a stage of the model has no place: they are of a network with more
-    layers, whose others would be loaded into the wrong places."""
+def of_deeper_network(state: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
+    """The convolutions of a state dict for which a stage of the tensors with these names has no place: they are of a
+    network with more layers, whose others would be loaded into the wrong places."""
+    stages = tuple({found[0] for name in names if (found := _STAGE.match(name))})
+    return [name for name, t in state.items() if t.ndim == 4 and name not in names and name.startswith(stages)]
+
+
+def of_shallower_network(model: nn.Module, state: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
+    """The blocks of a model, of the tensors with these names, no convolution of which fits into a stage that others
+    fit: the state dict is of another network, and random blocks would stand between its own."""
     own = model.state_dict()
-    stages = tuple({found[0] for name in own if (found := _STAGE.match(name))})
-    return [name for name, t in state.items() if t.ndim == 4 and name not in own and name.startswith(stages)]
-
-
-def of_shallower_network(model: nn.Module, loaded: Collection[str]) -> list[str]:
-    """The blocks of a model without a loaded convolution in stages that have others: the tensors are of a network with
-    fewer layers, or narrower ones, and random blocks stand between theirs."""
     blocks: dict[str, dict[str, bool]] = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.ndim == 4 and (found := _BLOCK.match(name)):
+    for name in (name for name in own if name in names and own[name].ndim == 4):
+        if found := _BLOCK.match(name):
             stage = blocks.setdefault(found[1], {})
-            stage[found[0]] = stage.get(found[0], False) or name in loaded
+            fits = name in state and state[name].shape == own[name].shape
+            stage[found[0]] = stage.get(found[0], False) or fits
     return [
         block.removesuffix(".")
         for stage in blocks.values()

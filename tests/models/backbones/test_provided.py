@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from twostage.data.batch import Batch, Targets
 from twostage.detector import Detector
@@ -51,6 +53,16 @@ class Single(Plain):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[2]
+
+
+def test_a_network_of_torchvisions_feature_extractor_is_copied_with_its_numbers() -> None:
+    """The example of docs/backbones.md: a copy of torch.fx's module lacks the attributes that were set on it."""
+    nodes = {f"layer{k}": str(k) for k in (1, 2, 3, 4)}
+    net = create_feature_extractor(resnet18(weights=None), nodes)
+    net.channels, net.strides = (64, 128, 256, 512), (4, 8, 16, 32)
+    detector = Detector.build("faster_rcnn_tiny_fpn", ["a"], backbone=net, device="cpu")
+    assert detector.config.backbone.channels == (64, 128, 256, 512)
+    assert torch.equal(detector.model.state_dict()["backbone.body.module.conv1.weight"], net.conv1.weight)
 
 
 def as_dict(maps: list[Tensor]) -> dict[str, Tensor]:
